@@ -1,0 +1,73 @@
+"""Merganser merges language-model checkpoints.
+
+The whole public API, each name imported when it is first used:
+
+* ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
+  without reading weights, ``verify(folder)`` checks it afterwards.
+* ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
+* ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
+* ``load_recipe(config)``, ``open_checkpoint(folder)``: the parts.
+* ``merge_method``: the decorator that adds a method; ``Combination``, ``Gram``, ``PerModel``,
+  ``Range`` and ``Weight`` are for its signature.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "merge": "merganser.merging",
+    "plan": "merganser.planning",
+    "verify": "merganser.merging",
+    "merge_state_dicts": "merganser.merging",
+    "merge_tensors": "merganser.merging",
+    "blend": "merganser.merging",
+    "MergeResult": "merganser.merging",
+    "run": "merganser.engine",
+    "Plan": "merganser.planning",
+    "Recipe": "merganser.recipe",
+    "load_recipe": "merganser.recipe:load",
+    "open_checkpoint": "merganser.checkpoints",
+    "merge_method": "merganser.methods",
+    "Combination": "merganser.methods",
+    "Gram": "merganser.methods",
+    "PerModel": "merganser.methods",
+    "Range": "merganser.methods",
+    "Weight": "merganser.methods",
+    "MerganserError": "merganser.errors",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from merganser.checkpoints import open_checkpoint
+    from merganser.engine import run
+    from merganser.errors import MerganserError
+    from merganser.merging import (
+        MergeResult,
+        blend,
+        merge,
+        merge_state_dicts,
+        merge_tensors,
+        verify,
+    )
+    from merganser.methods import Combination, Gram, PerModel, Range, Weight, merge_method
+    from merganser.planning import Plan, plan
+    from merganser.recipe import Recipe
+    from merganser.recipe import load as load_recipe
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'merganser' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,108 @@
+"""Checkpoints: tensors listed from headers, read by ranges. One format, one file.
+
+A new format is one module with a class that keeps :class:`Checkpoint`, and one line in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+FORMATS: tuple[str, ...] = ("safetensors",)
+"""Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
+
+
+class Checkpoint(Protocol):
+    """A model at rest. Everything but ``read`` comes from headers and small JSON files.
+
+    Attributes:
+        label: its name in messages.
+        path: its folder, or None if it lives in memory.
+        specs: dtype and shape of every tensor, in the order in which they are stored.
+        config: the model's ``config.json``, or an empty mapping.
+        files: the weight files and their sizes in bytes, for fact sheets and manifests.
+        header_digest: a digest of all headers, which changes when any tensor's name, dtype,
+            shape or place does.
+    """
+
+    label: str
+    path: Path | None
+    specs: Mapping[str, TensorSpec]
+    config: Mapping[str, Any]
+    files: Mapping[str, int]
+    header_digest: str
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """Fill a buffer with a tensor's stored bytes from byte ``start`` on; any thread may call.
+
+        Raises:
+            InputError: when the file is shorter than its header says, or cannot be read.
+        """
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+def open_checkpoint(folder: str | Path, label: str | None = None) -> Checkpoint:
+    """Open the checkpoint in a local folder, reading its headers only.
+
+    Args:
+        folder: a Hugging Face model folder, or a single ``.safetensors`` file.
+        label: the name to use in messages; the path if None.
+
+    Raises:
+        InputError: when there is none, or its headers are wrong.
+    """
+    path = Path(folder)
+    name = label or str(folder)
+    if not path.exists():
+        raise InputError(f"{name}: no such model")
+    for module in FORMATS:
+        found: Checkpoint | None = importlib.import_module(f"{__name__}.{module}").open_folder(path, name)
+        if found is not None:
+            return found
+    raise InputError(f"{name}: {_what_is_there(path)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a small file of a checkpoint.
+
+    Raises:
+        InputError: when it is missing, broken, or no object.
+    """
+    try:
+        if path.stat().st_size > 64 * 2**20:
+            raise InputError(f"{path}: too large for what it should be")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({str(error)[:120]})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return data
+
+
+def _what_is_there(path: Path) -> str:
+    """Say why a folder is no checkpoint, and what can be done."""
+    if path.is_file():
+        return "this file is no checkpoint in a format known here (safetensors)"
+    names = sorted(entry.name for entry in path.iterdir())
+    shards = [path, path.parent] if path.name == "huggingface" else [path, path / "actor"]
+    for folder in shards:
+        if folder.is_dir() and any(folder.glob("model_world_size_*_rank_*.pt")):
+            return (
+                f"holds no safetensors weights; there are training shards in {folder}, which are "
+                "not supported yet: convert them with verl's model merger first"
+            )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "holds PyTorch pickles only, which are not supported yet; save it as safetensors"
+    if any(name.endswith(".gguf") for name in names):
+        return "holds GGUF files only, which are not supported yet; save it as safetensors"
+    if "config.json" in names:
+        return "has a config.json but no weights (no *.safetensors file)"
+    return "holds no model: neither config.json nor *.safetensors"

@@ -1,0 +1,199 @@
+"""Safetensors: a folder with one file or an index of shards, or a bare file.
+
+The format: 8 bytes with the header's length (little-endian), a JSON header that gives each
+tensor's dtype, shape and range of bytes, then the bytes. Headers are checked as the reference
+implementation does: ranges must lie in the file, follow one another without gap or overlap, and
+fit dtype and shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints import read_json
+from merganser.errors import InputError
+from merganser.tensors import BY_TAG, TensorSpec
+
+MAX_HEADER = 100_000_000
+"""The reference implementation's limit on a header's bytes."""
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's bytes lie: which file, and from which byte of it on."""
+
+    file: Path
+    offset: int
+    spec: TensorSpec
+
+
+class SafetensorsCheckpoint:
+    """See :class:`merganser.checkpoints.Checkpoint`."""
+
+    def __init__(
+        self, label: str, path: Path, extents: Mapping[str, Extent], config: Mapping[str, Any],
+        files: Mapping[str, int], header_digest: str,
+    ) -> None:
+        self.label = label
+        self.path: Path | None = path
+        self.specs: Mapping[str, TensorSpec] = {name: e.spec for name, e in extents.items()}
+        self.config = config
+        self.files = files
+        self.header_digest = header_digest
+        self._extents = extents
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """See :meth:`merganser.checkpoints.Checkpoint.read`."""
+        extent = self._extents[name]
+        position = extent.offset + start
+        try:
+            descriptor = self._descriptors.get(extent.file)
+            if descriptor is None:
+                descriptor = self._open(extent.file)
+            while len(into):
+                count = os.preadv(descriptor, [into], position)
+                if count == 0:
+                    raise InputError(f"{extent.file}: ends within tensor {name!r}; fetch it again")
+                into = into[count:]
+                position += count
+        except OSError as error:
+            raise InputError(f"{extent.file}: cannot be read ({error.strerror})") from None
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[file]
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
+def open_folder(path: Path, label: str) -> SafetensorsCheckpoint | None:
+    """Open a folder or file of safetensors; None when it is none.
+
+    Raises:
+        InputError: when an index or a header is wrong.
+    """
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            return None
+        return _build(label, path, [path], None, {})
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if (path / INDEX).is_file():
+        wanted = _read_index(path / INDEX)
+        files = [path / name for name in sorted(set(wanted.values()))]
+        return _build(label, path, files, wanted, config)
+    if (path / SINGLE).is_file():
+        return _build(label, path, [path / SINGLE], None, config)
+    loose = sorted(path.glob("*.safetensors"))
+    loose = [file for file in loose if not file.name.startswith(("adapter", "consolidated"))]
+    return _build(label, path, loose, None, config) if loose else None
+
+
+def _build(
+    label: str, path: Path, files: list[Path], wanted: Mapping[str, str] | None,
+    config: Mapping[str, Any],
+) -> SafetensorsCheckpoint:
+    extents: dict[str, Extent] = {}
+    digest = hashlib.sha256()
+    sizes: dict[str, int] = {}
+    for file in files:
+        header = _read_header(file, digest)
+        sizes[file.name] = file.stat().st_size
+        for name, extent in header.items():
+            if name in extents:
+                raise InputError(f"{file}: tensor {name!r} is also in {extents[name].file.name}")
+            if wanted is None or wanted.get(name) == file.name:
+                extents[name] = extent
+    for name, file_name in (wanted or {}).items():
+        if name not in extents:
+            raise InputError(f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there")
+    return SafetensorsCheckpoint(label, path, extents, config, sizes, digest.hexdigest())
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{file}: has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise InputError(f"{file}: tensor {name!r} points outside the folder, to {shard!r}")
+        if not (file.parent / shard).is_file():
+            raise InputError(f"{file}: names the file {shard!r}, which is missing")
+    return weight_map
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a name is given twice")
+    return data
+
+
+def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, Extent]:
+    """Read and check one file's header; tensors in the order of their bytes."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise InputError(f"{file}: its header does not fit in it; the file is cut off or no safetensors")
+            raw = stream.read(length)
+        digest.update(raw)
+        header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: its header is not valid JSON ({str(error)[:100]})") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: its header is no JSON object")
+    header.pop("__metadata__", None)
+    base = 8 + length
+    entries = sorted(
+        ((name, *_entry(file, name, entry)) for name, entry in header.items()), key=lambda e: (e[2], e[3])
+    )
+    position = 0
+    extents = {}
+    for name, spec, begin, end in entries:
+        if begin != position:
+            raise InputError(f"{file}: the bytes of tensor {name!r} overlap others or leave a gap")
+        position = end
+        extents[name] = Extent(file, base + begin, spec)
+    if base + position != size:
+        state = "is cut off" if base + position > size else "has bytes that belong to no tensor"
+        raise InputError(f"{file}: {state} ({size} bytes, its header needs {base + position})")
+    return extents
+
+
+def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = [*shape, begin, end]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: the header's entry of tensor {name!r} is malformed") from None
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole) or end < begin:
+        raise InputError(f"{file}: tensor {name!r} has an impossible shape or range")
+    if dtype not in BY_TAG:
+        raise InputError(f"{file}: tensor {name!r} is of the unknown type {str(dtype)[:20]!r}")
+    spec = TensorSpec(BY_TAG[dtype], tuple(shape))
+    if spec.nbytes != end - begin:
+        raise InputError(
+            f"{file}: tensor {name!r} is {spec}, {spec.nbytes} bytes, but has {end - begin} in the file"
+        )
+    return spec, begin, end

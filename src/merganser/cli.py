@@ -1,0 +1,286 @@
+"""The command line: parse, call one function, print. stdout is the result, stderr the progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from merganser import __version__
+from merganser.errors import MerganserError, RecipeError
+
+if TYPE_CHECKING:
+    from merganser.engine.events import Listener
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MEANINGLESS = {
+    "cuda": "the CPU merges at the speed of the disk",
+    "low-cpu-memory": "memory is a few tiles anyway",
+    "read-to-gpu": "the CPU merges at the speed of the disk",
+    "multi-gpu": "the CPU merges at the speed of the disk",
+    "gpu-rich": "the CPU merges at the speed of the disk",
+    "lazy-unpickle": "nothing is unpickled, and all reading is lazy",
+    "async-write": "writing never waits",
+    "clone-tensors": "no tensors share memory",
+    "safe-serialization": "safetensors is always written",
+    "allow-crimes": "models merge if their tensors fit",
+}
+"""Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
+
+
+class _Group(click.Group):
+    """Turns errors into one line on stderr and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MerganserError as error:
+            click.echo(f"merganser: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("merganser: interrupted; nothing is left behind", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="merganser")
+def main() -> None:
+    """Merge language-model checkpoints at the speed of the disk.
+
+    The recipes are MergeKit's YAML files. Start with: merganser plan RECIPE
+    """
+
+
+def _recipe_options(command: Command) -> Command:
+    """Options that decide what a merge is."""
+    options = [
+        click.option("--arithmetic", type=click.Choice(["exact", "mergekit", "mergekit-0.1.4"]), default=None,
+                     help="How numbers are computed: exactly (the default), or as a MergeKit release did."),
+        click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default=None,
+                     help="How the result is rounded; stochastic keeps small differences, on average."),
+        click.option("--seed", "--random-seed", type=click.IntRange(0), default=None,
+                     help="Seed of stochastic rounding."),
+        click.option("--shard-size", "--out-shard-size", default="5GB", show_default=True, metavar="SIZE",
+                     help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes)."),
+        click.option("--lenient", "strictness", flag_value="lenient",
+                     help="Ignore keys that have no meaning, evident slips too, as MergeKit does."),
+        click.option("--strict", "strictness", flag_value="strict", help="Make every warning of the recipe an error."),
+        click.option("--methods", "method_files", multiple=True, metavar="FILE",
+                     type=click.Path(dir_okay=False, path_type=Path),
+                     help="Python file with merge methods of your own; it is run."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _running_options(command: Command) -> Command:
+    """Options that change how a merge runs, never what it gives."""
+    options = [
+        click.option("-j", "--threads", "--num-threads", type=click.IntRange(1), default=None,
+                     help="Threads; by default as many as pay off."),
+        click.option("--memory", default=None, metavar="SIZE", help="Memory that the merge may take, such as 500MB."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and errors."),
+        click.option("-v", "--verbose", count=True, help="Tell more."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _mergekit_flags(command: Command) -> Command:
+    for name in MEANINGLESS:
+        command = click.option(f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True)(command)
+    return click.option("--trust-remote-code/--no-trust-remote-code", hidden=True)(command)
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@_recipe_options
+@_running_options
+@click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@click.option("--sink", type=click.Choice(["folder", "null", "digest"]), default="folder", show_default=True,
+              help="Where the merge goes: OUT, nowhere, or into digests of its tensors.")
+@click.option("--public", is_flag=True, help="Write names instead of local paths into card, recipe and manifest.")
+@click.option("--card/--no-card", "--write-model-card/--no-write-model-card", "write_card", default=True,
+              help="Whether to write README.md.")
+@click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer.")
+@_mergekit_flags
+@_as_json
+def merge(config: Path, out: Path | None, **options: Any) -> None:
+    """Merge the models of the recipe CONFIG into the folder OUT."""
+    from merganser import merging
+
+    for name in MEANINGLESS:
+        if options.pop(name.replace("-", "_")):
+            click.echo(f"merganser: --{name} has no meaning here: {MEANINGLESS[name]}", err=True)
+    options.pop("trust_remote_code")
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    sink = options.pop("sink")
+    if (out is None) == (sink == "folder"):
+        raise click.UsageError("give the output folder OUT" if out is None else f"--sink {sink} takes no OUT")
+    _common(options)
+    with _progress(quiet or as_json) as on_event:
+        if out is not None:
+            result = merging.merge(config, out, on_event=on_event, **options)
+        else:
+            from merganser.sinks import DigestSink, NullSink
+
+            for name in ("force", "public", "write_card", "copy_tokenizer"):
+                options.pop(name)
+            chosen = DigestSink() if sink == "digest" else NullSink()
+            result = merging.run_dry(config, chosen, on_event=on_event, **options)
+    for warning in result.manifest["warnings"]:
+        click.echo(f"merganser: warning: {warning}", err=True)
+    if as_json:
+        _print_json({"out": str(result.folder) if result.folder else None, "timings": result.timings,
+                     **result.manifest})
+    elif sink == "digest":
+        for name, digest in result.manifest["tensors"].items():
+            click.echo(f"{digest}  {name}")
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_result(result, verbose=verbose > 0)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@_recipe_options
+@click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
+@_as_json
+def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Show what merging CONFIG would do, without reading weights."""
+    from merganser import planning
+
+    _common(options)
+    decided = planning.plan(config, **options)
+    if as_json:
+        _print_json(planning.describe(decided))
+        return
+    from merganser import tables
+
+    tables.show_plan(decided, verbose=verbose)
+    for warning in decided.warnings:
+        click.echo(f"merganser: warning: {warning}", err=True)
+
+
+@main.command()
+@click.argument("model")
+@_as_json
+def inspect(model: str, as_json: bool) -> None:
+    """Show the fact sheet of MODEL: a folder, a file or a Hub id."""
+    from merganser.release import facts
+
+    sheet = facts.inspect(model)
+    if as_json:
+        _print_json(sheet)
+        return
+    from merganser import tables
+
+    tables.show_facts(sheet)
+
+
+@main.command("methods")
+@click.argument("name", required=False)
+@click.option("--methods", "method_files", multiple=True, metavar="FILE",
+              type=click.Path(dir_okay=False, path_type=Path), help="Python file with merge methods of your own.")
+@_as_json
+def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
+    """List the merge methods, or tell all about the one called NAME."""
+    from merganser import methods
+
+    for file in method_files:
+        methods.load_file(file)
+    known = [methods.get(each) for each in ([name] if name else methods.names())]
+    found = [method for method in known if method is not None]
+    if not found:
+        raise RecipeError(f"there is no method {name!r}; known are {', '.join(methods.names())}")
+    if as_json:
+        _print_json([methods.describe(method) for method in found])
+        return
+    from merganser import tables
+
+    tables.show_methods(found, full=name is not None)
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from merganser.recipe import json_schema
+
+    _print_json(json_schema())
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--recompute", is_flag=True, help="Merge again from the inputs, and compare that too.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
+@_as_json
+def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
+    """Check a merged FOLDER against its manifest."""
+    from merganser import merging
+
+    with _progress(quiet or as_json) as on_event:
+        problems = merging.verify(folder, recompute=recompute, on_event=on_event)
+    if as_json:
+        _print_json({"folder": str(folder), "recomputed": recompute, "problems": problems})
+    for problem in problems:
+        click.echo(f"merganser: {folder}: {problem}", err=True)
+    if problems:
+        raise click.exceptions.Exit(3)
+    if not quiet and not as_json:
+        click.echo(f"{folder}: every tensor is what was merged" + (", and what its inputs give" if recompute else ""))
+
+
+def _common(options: dict[str, Any]) -> None:
+    """Give options that several commands share the form that functions take."""
+    from merganser import methods
+    from merganser.tensors import parse_size
+
+    for file in options.pop("method_files"):
+        methods.load_file(file)
+    options["strictness"] = options["strictness"] or "normal"
+    if options.get("memory") is not None:
+        try:
+            options["memory"] = parse_size(options["memory"])
+        except ValueError as error:
+            raise RecipeError(f"--memory: {error}") from None
+
+
+def _print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+class _progress:  # noqa: N801
+    """A bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def __enter__(self) -> Listener:
+        from merganser.engine.events import ignore
+
+        if self.quiet:
+            return ignore
+        from merganser import tables
+
+        self.bar = tables.ProgressBar()
+        return self.bar.listen  # type: ignore[no-any-return]
+
+    def __exit__(self, *_error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

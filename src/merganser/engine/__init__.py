@@ -1,0 +1,181 @@
+"""The engine: runs plans. It reads tiles, measures, combines, rounds once, and hands on; it decides nothing.
+
+Plans that share inputs run together: what several of them need is read once. Every tile is
+independent of every other, so any number of threads, in any order, gives the same bits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
+from merganser.engine.report import ModelWeight, Report, TensorOutcome, summarize
+from merganser.engine.work import Work, all_work, group_jobs
+from merganser.engine.worker import Worker
+from merganser.errors import ResourceError
+from merganser.planning import CELL, OVERHEAD, TILE, Plan, buffer_bytes, default_threads
+from merganser.sinks import Sink
+from merganser.tensors import format_size
+
+__all__ = [
+    "Event", "Finished", "Listener", "Merged", "ModelWeight", "Outcome", "Report", "Started", "TensorOutcome",
+    "run",
+]
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What running one plan gave, beside what went into its sink.
+
+    Attributes:
+        tensors: digests and measurements, in the plan's order.
+        report: effective weights, or None where there is nothing to compare.
+        seconds: how long the engine worked on all plans of the run.
+    """
+
+    tensors: tuple[TensorOutcome, ...]
+    report: Report | None
+    seconds: float
+
+
+def run(
+    plans: Sequence[Plan],
+    sinks: Sequence[Sink],
+    *,
+    threads: int | None = None,
+    memory: int | None = None,
+    tile: int = TILE,
+    report: bool = True,
+    on_event: Listener = ignore,
+) -> list[Outcome]:
+    """Run plans together, each into its sink.
+
+    Args:
+        plans: plans over shared inputs; sources with the same reference are the same model.
+        sinks: one for each plan.
+        threads: how many; None for as many as pay off.
+        memory: bytes that the process may take, a bound on the buffers; None for no bound.
+        tile: elements of a tile, a multiple of the cell's; the result does not depend on it.
+        report: whether to measure effective weights.
+        on_event: told of the progress.
+
+    Returns:
+        One outcome for each plan.
+
+    Raises:
+        InputError: when a checkpoint turns out to be broken.
+        ResourceError: when the memory given is not enough, or an output cannot be written.
+    """
+    began = time.perf_counter()
+    if tile <= 0 or tile % CELL:
+        raise ValueError(f"a tile is a multiple of {CELL} elements")
+    threads, tile = _within(memory, threads or default_threads(), tile, plans)
+    crew = _Crew(plans, sinks, tile, report, on_event)
+    on_event(Started(sum(j.spec.nbytes for p in plans for j in p.jobs), sum(len(p.jobs) for p in plans), threads))
+    try:
+        crew.run(threads)
+        for sink in sinks:
+            sink.close()
+    except BaseException:
+        for sink in sinks:
+            sink.abort()
+        raise
+    seconds = time.perf_counter() - began
+    on_event(Finished(seconds))
+    return [_outcome(plan, found, report, seconds) for plan, found in zip(plans, crew.outcomes, strict=True)]
+
+
+def _outcome(plan: Plan, found: dict[str, TensorOutcome], report: bool, seconds: float) -> Outcome:
+    tensors = tuple(found[job.name] for job in plan.jobs)
+    return Outcome(tensors, summarize(plan, tensors) if report else None, seconds)
+
+
+def _within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -> tuple[int, int]:
+    """Fewer threads, then smaller tiles, until the buffers fit the budget."""
+    if memory is None:
+        return threads, tile
+    while True:
+        each = buffer_bytes(plans, tile)
+        if OVERHEAD + each * threads <= memory:
+            return threads, tile
+        if threads > 1:
+            threads -= 1
+        elif tile > CELL:
+            tile = max(CELL, tile // 2 // CELL * CELL)
+        else:
+            raise ResourceError(f"this merge needs {format_size(OVERHEAD + each)} of memory, more than the "
+                                f"{format_size(memory)} given")
+
+
+class _Crew:
+    """The threads' common ground: the list of work, the outcomes, and the first failure."""
+
+    def __init__(
+        self, plans: Sequence[Plan], sinks: Sequence[Sink], tile: int, report: bool, on_event: Listener
+    ) -> None:
+        self.outcomes: list[dict[str, TensorOutcome]] = [{} for _ in plans]
+        self._sinks = sinks
+        self._on_event = on_event
+        self._work = all_work(group_jobs(plans, [sink.wants_digests for sink in sinks], report), tile)
+        self._done = 0
+        self._failure: BaseException | None = None
+        self._listing = threading.Lock()
+        self._counting = threading.Lock()
+
+    def run(self, threads: int) -> None:
+        """Work off everything.
+
+        Raises:
+            Whatever the first thread that failed raised.
+        """
+        crew = [threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True) for i in range(threads)]
+        for thread in crew:
+            thread.start()
+        try:
+            for thread in crew:
+                while thread.is_alive():
+                    thread.join(0.2)  # in steps, so that Ctrl-C is heard
+        except BaseException as error:
+            self._fail(error)
+            for thread in crew:
+                thread.join()
+            raise
+        if self._failure is not None:
+            raise self._failure
+
+    def _work_off(self) -> None:
+        worker = Worker(self._sinks)
+        try:
+            while (work := self._next()) is not None:
+                if not work.measure:
+                    while not work.group.ready.wait(0.1):
+                        if self._failure is not None:
+                            return
+                self._count(work, worker.do(work))
+        except BaseException as error:
+            self._fail(error)
+
+    def _next(self) -> Work | None:
+        with self._listing:
+            return None if self._failure is not None else next(self._work, None)
+
+    def _count(self, work: Work, made: int) -> None:
+        group = work.group
+        with self._counting:
+            if work.measure:
+                group.unmeasured -= 1
+                if group.unmeasured == 0:
+                    group.settle()
+                return
+            group.tiles_left -= 1
+            if group.tiles_left == 0:
+                for plan, outcome in group.outcomes():
+                    self.outcomes[plan][outcome.name] = outcome
+            self._done += made
+            self._on_event(Merged(group.parts[0].job.name, self._done))
+
+    def _fail(self, error: BaseException) -> None:
+        with self._counting:
+            self._failure = self._failure or error

@@ -1,0 +1,424 @@
+"""The fused loops of the engine: stored bytes in, stored bytes out, everything between in cache.
+
+A tile is worked on in blocks that stay in the first-level cache: the inputs are widened to the
+dtype that is computed in, combined, rounded once, and compared with the inputs for the report.
+numba compiles these functions at their first call and keeps the machine code on disk.
+
+All sums are over *cells* of :data:`CELL` elements counted from the start of the tensor, and each
+cell is summed by itself, so they do not depend on how a tensor is cut into tiles.
+
+Dtypes are told apart by :data:`CODES`; rounding is 0 (to nearest, ties to even) or 1 (stochastic).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload, register_jitable
+
+from merganser.planning import CELL
+
+BLOCK = 4096
+"""Elements that are worked on at once: a few rows of float32 fit the first-level cache."""
+
+CODES = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+# -- conversions of one number -----------------------------------------------------------------
+
+
+@intrinsic
+def _fma(_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once: the same on every machine, unlike what a compiler may contract."""
+    return a(a, a, a), lambda _ctx, builder, _sig, args: builder.fma(*args)
+
+
+@intrinsic
+def _from_bfloat16(_context: Any, bits: Any) -> Any:
+    def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        wide = builder.zext(args[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.IntType(32)(16)), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _to_bfloat16(_context: Any, number: Any) -> Any:
+    """To nearest, ties to even: add half a unit, and one more if the result would be odd."""
+
+    def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(args[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, odd), word(0x7FFF)), word(16))
+        quiet = builder.or_(builder.lshr(bits, word(16)), word(0x40))
+        chosen = builder.select(builder.fcmp_unordered("uno", args[0], args[0]), quiet, rounded)
+        return builder.trunc(chosen, ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _from_float16(_context: Any, bits: Any) -> Any:
+    def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _to_float16(_context: Any, number: Any) -> Any:
+    def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
+def _bits32(_context: Any, number: Any) -> Any:
+    return types.uint32(types.float32), lambda _c, b, _s, args: b.bitcast(args[0], ir.IntType(32))
+
+
+@intrinsic
+def _float32(_context: Any, bits: Any) -> Any:
+    return types.float32(types.uint32), lambda _c, b, _s, args: b.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def _bits64(_context: Any, number: Any) -> Any:
+    return types.uint64(types.float64), lambda _c, b, _s, args: b.bitcast(args[0], ir.IntType(64))
+
+
+@intrinsic
+def _float64(_context: Any, bits: Any) -> Any:
+    return types.float64(types.uint64), lambda _c, b, _s, args: b.bitcast(args[0], ir.DoubleType())
+
+
+@register_jitable
+def _to_odd(number):  # type: ignore[no-untyped-def]
+    """float64 to float32, an inexact result made odd: rounding it again then rounds as if once.
+
+    Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums".
+    """
+    near = np.float32(number)
+    if np.float64(near) == number or number != number or np.isinf(near):
+        return near
+    bits = _bits32(near)
+    if bits & np.uint32(1):
+        return near
+    if abs(number) > abs(np.float64(near)):
+        return _float32(np.uint32(bits + np.uint32(1)))
+    return _float32(np.uint32(bits - np.uint32(1)))
+
+
+@register_jitable
+def _draw(seed, index):  # type: ignore[no-untyped-def]
+    """64 random bits, a function of seed and element alone (splitmix64, Steele et al. 2014)."""
+    z = np.uint64(seed) + (np.uint64(index) + np.uint64(1)) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = (z ^ (z >> np.uint64(27))) * _MIX2
+    return z ^ (z >> np.uint64(31))
+
+
+@register_jitable
+def _stochastic_bfloat16(number, draw):  # type: ignore[no-untyped-def]
+    """Up with the probability of the part that is cut off: unbiased."""
+    bits = _bits32(number)
+    if not np.isfinite(number):
+        return _to_bfloat16(number)
+    return np.uint16((np.uint64(bits) + (draw & np.uint64(0xFFFF))) >> np.uint64(16))
+
+
+@register_jitable
+def _stochastic_float16(number, draw):  # type: ignore[no-untyped-def]
+    if not np.isfinite(number):
+        return _to_float16(number)
+    if abs(number) < np.float32(6.103515625e-05):  # subnormal: steps of 2**-24
+        steps = abs(np.float64(number)) * 16777216.0
+        below = np.floor(steps)
+        if (draw >> np.uint64(11)) * (1.0 / 9007199254740992.0) < steps - below:
+            below += 1.0
+        small = np.float32(below / 16777216.0)
+        return _to_float16(-small if number < 0 else small)
+    bits = (np.uint64(_bits32(number)) + (draw & np.uint64(0x1FFF))) & np.uint64(0xFFFFE000)
+    return _to_float16(_float32(np.uint32(bits)))
+
+
+@register_jitable
+def _stochastic_float32(number, draw):  # type: ignore[no-untyped-def]
+    if not np.isfinite(number) or abs(number) < 1.2e-38:
+        return np.float32(number)
+    mask = np.uint64(0x1FFFFFFF)
+    return np.float32(_float64((_bits64(number) + (draw & mask)) & ~mask))
+
+
+# -- conversions of a block --------------------------------------------------------------------
+
+
+@register_jitable
+def _widen(source, code, low, count, into):  # type: ignore[no-untyped-def]
+    """Numbers ``low`` to ``low + count`` of stored bytes, in the dtype of ``into``."""
+    if code == 0:
+        halves = source[2 * low : 2 * (low + count)].view(np.uint16)
+        for j in range(count):
+            into[j] = _from_bfloat16(halves[j])
+    elif code == 1:
+        halves = source[2 * low : 2 * (low + count)].view(np.uint16)
+        for j in range(count):
+            into[j] = _from_float16(halves[j])
+    elif code == 2:
+        singles = source[4 * low : 4 * (low + count)].view(np.float32)
+        for j in range(count):
+            into[j] = singles[j]
+    else:
+        doubles = source[8 * low : 8 * (low + count)].view(np.float64)
+        for j in range(count):
+            into[j] = doubles[j]
+
+
+def _as_single(number):  # type: ignore[no-untyped-def]
+    """A number on its way to 16 bits: float32 as it is, float64 rounded to odd."""
+
+
+@overload(_as_single)
+def _as_single_overload(number):  # type: ignore[no-untyped-def]
+    if number == types.float32:
+        return lambda number: number
+    return lambda number: _to_odd(number)
+
+
+@register_jitable
+def _narrow(numbers, count, code, rounding, seed, index, into, low):  # type: ignore[no-untyped-def]
+    """Round a block into stored bytes, from number ``low`` of ``into`` on. ``index`` is the place of
+    the block's first element in its tensor, for the draws."""
+    if code <= 1:
+        halves = into[2 * low : 2 * (low + count)].view(np.uint16)
+        if rounding == 0 and code == 0:
+            for j in range(count):
+                halves[j] = _to_bfloat16(_as_single(numbers[j]))
+        elif rounding == 0:
+            for j in range(count):
+                halves[j] = _to_float16(_as_single(numbers[j]))
+        elif code == 0:
+            for j in range(count):
+                halves[j] = _stochastic_bfloat16(_as_single(numbers[j]), _draw(seed, index + j))
+        else:
+            for j in range(count):
+                halves[j] = _stochastic_float16(_as_single(numbers[j]), _draw(seed, index + j))
+    elif code == 2:
+        singles = into[4 * low : 4 * (low + count)].view(np.float32)
+        if rounding == 0:
+            for j in range(count):
+                singles[j] = np.float32(numbers[j])
+        else:
+            for j in range(count):
+                singles[j] = _stochastic_float32(np.float64(numbers[j]), _draw(seed, index + j))
+    else:
+        doubles = into[8 * low : 8 * (low + count)].view(np.float64)
+        for j in range(count):
+            doubles[j] = numbers[j]
+
+
+# -- what is kept of a merge for its report ------------------------------------------------------
+
+
+@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
+def _dot(a, b, count):  # type: ignore[no-untyped-def]
+    total = a.dtype.type(0)
+    for j in range(count):
+        total += a[j] * b[j]
+    return total
+
+
+@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
+def _subtract(a, factor, b, count, into):  # type: ignore[no-untyped-def]
+    """a - factor * b, and the number of elements that are not zero (counted without branches)."""
+    unequal = a.dtype.type(0)
+    for j in range(count):
+        difference = a[j] - factor * b[j]
+        into[j] = difference
+        unequal += a.dtype.type(difference != 0)
+    return unequal
+
+
+# -- the kernels ---------------------------------------------------------------------------------
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def combine(  # type: ignore[no-untyped-def]
+    inputs, codes, count, coefficients, divisors, out_code, rounding, seeds, start, scratch, outs,
+    report, gram, differ, cross, noise,
+):
+    """Several linear combinations of the same inputs, each rounded once.
+
+    Args:
+        inputs: uint8 [k, bytes], the stored bytes of a tile of each input.
+        codes: int64 [k], their dtypes.
+        count: elements in the tile.
+        coefficients: [p, k] in the dtype that is computed in, one row a combination.
+        divisors: [p], what each sum is divided by; 1 for not at all.
+        out_code, rounding: of all outputs.
+        seeds: uint64 [p], for stochastic rounding.
+        start: the tile's first element in its tensor; a multiple of CELL.
+        scratch: [2 k + 3, BLOCK] in the dtype that is computed in.
+        outs: uint8 [p, bytes], filled.
+        report: whether to add to the following, whose first axis is the tile's cells:
+        gram: float64 [cells, k-1, k-1], inner products of the inputs' differences to the first.
+        differ: float64 [cells, k-1], elements in which each input differs from the first.
+        cross: float64 [p, cells, k-1], inner products of those with the output's difference.
+        noise: float64 [p, cells], squared distance of the rounded output from the exact one.
+    """
+    k = inputs.shape[0]
+    exact = scratch[2 * k]
+    stored = scratch[2 * k + 1]
+    spare = scratch[2 * k + 2]
+    one = scratch.dtype.type(1)
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        cell = low // CELL
+        for i in range(k):
+            _widen(inputs[i], codes[i], low, size, scratch[i])
+        if report:
+            for i in range(1, k):
+                differ[cell, i - 1] += _subtract(scratch[i], one, scratch[0], size, scratch[k + i])
+            for i in range(1, k):
+                for j in range(1, i + 1):
+                    gram[cell, i - 1, j - 1] += _dot(scratch[k + i], scratch[k + j], size)
+        for p in range(coefficients.shape[0]):
+            first = scratch[0]
+            factor = coefficients[p, 0]
+            for j in range(size):
+                exact[j] = factor * first[j]
+            for i in range(1, k):
+                row = scratch[i]
+                factor = coefficients[p, i]
+                for j in range(size):
+                    exact[j] = _fma(factor, row[j], exact[j])
+            if divisors[p] != 1:
+                for j in range(size):
+                    exact[j] = exact[j] / divisors[p]
+            _narrow(exact, size, out_code, rounding, seeds[p], start + low, outs[p], low)
+            if report:
+                _widen(outs[p], out_code, low, size, stored)
+                share = scratch.dtype.type(0)
+                for i in range(k):
+                    share += coefficients[p, i]
+                share /= divisors[p]
+                _subtract(stored, share, first, size, spare)
+                for i in range(1, k):
+                    cross[p, cell, i - 1] += _dot(spare, scratch[k + i], size)
+                _subtract(stored, one, exact, size, spare)
+                noise[p, cell] += _dot(spare, spare, size)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def survey(  # type: ignore[no-untyped-def]
+    inputs, codes, count, exact, out, out_code, scratch, gram, differ, ideal, cross, noise
+):
+    """What :func:`combine` reports, for an output that was computed elsewhere.
+
+    Args:
+        inputs, codes, count, out_code: as in :func:`combine`.
+        exact: [count], the result before rounding, in the dtype of ``scratch``.
+        out: uint8 [bytes], the result after rounding.
+        scratch: [2 k + 3, BLOCK].
+        gram, differ: as in :func:`combine`.
+        ideal, cross: float64 [cells, k-1], inner products with the exact and the rounded result.
+        noise: float64 [cells].
+    """
+    k = inputs.shape[0]
+    stored = scratch[2 * k + 1]
+    spare = scratch[2 * k + 2]
+    one = scratch.dtype.type(1)
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        cell = low // CELL
+        block = exact[low : low + size]
+        for i in range(k):
+            _widen(inputs[i], codes[i], low, size, scratch[i])
+        for i in range(1, k):
+            differ[cell, i - 1] += _subtract(scratch[i], one, scratch[0], size, scratch[k + i])
+            for j in range(1, i + 1):
+                gram[cell, i - 1, j - 1] += _dot(scratch[k + i], scratch[k + j], size)
+        _widen(out, out_code, low, size, stored)
+        _subtract(stored, one, scratch[0], size, spare)
+        for i in range(1, k):
+            cross[cell, i - 1] += _dot(spare, scratch[k + i], size)
+        _subtract(block, one, scratch[0], size, spare)
+        for i in range(1, k):
+            ideal[cell, i - 1] += _dot(spare, scratch[k + i], size)
+        _subtract(stored, one, block, size, spare)
+        noise[cell] += _dot(spare, spare, size)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def measure(inputs, codes, count, scratch, gram):  # type: ignore[no-untyped-def]
+    """Add a tile's inner products to ``gram``, float64 [cells, k, k] (lower triangle).
+
+    Summed in eight interleaved float64 sums in a fixed order, so that the result, which decides
+    coefficients, is the same on every processor. ``scratch`` is float64 [k, BLOCK].
+    """
+    k = inputs.shape[0]
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        cell = low // CELL
+        for i in range(k):
+            _widen(inputs[i], codes[i], low, size, scratch[i])
+            scratch[i, size:] = 0.0
+        for i in range(k):
+            a = scratch[i]
+            for j in range(i + 1):
+                b = scratch[j]
+                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+                for n in range(0, BLOCK, 8):
+                    s0 += a[n] * b[n]
+                    s1 += a[n + 1] * b[n + 1]
+                    s2 += a[n + 2] * b[n + 2]
+                    s3 += a[n + 3] * b[n + 3]
+                    s4 += a[n + 4] * b[n + 4]
+                    s5 += a[n + 5] * b[n + 5]
+                    s6 += a[n + 6] * b[n + 6]
+                    s7 += a[n + 7] * b[n + 7]
+                gram[cell, i, j] += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def narrow(numbers, count, code, rounding, seed, start, into):  # type: ignore[no-untyped-def]
+    """Round ``count`` float32 or float64 numbers into stored bytes."""
+    _narrow(numbers, count, code, rounding, seed, start, into, 0)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def digest(data, sums):  # type: ignore[no-untyped-def]
+    """A 64-bit digest of every CELL bytes of ``data``, a tile's output, into uint64 ``sums``.
+
+    Each 8-byte word is mixed with its place and added up (modulo 2**64), so that any single
+    changed word changes the sum, and all others but for one chance in 2**64. It guards against
+    damage, not against forgery.
+    """
+    size = data.shape[0]
+    for cell in range(sums.shape[0]):
+        low = cell * CELL
+        high = min(low + CELL, size)
+        whole = (high - low) // 8
+        words = data[low : low + 8 * whole].view(np.uint64)
+        total = np.uint64(high - low)
+        for n in range(whole):
+            x = words[n] + np.uint64(n + 1) * _GOLDEN
+            x = (x ^ (x >> np.uint64(32))) * _MIX1
+            total += x ^ (x >> np.uint64(29))
+        last = np.uint64(0)
+        for n in range(low + 8 * whole, high):
+            last = (last << np.uint64(8)) | np.uint64(data[n])
+        if low + 8 * whole < high:
+            x = last + np.uint64(whole + 1) * _GOLDEN
+            x = (x ^ (x >> np.uint64(32))) * _MIX1
+            total += x ^ (x >> np.uint64(29))
+        sums[cell] = total

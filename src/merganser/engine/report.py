@@ -1,0 +1,222 @@
+"""The effective weights of a merge: where its models really are, after rounding.
+
+Asked for 0.7 of one expert and 0.3 of another, a merge rounded to bfloat16 may lie at 0.84: where
+the experts differ by less than two units in the last place, rounding to nearest takes one of them
+whole. The effective weights are the least-squares coefficients of the stored output on the inputs:
+with d_i = x_i - x_0 they solve ``G e = c``, where ``G_ij = <d_i, d_j>`` and
+``c_i = <y - s x_0, d_i>`` with ``s`` the sum of the requested coefficients; that of x_0 is what is
+left of ``s``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser.planning import Plan
+from merganser.tensors import TensorSpec
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+NOTABLE = 0.02
+"""Difference of an effective weight from the requested one that is worth a warning."""
+
+MOST_WORST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOutcome:
+    """What the engine measured of one output tensor.
+
+    Attributes:
+        name: of the output.
+        spec: dtype and shape of the output.
+        digest: of its bytes, or None.
+        sources: the inputs as indices of the plan's sources; the first is the reference x_0.
+        gram: [k-1, k-1] inner products of the inputs' differences to the first; None if not measured.
+        ideal: [k-1] their inner products with the unrounded output's difference.
+        cross: [k-1] their inner products with the stored output's difference.
+        differ: [k-1] elements in which each input differs from the first.
+        share: the sum of the requested coefficients.
+        noise: squared distance of the stored output from the unrounded one.
+    """
+
+    name: str
+    spec: TensorSpec
+    digest: str | None
+    sources: tuple[int, ...]
+    gram: Matrix | None = None
+    ideal: Matrix | None = None
+    cross: Matrix | None = None
+    differ: Matrix | None = None
+    share: float = 1.0
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeight:
+    """One input's part in the merge.
+
+    Attributes:
+        model: its reference in the recipe.
+        given: the weight in the recipe, where it is one number for all tensors.
+        requested: what the arithmetic was to give it, overall.
+        effective: what it has in the stored output; None if it cannot be told from the others.
+        differ: share of entries in which it differs from the first model; None for the first.
+    """
+
+    model: str
+    given: float | None
+    requested: float | None
+    effective: float | None
+    differ: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Effective weights of a whole merge.
+
+    Attributes:
+        models: overall, in the plan's order.
+        worst: tensors whose effective weights are farthest from the requested ones:
+            (tensor, model, requested, effective).
+        noise: root mean square of the rounding error, as a share of that of the models' distance;
+            None where the models do not differ.
+        warnings: for people.
+    """
+
+    models: tuple[ModelWeight, ...]
+    worst: tuple[tuple[str, str, float, float], ...]
+    noise: float | None
+    warnings: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data for JSON, figures rounded to what they are worth."""
+        return {
+            "models": [
+                {"model": m.model, "given": m.given, "requested": _figure(m.requested),
+                 "effective": _figure(m.effective), "differ": _figure(m.differ)}
+                for m in self.models
+            ],
+            "worst_tensors": [
+                {"tensor": t, "model": m, "requested": _figure(r), "effective": _figure(e)}
+                for t, m, r, e in self.worst
+            ],
+            "rounding_noise": _figure(self.noise),
+            "warnings": list(self.warnings),
+        }
+
+
+def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
+    """The report of a merge; None where no tensor has two inputs that were measured."""
+    measured = [t for t in tensors if t.gram is not None]
+    if not measured:
+        return None
+    sources = measured[0].sources
+    same = [t for t in measured if t.sources == sources]
+    gram = np.sum([t.gram for t in same], axis=0)
+    ideal = np.sum([t.ideal for t in same], axis=0)
+    cross = np.sum([t.cross for t in same], axis=0)
+    share = _shares(same)
+    requested = _settled(same, gram, ideal)
+    effective = _solve(gram, cross)
+    elements = sum(t.spec.numel for t in same)
+    differ = np.sum([t.differ for t in same], axis=0) / max(elements, 1)
+    names = [plan.sources[source].reference.text for source in sources]
+    given = _given(plan, sources)
+    models = [ModelWeight(names[0], given.get(sources[0]), _rest(share, requested), _rest(share, effective), None)]
+    for i, name in enumerate(names[1:]):
+        models.append(ModelWeight(name, given.get(sources[i + 1]), _entry(requested, i), _entry(effective, i),
+                                  float(differ[i])))
+    noise = sum(t.noise for t in same)
+    distance = float(np.trace(gram)) / len(gram) if len(gram) else 0.0
+    relative = math.sqrt(noise / distance) if distance > 0 else None
+    report = Report(tuple(models), tuple(_worst(same, names)), relative, ())
+    return Report(report.models, report.worst, relative, tuple(_warnings(plan, report)))
+
+
+def _shares(tensors: Sequence[TensorOutcome]) -> float:
+    return math.fsum(t.share * t.spec.numel for t in tensors) / max(sum(t.spec.numel for t in tensors), 1)
+
+
+def _settled(tensors: Sequence[TensorOutcome], gram: Matrix, ideal: Matrix) -> Matrix | None:
+    """The requested weights: of a combination exactly, where they are the same for all tensors."""
+    solutions = [_solve(t.gram, t.ideal) for t in tensors if t.gram is not None and t.ideal is not None]
+    known = [s for s in solutions if s is not None]
+    if known and all(np.allclose(s, known[0], rtol=0, atol=1e-12) for s in known):
+        return known[0]
+    return _solve(gram, ideal)
+
+
+def _solve(gram: Matrix, right: Matrix) -> Matrix | None:
+    """Least-squares coefficients; None where the differences do not tell the models apart."""
+    if not len(gram) or not np.all(np.isfinite(gram)) or not np.all(np.isfinite(right)):
+        return None
+    scale = np.sqrt(np.diag(gram))
+    if not np.all(scale > 0):
+        return None
+    normal = gram / np.outer(scale, scale)
+    if np.linalg.cond(normal) > 1e8:
+        return None
+    solution: Matrix = np.linalg.solve(normal, right / scale) / scale
+    return solution
+
+
+def _rest(share: float, others: Matrix | None) -> float | None:
+    return None if others is None else share - float(np.sum(others))
+
+
+def _entry(values: Matrix | None, index: int) -> float | None:
+    return None if values is None else float(values[index])
+
+
+def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
+    """The weights as the recipe gives them, where each is the same number in all tensors."""
+    seen: dict[int, set[float]] = {}
+    for job in plan.jobs:
+        weights = job.numbers.get("weight")
+        if weights is None:
+            continue
+        models = job.reads[len(job.reads) - len(weights) :]
+        for read, weight in zip(models, weights, strict=True):
+            seen.setdefault(read.source, set()).add(weight)
+    return {source: next(iter(weights)) for source, weights in seen.items() if len(weights) == 1}
+
+
+def _worst(tensors: Sequence[TensorOutcome], names: Sequence[str]) -> list[tuple[str, str, float, float]]:
+    found = []
+    for t in tensors:
+        if t.gram is None or t.ideal is None or t.cross is None:
+            continue
+        requested, effective = _solve(t.gram, t.ideal), _solve(t.gram, t.cross)
+        if requested is None or effective is None:
+            continue
+        i = int(np.argmax(np.abs(effective - requested)))
+        found.append((t.name, names[i + 1], float(requested[i]), float(effective[i])))
+    found.sort(key=lambda entry: (-abs(entry[3] - entry[2]), entry[0]))
+    return [entry for entry in found[:MOST_WORST] if abs(entry[3] - entry[2]) > 1e-4]
+
+
+def _warnings(plan: Plan, report: Report) -> list[str]:
+    moved = [m for m in report.models if m.requested is not None and m.effective is not None
+             and abs(m.effective - m.requested) > NOTABLE]
+    if not moved:
+        return []
+    parts = ", ".join(f"{_short(m.model)} from {m.requested:.2f} to {m.effective:.2f}" for m in moved)
+    remedy = "out_dtype: float32" + (" or rounding: stochastic" if plan.rounding == "nearest" else "")
+    return [f"rounding to {plan.dtype} moved the effective weight of {parts}; {remedy} keeps what was asked for"]
+
+
+def _short(model: str) -> str:
+    from merganser.recipe import parse_reference
+
+    return parse_reference(model).name
+
+
+def _figure(value: float | None) -> float | None:
+    """Six digits: sums over floats are not worth more."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

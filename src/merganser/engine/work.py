@@ -1,0 +1,287 @@
+"""What there is to do: the plans' jobs, grouped by what they read, cut into tiles."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from merganser import methods
+from merganser.checkpoints import Checkpoint
+from merganser.engine import kernels
+from merganser.engine.report import TensorOutcome
+from merganser.errors import MerganserError
+from merganser.methods import Combination, Method
+from merganser.planning import Plan, TensorJob
+from merganser.tensors import DType
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tensor that is read."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: DType
+
+
+@dataclass(slots=True)
+class Part:
+    """One plan's job in a group.
+
+    Attributes:
+        plan: index of the plan.
+        job: the job.
+        method: its method.
+        rows: which of the group's rows it takes.
+        dtypes: what they are stored as.
+        seed: for stochastic rounding.
+        rounding: the kernels' code for it.
+        combination: the coefficients, once they are known.
+        measured: float64 [cells, k, k], the Gram matrix by cells, for methods that want it.
+        digests: uint64, by cells of the output's bytes; None if not wanted.
+        gram, differ, ideal, cross, noise: the report's sums by cells; None if not wanted.
+    """
+
+    plan: int
+    job: TensorJob
+    method: Method
+    rows: tuple[int, ...]
+    dtypes: tuple[DType, ...]
+    seed: int
+    rounding: int
+    combination: Combination | None
+    measured: Array | None = None
+    digests: Array | None = None
+    gram: Array | None = None
+    differ: Array | None = None
+    ideal: Array | None = None
+    cross: Array | None = None
+    noise: Array | None = None
+
+    @property
+    def copies(self) -> bool:
+        """Whether the tensor is taken as it is, bit for bit."""
+        return self.job.method == "copy"
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused kernel serves it: a linear combination of inputs as they are stored."""
+        return not self.copies and self.method.combination and self.job.cast is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its method needs the whole tensor at once."""
+        return not self.copies and not self.method.combination and not self.method.elementwise
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Parts that one call of the fused kernel serves, and its arguments."""
+
+    parts: tuple[Part, ...]
+    codes: Array
+    coefficients: Array
+    divisors: Array
+    seeds: Array
+    gram: Array
+    differ: Array
+    cross: Array
+    noise: Array
+    report: bool
+
+
+@dataclass(slots=True)
+class Group:
+    """Jobs of any plans that start from the same tensor: their inputs are read together."""
+
+    numel: int
+    shape: tuple[int, ...]
+    rows: tuple[Row, ...]
+    parts: tuple[Part, ...]
+    batches: tuple[Batch, ...] = ()
+    tiles_left: int = 0
+    unmeasured: int = 0
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells of the tensor."""
+        return -(-self.numel // kernels.CELL)
+
+    @property
+    def measures(self) -> bool:
+        """Whether a pass of measuring comes first."""
+        return any(part.measured is not None for part in self.parts)
+
+    def settle(self) -> None:
+        """All that had to be measured is: find coefficients, and make the kernel's batches."""
+        for part in self.parts:
+            if part.measured is not None:
+                lower = part.measured.sum(axis=0)
+                gram = np.tril(lower) + np.tril(lower, -1).T
+                if not np.all(np.isfinite(gram)):
+                    raise MerganserError(f"tensor {part.job.name!r} holds numbers that are not finite (or too "
+                                         f"large to be squared), and {part.method.name} needs their lengths")
+                part.combination = part.method.function(gram.tolist(), **part.job.numbers)
+        self.batches = tuple(_batches(self))
+        self.ready.set()
+
+    def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
+        """What each part yielded, once all tiles are done."""
+        for part in self.parts:
+            digest = None
+            if part.digests is not None:
+                digest = hashlib.blake2b(part.digests.tobytes(), digest_size=16).hexdigest()
+            outcome = TensorOutcome(part.job.name, part.job.spec, digest, tuple(r.source for r in part.job.reads))
+            if part.gram is not None and part.cross is not None and part.differ is not None:
+                outcome = _measured(part, outcome)
+            yield part.plan, outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A tile to be measured or merged: elements ``start`` to ``stop`` of a group's tensors."""
+
+    group: Group
+    start: int
+    stop: int
+    measure: bool
+
+
+def all_work(groups: Iterator[Group], tile: int) -> Iterator[Work]:
+    """Tiles of all groups in order. A group that needs measuring is measured while the one before
+    it is still being merged, so that nobody has to wait for the last of the measuring."""
+    waiting: Iterator[Work] = iter(())
+    for group in groups:
+        if group.measures:
+            tiles = list(_tiles(group, tile, measure=True))
+            group.unmeasured = len(tiles)
+            yield from tiles
+        else:
+            group.settle()
+        yield from waiting
+        merging = list(_tiles(group, tile, measure=False))
+        group.tiles_left = len(merging)
+        waiting = iter(merging)
+    yield from waiting
+
+
+def group_jobs(plans: Sequence[Plan], digests: Sequence[bool], report: bool) -> Iterator[Group]:
+    """Group the jobs of all plans by the first tensor that they read, in the order of the plans."""
+    together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
+    sources = _same_sources(plans)
+    for index, plan in enumerate(plans):
+        for job in plan.jobs:
+            if len(plans) == 1:
+                yield _group(plans, [(index, job)], digests, report, sources)
+                continue
+            first = job.reads[0]
+            key = (sources[index][first.source], first.name, job.spec.shape)
+            together.setdefault(key, []).append((index, job))
+    for jobs in together.values():
+        yield _group(plans, jobs, digests, report, sources)
+
+
+def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
+    """For every plan's sources numbers that are equal for the same model."""
+    numbers: dict[str, int] = {}
+    return [[numbers.setdefault(s.reference.text, len(numbers)) for s in plan.sources] for plan in plans]
+
+
+def _group(
+    plans: Sequence[Plan], jobs: Sequence[tuple[int, TensorJob]], digests: Sequence[bool], report: bool,
+    sources: Sequence[Sequence[int]],
+) -> Group:
+    rows: dict[tuple[int, str], tuple[int, Row]] = {}
+    parts = []
+    spec = jobs[0][1].spec
+    cells = -(-spec.numel // kernels.CELL)
+    for index, job in jobs:
+        plan = plans[index]
+        mine = []
+        for read in job.reads:
+            key = sources[index][read.source], read.name
+            if key not in rows:
+                checkpoint = plan.sources[read.source].checkpoint
+                rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
+            mine.append(rows[key])
+        part = Part(
+            index, job, plan.method, tuple(row for row, _ in mine), tuple(row.dtype for _, row in mine),
+            _seed(plan.seed, job.name), int(plan.rounding == "stochastic"), job.combination)
+        k = len(mine)
+        if plan.method.wants_gram and not part.copies:
+            part.measured = np.zeros((cells, k, k))
+        if digests[index]:
+            part.digests = np.zeros(-(-job.spec.nbytes // kernels.CELL), np.uint64)
+        if report and not part.copies and k > 1:
+            part.gram = np.zeros((cells, k - 1, k - 1))
+            part.differ = np.zeros((cells, k - 1))
+            part.ideal = np.zeros((cells, k - 1))
+            part.cross = np.zeros((cells, k - 1))
+            part.noise = np.zeros(cells)
+        parts.append(part)
+    return Group(spec.numel, spec.shape, tuple(row for _, row in rows.values()), tuple(parts))
+
+
+def _seed(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}/rounding".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _tiles(group: Group, tile: int, *, measure: bool) -> Iterator[Work]:
+    step = max(1, group.numel) if any(part.whole for part in group.parts) else tile
+    for start in range(0, max(1, group.numel), step):
+        yield Work(group, start, min(start + step, group.numel), measure)
+
+
+def _batches(group: Group) -> Iterator[Batch]:
+    """Parts over the same rows with outputs of the same kind share a call, and their inputs' sums."""
+    alike: dict[tuple[Any, ...], list[Part]] = {}
+    for part in group.parts:
+        if part.fused:
+            key = part.rows, part.job.spec.dtype, part.job.work, part.rounding, part.gram is not None
+            alike.setdefault(key, []).append(part)
+    for (_, _, work, _, report), parts in alike.items():
+        first, k = parts[0], len(parts[0].rows)
+        dtype = np.dtype(work.name)
+        known = [part.combination for part in parts if part.combination is not None]
+        cells = group.cells if report else 0
+        batch = Batch(
+            tuple(parts),
+            np.array([kernels.CODES[d.name] for d in first.dtypes]),
+            np.array([c.coefficients for c in known], dtype),
+            np.array([c.divisor for c in known], dtype),
+            np.array([part.seed for part in parts], np.uint64),
+            np.zeros((cells, k - 1, k - 1)), np.zeros((cells, k - 1)),
+            np.zeros((len(parts), cells, k - 1)), np.zeros((len(parts), cells)), report)
+        if report:
+            for p, part in enumerate(parts):
+                part.gram, part.differ = batch.gram, batch.differ
+                part.cross, part.noise = batch.cross[p], batch.noise[p]
+        yield batch
+
+
+def _measured(part: Part, outcome: TensorOutcome) -> TensorOutcome:
+    assert part.gram is not None
+    assert part.differ is not None
+    assert part.ideal is not None
+    assert part.cross is not None
+    assert part.noise is not None
+    lower = part.gram.sum(axis=0)
+    gram = np.tril(lower) + np.tril(lower, -1).T
+    share = 1.0
+    if part.combination is not None:
+        coefficients = np.array(part.combination.coefficients) / part.combination.divisor
+        share = float(coefficients.sum())
+        ideal = gram @ coefficients[1:]
+    else:
+        ideal = part.ideal.sum(axis=0)
+    return TensorOutcome(outcome.name, outcome.spec, outcome.digest, outcome.sources, gram, ideal,
+                         part.cross.sum(axis=0), part.differ.sum(axis=0), share, float(part.noise.sum()))

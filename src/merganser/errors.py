@@ -1,0 +1,39 @@
+"""What can go wrong, as sentences with an address, and the exit code of each kind."""
+
+from __future__ import annotations
+
+
+class MerganserError(Exception):
+    """Anything that Merganser says no to. Its text is one line that tells what, where, what to do."""
+
+    exit_code = 1
+
+
+class RecipeError(MerganserError):
+    """The recipe (or a command's options) asks for something that cannot be."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+        address = ":".join(str(part) for part in (file, line) if part is not None)
+        super().__init__(f"{address}: {message}" if address else message)
+        self.file = file
+        self.line = line
+
+
+class InputError(MerganserError):
+    """A checkpoint is missing, corrupt, or does not fit the others."""
+
+    exit_code = 3
+
+
+class ResourceError(MerganserError):
+    """Not enough disk or memory, or the output cannot be written."""
+
+    exit_code = 4
+
+
+class OutputExistsError(MerganserError):
+    """The output folder holds something already, and nobody said that it may go."""
+
+    exit_code = 2

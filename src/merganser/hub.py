@@ -1,0 +1,61 @@
+"""From a model's name to a local folder: the only room that may use the network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from merganser.errors import InputError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a reference that is no local folder has the form of a Hub id, ``org/name``."""
+    return _HUB_ID.fullmatch(path) is not None and ".." not in path
+
+
+def resolve(path: str, revision: str | None = None, beside: Path | None = None) -> Path:
+    """Find the local folder of a model: a folder, one beside the recipe, or the Hub's cache.
+
+    What is not in the cache is downloaded, unless ``HF_HUB_OFFLINE`` is set.
+
+    Args:
+        path: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        beside: the recipe's folder, tried when the path does not exist from the current one.
+
+    Raises:
+        InputError: when it is nowhere, or the Hub does not answer.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        return local
+    if beside is not None and not local.is_absolute() and (beside / local).exists():
+        return beside / local
+    if not is_hub_id(path):
+        tried = f" (nor in {beside})" if beside is not None and not local.is_absolute() else ""
+        raise InputError(f"{path}: no such folder{tried}")
+    return _from_hub(path, revision)
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"{repository}@{revision}" if revision else repository
+    try:  # what is in the cache needs no network, and is what was used the last time
+        return Path(snapshot_download(
+            repository, revision=revision, allow_patterns=_WANTED, local_files_only=constants.HF_HUB_OFFLINE
+        ))
+    except LocalEntryNotFoundError:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+        raise InputError(
+            f"{name}: no such folder, and not in the Hub's cache either ({why}); "
+            f"fetch it with: hf download {repository}"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{name}: no such folder, and the Hub says: {reason}") from None

@@ -1,0 +1,344 @@
+"""The story of a merge: recipe → plan → engine → a folder that is ready to be published."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merganser import __version__, engine
+
+from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser.engine.events import Listener, ignore
+from merganser.errors import OutputExistsError, ResourceError
+from merganser.planning import Arithmetic, Config, Plan, Rounding, plan
+from merganser.recipe import Strictness
+from merganser.release import card, config, manifest
+from merganser.sinks import DigestSink, ModuleSink, NullSink, SafetensorsSink, Sink, StateDictSink
+from merganser.tensors import format_size
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge made.
+
+    Attributes:
+        folder: the output folder, or None for a dry sink.
+        plan: what was decided.
+        outcome: what the engine measured.
+        manifest: the manifest as plain data.
+        timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
+    """
+
+    folder: Path | None
+    plan: Plan
+    outcome: engine.Outcome
+    manifest: dict[str, Any]
+    timings: dict[str, float]
+
+
+def merge(
+    config: Config,
+    out: str | Path,
+    *,
+    force: bool = False,
+    arithmetic: Arithmetic | None = None,
+    rounding: Rounding | None = None,
+    seed: int | None = None,
+    shard_size: int | str = "5GB",
+    strictness: Strictness = "normal",
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    on_event: Listener = ignore,
+) -> MergeResult:
+    """Merge models into a folder that is ready to be published.
+
+    The folder appears only when it is whole: the merge is written to ``OUT.partial``, synced, and
+    renamed.
+
+    Args:
+        config: a recipe: a file, a mapping, or one that was loaded.
+        out: the output folder.
+        force: replace an output folder that is not empty; it is kept until the new one is whole.
+        arithmetic: ``exact``, or ``mergekit`` or ``mergekit-0.1.4`` for the bits of those releases.
+        rounding: ``nearest`` or ``stochastic``.
+        seed: for stochastic rounding.
+        shard_size: greatest size of a file.
+        strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
+        threads: how many; None for as many as pay off.
+        memory: bytes that the process may take.
+        public: write short names instead of local paths into card, recipe and manifest.
+        write_card: whether to write ``README.md``.
+        copy_tokenizer: whether to copy the tokenizer and its companions.
+        on_event: told of the progress.
+
+    Raises:
+        MerganserError: of the kind that fits; nothing half-written is left behind.
+    """
+    began = time.perf_counter()
+    folder = Path(out)
+    _refuse_existing(folder, force)
+    decided = plan(config, arithmetic=arithmetic, rounding=rounding, seed=seed, shard_size=shard_size,
+                   strictness=strictness)
+    _refuse_overlap(decided, folder)
+    _check_space(decided, folder)
+    planned = time.perf_counter()
+    partial = folder.with_name(folder.name + ".partial")
+    _make_empty(partial)
+    try:
+        sink = SafetensorsSink(partial, decided.shards)
+        [outcome] = engine.run([decided], [sink], threads=threads, memory=memory, on_event=on_event)
+        merged = time.perf_counter()
+        made = _finish_folder(decided, outcome, partial, folder.name, public, write_card, copy_tokenizer)
+        _put_in_place(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        _close(decided)
+    done = time.perf_counter()
+    return MergeResult(folder, decided, outcome, made, _timings(began, planned, merged, done))
+
+
+def run_dry(
+    config: Config, sink: Sink | None = None, *, threads: int | None = None, memory: int | None = None,
+    on_event: Listener = ignore, **options: Any,
+) -> MergeResult:
+    """Run a merge into a sink that is no folder: the null sink by default, to measure the engine.
+
+    Args:
+        config: as in :func:`merge`.
+        sink: where to; None for nowhere.
+        threads, memory, on_event: as in :func:`merge`.
+        options: of :func:`plan`.
+    """
+    began = time.perf_counter()
+    decided = plan(config, **options)
+    planned = time.perf_counter()
+    try:
+        [outcome] = engine.run([decided], [sink or NullSink()], threads=threads, memory=memory, on_event=on_event)
+    finally:
+        _close(decided)
+    done = time.perf_counter()
+    made = manifest.build(decided, outcome, __version__)
+    return MergeResult(None, decided, outcome, made, _timings(began, planned, done, done))
+
+
+def verify(folder: str | Path, *, recompute: bool = False, on_event: Listener = ignore) -> list[str]:
+    """Check a merged folder against its manifest.
+
+    Args:
+        folder: one that :func:`merge` wrote.
+        recompute: compute the merge again from its inputs, and compare that too.
+        on_event: told of the progress.
+
+    Returns:
+        What is wrong, a sentence each; empty if all is well.
+
+    Raises:
+        InputError: when the folder has no manifest, or cannot be read at all.
+    """
+    path = Path(folder)
+    stated = manifest.read(path)
+    reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
+    checkpoint = open_checkpoint(path)
+    found = run_dry(reading, DigestSink(), on_event=on_event, strictness="lenient",
+                    checkpoints={str(path): checkpoint})
+    problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
+    if recompute:
+        again = run_dry(path / "mergekit_config.yml", DigestSink(), on_event=on_event,
+                        arithmetic=stated["arithmetic"], rounding=stated["rounding"], seed=stated["seed"],
+                        strictness="lenient")
+        different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
+        problems += [f"merged again from the inputs: {problem}" for problem in different]
+    return problems
+
+
+def merge_state_dicts(
+    models: Sequence[Mapping[str, torch.Tensor]],
+    method: str,
+    *,
+    base: Mapping[str, torch.Tensor] | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """Merge state dicts in memory.
+
+    Args:
+        models: state dicts with the same names and shapes.
+        method: a merge method's name.
+        base: the base model's state dict, for methods that need one.
+        weights: one ``weight`` a model.
+        parameters: the method's parameters; a list of numbers is one a model where the method takes that.
+        dtype: of the result; that of the inputs if None.
+        options: of :func:`plan`.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        RecipeError: when a parameter is wrong or missing.
+        InputError: when the state dicts do not fit each other.
+    """
+    from merganser.checkpoints.memory import MemoryCheckpoint
+
+    shared = dict(parameters or {})
+    entries: list[dict[str, Any]] = []
+    for i in range(len(models)):
+        own = {"weight": weights[i]} if weights is not None else {}
+        own |= {name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)}
+        entries.append({"model": f"model {i}", "parameters": own})
+    data: dict[str, Any] = {
+        "merge_method": method, "models": entries, "dtype": dtype,
+        "parameters": {name: value for name, value in shared.items() if not isinstance(value, list | tuple)},
+    }
+    checkpoints: dict[str, Checkpoint] = {
+        f"model {i}": MemoryCheckpoint(model, f"model {i}") for i, model in enumerate(models)}
+    if base is not None:
+        data["base_model"] = "base"
+        checkpoints["base"] = MemoryCheckpoint(base, "base")
+    decided = plan(data, checkpoints=checkpoints, **options)
+    sink = StateDictSink({job.name: job.spec for job in decided.jobs})
+    engine.run([decided], [sink], report=False)
+    return sink.tensors
+
+
+def merge_tensors(tensors: Sequence[torch.Tensor], method: str, *, base: torch.Tensor | None = None,
+                  **options: Any) -> torch.Tensor:
+    """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
+    merged = merge_state_dicts([{"tensor": t} for t in tensors], method,
+                               base=None if base is None else {"tensor": base}, **options)
+    return merged["tensor"]
+
+
+def blend(module: torch.nn.Module, decided: Plan, *, threads: int | None = None, report: bool = False) -> engine.Outcome:
+    """Write a merge into a live model on the CPU: the next forward pass sees it.
+
+    Args:
+        module: a model with the plan's tensors, in the plan's dtype.
+        decided: the plan.
+        threads: how many; None for as many as pay off.
+        report: whether to measure effective weights.
+
+    Raises:
+        MerganserError: when the model does not fit the plan.
+    """
+    sink = ModuleSink(module, {job.name: job.spec for job in decided.jobs})
+    [outcome] = engine.run([decided], [sink], threads=threads, report=report)
+    return outcome
+
+
+# -- the output folder -----------------------------------------------------------------------------
+
+
+def _refuse_existing(folder: Path, force: bool) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputExistsError(f"{folder}: is there already, and is no folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise OutputExistsError(f"{folder}: is there already and not empty; choose another name, or give --force")
+
+
+def _refuse_overlap(decided: Plan, folder: Path) -> None:
+    target = folder.resolve()
+    for source in decided.sources:
+        path = source.checkpoint.path
+        if path is not None and (path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve())):
+            raise OutputExistsError(f"{folder}: lies in the input {source.reference}, or holds it")
+
+
+def _check_space(decided: Plan, folder: Path) -> None:
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free, needed = shutil.disk_usage(parent).free, decided.output_bytes + 64 * 2**20
+    if free < needed:
+        raise ResourceError(f"{parent}: has {format_size(free)} free, and the merge needs {format_size(needed)}")
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
+def _finish_folder(
+    decided: Plan, outcome: engine.Outcome, folder: Path, title: str, public: bool, write_card: bool,
+    copy_tokenizer: bool,
+) -> dict[str, Any]:
+    """All but the weights."""
+    if len(decided.shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(j.spec.nbytes for j in decided.jobs),
+                         "total_parameters": decided.parameters},
+            "weight_map": {name: shard.file for shard in decided.shards for name in shard.offsets},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    config.write_config(decided, folder)
+    missing = config.copy_companions(decided, folder) if copy_tokenizer else []
+    text = card.recipe_text(decided, public=public)
+    (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
+    made = manifest.build(decided, outcome, __version__)
+    made["warnings"] += missing
+    if public:
+        made = manifest.without_paths(made)
+    manifest.write(made, folder)
+    if write_card:
+        card.write_card(decided, made, folder, decided.recipe.recipe.name or title, public=public)
+    return made
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Sync, and give the finished folder its name; an old one steps aside until it has it."""
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    old = folder.with_name(folder.name + ".old")
+    try:
+        if folder.exists():
+            if old.exists():
+                shutil.rmtree(old)
+            folder.rename(old)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise ResourceError(f"{folder}: cannot be put in place ({error.strerror})") from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _close(decided: Plan) -> None:
+    for source in decided.sources:
+        source.checkpoint.close()
+
+
+def _timings(began: float, planned: float, merged: float, done: float) -> dict[str, float]:
+    phases = {"plan_s": planned - began, "engine_s": merged - planned, "finish_s": done - merged,
+              "total_s": done - began}
+    return {name: round(seconds, 3) for name, seconds in phases.items()}

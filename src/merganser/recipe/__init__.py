@@ -1,0 +1,214 @@
+"""The recipe language: MergeKit's YAML read strictly, with the line of every mistake."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from merganser.errors import RecipeError
+from merganser.recipe.document import Document, key_name, parse_document
+from merganser.recipe.references import ModelReference, parse_reference
+from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
+from merganser.recipe.settings import Rule, Scalar, Setting, parse_setting
+
+__all__ = [
+    "Document",
+    "ModelInput",
+    "ModelReference",
+    "OutputSlice",
+    "ParsedRecipe",
+    "Recipe",
+    "Rule",
+    "Scalar",
+    "Setting",
+    "SliceSource",
+    "Strictness",
+    "json_schema",
+    "key_name",
+    "load",
+    "nearest",
+    "parse_reference",
+    "parse_setting",
+]
+
+Strictness = Literal["lenient", "normal", "strict"]
+
+
+@dataclass(frozen=True)
+class ParsedRecipe:
+    """A recipe, the text it was read from, and what was strange in it.
+
+    Attributes:
+        recipe: the typed recipe.
+        document: its text and lines, so that later complaints have an address.
+        folder: the folder that the recipe lies in; models not found from the current folder are
+            looked for from here. None for a recipe made in Python.
+        warnings: what MergeKit would have ignored without a word.
+        strictness: what becomes of further oddities.
+    """
+
+    recipe: Recipe
+    document: Document
+    folder: Path | None
+    warnings: tuple[str, ...]
+    strictness: Strictness
+
+    def error(self, message: str, path: tuple[str | int, ...] = ()) -> RecipeError:
+        """An error that names the recipe's file and line."""
+        return self.document.error(message, path)
+
+    def oddity(self, key: str, path: tuple[str | int, ...], known: Iterable[str], where: str) -> str:
+        """Judge a key that MergeKit would ignore: a warning, or the error that it is.
+
+        Raises:
+            RecipeError: when the key is evidently a slip for a known one, or in strict mode.
+        """
+        return judge_unknown(self.document, self.strictness, key, path, known, where)
+
+
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | ParsedRecipe,
+    strictness: Strictness = "normal",
+) -> ParsedRecipe:
+    """Read a recipe from a file, from a mapping, or take one as it is.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong.
+    """
+    if isinstance(source, ParsedRecipe):
+        return source
+    if isinstance(source, Recipe):
+        return ParsedRecipe(source, Document({}), None, (), strictness)
+    if isinstance(source, Mapping):
+        document, folder = Document(_plain(source)), None
+    else:
+        file = Path(source)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RecipeError(f"no such recipe: {file}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the recipe {file}: {error}") from None
+        document, folder = parse_document(text, str(file)), file.resolve().parent
+    return _validate(document, folder, strictness)
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe language as JSON Schema, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.8) -> str | None:
+    """The known name that ``word`` is evidently a slip for, or None."""
+    known = list(known)
+    folded = {name.lower().replace("-", "_"): name for name in known}
+    found = difflib.get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=cutoff)
+    return folded[found[0]] if found else None
+
+
+def judge_unknown(
+    document: Document,
+    strictness: Strictness,
+    key: str,
+    path: tuple[str | int, ...],
+    known: Iterable[str],
+    where: str,
+) -> str:
+    """See :meth:`ParsedRecipe.oddity`."""
+    known = list(known)
+    name = key_name(path)
+    slip = nearest(key, known)
+    if slip is not None and strictness != "lenient":
+        raise document.error(f"{name}: unknown key; did you mean {slip!r}?", path)
+    message = f"{name}: {where} has no key {key!r}; it is ignored, as MergeKit does"
+    if strictness == "strict":
+        known_text = ", ".join(sorted(known)) or "none"
+        raise document.error(f"{name}: {where} has no key {key!r}; it has {known_text}", path)
+    address = document.address(path)
+    return f"{address}: {message}" if address else message
+
+
+def _validate(document: Document, folder: Path | None, strictness: Strictness) -> ParsedRecipe:
+    if not isinstance(document.data, dict):
+        raise document.error("a recipe is a mapping of keys, such as merge_method and models")
+    warnings: list[str] = []
+    data = document.data
+    while True:
+        try:
+            recipe = Recipe.model_validate(data)
+            break
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
+        if not unknown:
+            raise _readable(document, found[0]) from None
+        for entry in unknown:
+            path = _document_path(document.data, entry["loc"])
+            key = str(path[-1])
+            where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"
+            warnings.append(
+                judge_unknown(document, strictness, key, path, valid_keys(path[:-1]), where)
+            )
+            data = _without(data, path)
+    for index, piece in enumerate(recipe.slices or []):
+        if piece.residual_weight is not None:
+            path = ("slices", index, "residual_weight")
+            warnings.append(
+                f"{document.address(path)}: {key_name(path)} has no effect, neither here nor in MergeKit"
+            )
+    if strictness == "strict" and warnings:
+        raise RecipeError(warnings[0])
+    return ParsedRecipe(recipe, document, folder, tuple(warnings), strictness)
+
+
+def _readable(document: Document, entry: Any) -> RecipeError:
+    path = _document_path(document.data, entry["loc"])
+    message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if entry["type"] == "missing":
+        message = f"the key {entry['loc'][-1]!r} is missing"
+    elif not isinstance(entry.get("input"), dict | list):
+        message = f"{message[0].lower()}{message[1:]}"
+        given = repr(entry.get("input"))
+        if given not in message:
+            message += f", found {given[:80]}"
+    name = key_name(path)
+    return document.error(f"{name}: {message}" if name else message, path)
+
+
+def _document_path(data: object, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """pydantic's location without the names of union branches, which are not in the document."""
+    path: list[str | int] = []
+    for part in location:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _without(data: Any, path: tuple[str | int, ...]) -> Any:
+    """A copy of nested data that lacks what ``path`` points to."""
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        return [_without(entry, rest) if index == head else entry for index, entry in enumerate(data)]
+    if not rest:
+        return {key: entry for key, entry in data.items() if key != head}
+    return {key: _without(entry, rest) if key == head else entry for key, entry in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

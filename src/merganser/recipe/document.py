@@ -1,0 +1,130 @@
+"""YAML as text with addresses: plain data, and the line of every key; nothing is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import yaml
+
+from merganser.errors import RecipeError
+
+Path = tuple[str | int, ...]
+
+MAX_BYTES = 4 * 1024 * 1024
+MAX_NODES = 200_000
+MAX_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML document.
+
+    Attributes:
+        data: plain dicts, lists and scalars.
+        text: the document as its author wrote it, or None if it was made in Python.
+        file: its name in messages, or None.
+        lines: for the path of every key and list entry, its line, counted from 1.
+    """
+
+    data: object
+    text: str | None = None
+    file: str | None = None
+    lines: Mapping[Path, int] = field(default_factory=dict)
+
+    def error(self, message: str, path: Path = ()) -> RecipeError:
+        """An error that names the file, and the line of ``path`` or of what it lies in."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return RecipeError(message, file=self.file, line=self.lines.get(path))
+
+    def address(self, path: Path) -> str:
+        """``file:line`` of a path, for warnings; empty for a recipe made in Python."""
+        return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
+
+
+def key_name(path: Path) -> str:
+    """Write a path for people: ``models[0].parameters.weight``."""
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+    return name
+
+
+def parse_document(text: str, file: str | None = None) -> Document:
+    """Read one YAML document, refusing duplicate keys, alias bombs and tags that build objects.
+
+    Raises:
+        RecipeError: with file and line.
+    """
+    if len(text) > MAX_BYTES:
+        raise RecipeError(f"the recipe is larger than {MAX_BYTES // 2**20} MiB", file=file)
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise RecipeError("the recipe is empty", file=file)
+        lines: dict[Path, int] = {}
+        data = _Reader(loader, file, lines).read(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "cannot be read"
+        if "expected a single document" in str(error.context):
+            problem = "several documents in one recipe are not supported yet; split the file"
+        raise RecipeError(
+            f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else None
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"not valid YAML: {reason}", file=file) from None
+    finally:
+        loader.dispose()
+    return Document(data, text, file, lines)
+
+
+class _Reader:
+    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and lets the last
+    of two equal keys win, so mappings and lists are built here; scalars are left to it."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str | None, lines: dict[Path, int]) -> None:
+        self.loader = loader
+        self.file = file
+        self.lines = lines
+        self.nodes = 0
+
+    def read(self, node: yaml.Node, path: Path) -> object:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        self.nodes += 1  # aliases are counted as often as they are used
+        if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            raise RecipeError("the recipe is too large or too deep", file=self.file, line=line)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.read(child, (*path, index)) for index, child in enumerate(node.value)]
+        return self.loader.construct_object(node)
+
+    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+        own: dict[str, object] = {}
+        inherited: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":  # "<<": keys of other mappings
+                value = self.read(value_node, path)
+                for mapping in reversed(value if isinstance(value, list) else [value]):
+                    if not isinstance(mapping, dict):
+                        raise RecipeError("'<<' takes a mapping", file=self.file, line=line)
+                    inherited |= mapping
+                continue
+            key = self.key(key_node)
+            if key in own:
+                raise RecipeError(f"the key {key!r} is given twice", file=self.file, line=line)
+            self.lines[(*path, key)] = line
+            own[key] = self.read(value_node, (*path, key))
+        return inherited | own
+
+    def key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            line = node.start_mark.line + 1
+            raise RecipeError("a key must be plain text", file=self.file, line=line)
+        return str(node.value)

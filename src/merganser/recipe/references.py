@@ -1,0 +1,106 @@
+"""Model references: ``path@revision+adapter@revision``, the way recipes name a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model as the recipe names it.
+
+    Attributes:
+        text: the reference as the recipe's author wrote it; two references are equal if this is.
+        path: folder or Hub id.
+        revision: branch, tag or commit on the Hub, or None.
+        adapter: folder or Hub id of a LoRA adapter on top of the model, or None.
+        adapter_revision: its revision, or None.
+        architecture: value that replaces ``architectures`` in the model's config, or None.
+    """
+
+    text: str
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    architecture: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def name(self) -> str:
+        """A short name for people: ``acc`` rather than ``runs/acc/global_step_54/actor/huggingface``."""
+        parts = [part for part in Path(self.path).parts if part not in ("/", "..", ".")]
+        while len(parts) > 1 and (
+            parts[-1] in ("huggingface", "actor") or parts[-1].startswith(("global_step_", "checkpoint-"))
+        ):
+            parts.pop()
+        name = parts[-1] if parts else self.path
+        return f"{name}+{Path(self.adapter).name}" if self.adapter else name
+
+
+def parse_reference(value: object) -> ModelReference:
+    """Read a reference from a recipe: a string, or MergeKit's mapping form.
+
+    A string that is the path of an existing folder is that folder, ``@`` and ``+`` included.
+
+    Raises:
+        ValueError: when it is neither, or has more than one ``+``, or ``@`` in one part.
+    """
+    if isinstance(value, ModelReference):
+        return value
+    if isinstance(value, str):
+        return _from_text(value)
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    raise ValueError(f"a model is named by a string, not by {value!r}")
+
+
+def _from_text(text: str) -> ModelReference:
+    if not text.strip():
+        raise ValueError("a model reference is empty")
+    if any(ord(character) < 32 for character in text):
+        raise ValueError(f"a model reference holds a control character: {text!r}")
+    if ("@" in text or "+" in text) and Path(text).expanduser().is_dir():
+        return ModelReference(text, text)
+    parts = text.split("+")
+    if len(parts) > 2:
+        raise ValueError(f"{text!r} has more than one '+': a model takes one adapter")
+    path, revision = _split_revision(parts[0])
+    adapter, adapter_revision = _split_revision(parts[1]) if len(parts) == 2 else (None, None)
+    return ModelReference(text, path, revision, adapter, adapter_revision)
+
+
+def _split_revision(text: str) -> tuple[str, str | None]:
+    path, *revision = text.split("@")
+    if len(revision) > 1:
+        raise ValueError(f"{text!r} has more than one '@': a model takes one revision")
+    if not path or revision == [""]:
+        raise ValueError(f"{text!r} is no model reference")
+    return path, revision[0] if revision else None
+
+
+def _from_mapping(value: Mapping[str, Any]) -> ModelReference:
+    unknown = set(value) - {"model", "lora", "override_architecture"}
+    if unknown or "model" not in value:
+        raise ValueError("a model written as a mapping has the keys model, lora, override_architecture")
+
+    def part(entry: object) -> tuple[str, str | None]:
+        if isinstance(entry, str):
+            return _split_revision(entry)
+        if isinstance(entry, Mapping) and isinstance(entry.get("path"), str):
+            return str(entry["path"]), entry.get("revision")
+        raise ValueError(f"{entry!r} is no model path; write a string, or {{path: …, revision: …}}")
+
+    path, revision = part(value["model"])
+    adapter, adapter_revision = part(value["lora"]) if value.get("lora") else (None, None)
+    text = path + (f"@{revision}" if revision else "")
+    if adapter:
+        text += f"+{adapter}" + (f"@{adapter_revision}" if adapter_revision else "")
+    return ModelReference(
+        text, path, revision, adapter, adapter_revision, value.get("override_architecture")
+    )

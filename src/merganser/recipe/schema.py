@@ -1,0 +1,198 @@
+"""MergeKit's configuration language, typed. Unknown keys are found here, not forgiven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from merganser.recipe.references import ModelReference, parse_reference
+from merganser.recipe.settings import Setting, parse_setting
+from merganser.tensors import BY_NAME
+
+_SCALAR = {"type": ["number", "boolean", "string"]}
+_VALUE = {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]}
+_RULE = {
+    "type": "object",
+    "properties": {"filter": {"type": ["string", "null"]}, "value": _VALUE},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+
+Reference = Annotated[
+    ModelReference,
+    BeforeValidator(parse_reference),
+    WithJsonSchema({"type": ["string", "object"], "description": "path@revision+adapter"}),
+]
+ParameterSetting = Annotated[
+    Setting,
+    BeforeValidator(parse_setting),
+    WithJsonSchema({"anyOf": [_VALUE, _RULE, {"type": "array", "items": _RULE}]}),
+]
+Parameters = dict[str, ParameterSetting]
+
+
+def _dtype(value: object) -> object:
+    """MergeKit also reads ``torch.bfloat16``, and an empty text as none."""
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    if name in (None, ""):
+        return None
+    if name not in ("float16", "bfloat16", "float32", "float64"):
+        known = isinstance(name, str) and name in BY_NAME
+        reason = "is no type to merge in" if known else "is no dtype"
+        raise ValueError(f"{value!r} {reason}; use bfloat16, float16, float32 or float64")
+    return name
+
+
+DTypeName = Annotated[
+    Literal["float16", "bfloat16", "float32", "float64"] | None, BeforeValidator(_dtype)
+]
+
+
+def _layer(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"a layer number is a whole number, not {value!r}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"a layer number is a whole number, not {value!r}") from None
+    if not number.is_integer() or number < 0:
+        raise ValueError(f"a layer number is a whole number from 0 on, not {value!r}")
+    return int(number)
+
+
+Layer = Annotated[int, BeforeValidator(_layer)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class ModelInput(_Part):
+    """A whole model that goes into the merge."""
+
+    model: Reference
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class SliceSource(_Part):
+    """Some layers of a model, half-open and counted from 0."""
+
+    model: Reference
+    layer_range: tuple[Layer, Layer]
+    parameters: Parameters = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> SliceSource:
+        if self.layer_range[1] < self.layer_range[0]:
+            raise ValueError(f"layer_range {list(self.layer_range)} ends before it begins")
+        return self
+
+
+class OutputSlice(_Part):
+    """A run of layers of the output, and where they come from."""
+
+    sources: list[SliceSource] = Field(min_length=1)
+    base_model: Reference | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    residual_weight: Any = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> OutputSlice:
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in self.sources}
+        if len(lengths) > 1:
+            raise ValueError("the sources of one slice must have the same number of layers")
+        return self
+
+
+class Module(_Part):
+    """One part of a model with several, such as the vision tower."""
+
+    models: list[ModelInput] | None = Field(default=None, min_length=1)
+    slices: list[OutputSlice] | None = Field(default=None, min_length=1)
+    parameters: Parameters = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Module:
+        if (self.models is None) == (self.slices is None):
+            raise ValueError("a module has either models or slices")
+        return self
+
+
+class ModelTokenSource(_Part):
+    """The embedding of a token of some model."""
+
+    kind: Literal["model_token"]
+    model: Reference
+    token: str | None = None
+    token_id: int | None = None
+
+
+class ZeroTokenSource(_Part):
+    """An embedding of zeros."""
+
+    kind: Literal["zero"]
+
+
+class TokenRule(_Part):
+    """Where the embedding of one token comes from."""
+
+    source: ModelTokenSource | ZeroTokenSource | Reference | None = None
+    force: bool = False
+
+
+class Tokenizer(_Part):
+    """How the output's tokenizer is made."""
+
+    source: Literal["union", "base"] | Reference = "union"
+    tokens: dict[str, TokenRule] | None = None
+    pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
+
+
+class Recipe(_Part):
+    """A merge, as its author wrote it: MergeKit's YAML, and three keys of ours at the end."""
+
+    merge_method: str
+    models: list[ModelInput] | None = Field(default=None, min_length=1)
+    slices: list[OutputSlice] | None = Field(default=None, min_length=1)
+    modules: dict[str, Module] | None = Field(default=None, min_length=1)
+    base_model: Reference | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    dtype: DTypeName = None
+    out_dtype: DTypeName = None
+    tokenizer_source: Literal["union", "base"] | Reference | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+    name: str | None = None
+
+    rounding: Literal["nearest", "stochastic"] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    arithmetic: Literal["exact", "mergekit", "mergekit-0.1.4"] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Recipe:
+        given = [form for form in ("models", "slices", "modules") if getattr(self, form) is not None]
+        if not given:
+            raise ValueError("nothing to merge: give models, slices or modules")
+        if len(given) > 1:
+            raise ValueError(f"give either {' or '.join(given)}, not both")
+        if self.tokenizer is not None and self.tokenizer_source is not None:
+            raise ValueError("give either tokenizer or tokenizer_source, not both")
+        return self
+
+
+def valid_keys(path: tuple[str | int, ...]) -> list[str]:
+    """The keys that the schema knows where ``path`` points to; for "did you mean"."""
+    model: type[BaseModel] = Recipe
+    inner: Mapping[str, type[BaseModel]] = {
+        "models": ModelInput,
+        "slices": OutputSlice,
+        "sources": SliceSource,
+        "modules": Module,
+        "tokenizer": Tokenizer,
+        "tokens": TokenRule,
+    }
+    for part in path:
+        model = inner.get(str(part), model)
+    return list(model.model_fields)

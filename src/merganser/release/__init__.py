@@ -1,0 +1,1 @@
+"""What makes a folder of weights a published model: config, tokenizer files, card, manifest."""

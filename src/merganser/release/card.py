@@ -1,0 +1,263 @@
+"""The model card: a ``README.md`` that a researcher would publish as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser import hub
+from merganser.architecture import sections, vocabulary_size
+from merganser.planning import Plan
+from merganser.recipe import ModelReference
+from merganser.release.config import edited_config
+from merganser.tensors import format_size
+
+REPOSITORY_NOTE = "Merganser"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A model's line in the card's table."""
+
+    shown: str
+    role: str
+    given: float | None
+    requested: float | None
+    effective: float | None
+
+
+def write_card(plan: Plan, manifest: dict[str, Any], folder: Path, title: str, *, public: bool = False) -> None:
+    """Write ``README.md``.
+
+    Args:
+        plan: what was merged.
+        manifest: what came of it.
+        folder: the output folder.
+        title: the model's name.
+        public: write short names instead of local paths in the recipe block too.
+    """
+    text = card(plan, manifest, title, public=public)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def card(plan: Plan, manifest: dict[str, Any], title: str, *, public: bool = False) -> str:
+    """The card's text: front matter and Markdown."""
+    config = edited_config(plan)
+    parts = [
+        _front_matter(plan, config),
+        f"# {_inline(title)}\n",
+        _overview(plan),
+        _models(plan, manifest),
+        _facts(plan, config),
+        _recipe(plan, public),
+        _usage(plan, config, title),
+        _reproduce(plan, manifest),
+    ]
+    return "\n".join(parts)
+
+
+def is_published(reference: ModelReference) -> bool:
+    """Whether a reference names a model on the Hub: told from its form and from what is on disk, never by asking."""
+    return "/" in reference.path and hub.is_hub_id(reference.path) and not Path(reference.path).exists()
+
+
+def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
+    published = [s.reference for s in plan.sources if is_published(s.reference)]
+    published.sort(key=lambda r: plan.base is None or plan.sources[plan.base].reference.text != r.text)
+    data: dict[str, Any] = {}
+    if published:
+        data["base_model"] = [reference.path for reference in published]
+        data["base_model_relation"] = "merge"
+    data["library_name"] = "transformers"
+    if any("CausalLM" in str(name) for name in config.get("architectures") or []):
+        data["pipeline_tag"] = "text-generation"
+    licenses = {_license(source.checkpoint.path) for source in plan.sources}
+    if len(licenses) == 1 and None not in licenses:
+        data["license"] = licenses.pop()
+    data["tags"] = ["merge", "merganser", "mergekit", plan.method.name]
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _license(model: Path | None) -> str | None:
+    """The licence that a parent's own card states."""
+    readme = model / "README.md" if model is not None else None
+    if readme is None or not readme.is_file() or readme.stat().st_size > 2**20:
+        return None
+    found = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    if found is None:
+        return None
+    try:
+        data = yaml.safe_load(found[1])
+    except (yaml.YAMLError, RecursionError):
+        return None
+    stated = data.get("license") if isinstance(data, dict) else None
+    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,40}", stated) else None
+
+
+def _overview(plan: Plan) -> str:
+    names = [_name(source.reference) for i, source in enumerate(plan.sources) if i != plan.base]
+    base = f" on the base {_name(plan.sources[plan.base].reference)}" if plan.base is not None else ""
+    address = _paper(plan.method.paper)
+    method = f"[{plan.method.title}]({address})" if address else plan.method.title
+    what = "A merge of" if len(plan.sources) > 1 else "Made from"
+    lines = [f"{what} {_join(names or [_name(plan.sources[0].reference)])}{base}, by the {method} method "
+             f"(`{plan.method.name}`), computed by {REPOSITORY_NOTE} in {_arithmetic(plan)}.\n"]
+    if plan.layers is not None:
+        lines.append(f"Its {len(plan.layers)} layers are stacked from slices of these models; the recipe below says which.\n")
+    return "\n".join(lines)
+
+
+def _arithmetic(plan: Plan) -> str:
+    if plan.arithmetic != "exact":
+        release = "0.1.5" if plan.arithmetic == "mergekit" else "0.1.4"
+        return f"the arithmetic of MergeKit {release}"
+    how = "to nearest" if plan.rounding == "nearest" else f"stochastically (seed {plan.seed})"
+    return f"float32 or better, rounded once, {how}"
+
+
+def _paper(paper: str | None) -> str | None:
+    if paper is None:
+        return None
+    return paper if paper.startswith("https://") else f"https://arxiv.org/abs/{paper}"
+
+
+def _models(plan: Plan, manifest: dict[str, Any]) -> str:
+    rows = list(_rows(plan, manifest))
+    text = "## Models\n\n"
+    if not any(row.requested is not None or row.given is not None for row in rows):
+        return text + "\n".join(f"- {row.shown}{f' ({row.role})' if row.role else ''}" for row in rows) + "\n"
+    text += "| model | weight in the recipe | normalised | effective |\n|---|---:|---:|---:|\n"
+    for row in rows:
+        role = f" ({row.role})" if row.role else ""
+        text += (f"| {row.shown}{role} | {_number(row.given)} | {_number(row.requested)} "
+                 f"| {_number(row.effective)} |\n")
+    report = manifest["effective_weights"]
+    if report:
+        text += ("\n*Normalised* is the model's share as the method computes it; *effective* is its share in the stored "
+                 f"weights, after rounding to {plan.dtype}: the least-squares coefficients of the merge on its inputs.\n")
+        share = max((m["differ"] or 0.0 for m in report["models"]), default=0.0)
+        text += f"The models differ in {share:.1%} of their entries.\n"
+        for warning in report["warnings"]:
+            text += f"\n> **Note:** {_inline(warning)}.\n"
+    return text
+
+
+def _rows(plan: Plan, manifest: dict[str, Any]) -> Iterable[_Row]:
+    report = manifest["effective_weights"]
+    measured = {m["model"]: m for m in report["models"]} if report else {}
+    for index, source in enumerate(plan.sources):
+        found = measured.get(source.reference.text, {})
+        role = "base" if index == plan.base else ""
+        yield _Row(_name(source.reference), role, found.get("given"), found.get("requested"), found.get("effective"))
+
+
+def _facts(plan: Plan, config: dict[str, Any]) -> str:
+    text_part = next((part for part in sections(config) if "num_hidden_layers" in part), config)
+    facts: list[tuple[str, Any]] = [
+        ("Parameters", f"{plan.parameters:,} ({plan.parameters / 1e9:.2f} B)" if plan.parameters >= 10**7
+         else f"{plan.parameters:,}"),
+        ("Architecture", ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type")),
+        ("Layers", len(plan.layers) if plan.layers is not None else text_part.get("num_hidden_layers")),
+        ("Dtype", plan.dtype.name),
+        ("Context length", text_part.get("max_position_embeddings")),
+        ("Vocabulary", vocabulary_size(config)),
+        ("Size on disk", format_size(plan.output_bytes)),
+        ("Files", len(plan.shards)),
+    ]
+    rows = "".join(f"| {name} | {_inline(_plain(value))} |\n" for name, value in facts if value is not None)
+    return f"## Key facts\n\n| | |\n|---|---|\n{rows}"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10000 else str(value)
+
+
+def _recipe(plan: Plan, public: bool) -> str:
+    text = recipe_text(plan, public=public)
+    fence = "`" * max(3, max((len(run) + 1 for run in re.findall(r"`+", text)), default=3))
+    return f"## Recipe\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n"
+
+
+def recipe_text(plan: Plan, *, public: bool = False) -> str:
+    """The recipe as its author wrote it; with ``public`` local paths become short names."""
+    document = plan.recipe.document
+    text = document.text if document.text is not None else yaml.safe_dump(
+        document.data, sort_keys=False, allow_unicode=True)
+    if public:
+        text = re.sub(r"(?m)(^|\s)#.*$", "", text)  # a comment may name anything
+        local = [s.reference for s in plan.sources if not is_published(s.reference)]
+        for reference in sorted(local, key=lambda r: -len(r.text)):
+            text = text.replace(reference.text, reference.name)
+    return text
+
+
+def _usage(plan: Plan, config: dict[str, Any], title: str) -> str:
+    if not any("CausalLM" in str(name) for name in config.get("architectures") or []):
+        return ""
+    return f"""## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model_id = "{_literal(title)}"  # this folder, or its name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(model_id)
+model = AutoModelForCausalLM.from_pretrained(model_id, dtype="auto")
+messages = [{{"role": "user", "content": "What is 12 + 30?"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+"""
+
+
+def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
+    rows = "".join(
+        f"| {_name(source.reference)} | `{source.checkpoint.header_digest[:16]}` |\n" for source in plan.sources)
+    rounding = f" --rounding {plan.rounding} --seed {plan.seed}" if plan.rounding != "nearest" else ""
+    arithmetic = f" --arithmetic {plan.arithmetic}" if plan.arithmetic != "exact" else ""
+    return f"""## Reproduce
+
+```
+pip install merganser=={manifest["merganser"]}
+merganser merge mergekit_config.yml OUT{arithmetic}{rounding}
+merganser verify OUT
+```
+
+The same recipe and inputs give the same bytes on any machine. Plan digest `{plan.digest[:16]}`; digests of the inputs'
+headers (digests of all output tensors are in `merge_manifest.json`):
+
+| input | sha256 of headers |
+|---|---|
+{rows}"""
+
+
+def _name(reference: ModelReference) -> str:
+    """A model for people: linked if it is on the Hub, else its short name; never a local path."""
+    if is_published(reference):
+        return f"[{_inline(reference.path)}](https://huggingface.co/{reference.path})"
+    return f"`{_inline(reference.name).replace('`', '')}`"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _join(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _inline(text: str) -> str:
+    """Text that stays on its line and cannot become markup."""
+    flat = " ".join(text.split())
+    return flat.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _literal(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "").replace('"', "")

@@ -1,0 +1,112 @@
+"""``config.json`` and its neighbours: the donor's own files, only what the merge changed edited."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from merganser.architecture import LAYER_COUNT_KEYS, PER_LAYER_KEYS, layer_counts, sections
+from merganser.errors import InputError
+from merganser.planning import Plan
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+)
+"""Copied byte for byte, with ``additional_chat_templates/``."""
+
+OTHER_FILES = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+def edited_config(plan: Plan) -> dict[str, Any]:
+    """The output's ``config.json``: the donor's, with the dtype, the layers and the tied head as they are now.
+
+    Raises:
+        InputError: when the layers changed and the config does not say how many there are.
+    """
+    donor = plan.sources[plan.donor]
+    config: dict[str, Any] = copy.deepcopy(dict(donor.checkpoint.config))
+    if not config:
+        return config
+    parts = [part for part in sections(config) if isinstance(part, dict)]
+    for part in parts:
+        for key in _DTYPE_KEYS:
+            if key in part and part[key] is not None:
+                part[key] = plan.dtype.name
+    if not any(key in config for key in _DTYPE_KEYS):
+        config["torch_dtype"] = plan.dtype.name
+    if donor.reference.architecture is not None:
+        config["architectures"] = [donor.reference.architecture]
+    if not plan.tied:
+        for part in parts:
+            if part.get("tie_word_embeddings") is True:
+                part["tie_word_embeddings"] = False
+    if plan.layers is not None:
+        _restack(plan, config)
+    return config
+
+
+def _restack(plan: Plan, config: dict[str, Any]) -> None:
+    """Set the layer count, and cut and join the lists with one entry a layer like the layers."""
+    assert plan.layers is not None
+    old = layer_counts(config)
+    part = next(
+        (p for p in sections(config) if any(isinstance(p.get(key), int) for key in LAYER_COUNT_KEYS)), None)
+    if part is None or not isinstance(part, dict) or not old:
+        raise InputError(f"{plan.sources[plan.donor].reference}: its config.json does not say how many layers there "
+                         "are, so that it cannot be told of the new ones")
+    key = next(key for key in LAYER_COUNT_KEYS if isinstance(part.get(key), int))
+    for name, value in list(part.items()):
+        if isinstance(value, list) and len(value) == old[0] and (name in PER_LAYER_KEYS or len(value) > 3):
+            part[name] = [_of_layer(plan, name, origins, value) for origins in plan.layers]
+    part[key] = len(plan.layers)
+    if isinstance(part.get("max_window_layers"), int):
+        part["max_window_layers"] = min(part["max_window_layers"], len(plan.layers))
+
+
+def _of_layer(plan: Plan, name: str, origins: tuple[tuple[int, int], ...], own: list[Any]) -> Any:
+    """The entry that goes with a layer: its first model's, as long as that has the list too."""
+    source, layer = origins[0]
+    for part in sections(plan.sources[source].checkpoint.config):
+        listed = part.get(name)
+        if isinstance(listed, list) and layer < len(listed):
+            return listed[layer]
+    return own[layer] if layer < len(own) else own[-1]
+
+
+def write_config(plan: Plan, folder: Path) -> None:
+    """Write ``config.json`` with the donor's order of keys and indentation."""
+    config = edited_config(plan)
+    if config:
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def copy_companions(plan: Plan, folder: Path) -> list[str]:
+    """Copy tokenizer, chat templates and generation config from the donor, byte for byte.
+
+    Returns:
+        Warnings: what a user would miss.
+    """
+    model = plan.sources[plan.donor].checkpoint.path
+    if model is None or not model.is_dir():
+        return []
+    for name in (*TOKENIZER_FILES, *OTHER_FILES):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)
+    templates = model / "additional_chat_templates"
+    if templates.is_dir():
+        (folder / templates.name).mkdir()
+        for file in sorted(templates.glob("*.jinja")):
+            shutil.copyfile(file, folder / templates.name / file.name)
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        return [f"{plan.sources[plan.donor].reference} has no tokenizer, so the output has none"]
+    return []

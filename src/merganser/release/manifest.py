@@ -1,0 +1,108 @@
+"""``merge_manifest.json``: what went in, what came out, and how to tell that it still is what it was."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from merganser.engine import Outcome
+from merganser.errors import InputError
+from merganser.planning import Plan
+
+NAME = "merge_manifest.json"
+
+SCHEME = "mg1"
+"""The digest of tensors: see ``docs/output.md``."""
+
+
+def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
+    """The manifest as plain data. Only ``log`` depends on when and where the merge ran."""
+    return {
+        "format": 1,
+        "merganser": version,
+        "plan": plan.digest,
+        "method": plan.method.name,
+        "arithmetic": plan.arithmetic,
+        "rounding": plan.rounding,
+        "seed": plan.seed,
+        "dtype": plan.dtype.name,
+        "parameters": plan.parameters,
+        "inputs": [
+            {
+                "reference": source.reference.text,
+                "name": source.reference.name,
+                "base": index == plan.base,
+                "header_digest": f"sha256:{source.checkpoint.header_digest}",
+                "files": dict(source.checkpoint.files),
+            }
+            for index, source in enumerate(plan.sources)
+        ],
+        "effective_weights": outcome.report.as_dict() if outcome.report else None,
+        "warnings": list(plan.warnings) + list(outcome.report.warnings if outcome.report else ()),
+        "files": {
+            shard.file: {"size": shard.size, "tensors": len(shard.offsets)} for shard in plan.shards
+        },
+        "tensors": {t.name: f"{SCHEME}:{t.digest}" for t in outcome.tensors},
+        "log": {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(outcome.seconds, 2),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    }
+
+
+def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with models' short names in place of the references, which may be local paths."""
+    names = {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
+    text = json.dumps(manifest)
+    for reference in sorted(names, key=len, reverse=True):
+        text = text.replace(json.dumps(reference)[1:-1], json.dumps(names[reference])[1:-1])
+    public: dict[str, Any] = json.loads(text)
+    return public
+
+
+def write(manifest: dict[str, Any], folder: Path) -> None:
+    """Write the manifest into an output folder."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest.
+
+    Raises:
+        InputError: when there is none, or it is no manifest.
+    """
+    file = folder / NAME
+    if not file.is_file():
+        raise InputError(f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != 1 or not isinstance(data["tensors"], dict):
+            raise ValueError("another format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: is no manifest that this version knows ({error})") from None
+    return dict(data)
+
+
+def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:
+    """Sentences on how tensors' digests differ from the manifest's; empty where they do not."""
+    wanted: dict[str, str] = manifest["tensors"]
+    problems = [f"tensor {name!r} is missing" for name in wanted if name not in found]
+    problems += [f"tensor {name!r} is not in the manifest" for name in found if name not in wanted]
+    problems += [
+        f"tensor {name!r} is not what was merged ({found[name]}, the manifest says {digest})"
+        for name, digest in wanted.items()
+        if name in found and found[name] != digest
+    ]
+    return problems
+
+
+def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Digests of all tensors of runs, as a manifest writes them."""
+    return {t.name: f"{SCHEME}:{t.digest}" for outcome in outcomes for t in outcome.tensors}

@@ -1,0 +1,293 @@
+"""Where a merge goes: a safetensors folder, a live model, a state dict, or nowhere.
+
+A sink is given finished ranges of output tensors, in any order and from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from merganser.errors import MerganserError, ResourceError
+from merganser.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+WINDOW = 4 * 2**20
+"""Bytes that are written at once, at multiples of themselves: large enough for any disk."""
+
+
+class Extents(Protocol):
+    """What a sink needs to know of an output file; a plan's shard is one."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+
+    @property
+    def header(self) -> bytes:
+        """What comes before the data."""
+
+    @property
+    def offsets(self) -> Mapping[str, int]:
+        """Where each tensor begins in the file."""
+
+    @property
+    def size(self) -> int:
+        """Of the whole file, in bytes."""
+
+
+class Sink(Protocol):
+    """Takes the output of one plan.
+
+    Attributes:
+        wants_digests: whether the engine should compute digests of what it writes.
+    """
+
+    wants_digests: bool
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Take a tensor's bytes from byte ``start`` on. The buffer is used again afterwards."""
+
+    def close(self) -> None:
+        """All has been written: make it last."""
+
+    def abort(self) -> None:
+        """The merge failed: let go of what is open."""
+
+
+class NullSink:
+    """Forgets everything: to measure the engine alone."""
+
+    wants_digests = False
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+
+class DigestSink(NullSink):
+    """Keeps nothing but the engine's digests: to compare a merge with one on disk."""
+
+    wants_digests = True
+
+
+class SafetensorsSink:
+    """Safetensors files with final names, headers and offsets.
+
+    Bytes are collected in aligned windows that go to the disk as soon as they are full, past the
+    page cache where the file system allows it: what is written is not read again, and the page
+    cache would only be in the way of the inputs.
+    """
+
+    wants_digests = True
+
+    def __init__(self, folder: Path, shards: tuple[Extents, ...]) -> None:
+        self._files = [_ShardFile(folder / shard.file, shard) for shard in shards]
+        self._places = {
+            name: (file, offset)
+            for file, shard in zip(self._files, shards, strict=True)
+            for name, offset in shard.offsets.items()
+        }
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """See :class:`Sink`."""
+        file, offset = self._places[name]
+        file.write(offset + start, data)
+
+    def close(self) -> None:
+        """Write the last, partly filled windows, and sync."""
+        for file in self._files:
+            file.close()
+
+    def abort(self) -> None:
+        """Close the files as they are."""
+        for file in self._files:
+            file.abort()
+
+
+@dataclass(slots=True)
+class _Window:
+    buffer: mmap.mmap
+    missing: int
+
+
+class _ShardFile:
+    """One output file, opened at its first byte and closed at its last: a large merge has many."""
+
+    def __init__(self, path: Path, shard: Extents) -> None:
+        self.path = path
+        self.size = shard.size
+        self._header = shard.header
+        self._remaining = shard.size
+        self._windows: dict[int, _Window] = {}
+        self._spare: list[mmap.mmap] = []
+        self._lock = threading.RLock()
+        self._descriptor = -1
+        self._direct = False
+
+    def write(self, position: int, data: memoryview) -> None:
+        with self._lock:
+            if self._descriptor < 0:
+                self._open()
+        self._put(position, data)
+
+    def _put(self, position: int, data: memoryview) -> None:
+        while len(data):
+            index, within = divmod(position, WINDOW)
+            part = data[: WINDOW - within]
+            with self._lock:
+                window = self._windows.get(index)
+                if window is None:
+                    buffer = self._spare.pop() if self._spare else mmap.mmap(-1, WINDOW)
+                    window = _Window(buffer, min(WINDOW, self.size - index * WINDOW))
+                    self._windows[index] = window
+            # Ranges never overlap, so the copy needs no lock.
+            memoryview(window.buffer)[within : within + len(part)] = part
+            with self._lock:
+                window.missing -= len(part)
+                full = window.missing == 0
+                if full:
+                    del self._windows[index]
+            if full:  # and nobody else has it any more
+                self._flush(index, window.buffer)
+            position += len(part)
+            data = data[len(part) :]
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            try:
+                self._descriptor = os.open(self.path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+                self._direct = hasattr(os, "O_DIRECT")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # Some file systems create the file and then refuse direct I/O.
+                self._descriptor = os.open(self.path, flags & ~os.O_EXCL, 0o666)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self._put(0, memoryview(self._header))
+
+    def _flush(self, index: int, buffer: mmap.mmap) -> None:
+        begin = index * WINDOW
+        length = min(WINDOW, self.size - begin)
+        padded = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE if self._direct else length
+        view = memoryview(buffer)[:padded]
+        position = begin
+        try:
+            while len(view):
+                count = os.pwrite(self._descriptor, view, position)
+                view, position = view[count:], position + count
+        except OSError as error:
+            if error.errno == errno.EINVAL and self._direct:  # direct I/O is refused at this address
+                self._direct = False
+                import fcntl
+
+                mode = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, mode & ~os.O_DIRECT)
+                return self._flush(index, buffer)
+            raise _cannot_write(self.path, error) from None
+        with self._lock:
+            self._spare.append(buffer)
+            self._remaining -= length
+            done = self._remaining == 0
+        if done:
+            self._finish()
+        return None
+
+    def _finish(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self.size)
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
+        self._descriptor = -2
+        self._spare.clear()
+
+    def close(self) -> None:
+        if self._descriptor == -1:  # no tensor of this file has any bytes
+            with self._lock:
+                self._open()
+        if self._remaining:
+            raise MerganserError(f"{self.path}: {self._remaining} bytes were never written")
+
+    def abort(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -2
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceError:
+    hint = "; free some space and merge again" if error.errno == errno.ENOSPC else ""
+    return ResourceError(f"{path}: cannot be written ({error.strerror}){hint}")
+
+
+class StateDictSink:
+    """Tensors in memory, under their output names.
+
+    Attributes:
+        tensors: the state dict, whole once the merge is done.
+    """
+
+    wants_digests = False
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        import torch
+
+        self.tensors: dict[str, torch.Tensor] = {
+            name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name))
+            for name, spec in specs.items()
+        }
+        self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """See :class:`Sink`."""
+        self._bytes[name][start : start + len(data)] = data
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def abort(self) -> None:
+        """Nothing to do."""
+
+
+class ModuleSink(StateDictSink):
+    """The parameters of a live model on the CPU, changed in place: the next forward pass sees the merge.
+
+    Raises:
+        MerganserError: when the model lacks a tensor of the merge, or has it in another dtype or shape.
+    """
+
+    def __init__(self, module: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> None:
+        own: dict[str, torch.Tensor] = dict(module.state_dict(keep_vars=False))
+        self.tensors = {}
+        for name, spec in specs.items():
+            tensor = own.get(name)
+            if tensor is None:
+                raise MerganserError(f"the live model has no tensor {name!r}")
+            found = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+            if found != str(spec) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+                raise MerganserError(f"the live model's tensor {name!r} is {found} on {tensor.device}, "
+                                     f"the merge's is {spec}; both must be alike, and on the CPU")
+            self.tensors[name] = tensor
+        self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
+
+
+def _bytes_of(tensor: torch.Tensor) -> Any:
+    import torch
+
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())

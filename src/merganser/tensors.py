@@ -1,0 +1,106 @@
+"""What a tensor is before it is read: its dtype and shape. The one dtype table of the package."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """A storage type of tensor elements.
+
+    Attributes:
+        name: torch's name, which is also the name used in recipes and ``config.json``.
+        tag: the name in a safetensors header.
+        itemsize: bytes an element.
+        floating: whether arithmetic on it makes sense; others are only ever copied.
+        mergeable: whether the engine can read it into numbers (fp8 needs its scales first).
+    """
+
+    name: str
+    tag: str
+    itemsize: int
+    floating: bool
+    mergeable: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DTYPES: tuple[DType, ...] = (
+    DType("bfloat16", "BF16", 2, True, True),
+    DType("float16", "F16", 2, True, True),
+    DType("float32", "F32", 4, True, True),
+    DType("float64", "F64", 8, True, True),
+    DType("float8_e4m3fn", "F8_E4M3", 1, True, False),
+    DType("float8_e5m2", "F8_E5M2", 1, True, False),
+    DType("float8_e8m0fnu", "F8_E8M0", 1, True, False),
+    DType("int64", "I64", 8, False, False),
+    DType("int32", "I32", 4, False, False),
+    DType("int16", "I16", 2, False, False),
+    DType("int8", "I8", 1, False, False),
+    DType("uint64", "U64", 8, False, False),
+    DType("uint32", "U32", 4, False, False),
+    DType("uint16", "U16", 2, False, False),
+    DType("uint8", "U8", 1, False, False),
+    DType("bool", "BOOL", 1, False, False),
+    DType("complex64", "C64", 8, False, False),
+)
+
+BY_NAME = {dtype.name: dtype for dtype in DTYPES}
+BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
+
+BFLOAT16 = BY_NAME["bfloat16"]
+FLOAT16 = BY_NAME["float16"]
+FLOAT32 = BY_NAME["float32"]
+FLOAT64 = BY_NAME["float64"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype and shape of a tensor, known from a header alone."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, stored without gaps."""
+        return self.numel * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}{list(self.shape)}"
+
+
+def parse_size(text: str | int) -> int:
+    """Read a number of bytes: ``5000000000``, ``5B`` (MergeKit's billion), ``5GB``, ``5GiB``, ``1.5G``.
+
+    Raises:
+        ValueError: when the text is no size.
+    """
+    if isinstance(text, int):
+        return text
+    digits = text.strip().rstrip("aABbgGiIkKmMtT")
+    unit = text.strip()[len(digits) :].lower()
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "b": 10**9}
+    units |= {f"{prefix}b": units[prefix] for prefix in "kmgt"}
+    units |= {f"{prefix}i{b}": 1024**power for power, prefix in enumerate("kmgt", 1) for b in ("", "b")}
+    try:
+        return int(float(digits) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no size; write it like 5GB, 512MB or 5GiB") from None
+
+
+def format_size(size: float) -> str:
+    """Write a number of bytes for people, in decimal units: ``3.55 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
