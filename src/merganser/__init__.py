@@ -40,7 +40,7 @@ _HOMES = {
     "MerganserError": "merganser.errors",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from merganser.checkpoints import open_checkpoint

@@ -67,8 +67,12 @@ class Architecture:
 def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Architecture:
     """Find layers and roles from tensor names, their shapes and the config."""
     stacks = _stacks(specs, layer_counts(config))
-    vocabularies = {value for section in sections(config) for key in VOCABULARY_KEYS
-                    if isinstance(value := section.get(key), int)}
+    vocabularies = {
+        value
+        for section in sections(config)
+        for key in VOCABULARY_KEYS
+        if isinstance(value := section.get(key), int)
+    }
     places = {}
     for name, spec in specs.items():
         stack = next((prefix for prefix in stacks if name.startswith(prefix)), None)
@@ -84,7 +88,9 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
 
 def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The config and those of its parts that describe a sub-model (``text_config`` …)."""
-    inner = [value for key, value in config.items() if key.endswith("config") and isinstance(value, dict)]
+    inner = [
+        value for key, value in config.items() if key.endswith("config") and isinstance(value, dict)
+    ]
     return [config, *inner]
 
 

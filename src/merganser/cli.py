@@ -62,20 +62,53 @@ def main() -> None:
 def _recipe_options(command: Command) -> Command:
     """Options that decide what a merge is."""
     options = [
-        click.option("--arithmetic", type=click.Choice(["exact", "mergekit", "mergekit-0.1.4"]), default=None,
-                     help="How numbers are computed: exactly (the default), or as a MergeKit release did."),
-        click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), default=None,
-                     help="How the result is rounded; stochastic keeps small differences, on average."),
-        click.option("--seed", "--random-seed", type=click.IntRange(0), default=None,
-                     help="Seed of stochastic rounding."),
-        click.option("--shard-size", "--out-shard-size", default="5GB", show_default=True, metavar="SIZE",
-                     help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes)."),
-        click.option("--lenient", "strictness", flag_value="lenient",
-                     help="Ignore keys that have no meaning, evident slips too, as MergeKit does."),
-        click.option("--strict", "strictness", flag_value="strict", help="Make every warning of the recipe an error."),
-        click.option("--methods", "method_files", multiple=True, metavar="FILE",
-                     type=click.Path(dir_okay=False, path_type=Path),
-                     help="Python file with merge methods of your own; it is run."),
+        click.option(
+            "--arithmetic",
+            type=click.Choice(["exact", "mergekit", "mergekit-0.1.4"]),
+            default=None,
+            help="How numbers are computed: exactly (the default), or as a MergeKit release did.",
+        ),
+        click.option(
+            "--rounding",
+            type=click.Choice(["nearest", "stochastic"]),
+            default=None,
+            help="How the result is rounded; stochastic keeps small differences, on average.",
+        ),
+        click.option(
+            "--seed",
+            "--random-seed",
+            type=click.IntRange(0),
+            default=None,
+            help="Seed of stochastic rounding.",
+        ),
+        click.option(
+            "--shard-size",
+            "--out-shard-size",
+            default="5GB",
+            show_default=True,
+            metavar="SIZE",
+            help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes).",
+        ),
+        click.option(
+            "--lenient",
+            "strictness",
+            flag_value="lenient",
+            help="Ignore keys that have no meaning, evident slips too, as MergeKit does.",
+        ),
+        click.option(
+            "--strict",
+            "strictness",
+            flag_value="strict",
+            help="Make every warning of the recipe an error.",
+        ),
+        click.option(
+            "--methods",
+            "method_files",
+            multiple=True,
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Python file with merge methods of your own; it is run.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -85,10 +118,23 @@ def _recipe_options(command: Command) -> Command:
 def _running_options(command: Command) -> Command:
     """Options that change how a merge runs, never what it gives."""
     options = [
-        click.option("-j", "--threads", "--num-threads", type=click.IntRange(1), default=None,
-                     help="Threads; by default as many as pay off."),
-        click.option("--memory", default=None, metavar="SIZE", help="Memory that the merge may take, such as 500MB."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and errors."),
+        click.option(
+            "-j",
+            "--threads",
+            "--num-threads",
+            type=click.IntRange(1),
+            default=None,
+            help="Threads; by default as many as pay off.",
+        ),
+        click.option(
+            "--memory",
+            default=None,
+            metavar="SIZE",
+            help="Memory that the merge may take, such as 500MB.",
+        ),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and errors."
+        ),
         click.option("-v", "--verbose", count=True, help="Tell more."),
     ]
     for option in reversed(options):
@@ -98,11 +144,15 @@ def _running_options(command: Command) -> Command:
 
 def _mergekit_flags(command: Command) -> Command:
     for name in MEANINGLESS:
-        command = click.option(f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True)(command)
+        command = click.option(
+            f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True
+        )(command)
     return click.option("--trust-remote-code/--no-trust-remote-code", hidden=True)(command)
 
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
 
 
 @main.command()
@@ -111,12 +161,28 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 @_recipe_options
 @_running_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
-@click.option("--sink", type=click.Choice(["folder", "null", "digest"]), default="folder", show_default=True,
-              help="Where the merge goes: OUT, nowhere, or into digests of its tensors.")
-@click.option("--public", is_flag=True, help="Write names instead of local paths into card, recipe and manifest.")
-@click.option("--card/--no-card", "--write-model-card/--no-write-model-card", "write_card", default=True,
-              help="Whether to write README.md.")
-@click.option("--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer.")
+@click.option(
+    "--sink",
+    type=click.Choice(["folder", "null", "digest"]),
+    default="folder",
+    show_default=True,
+    help="Where the merge goes: OUT, nowhere, or into digests of its tensors.",
+)
+@click.option(
+    "--public",
+    is_flag=True,
+    help="Write names instead of local paths into card, recipe and manifest.",
+)
+@click.option(
+    "--card/--no-card",
+    "--write-model-card/--no-write-model-card",
+    "write_card",
+    default=True,
+    help="Whether to write README.md.",
+)
+@click.option(
+    "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
+)
 @_mergekit_flags
 @_as_json
 def merge(config: Path, out: Path | None, **options: Any) -> None:
@@ -130,7 +196,9 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     sink = options.pop("sink")
     if (out is None) == (sink == "folder"):
-        raise click.UsageError("give the output folder OUT" if out is None else f"--sink {sink} takes no OUT")
+        raise click.UsageError(
+            "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"
+        )
     _common(options)
     with _progress(quiet or as_json) as on_event:
         if out is not None:
@@ -145,8 +213,13 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     for warning in result.manifest["warnings"]:
         click.echo(f"merganser: warning: {warning}", err=True)
     if as_json:
-        _print_json({"out": str(result.folder) if result.folder else None, "timings": result.timings,
-                     **result.manifest})
+        _print_json(
+            {
+                "out": str(result.folder) if result.folder else None,
+                "timings": result.timings,
+                **result.manifest,
+            }
+        )
     elif sink == "digest":
         for name, digest in result.manifest["tensors"].items():
             click.echo(f"{digest}  {name}")
@@ -195,8 +268,14 @@ def inspect(model: str, as_json: bool) -> None:
 
 @main.command("methods")
 @click.argument("name", required=False)
-@click.option("--methods", "method_files", multiple=True, metavar="FILE",
-              type=click.Path(dir_okay=False, path_type=Path), help="Python file with merge methods of your own.")
+@click.option(
+    "--methods",
+    "method_files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Python file with merge methods of your own.",
+)
 @_as_json
 def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
     """List the merge methods, or tell all about the one called NAME."""
@@ -226,7 +305,9 @@ def schema() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--recompute", is_flag=True, help="Merge again from the inputs, and compare that too.")
+@click.option(
+    "--recompute", is_flag=True, help="Merge again from the inputs, and compare that too."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
 @_as_json
 def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
@@ -242,7 +323,10 @@ def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
     if problems:
         raise click.exceptions.Exit(3)
     if not quiet and not as_json:
-        click.echo(f"{folder}: every tensor is what was merged" + (", and what its inputs give" if recompute else ""))
+        click.echo(
+            f"{folder}: every tensor is what was merged"
+            + (", and what its inputs give" if recompute else "")
+        )
 
 
 def _common(options: dict[str, Any]) -> None:
@@ -264,7 +348,7 @@ def _print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
-class _progress:  # noqa: N801
+class _progress:
     """A bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
 
     def __init__(self, quiet: bool) -> None:

@@ -47,9 +47,14 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
     name = f"{repository}@{revision}" if revision else repository
     try:  # what is in the cache needs no network, and is what was used the last time
-        return Path(snapshot_download(
-            repository, revision=revision, allow_patterns=_WANTED, local_files_only=constants.HF_HUB_OFFLINE
-        ))
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=_WANTED,
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser import __version__, engine
-
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.engine.events import Listener, ignore
 from merganser.errors import OutputExistsError, ResourceError
@@ -91,8 +90,14 @@ def merge(
     began = time.perf_counter()
     folder = Path(out)
     _refuse_existing(folder, force)
-    decided = plan(config, arithmetic=arithmetic, rounding=rounding, seed=seed, shard_size=shard_size,
-                   strictness=strictness)
+    decided = plan(
+        config,
+        arithmetic=arithmetic,
+        rounding=rounding,
+        seed=seed,
+        shard_size=shard_size,
+        strictness=strictness,
+    )
     _refuse_overlap(decided, folder)
     _check_space(decided, folder)
     planned = time.perf_counter()
@@ -102,7 +107,9 @@ def merge(
         sink = SafetensorsSink(partial, decided.shards)
         [outcome] = engine.run([decided], [sink], threads=threads, memory=memory, on_event=on_event)
         merged = time.perf_counter()
-        made = _finish_folder(decided, outcome, partial, folder.name, public, write_card, copy_tokenizer)
+        made = _finish_folder(
+            decided, outcome, partial, folder.name, public, write_card, copy_tokenizer
+        )
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -114,8 +121,13 @@ def merge(
 
 
 def run_dry(
-    config: Config, sink: Sink | None = None, *, threads: int | None = None, memory: int | None = None,
-    on_event: Listener = ignore, **options: Any,
+    config: Config,
+    sink: Sink | None = None,
+    *,
+    threads: int | None = None,
+    memory: int | None = None,
+    on_event: Listener = ignore,
+    **options: Any,
 ) -> MergeResult:
     """Run a merge into a sink that is no folder: the null sink by default, to measure the engine.
 
@@ -129,7 +141,9 @@ def run_dry(
     decided = plan(config, **options)
     planned = time.perf_counter()
     try:
-        [outcome] = engine.run([decided], [sink or NullSink()], threads=threads, memory=memory, on_event=on_event)
+        [outcome] = engine.run(
+            [decided], [sink or NullSink()], threads=threads, memory=memory, on_event=on_event
+        )
     finally:
         _close(decided)
     done = time.perf_counter()
@@ -137,7 +151,9 @@ def run_dry(
     return MergeResult(None, decided, outcome, made, _timings(began, planned, done, done))
 
 
-def verify(folder: str | Path, *, recompute: bool = False, on_event: Listener = ignore) -> list[str]:
+def verify(
+    folder: str | Path, *, recompute: bool = False, on_event: Listener = ignore
+) -> list[str]:
     """Check a merged folder against its manifest.
 
     Args:
@@ -155,13 +171,24 @@ def verify(folder: str | Path, *, recompute: bool = False, on_event: Listener = 
     stated = manifest.read(path)
     reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
     checkpoint = open_checkpoint(path)
-    found = run_dry(reading, DigestSink(), on_event=on_event, strictness="lenient",
-                    checkpoints={str(path): checkpoint})
+    found = run_dry(
+        reading,
+        DigestSink(),
+        on_event=on_event,
+        strictness="lenient",
+        checkpoints={str(path): checkpoint},
+    )
     problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute:
-        again = run_dry(path / "mergekit_config.yml", DigestSink(), on_event=on_event,
-                        arithmetic=stated["arithmetic"], rounding=stated["rounding"], seed=stated["seed"],
-                        strictness="lenient")
+        again = run_dry(
+            path / "mergekit_config.yml",
+            DigestSink(),
+            on_event=on_event,
+            arithmetic=stated["arithmetic"],
+            rounding=stated["rounding"],
+            seed=stated["seed"],
+            strictness="lenient",
+        )
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
         problems += [f"merged again from the inputs: {problem}" for problem in different]
     return problems
@@ -204,11 +231,16 @@ def merge_state_dicts(
         own |= {name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)}
         entries.append({"model": f"model {i}", "parameters": own})
     data: dict[str, Any] = {
-        "merge_method": method, "models": entries, "dtype": dtype,
-        "parameters": {name: value for name, value in shared.items() if not isinstance(value, list | tuple)},
+        "merge_method": method,
+        "models": entries,
+        "dtype": dtype,
+        "parameters": {
+            name: value for name, value in shared.items() if not isinstance(value, list | tuple)
+        },
     }
     checkpoints: dict[str, Checkpoint] = {
-        f"model {i}": MemoryCheckpoint(model, f"model {i}") for i, model in enumerate(models)}
+        f"model {i}": MemoryCheckpoint(model, f"model {i}") for i, model in enumerate(models)
+    }
     if base is not None:
         data["base_model"] = "base"
         checkpoints["base"] = MemoryCheckpoint(base, "base")
@@ -218,15 +250,26 @@ def merge_state_dicts(
     return sink.tensors
 
 
-def merge_tensors(tensors: Sequence[torch.Tensor], method: str, *, base: torch.Tensor | None = None,
-                  **options: Any) -> torch.Tensor:
+def merge_tensors(
+    tensors: Sequence[torch.Tensor],
+    method: str,
+    *,
+    base: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
     """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
-    merged = merge_state_dicts([{"tensor": t} for t in tensors], method,
-                               base=None if base is None else {"tensor": base}, **options)
+    merged = merge_state_dicts(
+        [{"tensor": t} for t in tensors],
+        method,
+        base=None if base is None else {"tensor": base},
+        **options,
+    )
     return merged["tensor"]
 
 
-def blend(module: torch.nn.Module, decided: Plan, *, threads: int | None = None, report: bool = False) -> engine.Outcome:
+def blend(
+    module: torch.nn.Module, decided: Plan, *, threads: int | None = None, report: bool = False
+) -> engine.Outcome:
     """Write a merge into a live model on the CPU: the next forward pass sees it.
 
     Args:
@@ -250,14 +293,18 @@ def _refuse_existing(folder: Path, force: bool) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputExistsError(f"{folder}: is there already, and is no folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise OutputExistsError(f"{folder}: is there already and not empty; choose another name, or give --force")
+        raise OutputExistsError(
+            f"{folder}: is there already and not empty; choose another name, or give --force"
+        )
 
 
 def _refuse_overlap(decided: Plan, folder: Path) -> None:
     target = folder.resolve()
     for source in decided.sources:
         path = source.checkpoint.path
-        if path is not None and (path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve())):
+        if path is not None and (
+            path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve())
+        ):
             raise OutputExistsError(f"{folder}: lies in the input {source.reference}, or holds it")
 
 
@@ -267,7 +314,9 @@ def _check_space(decided: Plan, folder: Path) -> None:
         parent = parent.parent
     free, needed = shutil.disk_usage(parent).free, decided.output_bytes + 64 * 2**20
     if free < needed:
-        raise ResourceError(f"{parent}: has {format_size(free)} free, and the merge needs {format_size(needed)}")
+        raise ResourceError(
+            f"{parent}: has {format_size(free)} free, and the merge needs {format_size(needed)}"
+        )
 
 
 def _make_empty(folder: Path) -> None:
@@ -280,14 +329,21 @@ def _make_empty(folder: Path) -> None:
 
 
 def _finish_folder(
-    decided: Plan, outcome: engine.Outcome, folder: Path, title: str, public: bool, write_card: bool,
+    decided: Plan,
+    outcome: engine.Outcome,
+    folder: Path,
+    title: str,
+    public: bool,
+    write_card: bool,
     copy_tokenizer: bool,
 ) -> dict[str, Any]:
     """All but the weights."""
     if len(decided.shards) > 1:
         index = {
-            "metadata": {"total_size": sum(j.spec.nbytes for j in decided.jobs),
-                         "total_parameters": decided.parameters},
+            "metadata": {
+                "total_size": sum(j.spec.nbytes for j in decided.jobs),
+                "total_parameters": decided.parameters,
+            },
             "weight_map": {name: shard.file for shard in decided.shards for name in shard.offsets},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -339,6 +395,10 @@ def _close(decided: Plan) -> None:
 
 
 def _timings(began: float, planned: float, merged: float, done: float) -> dict[str, float]:
-    phases = {"plan_s": planned - began, "engine_s": merged - planned, "finish_s": done - merged,
-              "total_s": done - began}
+    phases = {
+        "plan_s": planned - began,
+        "engine_s": merged - planned,
+        "finish_s": done - merged,
+        "total_s": done - began,
+    }
     return {name: round(seconds, 3) for name, seconds in phases.items()}

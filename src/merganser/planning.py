@@ -221,8 +221,12 @@ class _Planner:
     """The steps of :func:`build` over what they share: the recipe, its sources and its warnings."""
 
     def __init__(
-        self, parsed: ParsedRecipe, checkpoints: Mapping[str, Checkpoint], arithmetic: Arithmetic,
-        rounding: Rounding, seed: int,
+        self,
+        parsed: ParsedRecipe,
+        checkpoints: Mapping[str, Checkpoint],
+        arithmetic: Arithmetic,
+        rounding: Rounding,
+        seed: int,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
@@ -236,7 +240,9 @@ class _Planner:
         self.method = self._find_method()
         self._check_parameter_names()
         self.references = self._references()
-        self.sources = tuple(self._open(r, path, checkpoints) for r, path in self.references.values())
+        self.sources = tuple(
+            self._open(r, path, checkpoints) for r, path in self.references.values()
+        )
         self.index = {text: i for i, text in enumerate(self.references)}
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
@@ -261,8 +267,14 @@ class _Planner:
         if method is None:
             known = methods.names()
             hint = _nearest(name, known) or f"known are {', '.join(known)}"
-            raise self.parsed.error(f"merge_method: there is no method {name!r}; {hint}", ("merge_method",))
-        if self.arithmetic == "mergekit-0.1.4" and method.arithmetic != self.arithmetic and name != "passthrough":
+            raise self.parsed.error(
+                f"merge_method: there is no method {name!r}; {hint}", ("merge_method",)
+            )
+        if (
+            self.arithmetic == "mergekit-0.1.4"
+            and method.arithmetic != self.arithmetic
+            and name != "passthrough"
+        ):
             raise self.parsed.error(
                 f"merge_method: {name} is not supported in the arithmetic of MergeKit 0.1.4 yet; linear is",
                 ("merge_method",),
@@ -282,8 +294,11 @@ class _Planner:
                 elif parameter is None:
                     self.warnings.append(self.parsed.oddity(name, here, known, where))
                 elif per_model and not parameter.per_model:
-                    self._warn(here, f"{name} is one number for all models; under a model it is ignored, "
-                                     "as MergeKit does: put it under the recipe's own parameters")
+                    self._warn(
+                        here,
+                        f"{name} is one number for all models; under a model it is ignored, "
+                        "as MergeKit does: put it under the recipe's own parameters",
+                    )
 
     def _parameter_blocks(self) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
         yield ("parameters",), self.recipe.parameters, False
@@ -311,17 +326,25 @@ class _Planner:
             found[model.model.text] = model.model, path
         for i, piece in enumerate(self.recipe.slices or []):
             for j, source in enumerate(piece.sources):
-                found.setdefault(source.model.text, (source.model, ("slices", i, "sources", j, "model")))
+                found.setdefault(
+                    source.model.text, (source.model, ("slices", i, "sources", j, "model"))
+                )
             if piece.base_model is not None:
-                found.setdefault(piece.base_model.text, (piece.base_model, ("slices", i, "base_model")))
+                found.setdefault(
+                    piece.base_model.text, (piece.base_model, ("slices", i, "base_model"))
+                )
         if self.recipe.base_model is not None:
             base = self.recipe.base_model
             found.setdefault(base.text, (base, ("base_model",)))
         return found
 
-    def _open(self, reference: ModelReference, path: Path, given: Mapping[str, Checkpoint]) -> Source:
+    def _open(
+        self, reference: ModelReference, path: Path, given: Mapping[str, Checkpoint]
+    ) -> Source:
         if reference.adapter is not None:
-            raise self.parsed.error(f"{key_name(path)}: adapters ({reference}) are not supported yet", path)
+            raise self.parsed.error(
+                f"{key_name(path)}: adapters ({reference}) are not supported yet", path
+            )
         checkpoint = given.get(reference.text)
         if checkpoint is None:
             folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
@@ -343,11 +366,14 @@ class _Planner:
         if self.base is not None and self.base not in [entry.source for entry in listed]:
             listed.append(_Entry(self.base, "", ("base_model",), {}))
         names = dict.fromkeys(
-            name for source in (self.donor, *range(len(self.sources)))
+            name
+            for source in (self.donor, *range(len(self.sources)))
             for name in self.sources[source].checkpoint.specs
         )
         places = {
-            name: place for source in reversed(self.sources) for name, place in source.architecture.places.items()
+            name: place
+            for source in reversed(self.sources)
+            for name, place in source.architecture.places.items()
         } | dict(self.sources[self.donor].architecture.places)
         stacks = {k: v for source in self.sources for k, v in source.architecture.stacks.items()}
         levels = ((("parameters",), self.recipe.parameters),)
@@ -362,28 +388,46 @@ class _Planner:
     def _present(self, name: str, place: Place, listed: Sequence[_Entry]) -> tuple[_Entry, ...]:
         """The inputs that have a tensor; a model without a head of its own lends its embedding."""
         own = [name in self.sources[entry.source].checkpoint.specs for entry in listed]
-        if place.role == "head" and all(
-            ties_embeddings(self.sources[entry.source].checkpoint.config) for entry in listed
-        ) and self._embedding(listed[0].source) is not None:
+        if (
+            place.role == "head"
+            and all(
+                ties_embeddings(self.sources[entry.source].checkpoint.config) for entry in listed
+            )
+            and self._embedding(listed[0].source) is not None
+        ):
             self.missing_tied.add(name)  # a second copy of the embedding, as verl writes it
             return ()
         entries = []
         for entry, has in zip(listed, own, strict=True):
             actual: str | None = name if has else None
             source = self.sources[entry.source]
-            if actual is None and place.role == "head" and ties_embeddings(source.checkpoint.config):
+            if (
+                actual is None
+                and place.role == "head"
+                and ties_embeddings(source.checkpoint.config)
+            ):
                 actual = self._embedding(entry.source)
             if actual is None:
-                owner = self.sources[listed[own.index(True)].source].reference if True in own else None
-                raise InputError(f"{source.reference}: has no tensor {name!r}, which {owner} has; "
-                                 "models of different architectures cannot be merged")
+                owner = (
+                    self.sources[listed[own.index(True)].source].reference if True in own else None
+                )
+                raise InputError(
+                    f"{source.reference}: has no tensor {name!r}, which {owner} has; "
+                    "models of different architectures cannot be merged"
+                )
             entries.append(_Entry(entry.source, actual, entry.path, entry.parameters))
         return tuple(entries)
 
     def _embedding(self, source: int) -> str | None:
         places = self.sources[source].architecture.places
-        return next((name for name, place in places.items()
-                     if place.role == "embedding" and name.endswith("weight")), None)
+        return next(
+            (
+                name
+                for name, place in places.items()
+                if place.role == "embedding" and name.endswith("weight")
+            ),
+            None,
+        )
 
     def _slices(self) -> Iterator[_Group]:
         """Layer stacks: what comes before the layers from the first slice's models, what comes
@@ -402,19 +446,32 @@ class _Planner:
                     path: Path = ("slices", i, "sources", j, "layer_range")
                     raise self.parsed.error(
                         f"{key_name(path)}: {list(source.layer_range)} reaches beyond the {depth} layers "
-                        f"of {source.model} (ranges are half-open and count from 0)", path)
+                        f"of {source.model} (ranges are half-open and count from 0)",
+                        path,
+                    )
             length = piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]
-            templates = [place for place in first.places.values()
-                         if place.stack == stack and place.layer is not None]
+            templates = [
+                place
+                for place in first.places.values()
+                if place.stack == stack and place.layer is not None
+            ]
             for offset in range(length):
-                layers = tuple((index, source.layer_range[0] + offset)
-                               for source, index in zip(piece.sources, indices, strict=True))
+                layers = tuple(
+                    (index, source.layer_range[0] + offset)
+                    for source, index in zip(piece.sources, indices, strict=True)
+                )
                 output = len(self.layers)
                 self.layers.append(layers)
                 for place in templates:
                     if place.layer == layers[0][1]:
-                        yield self._slice_group(i, place.name_at(output), place, output,
-                                                _position(offset, length), [layer for _, layer in layers])
+                        yield self._slice_group(
+                            i,
+                            place.name_at(output),
+                            place,
+                            output,
+                            _position(offset, length),
+                            [layer for _, layer in layers],
+                        )
             if i == len(slices) - 1:
                 yield from self._outside_layers(i, after=True)
 
@@ -425,7 +482,13 @@ class _Planner:
                 yield self._slice_group(i, name, place, None, 0.0, None)
 
     def _slice_group(
-        self, i: int, output: str, place: Place, layer: int | None, position: float, layers: list[int] | None
+        self,
+        i: int,
+        output: str,
+        place: Place,
+        layer: int | None,
+        position: float,
+        layers: list[int] | None,
     ) -> _Group:
         piece = (self.recipe.slices or [])[i]
         entries = []
@@ -439,9 +502,19 @@ class _Planner:
             path = ("slices", i, "sources", j, "parameters")
             entries.append(_Entry(index, name, path, source.parameters))
         base = piece.base_model or self.recipe.base_model
-        levels = ((("slices", i, "parameters"), piece.parameters), (("parameters",), self.recipe.parameters))
-        return _Group(output, place, layer, position, tuple(entries),
-                      self.index[base.text] if base is not None else None, levels)
+        levels = (
+            (("slices", i, "parameters"), piece.parameters),
+            (("parameters",), self.recipe.parameters),
+        )
+        return _Group(
+            output,
+            place,
+            layer,
+            position,
+            tuple(entries),
+            self.index[base.text] if base is not None else None,
+            levels,
+        )
 
     # -- from groups to jobs ------------------------------------------------------------------
 
@@ -450,17 +523,34 @@ class _Planner:
         specs = [self.sources[e.source].checkpoint.specs[e.name] for e in entries]
         for entry, spec in zip(entries, specs, strict=True):
             if spec.shape != specs[0].shape:
-                hint = "; their vocabularies differ" if group.place.role in ("embedding", "head") else ""
+                hint = (
+                    "; their vocabularies differ"
+                    if group.place.role in ("embedding", "head")
+                    else ""
+                )
                 raise InputError(
                     f"{self.sources[entry.source].reference}: tensor {entry.name!r} is {list(spec.shape)}, but "
-                    f"{list(specs[0].shape)} in {self.sources[entries[0].source].reference}{hint}")
+                    f"{list(specs[0].shape)} in {self.sources[entries[0].source].reference}{hint}"
+                )
             if spec.dtype.floating and not spec.dtype.mergeable:
-                raise InputError(f"{self.sources[entry.source].reference}: tensor {entry.name!r} is "
-                                 f"{spec.dtype}, which is not supported yet")
+                raise InputError(
+                    f"{self.sources[entry.source].reference}: tensor {entry.name!r} is "
+                    f"{spec.dtype}, which is not supported yet"
+                )
         reads = tuple(Read(entry.source, entry.name) for entry in entries)
         if not all(spec.dtype.floating for spec in specs):
-            return TensorJob(group.name, specs[0], reads, "copy", {}, None, FLOAT32, None,
-                             group.layer, group.place.role)
+            return TensorJob(
+                group.name,
+                specs[0],
+                reads,
+                "copy",
+                {},
+                None,
+                FLOAT32,
+                None,
+                group.layer,
+                group.place.role,
+            )
         numbers = self._numbers(group, entries)
         promoted = _promote([spec.dtype for spec in specs])
         given = self.recipe.dtype
@@ -478,8 +568,18 @@ class _Planner:
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
             name = "copy"
-        return TensorJob(group.name, TensorSpec(out, specs[0].shape), reads, name, numbers, combination,
-                         work, cast, group.layer, group.place.role)
+        return TensorJob(
+            group.name,
+            TensorSpec(out, specs[0].shape),
+            reads,
+            name,
+            numbers,
+            combination,
+            work,
+            cast,
+            group.layer,
+            group.place.role,
+        )
 
     def _base_first(self, group: _Group) -> tuple[_Entry, ...]:
         """Check the number of inputs, and put the base first where the method has one."""
@@ -493,16 +593,28 @@ class _Planner:
                 path = ("base_model",) if self.recipe.base_model else ("merge_method",)
                 raise self.parsed.error(
                     f"{method.name} works on differences to a base model: "
-                    + ("list base_model among each slice's sources" if group.base is not None
-                       else "give base_model"), path)
+                    + (
+                        "list base_model among each slice's sources"
+                        if group.base is not None
+                        else "give base_model"
+                    ),
+                    path,
+                )
             entries = (*of_base, *(e for e in entries if e.source != group.base))
             models = len(entries) - len(of_base)
         if models < least or (most is not None and models > most):
-            wanted = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+            wanted = (
+                f"{least}"
+                if most == least
+                else f"at least {least}"
+                if most is None
+                else f"{least} to {most}"
+            )
             beside = " beside the base" if method.base != "none" else ""
             raise self.parsed.error(
                 f"{method.name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, not {models}",
-                ("slices",) if self.recipe.slices else ("models",))
+                ("slices",) if self.recipe.slices else ("models",),
+            )
         return entries
 
     def _numbers(self, group: _Group, entries: Sequence[_Entry]) -> dict[str, Any]:
@@ -512,23 +624,38 @@ class _Planner:
         for parameter in self.method.parameters:
             if parameter.per_model:
                 numbers[parameter.argument] = tuple(
-                    self._value(parameter, group, entry.name, ((entry.path, entry.parameters), *group.parameters),
-                                entry)
-                    for entry in models)
+                    self._value(
+                        parameter,
+                        group,
+                        entry.name,
+                        ((entry.path, entry.parameters), *group.parameters),
+                        entry,
+                    )
+                    for entry in models
+                )
             else:
-                numbers[parameter.argument] = self._value(parameter, group, group.name, group.parameters, None)
+                numbers[parameter.argument] = self._value(
+                    parameter, group, group.name, group.parameters, None
+                )
         return numbers
 
     def _value(
-        self, parameter: Parameter, group: _Group, name: str,
-        levels: Sequence[tuple[Path, Mapping[str, Setting]]], entry: _Entry | None,
+        self,
+        parameter: Parameter,
+        group: _Group,
+        name: str,
+        levels: Sequence[tuple[Path, Mapping[str, Setting]]],
+        entry: _Entry | None,
     ) -> Any:
         for path, parameters in levels:
             setting = parameters.get(parameter.name)
             if setting is None:
                 continue
             self.used_filters.update(
-                ((*path, parameter.name), k) for k, rule in enumerate(setting.rules) if rule.matches(name))
+                ((*path, parameter.name), k)
+                for k, rule in enumerate(setting.rules)
+                if rule.matches(name)
+            )
             value = setting.at(name, group.position)
             if value is None:
                 continue
@@ -542,7 +669,9 @@ class _Planner:
             path = entry.path if entry else ("merge_method",)
             raise self.parsed.error(
                 f"{self.method.name} needs the parameter {parameter.name!r}{whose}, and nothing gives it "
-                f"for tensor {name!r}", path)
+                f"for tensor {name!r}",
+                path,
+            )
         return parameter.default
 
     def _combination(self, group: _Group, numbers: Mapping[str, Any]) -> Combination | None:
@@ -551,10 +680,14 @@ class _Planner:
         try:
             combination: Combination = self.method.function(**numbers)
         except ValueError as error:
-            raise self.parsed.error(f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)) from None
+            raise self.parsed.error(
+                f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
+            ) from None
         if not all(math.isfinite(c) for c in (*combination.coefficients, combination.divisor)):
-            raise self.parsed.error(f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
-                                    ("parameters",))
+            raise self.parsed.error(
+                f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
+                ("parameters",),
+            )
         return combination
 
     # -- the whole ----------------------------------------------------------------------------
@@ -575,16 +708,34 @@ class _Planner:
         layers = tuple(self.layers) if self.recipe.slices is not None else None
         tied = not any(job.role == "head" for job in jobs)
         shards = tuple(_shards(jobs, shard_size))
-        return Plan(self.parsed, self.method, self.sources, self.base, self.donor, tuple(jobs), shards, dtype,
-                    self.arithmetic, self.rounding, self.seed, layers, tied, tuple(self.warnings),
-                    self._digest(jobs, shards))
+        return Plan(
+            self.parsed,
+            self.method,
+            self.sources,
+            self.base,
+            self.donor,
+            tuple(jobs),
+            shards,
+            dtype,
+            self.arithmetic,
+            self.rounding,
+            self.seed,
+            layers,
+            tied,
+            tuple(self.warnings),
+            self._digest(jobs, shards),
+        )
 
     def _report_idle_filters(self) -> None:
         for path, parameters, _ in self._parameter_blocks():
             for name, setting in parameters.items():
                 for k, rule in enumerate(setting.rules):
                     here = (*path, name)
-                    if rule.filter and self.method.parameter(name) and (here, k) not in self.used_filters:
+                    if (
+                        rule.filter
+                        and self.method.parameter(name)
+                        and (here, k) not in self.used_filters
+                    ):
                         self._warn(here, f"the filter {rule.filter!r} matches no tensor")
 
     def _digest(self, jobs: Sequence[TensorJob], shards: Sequence[Shard]) -> str:
@@ -594,8 +745,18 @@ class _Planner:
             "arithmetic": self.arithmetic,
             "rounding": self.rounding,
             "seed": self.seed if self.rounding == "stochastic" else 0,
-            "jobs": [[job.name, job.spec.dtype.name, job.spec.shape, [[r.source, r.name] for r in job.reads],
-                      job.method, job.numbers, job.cast and job.cast.name] for job in jobs],
+            "jobs": [
+                [
+                    job.name,
+                    job.spec.dtype.name,
+                    job.spec.shape,
+                    [[r.source, r.name] for r in job.reads],
+                    job.method,
+                    job.numbers,
+                    job.cast and job.cast.name,
+                ]
+                for job in jobs
+            ],
             "shards": [hashlib.sha256(shard.header).hexdigest() for shard in shards],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -603,7 +764,9 @@ class _Planner:
 
 def default_threads() -> int:
     """As many threads as pay off: some wait for the disk while others compute."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    )
     return min(32, 2 * cores)
 
 
@@ -618,8 +781,12 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     for plan in plans:
         whole = not plan.method.combination and not plan.method.elementwise
         for job in plan.jobs:
-            elements = job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
-            reads = sum(plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads)
+            elements = (
+                job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
+            )
+            reads = sum(
+                plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads
+            )
             in_torch = job.method != "copy" and (job.combination is None or job.cast is not None)
             numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
@@ -639,20 +806,42 @@ def describe(plan: Plan) -> dict[str, Any]:
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
         "models": [
-            {"reference": s.reference.text, "base": i == plan.base, "donor": i == plan.donor,
-             "tensors": len(s.checkpoint.specs), "layers": s.architecture.depth,
-             "header_digest": s.checkpoint.header_digest}
+            {
+                "reference": s.reference.text,
+                "base": i == plan.base,
+                "donor": i == plan.donor,
+                "tensors": len(s.checkpoint.specs),
+                "layers": s.architecture.depth,
+                "header_digest": s.checkpoint.header_digest,
+            }
             for i, s in enumerate(plan.sources)
         ],
-        "layers": None if plan.layers is None else [
-            [{"model": plan.sources[source].reference.text, "layer": layer} for source, layer in sources]
+        "layers": None
+        if plan.layers is None
+        else [
+            [
+                {"model": plan.sources[source].reference.text, "layer": layer}
+                for source, layer in sources
+            ]
             for sources in plan.layers
         ],
-        "shards": [{"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards],
+        "shards": [
+            {"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards
+        ],
         "tensors": [
-            {"name": job.name, "role": job.role, "layer": job.layer, "dtype": job.spec.dtype.name,
-             "shape": list(job.spec.shape), "method": job.method, "numbers": dict(job.numbers),
-             "inputs": [{"model": plan.sources[r.source].reference.text, "tensor": r.name} for r in job.reads]}
+            {
+                "name": job.name,
+                "role": job.role,
+                "layer": job.layer,
+                "dtype": job.spec.dtype.name,
+                "shape": list(job.spec.shape),
+                "method": job.method,
+                "numbers": dict(job.numbers),
+                "inputs": [
+                    {"model": plan.sources[r.source].reference.text, "tensor": r.name}
+                    for r in job.reads
+                ],
+            }
             for job in plan.jobs
         ],
         "warnings": list(plan.warnings),
@@ -704,7 +893,11 @@ def _shards(jobs: Sequence[TensorJob], limit: int) -> Iterator[Shard]:
         runs[-1].append(job)
         size += job.spec.nbytes
     for i, run in enumerate(runs, 1):
-        file = "model.safetensors" if len(runs) == 1 else f"model-{i:05d}-of-{len(runs):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(runs) == 1
+            else f"model-{i:05d}-of-{len(runs):05d}.safetensors"
+        )
         yield _shard(file, run)
 
 
@@ -716,10 +909,14 @@ def _shard(file: str, jobs: Sequence[TensorJob]) -> Shard:
         begins[job.name] = position
         end = position + job.spec.nbytes
         entries[job.name] = {
-            "dtype": job.spec.dtype.tag, "shape": list(job.spec.shape), "data_offsets": [position, end]
+            "dtype": job.spec.dtype.tag,
+            "shape": list(job.spec.shape),
+            "data_offsets": [position, end],
         }
         position = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    return Shard(file, header, {n: len(header) + b for n, b in begins.items()}, len(header) + position)
+    return Shard(
+        file, header, {n: len(header) + b for n, b in begins.items()}, len(header) + position
+    )

@@ -192,7 +192,9 @@ class _ShardFile:
                 count = os.pwrite(self._descriptor, view, position)
                 view, position = view[count:], position + count
         except OSError as error:
-            if error.errno == errno.EINVAL and self._direct:  # direct I/O is refused at this address
+            if (
+                error.errno == errno.EINVAL and self._direct
+            ):  # direct I/O is refused at this address
                 self._direct = False
                 import fcntl
 
@@ -281,8 +283,10 @@ class ModuleSink(StateDictSink):
                 raise MerganserError(f"the live model has no tensor {name!r}")
             found = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
             if found != str(spec) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-                raise MerganserError(f"the live model's tensor {name!r} is {found} on {tensor.device}, "
-                                     f"the merge's is {spec}; both must be alike, and on the CPU")
+                raise MerganserError(
+                    f"the live model's tensor {name!r} is {found} on {tensor.device}, "
+                    f"the merge's is {spec}; both must be alike, and on the CPU"
+                )
             self.tensors[name] = tensor
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
 
@@ -290,4 +294,4 @@ class ModuleSink(StateDictSink):
 def _bytes_of(tensor: torch.Tensor) -> Any:
     import torch
 
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

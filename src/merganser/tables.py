@@ -36,10 +36,20 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("merging"), BarColumn(), TaskProgressColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[tensor]}"), console=self.console, transient=True,
-        ) if self.console.is_terminal else None
+        self.progress = (
+            Progress(
+                TextColumn("merging"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[tensor]}"),
+                console=self.console,
+                transient=True,
+            )
+            if self.console.is_terminal
+            else None
+        )
         self.task: Any = None
         self.total = 0
         self.began = self.written = time.monotonic()
@@ -55,7 +65,9 @@ class ProgressBar:
                 self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
         elif isinstance(event, Merged):
             if self.progress is not None:
-                self.progress.update(self.task, completed=event.done_bytes, tensor=escape(event.tensor))
+                self.progress.update(
+                    self.task, completed=event.done_bytes, tensor=escape(event.tensor)
+                )
             elif time.monotonic() - self.written > LINE_SECONDS:
                 self._line(event.done_bytes)
         elif isinstance(event, Finished):
@@ -65,8 +77,10 @@ class ProgressBar:
         self.written = time.monotonic()
         rate = done / (self.written - self.began)
         left = (self.total - done) / rate if rate else 0.0
-        self.console.print(f"merging: {done / max(self.total, 1):.0%}, {format_size(rate)}/s, {left:.0f} s left",
-                           highlight=False)
+        self.console.print(
+            f"merging: {done / max(self.total, 1):.0%}, {format_size(rate)}/s, {left:.0f} s left",
+            highlight=False,
+        )
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -77,15 +91,31 @@ class ProgressBar:
 def show_plan(plan: Plan, *, verbose: bool = False) -> None:
     """Print a plan for people."""
     console = _console()
-    models = Table(title=f"{escape(plan.method.title)} merge", title_justify="left", box=None, pad_edge=False)
+    models = Table(
+        title=f"{escape(plan.method.title)} merge", title_justify="left", box=None, pad_edge=False
+    )
     for column in ("", "model", "layers", "tensors", "dtypes", "size"):
-        models.add_column(column, justify="right" if column in ("layers", "tensors", "size") else "left")
+        models.add_column(
+            column, justify="right" if column in ("layers", "tensors", "size") else "left"
+        )
     for i, source in enumerate(plan.sources):
         specs = source.checkpoint.specs
         dtypes = ", ".join(dict.fromkeys(spec.dtype.name for spec in specs.values()))
-        role = "base" if i == plan.base else "config" if i == plan.donor and len(plan.sources) > 1 else ""
-        models.add_row(role, escape(source.reference.text), str(source.architecture.depth or "–"), str(len(specs)),
-                       dtypes, format_size(sum(spec.nbytes for spec in specs.values())))
+        role = (
+            "base"
+            if i == plan.base
+            else "config"
+            if i == plan.donor and len(plan.sources) > 1
+            else ""
+        )
+        models.add_row(
+            role,
+            escape(source.reference.text),
+            str(source.architecture.depth or "–"),
+            str(len(specs)),
+            dtypes,
+            format_size(sum(spec.nbytes for spec in specs.values())),
+        )
     console.print(models)
     console.print()
     console.print(_jobs_table(plan, verbose))
@@ -94,17 +124,25 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         console.print(_layers_table(plan))
         console.print()
     how = f"{plan.arithmetic} arithmetic, rounding to {plan.rounding}" + (
-        f" (seed {plan.seed})" if plan.rounding == "stochastic" else "")
+        f" (seed {plan.seed})" if plan.rounding == "stochastic" else ""
+    )
     if plan.rounding == "stochastic":
         how = f"{plan.arithmetic} arithmetic, stochastic rounding (seed {plan.seed})"
-    files = plan.shards[0].file if len(plan.shards) == 1 else f"{len(plan.shards)} files, {plan.shards[0].file} …"
+    files = (
+        plan.shards[0].file
+        if len(plan.shards) == 1
+        else f"{len(plan.shards)} files, {plan.shards[0].file} …"
+    )
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("output", f"{plan.parameters:,} parameters, {plan.dtype}, {how}"),
         ("files", f"{files}, {format_size(plan.output_bytes)}"),
         ("reads", f"{format_size(plan.input_bytes)}, each byte once"),
-        ("needs", f"{format_size(plan.output_bytes)} of disk, about {format_size(memory_needed(plan))} of memory "
-                  f"({default_threads()} threads)"),
+        (
+            "needs",
+            f"{format_size(plan.output_bytes)} of disk, about {format_size(memory_needed(plan))} of memory "
+            f"({default_threads()} threads)",
+        ),
         ("plan", plan.digest[:16]),
     ):
         facts.add_row(f"[bold]{name}", escape(value))
@@ -114,7 +152,14 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
 def _jobs_table(plan: Plan, verbose: bool) -> Table:
     """Tensors by role; with ``verbose`` one by one."""
     table = Table(box=None, pad_edge=False)
-    for column in ("tensor" if verbose else "tensors", "count", "parameters", "from", "method", "numbers"):
+    for column in (
+        "tensor" if verbose else "tensors",
+        "count",
+        "parameters",
+        "from",
+        "method",
+        "numbers",
+    ):
         table.add_column(column, justify="right" if column in ("count", "parameters") else "left")
     groups: dict[tuple[Any, ...], list[TensorJob]] = {}
     for job in plan.jobs:
@@ -124,8 +169,13 @@ def _jobs_table(plan: Plan, verbose: bool) -> Table:
         first = jobs[0]
         inputs = " + ".join(plan.sources[read.source].reference.name for read in first.reads)
         table.add_row(
-            escape(first.name if verbose else first.role), str(len(jobs)), f"{sum(j.spec.numel for j in jobs):,}",
-            escape(inputs), first.method, escape(_numbers(jobs)))
+            escape(first.name if verbose else first.role),
+            str(len(jobs)),
+            f"{sum(j.spec.numel for j in jobs):,}",
+            escape(inputs),
+            first.method,
+            escape(_numbers(jobs)),
+        )
     return table
 
 
@@ -135,10 +185,8 @@ def _numbers(jobs: Sequence[TensorJob]) -> str:
     for name in jobs[0].numbers:
         values = [job.numbers[name] for job in jobs]
         distinct = list(dict.fromkeys(values))
-        if len(distinct) == 1:
-            text = _number(distinct[0])
-        else:
-            text = f"{_number(values[0])} … {_number(values[-1])}"
+        ends = distinct if len(distinct) == 1 else [values[0], values[-1]]
+        text = " … ".join(_number(value) for value in ends)
         texts.append(f"{name.rstrip('_')} {text}")
     return ", ".join(texts)
 
@@ -146,7 +194,13 @@ def _numbers(jobs: Sequence[TensorJob]) -> str:
 def _number(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_number(entry) for entry in value) + "]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _layers_table(plan: Plan) -> Table:
@@ -157,10 +211,14 @@ def _layers_table(plan: Plan) -> Table:
     table.add_column("made of")
     begin = 0
     for end in range(1, len(plan.layers) + 1):
-        if end < len(plan.layers) and plan.layers[end] == tuple((s, i + end - begin) for s, i in plan.layers[begin]):
+        if end < len(plan.layers) and plan.layers[end] == tuple(
+            (s, i + end - begin) for s, i in plan.layers[begin]
+        ):
             continue
         made_of = " + ".join(
-            f"{plan.sources[s].reference.name} {_run(i, end - begin)}" for s, i in plan.layers[begin])
+            f"{plan.sources[s].reference.name} {_run(i, end - begin)}"
+            for s, i in plan.layers[begin]
+        )
         table.add_row(_run(begin, end - begin), escape(made_of))
         begin = end
     return table
@@ -180,22 +238,36 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
             table.add_column(column, justify="left" if column == "model" else "right")
         for model in report.models:
             requested, effective = _decimal(model.requested), _decimal(model.effective)
-            moved = requested != effective and abs((model.effective or 0) - (model.requested or 0)) > 0.02
-            table.add_row(escape(model.model), _decimal(model.given), requested,
-                          f"[yellow]{effective}" if moved else effective,
-                          "–" if model.differ is None else f"{model.differ:.1%}")
+            moved = (
+                requested != effective
+                and abs((model.effective or 0) - (model.requested or 0)) > 0.02
+            )
+            table.add_row(
+                escape(model.model),
+                _decimal(model.given),
+                requested,
+                f"[yellow]{effective}" if moved else effective,
+                "–" if model.differ is None else f"{model.differ:.1%}",
+            )
         console.print(table)
         if verbose and report.worst:
-            worst = Table(title="farthest from what was asked", title_justify="left", box=None, pad_edge=False)
+            worst = Table(
+                title="farthest from what was asked", title_justify="left", box=None, pad_edge=False
+            )
             for column in ("tensor", "model", "normalised", "effective"):
-                worst.add_column(column, justify="left" if column in ("tensor", "model") else "right")
+                worst.add_column(
+                    column, justify="left" if column in ("tensor", "model") else "right"
+                )
             for tensor, name, wanted, got in report.worst:
                 worst.add_row(escape(tensor), escape(name), _decimal(wanted), _decimal(got))
             console.print(worst)
     size, seconds = result.plan.output_bytes, result.timings["total_s"]
     where = f"[bold]{escape(str(result.folder))}[/]: " if result.folder else ""
-    console.print(f"{where}{result.plan.parameters:,} parameters, {format_size(size)} in {seconds:.1f} s "
-                  f"({format_size(size / max(seconds, 1e-9))}/s)", highlight=False)
+    console.print(
+        f"{where}{result.plan.parameters:,} parameters, {format_size(size)} in {seconds:.1f} s "
+        f"({format_size(size / max(seconds, 1e-9))}/s)",
+        highlight=False,
+    )
 
 
 def _decimal(value: float | None) -> str:
@@ -233,22 +305,31 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
         for column in ("method", "base", "models", "parameters", "what it does"):
             table.add_column(column)
         for method in methods:
-            table.add_row(method.name, method.base, _count(method),
-                          ", ".join(p.name + ("*" if p.required else "") for p in method.parameters),
-                          escape(method.summary))
+            table.add_row(
+                method.name,
+                method.base,
+                _count(method),
+                ", ".join(p.name + ("*" if p.required else "") for p in method.parameters),
+                escape(method.summary),
+            )
         console.print(table)
         console.print("[dim]* must be given. More: merganser methods NAME[/]")
         return
     for method in methods:
-        console.print(f"[bold]{method.name}[/] ({escape(method.title)}): {_count(method)} models, base {method.base}")
+        console.print(
+            f"[bold]{method.name}[/] ({escape(method.title)}): {_count(method)} models, base {method.base}"
+        )
         console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
         table = Table(box=None, pad_edge=False)
         for column in ("parameter", "type", "default", "sensible values"):
             table.add_column(column)
         for parameter in method.parameters:
-            table.add_row(parameter.name, _type(parameter),
-                          "must be given" if parameter.required else str(parameter.default).lower(),
-                          f"{parameter.range.low:g} … {parameter.range.high:g}" if parameter.range else "")
+            table.add_row(
+                parameter.name,
+                _type(parameter),
+                "must be given" if parameter.required else str(parameter.default).lower(),
+                f"{parameter.range.low:g} … {parameter.range.high:g}" if parameter.range else "",
+            )
         console.print(table)
 
 

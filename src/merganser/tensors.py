@@ -90,7 +90,9 @@ def parse_size(text: str | int) -> int:
     unit = text.strip()[len(digits) :].lower()
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "b": 10**9}
     units |= {f"{prefix}b": units[prefix] for prefix in "kmgt"}
-    units |= {f"{prefix}i{b}": 1024**power for power, prefix in enumerate("kmgt", 1) for b in ("", "b")}
+    units |= {
+        f"{prefix}i{b}": 1024**power for power, prefix in enumerate("kmgt", 1) for b in ("", "b")
+    }
     try:
         return int(float(digits) * units[unit])
     except (KeyError, ValueError, OverflowError):

@@ -64,7 +64,9 @@ def open_checkpoint(folder: str | Path, label: str | None = None) -> Checkpoint:
     if not path.exists():
         raise InputError(f"{name}: no such model")
     for module in FORMATS:
-        found: Checkpoint | None = importlib.import_module(f"{__name__}.{module}").open_folder(path, name)
+        found: Checkpoint | None = importlib.import_module(f"{__name__}.{module}").open_folder(
+            path, name
+        )
         if found is not None:
             return found
     raise InputError(f"{name}: {_what_is_there(path)}")

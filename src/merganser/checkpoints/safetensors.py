@@ -41,8 +41,13 @@ class SafetensorsCheckpoint:
     """See :class:`merganser.checkpoints.Checkpoint`."""
 
     def __init__(
-        self, label: str, path: Path, extents: Mapping[str, Extent], config: Mapping[str, Any],
-        files: Mapping[str, int], header_digest: str,
+        self,
+        label: str,
+        path: Path,
+        extents: Mapping[str, Extent],
+        config: Mapping[str, Any],
+        files: Mapping[str, int],
+        header_digest: str,
     ) -> None:
         self.label = label
         self.path: Path | None = path
@@ -107,7 +112,10 @@ def open_folder(path: Path, label: str) -> SafetensorsCheckpoint | None:
 
 
 def _build(
-    label: str, path: Path, files: list[Path], wanted: Mapping[str, str] | None,
+    label: str,
+    path: Path,
+    files: list[Path],
+    wanted: Mapping[str, str] | None,
     config: Mapping[str, Any],
 ) -> SafetensorsCheckpoint:
     extents: dict[str, Extent] = {}
@@ -123,7 +131,9 @@ def _build(
                 extents[name] = extent
     for name, file_name in (wanted or {}).items():
         if name not in extents:
-            raise InputError(f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there")
+            raise InputError(
+                f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there"
+            )
     return SafetensorsCheckpoint(label, path, extents, config, sizes, digest.hexdigest())
 
 
@@ -153,7 +163,9 @@ def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, Extent]:
             size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
-                raise InputError(f"{file}: its header does not fit in it; the file is cut off or no safetensors")
+                raise InputError(
+                    f"{file}: its header does not fit in it; the file is cut off or no safetensors"
+                )
             raw = stream.read(length)
         digest.update(raw)
         header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
@@ -166,7 +178,8 @@ def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, Extent]:
     header.pop("__metadata__", None)
     base = 8 + length
     entries = sorted(
-        ((name, *_entry(file, name, entry)) for name, entry in header.items()), key=lambda e: (e[2], e[3])
+        ((name, *_entry(file, name, entry)) for name, entry in header.items()),
+        key=lambda e: (e[2], e[3]),
     )
     position = 0
     extents = {}

@@ -21,9 +21,18 @@ from merganser.sinks import Sink
 from merganser.tensors import format_size
 
 __all__ = [
-    "Event", "Finished", "Listener", "Merged", "ModelWeight", "Outcome", "Report", "Started", "TensorOutcome",
+    "Event",
+    "Finished",
+    "Listener",
+    "Merged",
+    "ModelWeight",
+    "Outcome",
+    "Report",
+    "Started",
+    "TensorOutcome",
     "run",
 ]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -73,7 +82,13 @@ def run(
         raise ValueError(f"a tile is a multiple of {CELL} elements")
     threads, tile = _within(memory, threads or default_threads(), tile, plans)
     crew = _Crew(plans, sinks, tile, report, on_event)
-    on_event(Started(sum(j.spec.nbytes for p in plans for j in p.jobs), sum(len(p.jobs) for p in plans), threads))
+    on_event(
+        Started(
+            sum(j.spec.nbytes for p in plans for j in p.jobs),
+            sum(len(p.jobs) for p in plans),
+            threads,
+        )
+    )
     try:
         crew.run(threads)
         for sink in sinks:
@@ -84,7 +99,10 @@ def run(
         raise
     seconds = time.perf_counter() - began
     on_event(Finished(seconds))
-    return [_outcome(plan, found, report, seconds) for plan, found in zip(plans, crew.outcomes, strict=True)]
+    return [
+        _outcome(plan, found, report, seconds)
+        for plan, found in zip(plans, crew.outcomes, strict=True)
+    ]
 
 
 def _outcome(plan: Plan, found: dict[str, TensorOutcome], report: bool, seconds: float) -> Outcome:
@@ -105,20 +123,29 @@ def _within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) 
         elif tile > CELL:
             tile = max(CELL, tile // 2 // CELL * CELL)
         else:
-            raise ResourceError(f"this merge needs {format_size(OVERHEAD + each)} of memory, more than the "
-                                f"{format_size(memory)} given")
+            raise ResourceError(
+                f"this merge needs {format_size(OVERHEAD + each)} of memory, more than the "
+                f"{format_size(memory)} given"
+            )
 
 
 class _Crew:
     """The threads' common ground: the list of work, the outcomes, and the first failure."""
 
     def __init__(
-        self, plans: Sequence[Plan], sinks: Sequence[Sink], tile: int, report: bool, on_event: Listener
+        self,
+        plans: Sequence[Plan],
+        sinks: Sequence[Sink],
+        tile: int,
+        report: bool,
+        on_event: Listener,
     ) -> None:
         self.outcomes: list[dict[str, TensorOutcome]] = [{} for _ in plans]
         self._sinks = sinks
         self._on_event = on_event
-        self._work = all_work(group_jobs(plans, [sink.wants_digests for sink in sinks], report), tile)
+        self._work = all_work(
+            group_jobs(plans, [sink.wants_digests for sink in sinks], report), tile
+        )
         self._done = 0
         self._failure: BaseException | None = None
         self._listing = threading.Lock()
@@ -130,7 +157,10 @@ class _Crew:
         Raises:
             Whatever the first thread that failed raised.
         """
-        crew = [threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True) for i in range(threads)]
+        crew = [
+            threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True)
+            for i in range(threads)
+        ]
         for thread in crew:
             thread.start()
         try:

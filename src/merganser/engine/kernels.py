@@ -41,7 +41,7 @@ def _fma(_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def _from_bfloat16(_context: Any, bits: Any) -> Any:
+def _from_bfloat16(_context, bits):
     def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
         wide = builder.zext(args[0], ir.IntType(32))
         return builder.bitcast(builder.shl(wide, ir.IntType(32)(16)), ir.FloatType())
@@ -102,7 +102,7 @@ def _float64(_context: Any, bits: Any) -> Any:
 
 
 @register_jitable
-def _to_odd(number):  # type: ignore[no-untyped-def]
+def _to_odd(number):
     """float64 to float32, an inexact result made odd: rounding it again then rounds as if once.
 
     Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums".
@@ -110,7 +110,7 @@ def _to_odd(number):  # type: ignore[no-untyped-def]
     near = np.float32(number)
     if np.float64(near) == number or number != number or np.isinf(near):
         return near
-    bits = _bits32(near)
+    bits: Any = _bits32(near)
     if bits & np.uint32(1):
         return near
     if abs(number) > abs(np.float64(near)):
@@ -119,7 +119,7 @@ def _to_odd(number):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def _draw(seed, index):  # type: ignore[no-untyped-def]
+def _draw(seed, index):
     """64 random bits, a function of seed and element alone (splitmix64, Steele et al. 2014)."""
     z = np.uint64(seed) + (np.uint64(index) + np.uint64(1)) * _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * _MIX1
@@ -128,16 +128,16 @@ def _draw(seed, index):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def _stochastic_bfloat16(number, draw):  # type: ignore[no-untyped-def]
+def _stochastic_bfloat16(number, draw):
     """Up with the probability of the part that is cut off: unbiased."""
-    bits = _bits32(number)
     if not np.isfinite(number):
         return _to_bfloat16(number)
+    bits: Any = _bits32(number)
     return np.uint16((np.uint64(bits) + (draw & np.uint64(0xFFFF))) >> np.uint64(16))
 
 
 @register_jitable
-def _stochastic_float16(number, draw):  # type: ignore[no-untyped-def]
+def _stochastic_float16(number, draw):
     if not np.isfinite(number):
         return _to_float16(number)
     if abs(number) < np.float32(6.103515625e-05):  # subnormal: steps of 2**-24
@@ -152,7 +152,7 @@ def _stochastic_float16(number, draw):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def _stochastic_float32(number, draw):  # type: ignore[no-untyped-def]
+def _stochastic_float32(number, draw):
     if not np.isfinite(number) or abs(number) < 1.2e-38:
         return np.float32(number)
     mask = np.uint64(0x1FFFFFFF)
@@ -163,7 +163,7 @@ def _stochastic_float32(number, draw):  # type: ignore[no-untyped-def]
 
 
 @register_jitable
-def _widen(source, code, low, count, into):  # type: ignore[no-untyped-def]
+def _widen(source, code, low, count, into):
     """Numbers ``low`` to ``low + count`` of stored bytes, in the dtype of ``into``."""
     if code == 0:
         halves = source[2 * low : 2 * (low + count)].view(np.uint16)
@@ -183,19 +183,19 @@ def _widen(source, code, low, count, into):  # type: ignore[no-untyped-def]
             into[j] = doubles[j]
 
 
-def _as_single(number):  # type: ignore[no-untyped-def]
+def _as_single(number):
     """A number on its way to 16 bits: float32 as it is, float64 rounded to odd."""
 
 
 @overload(_as_single)
-def _as_single_overload(number):  # type: ignore[no-untyped-def]
+def _as_single_overload(number):
     if number == types.float32:
         return lambda number: number
     return lambda number: _to_odd(number)
 
 
 @register_jitable
-def _narrow(numbers, count, code, rounding, seed, index, into, low):  # type: ignore[no-untyped-def]
+def _narrow(numbers, count, code, rounding, seed, index, into, low):
     """Round a block into stored bytes, from number ``low`` of ``into`` on. ``index`` is the place of
     the block's first element in its tensor, for the draws."""
     if code <= 1:
@@ -229,16 +229,16 @@ def _narrow(numbers, count, code, rounding, seed, index, into, low):  # type: ig
 # -- what is kept of a merge for its report ------------------------------------------------------
 
 
-@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
-def _dot(a, b, count):  # type: ignore[no-untyped-def]
+@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})
+def _dot(a, b, count):
     total = a.dtype.type(0)
     for j in range(count):
         total += a[j] * b[j]
     return total
 
 
-@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})  # type: ignore[untyped-decorator]
-def _subtract(a, factor, b, count, into):  # type: ignore[no-untyped-def]
+@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})
+def _subtract(a, factor, b, count, into):
     """a - factor * b, and the number of elements that are not zero (counted without branches)."""
     unequal = a.dtype.type(0)
     for j in range(count):
@@ -251,10 +251,24 @@ def _subtract(a, factor, b, count, into):  # type: ignore[no-untyped-def]
 # -- the kernels ---------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def combine(  # type: ignore[no-untyped-def]
-    inputs, codes, count, coefficients, divisors, out_code, rounding, seeds, start, scratch, outs,
-    report, gram, differ, cross, noise,
+@njit(nogil=True, cache=True, error_model="numpy")
+def combine(
+    inputs,
+    codes,
+    count,
+    coefficients,
+    divisors,
+    out_code,
+    rounding,
+    seeds,
+    start,
+    scratch,
+    outs,
+    report,
+    gram,
+    differ,
+    cross,
+    noise,
 ):
     """Several linear combinations of the same inputs, each rounded once.
 
@@ -318,10 +332,8 @@ def combine(  # type: ignore[no-untyped-def]
                 noise[p, cell] += _dot(spare, spare, size)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def survey(  # type: ignore[no-untyped-def]
-    inputs, codes, count, exact, out, out_code, scratch, gram, differ, ideal, cross, noise
-):
+@njit(nogil=True, cache=True, error_model="numpy")
+def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, ideal, cross, noise):
     """What :func:`combine` reports, for an output that was computed elsewhere.
 
     Args:
@@ -358,8 +370,8 @@ def survey(  # type: ignore[no-untyped-def]
         noise[cell] += _dot(spare, spare, size)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def measure(inputs, codes, count, scratch, gram):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def measure(inputs, codes, count, scratch, gram):
     """Add a tile's inner products to ``gram``, float64 [cells, k, k] (lower triangle).
 
     Summed in eight interleaved float64 sums in a fixed order, so that the result, which decides
@@ -389,14 +401,14 @@ def measure(inputs, codes, count, scratch, gram):  # type: ignore[no-untyped-def
                 gram[cell, i, j] += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def narrow(numbers, count, code, rounding, seed, start, into):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def narrow(numbers, count, code, rounding, seed, start, into):
     """Round ``count`` float32 or float64 numbers into stored bytes."""
     _narrow(numbers, count, code, rounding, seed, start, into, 0)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def digest(data, sums):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def digest(data, sums):
     """A 64-bit digest of every CELL bytes of ``data``, a tile's output, into uint64 ``sums``.
 
     Each 8-byte word is mixed with its place and added up (modulo 2**64), so that any single

@@ -16,8 +16,12 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def compute(
-    job: TensorJob, method: Method, inputs: Sequence[Bytes], dtypes: Sequence[DType],
-    shape: tuple[int, ...], combination: Combination | None,
+    job: TensorJob,
+    method: Method,
+    inputs: Sequence[Bytes],
+    dtypes: Sequence[DType],
+    shape: tuple[int, ...],
+    combination: Combination | None,
 ) -> torch.Tensor:
     """The result of a job for a tile (or the whole) of its inputs, before it is rounded.
 
@@ -45,7 +49,9 @@ def compute(
     else:
         result = method.function(tensors[1:], tensors[0], **job.numbers)
     if tuple(result.shape) != shape:
-        raise ValueError(f"{method.name} made a tensor of shape {list(result.shape)} from {list(shape)}")
+        raise ValueError(
+            f"{method.name} made a tensor of shape {list(result.shape)} from {list(shape)}"
+        )
     return result if job.cast is None else result.to(torch_dtype(job.cast))
 
 

@@ -29,15 +29,11 @@ MOST_WORST = 5
 
 
 @dataclass(frozen=True, slots=True)
-class TensorOutcome:
-    """What the engine measured of one output tensor.
+class Measurement:
+    """Where an output tensor lies among its k inputs; x_0 is the first of them, d_i = x_i - x_0.
 
     Attributes:
-        name: of the output.
-        spec: dtype and shape of the output.
-        digest: of its bytes, or None.
-        sources: the inputs as indices of the plan's sources; the first is the reference x_0.
-        gram: [k-1, k-1] inner products of the inputs' differences to the first; None if not measured.
+        gram: [k-1, k-1] inner products of the d_i.
         ideal: [k-1] their inner products with the unrounded output's difference.
         cross: [k-1] their inner products with the stored output's difference.
         differ: [k-1] elements in which each input differs from the first.
@@ -45,16 +41,31 @@ class TensorOutcome:
         noise: squared distance of the stored output from the unrounded one.
     """
 
+    gram: Matrix
+    ideal: Matrix
+    cross: Matrix
+    differ: Matrix
+    share: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class TensorOutcome:
+    """What the engine knows of one output tensor.
+
+    Attributes:
+        name: of the output.
+        spec: dtype and shape of the output.
+        digest: of its bytes, or None.
+        sources: the inputs as indices of the plan's sources.
+        measurement: None for copies, single inputs, and where no report was asked for.
+    """
+
     name: str
     spec: TensorSpec
     digest: str | None
     sources: tuple[int, ...]
-    gram: Matrix | None = None
-    ideal: Matrix | None = None
-    cross: Matrix | None = None
-    differ: Matrix | None = None
-    share: float = 1.0
-    noise: float = 0.0
+    measurement: Measurement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +109,13 @@ class Report:
         """As plain data for JSON, figures rounded to what they are worth."""
         return {
             "models": [
-                {"model": m.model, "given": m.given, "requested": _figure(m.requested),
-                 "effective": _figure(m.effective), "differ": _figure(m.differ)}
+                {
+                    "model": m.model,
+                    "given": m.given,
+                    "requested": _figure(m.requested),
+                    "effective": _figure(m.effective),
+                    "differ": _figure(m.differ),
+                }
                 for m in self.models
             ],
             "worst_tensors": [
@@ -113,41 +129,47 @@ class Report:
 
 def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
     """The report of a merge; None where no tensor has two inputs that were measured."""
-    measured = [t for t in tensors if t.gram is not None]
+    measured = [(t, t.measurement) for t in tensors if t.measurement is not None]
     if not measured:
         return None
-    sources = measured[0].sources
-    same = [t for t in measured if t.sources == sources]
-    gram = np.sum([t.gram for t in same], axis=0)
-    ideal = np.sum([t.ideal for t in same], axis=0)
-    cross = np.sum([t.cross for t in same], axis=0)
-    share = _shares(same)
-    requested = _settled(same, gram, ideal)
+    sources = measured[0][0].sources
+    same = [(t, m) for t, m in measured if t.sources == sources]
+    elements = sum(t.spec.numel for t, _ in same)
+    gram: Matrix = np.sum([m.gram for _, m in same], axis=0)
+    ideal: Matrix = np.sum([m.ideal for _, m in same], axis=0)
+    cross: Matrix = np.sum([m.cross for _, m in same], axis=0)
+    share = math.fsum(m.share * t.spec.numel for t, m in same) / max(elements, 1)
+    requested = _settled([m for _, m in same], gram, ideal)
     effective = _solve(gram, cross)
-    elements = sum(t.spec.numel for t in same)
-    differ = np.sum([t.differ for t in same], axis=0) / max(elements, 1)
+    differ = np.sum([m.differ for _, m in same], axis=0) / max(elements, 1)
     names = [plan.sources[source].reference.text for source in sources]
     given = _given(plan, sources)
-    models = [ModelWeight(names[0], given.get(sources[0]), _rest(share, requested), _rest(share, effective), None)]
+    models = [
+        ModelWeight(
+            names[0], given.get(sources[0]), _rest(share, requested), _rest(share, effective), None
+        )
+    ]
     for i, name in enumerate(names[1:]):
-        models.append(ModelWeight(name, given.get(sources[i + 1]), _entry(requested, i), _entry(effective, i),
-                                  float(differ[i])))
-    noise = sum(t.noise for t in same)
+        models.append(
+            ModelWeight(
+                name,
+                given.get(sources[i + 1]),
+                _entry(requested, i),
+                _entry(effective, i),
+                float(differ[i]),
+            )
+        )
+    noise = sum(m.noise for _, m in same)
     distance = float(np.trace(gram)) / len(gram) if len(gram) else 0.0
     relative = math.sqrt(noise / distance) if distance > 0 else None
     report = Report(tuple(models), tuple(_worst(same, names)), relative, ())
     return Report(report.models, report.worst, relative, tuple(_warnings(plan, report)))
 
 
-def _shares(tensors: Sequence[TensorOutcome]) -> float:
-    return math.fsum(t.share * t.spec.numel for t in tensors) / max(sum(t.spec.numel for t in tensors), 1)
-
-
-def _settled(tensors: Sequence[TensorOutcome], gram: Matrix, ideal: Matrix) -> Matrix | None:
-    """The requested weights: of a combination exactly, where they are the same for all tensors."""
-    solutions = [_solve(t.gram, t.ideal) for t in tensors if t.gram is not None and t.ideal is not None]
-    known = [s for s in solutions if s is not None]
-    if known and all(np.allclose(s, known[0], rtol=0, atol=1e-12) for s in known):
+def _settled(measured: Sequence[Measurement], gram: Matrix, ideal: Matrix) -> Matrix | None:
+    """The requested weights: exactly, where they are the same for all tensors; else overall."""
+    known = [s for m in measured if (s := _solve(m.gram, m.ideal)) is not None]
+    if known and all(np.allclose(s, known[0], rtol=0, atol=1e-9) for s in known):
         return known[0]
     return _solve(gram, ideal)
 
@@ -187,12 +209,12 @@ def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
     return {source: next(iter(weights)) for source, weights in seen.items() if len(weights) == 1}
 
 
-def _worst(tensors: Sequence[TensorOutcome], names: Sequence[str]) -> list[tuple[str, str, float, float]]:
+def _worst(
+    measured: Sequence[tuple[TensorOutcome, Measurement]], names: Sequence[str]
+) -> list[tuple[str, str, float, float]]:
     found = []
-    for t in tensors:
-        if t.gram is None or t.ideal is None or t.cross is None:
-            continue
-        requested, effective = _solve(t.gram, t.ideal), _solve(t.gram, t.cross)
+    for t, m in measured:
+        requested, effective = _solve(m.gram, m.ideal), _solve(m.gram, m.cross)
         if requested is None or effective is None:
             continue
         i = int(np.argmax(np.abs(effective - requested)))
@@ -202,13 +224,24 @@ def _worst(tensors: Sequence[TensorOutcome], names: Sequence[str]) -> list[tuple
 
 
 def _warnings(plan: Plan, report: Report) -> list[str]:
-    moved = [m for m in report.models if m.requested is not None and m.effective is not None
-             and abs(m.effective - m.requested) > NOTABLE]
+    moved = [
+        m
+        for m in report.models
+        if m.requested is not None
+        and m.effective is not None
+        and abs(m.effective - m.requested) > NOTABLE
+    ]
     if not moved:
         return []
-    parts = ", ".join(f"{_short(m.model)} from {m.requested:.2f} to {m.effective:.2f}" for m in moved)
-    remedy = "out_dtype: float32" + (" or rounding: stochastic" if plan.rounding == "nearest" else "")
-    return [f"rounding to {plan.dtype} moved the effective weight of {parts}; {remedy} keeps what was asked for"]
+    parts = ", ".join(
+        f"{_short(m.model)} from {m.requested:.2f} to {m.effective:.2f}" for m in moved
+    )
+    remedy = "out_dtype: float32" + (
+        " or rounding: stochastic" if plan.rounding == "nearest" else ""
+    )
+    return [
+        f"rounding to {plan.dtype} moved the effective weight of {parts}; {remedy} keeps what was asked for"
+    ]
 
 
 def _short(model: str) -> str:

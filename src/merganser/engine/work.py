@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from merganser import methods
 from merganser.checkpoints import Checkpoint
 from merganser.engine import kernels
-from merganser.engine.report import TensorOutcome
+from merganser.engine.report import Measurement, TensorOutcome
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Method
-from merganser.planning import Plan, TensorJob
+from merganser.planning import CELL, Plan, TensorJob
 from merganser.tensors import DType
 
 Array = np.ndarray[Any, Any]
@@ -29,6 +28,30 @@ class Row:
     checkpoint: Checkpoint
     name: str
     dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What is added up for the report, by cells: float64 arrays whose first axis is the cells.
+    See :class:`merganser.engine.report.Measurement`."""
+
+    gram: Array
+    differ: Array
+    ideal: Array
+    cross: Array
+    noise: Array
+
+    @classmethod
+    def zeros(cls, cells: int, k: int) -> Sums:
+        """For a tensor of so many cells and inputs."""
+        vector = (cells, k - 1)
+        return cls(
+            np.zeros((*vector, k - 1)),
+            np.zeros(vector),
+            np.zeros(vector),
+            np.zeros(vector),
+            np.zeros(cells),
+        )
 
 
 @dataclass(slots=True)
@@ -46,7 +69,7 @@ class Part:
         combination: the coefficients, once they are known.
         measured: float64 [cells, k, k], the Gram matrix by cells, for methods that want it.
         digests: uint64, by cells of the output's bytes; None if not wanted.
-        gram, differ, ideal, cross, noise: the report's sums by cells; None if not wanted.
+        sums: for the report; None if not wanted.
     """
 
     plan: int
@@ -59,11 +82,7 @@ class Part:
     combination: Combination | None
     measured: Array | None = None
     digests: Array | None = None
-    gram: Array | None = None
-    differ: Array | None = None
-    ideal: Array | None = None
-    cross: Array | None = None
-    noise: Array | None = None
+    sums: Sums | None = None
 
     @property
     def copies(self) -> bool:
@@ -113,7 +132,7 @@ class Group:
     @property
     def cells(self) -> int:
         """Number of cells of the tensor."""
-        return -(-self.numel // kernels.CELL)
+        return -(-self.numel // CELL)
 
     @property
     def measures(self) -> bool:
@@ -127,8 +146,10 @@ class Group:
                 lower = part.measured.sum(axis=0)
                 gram = np.tril(lower) + np.tril(lower, -1).T
                 if not np.all(np.isfinite(gram)):
-                    raise MerganserError(f"tensor {part.job.name!r} holds numbers that are not finite (or too "
-                                         f"large to be squared), and {part.method.name} needs their lengths")
+                    raise MerganserError(
+                        f"tensor {part.job.name!r} holds numbers that are not finite (or too "
+                        f"large to be squared), and {part.method.name} needs their lengths"
+                    )
                 part.combination = part.method.function(gram.tolist(), **part.job.numbers)
         self.batches = tuple(_batches(self))
         self.ready.set()
@@ -139,9 +160,9 @@ class Group:
             digest = None
             if part.digests is not None:
                 digest = hashlib.blake2b(part.digests.tobytes(), digest_size=16).hexdigest()
-            outcome = TensorOutcome(part.job.name, part.job.spec, digest, tuple(r.source for r in part.job.reads))
-            if part.gram is not None and part.cross is not None and part.differ is not None:
-                outcome = _measured(part, outcome)
+            sources = tuple(read.source for read in part.job.reads)
+            measurement = _measurement(part, part.sums) if part.sums is not None else None
+            outcome = TensorOutcome(part.job.name, part.job.spec, digest, sources, measurement)
             yield part.plan, outcome
 
 
@@ -192,17 +213,22 @@ def group_jobs(plans: Sequence[Plan], digests: Sequence[bool], report: bool) -> 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
     """For every plan's sources numbers that are equal for the same model."""
     numbers: dict[str, int] = {}
-    return [[numbers.setdefault(s.reference.text, len(numbers)) for s in plan.sources] for plan in plans]
+    return [
+        [numbers.setdefault(s.reference.text, len(numbers)) for s in plan.sources] for plan in plans
+    ]
 
 
 def _group(
-    plans: Sequence[Plan], jobs: Sequence[tuple[int, TensorJob]], digests: Sequence[bool], report: bool,
+    plans: Sequence[Plan],
+    jobs: Sequence[tuple[int, TensorJob]],
+    digests: Sequence[bool],
+    report: bool,
     sources: Sequence[Sequence[int]],
 ) -> Group:
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
     parts = []
     spec = jobs[0][1].spec
-    cells = -(-spec.numel // kernels.CELL)
+    cells = -(-spec.numel // CELL)
     for index, job in jobs:
         plan = plans[index]
         mine = []
@@ -213,19 +239,22 @@ def _group(
                 rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
             mine.append(rows[key])
         part = Part(
-            index, job, plan.method, tuple(row for row, _ in mine), tuple(row.dtype for _, row in mine),
-            _seed(plan.seed, job.name), int(plan.rounding == "stochastic"), job.combination)
+            index,
+            job,
+            plan.method,
+            tuple(row for row, _ in mine),
+            tuple(row.dtype for _, row in mine),
+            _seed(plan.seed, job.name),
+            int(plan.rounding == "stochastic"),
+            job.combination,
+        )
         k = len(mine)
         if plan.method.wants_gram and not part.copies:
             part.measured = np.zeros((cells, k, k))
         if digests[index]:
-            part.digests = np.zeros(-(-job.spec.nbytes // kernels.CELL), np.uint64)
+            part.digests = np.zeros(-(-job.spec.nbytes // CELL), np.uint64)
         if report and not part.copies and k > 1:
-            part.gram = np.zeros((cells, k - 1, k - 1))
-            part.differ = np.zeros((cells, k - 1))
-            part.ideal = np.zeros((cells, k - 1))
-            part.cross = np.zeros((cells, k - 1))
-            part.noise = np.zeros(cells)
+            part.sums = Sums.zeros(cells, k)
         parts.append(part)
     return Group(spec.numel, spec.shape, tuple(row for _, row in rows.values()), tuple(parts))
 
@@ -246,7 +275,13 @@ def _batches(group: Group) -> Iterator[Batch]:
     alike: dict[tuple[Any, ...], list[Part]] = {}
     for part in group.parts:
         if part.fused:
-            key = part.rows, part.job.spec.dtype, part.job.work, part.rounding, part.gram is not None
+            key = (
+                part.rows,
+                part.job.spec.dtype,
+                part.job.work,
+                part.rounding,
+                part.sums is not None,
+            )
             alike.setdefault(key, []).append(part)
     for (_, _, work, _, report), parts in alike.items():
         first, k = parts[0], len(parts[0].rows)
@@ -259,29 +294,25 @@ def _batches(group: Group) -> Iterator[Batch]:
             np.array([c.coefficients for c in known], dtype),
             np.array([c.divisor for c in known], dtype),
             np.array([part.seed for part in parts], np.uint64),
-            np.zeros((cells, k - 1, k - 1)), np.zeros((cells, k - 1)),
-            np.zeros((len(parts), cells, k - 1)), np.zeros((len(parts), cells)), report)
+            np.zeros((cells, k - 1, k - 1)),
+            np.zeros((cells, k - 1)),
+            np.zeros((len(parts), cells, k - 1)),
+            np.zeros((len(parts), cells)),
+            report,
+        )
         if report:
             for p, part in enumerate(parts):
-                part.gram, part.differ = batch.gram, batch.differ
-                part.cross, part.noise = batch.cross[p], batch.noise[p]
+                unused = np.zeros((0, k - 1))
+                part.sums = Sums(batch.gram, batch.differ, unused, batch.cross[p], batch.noise[p])
         yield batch
 
 
-def _measured(part: Part, outcome: TensorOutcome) -> TensorOutcome:
-    assert part.gram is not None
-    assert part.differ is not None
-    assert part.ideal is not None
-    assert part.cross is not None
-    assert part.noise is not None
-    lower = part.gram.sum(axis=0)
+def _measurement(part: Part, sums: Sums) -> Measurement:
+    lower = sums.gram.sum(axis=0)
     gram = np.tril(lower) + np.tril(lower, -1).T
-    share = 1.0
+    share, ideal = 1.0, sums.ideal.sum(axis=0)
     if part.combination is not None:
         coefficients = np.array(part.combination.coefficients) / part.combination.divisor
-        share = float(coefficients.sum())
-        ideal = gram @ coefficients[1:]
-    else:
-        ideal = part.ideal.sum(axis=0)
-    return TensorOutcome(outcome.name, outcome.spec, outcome.digest, outcome.sources, gram, ideal,
-                         part.cross.sum(axis=0), part.differ.sum(axis=0), share, float(part.noise.sum()))
+        share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
+    cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)
+    return Measurement(gram, ideal, cross, differ, share, float(sums.noise.sum()))

@@ -10,6 +10,7 @@ import numpy as np
 from merganser.engine import kernels
 from merganser.engine.work import Array, Batch, Group, Part, Work
 from merganser.errors import InputError
+from merganser.planning import CELL
 from merganser.sinks import Sink
 
 
@@ -69,9 +70,23 @@ class Worker:
         scratch = self._scratch(batch.coefficients.dtype, 2 * len(first.rows) + 3)
         cells = _cells(start, count) if batch.report else slice(0, 0)
         kernels.combine(
-            _take(inputs, first.rows), batch.codes, count, batch.coefficients, batch.divisors,
-            kernels.CODES[dtype.name], first.rounding, batch.seeds, start, scratch, outs, batch.report,
-            batch.gram[cells], batch.differ[cells], batch.cross[:, cells], batch.noise[:, cells])
+            _take(inputs, first.rows),
+            batch.codes,
+            count,
+            batch.coefficients,
+            batch.divisors,
+            kernels.CODES[dtype.name],
+            first.rounding,
+            batch.seeds,
+            start,
+            scratch,
+            outs,
+            batch.report,
+            batch.gram[cells],
+            batch.differ[cells],
+            batch.cross[:, cells],
+            batch.noise[:, cells],
+        )
         return sum(self._put(part, start, out) for part, out in zip(batch.parts, outs, strict=True))
 
     def _copy(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
@@ -81,39 +96,51 @@ class Worker:
             if not np.array_equal(taken, inputs[row, :size]):
                 raise InputError(
                     f"tensor {part.job.name!r} ({part.job.spec.dtype}) cannot be averaged, and differs between "
-                    f"{group.rows[part.rows[0]].checkpoint.label} and {group.rows[row].checkpoint.label}")
+                    f"{group.rows[part.rows[0]].checkpoint.label} and {group.rows[row].checkpoint.label}"
+                )
         return self._put(part, start, taken)
 
     def _compute(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
         from merganser.engine import reference
 
-        stored = [inputs[row, : count * dtype.itemsize] for row, dtype in zip(part.rows, part.dtypes, strict=True)]
+        stored = [
+            inputs[row, : count * dtype.itemsize]
+            for row, dtype in zip(part.rows, part.dtypes, strict=True)
+        ]
         shape = group.shape if part.whole else (count,)
-        result = reference.compute(part.job, part.method, stored, part.dtypes, shape, part.combination)
+        result = reference.compute(
+            part.job, part.method, stored, part.dtypes, shape, part.combination
+        )
         wide = np.dtype(np.float64 if part.job.work.name == "float64" else np.float32)
         exact = reference.numbers(result, wide)
         out_dtype = part.job.spec.dtype
         (out,) = self._buffer("outs", 1, count * out_dtype.itemsize)
         code = kernels.CODES[out_dtype.name]
         kernels.narrow(exact, count, code, part.rounding, np.uint64(part.seed), start, out)
-        if part.gram is not None:
-            assert part.differ is not None
-            assert part.ideal is not None
-            assert part.cross is not None
-            assert part.noise is not None
+        if part.sums is not None:
             codes = np.array([kernels.CODES[dtype.name] for dtype in part.dtypes])
-            cells = _cells(start, count)
+            cells, sums = _cells(start, count), part.sums
             kernels.survey(
-                _take(inputs, part.rows), codes, count, exact, out, code,
-                self._scratch(wide, 2 * len(part.rows) + 3), part.gram[cells], part.differ[cells],
-                part.ideal[cells], part.cross[cells], part.noise[cells])
+                _take(inputs, part.rows),
+                codes,
+                count,
+                exact,
+                out,
+                code,
+                self._scratch(wide, 2 * len(part.rows) + 3),
+                sums.gram[cells],
+                sums.differ[cells],
+                sums.ideal[cells],
+                sums.cross[cells],
+                sums.noise[cells],
+            )
         return self._put(part, start, out)
 
     def _put(self, part: Part, start: int, out: Array) -> int:
         begin = start * part.job.spec.dtype.itemsize
         if part.digests is not None and len(out):
-            first = begin // kernels.CELL
-            kernels.digest(out, part.digests[first : first - (-len(out) // kernels.CELL)])
+            first = begin // CELL
+            kernels.digest(out, part.digests[first : first - (-len(out) // CELL)])
         if len(out):
             self._sinks[part.plan].write(part.job.name, begin, out.data)
         return len(out)
@@ -138,5 +165,5 @@ def _take(inputs: Array, rows: tuple[int, ...]) -> Array:
 
 
 def _cells(start: int, count: int) -> slice:
-    first = start // kernels.CELL
-    return slice(first, first - (-count // kernels.CELL))
+    first = start // CELL
+    return slice(first, first - (-count // CELL))

@@ -23,7 +23,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from merganser.errors import RecipeError
 
@@ -181,8 +190,22 @@ def merge_method(
         combination, wants_gram, parameters = _read_signature(function)
         doc = inspect.getdoc(function) or ""
         method = Method(
-            name, function, title or name, doc.split("\n")[0], paper, base, models, combination,
-            wants_gram, elementwise, symmetric, idempotent, arithmetic, casts_up, parameters, ignored,
+            name,
+            function,
+            title or name,
+            doc.split("\n")[0],
+            paper,
+            base,
+            models,
+            combination,
+            wants_gram,
+            elementwise,
+            symmetric,
+            idempotent,
+            arithmetic,
+            casts_up,
+            parameters,
+            ignored,
         )
         _registry[name, arithmetic] = method
         return function
@@ -216,8 +239,14 @@ def describe(method: Method) -> dict[str, Any]:
         "base": method.base,
         "models": list(method.models),
         "parameters": [
-            {"name": p.name, "type": p.type.__name__, "per_model": p.per_model, "required": p.required,
-             "default": p.default, "range": [p.range.low, p.range.high] if p.range else None}
+            {
+                "name": p.name,
+                "type": p.type.__name__,
+                "per_model": p.per_model,
+                "required": p.required,
+                "default": p.default,
+                "range": [p.range.low, p.range.high] if p.range else None,
+            }
             for p in method.parameters
         ],
     }
@@ -251,7 +280,9 @@ def _read_signature(function: Callable[..., Any]) -> tuple[bool, bool, tuple[Par
     hints = get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
     signature = inspect.signature(function)
     combination = hints.get("return") is Combination
-    positional = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    positional = [
+        p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
     allowed = [[], ["gram"]] if combination else [["tensors"], ["tensors", "base"]]
     if positional not in allowed:
         forms = "(), (gram) -> Combination or (tensors), (tensors, base) -> Tensor"
@@ -264,7 +295,9 @@ def _read_signature(function: Callable[..., Any]) -> tuple[bool, bool, tuple[Par
     return combination, "gram" in positional, parameters
 
 
-def _read_parameter(function: Callable[..., Any], parameter: inspect.Parameter, hint: Any) -> Parameter:
+def _read_parameter(
+    function: Callable[..., Any], parameter: inspect.Parameter, hint: Any
+) -> Parameter:
     marks: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *rest = get_args(hint)
@@ -275,10 +308,17 @@ def _read_parameter(function: Callable[..., Any], parameter: inspect.Parameter, 
     options = [option for option in get_args(hint) if option is not type(None)]
     kind = options[0] if options else hint
     if kind not in (bool, int, float, str):
-        raise TypeError(f"{function.__name__}: parameter {parameter.name} must be a bool, int, float or str")
+        raise TypeError(
+            f"{function.__name__}: parameter {parameter.name} must be a bool, int, float or str"
+        )
     default = per_model.default if per_model else parameter.default
     required = default is None if per_model else default is parameter.empty
     return Parameter(
-        parameter.name.rstrip("_"), parameter.name, kind, per_model is not None, required,
-        None if required else default, next((mark for mark in marks if isinstance(mark, Range)), None),
+        parameter.name.rstrip("_"),
+        parameter.name,
+        kind,
+        per_model is not None,
+        required,
+        None if required else default,
+        next((mark for mark in marks if isinstance(mark, Range)), None),
     )

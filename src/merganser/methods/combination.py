@@ -24,18 +24,26 @@ def linear(*, weight: Weight, normalize: bool = True) -> Combination:
     """
     total = math.fsum(weight) if normalize else 1.0
     if total == 0:
-        raise ValueError("the weights add up to 0, so they cannot be normalised; give normalize: false")
+        raise ValueError(
+            "the weights add up to 0, so they cannot be normalised; give normalize: false"
+        )
     return Combination(tuple(w / total for w in weight))
 
 
 @merge_method("passthrough", title="Passthrough", models=(1, 1), idempotent=False)
-def passthrough(*, scale: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)]) -> Combination:
+def passthrough(
+    *, scale: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)]
+) -> Combination:
     """The single input as it is, or times scale: for stacking layers of different models."""
     return Combination(tuple(scale))
 
 
 @merge_method(
-    "task_arithmetic", title="Task arithmetic", paper="2212.04089", base="required", idempotent=True,
+    "task_arithmetic",
+    title="Task arithmetic",
+    paper="2212.04089",
+    base="required",
+    idempotent=True,
     ignored=("density", "rescale", "int8_mask"),
 )
 def task_arithmetic(
@@ -51,8 +59,14 @@ def task_arithmetic(
 
 
 @merge_method(
-    "slerp", title="SLERP", paper="https://dl.acm.org/doi/10.1145/325334.325242", base="required",
-    models=(1, 1), symmetric=False, idempotent=True, casts_up=True,
+    "slerp",
+    title="SLERP",
+    paper="https://dl.acm.org/doi/10.1145/325334.325242",
+    base="required",
+    models=(1, 1),
+    symmetric=False,
+    idempotent=True,
+    casts_up=True,
 )
 def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
     """From the base (t = 0) to the other model (t = 1) along the great circle between them.
@@ -67,4 +81,6 @@ def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
     if abs(cosine) > _PARALLEL:
         return Combination((1.0 - t, t))
     angle = math.acos(cosine)
-    return Combination((math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)))
+    return Combination(
+        (math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
+    )

@@ -22,7 +22,9 @@ def linear_mergekit(*, weight: Weight, normalize: bool = True) -> Combination:
 
 
 @merge_method("linear", title="Linear", paper="2203.05482", arithmetic="mergekit-0.1.4")
-def linear_mergekit_014(tensors: Sequence[Tensor], *, weight: Weight, normalize: bool = True) -> Tensor:
+def linear_mergekit_014(
+    tensors: Sequence[Tensor], *, weight: Weight, normalize: bool = True
+) -> Tensor:
     """MergeKit 0.1.4: everything in the inputs' dtype, the weights and their sum included."""
     import torch
 
@@ -33,11 +35,20 @@ def linear_mergekit_014(tensors: Sequence[Tensor], *, weight: Weight, normalize:
 
 
 @merge_method(
-    "task_arithmetic", title="Task arithmetic", paper="2212.04089", base="required", arithmetic="mergekit",
+    "task_arithmetic",
+    title="Task arithmetic",
+    paper="2212.04089",
+    base="required",
+    arithmetic="mergekit",
     ignored=("density", "rescale", "int8_mask"),
 )
 def task_arithmetic_mergekit(
-    tensors: Sequence[Tensor], base: Tensor, *, weight: Weight, normalize: bool = False, lambda_: float = 1.0
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    weight: Weight,
+    normalize: bool = False,
+    lambda_: float = 1.0,
 ) -> Tensor:
     """MergeKit 0.1.5: differences, products and sums each rounded to the inputs' dtype."""
     import torch

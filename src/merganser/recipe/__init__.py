@@ -63,7 +63,9 @@ class ParsedRecipe:
         """An error that names the recipe's file and line."""
         return self.document.error(message, path)
 
-    def oddity(self, key: str, path: tuple[str | int, ...], known: Iterable[str], where: str) -> str:
+    def oddity(
+        self, key: str, path: tuple[str | int, ...], known: Iterable[str], where: str
+    ) -> str:
         """Judge a key that MergeKit would ignore: a warning, or the error that it is.
 
         Raises:
@@ -182,17 +184,16 @@ def _readable(document: Document, entry: Any) -> RecipeError:
     return document.error(f"{name}: {message}" if name else message, path)
 
 
-def _document_path(data: object, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def _document_path(data: Any, location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """pydantic's location without the names of union branches, which are not in the document."""
     path: list[str | int] = []
     for part in location:
-        if isinstance(data, dict) and part in data:
+        inside = (
+            range(len(data)) if isinstance(data, list) else data if isinstance(data, dict) else ()
+        )
+        if part in inside:
             data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            continue
-        path.append(part)
+            path.append(part)
     return tuple(path)
 
 
@@ -200,7 +201,9 @@ def _without(data: Any, path: tuple[str | int, ...]) -> Any:
     """A copy of nested data that lacks what ``path`` points to."""
     head, rest = path[0], path[1:]
     if isinstance(data, list):
-        return [_without(entry, rest) if index == head else entry for index, entry in enumerate(data)]
+        return [
+            _without(entry, rest) if index == head else entry for index, entry in enumerate(data)
+        ]
     if not rest:
         return {key: entry for key, entry in data.items() if key != head}
     return {key: _without(entry, rest) if key == head else entry for key, entry in data.items()}

@@ -36,7 +36,8 @@ class ModelReference:
         """A short name for people: ``acc`` rather than ``runs/acc/global_step_54/actor/huggingface``."""
         parts = [part for part in Path(self.path).parts if part not in ("/", "..", ".")]
         while len(parts) > 1 and (
-            parts[-1] in ("huggingface", "actor") or parts[-1].startswith(("global_step_", "checkpoint-"))
+            parts[-1] in ("huggingface", "actor")
+            or parts[-1].startswith(("global_step_", "checkpoint-"))
         ):
             parts.pop()
         name = parts[-1] if parts else self.path
@@ -87,7 +88,9 @@ def _split_revision(text: str) -> tuple[str, str | None]:
 def _from_mapping(value: Mapping[str, Any]) -> ModelReference:
     unknown = set(value) - {"model", "lora", "override_architecture"}
     if unknown or "model" not in value:
-        raise ValueError("a model written as a mapping has the keys model, lora, override_architecture")
+        raise ValueError(
+            "a model written as a mapping has the keys model, lora, override_architecture"
+        )
 
     def part(entry: object) -> tuple[str, str | None]:
         if isinstance(entry, str):

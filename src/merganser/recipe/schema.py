@@ -172,7 +172,9 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _one_form(self) -> Recipe:
-        given = [form for form in ("models", "slices", "modules") if getattr(self, form) is not None]
+        given = [
+            form for form in ("models", "slices", "modules") if getattr(self, form) is not None
+        ]
         if not given:
             raise ValueError("nothing to merge: give models, slices or modules")
         if len(given) > 1:

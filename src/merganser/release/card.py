@@ -31,7 +31,9 @@ class _Row:
     effective: float | None
 
 
-def write_card(plan: Plan, manifest: dict[str, Any], folder: Path, title: str, *, public: bool = False) -> None:
+def write_card(
+    plan: Plan, manifest: dict[str, Any], folder: Path, title: str, *, public: bool = False
+) -> None:
     """Write ``README.md``.
 
     Args:
@@ -63,12 +65,18 @@ def card(plan: Plan, manifest: dict[str, Any], title: str, *, public: bool = Fal
 
 def is_published(reference: ModelReference) -> bool:
     """Whether a reference names a model on the Hub: told from its form and from what is on disk, never by asking."""
-    return "/" in reference.path and hub.is_hub_id(reference.path) and not Path(reference.path).exists()
+    return (
+        "/" in reference.path
+        and hub.is_hub_id(reference.path)
+        and not Path(reference.path).exists()
+    )
 
 
 def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
     published = [s.reference for s in plan.sources if is_published(s.reference)]
-    published.sort(key=lambda r: plan.base is None or plan.sources[plan.base].reference.text != r.text)
+    published.sort(
+        key=lambda r: plan.base is None or plan.sources[plan.base].reference.text != r.text
+    )
     data: dict[str, Any] = {}
     if published:
         data["base_model"] = [reference.path for reference in published]
@@ -88,7 +96,9 @@ def _license(model: Path | None) -> str | None:
     readme = model / "README.md" if model is not None else None
     if readme is None or not readme.is_file() or readme.stat().st_size > 2**20:
         return None
-    found = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.match(
+        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
     if found is None:
         return None
     try:
@@ -101,14 +111,20 @@ def _license(model: Path | None) -> str | None:
 
 def _overview(plan: Plan) -> str:
     names = [_name(source.reference) for i, source in enumerate(plan.sources) if i != plan.base]
-    base = f" on the base {_name(plan.sources[plan.base].reference)}" if plan.base is not None else ""
+    base = (
+        f" on the base {_name(plan.sources[plan.base].reference)}" if plan.base is not None else ""
+    )
     address = _paper(plan.method.paper)
     method = f"[{plan.method.title}]({address})" if address else plan.method.title
     what = "A merge of" if len(plan.sources) > 1 else "Made from"
-    lines = [f"{what} {_join(names or [_name(plan.sources[0].reference)])}{base}, by the {method} method "
-             f"(`{plan.method.name}`), computed by {REPOSITORY_NOTE} in {_arithmetic(plan)}.\n"]
+    lines = [
+        f"{what} {_join(names or [_name(plan.sources[0].reference)])}{base}, by the {method} method "
+        f"(`{plan.method.name}`), computed by {REPOSITORY_NOTE} in {_arithmetic(plan)}.\n"
+    ]
     if plan.layers is not None:
-        lines.append(f"Its {len(plan.layers)} layers are stacked from slices of these models; the recipe below says which.\n")
+        lines.append(
+            f"Its {len(plan.layers)} layers are stacked from slices of these models; the recipe below says which.\n"
+        )
     return "\n".join(lines)
 
 
@@ -130,16 +146,24 @@ def _models(plan: Plan, manifest: dict[str, Any]) -> str:
     rows = list(_rows(plan, manifest))
     text = "## Models\n\n"
     if not any(row.requested is not None or row.given is not None for row in rows):
-        return text + "\n".join(f"- {row.shown}{f' ({row.role})' if row.role else ''}" for row in rows) + "\n"
+        return (
+            text
+            + "\n".join(f"- {row.shown}{f' ({row.role})' if row.role else ''}" for row in rows)
+            + "\n"
+        )
     text += "| model | weight in the recipe | normalised | effective |\n|---|---:|---:|---:|\n"
     for row in rows:
         role = f" ({row.role})" if row.role else ""
-        text += (f"| {row.shown}{role} | {_number(row.given)} | {_number(row.requested)} "
-                 f"| {_number(row.effective)} |\n")
+        text += (
+            f"| {row.shown}{role} | {_number(row.given)} | {_number(row.requested)} "
+            f"| {_number(row.effective)} |\n"
+        )
     report = manifest["effective_weights"]
     if report:
-        text += ("\n*Normalised* is the model's share as the method computes it; *effective* is its share in the stored "
-                 f"weights, after rounding to {plan.dtype}: the least-squares coefficients of the merge on its inputs.\n")
+        text += (
+            "\n*Normalised* is the model's share as the method computes it; *effective* is its share in the stored "
+            f"weights, after rounding to {plan.dtype}: the least-squares coefficients of the merge on its inputs.\n"
+        )
         share = max((m["differ"] or 0.0 for m in report["models"]), default=0.0)
         text += f"The models differ in {share:.1%} of their entries.\n"
         for warning in report["warnings"]:
@@ -153,28 +177,50 @@ def _rows(plan: Plan, manifest: dict[str, Any]) -> Iterable[_Row]:
     for index, source in enumerate(plan.sources):
         found = measured.get(source.reference.text, {})
         role = "base" if index == plan.base else ""
-        yield _Row(_name(source.reference), role, found.get("given"), found.get("requested"), found.get("effective"))
+        yield _Row(
+            _name(source.reference),
+            role,
+            found.get("given"),
+            found.get("requested"),
+            found.get("effective"),
+        )
 
 
 def _facts(plan: Plan, config: dict[str, Any]) -> str:
     text_part = next((part for part in sections(config) if "num_hidden_layers" in part), config)
     facts: list[tuple[str, Any]] = [
-        ("Parameters", f"{plan.parameters:,} ({plan.parameters / 1e9:.2f} B)" if plan.parameters >= 10**7
-         else f"{plan.parameters:,}"),
-        ("Architecture", ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type")),
-        ("Layers", len(plan.layers) if plan.layers is not None else text_part.get("num_hidden_layers")),
+        (
+            "Parameters",
+            f"{plan.parameters:,} ({plan.parameters / 1e9:.2f} B)"
+            if plan.parameters >= 10**7
+            else f"{plan.parameters:,}",
+        ),
+        (
+            "Architecture",
+            ", ".join(map(str, config.get("architectures") or [])) or config.get("model_type"),
+        ),
+        (
+            "Layers",
+            len(plan.layers) if plan.layers is not None else text_part.get("num_hidden_layers"),
+        ),
         ("Dtype", plan.dtype.name),
         ("Context length", text_part.get("max_position_embeddings")),
         ("Vocabulary", vocabulary_size(config)),
         ("Size on disk", format_size(plan.output_bytes)),
         ("Files", len(plan.shards)),
     ]
-    rows = "".join(f"| {name} | {_inline(_plain(value))} |\n" for name, value in facts if value is not None)
+    rows = "".join(
+        f"| {name} | {_inline(_plain(value))} |\n" for name, value in facts if value is not None
+    )
     return f"## Key facts\n\n| | |\n|---|---|\n{rows}"
 
 
 def _plain(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value >= 10000 else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 10000
+        else str(value)
+    )
 
 
 def _recipe(plan: Plan, public: bool) -> str:
@@ -186,8 +232,11 @@ def _recipe(plan: Plan, public: bool) -> str:
 def recipe_text(plan: Plan, *, public: bool = False) -> str:
     """The recipe as its author wrote it; with ``public`` local paths become short names."""
     document = plan.recipe.document
-    text = document.text if document.text is not None else yaml.safe_dump(
-        document.data, sort_keys=False, allow_unicode=True)
+    text = (
+        document.text
+        if document.text is not None
+        else yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+    )
     if public:
         text = re.sub(r"(?m)(^|\s)#.*$", "", text)  # a comment may name anything
         local = [s.reference for s in plan.sources if not is_published(s.reference)]
@@ -219,8 +268,12 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(source.reference)} | `{source.checkpoint.header_digest[:16]}` |\n" for source in plan.sources)
-    rounding = f" --rounding {plan.rounding} --seed {plan.seed}" if plan.rounding != "nearest" else ""
+        f"| {_name(source.reference)} | `{source.checkpoint.header_digest[:16]}` |\n"
+        for source in plan.sources
+    )
+    rounding = (
+        f" --rounding {plan.rounding} --seed {plan.seed}" if plan.rounding != "nearest" else ""
+    )
     arithmetic = f" --arithmetic {plan.arithmetic}" if plan.arithmetic != "exact" else ""
     return f"""## Reproduce
 
@@ -246,7 +299,13 @@ def _name(reference: ModelReference) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.3f}".rstrip("0").rstrip(".")
+    return (
+        "–"
+        if value is None
+        else f"{value:.4g}"
+        if abs(value) < 1e-3 and value
+        else f"{value:.3f}".rstrip("0").rstrip(".")
+    )
 
 
 def _join(names: list[str]) -> str:

@@ -13,13 +13,23 @@ from merganser.errors import InputError
 from merganser.planning import Plan
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 """Copied byte for byte, with ``additional_chat_templates/``."""
 
 OTHER_FILES = (
-    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "video_preprocessor_config.json",
 )
 
@@ -59,13 +69,25 @@ def _restack(plan: Plan, config: dict[str, Any]) -> None:
     assert plan.layers is not None
     old = layer_counts(config)
     part = next(
-        (p for p in sections(config) if any(isinstance(p.get(key), int) for key in LAYER_COUNT_KEYS)), None)
+        (
+            p
+            for p in sections(config)
+            if any(isinstance(p.get(key), int) for key in LAYER_COUNT_KEYS)
+        ),
+        None,
+    )
     if part is None or not isinstance(part, dict) or not old:
-        raise InputError(f"{plan.sources[plan.donor].reference}: its config.json does not say how many layers there "
-                         "are, so that it cannot be told of the new ones")
+        raise InputError(
+            f"{plan.sources[plan.donor].reference}: its config.json does not say how many layers there "
+            "are, so that it cannot be told of the new ones"
+        )
     key = next(key for key in LAYER_COUNT_KEYS if isinstance(part.get(key), int))
     for name, value in list(part.items()):
-        if isinstance(value, list) and len(value) == old[0] and (name in PER_LAYER_KEYS or len(value) > 3):
+        if (
+            isinstance(value, list)
+            and len(value) == old[0]
+            and (name in PER_LAYER_KEYS or len(value) > 3)
+        ):
             part[name] = [_of_layer(plan, name, origins, value) for origins in plan.layers]
     part[key] = len(plan.layers)
     if isinstance(part.get("max_window_layers"), int):
@@ -107,6 +129,9 @@ def copy_companions(plan: Plan, folder: Path) -> list[str]:
         (folder / templates.name).mkdir()
         for file in sorted(templates.glob("*.jinja")):
             shutil.copyfile(file, folder / templates.name / file.name)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    if not any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
         return [f"{plan.sources[plan.donor].reference} has no tokenizer, so the output has none"]
     return []

@@ -43,10 +43,18 @@ def inspect(model: str) -> dict[str, Any]:
         "by_role": roles,
         "dtype_in_config": config.get("dtype") or config.get("torch_dtype"),
         "context_length": next(
-            (s["max_position_embeddings"] for s in sections(config) if "max_position_embeddings" in s), None),
+            (
+                s["max_position_embeddings"]
+                for s in sections(config)
+                if "max_position_embeddings" in s
+            ),
+            None,
+        ),
         "vocabulary": vocabulary_size(config),
         "tied_embeddings": ties_embeddings(config),
-        "tokenizer": [name for name in TOKENIZER_FILES if (path / name).is_file()] if path.is_dir() else [],
+        "tokenizer": [name for name in TOKENIZER_FILES if (path / name).is_file()]
+        if path.is_dir()
+        else [],
         "size": sum(checkpoint.files.values()),
         "shards": dict(checkpoint.files),
         "merge": _provenance(path),

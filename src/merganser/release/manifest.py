@@ -80,7 +80,9 @@ def read(folder: Path) -> dict[str, Any]:
     """
     file = folder / NAME
     if not file.is_file():
-        raise InputError(f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified")
+        raise InputError(
+            f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"
+        )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != 1 or not isinstance(data["tensors"], dict):
