@@ -47,7 +47,7 @@ def combined(
         0,
         np.zeros(1, np.uint64),
         0,
-        np.zeros((2 * k + 3, kernels.BLOCK), work),
+        np.zeros((2 * k + 2, kernels.BLOCK), work),
         outs,
         False,
         np.zeros((0, k - 1, k - 1)),

@@ -247,6 +247,7 @@ class _Planner:
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
         self.donor = self.base if self.base is not None else 0
+        self._refuse_other_tokenizers()
 
     # -- what the recipe says -----------------------------------------------------------------
 
@@ -355,6 +356,18 @@ class _Planner:
         if reference.architecture is not None:
             config["architectures"] = [reference.architecture]
         return Source(reference, checkpoint, infer(checkpoint.specs, config))
+
+    def _refuse_other_tokenizers(self) -> None:
+        """Where all tokenizers are the same, any choice among them is the donor's."""
+        for key in ("tokenizer_source", "tokenizer"):
+            if getattr(self.recipe, key) is None:
+                continue
+            found = [_tokenizer(source.checkpoint) for source in self.sources]
+            if None in found or len(set(found)) > 1:
+                raise self.parsed.error(
+                    f"{key}: the models' tokenizers differ, and aligning them is not supported yet",
+                    (key,),
+                )
 
     # -- from models or slices to groups of tensors -------------------------------------------
 
@@ -846,6 +859,12 @@ def describe(plan: Plan) -> dict[str, Any]:
         ],
         "warnings": list(plan.warnings),
     }
+
+
+def _tokenizer(checkpoint: Checkpoint) -> bytes | None:
+    """A tokenizer's contents, to be compared; None if there is none in one file."""
+    file = checkpoint.path / "tokenizer.json" if checkpoint.path is not None else None
+    return file.read_bytes() if file is not None and file.is_file() else None
 
 
 def _position(layer: int | None, depth: int) -> float:

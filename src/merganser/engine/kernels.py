@@ -229,7 +229,11 @@ def _narrow(numbers, count, code, rounding, seed, index, into, low):
 # -- what is kept of a merge for its report ------------------------------------------------------
 
 
-@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})
+# Sums over a block may be reordered, so that they run in vectors; over cells they are in order.
+_in_vectors = njit(nogil=True, fastmath={"reassoc", "nsz", "contract"})
+
+
+@_in_vectors
 def _dot(a, b, count):
     total = a.dtype.type(0)
     for j in range(count):
@@ -237,15 +241,86 @@ def _dot(a, b, count):
     return total
 
 
-@njit(nogil=True, inline="never", fastmath={"reassoc", "nsz", "contract"})
-def _subtract(a, factor, b, count, into):
-    """a - factor * b, and the number of elements that are not zero (counted without branches)."""
+@_in_vectors
+def _difference(a, b, count, into):
+    """a - b; returns its squared length, and in how many elements it is not zero."""
+    square = a.dtype.type(0)
     unequal = a.dtype.type(0)
     for j in range(count):
-        difference = a[j] - factor * b[j]
+        difference = a[j] - b[j]
         into[j] = difference
-        unequal += a.dtype.type(difference != 0)
-    return unequal
+        square += difference * difference
+        unequal += a.dtype.type(difference != 0)  # no branch: it would be taken at random
+    return square, unequal
+
+
+@_in_vectors
+def _along(stored, share, first, difference, count):
+    """Inner product of ``stored - share * first`` with one of the inputs' differences."""
+    total = stored.dtype.type(0)
+    for j in range(count):
+        total += (stored[j] - share * first[j]) * difference[j]
+    return total
+
+
+@_in_vectors
+def _distance(a, b, count):
+    """Squared length of a - b."""
+    total = a.dtype.type(0)
+    for j in range(count):
+        difference = a[j] - b[j]
+        total += difference * difference
+    return total
+
+
+@_in_vectors
+def _merge_pair(first, second, a, b, difference, count, into):
+    """Most merges there are: two models, to bfloat16, to nearest, reported. As :func:`_sum`,
+    :func:`_narrow`, :func:`_along` and :func:`_distance` do it, but each number is touched once."""
+    along = first.dtype.type(0)
+    distance = first.dtype.type(0)
+    share = a + b
+    for j in range(count):
+        exact = _fma(b, second[j], a * first[j])
+        half = _to_bfloat16(_as_single(exact))
+        into[j] = half
+        number = _from_bfloat16(half)
+        along += (number - share * first[j]) * difference[j]
+        error = number - exact
+        distance += error * error
+    return along, distance
+
+
+@register_jitable
+def _sum(rows, coefficients, divisor, k, size, exact):
+    """Linear combination of the rows, by fused multiply-adds in their order."""
+    first, second = rows[0], rows[min(1, k - 1)]
+    a, b = coefficients[0], coefficients[min(1, k - 1)]
+    if k == 1:
+        for j in range(size):
+            exact[j] = a * first[j]
+    else:
+        for j in range(size):
+            exact[j] = _fma(b, second[j], a * first[j])
+    for i in range(2, k):
+        row = rows[i]
+        a = coefficients[i]
+        for j in range(size):
+            exact[j] = _fma(a, row[j], exact[j])
+    if divisor != 1:
+        for j in range(size):
+            exact[j] = exact[j] / divisor
+
+
+@register_jitable
+def _compare(rows, k, size, gram, differ):
+    """Differences of the inputs (rows 0 to k) to the first, into the rows from k on, and their sums."""
+    for i in range(1, k):
+        square, unequal = _difference(rows[i], rows[0], size, rows[k + i])
+        gram[i - 1, i - 1] += square
+        differ[i - 1] += unequal
+        for j in range(1, i):
+            gram[i - 1, j - 1] += _dot(rows[k + i], rows[k + j], size)
 
 
 # -- the kernels ---------------------------------------------------------------------------------
@@ -281,7 +356,7 @@ def combine(
         out_code, rounding: of all outputs.
         seeds: uint64 [p], for stochastic rounding.
         start: the tile's first element in its tensor; a multiple of CELL.
-        scratch: [2 k + 3, BLOCK] in the dtype that is computed in.
+        scratch: [2 k + 2, BLOCK] in the dtype that is computed in.
         outs: uint8 [p, bytes], filled.
         report: whether to add to the following, whose first axis is the tile's cells:
         gram: float64 [cells, k-1, k-1], inner products of the inputs' differences to the first.
@@ -290,46 +365,41 @@ def combine(
         noise: float64 [p, cells], squared distance of the rounded output from the exact one.
     """
     k = inputs.shape[0]
+    first = scratch[0]
     exact = scratch[2 * k]
     stored = scratch[2 * k + 1]
-    spare = scratch[2 * k + 2]
-    one = scratch.dtype.type(1)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = low // CELL
         for i in range(k):
             _widen(inputs[i], codes[i], low, size, scratch[i])
         if report:
-            for i in range(1, k):
-                differ[cell, i - 1] += _subtract(scratch[i], one, scratch[0], size, scratch[k + i])
-            for i in range(1, k):
-                for j in range(1, i + 1):
-                    gram[cell, i - 1, j - 1] += _dot(scratch[k + i], scratch[k + j], size)
+            _compare(scratch, k, size, gram[cell], differ[cell])
         for p in range(coefficients.shape[0]):
-            first = scratch[0]
-            factor = coefficients[p, 0]
-            for j in range(size):
-                exact[j] = factor * first[j]
-            for i in range(1, k):
-                row = scratch[i]
-                factor = coefficients[p, i]
-                for j in range(size):
-                    exact[j] = _fma(factor, row[j], exact[j])
-            if divisors[p] != 1:
-                for j in range(size):
-                    exact[j] = exact[j] / divisors[p]
+            if report and k == 2 and out_code == 0 and rounding == 0 and divisors[p] == 1:
+                along, distance = _merge_pair(
+                    first,
+                    scratch[1],
+                    coefficients[p, 0],
+                    coefficients[p, 1],
+                    scratch[3],
+                    size,
+                    outs[p, 2 * low : 2 * (low + size)].view(np.uint16),
+                )
+                cross[p, cell, 0] += along
+                noise[p, cell] += distance
+                continue
+            _sum(scratch, coefficients[p], divisors[p], k, size, exact)
+            share = scratch.dtype.type(0)
+            for i in range(k):
+                share += coefficients[p, i]
+            share /= divisors[p]
             _narrow(exact, size, out_code, rounding, seeds[p], start + low, outs[p], low)
             if report:
                 _widen(outs[p], out_code, low, size, stored)
-                share = scratch.dtype.type(0)
-                for i in range(k):
-                    share += coefficients[p, i]
-                share /= divisors[p]
-                _subtract(stored, share, first, size, spare)
                 for i in range(1, k):
-                    cross[p, cell, i - 1] += _dot(spare, scratch[k + i], size)
-                _subtract(stored, one, exact, size, spare)
-                noise[p, cell] += _dot(spare, spare, size)
+                    cross[p, cell, i - 1] += _along(stored, share, first, scratch[k + i], size)
+                noise[p, cell] += _distance(stored, exact, size)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -340,14 +410,14 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         inputs, codes, count, out_code: as in :func:`combine`.
         exact: [count], the result before rounding, in the dtype of ``scratch``.
         out: uint8 [bytes], the result after rounding.
-        scratch: [2 k + 3, BLOCK].
+        scratch: [2 k + 2, BLOCK].
         gram, differ: as in :func:`combine`.
         ideal, cross: float64 [cells, k-1], inner products with the exact and the rounded result.
         noise: float64 [cells].
     """
     k = inputs.shape[0]
+    first = scratch[0]
     stored = scratch[2 * k + 1]
-    spare = scratch[2 * k + 2]
     one = scratch.dtype.type(1)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
@@ -355,19 +425,12 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         block = exact[low : low + size]
         for i in range(k):
             _widen(inputs[i], codes[i], low, size, scratch[i])
-        for i in range(1, k):
-            differ[cell, i - 1] += _subtract(scratch[i], one, scratch[0], size, scratch[k + i])
-            for j in range(1, i + 1):
-                gram[cell, i - 1, j - 1] += _dot(scratch[k + i], scratch[k + j], size)
+        _compare(scratch, k, size, gram[cell], differ[cell])
         _widen(out, out_code, low, size, stored)
-        _subtract(stored, one, scratch[0], size, spare)
         for i in range(1, k):
-            cross[cell, i - 1] += _dot(spare, scratch[k + i], size)
-        _subtract(block, one, scratch[0], size, spare)
-        for i in range(1, k):
-            ideal[cell, i - 1] += _dot(spare, scratch[k + i], size)
-        _subtract(stored, one, block, size, spare)
-        noise[cell] += _dot(spare, spare, size)
+            cross[cell, i - 1] += _along(stored, one, first, scratch[k + i], size)
+            ideal[cell, i - 1] += _along(block, one, first, scratch[k + i], size)
+        noise[cell] += _distance(stored, block, size)
 
 
 @njit(nogil=True, cache=True)
@@ -407,6 +470,13 @@ def narrow(numbers, count, code, rounding, seed, start, into):
     _narrow(numbers, count, code, rounding, seed, start, into, 0)
 
 
+@register_jitable
+def _mix(word):
+    """A permutation of the 64-bit words in which every bit reaches many."""
+    word = (word ^ (word >> np.uint64(32))) * _MIX1
+    return word ^ (word >> np.uint64(29))
+
+
 @njit(nogil=True, cache=True)
 def digest(data, sums):
     """A 64-bit digest of every CELL bytes of ``data``, a tile's output, into uint64 ``sums``.
@@ -422,15 +492,13 @@ def digest(data, sums):
         whole = (high - low) // 8
         words = data[low : low + 8 * whole].view(np.uint64)
         total = np.uint64(high - low)
+        place = np.uint64(0)
         for n in range(whole):
-            x = words[n] + np.uint64(n + 1) * _GOLDEN
-            x = (x ^ (x >> np.uint64(32))) * _MIX1
-            total += x ^ (x >> np.uint64(29))
+            place += _GOLDEN
+            total += _mix(words[n] + place)
         last = np.uint64(0)
         for n in range(low + 8 * whole, high):
             last = (last << np.uint64(8)) | np.uint64(data[n])
         if low + 8 * whole < high:
-            x = last + np.uint64(whole + 1) * _GOLDEN
-            x = (x ^ (x >> np.uint64(32))) * _MIX1
-            total += x ^ (x >> np.uint64(29))
+            total += _mix(last + place + _GOLDEN)
         sums[cell] = total

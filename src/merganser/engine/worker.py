@@ -68,7 +68,7 @@ class Worker:
         dtype = first.job.spec.dtype
         size = count * dtype.itemsize
         outs = self._buffer("outs", len(batch.parts), size)
-        scratch = self._scratch(batch.coefficients.dtype, 2 * len(first.rows) + 3)
+        scratch = self._scratch(batch.coefficients.dtype, 2 * len(first.rows) + 2)
         cells = _cells(start, count) if batch.report else slice(0, 0)
         kernels.combine(
             _take(inputs, first.rows),
@@ -89,8 +89,7 @@ class Worker:
             batch.noise[:, cells],
         )
         return sum(
-            self._put(part, start, out[:size])
-            for part, out in zip(batch.parts, outs, strict=True)
+            self._put(part, start, out[:size]) for part, out in zip(batch.parts, outs, strict=True)
         )
 
     def _copy(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
@@ -131,7 +130,7 @@ class Worker:
                 exact,
                 out,
                 code,
-                self._scratch(wide, 2 * len(part.rows) + 3),
+                self._scratch(wide, 2 * len(part.rows) + 2),
                 sums.gram[cells],
                 sums.differ[cells],
                 sums.ideal[cells],

@@ -1,0 +1,59 @@
+# Everything here sets itself up: the first target that needs it makes .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-out
+
+.PHONY: help demo demo-smollm2 test lint slow bench docs clean
+
+help:
+	@echo "make demo           train two small experts, merge them, compare (first time: about 3 minutes)"
+	@echo "make demo-smollm2   the same with SmolLM2-135M-Instruct, a published model"
+	@echo "make test           all checks and tests"
+	@echo "make slow           tests that make large files or train a model"
+	@echo "make bench          times and memory against MergeKit and the disk (makes 11 GB of data)"
+	@echo "make docs           write docs/methods.md anew from the registry"
+
+# torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
+$(BIN)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[eval]'
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.run
+	$(BIN)/pip install --quiet 'pip>=25.1'
+	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+demo: $(BIN)/.run
+	$(BIN)/python examples/demo/demo.py $(DEMO)
+
+demo-smollm2: $(BIN)/.run
+	$(BIN)/pip install --quiet gguf
+	$(BIN)/python examples/smollm2/demo.py $(DEMO)/smollm2
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(BIN)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/make.py --check
+
+slow: $(BIN)/.dev
+	$(BIN)/pip install --quiet gguf
+	$(BIN)/python -m pytest -m slow
+
+bench: $(BIN)/.dev
+	$(BIN)/python bench/checkpoints.py
+	$(BIN)/python bench/run.py
+	$(BIN)/python bench/in_memory.py
+
+docs: $(BIN)/.dev
+	$(BIN)/python docs/make.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,69 @@
+"""Write ``docs/methods.md`` from the registry; with ``--check`` only tell whether it is up to date."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from merganser import methods
+from merganser.methods import Method, Parameter
+
+TARGET = Path(__file__).parent / "methods.md"
+
+HEADER = """# Merge methods
+
+Written by `make docs` from the methods' own signatures; `merganser methods NAME` prints the same.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    found = [method for name in methods.names() if (method := methods.get(name)) is not None]
+    return "\n".join([HEADER, *(section(method) for method in found)])
+
+
+def section(method: Method) -> str:
+    """One method: what it does, what it takes, its parameters."""
+    least, most = method.models
+    count = (
+        str(least)
+        if least == most
+        else f"{least} or more"
+        if most is None
+        else f"{least} to {most}"
+    )
+    base = {
+        "none": "no base (a `base_model` in the recipe is an input like the others)",
+        "optional": "a base if one is given",
+        "required": "a base model",
+    }[method.base]
+    pace = "one pass" if not method.wants_gram else "two passes: inner products first"
+    rows = "".join(row(parameter) for parameter in method.parameters)
+    return (
+        f"## `{method.name}`\n\n{inspect.getdoc(method.function)}\n\n"
+        f"Takes {count} model{'' if count == '1' else 's'} and {base}. "
+        f"{'In tiles' if method.combination or method.elementwise else 'Whole tensors'}, {pace}.\n\n"
+        f"| parameter | type | default | sensible values |\n|---|---|---|---|\n{rows}"
+    )
+
+
+def row(parameter: Parameter) -> str:
+    """One parameter's line of the table."""
+    kind = parameter.type.__name__ + (" for each model" if parameter.per_model else "")
+    default = "must be given" if parameter.required else f"`{str(parameter.default).lower()}`"
+    values = f"{parameter.range.low:g} to {parameter.range.high:g}" if parameter.range else ""
+    return f"| `{parameter.name}` | {kind} | {default} | {values} |\n"
+
+
+def main() -> None:
+    """Write, or check."""
+    text = page()
+    if "--check" not in sys.argv:
+        TARGET.write_text(text, encoding="utf-8")
+    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
+        sys.exit(f"{TARGET.name} is not up to date; run: make docs")
+
+
+if __name__ == "__main__":
+    main()
