@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -228,6 +229,15 @@ def _ordered(tensor: torch.Tensor) -> torch.Tensor:
     lowest = torch.iinfo(bits.dtype).min
     wide = bits.to(torch.int64)
     return torch.where(wide < 0, lowest - wide, wide)
+
+
+def unit(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The unit in the last place of a dtype at float64 numbers."""
+    info = torch.finfo(dtype)
+    digits = 1 - int(math.log2(info.eps))
+    least = int(math.log2(info.smallest_normal))
+    exponent = (torch.frexp(numbers).exponent - 1).clamp(min=least)
+    return torch.ldexp(torch.ones_like(numbers), exponent - digits + 1)
 
 
 def different_bits(a: Tensors, b: Tensors) -> dict[str, str]:

@@ -13,7 +13,7 @@ import torch
 
 import merganser
 from merganser.sinks import StateDictSink
-from peers import CAUSAL, Tensors, Zoo, different_bits, load, mergekit, ulps
+from peers import CAUSAL, Tensors, Zoo, different_bits, load, mergekit, ulps, unit
 
 pytestmark = pytest.mark.peer
 
@@ -241,6 +241,63 @@ def test_task_arithmetic_has_the_bits_of_mergekit(
     assert different_bits(ours(config, arithmetic="mergekit"), theirs) == {}
 
 
+def test_tensors_of_many_tiles_have_the_bits_of_mergekit(zoo: Zoo, tmp_path: Path) -> None:
+    models = zoo("llama", 4, near=True, vocab_size=40_000)
+    for i, config in enumerate(
+        [
+            linear(models[:3], [0.3, 0.7, 0.2]),
+            linear(models[:2], [0.3, 0.7], dtype="float16"),
+            task_arithmetic(models, [0.3, 0.7, -0.2], normalize=True),
+        ]
+    ):
+        theirs = mergekit(config, tmp_path / str(i))
+        assert different_bits(ours(config, arithmetic="mergekit"), theirs) == {}
+
+
+def corner_cases(zoo: Zoo) -> dict[str, Config]:
+    tied, other = zoo("llama", 2)
+    [untied] = zoo("llama", 1, tie_word_embeddings=False)
+    a, b = zoo("mistral", 2)
+
+    def source(model: str, low: int, high: int, **parameters: Any) -> Config:
+        return {"model": model, "layer_range": [low, high], "parameters": parameters}
+
+    def slices(method: str, *pieces: list[Config], **keys: Any) -> Config:
+        return {"merge_method": method, "slices": [{"sources": p} for p in pieces], **keys}
+
+    return {
+        "a tied model lends its embedding": linear([tied, untied], [0.3, 0.7]),
+        "a tied model lends it to an untied base": linear(
+            [tied], [0.3], base_model=untied, parameters={"weight": 0.4}
+        ),
+        "an empty slice chooses the head": slices(
+            "passthrough", [source(a, 0, 2)], [source(b, 1, 3)], [source(a, 3, 3)]
+        ),
+        "a base in slices": slices(
+            "task_arithmetic",
+            [source(a, 0, 2), source(b, 1, 3, weight=[0.3, 0.4])],
+            [source(b, 0, 1, weight=0.7), source(a, 1, 2)],
+            base_model=a,
+        ),
+        "a listed base needs no weight": task_arithmetic([a, a, b], [5, 0.4]),
+        "normalised by filter": linear(
+            [tied, other],
+            [0.3, 0.9],
+            parameters={"normalize": [{"filter": "mlp", "value": False}, {"value": True}]},
+        ),
+        "numbers as text": linear([tied, other], ["3e-1", "0.7"]),
+        "weights that add up to less than nothing": linear([tied, other], [1, -3]),
+        "huge weights": linear([tied, other], [1e38, 1e38]),
+    }
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_corner_cases_have_the_bits_of_mergekit(zoo: Zoo, tmp_path: Path, case: int) -> None:
+    name, config = list(corner_cases(zoo).items())[case]
+    theirs = mergekit(config, tmp_path / "theirs")
+    assert different_bits(ours(config, arithmetic="mergekit"), theirs) == {}, name
+
+
 @pytest.mark.parametrize("near", [True, False], ids=["near", "far"])
 @pytest.mark.parametrize(
     ("family", "dtypes", "cast"), rotate(["as stored", "to bfloat16", "bfloat16, out float32"])
@@ -308,15 +365,6 @@ def test_linear_014_is_not_015(zoo: Zoo) -> None:
 
 
 # -- exact arithmetic: float64 references -------------------------------------------------------------
-
-
-def unit(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The unit in the last place of a dtype at float64 numbers."""
-    info = torch.finfo(dtype)
-    digits = 1 - int(math.log2(info.eps))
-    least = int(math.log2(info.smallest_normal))
-    exponent = (torch.frexp(numbers).exponent - 1).clamp(min=least)
-    return torch.ldexp(torch.ones_like(numbers), exponent - digits + 1)
 
 
 Reference = Callable[[list[torch.Tensor]], list[float]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -692,3 +693,67 @@ def test_the_json_schema_knows_every_key() -> None:
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["merge_method"]
     assert {"ModelInput", "OutputSlice", "SliceSource", "Tokenizer"} <= set(schema["$defs"])
+
+
+def fits(value: Any, schema: Any, whole: dict[str, Any]) -> bool:
+    """As much of JSON Schema as the recipe's schema uses."""
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": str,
+        "null": type(None),
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+    }
+
+    def is_a(kind: str) -> bool:
+        number = kind in ("integer", "number")
+        return isinstance(value, kinds[kind]) and not (number and isinstance(value, bool))
+
+    if isinstance(schema, bool):
+        return schema
+    if "$ref" in schema and not fits(value, whole["$defs"][schema["$ref"].split("/")[-1]], whole):
+        return False
+    if "anyOf" in schema and not any(fits(value, each, whole) for each in schema["anyOf"]):
+        return False
+    if "type" in schema and not any(
+        map(is_a, [schema["type"]] * isinstance(schema["type"], str) or schema["type"])
+    ):
+        return False
+    if ("enum" in schema and value not in schema["enum"]) or schema.get("const", value) != value:
+        return False
+    if isinstance(value, dict):
+        known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+        return set(schema.get("required", [])) <= set(value) and all(
+            fits(entry, known.get(key, others), whole) for key, entry in value.items()
+        )
+    if isinstance(value, list):
+        first = schema.get("prefixItems", [])
+        rest = [schema.get("items", True)] * len(value)
+        return schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", 10**9) and all(
+            fits(entry, each, whole) for entry, each in zip(value, [*first, *rest], strict=False)
+        )
+    return not isinstance(value, int | float) or schema.get("minimum", value) <= value
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        (FULL.replace("torch.", "").replace('"3"', "3").replace("2.0", "2"), True),
+        (HEAD + BODY, True),
+        (HEAD + "models: [{model: a, parameters: {weight: [1, 0.5], x: [{value: 1}]}}]\n", True),
+        (BODY, False),
+        (HEAD + BODY + "paramters: {}\n", False),
+        (HEAD + BODY + "dtype: fp16\n", False),
+        (HEAD + "models: []\n", False),
+        (HEAD + "models: [{parameters: {weight: 1}}]\n", False),
+        (HEAD + "models: [{model: a, parameters: {weight: {filter: x}}}]\n", False),
+        (HEAD + "slices: [{sources: [{model: a, layer_range: [1]}]}]\n", False),
+    ],
+)
+def test_the_json_schema_accepts_what_the_recipe_language_does(text: str, good: bool) -> None:
+    data, schema = yaml.safe_load(text), recipe.json_schema()
+    assert fits(data, schema, schema) is good
+    if good:
+        assert not recipe.load(data).warnings

@@ -8,9 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+# Set before torch loads: its threads then sleep while they wait. Spinning ones would slow each other
+# down as soon as anything else runs.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import sums
 import torch

@@ -13,12 +13,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+# Set before torch loads: its threads then sleep while they wait. Spinning ones would slow each other
+# down as soon as anything else runs.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import sums
 import torch

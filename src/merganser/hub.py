@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from merganser.errors import InputError
+from merganser.recipe import exists
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -14,7 +15,7 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab
 
 def is_hub_id(path: str) -> bool:
     """Whether a reference that is no local folder has the form of a Hub id, ``org/name``."""
-    return _HUB_ID.fullmatch(path) is not None and ".." not in path
+    return _HUB_ID.fullmatch(path) is not None and not path.startswith(".") and ".." not in path
 
 
 def resolve(path: str, revision: str | None = None, beside: Path | None = None) -> Path:
@@ -30,10 +31,10 @@ def resolve(path: str, revision: str | None = None, beside: Path | None = None) 
     Raises:
         InputError: when it is nowhere, or the Hub does not answer.
     """
-    local = Path(path).expanduser()
-    if local.exists():
-        return local
-    if beside is not None and not local.is_absolute() and (beside / local).exists():
+    if exists(path):
+        return Path(path).expanduser()
+    local = Path(path)
+    if beside is not None and exists(str(beside / local)):
         return beside / local
     if not is_hub_id(path):
         tried = f" (nor in {beside})" if beside is not None and not local.is_absolute() else ""

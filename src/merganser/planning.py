@@ -234,7 +234,6 @@ class _Planner:
         self.rounding: Rounding = rounding
         self.seed = seed
         self.warnings = list(parsed.warnings)
-        self.used_filters: set[tuple[Path, int]] = set()
         self.missing_tied: set[str] = set()
         self._refuse_unsupported()
         self.method = self._find_method()
@@ -363,7 +362,13 @@ class _Planner:
             if getattr(self.recipe, key) is None:
                 continue
             found = [_tokenizer(source.checkpoint) for source in self.sources]
-            if None in found or len(set(found)) > 1:
+            given = (
+                self.recipe.tokenizer.source
+                if self.recipe.tokenizer
+                else self.recipe.tokenizer_source
+            )
+            elsewhere = isinstance(given, ModelReference) and given.text not in self.index
+            if None in found or len(set(found)) > 1 or elsewhere:
                 raise self.parsed.error(
                     f"{key}: the models' tokenizers differ, and aligning them is not supported yet",
                     (key,),
@@ -400,36 +405,33 @@ class _Planner:
 
     def _present(self, name: str, place: Place, listed: Sequence[_Entry]) -> tuple[_Entry, ...]:
         """The inputs that have a tensor; a model without a head of its own lends its embedding."""
-        own = [name in self.sources[entry.source].checkpoint.specs for entry in listed]
-        if (
-            place.role == "head"
-            and all(
-                ties_embeddings(self.sources[entry.source].checkpoint.config) for entry in listed
-            )
-            and self._embedding(listed[0].source) is not None
-        ):
+        tied = [self._lent(entry.source, name, place) for entry in listed]
+        if None not in tied:
             self.missing_tied.add(name)  # a second copy of the embedding, as verl writes it
             return ()
         entries = []
-        for entry, has in zip(listed, own, strict=True):
-            actual: str | None = name if has else None
+        for entry, embedding in zip(listed, tied, strict=True):
             source = self.sources[entry.source]
-            if (
-                actual is None
-                and place.role == "head"
-                and ties_embeddings(source.checkpoint.config)
-            ):
-                actual = self._embedding(entry.source)
+            actual = name if name in source.checkpoint.specs else embedding
             if actual is None:
-                owner = (
-                    self.sources[listed[own.index(True)].source].reference if True in own else None
-                )
+                owners = [s.reference for s in self.sources if name in s.checkpoint.specs]
                 raise InputError(
-                    f"{source.reference}: has no tensor {name!r}, which {owner} has; "
+                    f"{source.reference}: has no tensor {name!r}, which {owners[0]} has; "
                     "models of different architectures cannot be merged"
                 )
             entries.append(_Entry(entry.source, actual, entry.path, entry.parameters))
         return tuple(entries)
+
+    def _lent(self, source: int, name: str, place: Place) -> str | None:
+        """The embedding that serves a model as this head, if its config ties the two."""
+        if place.role != "head" or not ties_embeddings(self.sources[source].checkpoint.config):
+            return None
+        embedding = self._embedding(source)
+        if embedding is None:
+            return None
+        shape = self.sources[source].checkpoint.specs[embedding].shape
+        heads = (s.checkpoint.specs.get(name) for s in self.sources)
+        return embedding if any(h is not None and h.shape == shape for h in heads) else None
 
     def _embedding(self, source: int) -> str | None:
         places = self.sources[source].architecture.places
@@ -664,11 +666,6 @@ class _Planner:
             setting = parameters.get(parameter.name)
             if setting is None:
                 continue
-            self.used_filters.update(
-                ((*path, parameter.name), k)
-                for k, rule in enumerate(setting.rules)
-                if rule.matches(name)
-            )
             value = setting.at(name, group.position)
             if value is None:
                 continue
@@ -713,13 +710,14 @@ class _Planner:
         doubled = [name for name, count in _counts(job.name for job in jobs).items() if count > 1]
         if doubled:
             raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
-        self._report_idle_filters()
+        self._report_idle_filters(jobs)
         for name in sorted(self.missing_tied):
             self.warnings.append(f"{name} is left out: every model ties it to its embedding")
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
         layers = tuple(self.layers) if self.recipe.slices is not None else None
-        tied = not any(job.role == "head" for job in jobs)
+        embeddings = {job.spec.shape for job in jobs if job.role == "embedding"}
+        tied = not any(job.role == "head" and job.spec.shape in embeddings for job in jobs)
         shards = tuple(_shards(jobs, shard_size))
         return Plan(
             self.parsed,
@@ -739,22 +737,19 @@ class _Planner:
             self._digest(jobs, shards),
         )
 
-    def _report_idle_filters(self) -> None:
+    def _report_idle_filters(self, jobs: Sequence[TensorJob]) -> None:
+        names = {job.name for job in jobs} | {read.name for job in jobs for read in job.reads}
         for path, parameters, _ in self._parameter_blocks():
             for name, setting in parameters.items():
-                for k, rule in enumerate(setting.rules):
-                    here = (*path, name)
-                    if (
-                        rule.filter
-                        and self.method.parameter(name)
-                        and (here, k) not in self.used_filters
-                    ):
-                        self._warn(here, f"the filter {rule.filter!r} matches no tensor")
+                for rule in setting.rules:
+                    known = self.method.parameter(name) is not None
+                    if known and rule.filter and not any(rule.matches(tensor) for tensor in names):
+                        self._warn((*path, name), f"the filter {rule.filter!r} matches no tensor")
 
     def _digest(self, jobs: Sequence[TensorJob], shards: Sequence[Shard]) -> str:
         facts = {
             "format": FORMAT,
-            "inputs": [source.checkpoint.header_digest for source in self.sources],
+            "inputs": [[s.reference.text, s.checkpoint.header_digest] for s in self.sources],
             "arithmetic": self.arithmetic,
             "rounding": self.rounding,
             "seed": self.seed if self.rounding == "stochastic" else 0,

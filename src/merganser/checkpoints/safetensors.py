@@ -144,8 +144,12 @@ def _read_index(file: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise InputError(f"{file}: tensor {name!r} points outside the folder, to {shard!r}")
-        if not (file.parent / shard).is_file():
-            raise InputError(f"{file}: names the file {shard!r}, which is missing")
+        try:
+            there = (file.parent / shard).is_file()
+        except (OSError, ValueError):
+            there = False
+        if not there:
+            raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
     return weight_map
 
 
@@ -202,7 +206,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
         raise InputError(f"{file}: the header's entry of tensor {name!r} is malformed") from None
     if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole) or end < begin:
         raise InputError(f"{file}: tensor {name!r} has an impossible shape or range")
-    if dtype not in BY_TAG:
+    if not isinstance(dtype, str) or dtype not in BY_TAG:
         raise InputError(f"{file}: tensor {name!r} is of the unknown type {str(dtype)[:20]!r}")
     spec = TensorSpec(BY_TAG[dtype], tuple(shape))
     if spec.nbytes != end - begin:

@@ -281,7 +281,7 @@ def _merge_pair(first, second, a, b, difference, count, into):
     distance = first.dtype.type(0)
     share = a + b
     for j in range(count):
-        exact = _fma(b, second[j], a * first[j])
+        exact: Any = _fma(b, second[j], a * first[j])
         half = _to_bfloat16(_as_single(exact))
         into[j] = half
         number = _from_bfloat16(half)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from merganser.errors import RecipeError
 from merganser.recipe.document import Document, key_name, parse_document
-from merganser.recipe.references import ModelReference, parse_reference
+from merganser.recipe.references import ModelReference, exists, parse_reference
 from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
 from merganser.recipe.settings import Rule, Scalar, Setting, parse_setting
 
@@ -29,6 +29,7 @@ __all__ = [
     "Setting",
     "SliceSource",
     "Strictness",
+    "exists",
     "json_schema",
     "key_name",
     "load",
@@ -151,8 +152,7 @@ def _validate(document: Document, folder: Path | None, strictness: Strictness) -
         unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
         if not unknown:
             raise _readable(document, found[0]) from None
-        for entry in unknown:
-            path = _document_path(document.data, entry["loc"])
+        for path in dict.fromkeys(_document_path(document.data, e["loc"]) for e in unknown):
             key = str(path[-1])
             where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"
             warnings.append(

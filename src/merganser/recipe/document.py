@@ -47,7 +47,8 @@ def key_name(path: Path) -> str:
     """Write a path for people: ``models[0].parameters.weight``."""
     name = ""
     for part in path:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else str(part)
+        text = part if isinstance(part, str) and part.isprintable() else repr(part)
+        name += f"[{part}]" if isinstance(part, int) else f".{text}" if name else text
     return name
 
 
@@ -59,8 +60,9 @@ def parse_document(text: str, file: str | None = None) -> Document:
     """
     if len(text) > MAX_BYTES:
         raise RecipeError(f"the recipe is larger than {MAX_BYTES // 2**20} MiB", file=file)
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             raise RecipeError("the recipe is empty", file=file)
@@ -78,7 +80,8 @@ def parse_document(text: str, file: str | None = None) -> Document:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(f"not valid YAML: {reason}", file=file) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(data, text, file, lines)
 
 
@@ -98,11 +101,25 @@ class _Reader:
         self.nodes += 1  # aliases are counted as often as they are used
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
             raise RecipeError("the recipe is too large or too deep", file=self.file, line=line)
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return self.mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.read(child, (*path, index)) for index, child in enumerate(node.value)]
-        return self.loader.construct_object(node)
+        if not isinstance(node, yaml.ScalarNode):
+            raise self.error(f"the tag {node.tag} has no meaning in a recipe", line)
+        return self.scalar(node, line)
+
+    def scalar(self, node: yaml.ScalarNode, line: int) -> object:
+        try:
+            return self.loader.construct_object(node)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # PyYAML lets through whatever int(), float() and date() raise
+            tag = node.tag.removeprefix("tag:yaml.org,2002:")
+            raise self.error(f"{node.value[:40]!r} is no {tag} ({error})", line) from None
+
+    def error(self, problem: str, line: int) -> RecipeError:
+        return RecipeError(f"not valid YAML: {problem}", file=self.file, line=line)
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
         own: dict[str, object] = {}
@@ -110,7 +127,10 @@ class _Reader:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if key_node.tag == "tag:yaml.org,2002:merge":  # "<<": keys of other mappings
+                lines = dict(self.lines)
                 value = self.read(value_node, path)
+                self.lines.clear()
+                self.lines.update(lines)
                 for mapping in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(mapping, dict):
                         raise RecipeError("'<<' takes a mapping", file=self.file, line=line)

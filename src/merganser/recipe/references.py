@@ -61,12 +61,17 @@ def parse_reference(value: object) -> ModelReference:
     raise ValueError(f"a model is named by a string, not by {value!r}")
 
 
+def exists(path: str) -> bool:
+    """Whether a path is there; False too for what no file system takes as one."""
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown home, a NUL
+        return False
+
+
 def _from_text(text: str) -> ModelReference:
-    if not text.strip():
-        raise ValueError("a model reference is empty")
-    if any(ord(character) < 32 for character in text):
-        raise ValueError(f"a model reference holds a control character: {text!r}")
-    if ("@" in text or "+" in text) and Path(text).expanduser().is_dir():
+    _check_text(text)
+    if ("@" in text or "+" in text) and exists(text):
         return ModelReference(text, text)
     parts = text.split("+")
     if len(parts) > 2:
@@ -74,6 +79,14 @@ def _from_text(text: str) -> ModelReference:
     path, revision = _split_revision(parts[0])
     adapter, adapter_revision = _split_revision(parts[1]) if len(parts) == 2 else (None, None)
     return ModelReference(text, path, revision, adapter, adapter_revision)
+
+
+def _check_text(text: object) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"a model is named by a text that is not empty, not by {text!r}")
+    if any(ord(character) < 32 for character in text):
+        raise ValueError(f"a model reference holds a control character: {text!r}")
+    return text
 
 
 def _split_revision(text: str) -> tuple[str, str | None]:
@@ -94,9 +107,12 @@ def _from_mapping(value: Mapping[str, Any]) -> ModelReference:
 
     def part(entry: object) -> tuple[str, str | None]:
         if isinstance(entry, str):
-            return _split_revision(entry)
-        if isinstance(entry, Mapping) and isinstance(entry.get("path"), str):
-            return str(entry["path"]), entry.get("revision")
+            return _split_revision(_check_text(entry))
+        if isinstance(entry, Mapping) and set(entry) <= {"path", "revision"}:
+            revision = entry.get("revision")
+            return _check_text(entry.get("path")), None if revision is None else _check_text(
+                revision
+            )
         raise ValueError(f"{entry!r} is no model path; write a string, or {{path: …, revision: …}}")
 
     path, revision = part(value["model"])
@@ -104,6 +120,7 @@ def _from_mapping(value: Mapping[str, Any]) -> ModelReference:
     text = path + (f"@{revision}" if revision else "")
     if adapter:
         text += f"+{adapter}" + (f"@{adapter_revision}" if adapter_revision else "")
-    return ModelReference(
-        text, path, revision, adapter, adapter_revision, value.get("override_architecture")
-    )
+    architecture = value.get("override_architecture")
+    if architecture is not None:
+        _check_text(architecture)
+    return ModelReference(text, path, revision, adapter, adapter_revision, architecture)

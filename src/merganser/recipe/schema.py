@@ -55,8 +55,8 @@ def _layer(value: object) -> object:
         raise ValueError(f"a layer number is a whole number, not {value!r}")
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f"a layer number is a whole number, not {value!r}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"a layer number is a whole number, not {str(value)[:40]!r}") from None
     if not number.is_integer() or number < 0:
         raise ValueError(f"a layer number is a whole number from 0 on, not {value!r}")
     return int(number)

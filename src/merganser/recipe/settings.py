@@ -55,11 +55,11 @@ def _along(value: Scalar | tuple[Scalar, ...], position: float) -> Scalar | None
     if not value:
         return None
     place = position * (len(value) - 1)
-    below = math.floor(place)
+    below = math.floor(place + 1e-9)  # 1 / 49 * 49 is less than 1
     if any(isinstance(anchor, bool | str) for anchor in value):
         return value[below]
     low, high = float(value[below]), float(value[min(below + 1, len(value) - 1)])
-    fraction = place - below
+    fraction = max(0.0, place - below)
     return (1 - fraction) * low + fraction * high if fraction else value[below]
 
 
@@ -104,7 +104,11 @@ def _scalar(value: object) -> Scalar:
             value = float(value)
         except ValueError:
             return str(value)
-    if isinstance(value, bool | int):
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > 2**63:
+            raise ValueError("a number is too large")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
