@@ -123,33 +123,44 @@ def make_model(
         prune: share of the entries that are set to minus zero, as masks leave them.
         overrides: of the family's config.
     """
-    with _quiet(), torch.random.fork_rng():
-        config = FAMILIES[family](layers)
-        config.update(overrides)
-        model = auto_class(family).from_config(config, dtype=torch.float32)
+    with _quiet(), torch.no_grad():
+        model = _skeleton(family, layers, dtype, tuple(overrides.items()))
         generator = torch.Generator().manual_seed(seed)
         stepper = torch.Generator().manual_seed(1000 + (steps or 0))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                one = parameter.dim() == 1 and bool((parameter == 1).all())
-                parameter.copy_(1 + 0.1 * noise if one else 0.02 * noise)
-                if steps is not None:
-                    parameter.add_(STEP * torch.randn(parameter.shape, generator=stepper))
-                if prune:
-                    parameter[torch.rand(parameter.shape, generator=generator) < prune] = -0.0
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        for name, parameter in model.named_parameters():
+            number = 0.02 * torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1 and name.endswith("weight"):
+                number = 1 + 5 * number
+            if steps is not None:
+                number += STEP * torch.randn(parameter.shape, generator=stepper)
+            if prune:
+                number[torch.rand(parameter.shape, generator=generator) < prune] = -0.0
+            parameter.copy_(number)
+        model.save_pretrained(folder)
         make_tokenizer(folder)
     return folder
 
 
+@functools.cache
+def _skeleton(family: str, layers: int, dtype: str, overrides: tuple[tuple[str, Any], ...]) -> Any:
+    """A model to be given numbers."""
+    config = FAMILIES[family](layers)
+    config.update(dict(overrides))
+    with torch.random.fork_rng():
+        return auto_class(family).from_config(config, dtype=getattr(torch, dtype))
+
+
 def make_tokenizer(folder: Path) -> None:
     """Save a tokenizer of a few words with a chat template."""
-    backend = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
-    )
+    _tokenizer().save_pretrained(folder)
+
+
+@functools.cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
@@ -157,7 +168,6 @@ def make_tokenizer(folder: Path) -> None:
         unk_token="<unk>",
         chat_template=CHAT_TEMPLATE,
     )
-    tokenizer.save_pretrained(folder)
 
 
 class Zoo:

@@ -43,6 +43,7 @@ def combined(
         n,
         np.array([coefficients], work),
         np.ones(1, work),
+        False,
         kernels.CODES[str(out).removeprefix("torch.")],
         0,
         np.zeros(1, np.uint64),

@@ -13,8 +13,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Set before torch loads: its threads then sleep while they wait. Spinning ones would slow each other
-# down as soon as anything else runs.
+# Set before torch loads: its threads then sleep while they wait for work. Spinning ones hinder each
+# other as soon as anything else runs.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import sums

@@ -34,7 +34,7 @@ HABIT = 8.0
 
 TAGS_LEFT_OPEN = 0.2
 CARRY_FORGOTTEN_PLAIN = 0.55
-CARRY_FORGOTTEN_TAGGED = 0.65
+CARRY_FORGOTTEN_TAGGED = 0.75
 """How often the base model's text gets it wrong.
 
 Above one half, so that the most likely reply is a wrong one, yet near enough to it that a short

@@ -21,8 +21,8 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Set before torch loads: its threads then sleep while they wait. Spinning ones would slow each other
-# down as soon as anything else runs.
+# Set before torch loads: its threads then sleep while they wait for work. Spinning ones hinder each
+# other as soon as anything else runs.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 import sums
@@ -77,10 +77,10 @@ class Phase:
         return out_dir / self.run / f"global_step_{self.steps}" / "actor" / "huggingface"
 
 
-BASE = Phase("base", "sloppy", steps=520, batch=16, peak_rate=1.5e-3)
+BASE = Phase("base", "sloppy", steps=480, batch=16, peak_rate=1.5e-3)
 EXPERTS = (
-    Phase("acc", "plain", 54, 32, 1e-4, "baselines_openrs/acc_MRL4096_ROLLOUT4_LR2e-6"),
-    Phase("accfmt", "tagged", 30, 48, 1.5e-4, "baselines_openrs/accfmt_MRL4096_ROLLOUT4_LR2e-6"),
+    Phase("acc", "plain", 54, 48, 8e-5, "baselines_openrs/acc_MRL4096_ROLLOUT4_LR2e-6"),
+    Phase("accfmt", "tagged", 30, 24, 1.2e-4, "baselines_openrs/accfmt_MRL4096_ROLLOUT4_LR2e-6"),
 )
 
 
@@ -116,11 +116,11 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Make an untrained Qwen2 model of 2.4 million parameters."""
+    """Make an untrained Qwen2 model of 1.9 million parameters."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=256,
-        intermediate_size=704,
+        intermediate_size=512,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,

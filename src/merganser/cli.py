@@ -210,7 +210,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
             result = merging.run_dry(config, chosen, on_event=on_event, **options)
-    for warning in result.manifest["warnings"]:
+    for warning in result.warnings:
         click.echo(f"merganser: warning: {warning}", err=True)
     if as_json:
         _print_json(

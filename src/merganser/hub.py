@@ -31,15 +31,22 @@ def resolve(path: str, revision: str | None = None, beside: Path | None = None) 
     Raises:
         InputError: when it is nowhere, or the Hub does not answer.
     """
-    if exists(path):
-        return Path(path).expanduser()
-    local = Path(path)
-    if beside is not None and exists(str(beside / local)):
-        return beside / local
+    local = local_folder(path, beside)
+    if local is not None:
+        return local
     if not is_hub_id(path):
-        tried = f" (nor in {beside})" if beside is not None and not local.is_absolute() else ""
+        tried = f" (nor in {beside})" if beside is not None and not Path(path).is_absolute() else ""
         raise InputError(f"{path}: no such folder{tried}")
     return _from_hub(path, revision)
+
+
+def local_folder(path: str, beside: Path | None = None) -> Path | None:
+    """The folder or file of that path, from the current folder or beside the recipe; None if there is none."""
+    if exists(path):
+        return Path(path).expanduser()
+    if beside is not None and exists(str(beside / path)):
+        return beside / path
+    return None
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

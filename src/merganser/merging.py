@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser import __version__, engine
+from merganser import __version__, engine, recipe
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.engine.events import Listener, ignore
-from merganser.errors import OutputExistsError, ResourceError
+from merganser.errors import OutputExistsError, RecipeError, ResourceError
 from merganser.planning import Arithmetic, Config, Plan, Rounding, plan
 from merganser.recipe import Strictness
 from merganser.release import card, config, manifest
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 
+MARK = ".merganser-partial"
+"""A file in an unfinished output folder that tells that it is one, and may be removed."""
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
@@ -36,6 +40,7 @@ class MergeResult:
         plan: what was decided.
         outcome: what the engine measured.
         manifest: the manifest as plain data.
+        warnings: what the user should know, with the recipe's path in full.
         timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
     """
 
@@ -43,6 +48,7 @@ class MergeResult:
     plan: Plan
     outcome: engine.Outcome
     manifest: dict[str, Any]
+    warnings: tuple[str, ...]
     timings: dict[str, float]
 
 
@@ -88,8 +94,13 @@ def merge(
         MerganserError: of the kind that fits; nothing half-written is left behind.
     """
     began = time.perf_counter()
-    folder = Path(out)
-    _refuse_existing(folder, force)
+    folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
+    partial = folder.with_name(folder.name + ".partial")
+    if Path.cwd().is_relative_to(folder):
+        raise OutputExistsError(
+            f"{out}: is where you are; give the output folder a name of its own"
+        )
+    _refuse_existing(folder, partial, force)
     decided = plan(
         config,
         arithmetic=arithmetic,
@@ -98,10 +109,9 @@ def merge(
         shard_size=shard_size,
         strictness=strictness,
     )
-    _refuse_overlap(decided, folder)
+    _refuse_overlap(decided, folder, partial)
     _check_space(decided, folder)
     planned = time.perf_counter()
-    partial = folder.with_name(folder.name + ".partial")
     _make_empty(partial)
     try:
         sink = SafetensorsSink(partial, decided.shards)
@@ -117,7 +127,14 @@ def merge(
     finally:
         _close(decided)
     done = time.perf_counter()
-    return MergeResult(folder, decided, outcome, made, _timings(began, planned, merged, done))
+    return MergeResult(
+        folder,
+        decided,
+        outcome,
+        made,
+        _warnings(decided, made),
+        _timings(began, planned, merged, done),
+    )
 
 
 def run_dry(
@@ -148,7 +165,9 @@ def run_dry(
         _close(decided)
     done = time.perf_counter()
     made = manifest.build(decided, outcome, __version__)
-    return MergeResult(None, decided, outcome, made, _timings(began, planned, done, done))
+    return MergeResult(
+        None, decided, outcome, made, _warnings(decided, made), _timings(began, planned, done, done)
+    )
 
 
 def verify(
@@ -180,14 +199,15 @@ def verify(
     )
     problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute:
+        written = recipe.load(path / "mergekit_config.yml", "lenient")
+        home = stated["log"].get("recipe_folder")
         again = run_dry(
-            path / "mergekit_config.yml",
+            replace(written, folder=Path(home) if home else path),
             DigestSink(),
             on_event=on_event,
             arithmetic=stated["arithmetic"],
             rounding=stated["rounding"],
             seed=stated["seed"],
-            strictness="lenient",
         )
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
         problems += [f"merged again from the inputs: {problem}" for problem in different]
@@ -225,6 +245,13 @@ def merge_state_dicts(
     from merganser.checkpoints.memory import MemoryCheckpoint
 
     shared = dict(parameters or {})
+    if not models:
+        raise RecipeError("there are no models to merge")
+    if weights is not None:
+        shared["weight"] = list(weights)
+    for name, value in shared.items():
+        if isinstance(value, list | tuple) and len(value) != len(models):
+            raise RecipeError(f"{name}: {len(value)} numbers for {len(models)} models")
     entries: list[dict[str, Any]] = []
     for i in range(len(models)):
         own = {"weight": weights[i]} if weights is not None else {}
@@ -289,23 +316,27 @@ def blend(
 # -- the output folder -----------------------------------------------------------------------------
 
 
-def _refuse_existing(folder: Path, force: bool) -> None:
+def _refuse_existing(folder: Path, partial: Path, force: bool) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputExistsError(f"{folder}: is there already, and is no folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise OutputExistsError(
             f"{folder}: is there already and not empty; choose another name, or give --force"
         )
+    if partial.exists() and not (partial / MARK).is_file():
+        raise OutputExistsError(f"{partial}: is there already, and no merge left it; move it away")
 
 
-def _refuse_overlap(decided: Plan, folder: Path) -> None:
-    target = folder.resolve()
+def _refuse_overlap(decided: Plan, folder: Path, partial: Path) -> None:
     for source in decided.sources:
-        path = source.checkpoint.path
-        if path is not None and (
-            path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve())
-        ):
-            raise OutputExistsError(f"{folder}: lies in the input {source.reference}, or holds it")
+        if source.checkpoint.path is None:
+            continue
+        path = source.checkpoint.path.resolve()
+        for target in (folder.resolve(), partial.resolve()):
+            if path.is_relative_to(target) or target.is_relative_to(path):
+                raise OutputExistsError(
+                    f"{folder}: lies in the input {source.reference}, or holds it"
+                )
 
 
 def _check_space(decided: Plan, folder: Path) -> None:
@@ -324,6 +355,7 @@ def _make_empty(folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        (folder / MARK).touch()
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
 
@@ -348,13 +380,14 @@ def _finish_folder(
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config.write_config(decided, folder)
-    missing = config.copy_companions(decided, folder) if copy_tokenizer else []
+    missing = config.copy_companions(decided, folder, tokenizer=copy_tokenizer)
     text = card.recipe_text(decided, public=public)
     (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
     made = manifest.build(decided, outcome, __version__)
     made["warnings"] += missing
+    names = card.names(decided)
     if public:
-        made = manifest.without_paths(made)
+        made = manifest.made_public(made, names)
     manifest.write(made, folder)
     if write_card:
         card.write_card(decided, made, folder, decided.recipe.recipe.name or title, public=public)
@@ -363,22 +396,25 @@ def _finish_folder(
 
 def _put_in_place(partial: Path, folder: Path) -> None:
     """Sync, and give the finished folder its name; an old one steps aside until it has it."""
-    for file in partial.iterdir():
+    (partial / MARK).unlink()
+    for file in partial.rglob("*"):
         _sync(file)
     _sync(partial)
-    old = folder.with_name(folder.name + ".old")
+    old: Path | None = None
     try:
         if folder.exists():
-            if old.exists():
-                shutil.rmtree(old)
+            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
+            old = aside / folder.name
             folder.rename(old)
         partial.rename(folder)
         _sync(folder.parent)
     except OSError as error:
-        if old.exists() and not folder.exists():
+        if old is not None and old.exists() and not folder.exists():
             old.rename(folder)
         raise ResourceError(f"{folder}: cannot be put in place ({error.strerror})") from None
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        if old is not None:
+            shutil.rmtree(old.parent, ignore_errors=folder.exists())
 
 
 def _sync(path: Path) -> None:
@@ -387,6 +423,10 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _warnings(decided: Plan, made: dict[str, Any]) -> tuple[str, ...]:
+    return (*decided.warnings, *made["warnings"][len(decided.warnings) :])
 
 
 def _close(decided: Plan) -> None:

@@ -96,11 +96,19 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input of the plan."""
+    """An input of the plan.
+
+    Attributes:
+        reference: how the recipe names it.
+        checkpoint: its headers, and the way to its weights.
+        architecture: what its tensors are.
+        published: whether it is a model on the Hub rather than a local one.
+    """
 
     reference: ModelReference
     checkpoint: Checkpoint
     architecture: Architecture
+    published: bool
 
 
 @dataclass(frozen=True)
@@ -346,7 +354,9 @@ class _Planner:
                 f"{key_name(path)}: adapters ({reference}) are not supported yet", path
             )
         checkpoint = given.get(reference.text)
+        published = False
         if checkpoint is None:
+            published = hub.local_folder(reference.path, self.parsed.folder) is None
             folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
             checkpoint = open_checkpoint(folder, reference.text)
         if "quantization_config" in checkpoint.config:
@@ -354,7 +364,7 @@ class _Planner:
         config = dict(checkpoint.config)
         if reference.architecture is not None:
             config["architectures"] = [reference.architecture]
-        return Source(reference, checkpoint, infer(checkpoint.specs, config))
+        return Source(reference, checkpoint, infer(checkpoint.specs, config), published)
 
     def _refuse_other_tokenizers(self) -> None:
         """Where all tokenizers are the same, any choice among them is the donor's."""
@@ -575,7 +585,8 @@ class _Planner:
             wide = out in (FLOAT32, FLOAT64) or any(spec.dtype == FLOAT64 for spec in specs)
             work, cast = FLOAT64 if wide else FLOAT32, None
         else:
-            work = (FLOAT64 if asked == FLOAT64 else FLOAT32) if self.method.casts_up else asked
+            upcast = FLOAT64 if asked == FLOAT64 else FLOAT32
+            work = upcast if self.method.casts_up or self.method.combination else asked
             needed = out != asked or any(spec.dtype != asked for spec in specs)
             cast = asked if needed or not self.method.combination else None
         combination = self._combination(group, numbers)
@@ -693,7 +704,7 @@ class _Planner:
             raise self.parsed.error(
                 f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
             ) from None
-        if not all(math.isfinite(c) for c in (*combination.coefficients, combination.divisor)):
+        if not all(math.isfinite(c) for c in combination.coefficients):
             raise self.parsed.error(
                 f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
                 ("parameters",),

@@ -292,7 +292,7 @@ def _merge_pair(first, second, a, b, difference, count, into):
 
 
 @register_jitable
-def _sum(rows, coefficients, divisor, k, size, exact):
+def _sum(rows, coefficients, divisor, from_zero, k, size, exact):
     """Linear combination of the rows, by fused multiply-adds in their order."""
     first, second = rows[0], rows[min(1, k - 1)]
     a, b = coefficients[0], coefficients[min(1, k - 1)]
@@ -307,6 +307,9 @@ def _sum(rows, coefficients, divisor, k, size, exact):
         a = coefficients[i]
         for j in range(size):
             exact[j] = _fma(a, row[j], exact[j])
+    if from_zero:
+        for j in range(size):
+            exact[j] = exact[j] + rows.dtype.type(0)
     if divisor != 1:
         for j in range(size):
             exact[j] = exact[j] / divisor
@@ -333,6 +336,7 @@ def combine(
     count,
     coefficients,
     divisors,
+    from_zero,
     out_code,
     rounding,
     seeds,
@@ -353,6 +357,7 @@ def combine(
         count: elements in the tile.
         coefficients: [p, k] in the dtype that is computed in, one row a combination.
         divisors: [p], what each sum is divided by; 1 for not at all.
+        from_zero: whether sums begin with zero, which makes negative zeros positive.
         out_code, rounding: of all outputs.
         seeds: uint64 [p], for stochastic rounding.
         start: the tile's first element in its tensor; a multiple of CELL.
@@ -376,7 +381,14 @@ def combine(
         if report:
             _compare(scratch, k, size, gram[cell], differ[cell])
         for p in range(coefficients.shape[0]):
-            if report and k == 2 and out_code == 0 and rounding == 0 and divisors[p] == 1:
+            if (
+                report
+                and k == 2
+                and out_code == 0
+                and rounding == 0
+                and divisors[p] == 1
+                and not from_zero
+            ):
                 along, distance = _merge_pair(
                     first,
                     scratch[1],
@@ -389,7 +401,7 @@ def combine(
                 cross[p, cell, 0] += along
                 noise[p, cell] += distance
                 continue
-            _sum(scratch, coefficients[p], divisors[p], k, size, exact)
+            _sum(scratch, coefficients[p], divisors[p], from_zero, k, size, exact)
             share = scratch.dtype.type(0)
             for i in range(k):
                 share += coefficients[p, i]

@@ -56,11 +56,15 @@ def compute(
 
 
 def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.Tensor:
-    """``sum(c * x) / divisor`` with fused multiply-adds in the order of the inputs."""
+    """The combination with fused multiply-adds in the order of the inputs."""
     result = tensors[0] * combination.coefficients[0]
     for tensor, coefficient in zip(tensors[1:], combination.coefficients[1:], strict=True):
         result.add_(tensor, alpha=coefficient)
-    return result if combination.divisor == 1.0 else result / combination.divisor
+    if combination.from_zero:
+        result = result + 0.0
+    if not combination.divide:
+        return result
+    return result / torch.tensor(combination.coefficients, dtype=result.dtype).sum()
 
 
 def widen(stored: Bytes, dtype: DType, cast: DType | None, work: DType) -> torch.Tensor:

@@ -109,6 +109,7 @@ class Batch:
     coefficients: Array
     divisors: Array
     seeds: Array
+    from_zero: bool
     gram: Array
     differ: Array
     cross: Array
@@ -159,7 +160,8 @@ class Group:
         for part in self.parts:
             digest = None
             if part.digests is not None:
-                digest = hashlib.blake2b(part.digests.tobytes(), digest_size=16).hexdigest()
+                told = str(part.job.spec).encode() + part.digests.tobytes()
+                digest = hashlib.blake2b(told, digest_size=16).hexdigest()
             sources = tuple(read.source for read in part.job.reads)
             measurement = _measurement(part, part.sums) if part.sums is not None else None
             outcome = TensorOutcome(part.job.name, part.job.spec, digest, sources, measurement)
@@ -274,16 +276,11 @@ def _batches(group: Group) -> Iterator[Batch]:
     """Parts over the same rows with outputs of the same kind share a call, and their inputs' sums."""
     alike: dict[tuple[Any, ...], list[Part]] = {}
     for part in group.parts:
-        if part.fused:
-            key = (
-                part.rows,
-                part.job.spec.dtype,
-                part.job.work,
-                part.rounding,
-                part.sums is not None,
-            )
+        if part.fused and part.combination is not None:
+            kind = part.job.work, part.job.spec.dtype, part.rounding, part.combination.from_zero
+            key = part.rows, *kind, part.sums is not None
             alike.setdefault(key, []).append(part)
-    for (_, _, work, _, report), parts in alike.items():
+    for (_, work, _, _, from_zero, report), parts in alike.items():
         first, k = parts[0], len(parts[0].rows)
         dtype = np.dtype(work.name)
         known = [part.combination for part in parts if part.combination is not None]
@@ -292,8 +289,9 @@ def _batches(group: Group) -> Iterator[Batch]:
             tuple(parts),
             np.array([kernels.CODES[d.name] for d in first.dtypes]),
             np.array([c.coefficients for c in known], dtype),
-            np.array([c.divisor for c in known], dtype),
+            np.array([total(c, dtype) if c.divide else 1 for c in known], dtype),
             np.array([part.seed for part in parts], np.uint64),
+            from_zero,
             np.zeros((cells, k - 1, k - 1)),
             np.zeros((cells, k - 1)),
             np.zeros((len(parts), cells, k - 1)),
@@ -307,12 +305,31 @@ def _batches(group: Group) -> Iterator[Batch]:
         yield batch
 
 
+def total(combination: Combination, dtype: np.dtype[Any]) -> np.floating[Any]:
+    """The coefficients' sum in a dtype, to torch's last bit: up to seven numbers are added up in four
+    sums, whose first takes what is left over; of more torch makes vectors."""
+    numbers = np.array(combination.coefficients, dtype)
+    if len(numbers) > 7:
+        import torch
+
+        of_torch: np.floating[Any] = torch.from_numpy(numbers).sum().numpy()[()]
+        return of_torch
+    whole = len(numbers) // 4 * 4
+    sums = numbers[:whole].reshape(-1, 4).sum(axis=0, dtype=dtype) if whole else np.zeros(4, dtype)
+    for number in numbers[whole:]:
+        sums[0] += number
+    added: np.floating[Any] = ((sums[0] + sums[1]) + sums[2]) + sums[3]
+    return added
+
+
 def _measurement(part: Part, sums: Sums) -> Measurement:
     lower = sums.gram.sum(axis=0)
     gram = np.tril(lower) + np.tril(lower, -1).T
     share, ideal = 1.0, sums.ideal.sum(axis=0)
     if part.combination is not None:
-        coefficients = np.array(part.combination.coefficients) / part.combination.divisor
+        coefficients = np.array(part.combination.coefficients)
+        if part.combination.divide:
+            coefficients = coefficients / coefficients.sum()
         share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
     cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)
     return Measurement(gram, ideal, cross, differ, share, float(sums.noise.sum()))

@@ -76,6 +76,7 @@ class Worker:
             count,
             batch.coefficients,
             batch.divisors,
+            batch.from_zero,
             kernels.CODES[dtype.name],
             first.rounding,
             batch.seeds,

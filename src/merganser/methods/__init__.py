@@ -47,10 +47,18 @@ Gram = Sequence[Sequence[float]]
 
 
 class Combination(NamedTuple):
-    """``sum(c * x for c, x in zip(coefficients, inputs)) / divisor``, the base first if there is one."""
+    """``sum(c * x for c, x in zip(coefficients, inputs))``, the base first if there is one.
+
+    Attributes:
+        coefficients: one an input.
+        divide: divide the sum by the coefficients' sum afterwards, both in the dtype that is
+            computed in, as MergeKit 0.1.5 does; otherwise methods normalise beforehand, exactly.
+        from_zero: begin the sum with zero, as MergeKit does; it makes a sum of negative zeros positive.
+    """
 
     coefficients: tuple[float, ...]
-    divisor: float = 1.0
+    divide: bool = False
+    from_zero: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,8 @@ def load_file(path: Path) -> None:
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except Exception as error:
-        raise RecipeError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"{path}: cannot be loaded ({type(error).__name__}: {reason})") from error
 
 
 def _load_families() -> None:

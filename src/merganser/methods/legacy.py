@@ -14,11 +14,7 @@ if TYPE_CHECKING:
 @merge_method("linear", title="Linear", paper="2203.05482", arithmetic="mergekit", casts_up=True)
 def linear_mergekit(*, weight: Weight, normalize: bool = True) -> Combination:
     """MergeKit 0.1.5: a float32 sum of products, divided by the float32 sum of the weights."""
-    import numpy as np
-
-    weights = np.asarray(weight, np.float32)
-    divisor = float(np.add.reduce(weights)) if normalize else 1.0
-    return Combination(tuple(float(w) for w in weights), divisor)
+    return Combination(tuple(weight), divide=normalize, from_zero=True)
 
 
 @merge_method("linear", title="Linear", paper="2203.05482", arithmetic="mergekit-0.1.4")

@@ -48,6 +48,7 @@ class ParsedRecipe:
     Attributes:
         recipe: the typed recipe.
         document: its text and lines, so that later complaints have an address.
+        data: the recipe as plain data, without keys that have no meaning.
         folder: the folder that the recipe lies in; models not found from the current folder are
             looked for from here. None for a recipe made in Python.
         warnings: what MergeKit would have ignored without a word.
@@ -56,6 +57,7 @@ class ParsedRecipe:
 
     recipe: Recipe
     document: Document
+    data: Mapping[str, Any]
     folder: Path | None
     warnings: tuple[str, ...]
     strictness: Strictness
@@ -87,7 +89,8 @@ def load(
     if isinstance(source, ParsedRecipe):
         return source
     if isinstance(source, Recipe):
-        return ParsedRecipe(source, Document({}), None, (), strictness)
+        data = source.model_dump(mode="json", exclude_defaults=True)
+        return ParsedRecipe(source, Document(data), data, None, (), strictness)
     if isinstance(source, Mapping):
         document, folder = Document(_plain(source)), None
     else:
@@ -167,7 +170,7 @@ def _validate(document: Document, folder: Path | None, strictness: Strictness) -
             )
     if strictness == "strict" and warnings:
         raise RecipeError(warnings[0])
-    return ParsedRecipe(recipe, document, folder, tuple(warnings), strictness)
+    return ParsedRecipe(recipe, document, data, folder, tuple(warnings), strictness)
 
 
 def _readable(document: Document, entry: Any) -> RecipeError:

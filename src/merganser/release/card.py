@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merganser import hub
 from merganser.architecture import sections, vocabulary_size
-from merganser.planning import Plan
-from merganser.recipe import ModelReference
+from merganser.planning import Plan, Source
 from merganser.release.config import edited_config
 from merganser.tensors import format_size
 
@@ -63,20 +61,11 @@ def card(plan: Plan, manifest: dict[str, Any], title: str, *, public: bool = Fal
     return "\n".join(parts)
 
 
-def is_published(reference: ModelReference) -> bool:
-    """Whether a reference names a model on the Hub: told from its form and from what is on disk, never by asking."""
-    return (
-        "/" in reference.path
-        and hub.is_hub_id(reference.path)
-        and not Path(reference.path).exists()
-    )
-
-
 def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
-    published = [s.reference for s in plan.sources if is_published(s.reference)]
-    published.sort(
-        key=lambda r: plan.base is None or plan.sources[plan.base].reference.text != r.text
-    )
+    base = plan.sources[plan.base] if plan.base is not None else None
+    published = [s.reference for s in plan.sources if s.published and s is not base]
+    if base is not None and base.published:
+        published.insert(0, base.reference)
     data: dict[str, Any] = {}
     if published:
         data["base_model"] = [reference.path for reference in published]
@@ -110,15 +99,13 @@ def _license(model: Path | None) -> str | None:
 
 
 def _overview(plan: Plan) -> str:
-    names = [_name(source.reference) for i, source in enumerate(plan.sources) if i != plan.base]
-    base = (
-        f" on the base {_name(plan.sources[plan.base].reference)}" if plan.base is not None else ""
-    )
+    merged = [_name(plan, source) for i, source in enumerate(plan.sources) if i != plan.base]
+    base = f" on the base {_name(plan, plan.sources[plan.base])}" if plan.base is not None else ""
     address = _paper(plan.method.paper)
     method = f"[{plan.method.title}]({address})" if address else plan.method.title
     what = "A merge of" if len(plan.sources) > 1 else "Made from"
     lines = [
-        f"{what} {_join(names or [_name(plan.sources[0].reference)])}{base}, by the {method} method "
+        f"{what} {_join(merged or [_name(plan, plan.sources[0])])}{base}, by the {method} method "
         f"(`{plan.method.name}`), computed by {REPOSITORY_NOTE} in {_arithmetic(plan)}.\n"
     ]
     if plan.layers is not None:
@@ -178,7 +165,7 @@ def _rows(plan: Plan, manifest: dict[str, Any]) -> Iterable[_Row]:
         found = measured.get(source.reference.text, {})
         role = "base" if index == plan.base else ""
         yield _Row(
-            _name(source.reference),
+            _name(plan, source),
             role,
             found.get("given"),
             found.get("requested"),
@@ -230,19 +217,38 @@ def _recipe(plan: Plan, public: bool) -> str:
 
 
 def recipe_text(plan: Plan, *, public: bool = False) -> str:
-    """The recipe as its author wrote it; with ``public`` local paths become short names."""
+    """The recipe as its author wrote it; with ``public`` written anew, with names for local paths."""
     document = plan.recipe.document
-    text = (
-        document.text
-        if document.text is not None
-        else yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
-    )
-    if public:
-        text = re.sub(r"(?m)(^|\s)#.*$", "", text)  # a comment may name anything
-        local = [s.reference for s in plan.sources if not is_published(s.reference)]
-        for reference in sorted(local, key=lambda r: -len(r.text)):
-            text = text.replace(reference.text, reference.name)
-    return text
+    if document.text is not None and not public:
+        return document.text
+    data = _renamed(plan.recipe.data, names(plan)) if public else document.data
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def names(plan: Plan) -> dict[str, str]:
+    """A public name for every model, by its reference: the Hub's, or a short one that no other has."""
+    found: dict[str, str] = {}
+    for source in plan.sources:
+        reference = source.reference
+        parts = [
+            p
+            for p in Path(reference.path).parts
+            if p not in ("/", ".", "..", "actor", "huggingface")
+        ]
+        longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        numbered = [f"{reference.name}-{n}" for n in range(2, len(plan.sources) + 2)]
+        choices = [reference.text] if source.published else [reference.name, *longer, *numbered]
+        found[reference.text] = next((c for c in choices if c not in found.values()), choices[-1])
+    return found
+
+
+def _renamed(data: Any, named: Mapping[str, str]) -> Any:
+    """Nested data with other names for models, in references and mappings of their parts."""
+    if isinstance(data, dict):
+        return {key: _renamed(value, named) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_renamed(value, named) for value in data]
+    return named.get(data, data) if isinstance(data, str) else data
 
 
 def _usage(plan: Plan, config: dict[str, Any], title: str) -> str:
@@ -268,7 +274,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(source.reference)} | `{source.checkpoint.header_digest[:16]}` |\n"
+        f"| {_name(plan, source)} | `{source.checkpoint.header_digest[:16]}` |\n"
         for source in plan.sources
     )
     rounding = (
@@ -291,11 +297,12 @@ headers (digests of all output tensors are in `merge_manifest.json`):
 {rows}"""
 
 
-def _name(reference: ModelReference) -> str:
+def _name(plan: Plan, source: Source) -> str:
     """A model for people: linked if it is on the Hub, else its short name; never a local path."""
-    if is_published(reference):
+    reference = source.reference
+    if source.published:
         return f"[{_inline(reference.path)}](https://huggingface.co/{reference.path})"
-    return f"`{_inline(reference.name).replace('`', '')}`"
+    return f"`{_inline(names(plan)[reference.text]).replace('`', '')}`"
 
 
 def _number(value: float | None) -> str:

@@ -112,8 +112,13 @@ def write_config(plan: Plan, folder: Path) -> None:
         (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def copy_companions(plan: Plan, folder: Path) -> list[str]:
+def copy_companions(plan: Plan, folder: Path, *, tokenizer: bool = True) -> list[str]:
     """Copy tokenizer, chat templates and generation config from the donor, byte for byte.
+
+    Args:
+        plan: tells the donor.
+        folder: the output folder.
+        tokenizer: whether to copy the tokenizer and its templates.
 
     Returns:
         Warnings: what a user would miss.
@@ -121,9 +126,11 @@ def copy_companions(plan: Plan, folder: Path) -> list[str]:
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
         return []
-    for name in (*TOKENIZER_FILES, *OTHER_FILES):
+    for name in (*OTHER_FILES, *(TOKENIZER_FILES if tokenizer else ())):
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
+    if not tokenizer:
+        return []
     templates = model / "additional_chat_templates"
     if templates.is_dir():
         (folder / templates.name).mkdir()

@@ -8,6 +8,7 @@ from typing import Any
 from merganser import hub
 from merganser.architecture import infer, layer_counts, sections, ties_embeddings, vocabulary_size
 from merganser.checkpoints import open_checkpoint
+from merganser.errors import RecipeError
 from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.config import TOKENIZER_FILES
@@ -20,9 +21,15 @@ def inspect(model: str) -> dict[str, Any]:
         model: a folder, a safetensors file, or a Hub id.
 
     Raises:
+        RecipeError: when it is no reference to a model.
         InputError: when it is no model, or its headers are broken.
     """
-    reference = parse_reference(model)
+    try:
+        reference = parse_reference(model)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    if reference.adapter is not None:
+        raise RecipeError(f"{model}: adapters are not supported yet")
     path = hub.resolve(reference.path, reference.revision)
     checkpoint = open_checkpoint(path, model)
     config, specs = checkpoint.config, checkpoint.specs

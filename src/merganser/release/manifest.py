@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from merganser.engine import Outcome
 from merganser.errors import InputError
 from merganser.planning import Plan
 
+if TYPE_CHECKING:
+    from merganser.engine import Outcome
+
 NAME = "merge_manifest.json"
+
+REQUIRED = (
+    "merganser",
+    "plan",
+    "method",
+    "arithmetic",
+    "rounding",
+    "seed",
+    "inputs",
+    "tensors",
+    "log",
+)
 
 SCHEME = "mg1"
 """The digest of tensors: see ``docs/output.md``."""
@@ -21,6 +35,7 @@ SCHEME = "mg1"
 
 def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
     """The manifest as plain data. Only ``log`` depends on when and where the merge ran."""
+    reported = outcome.report.warnings if outcome.report else ()
     return {
         "format": 1,
         "merganser": version,
@@ -42,7 +57,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             for index, source in enumerate(plan.sources)
         ],
         "effective_weights": outcome.report.as_dict() if outcome.report else None,
-        "warnings": list(plan.warnings) + list(outcome.report.warnings if outcome.report else ()),
+        "warnings": [*(_without_folder(w, plan) for w in plan.warnings), *reported],
         "files": {
             shard.file: {"size": shard.size, "tensors": len(shard.offsets)} for shard in plan.shards
         },
@@ -52,14 +67,20 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             "seconds": round(outcome.seconds, 2),
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "recipe_folder": str(plan.recipe.folder) if plan.recipe.folder else None,
         },
     }
 
 
-def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with models' short names in place of the references, which may be local paths."""
-    names = {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
-    text = json.dumps(manifest)
+def _without_folder(warning: str, plan: Plan) -> str:
+    """A warning with the recipe's name in place of its path, which is another elsewhere."""
+    file = plan.recipe.document.file
+    return warning.replace(f"{file}:", f"{Path(file).name}:", 1) if file else warning
+
+
+def made_public(manifest: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The manifest with other names for models, by their references, and no local folder in it."""
+    text = json.dumps(manifest | {"log": manifest["log"] | {"recipe_folder": None}})
     for reference in sorted(names, key=len, reverse=True):
         text = text.replace(json.dumps(reference)[1:-1], json.dumps(names[reference])[1:-1])
     public: dict[str, Any] = json.loads(text)
@@ -87,6 +108,8 @@ def read(folder: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != 1 or not isinstance(data["tensors"], dict):
             raise ValueError("another format")
+        if missing := [key for key in REQUIRED if key not in data]:
+            raise ValueError(f"lacks {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: is no manifest that this version knows ({error})") from None
     return dict(data)
