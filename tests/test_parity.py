@@ -290,10 +290,13 @@ def corner_cases(zoo: Zoo) -> dict[str, Config]:
         "nine models": linear(
             zoo("llama", 9, "float32"), [0.35, 0.84, 1.14, 0.91, 0.54, 0.85, 0.13, 1.13, 0.69]
         ),
+        "six models in float64": linear(
+            zoo("llama", 6, "float32"), [0.07, 1.01, 0.35, 0.32, 1.19, 0.59], dtype="float64"
+        ),
     }
 
 
-@pytest.mark.parametrize("case", range(10))
+@pytest.mark.parametrize("case", range(11))
 def test_corner_cases_have_the_bits_of_mergekit(zoo: Zoo, tmp_path: Path, case: int) -> None:
     name, config = list(corner_cases(zoo).items())[case]
     theirs = mergekit(config, tmp_path / "theirs")

@@ -1,6 +1,6 @@
 """Score models on held-out sums: how often the answer is right, how often the format is.
 
-    python score.py MODEL_DIR [MODEL_DIR ...] [--problems 200] [--json]
+python score.py MODEL_DIR [MODEL_DIR ...] [--problems 200] [--json]
 """
 
 from __future__ import annotations
@@ -99,9 +99,7 @@ def score_table(scores: list[Score]) -> Table:
     return table
 
 
-def example_table(
-    labels: list[str], problems: list[sums.Problem], texts: list[list[str]]
-) -> Table:
+def example_table(labels: list[str], problems: list[sums.Problem], texts: list[list[str]]) -> Table:
     """Show the first problems with every model's reply, right ones in green."""
     table = Table(title="Examples", show_lines=True)
     table.add_column("question", overflow="fold")

@@ -77,9 +77,9 @@ class Phase:
         return out_dir / self.run / f"global_step_{self.steps}" / "actor" / "huggingface"
 
 
-BASE = Phase("base", "sloppy", steps=480, batch=16, peak_rate=1.5e-3)
+BASE = Phase("base", "sloppy", steps=450, batch=16, peak_rate=1.5e-3)
 EXPERTS = (
-    Phase("acc", "plain", 54, 48, 8e-5, "baselines_openrs/acc_MRL4096_ROLLOUT4_LR2e-6"),
+    Phase("acc", "plain", 54, 48, 9e-5, "baselines_openrs/acc_MRL4096_ROLLOUT4_LR2e-6"),
     Phase("accfmt", "tagged", 30, 24, 1.2e-4, "baselines_openrs/accfmt_MRL4096_ROLLOUT4_LR2e-6"),
 )
 
@@ -116,11 +116,11 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def build_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """Make an untrained Qwen2 model of 1.9 million parameters."""
+    """Make an untrained Qwen2 model of 2.4 million parameters."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=256,
-        intermediate_size=512,
+        intermediate_size=704,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -156,9 +156,7 @@ def encode(
     return ids, labels
 
 
-def train(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, phase: Phase, seed: int
-) -> float:
+def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, phase: Phase, seed: int) -> float:
     """Train the model in place; return the mean loss of the last tenth of the steps."""
     rng = random.Random(f"{phase.name} {seed}")
     reply: sums.Reply = getattr(sums, phase.reply)
@@ -185,9 +183,7 @@ def train(
     return sum(last) / len(last)
 
 
-def save(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, phase: Phase, out_dir: Path
-) -> None:
+def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, phase: Phase, out_dir: Path) -> None:
     """Save the model in bfloat16 with its tokenizer, and name the step in the run's folder."""
     folder = phase.folder(out_dir)
     folder.mkdir(parents=True, exist_ok=True)

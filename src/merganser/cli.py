@@ -29,8 +29,18 @@ MEANINGLESS = {
     "clone-tensors": "no tensors share memory",
     "safe-serialization": "safetensors is always written",
     "allow-crimes": "models merge if their tensors fit",
+    "unsafe-truncate-embeddings": "vocabularies of different sizes are not supported yet",
 }
 """Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
+
+MEANINGLESS_VALUES = {
+    "device": "the CPU merges at the speed of the disk",
+    "write-threads": "writing never waits",
+    "lora-merge-cache": "adapters are not supported yet",
+    "lora-merge-dtype": "adapters are not supported yet",
+    "transformers-cache": "set HF_HOME or HF_HUB_CACHE instead",
+}
+"""The same for options with a value."""
 
 
 class _Group(click.Group):
@@ -143,6 +153,10 @@ def _running_options(command: Command) -> Command:
 
 
 def _mergekit_flags(command: Command) -> Command:
+    for name in MEANINGLESS_VALUES:
+        command = click.option(f"--{name}", name.replace("-", "_"), default=None, hidden=True)(
+            command
+        )
     for name in MEANINGLESS:
         command = click.option(
             f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True
@@ -189,9 +203,9 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     """Merge the models of the recipe CONFIG into the folder OUT."""
     from merganser import merging
 
-    for name in MEANINGLESS:
+    for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
         if options.pop(name.replace("-", "_")):
-            click.echo(f"merganser: --{name} has no meaning here: {MEANINGLESS[name]}", err=True)
+            click.echo(f"merganser: --{name} has no meaning here: {reason}", err=True)
     options.pop("trust_remote_code")
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     sink = options.pop("sink")

@@ -112,6 +112,7 @@ def merge(
     _refuse_overlap(decided, folder, partial)
     _check_space(decided, folder)
     planned = time.perf_counter()
+    made_parents = [parent for parent in partial.parents if not parent.exists()]
     _make_empty(partial)
     try:
         sink = SafetensorsSink(partial, decided.shards)
@@ -123,6 +124,8 @@ def merge(
         _put_in_place(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made_parents:
+            parent.rmdir()
         raise
     finally:
         _close(decided)
@@ -379,7 +382,7 @@ def _finish_folder(
             "weight_map": {name: shard.file for shard in decided.shards for name in shard.offsets},
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    config.write_config(decided, folder)
+    config.write_config(decided, folder, public=public)
     missing = config.copy_companions(decided, folder, tokenizer=copy_tokenizer)
     text = card.recipe_text(decided, public=public)
     (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")

@@ -94,7 +94,10 @@ def parse_size(text: str | int) -> int:
         f"{prefix}i{b}": 1024**power for power, prefix in enumerate("kmgt", 1) for b in ("", "b")
     }
     try:
-        return int(float(digits) * units[unit])
+        size = int(float(digits) * units[unit])
+        if size < 0:
+            raise ValueError
+        return size
     except (KeyError, ValueError, OverflowError):
         raise ValueError(f"{text!r} is no size; write it like 5GB, 512MB or 5GiB") from None
 

@@ -305,21 +305,19 @@ def _batches(group: Group) -> Iterator[Batch]:
         yield batch
 
 
-def total(combination: Combination, dtype: np.dtype[Any]) -> np.floating[Any]:
+def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
     """The coefficients' sum in a dtype, to torch's last bit: up to seven numbers are added up in four
     sums, whose first takes what is left over; of more torch makes vectors."""
     numbers = np.array(combination.coefficients, dtype)
     if len(numbers) > 7:
         import torch
 
-        of_torch: np.floating[Any] = torch.from_numpy(numbers).sum().numpy()[()]
-        return of_torch
+        return numbers.dtype.type(torch.from_numpy(numbers).sum().item())
     whole = len(numbers) // 4 * 4
     sums = numbers[:whole].reshape(-1, 4).sum(axis=0, dtype=dtype) if whole else np.zeros(4, dtype)
     for number in numbers[whole:]:
         sums[0] += number
-    added: np.floating[Any] = ((sums[0] + sums[1]) + sums[2]) + sums[3]
-    return added
+    return ((sums[0] + sums[1]) + sums[2]) + sums[3]
 
 
 def _measurement(part: Part, sums: Sums) -> Measurement:

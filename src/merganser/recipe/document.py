@@ -11,7 +11,7 @@ from merganser.errors import RecipeError
 
 Path = tuple[str | int, ...]
 
-MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 256 * 1024
 MAX_NODES = 200_000
 MAX_DEPTH = 64
 
@@ -59,7 +59,7 @@ def parse_document(text: str, file: str | None = None) -> Document:
         RecipeError: with file and line.
     """
     if len(text) > MAX_BYTES:
-        raise RecipeError(f"the recipe is larger than {MAX_BYTES // 2**20} MiB", file=file)
+        raise RecipeError(f"the recipe is larger than {MAX_BYTES // 1024} KiB", file=file)
     loader = None
     try:
         loader = yaml.SafeLoader(text)

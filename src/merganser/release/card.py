@@ -274,7 +274,8 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(plan, source)} | `{source.checkpoint.header_digest[:16]}` |\n"
+        f"| {_name(plan, source)} | {format_size(sum(source.checkpoint.files.values()))} "
+        f"| `{source.checkpoint.header_digest[:16]}` |\n"
         for source in plan.sources
     )
     rounding = (
@@ -289,11 +290,11 @@ merganser merge mergekit_config.yml OUT{arithmetic}{rounding}
 merganser verify OUT
 ```
 
-The same recipe and inputs give the same bytes on any machine. Plan digest `{plan.digest[:16]}`; digests of the inputs'
-headers (digests of all output tensors are in `merge_manifest.json`):
+The same recipe and inputs give the same bytes on any machine: plan `{plan.digest[:16]}`, output tensors
+`{manifest["output_digest"][:23]}` (each tensor's digest is in `merge_manifest.json`). Inputs:
 
-| input | sha256 of headers |
-|---|---|
+| input | weights | sha256 of headers |
+|---|---:|---|
 {rows}"""
 
 

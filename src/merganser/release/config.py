@@ -104,9 +104,11 @@ def _of_layer(plan: Plan, name: str, origins: tuple[tuple[int, int], ...], own: 
     return own[layer] if layer < len(own) else own[-1]
 
 
-def write_config(plan: Plan, folder: Path) -> None:
-    """Write ``config.json`` with the donor's order of keys and indentation."""
+def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
+    """Write ``config.json`` in the donor's order of keys; with ``public`` without where that came from."""
     config = edited_config(plan)
+    if public:
+        config.pop("_name_or_path", None)
     if config:
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -61,6 +62,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
         "files": {
             shard.file: {"size": shard.size, "tensors": len(shard.offsets)} for shard in plan.shards
         },
+        "output_digest": _output_digest(outcome),
         "tensors": {t.name: f"{SCHEME}:{t.digest}" for t in outcome.tensors},
         "log": {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -70,6 +72,12 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             "recipe_folder": str(plan.recipe.folder) if plan.recipe.folder else None,
         },
     }
+
+
+def _output_digest(outcome: Outcome) -> str:
+    """One digest of all output tensors, whatever their order and files."""
+    lines = "".join(sorted(f"{t.name} {SCHEME}:{t.digest}\n" for t in outcome.tensors))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def _without_folder(warning: str, plan: Plan) -> str:

@@ -1,0 +1,6 @@
+"""``python -m merganser``."""
+
+from merganser.cli import main
+
+if __name__ == "__main__":
+    main()
