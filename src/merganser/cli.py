@@ -353,7 +353,7 @@ def _common(options: dict[str, Any]) -> None:
     options["strictness"] = options["strictness"] or "normal"
     if options.get("memory") is not None:
         try:
-            options["memory"] = parse_size(options["memory"])
+            options["memory"] = max(1, parse_size(options["memory"]))
         except ValueError as error:
             raise RecipeError(f"--memory: {error}") from None
 

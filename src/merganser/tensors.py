@@ -95,7 +95,7 @@ def parse_size(text: str | int) -> int:
     }
     try:
         size = int(float(digits) * units[unit])
-        if size < 0:
+        if size < 0 and text.strip() != "-1":  # MergeKit's way to write "no limit"
             raise ValueError
         return size
     except (KeyError, ValueError, OverflowError):

@@ -12,6 +12,7 @@ from merganser.engine.work import Array, Batch, Group, Part, Work
 from merganser.errors import InputError
 from merganser.planning import CELL
 from merganser.sinks import Sink
+from merganser.tensors import FLOAT64
 
 
 class Worker:
@@ -59,6 +60,9 @@ class Worker:
     def _measure(self, part: Part, inputs: Array, start: int, count: int) -> None:
         assert part.measured is not None
         codes = np.array([kernels.CODES[dtype.name] for dtype in part.dtypes])
+        if part.job.cast is not None:  # what is merged is what is measured
+            inputs = _cast(inputs, part, count)
+            codes[:] = kernels.CODES["float64"]
         scratch = self._scratch(np.dtype(np.float64), len(part.rows))
         cells = _cells(start, count)
         kernels.measure(inputs, codes, count, scratch, part.measured[cells])
@@ -162,6 +166,18 @@ class Worker:
         if key not in self._buffers:
             self._buffers[key] = np.zeros((rows, kernels.BLOCK), dtype)
         return self._buffers[key]
+
+
+def _cast(inputs: Array, part: Part, count: int) -> Array:
+    """The inputs as they are after the cast, as the bytes of float64."""
+    from merganser.engine import reference
+
+    stored = zip(inputs, part.dtypes, strict=True)
+    rows = [
+        reference.widen(row[: count * dtype.itemsize], dtype, part.job.cast, FLOAT64).numpy()
+        for row, dtype in stored
+    ]
+    return np.stack(rows).view(np.uint8)
 
 
 def _take(inputs: Array, rows: tuple[int, ...]) -> Array:

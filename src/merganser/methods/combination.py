@@ -43,6 +43,7 @@ def passthrough(
     title="Task arithmetic",
     paper="2212.04089",
     base="required",
+    models=(0, None),
     idempotent=True,
     ignored=("density", "rescale", "int8_mask"),
 )

@@ -35,6 +35,7 @@ def linear_mergekit_014(
     title="Task arithmetic",
     paper="2212.04089",
     base="required",
+    models=(0, None),
     arithmetic="mergekit",
     ignored=("density", "rescale", "int8_mask"),
 )
@@ -49,6 +50,8 @@ def task_arithmetic_mergekit(
     """MergeKit 0.1.5: differences, products and sums each rounded to the inputs' dtype."""
     import torch
 
+    if not tensors:
+        return base.clone()
     deltas = torch.stack([tensor - base for tensor in tensors])
     weights = torch.tensor(list(weight), dtype=deltas.dtype).reshape(-1, *[1] * (deltas.dim() - 1))
     mixed = (weights * deltas).sum(dim=0)
