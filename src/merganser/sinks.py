@@ -20,7 +20,7 @@ from merganser.tensors import TensorSpec
 if TYPE_CHECKING:
     import torch
 
-WINDOW = 4 * 2**20
+WINDOW = 8 * 2**20
 """Bytes that are written at once, at multiples of themselves: large enough for any disk."""
 
 
