@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEER := .venv-peer
 DEMO := demo-out
 
 .PHONY: help demo demo-smollm2 test lint slow bench docs clean
@@ -17,8 +18,8 @@ help:
 # torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
 $(BIN)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[eval]'
+	$(BIN)/pip install --quiet --no-compile torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile --editable '.[eval]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run
@@ -47,13 +48,18 @@ slow: $(BIN)/.dev
 	$(BIN)/pip install --quiet gguf
 	$(BIN)/python -m pytest -m slow
 
-bench: $(BIN)/.dev
-	$(BIN)/python bench/checkpoints.py
-	$(BIN)/python bench/run.py
+$(PEER)/.done:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet torch==2.13.0
+	$(PEER)/bin/pip install --quiet mergekit==0.1.5
+	@touch $@
+
+bench: $(BIN)/.run $(PEER)/.done
+	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/run.py
 	$(BIN)/python bench/in_memory.py
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER) $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -48,6 +48,10 @@ RESULTS_MD = BENCH / "RESULTS.md"
 RESULTS_JSON = BENCH / "results.json"
 # The commands of this Python's environment, and not whatever comes first on the path.
 SCRIPTS = Path(sys.executable).parent
+
+PEER_SCRIPTS = Path(os.environ.get("PEER_BIN", SCRIPTS))
+"""Where MergeKit is installed: in an environment of its own, so that neither pays for the other's
+dependencies (numba imports scipy where it finds it, and MergeKit brings it)."""
 WARM_UP_FAMILY = "tiny-0.1b"
 TIMEOUT_S = 1800.0
 
@@ -183,7 +187,7 @@ def run_tool(bench: Bench, case: Case, contestant: str, scratch: Path) -> Run:
             command = _merganser_command(case, recipe, folders, out)
             timeout_s = TIMEOUT_S
         else:
-            command = [str(SCRIPTS / "mergekit-yaml"), str(recipe), str(out)]
+            command = [str(PEER_SCRIPTS / "mergekit-yaml"), str(recipe), str(out)]
             timeout_s = case.mergekit_timeout_s
         if bench.cold:
             floor.forget(inputs)
@@ -214,7 +218,7 @@ def warm_up(bench: Bench, case: Case, contestants: Sequence[str], scratch: Path)
     with tempfile.TemporaryDirectory(prefix="warm-", dir=scratch) as temporary:
         commands: list[list[str]] = []
         if "mergekit" in contestants:
-            commands.append([str(SCRIPTS / "mergekit-yaml"), "--help"])
+            commands.append([str(PEER_SCRIPTS / "mergekit-yaml"), "--help"])
         if "merganser" in contestants and case.recipe is not None:
             folders = bench.folders(case, WARM_UP_FAMILY)
             recipe = _write_recipe(case, folders, Path(temporary) / "recipe.yml")
@@ -233,13 +237,13 @@ def contestants_of(case: Case, *, skip_mergekit: bool) -> list[str]:
     wanted = ["merganser"]
     if case.mergekit and case.sink == "folder" and not skip_mergekit:
         wanted.append("mergekit")
-    commands = {"merganser": "merganser", "mergekit": "mergekit-yaml"}
+    commands = {"merganser": SCRIPTS / "merganser", "mergekit": PEER_SCRIPTS / "mergekit-yaml"}
     found = []
     for name in wanted:
-        if (SCRIPTS / commands[name]).exists():
+        if commands[name].exists():
             found.append(name)
         else:
-            console.print(f"[yellow]{case.name}: no {commands[name]} in {SCRIPTS}; left out")
+            console.print(f"[yellow]{case.name}: {commands[name]} is missing; left out")
     return found
 
 

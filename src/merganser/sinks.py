@@ -24,6 +24,9 @@ WINDOW = 8 * 2**20
 """Bytes that are written at once, at multiples of themselves: large enough for any disk."""
 
 
+UNOPENED, CLOSED = -1, -2
+
+
 class Extents(Protocol):
     """What a sink needs to know of an output file; a plan's shard is one."""
 
@@ -56,6 +59,13 @@ class Sink(Protocol):
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Take a tensor's bytes from byte ``start`` on. The buffer is used again afterwards."""
 
+    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
+        """Memory in which to make these bytes, to be followed by :meth:`commit`: it saves a copy.
+        None where there is none; then :meth:`write` it."""
+
+    def commit(self, name: str, start: int, length: int) -> None:
+        """The bytes that were reserved are made."""
+
     def close(self) -> None:
         """All has been written: make it last."""
 
@@ -69,6 +79,13 @@ class NullSink:
     wants_digests = False
 
     def write(self, name: str, start: int, data: memoryview) -> None:
+        """Do nothing."""
+
+    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
+        """There is no memory."""
+        return None
+
+    def commit(self, name: str, start: int, length: int) -> None:
         """Do nothing."""
 
     def close(self) -> None:
@@ -107,6 +124,16 @@ class SafetensorsSink:
         file, offset = self._places[name]
         file.write(offset + start, data)
 
+    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :class:`Sink`. There is memory where the range lies in one window."""
+        file, offset = self._places[name]
+        return file.reserve(offset + start, length)
+
+    def commit(self, name: str, start: int, length: int) -> None:
+        """See :class:`Sink`."""
+        file, offset = self._places[name]
+        file.commit(offset + start, length)
+
     def close(self) -> None:
         """Write the last, partly filled windows, and sync."""
         for file in self._files:
@@ -135,36 +162,46 @@ class _ShardFile:
         self._windows: dict[int, _Window] = {}
         self._spare: list[mmap.mmap] = []
         self._lock = threading.RLock()
-        self._descriptor = -1
+        self._descriptor = UNOPENED
         self._direct = False
 
     def write(self, position: int, data: memoryview) -> None:
-        with self._lock:
-            if self._descriptor < 0:
-                self._open()
-        self._put(position, data)
-
-    def _put(self, position: int, data: memoryview) -> None:
+        """Copy bytes into their windows. Ranges never overlap, so that the copying needs no lock."""
         while len(data):
-            index, within = divmod(position, WINDOW)
-            part = data[: WINDOW - within]
-            with self._lock:
-                window = self._windows.get(index)
-                if window is None:
-                    buffer = self._spare.pop() if self._spare else mmap.mmap(-1, WINDOW)
-                    window = _Window(buffer, min(WINDOW, self.size - index * WINDOW))
-                    self._windows[index] = window
-            # Ranges never overlap, so the copy needs no lock.
-            memoryview(window.buffer)[within : within + len(part)] = part
-            with self._lock:
-                window.missing -= len(part)
-                full = window.missing == 0
-                if full:
-                    del self._windows[index]
-            if full:  # and nobody else has it any more
-                self._flush(index, window.buffer)
+            part = data[: WINDOW - position % WINDOW]
+            view = self.reserve(position, len(part))
+            assert view is not None
+            view[:] = part
+            self.commit(position, len(part))
             position += len(part)
             data = data[len(part) :]
+
+    def reserve(self, position: int, length: int) -> memoryview | None:
+        """The memory of a range within one window."""
+        index, within = divmod(position, WINDOW)
+        if within + length > WINDOW:
+            return None
+        with self._lock:
+            if self._descriptor == UNOPENED:
+                self._open()
+            window = self._windows.get(index)
+            if window is None:
+                buffer = self._spare.pop() if self._spare else mmap.mmap(-1, WINDOW)
+                window = _Window(buffer, min(WINDOW, self.size - index * WINDOW))
+                self._windows[index] = window
+        return memoryview(window.buffer)[within : within + length]
+
+    def commit(self, position: int, length: int) -> None:
+        """A range is filled; the last one of a window sends it to the disk."""
+        index = position // WINDOW
+        with self._lock:
+            window = self._windows[index]
+            window.missing -= length
+            full = window.missing == 0
+            if full:
+                del self._windows[index]
+        if full:  # and nobody else has it any more
+            self._flush(index, window.buffer)
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -179,7 +216,7 @@ class _ShardFile:
                 self._descriptor = os.open(self.path, flags & ~os.O_EXCL, 0o666)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self._put(0, memoryview(self._header))
+        self.write(0, memoryview(self._header))
 
     def _flush(self, index: int, buffer: mmap.mmap) -> None:
         begin = index * WINDOW
@@ -217,11 +254,11 @@ class _ShardFile:
             os.close(self._descriptor)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self._descriptor = -2
+        self._descriptor = CLOSED
         self._spare.clear()
 
     def close(self) -> None:
-        if self._descriptor == -1:  # no tensor of this file has any bytes
+        if self._descriptor == UNOPENED:  # no tensor of this file has any bytes
             with self._lock:
                 self._open()
         if self._remaining:
@@ -230,7 +267,7 @@ class _ShardFile:
     def abort(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
-            self._descriptor = -2
+            self._descriptor = CLOSED
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
@@ -259,6 +296,14 @@ class StateDictSink:
     def write(self, name: str, start: int, data: memoryview) -> None:
         """See :class:`Sink`."""
         self._bytes[name][start : start + len(data)] = data
+
+    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :class:`Sink`."""
+        found: memoryview = self._bytes[name][start : start + length]
+        return found
+
+    def commit(self, name: str, start: int, length: int) -> None:
+        """Nothing to do: the bytes are where they belong."""
 
     def close(self) -> None:
         """Nothing to do."""
