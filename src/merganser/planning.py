@@ -781,8 +781,12 @@ class _Planner:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def default_threads() -> int:
-    """As many threads as pay off: some wait for the disk while others compute."""
+def default_threads(plans: Sequence[Plan]) -> int:
+    """As many threads as pay off: some wait for the disk while others compute; but of many small
+    tensors Python has the most work, which only one thread at a time can do."""
+    jobs = sum(len(plan.jobs) for plan in plans)
+    if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
+        return 1
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     )
@@ -791,7 +795,7 @@ def default_threads() -> int:
 
 def memory_needed(plan: Plan) -> int:
     """Estimate of the resident memory that running a plan takes, in bytes."""
-    return OVERHEAD + default_threads() * buffer_bytes([plan], TILE)
+    return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
 
 
 def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:

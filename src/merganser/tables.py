@@ -141,7 +141,7 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         (
             "needs",
             f"{format_size(plan.output_bytes)} of disk, about {format_size(memory_needed(plan))} of memory "
-            f"({default_threads()} threads)",
+            f"({default_threads([plan])} threads)",
         ),
         ("plan", plan.digest[:16]),
     ):

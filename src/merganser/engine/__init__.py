@@ -80,7 +80,7 @@ def run(
     began = time.perf_counter()
     if tile <= 0 or tile % CELL:
         raise ValueError(f"a tile is a multiple of {CELL} elements")
-    threads, tile = _within(memory, threads or default_threads(), tile, plans)
+    threads, tile = _within(memory, threads or default_threads(plans), tile, plans)
     crew = _Crew(plans, sinks, tile, report, on_event)
     on_event(
         Started(

@@ -169,13 +169,16 @@ def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
 def _settled(measured: Sequence[Measurement], gram: Matrix, ideal: Matrix) -> Matrix | None:
     """The requested weights: exactly, where they are the same for all tensors; else overall."""
     known = [s for m in measured if (s := _solve(m.gram, m.ideal)) is not None]
-    if known and all(np.allclose(s, known[0], rtol=0, atol=1e-9) for s in known):
+    if known and np.ptp(np.array(known), axis=0).max() < 1e-9:
         return known[0]
     return _solve(gram, ideal)
 
 
 def _solve(gram: Matrix, right: Matrix) -> Matrix | None:
     """Least-squares coefficients; None where the differences do not tell the models apart."""
+    if len(gram) == 1:  # two models: a division, and most tensors there are
+        square, along = float(gram[0, 0]), float(right[0])
+        return np.array([along / square]) if square > 0 and math.isfinite(square + along) else None
     if not len(gram) or not np.all(np.isfinite(gram)) or not np.all(np.isfinite(right)):
         return None
     scale = np.sqrt(np.diag(gram))

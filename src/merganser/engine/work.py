@@ -144,8 +144,7 @@ class Group:
         """All that had to be measured is: find coefficients, and make the kernel's batches."""
         for part in self.parts:
             if part.measured is not None:
-                lower = part.measured.sum(axis=0)
-                gram = np.tril(lower) + np.tril(lower, -1).T
+                gram = _symmetric(part.measured.sum(axis=0))
                 if not np.all(np.isfinite(gram)):
                     raise MerganserError(
                         f"tensor {part.job.name!r} holds numbers that are not finite (or too "
@@ -333,9 +332,13 @@ def _row_sum(numbers: Array) -> Any:
     return ((sums[0] + sums[1]) + sums[2]) + sums[3]
 
 
+def _symmetric(lower: Array) -> Array:
+    """The whole of a symmetric matrix whose upper triangle is zero."""
+    return lower if len(lower) == 1 else lower + np.tril(lower, -1).T
+
+
 def _measurement(part: Part, sums: Sums) -> Measurement:
-    lower = sums.gram.sum(axis=0)
-    gram = np.tril(lower) + np.tril(lower, -1).T
+    gram = _symmetric(sums.gram.sum(axis=0))
     share, ideal = 1.0, sums.ideal.sum(axis=0)
     if part.combination is not None:
         coefficients = np.array(part.combination.coefficients)
