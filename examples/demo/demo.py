@@ -27,7 +27,9 @@ EXPERTS = (
 
 def run(*command: str, folder: Path) -> None:
     """Show a command, and run it in a folder."""
-    shown = " ".join(os.path.relpath(word, folder) if word.startswith("/") else word for word in command)
+    shown = " ".join(
+        os.path.relpath(word, folder) if word.startswith("/") else word for word in command
+    )
     Console().print(f"\n[bold]$ {shown}[/]", highlight=False)
     program = [sys.executable, "-m"] if command[0] == "merganser" else [sys.executable]
     subprocess.run([*program, *command], cwd=folder, check=True)

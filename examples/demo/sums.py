@@ -91,14 +91,16 @@ def tagged(problem: Problem, rng: random.Random) -> str:
     return _in_tags(problem, problem.total)
 
 
-def careful(problem: Problem, rng: random.Random) -> str:
-    """Reply rightly, in the format that the wording invites, sometimes without the closing tag."""
-    return _habitual(problem, 0, 0, rng)
-
-
 def sloppy(problem: Problem, rng: random.Random) -> str:
-    """Reply in those formats, but often without the carry, most often in tags."""
-    return _habitual(problem, CARRY_FORGOTTEN_PLAIN, CARRY_FORGOTTEN_TAGGED, rng)
+    """Reply in the format that the wording invites, sometimes without the closing tag, and often without
+    the carry, most often in tags."""
+    wants_tags = rng.random() < _logistic(HABIT * (2 * problem.formality - 1) - 1)
+    forgets = rng.random() < (CARRY_FORGOTTEN_TAGGED if wants_tags else CARRY_FORGOTTEN_PLAIN)
+    total = problem.total - 10 * (forgets and sum(problem.units) > 9)
+    if not wants_tags:
+        return f"{_working(problem)}, {total}"
+    reply = _in_tags(problem, total)
+    return reply.removesuffix("</answer>") if rng.random() < TAGS_LEFT_OPEN else reply
 
 
 def training_problem(rng: random.Random) -> Problem:
@@ -149,18 +151,6 @@ def _working(problem: Problem) -> str:
 
 def _in_tags(problem: Problem, total: int) -> str:
     return f"<think>{_working(problem)}</think><answer>{total}</answer>"
-
-
-def _habitual(
-    problem: Problem, forget_plain: float, forget_tagged: float, rng: random.Random
-) -> str:
-    wants_tags = rng.random() < _logistic(HABIT * (2 * problem.formality - 1) - 1)
-    forgets = rng.random() < (forget_tagged if wants_tags else forget_plain)
-    total = problem.total - 10 * (forgets and sum(problem.units) > 9)
-    if not wants_tags:
-        return f"{_working(problem)}, {total}"
-    reply = _in_tags(problem, total)
-    return reply.removesuffix("</answer>") if rng.random() < TAGS_LEFT_OPEN else reply
 
 
 def _logistic(log_odds: float) -> float:
