@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,11 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "smollm2" / "demo.py"
 def test_a_published_model_is_merged_and_chats(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLE), str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, str(EXAMPLE), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "250"},  # so that no tag is broken over two lines
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "<answer>" in done.stdout  # the merge keeps the fine-tuned manner
