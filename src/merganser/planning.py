@@ -464,6 +464,12 @@ class _Planner:
                 yield from self._outside_layers(i, after=False)
             indices = [self.index[source.model.text] for source in piece.sources]
             first = self.sources[indices[0]].architecture
+            if len(first.stacks) > 1:  # stacking one of them would lose the others
+                raise self.parsed.error(
+                    f"slices: {piece.sources[0].model} has several stacks of layers "
+                    f"({', '.join(first.stacks)}), which is not supported yet",
+                    ("slices",),
+                )
             stack = next(iter(first.stacks), None)
             for j, (source, index) in enumerate(zip(piece.sources, indices, strict=True)):
                 depth = self.sources[index].architecture.depth
