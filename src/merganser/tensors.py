@@ -51,8 +51,6 @@ DTYPES: tuple[DType, ...] = (
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
 
-BFLOAT16 = BY_NAME["bfloat16"]
-FLOAT16 = BY_NAME["float16"]
 FLOAT32 = BY_NAME["float32"]
 FLOAT64 = BY_NAME["float64"]
 

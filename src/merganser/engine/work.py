@@ -85,6 +85,11 @@ class Part:
     sums: Sums | None = None
 
     @property
+    def codes(self) -> Array:
+        """The kernels' codes of what the inputs are stored as."""
+        return np.array([kernels.CODES[dtype.name] for dtype in self.dtypes])
+
+    @property
     def copies(self) -> bool:
         """Whether the tensor is taken as it is, bit for bit."""
         return self.job.method == "copy"
@@ -286,7 +291,7 @@ def _batches(group: Group) -> Iterator[Batch]:
         cells = group.cells if report else 0
         batch = Batch(
             tuple(parts),
-            np.array([kernels.CODES[d.name] for d in first.dtypes]),
+            first.codes,
             np.array([c.coefficients for c in known], dtype),
             np.array([total(c, dtype) if c.divide else 1 for c in known], dtype),
             np.array([part.seed for part in parts], np.uint64),

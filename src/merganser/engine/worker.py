@@ -59,7 +59,7 @@ class Worker:
 
     def _measure(self, part: Part, inputs: Array, start: int, count: int) -> None:
         assert part.measured is not None
-        codes = np.array([kernels.CODES[dtype.name] for dtype in part.dtypes])
+        codes = part.codes
         if part.job.cast is not None:  # what is merged is what is measured
             inputs = _cast(inputs, part, count)
             codes[:] = kernels.CODES["float64"]
@@ -141,11 +141,10 @@ class Worker:
         code = kernels.CODES[out_dtype.name]
         kernels.narrow(exact, count, code, part.rounding, np.uint64(part.seed), start, out)
         if part.sums is not None:
-            codes = np.array([kernels.CODES[dtype.name] for dtype in part.dtypes])
             cells, sums = _cells(start, count), part.sums
             kernels.survey(
                 _take(inputs, part.rows),
-                codes,
+                part.codes,
                 count,
                 exact,
                 out,

@@ -15,8 +15,6 @@ from merganser.planning import Plan, Source
 from merganser.release.config import edited_config
 from merganser.tensors import format_size
 
-REPOSITORY_NOTE = "Merganser"
-
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -106,7 +104,7 @@ def _overview(plan: Plan) -> str:
     what = "A merge of" if len(plan.sources) > 1 else "Made from"
     lines = [
         f"{what} {_join(merged or [_name(plan, plan.sources[0])])}{base}, by the {method} method "
-        f"(`{plan.method.name}`), computed by {REPOSITORY_NOTE} in {_arithmetic(plan)}.\n"
+        f"(`{plan.method.name}`), computed by Merganser in {_arithmetic(plan)}.\n"
     ]
     if plan.layers is not None:
         lines.append(
