@@ -583,7 +583,7 @@ class _Planner:
                 group.place.role,
             )
         numbers = self._numbers(group, entries)
-        promoted = _promote([spec.dtype for spec in specs])
+        promoted = _promote([spec.natural for spec in specs])
         given = self.recipe.dtype
         asked = BY_NAME[given] if given else promoted
         out = BY_NAME[self.recipe.out_dtype] if self.recipe.out_dtype else asked

@@ -57,10 +57,23 @@ FLOAT64 = BY_NAME["float64"]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Dtype and shape of a tensor, known from a header alone."""
+    """Dtype and shape of a tensor, known from a header alone.
+
+    Attributes:
+        dtype: what reading it gives.
+        shape: its sizes, outermost first.
+        narrow: the dtype that a result made of it has by default, where reading gives a wider one
+            so as to lose nothing (quantised, adapted and averaged tensors); None for ``dtype``.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
+    narrow: DType | None = None
+
+    @property
+    def natural(self) -> DType:
+        """The dtype that a result made of this tensor alone has, if none is asked for."""
+        return self.narrow or self.dtype
 
     @property
     def numel(self) -> int:
