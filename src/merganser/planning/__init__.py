@@ -1,0 +1,348 @@
+"""Recipe and headers in, plan out: every decision of a merge, before a byte of weights is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from merganser import hub, methods, recipe
+from merganser.architecture import infer
+from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser.errors import InputError, RecipeError
+from merganser.methods import Method
+from merganser.planning.jobs import JobMaker
+from merganser.planning.layout import Layout, Path
+from merganser.planning.plans import (
+    CELL,
+    OVERHEAD,
+    TILE,
+    Arithmetic,
+    Plan,
+    Read,
+    Rounding,
+    Shard,
+    Source,
+    TensorJob,
+    buffer_bytes,
+    default_threads,
+    describe,
+    memory_needed,
+)
+from merganser.planning.shards import deal
+from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Setting, Strictness, key_name
+from merganser.tensors import DType, TensorSpec, parse_size
+
+__all__ = [
+    "CELL",
+    "OVERHEAD",
+    "TILE",
+    "Arithmetic",
+    "Config",
+    "Plan",
+    "Read",
+    "Rounding",
+    "Shard",
+    "Source",
+    "TensorJob",
+    "buffer_bytes",
+    "default_threads",
+    "describe",
+    "memory_needed",
+    "plan",
+]
+
+FORMAT = 1
+"""Raised when the same recipe and inputs would give another plan, or other bytes."""
+
+Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe | ParsedRecipe
+
+
+def plan(
+    config: Config,
+    *,
+    arithmetic: Arithmetic | None = None,
+    rounding: Rounding | None = None,
+    seed: int | None = None,
+    shard_size: int | str = "5GB",
+    strictness: Strictness = "normal",
+    checkpoints: Mapping[str, Checkpoint] | None = None,
+) -> Plan:
+    """Decide a merge from the recipe and the checkpoints' headers, without reading weights.
+
+    Args:
+        config: a recipe: a file, a mapping, or one that was loaded.
+        arithmetic, rounding, seed: replace what the recipe says.
+        shard_size: greatest size of an output file; a larger tensor has one of its own.
+        strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
+        checkpoints: open checkpoints by the text of their references; others are opened.
+
+    Raises:
+        RecipeError: when the recipe cannot be what its author meant; with file, line and key.
+        InputError: when a checkpoint is missing, corrupt, or does not fit the others.
+    """
+    try:
+        size = parse_size(shard_size)
+    except ValueError as error:
+        raise RecipeError(f"shard size: {error}") from None
+    parsed = recipe.load(config, strictness)
+    return _Planner(
+        parsed,
+        checkpoints or {},
+        arithmetic or parsed.recipe.arithmetic or "exact",
+        rounding or parsed.recipe.rounding or "nearest",
+        seed if seed is not None else parsed.recipe.seed or 0,
+    ).plan(size)
+
+
+class _Planner:
+    """The steps of :func:`plan` over what they share: the recipe, its sources and its warnings."""
+
+    def __init__(
+        self,
+        parsed: ParsedRecipe,
+        checkpoints: Mapping[str, Checkpoint],
+        arithmetic: Arithmetic,
+        rounding: Rounding,
+        seed: int,
+    ) -> None:
+        self.parsed = parsed
+        self.recipe = parsed.recipe
+        self.arithmetic: Arithmetic = arithmetic
+        self.rounding: Rounding = rounding
+        self.seed = seed
+        self.warnings = list(parsed.warnings)
+        self._refuse_unsupported()
+        self.method = self._find_method()
+        self._check_parameter_names()
+        self.references = self._references()
+        self.sources = tuple(
+            self._open(r, path, checkpoints) for r, path in self.references.values()
+        )
+        self.index = {text: i for i, text in enumerate(self.references)}
+        base = self.recipe.base_model
+        self.base = self.index[base.text] if base is not None else None
+        self.donor = self.base if self.base is not None else 0
+        self._refuse_other_tokenizers()
+
+    # -- what the recipe says -----------------------------------------------------------------
+
+    def _refuse_unsupported(self) -> None:
+        recipe, error = self.recipe, self.parsed.error
+        if recipe.modules is not None:
+            raise error("modules: is not supported yet", ("modules",))
+        if recipe.tokenizer is not None and (
+            recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of
+        ):
+            raise error("tokenizer: with tokens or padding is not supported yet", ("tokenizer",))
+        if recipe.chat_template is not None:
+            raise error("chat_template: is not supported yet", ("chat_template",))
+
+    def _find_method(self) -> Method:
+        name = self.recipe.merge_method
+        method = methods.get(name, self.arithmetic)
+        if method is None:
+            known = methods.names()
+            hint = _nearest(name, known) or f"known are {', '.join(known)}"
+            raise self.parsed.error(
+                f"merge_method: there is no method {name!r}; {hint}", ("merge_method",)
+            )
+        if (
+            self.arithmetic == "mergekit-0.1.4"
+            and method.arithmetic != self.arithmetic
+            and name != "passthrough"
+        ):
+            raise self.parsed.error(
+                f"merge_method: {name} is not supported in the arithmetic of MergeKit 0.1.4 yet; linear is",
+                ("merge_method",),
+            )
+        return method
+
+    def _check_parameter_names(self) -> None:
+        """Every parameter must be one of the method's, where the method looks for it."""
+        known = [parameter.name for parameter in self.method.parameters]
+        for path, parameters, per_model in self._parameter_blocks():
+            for name in parameters:
+                here = (*path, name)
+                parameter = self.method.parameter(name)
+                where = f"the method {self.method.name}"
+                if name in self.method.ignored:
+                    self._warn(here, f"has no effect in {self.method.name}, as in MergeKit")
+                elif parameter is None:
+                    self.warnings.append(self.parsed.oddity(name, here, known, where))
+                elif per_model and not parameter.per_model:
+                    self._warn(
+                        here,
+                        f"{name} is one number for all models; under a model it is ignored, "
+                        "as MergeKit does: put it under the recipe's own parameters",
+                    )
+
+    def _parameter_blocks(self) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
+        yield ("parameters",), self.recipe.parameters, False
+        for i, model in enumerate(self.recipe.models or []):
+            yield ("models", i, "parameters"), model.parameters, True
+        for i, piece in enumerate(self.recipe.slices or []):
+            yield ("slices", i, "parameters"), piece.parameters, False
+            for j, source in enumerate(piece.sources):
+                yield ("slices", i, "sources", j, "parameters"), source.parameters, True
+
+    def _warn(self, path: Path, message: str) -> None:
+        address = self.parsed.document.address(path)
+        text = f"{key_name(path)}: {message}"
+        if self.parsed.strictness == "strict":
+            raise self.parsed.error(text, path)
+        self.warnings.append(f"{address}: {text}" if address else text)
+
+    def _references(self) -> dict[str, tuple[ModelReference, Path]]:
+        """All models in the order of the recipe; an unlisted base comes last, as in MergeKit."""
+        found: dict[str, tuple[ModelReference, Path]] = {}
+        for i, model in enumerate(self.recipe.models or []):
+            path: Path = ("models", i, "model")
+            if model.model.text in found:
+                raise self.parsed.error(f"{key_name(path)}: {model.model} is listed twice", path)
+            found[model.model.text] = model.model, path
+        for i, piece in enumerate(self.recipe.slices or []):
+            for j, source in enumerate(piece.sources):
+                found.setdefault(
+                    source.model.text, (source.model, ("slices", i, "sources", j, "model"))
+                )
+            if piece.base_model is not None:
+                found.setdefault(
+                    piece.base_model.text, (piece.base_model, ("slices", i, "base_model"))
+                )
+        if self.recipe.base_model is not None:
+            base = self.recipe.base_model
+            found.setdefault(base.text, (base, ("base_model",)))
+        return found
+
+    def _open(
+        self, reference: ModelReference, path: Path, given: Mapping[str, Checkpoint]
+    ) -> Source:
+        if reference.adapter is not None:
+            raise self.parsed.error(
+                f"{key_name(path)}: adapters ({reference}) are not supported yet", path
+            )
+        checkpoint = given.get(reference.text)
+        published = False
+        if checkpoint is None:
+            published = hub.local_folder(reference.path, self.parsed.folder) is None
+            folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
+            checkpoint = open_checkpoint(folder, reference.text)
+        if "quantization_config" in checkpoint.config:
+            raise InputError(f"{reference}: its weights are quantised, which is not supported yet")
+        config = dict(checkpoint.config)
+        if reference.architecture is not None:
+            config["architectures"] = [reference.architecture]
+        return Source(reference, checkpoint, infer(checkpoint.specs, config), published)
+
+    def _refuse_other_tokenizers(self) -> None:
+        """Where all tokenizers are the same, any choice among them is the donor's."""
+        for key in ("tokenizer_source", "tokenizer"):
+            if getattr(self.recipe, key) is None:
+                continue
+            found = [_tokenizer(source.checkpoint) for source in self.sources]
+            given = (
+                self.recipe.tokenizer.source
+                if self.recipe.tokenizer
+                else self.recipe.tokenizer_source
+            )
+            elsewhere = isinstance(given, ModelReference) and given.text not in self.index
+            if None in found or len(set(found)) > 1 or elsewhere:
+                raise self.parsed.error(
+                    f"{key}: the models' tokenizers differ, and aligning them is not supported yet",
+                    (key,),
+                )
+
+    def plan(self, shard_size: int) -> Plan:
+        layout = Layout(self.parsed, self.sources, self.index, self.base, self.donor)
+        maker = JobMaker(self.parsed, self.method, self.sources, self.arithmetic)
+        jobs = [maker.job(group) for group in layout.groups()]
+        if not jobs:
+            raise InputError("the models hold no tensors to merge")
+        doubled = [name for name, count in _counts(job.name for job in jobs).items() if count > 1]
+        if doubled:
+            raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
+        self._report_idle_filters(jobs)
+        for name in sorted(layout.tied_away):
+            self.warnings.append(f"{name} is left out: every model ties it to its embedding")
+        floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
+        dtype = _commonest(floats) if floats else jobs[0].spec.dtype
+        embeddings = {job.spec.shape for job in jobs if job.role == "embedding"}
+        tied = not any(job.role == "head" and job.spec.shape in embeddings for job in jobs)
+        shards = tuple(deal(jobs, shard_size))
+        return Plan(
+            self.parsed,
+            self.method,
+            self.sources,
+            self.base,
+            self.donor,
+            tuple(jobs),
+            shards,
+            dtype,
+            self.arithmetic,
+            self.rounding,
+            self.seed,
+            None if layout.layers is None else tuple(layout.layers),
+            tied,
+            tuple(self.warnings),
+            self._digest(jobs, shards),
+        )
+
+    def _report_idle_filters(self, jobs: Sequence[TensorJob]) -> None:
+        names = {job.name for job in jobs} | {read.name for job in jobs for read in job.reads}
+        for path, parameters, _ in self._parameter_blocks():
+            for name, setting in parameters.items():
+                for rule in setting.rules:
+                    known = self.method.parameter(name) is not None
+                    if known and rule.filter and not any(rule.matches(tensor) for tensor in names):
+                        self._warn((*path, name), f"the filter {rule.filter!r} matches no tensor")
+
+    def _digest(self, jobs: Sequence[TensorJob], shards: Sequence[Shard]) -> str:
+        facts = {
+            "format": FORMAT,
+            "inputs": [[s.reference.text, s.checkpoint.header_digest] for s in self.sources],
+            "arithmetic": self.arithmetic,
+            "rounding": self.rounding,
+            "seed": self.seed if self.rounding == "stochastic" else 0,
+            "jobs": [
+                [
+                    job.name,
+                    job.spec.dtype.name,
+                    job.spec.shape,
+                    [[r.source, r.name] for r in job.reads],
+                    job.method,
+                    job.numbers,
+                    job.cast and job.cast.name,
+                ]
+                for job in jobs
+            ],
+            "shards": [hashlib.sha256(shard.header).hexdigest() for shard in shards],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _tokenizer(checkpoint: Checkpoint) -> bytes | None:
+    """A tokenizer's contents, to be compared; None if there is none in one file."""
+    file = checkpoint.path / "tokenizer.json" if checkpoint.path is not None else None
+    return file.read_bytes() if file is not None and file.is_file() else None
+
+
+def _commonest(specs: Sequence[TensorSpec]) -> DType:
+    sizes: dict[DType, int] = {}
+    for spec in specs:
+        sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.numel
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _counts(names: Iterator[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    found = recipe.nearest(name, known, cutoff=0.6)
+    return f"did you mean {found!r}?" if found else None

@@ -1,0 +1,242 @@
+"""A plan: every decision of a merge as plain data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from merganser.architecture import Architecture
+from merganser.checkpoints import Checkpoint
+from merganser.methods import Combination, Method
+from merganser.recipe import ModelReference, ParsedRecipe
+from merganser.tensors import DType, TensorSpec
+
+CELL = 65536
+"""Elements over which sums are formed, and bytes over which digests are: part of both their
+definitions, so that neither depends on how a tensor is cut into tiles."""
+
+TILE = 16 * CELL
+"""Elements that are read and merged at once: large enough that Python has little to do between."""
+
+OVERHEAD = 210 * 2**20
+"""Resident bytes of Python and the libraries, by measurement."""
+
+Rounding = Literal["nearest", "stochastic"]
+Arithmetic = Literal["exact", "mergekit", "mergekit-0.1.4"]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A tensor of an input: which of the plan's sources, and its name there."""
+
+    source: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """How one output tensor is made.
+
+    Attributes:
+        name: of the output.
+        spec: dtype and shape of the output.
+        reads: the inputs; the base first, if the method has one.
+        method: its name; ``copy`` for tensors that are taken as they are, bit for bit.
+        numbers: the method's parameters by their Python names, settled for this tensor.
+        combination: the coefficients, if they are known before reading.
+        work: the dtype that is computed in.
+        cast: the dtype that inputs are rounded to first (MergeKit's arithmetic), or None.
+        layer: the output layer that it lies in, or None.
+        role: embedding, head, attention, mlp, norm or other.
+    """
+
+    name: str
+    spec: TensorSpec
+    reads: tuple[Read, ...]
+    method: str
+    numbers: Mapping[str, Any]
+    combination: Combination | None
+    work: DType
+    cast: DType | None
+    layer: int | None
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One output file, exact to the byte.
+
+    Attributes:
+        file: its name.
+        header: everything before the data, padding included.
+        offsets: where each tensor begins in the file.
+        size: of the whole file, in bytes.
+    """
+
+    file: str
+    header: bytes = field(repr=False)
+    offsets: Mapping[str, int]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input of the plan.
+
+    Attributes:
+        reference: how the recipe names it.
+        checkpoint: its headers, and the way to its weights.
+        architecture: what its tensors are.
+        published: whether it is a model on the Hub rather than a local one.
+    """
+
+    reference: ModelReference
+    checkpoint: Checkpoint
+    architecture: Architecture
+    published: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A merge, decided.
+
+    Attributes:
+        recipe: what it was made from.
+        method: the recipe's merge method, in its variant for the arithmetic.
+        sources: the inputs in the recipe's order.
+        base: index of the base model among them, or None.
+        donor: index of the model whose config and tokenizer the output takes.
+        jobs: the output tensors, in the order of the output files.
+        shards: the output files.
+        dtype: the dtype of the output's merged tensors.
+        arithmetic, rounding, seed: how numbers are computed.
+        layers: for layer stacks, what each output layer is made of, as (source, layer) pairs;
+            None where whole models are merged.
+        tied: whether the output has no head of its own.
+        warnings: what the user should know before the merge.
+        digest: of all that decides the output's bytes.
+    """
+
+    recipe: ParsedRecipe
+    method: Method
+    sources: tuple[Source, ...]
+    base: int | None
+    donor: int
+    jobs: tuple[TensorJob, ...]
+    shards: tuple[Shard, ...]
+    dtype: DType
+    arithmetic: Arithmetic
+    rounding: Rounding
+    seed: int
+    layers: tuple[tuple[tuple[int, int], ...], ...] | None
+    tied: bool
+    warnings: tuple[str, ...]
+    digest: str
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of all output files together."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of weights that are read, each once."""
+        reads = {read for job in self.jobs for read in job.reads}
+        return sum(self.sources[r.source].checkpoint.specs[r.name].nbytes for r in reads)
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of all output tensors together."""
+        return sum(job.spec.numel for job in self.jobs)
+
+
+def default_threads(plans: Sequence[Plan]) -> int:
+    """As many threads as pay off: some wait for the disk while others compute; but of many small
+    tensors Python has the most work, which only one thread at a time can do."""
+    jobs = sum(len(plan.jobs) for plan in plans)
+    if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
+        return 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    )
+    return min(32, 2 * cores)
+
+
+def memory_needed(plan: Plan) -> int:
+    """Estimate of the resident memory that running a plan takes, in bytes."""
+    return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
+
+
+def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
+    """What one thread's buffers take when plans run together, by their widest jobs."""
+    most = 0
+    for plan in plans:
+        whole = not plan.method.combination and not plan.method.elementwise
+        for job in plan.jobs:
+            elements = (
+                job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
+            )
+            reads = sum(
+                plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads
+            )
+            in_torch = job.method != "copy" and (job.combination is None or job.cast is not None)
+            numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
+            most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
+    return most
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data for JSON."""
+    return {
+        "method": plan.method.name,
+        "arithmetic": plan.arithmetic,
+        "rounding": plan.rounding,
+        "seed": plan.seed,
+        "dtype": plan.dtype.name,
+        "digest": plan.digest,
+        "parameters": plan.parameters,
+        "input_bytes": plan.input_bytes,
+        "output_bytes": plan.output_bytes,
+        "models": [
+            {
+                "reference": s.reference.text,
+                "base": i == plan.base,
+                "donor": i == plan.donor,
+                "tensors": len(s.checkpoint.specs),
+                "layers": s.architecture.depth,
+                "header_digest": s.checkpoint.header_digest,
+            }
+            for i, s in enumerate(plan.sources)
+        ],
+        "layers": None
+        if plan.layers is None
+        else [
+            [
+                {"model": plan.sources[source].reference.text, "layer": layer}
+                for source, layer in sources
+            ]
+            for sources in plan.layers
+        ],
+        "shards": [
+            {"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards
+        ],
+        "tensors": [
+            {
+                "name": job.name,
+                "role": job.role,
+                "layer": job.layer,
+                "dtype": job.spec.dtype.name,
+                "shape": list(job.spec.shape),
+                "method": job.method,
+                "numbers": dict(job.numbers),
+                "inputs": [
+                    {"model": plan.sources[r.source].reference.text, "tensor": r.name}
+                    for r in job.reads
+                ],
+            }
+            for job in plan.jobs
+        ],
+        "warnings": list(plan.warnings),
+    }

@@ -1,0 +1,52 @@
+"""Output files: which tensor goes into which, and every header to the byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from merganser.planning.plans import Shard, TensorJob
+
+ALIGNMENT = 4096
+"""Shard headers are padded so that the data begins on such a boundary, for direct I/O."""
+
+
+def deal(jobs: Sequence[TensorJob], limit: int) -> Iterator[Shard]:
+    """Deal the tensors out to files, in order; file names and headers are final."""
+    runs: list[list[TensorJob]] = [[]]
+    size = 0
+    for job in jobs:
+        if runs[-1] and 0 < limit < size + job.spec.nbytes:
+            runs.append([])
+            size = 0
+        runs[-1].append(job)
+        size += job.spec.nbytes
+    for i, run in enumerate(runs, 1):
+        file = (
+            "model.safetensors"
+            if len(runs) == 1
+            else f"model-{i:05d}-of-{len(runs):05d}.safetensors"
+        )
+        yield _shard(file, run)
+
+
+def _shard(file: str, jobs: Sequence[TensorJob]) -> Shard:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    begins = {}
+    for job in jobs:
+        begins[job.name] = position
+        end = position + job.spec.nbytes
+        entries[job.name] = {
+            "dtype": job.spec.dtype.tag,
+            "shape": list(job.spec.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    return Shard(
+        file, header, {n: len(header) + b for n, b in begins.items()}, len(header) + position
+    )
