@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import merganser
 from conftest import RecipeFile, assert_one_line, change_config, make_model, save_weights, shapes
 from merganser import planning
-from merganser.checkpoints.safetensors import SafetensorsCheckpoint
+from merganser.checkpoints.stored import StoredCheckpoint
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.planning import Plan, TensorJob
 
@@ -572,7 +572,7 @@ def test_planning_reads_no_weights(linear: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_args: object) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(SafetensorsCheckpoint, "read", refuse)
+    monkeypatch.setattr(StoredCheckpoint, "read", refuse)
     plan = merganser.plan(linear)
     described = json.loads(json.dumps(planning.describe(plan)))
     assert described["digest"] == plan.digest

@@ -332,14 +332,13 @@ def _refuse_existing(folder: Path, partial: Path, force: bool) -> None:
 
 def _refuse_overlap(decided: Plan, folder: Path, partial: Path) -> None:
     for source in decided.sources:
-        if source.checkpoint.path is None:
-            continue
-        path = source.checkpoint.path.resolve()
-        for target in (folder.resolve(), partial.resolve()):
-            if path.is_relative_to(target) or target.is_relative_to(path):
-                raise OutputExistsError(
-                    f"{folder}: lies in the input {source.reference}, or holds it"
-                )
+        inputs = {source.checkpoint.home, source.checkpoint.path}
+        for path in (path.resolve() for path in inputs if path is not None):
+            for target in (folder.resolve(), partial.resolve()):
+                if path.is_relative_to(target) or target.is_relative_to(path):
+                    raise OutputExistsError(
+                        f"{folder}: lies in the input {source.reference}, or holds it"
+                    )
 
 
 def _check_space(decided: Plan, folder: Path) -> None:

@@ -23,7 +23,10 @@ class Checkpoint(Protocol):
 
     Attributes:
         label: its name in messages.
-        path: its folder, or None if it lives in memory.
+        home: the folder or file that its weights lie in, which no output may touch; None in memory.
+        path: the folder with its ``config.json`` and tokenizer, mostly ``home``; None in memory.
+        format: what it is stored as, in words.
+        notes: what was decided in opening it that its user should know.
         specs: dtype and shape of every tensor, in the order in which they are stored.
         config: the model's ``config.json``, or an empty mapping.
         files: the weight files and their sizes in bytes, for fact sheets and manifests.
@@ -32,7 +35,10 @@ class Checkpoint(Protocol):
     """
 
     label: str
+    home: Path | None
     path: Path | None
+    format: str
+    notes: tuple[str, ...]
     specs: Mapping[str, TensorSpec]
     config: Mapping[str, Any]
     files: Mapping[str, int]

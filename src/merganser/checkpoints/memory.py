@@ -21,6 +21,9 @@ class MemoryCheckpoint:
     def __init__(self, tensors: Mapping[str, torch.Tensor], label: str = "memory") -> None:
         self.label = label
         self.path: Path | None = None
+        self.home: Path | None = None
+        self.format = "state dict"
+        self.notes: tuple[str, ...] = ()
         self.config: Mapping[str, Any] = {}
         self.files: Mapping[str, int] = {}
         self.specs: Mapping[str, TensorSpec] = {

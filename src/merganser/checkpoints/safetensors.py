@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints import read_json
+from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
@@ -28,68 +27,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where a tensor's bytes lie: which file, and from which byte of it on."""
-
-    file: Path
-    offset: int
-    spec: TensorSpec
-
-
-class SafetensorsCheckpoint:
-    """See :class:`merganser.checkpoints.Checkpoint`."""
-
-    def __init__(
-        self,
-        label: str,
-        path: Path,
-        extents: Mapping[str, Extent],
-        config: Mapping[str, Any],
-        files: Mapping[str, int],
-        header_digest: str,
-    ) -> None:
-        self.label = label
-        self.path: Path | None = path
-        self.specs: Mapping[str, TensorSpec] = {name: e.spec for name, e in extents.items()}
-        self.config = config
-        self.files = files
-        self.header_digest = header_digest
-        self._extents = extents
-        self._descriptors: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def read(self, name: str, start: int, into: memoryview) -> None:
-        """See :meth:`merganser.checkpoints.Checkpoint.read`."""
-        extent = self._extents[name]
-        position = extent.offset + start
-        try:
-            descriptor = self._descriptors.get(extent.file)
-            if descriptor is None:
-                descriptor = self._open(extent.file)
-            while len(into):
-                count = os.preadv(descriptor, [into], position)
-                if count == 0:
-                    raise InputError(f"{extent.file}: ends within tensor {name!r}; fetch it again")
-                into = into[count:]
-                position += count
-        except OSError as error:
-            raise InputError(f"{extent.file}: cannot be read ({error.strerror})") from None
-
-    def _open(self, file: Path) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[file]
-
-    def close(self) -> None:
-        """Close the files."""
-        with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
-
-
-def open_folder(path: Path, label: str) -> SafetensorsCheckpoint | None:
+def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     """Open a folder or file of safetensors; None when it is none.
 
     Raises:
@@ -117,24 +55,30 @@ def _build(
     files: list[Path],
     wanted: Mapping[str, str] | None,
     config: Mapping[str, Any],
-) -> SafetensorsCheckpoint:
-    extents: dict[str, Extent] = {}
+) -> StoredCheckpoint:
+    tensors: dict[str, StoredTensor] = {}
     digest = hashlib.sha256()
-    sizes: dict[str, int] = {}
     for file in files:
-        header = _read_header(file, digest)
-        sizes[file.name] = file.stat().st_size
-        for name, extent in header.items():
-            if name in extents:
-                raise InputError(f"{file}: tensor {name!r} is also in {extents[name].file.name}")
+        for name, tensor in _read_header(file, digest).items():
+            if name in tensors:
+                other = tensors[name].pieces[0].file.name
+                raise InputError(f"{file}: tensor {name!r} is also in {other}")
             if wanted is None or wanted.get(name) == file.name:
-                extents[name] = extent
+                tensors[name] = tensor
     for name, file_name in (wanted or {}).items():
-        if name not in extents:
+        if name not in tensors:
             raise InputError(
                 f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there"
             )
-    return SafetensorsCheckpoint(label, path, extents, config, sizes, digest.hexdigest())
+    return StoredCheckpoint(
+        label,
+        path,
+        tensors,
+        format="safetensors",
+        files=files,
+        config=config,
+        header_digest=digest.hexdigest(),
+    )
 
 
 def _read_index(file: Path) -> dict[str, str]:
@@ -160,7 +104,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, Extent]:
+def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, StoredTensor]:
     """Read and check one file's header; tensors in the order of their bytes."""
     try:
         with file.open("rb") as stream:
@@ -186,16 +130,16 @@ def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, Extent]:
         key=lambda e: (e[2], e[3]),
     )
     position = 0
-    extents = {}
+    tensors = {}
     for name, spec, begin, end in entries:
         if begin != position:
             raise InputError(f"{file}: the bytes of tensor {name!r} overlap others or leave a gap")
         position = end
-        extents[name] = Extent(file, base + begin, spec)
+        tensors[name] = StoredTensor.dense(spec, file, base + begin)
     if base + position != size:
         state = "is cut off" if base + position > size else "has bytes that belong to no tensor"
         raise InputError(f"{file}: {state} ({size} bytes, its header needs {base + position})")
-    return extents
+    return tensors
 
 
 def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:

@@ -1,0 +1,319 @@
+"""Tensors in files: where their bytes lie, and how any range of them is read.
+
+Every format on disk comes down to this: a tensor is one or more blocks, each of which lies in a file
+with some distance between its elements. A format's module works out where; reading is done here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPAN = 1 << 16
+"""Bytes that are read in one go even if most of them are not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A block of a tensor, and where it lies.
+
+    Attributes:
+        file: the file.
+        offset: the byte of the file with which its first element begins.
+        size: its sizes along each axis.
+        stride: the distance, in elements of the file, of neighbours along each axis.
+        origin: the place of its first element in the tensor.
+    """
+
+    file: Path
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    origin: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor, and the pieces that make it up.
+
+    Attributes:
+        spec: its dtype and shape.
+        pieces: blocks that cover it, each element once.
+        grid: the shape that the pieces are blocks of: that of ``spec``, or another way to write the
+            same elements in the same order, such as all in one row.
+    """
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+    grid: tuple[int, ...]
+
+    @classmethod
+    def dense(cls, spec: TensorSpec, file: Path, offset: int) -> StoredTensor:
+        """A tensor that lies in one file without gaps."""
+        return cls(spec, (Piece(file, offset, (spec.numel,), (1,), (0,)),), (spec.numel,))
+
+    @classmethod
+    def of_pieces(
+        cls, spec: TensorSpec, pieces: Sequence[Piece], grid: tuple[int, ...] | None = None
+    ) -> StoredTensor:
+        """A tensor of pieces; those that are runs of its elements are written as such.
+
+        Raises:
+            ValueError: when they do not cover it, or reach beyond it.
+        """
+        grid = spec.shape if grid is None else grid
+        covered = 0
+        for piece in pieces:
+            ends = zip(piece.origin, piece.size, grid, strict=True)
+            if any(begin + n > whole for begin, n, whole in ends):
+                raise ValueError(f"a piece of {list(piece.size)} reaches beyond {list(grid)}")
+            covered += math.prod(piece.size)
+        pieces = [piece for piece in pieces if math.prod(piece.size)]
+        if covered != spec.numel or len({piece.origin for piece in pieces}) != len(pieces):
+            raise ValueError(f"its pieces hold {covered} of {spec.numel} elements")
+        if all(_is_run(piece, grid) for piece in pieces):
+            pieces = [_flat(piece, grid) for piece in pieces]
+            grid = (spec.numel,)
+        return cls(spec, tuple(sorted(pieces, key=lambda piece: piece.origin)), grid)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the pieces are runs of the tensor's elements, one after the other."""
+        return len(self.grid) == 1 and all(piece.stride == (1,) for piece in self.pieces)
+
+
+class Files:
+    """Files that are read at any place by any thread; opened when first needed."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, file: Path, position: int, into: memoryview, what: str) -> None:
+        """Fill a buffer from a file.
+
+        Args:
+            file: the file.
+            position: the byte from which on.
+            into: the buffer.
+            what: the tensor's name, for messages.
+
+        Raises:
+            InputError: when the file ends before the buffer is full, or cannot be read.
+        """
+        try:
+            descriptor = self._descriptors.get(file)
+            if descriptor is None:
+                descriptor = self._open(file)
+            while len(into):
+                count = os.preadv(descriptor, [into], position)
+                if count == 0:
+                    raise InputError(f"{file}: ends within tensor {what!r}; fetch it again")
+                into = into[count:]
+                position += count
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[file]
+
+    def close(self) -> None:
+        """Close them; reading opens them again."""
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
+class StoredCheckpoint:
+    """A model in files of any format. See :class:`merganser.checkpoints.Checkpoint`."""
+
+    def __init__(
+        self,
+        label: str,
+        home: Path,
+        tensors: Mapping[str, StoredTensor],
+        *,
+        format: str,
+        files: Sequence[Path],
+        config: Mapping[str, Any],
+        path: Path | None = None,
+        notes: Sequence[str] = (),
+        header_digest: str | None = None,
+    ) -> None:
+        """Keep what a format found.
+
+        Args:
+            label, format, config: see the protocol.
+            home: the folder or file that was opened.
+            tensors: where they lie.
+            files: the weight files, all below ``home``.
+            path: the folder with config and tokenizer, if that is not ``home``.
+            notes: see the protocol.
+            header_digest: a digest of the headers; one of the tensors and their places if None.
+        """
+        self.label = label
+        self.path: Path | None = path or home
+        self.home: Path | None = home
+        self.specs: Mapping[str, TensorSpec] = {name: t.spec for name, t in tensors.items()}
+        self.config = config
+        folder = home if home.is_dir() else home.parent
+        self.files: Mapping[str, int] = {
+            file.relative_to(folder).as_posix(): file.stat().st_size for file in files
+        }
+        self.format = format
+        self.notes = tuple(notes)
+        self.header_digest = header_digest or _digest(tensors, folder)
+        self._tensors = tensors
+        self._starts = {
+            name: [piece.origin[0] * tensor.spec.dtype.itemsize for piece in tensor.pieces]
+            for name, tensor in tensors.items()
+            if tensor.runs
+        }
+        self._files = Files()
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """See :meth:`merganser.checkpoints.Checkpoint.read`."""
+        tensor = self._tensors[name]
+        starts = self._starts.get(name)
+        if starts is None:
+            self._read_blocks(name, tensor, start, into)
+        elif len(starts) == 1:
+            piece = tensor.pieces[0]
+            self._files.read(piece.file, piece.offset + start, into, name)
+        else:
+            self._read_runs(name, tensor, starts, start, into)
+
+    def _read_runs(
+        self, name: str, tensor: StoredTensor, starts: list[int], start: int, into: memoryview
+    ) -> None:
+        index = bisect_right(starts, start) - 1
+        while len(into):
+            piece = tensor.pieces[index]
+            within = start - starts[index]
+            count = min(len(into), piece.size[0] * tensor.spec.dtype.itemsize - within)
+            self._files.read(piece.file, piece.offset + within, into[:count], name)
+            into = into[count:]
+            start += count
+            index += 1
+
+    def _read_blocks(self, name: str, tensor: StoredTensor, start: int, into: memoryview) -> None:
+        import numpy as np
+
+        width = tensor.spec.dtype.itemsize
+        first, last = start // width, -(-(start + len(into)) // width)
+        values = np.empty(last - first, f"u{width}")
+        done = 0
+        for origin, size in _blocks(tensor.grid, first, last):
+            count = math.prod(size)
+            block = values[done : done + count].reshape(size)
+            done += count
+            for piece in tensor.pieces:
+                low = [max(a, b) for a, b in zip(origin, piece.origin, strict=True)]
+                ends = zip(origin, size, piece.origin, piece.size, strict=True)
+                high = [min(a + n, b + m) for a, n, b, m in ends]
+                if all(a < b for a, b in zip(low, high, strict=True)):
+                    begin = [a - b for a, b in zip(low, piece.origin, strict=True)]
+                    place = zip(low, high, origin, strict=True)
+                    out = block[tuple(slice(a - o, b - o) for a, b, o in place)]
+                    self._gather(name, piece, begin, out)
+        skip = start - first * width
+        into[:] = values.view(np.uint8).data[skip : skip + len(into)]
+
+    def _gather(
+        self, name: str, piece: Piece, begin: Sequence[int], out: np.ndarray[Any, Any]
+    ) -> None:
+        """Copy the block of a piece that begins at ``begin`` and is as large as ``out``."""
+        import numpy as np
+
+        width = out.itemsize
+        skip = sum(b * s for b, s in zip(begin, piece.stride, strict=True))
+        span = 1 + sum((n - 1) * s for n, s in zip(out.shape, piece.stride, strict=True))
+        if span * width > max(
+            2 * out.nbytes, SPAN
+        ):  # mostly gaps: along the widest step, one by one
+            axis = max(range(out.ndim), key=lambda a: (out.shape[a] > 1, piece.stride[a]))
+            for k in range(out.shape[axis]):
+                at = [b + k * (a == axis) for a, b in enumerate(begin)]
+                part = tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(out.ndim))
+                self._gather(name, piece, at, out[part])
+            return
+        raw = np.empty(span, out.dtype)
+        where = piece.offset + skip * width
+        self._files.read(piece.file, where, raw.view(np.uint8).data, name)
+        steps = tuple(s * width for s in piece.stride)
+        out[...] = np.lib.stride_tricks.as_strided(raw, out.shape, steps, writeable=False)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+
+def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
+    """Whether a piece is a run of the tensor's elements, without gaps in the file."""
+    step, partial = 1, False
+    for n, stride, whole in zip(
+        reversed(piece.size), reversed(piece.stride), reversed(grid), strict=True
+    ):
+        if n > 1 and (stride != step or partial):
+            return False
+        partial = partial or n < whole
+        step *= n
+    return True
+
+
+def _flat(piece: Piece, grid: tuple[int, ...]) -> Piece:
+    begin = 0
+    for at, whole in zip(piece.origin, grid, strict=True):
+        begin = begin * whole + at
+    return replace(piece, size=(math.prod(piece.size),), stride=(1,), origin=(begin,))
+
+
+def _blocks(
+    shape: tuple[int, ...], first: int, last: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """A range of a tensor's elements as blocks, in order: the rest of a row, whole rows, the
+    beginning of a row; each as its origin and its size."""
+    if len(shape) == 1:
+        yield (first,), (last - first,)
+        return
+    inner = shape[1:]
+    row = math.prod(inner)
+    while first < last:
+        index, within = divmod(first, row)
+        if within == 0 and last - first >= row:
+            count = (last - first) // row
+            yield (index, *(0 for _ in inner)), (count, *inner)
+            first += count * row
+            continue
+        end = min(last, (index + 1) * row)
+        for origin, size in _blocks(inner, within, within + end - first):
+            yield (index, *origin), (1, *size)
+        first = end
+
+
+def _digest(tensors: Mapping[str, StoredTensor], folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name!r} {tensor.spec} {tensor.grid}\n".encode())
+        for piece in tensor.pieces:
+            file = piece.file.relative_to(folder).as_posix()
+            digest.update(
+                f"{file!r} {piece.offset} {piece.size} {piece.stride} {piece.origin}\n".encode()
+            )
+    return digest.hexdigest()
