@@ -3,7 +3,8 @@
 The whole public API, each name imported when it is first used:
 
 * ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
-  without reading weights, ``verify(folder)`` checks it afterwards.
+  without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
+  files with several recipes that build on each other.
 * ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
 * ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
 * ``load_recipe(config)``, ``open_checkpoint(folder)``: the parts.
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "merge": "merganser.merging",
+    "merge_all": "merganser.chain",
     "plan": "merganser.planning",
     "verify": "merganser.merging",
     "merge_state_dicts": "merganser.merging",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from merganser.chain import merge_all
     from merganser.checkpoints import open_checkpoint
     from merganser.engine import run
     from merganser.errors import MerganserError

@@ -197,11 +197,27 @@ _as_json = click.option(
 @click.option(
     "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
 )
+@click.option(
+    "-I",
+    "--intermediate-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the results go that other recipes of the file build on; by default OUT.intermediate.",
+)
+@click.option(
+    "--lazy/--no-lazy",
+    "lazy",
+    default=True,
+    help="Whether to keep intermediate results that are up to date.",
+)
 @_mergekit_flags
 @_as_json
 def merge(config: Path, out: Path | None, **options: Any) -> None:
-    """Merge the models of the recipe CONFIG into the folder OUT."""
-    from merganser import merging
+    """Merge the models of the recipe CONFIG into the folder OUT.
+
+    CONFIG may hold several recipes, divided by ---, that build on each other by their names.
+    """
+    from merganser import chain, merging
 
     for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
         if options.pop(name.replace("-", "_")):
@@ -214,9 +230,10 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
             "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"
         )
     _common(options)
+    where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
     with _progress(quiet or as_json) as on_event:
         if out is not None:
-            result = merging.merge(config, out, on_event=on_event, **options)
+            steps = chain.merge_all(config, out, on_event=on_event, **where, **options)
         else:
             from merganser.sinks import DigestSink, NullSink
 
@@ -224,23 +241,38 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
             result = merging.run_dry(config, chosen, on_event=on_event, **options)
-    for warning in result.warnings:
-        click.echo(f"merganser: warning: {warning}", err=True)
+            steps = []
+    results = [step.merged for step in steps if step.merged] if out is not None else [result]
+    for result in results:
+        for warning in result.warnings:
+            click.echo(f"merganser: warning: {warning}", err=True)
     if as_json:
-        _print_json(
+        data = [
             {
                 "out": str(result.folder) if result.folder else None,
                 "timings": result.timings,
                 **result.manifest,
             }
-        )
+            for result in results
+        ]
+        if len(steps) > 1:
+            kept = [str(step.folder) for step in steps if step.merged is None]
+            _print_json({"up_to_date": kept, "merges": data})
+        else:
+            _print_json(data[0])
     elif sink == "digest":
-        for name, digest in result.manifest["tensors"].items():
+        for name, digest in results[0].manifest["tensors"].items():
             click.echo(f"{digest}  {name}")
     elif not quiet:
         from merganser import tables
 
-        tables.show_result(result, verbose=verbose > 0)
+        for step in steps:
+            if step.merged is None:
+                click.echo(f"{step.folder}: is up to date")
+            else:
+                tables.show_result(step.merged, verbose=verbose > 0)
+        if out is None:
+            tables.show_result(results[0], verbose=verbose > 0)
 
 
 @main.command()
@@ -250,18 +282,23 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
 @_as_json
 def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     """Show what merging CONFIG would do, without reading weights."""
-    from merganser import planning
+    from merganser import chain, planning
 
     _common(options)
-    decided = planning.plan(config, **options)
+    plans = chain.plan_all(config, **options)
     if as_json:
-        _print_json(planning.describe(decided))
+        found = [{"name": step.name, **planning.describe(decided)} for step, decided in plans]
+        _print_json({"documents": found} if len(found) > 1 else planning.describe(plans[0][1]))
         return
     from merganser import tables
 
-    tables.show_plan(decided, verbose=verbose)
-    for warning in decided.warnings:
-        click.echo(f"merganser: warning: {warning}", err=True)
+    for step, decided in plans:
+        if len(plans) > 1:
+            tables.show_step(step)
+        tables.show_plan(decided, verbose=verbose)
+    for _, decided in plans:
+        for warning in decided.warnings:
+            click.echo(f"merganser: warning: {warning}", err=True)
 
 
 @main.command()

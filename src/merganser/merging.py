@@ -67,6 +67,7 @@ def merge(
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
+    ancestors: Sequence[Plan] = (),
     on_event: Listener = ignore,
 ) -> MergeResult:
     """Merge models into a folder that is ready to be published.
@@ -88,6 +89,7 @@ def merge(
         public: write short names instead of local paths into card, recipe and manifest.
         write_card: whether to write ``README.md``.
         copy_tokenizer: whether to copy the tokenizer and its companions.
+        ancestors: the merges that the inputs came from, whose recipes go before this one's.
         on_event: told of the progress.
 
     Raises:
@@ -95,12 +97,8 @@ def merge(
     """
     began = time.perf_counter()
     folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
-    partial = folder.with_name(folder.name + ".partial")
-    if Path.cwd().is_relative_to(folder):
-        raise OutputExistsError(
-            f"{out}: is where you are; give the output folder a name of its own"
-        )
-    _refuse_existing(folder, partial, force)
+    partial = _partial(folder)
+    _refuse_existing(folder, force)
     decided = plan(
         config,
         arithmetic=arithmetic,
@@ -109,8 +107,7 @@ def merge(
         shard_size=shard_size,
         strictness=strictness,
     )
-    _refuse_overlap(decided, folder, partial)
-    _check_space(decided, folder)
+    check_output(decided, folder, force)
     planned = time.perf_counter()
     made_parents = [parent for parent in partial.parents if not parent.exists()]
     _make_empty(partial)
@@ -119,7 +116,14 @@ def merge(
         [outcome] = engine.run([decided], [sink], threads=threads, memory=memory, on_event=on_event)
         merged = time.perf_counter()
         made = _finish_folder(
-            decided, outcome, partial, folder.name, public, write_card, copy_tokenizer
+            decided,
+            outcome,
+            partial,
+            folder.name,
+            public,
+            write_card,
+            copy_tokenizer,
+            ancestors,
         )
         _put_in_place(partial, folder)
     except BaseException:
@@ -202,10 +206,13 @@ def verify(
     )
     problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute:
-        written = recipe.load(path / "mergekit_config.yml", "lenient")
+        *_, written = recipe.load_all(path / "mergekit_config.yml", "lenient")
         home = stated["log"].get("recipe_folder")
+        results = stated["log"].get("results") or {}
         again = run_dry(
-            replace(written, folder=Path(home) if home else path),
+            replace(written, folder=Path(home) if home else path).bound(
+                {name: Path(folder) for name, folder in results.items()}
+            ),
             DigestSink(),
             on_event=on_event,
             arithmetic=stated["arithmetic"],
@@ -319,7 +326,28 @@ def blend(
 # -- the output folder -----------------------------------------------------------------------------
 
 
-def _refuse_existing(folder: Path, partial: Path, force: bool) -> None:
+def check_output(decided: Plan, folder: Path, force: bool) -> None:
+    """Refuse a merge that could not be put where it should be.
+
+    Raises:
+        OutputExistsError: when something is there that may not be replaced.
+        ResourceError: when the disk is too small.
+    """
+    _refuse_existing(folder, force)
+    _refuse_overlap(decided, folder)
+    _check_space(decided, folder)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _refuse_existing(folder: Path, force: bool) -> None:
+    partial = _partial(folder)
+    if Path.cwd().is_relative_to(folder):
+        raise OutputExistsError(
+            f"{folder}: is where you are; give the output folder a name of its own"
+        )
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputExistsError(f"{folder}: is there already, and is no folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
@@ -330,11 +358,11 @@ def _refuse_existing(folder: Path, partial: Path, force: bool) -> None:
         raise OutputExistsError(f"{partial}: is there already, and no merge left it; move it away")
 
 
-def _refuse_overlap(decided: Plan, folder: Path, partial: Path) -> None:
+def _refuse_overlap(decided: Plan, folder: Path) -> None:
     for source in decided.sources:
         inputs = {source.checkpoint.home, source.checkpoint.path}
         for path in (path.resolve() for path in inputs if path is not None):
-            for target in (folder.resolve(), partial.resolve()):
+            for target in (folder.resolve(), _partial(folder).resolve()):
                 if path.is_relative_to(target) or target.is_relative_to(path):
                     raise OutputExistsError(
                         f"{folder}: lies in the input {source.reference}, or holds it"
@@ -370,6 +398,7 @@ def _finish_folder(
     public: bool,
     write_card: bool,
     copy_tokenizer: bool,
+    ancestors: Sequence[Plan],
 ) -> dict[str, Any]:
     """All but the weights."""
     if len(decided.shards) > 1:
@@ -383,7 +412,7 @@ def _finish_folder(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config.write_config(decided, folder, public=public)
     missing = config.copy_companions(decided, folder, tokenizer=copy_tokenizer)
-    text = card.recipe_text(decided, public=public)
+    text = "---\n".join(card.recipe_text(p, public=public) for p in (*ancestors, decided))
     (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
     made = manifest.build(decided, outcome, __version__)
     made["warnings"] += missing

@@ -26,6 +26,7 @@ from merganser.tensors import format_size
 if TYPE_CHECKING:
     from merganser.engine.events import Event
     from merganser.merging import MergeResult
+    from merganser.recipe.steps import Step
 
 LINE_SECONDS = 5.0
 """Off a terminal a line is written this often."""
@@ -86,6 +87,14 @@ class ProgressBar:
         """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def show_step(step: Step) -> None:
+    """Print which of several merges is told of next."""
+    role = "output" if step.final else "intermediate result"
+    console = _console()
+    console.print(f"\n── [bold]{escape(step.name)}[/], {role}" if step.name else f"\n── {role}")
+    console.print()
 
 
 def show_plan(plan: Plan, *, verbose: bool = False) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from merganser import hub, methods, recipe
 from merganser.architecture import infer
@@ -32,7 +30,7 @@ from merganser.planning.plans import (
     memory_needed,
 )
 from merganser.planning.shards import deal
-from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Setting, Strictness, key_name
+from merganser.recipe import Config, ModelReference, ParsedRecipe, Setting, Strictness, key_name
 from merganser.tensors import DType, TensorSpec, parse_size
 
 __all__ = [
@@ -56,8 +54,6 @@ __all__ = [
 
 FORMAT = 1
 """Raised when the same recipe and inputs would give another plan, or other bytes."""
-
-Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe | ParsedRecipe
 
 
 def plan(

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from merganser.errors import RecipeError
-from merganser.recipe.document import Document, key_name, parse_document
+from merganser.recipe.document import Document, key_name, parse_document, parse_documents
 from merganser.recipe.references import ModelReference, exists, parse_reference
 from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
 from merganser.recipe.settings import Rule, Scalar, Setting, parse_setting
 
 __all__ = [
+    "Config",
     "Document",
     "ModelInput",
     "ModelReference",
@@ -33,6 +34,8 @@ __all__ = [
     "json_schema",
     "key_name",
     "load",
+    "load_all",
+    "model_references",
     "nearest",
     "parse_reference",
     "parse_setting",
@@ -53,6 +56,7 @@ class ParsedRecipe:
             looked for from here. None for a recipe made in Python.
         warnings: what MergeKit would have ignored without a word.
         strictness: what becomes of further oddities.
+        results: folders of other documents' results, by the names that this one knows them by.
     """
 
     recipe: Recipe
@@ -61,6 +65,20 @@ class ParsedRecipe:
     folder: Path | None
     warnings: tuple[str, ...]
     strictness: Strictness
+    results: Mapping[str, Path] = field(default_factory=dict)
+
+    def bound(self, results: Mapping[str, Path]) -> ParsedRecipe:
+        """This recipe with the results of other documents in place of their names.
+
+        Only references to models are touched, and only their paths: a reference's text, and with it
+        all that is written of it, stays what the author wrote.
+        """
+
+        def located(reference: ModelReference) -> ModelReference:
+            folder = results.get(reference.path) if reference.revision is None else None
+            return reference if folder is None else replace(reference, path=str(folder))
+
+        return replace(self, recipe=_mapped(self.recipe, located), results=results)
 
     def error(self, message: str, path: tuple[str | int, ...] = ()) -> RecipeError:
         """An error that names the recipe's file and line."""
@@ -77,8 +95,12 @@ class ParsedRecipe:
         return judge_unknown(self.document, self.strictness, key, path, known, where)
 
 
+Config = str | os.PathLike[str] | Mapping[str, Any] | Recipe | ParsedRecipe
+"""What a recipe can be read from."""
+
+
 def load(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe | ParsedRecipe,
+    source: Config,
     strictness: Strictness = "normal",
 ) -> ParsedRecipe:
     """Read a recipe from a file, from a mapping, or take one as it is.
@@ -92,17 +114,62 @@ def load(
         data = source.model_dump(mode="json", exclude_defaults=True)
         return ParsedRecipe(source, Document(data), data, None, (), strictness)
     if isinstance(source, Mapping):
-        document, folder = Document(_plain(source)), None
-    else:
-        file = Path(source)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise RecipeError(f"no such recipe: {file}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {file}: {error}") from None
-        document, folder = parse_document(text, str(file)), file.resolve().parent
-    return _validate(document, folder, strictness)
+        return _validate(Document(_plain(source)), None, strictness)
+    file = Path(source)
+    return _validate(parse_document(_text(file), str(file)), file.resolve().parent, strictness)
+
+
+def load_all(
+    source: Config,
+    strictness: Strictness = "normal",
+) -> list[ParsedRecipe]:
+    """Read all recipes of a file, which ``---`` divides; whatever is no file is one recipe.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong.
+    """
+    if isinstance(source, ParsedRecipe | Recipe | Mapping):
+        return [load(source, strictness)]
+    file = Path(source)
+    documents = parse_documents(_text(file), str(file))
+    return [_validate(document, file.resolve().parent, strictness) for document in documents]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"no such recipe: {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {file}: {error}") from None
+
+
+def model_references(
+    part: object, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], ModelReference]]:
+    """Every place of a recipe, or of a part of one, that names a model, and the model."""
+    if isinstance(part, ModelReference):
+        yield path, part
+    elif isinstance(part, BaseModel):
+        for name in type(part).model_fields:
+            yield from model_references(getattr(part, name), (*path, name))
+    elif isinstance(part, Mapping | list):
+        for key, entry in part.items() if isinstance(part, Mapping) else enumerate(part):
+            yield from model_references(entry, (*path, key))
+
+
+def _mapped(part: Any, change: Callable[[ModelReference], ModelReference]) -> Any:
+    """A recipe, or a part of one, with other references."""
+    if isinstance(part, ModelReference):
+        return change(part)
+    if isinstance(part, BaseModel):
+        fields = {name: _mapped(getattr(part, name), change) for name in type(part).model_fields}
+        return part.model_copy(update=fields)
+    if isinstance(part, dict):
+        return {key: _mapped(entry, change) for key, entry in part.items()}
+    if isinstance(part, list):
+        return [_mapped(entry, change) for entry in part]
+    return part
 
 
 def json_schema() -> dict[str, Any]:

@@ -53,7 +53,27 @@ def key_name(path: Path) -> str:
 
 
 def parse_document(text: str, file: str | None = None) -> Document:
-    """Read one YAML document, refusing duplicate keys, alias bombs and tags that build objects.
+    """Read the only YAML document of a text; see :func:`parse_documents`.
+
+    Raises:
+        RecipeError: also when there are several.
+    """
+    first, *more = parse_documents(text, file)
+    if more:
+        raise RecipeError(
+            f"several recipes ({1 + len(more)}) where one is wanted; "
+            "`merganser merge` and `merganser plan` take them all",
+            file=file,
+            line=more[0].lines[()],
+        )
+    return first
+
+
+def parse_documents(text: str, file: str | None = None) -> list[Document]:
+    """Read YAML documents, which ``---`` divides, leaving out empty ones; at least one.
+
+    Refuses duplicate keys, alias bombs and tags that build objects. Each document has its own text,
+    and the file's lines.
 
     Raises:
         RecipeError: with file and line.
@@ -62,17 +82,20 @@ def parse_document(text: str, file: str | None = None) -> Document:
         raise RecipeError(f"the recipe is larger than {MAX_BYTES // 1024} KiB", file=file)
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise RecipeError("the recipe is empty", file=file)
-        lines: dict[Path, int] = {}
-        data = _Reader(loader, file, lines).read(node, ())
+        loader = _Loader(text)
+        reader = _Reader(loader, file)
+        begins: list[int] = []
+        found: list[tuple[int, object, dict[Path, int]]] = []
+        while loader.check_node():
+            node = loader.get_node()
+            begins.append(loader.begin if found else 0)
+            if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+                continue
+            reader.lines = {}
+            found.append((len(begins), reader.read(node, ()), reader.lines))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "cannot be read"
-        if "expected a single document" in str(error.context):
-            problem = "several documents in one recipe are not supported yet; split the file"
         raise RecipeError(
             f"not valid YAML: {problem}", file=file, line=mark.line + 1 if mark else None
         ) from None
@@ -82,17 +105,35 @@ def parse_document(text: str, file: str | None = None) -> Document:
     finally:
         if loader is not None:
             loader.dispose()
-    return Document(data, text, file, lines)
+    if not found:
+        raise RecipeError("the recipe is empty", file=file)
+    if len(found) == 1:
+        return [Document(found[0][1], text, file, found[0][2])]
+    cuts = [*begins, len(text)]
+    return [
+        Document(data, text[cuts[n - 1] : cuts[n]].removeprefix("---").strip() + "\n", file, lines)
+        for n, data, lines in found
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """Remembers where the document in hand begins: at its ``---``."""
+
+    begin = 0
+
+    def compose_document(self) -> yaml.Node | None:
+        self.begin = self.peek_event().start_mark.index  # type: ignore[no-untyped-call]
+        return super().compose_document()
 
 
 class _Reader:
     """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and lets the last
     of two equal keys win, so mappings and lists are built here; scalars are left to it."""
 
-    def __init__(self, loader: yaml.SafeLoader, file: str | None, lines: dict[Path, int]) -> None:
+    def __init__(self, loader: yaml.SafeLoader, file: str | None) -> None:
         self.loader = loader
         self.file = file
-        self.lines = lines
+        self.lines: dict[Path, int] = {}
         self.nodes = 0
 
     def read(self, node: yaml.Node, path: Path) -> object:

@@ -70,8 +70,21 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "recipe_folder": str(plan.recipe.folder) if plan.recipe.folder else None,
+            "results": {name: str(folder) for name, folder in plan.recipe.results.items()},
+            "inputs": inputs_state(plan),
         },
     }
+
+
+def inputs_state(plan: Plan) -> str:
+    """Changes when a file of an input does, as far as sizes and times tell."""
+    facts = []
+    for source in plan.sources:
+        for path in (source.checkpoint.home, source.checkpoint.path):
+            files = [] if path is None else sorted(path.iterdir()) if path.is_dir() else [path]
+            status = [(file.name, file.stat()) for file in files if file.is_file()]
+            facts.append([(name, s.st_size, s.st_mtime_ns) for name, s in status])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _output_digest(outcome: Outcome) -> str:
@@ -88,7 +101,7 @@ def _without_folder(warning: str, plan: Plan) -> str:
 
 def made_public(manifest: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The manifest with other names for models, by their references, and no local folder in it."""
-    text = json.dumps(manifest | {"log": manifest["log"] | {"recipe_folder": None}})
+    text = json.dumps(manifest | {"log": manifest["log"] | {"recipe_folder": None, "results": {}}})
     for reference in sorted(names, key=len, reverse=True):
         text = text.replace(json.dumps(reference)[1:-1], json.dumps(names[reference])[1:-1])
     public: dict[str, Any] = json.loads(text)

@@ -1,0 +1,181 @@
+"""A chain of merges: the recipes of one file are planned and merged, each after what it builds on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merganser import __version__
+from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints.planned import PlannedCheckpoint
+from merganser.errors import InputError, OutputExistsError
+from merganser.planning import Config, Plan, plan
+from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
+from merganser.release import manifest
+from merganser.release.config import edited_config
+
+if TYPE_CHECKING:
+    from merganser.merging import MergeResult
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of one recipe of a chain.
+
+    Attributes:
+        step: the recipe.
+        folder: where its result is.
+        plan: what was decided.
+        merged: what the merge made; None if the folder was up to date.
+    """
+
+    step: Step
+    folder: Path
+    plan: Plan
+    merged: MergeResult | None
+
+
+def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan]]:
+    """Decide all merges of a file, those too whose inputs are not merged yet.
+
+    Args:
+        config: a recipe, or a file with several.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: as :func:`merganser.plan`.
+    """
+    return _plan_steps(load_steps(config, options.get("strictness", "normal")), options)
+
+
+def _plan_steps(steps: Sequence[Step], options: Mapping[str, Any]) -> list[tuple[Step, Plan]]:
+    planned: dict[str, PlannedCheckpoint] = {}
+    plans = []
+    for step in steps:
+        decided = plan(step.parsed, checkpoints=dict(planned) if step.needs else None, **options)
+        if step.name is not None:
+            planned[step.name] = _planned(decided, step.name)
+        plans.append((step, decided))
+    return plans
+
+
+def _planned(decided: Plan, name: str) -> PlannedCheckpoint:
+    """The checkpoint that a plan will have made, its headers' digest included."""
+    shards = sorted(decided.shards, key=lambda shard: shard.file)
+    headers = b"".join(shard.header[8:] for shard in shards)
+    return PlannedCheckpoint(
+        name,
+        decided.sources[decided.donor].checkpoint.path,
+        {job.name: job.spec for job in decided.jobs},
+        edited_config(decided),
+        {shard.file: shard.size for shard in shards},
+        hashlib.sha256(headers).hexdigest(),
+    )
+
+
+def merge_all(
+    config: Config,
+    out: str | Path,
+    *,
+    intermediate_dir: str | Path | None = None,
+    redo: bool = False,
+    force: bool = False,
+    on_step: Callable[[StepResult], None] = lambda _: None,
+    **options: Any,
+) -> list[StepResult]:
+    """Merge all recipes of a file, in the order in which they need each other.
+
+    All is planned before anything is merged. The output goes to ``out``, several outputs to folders
+    of their names in it; what is only built on goes to folders in ``intermediate_dir``, is kept, and
+    merged again only if its recipe, its inputs or the version changed.
+
+    Args:
+        config: a recipe, or a file with several.
+        out: the output folder.
+        intermediate_dir: where the results go that others build on; ``OUT.intermediate`` by default.
+        redo: merge intermediate results again, even if they are up to date.
+        force: as in :func:`merganser.merge`; for the output.
+        on_step: told of each result when it is there.
+        options: of :func:`merganser.merge`, ``on_event`` included.
+
+    Raises:
+        MerganserError: of the kind that fits; intermediate results that are finished are kept.
+    """
+    from merganser.merging import check_output, merge
+
+    steps = load_steps(config, options.get("strictness", "normal"))
+    folder = Path(os.path.abspath(out))  # noqa: PTH100
+    if len(steps) == 1:
+        merged = merge(steps[0].parsed, folder, force=force, **options)
+        results = [StepResult(steps[0], folder, merged.plan, merged)]
+        on_step(results[0])
+        return results
+    planning = {name: options[name] for name in _PLANNING if name in options}
+    plans = {step.name: decided for step, decided in _plan_steps(steps, planning)}
+    intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
+    if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
+        raise OutputExistsError(
+            f"{intermediate}: the folder of intermediate results and the output {folder} must lie "
+            "beside each other"
+        )
+    several = sum(step.final for step in steps) > 1
+    folders: dict[str | None, Path] = {}
+    for step in steps:
+        own = folder_name(step.name or "")
+        folders[step.name] = (
+            intermediate / own if not step.final else folder / own if several else folder
+        )
+        check_output(plans[step.name], folders[step.name], force or not step.final)
+    results = []
+    for step in steps:
+        target = folders[step.name]
+        bound = step.parsed.bound({name: folders[name] for name in step.needs})
+        decided = None if step.final or redo else plan(bound, **planning)
+        if decided is not None and _up_to_date(target, decided):
+            result = StepResult(step, target, decided, None)
+        else:
+            if not step.final:
+                _refuse_others(target)
+            merged = merge(
+                bound,
+                target,
+                ancestors=[plans[name] for name in ancestors(step, steps)],
+                force=force or not step.final,
+                **(options if step.final else options | {"copy_tokenizer": True}),
+            )
+            result = StepResult(step, target, merged.plan, merged)
+        on_step(result)
+        results.append(result)
+    return results
+
+
+_PLANNING = ("arithmetic", "rounding", "seed", "shard_size", "strictness")
+
+
+def _up_to_date(folder: Path, decided: Plan) -> bool:
+    """Whether a folder holds what a plan would make, as far as can be told without reading weights."""
+    try:
+        stated = manifest.read(folder)
+        found = open_checkpoint(folder)
+    except InputError:
+        return False
+    wanted = _planned(decided, "")
+    return (
+        stated["merganser"] == __version__
+        and stated["plan"] == decided.digest
+        and stated["log"].get("inputs") == manifest.inputs_state(decided)
+        and found.header_digest == wanted.header_digest
+        and found.files == wanted.files
+    )
+
+
+def _refuse_others(folder: Path) -> None:
+    """Only what a merge left there may be replaced without a word."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
+        raise OutputExistsError(
+            f"{folder}: is there already, and no merge left it; choose another --intermediate-dir"
+        )

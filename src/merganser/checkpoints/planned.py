@@ -1,0 +1,40 @@
+"""A model that is decided and not yet made, as a checkpoint: for planning what builds on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+
+@dataclass
+class PlannedCheckpoint:
+    """See :class:`merganser.checkpoints.Checkpoint`; there are no weights to read yet.
+
+    ``path`` is the folder that its tokenizer will be copied from.
+    """
+
+    label: str
+    path: Path | None
+    specs: Mapping[str, TensorSpec]
+    config: Mapping[str, Any]
+    files: Mapping[str, int]
+    header_digest: str
+    home: Path | None = None
+    format: str = "planned"
+    notes: tuple[str, ...] = ()
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """There is nothing to read.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{self.label}: is planned, but not merged yet")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
