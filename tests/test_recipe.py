@@ -259,7 +259,7 @@ def bomb(levels: int, width: int, inner: str) -> str:
         ("42\n", 1, "mapping"),
         ("merge_method: linear\n" + BODY + "merge_method: slerp\n", 3, "merge_method"),
         ("merge_method: linear\nmodels:\n- model: a\n  model: b\n", 4, "model"),
-        ("merge_method: linear\n" + BODY + "---\nmerge_method: linear\n", 3, "several"),
+        ("merge_method: linear\n" + BODY + "---\nmerge_method: linear\n", 4, "several"),
         ("merge_method: [linear\n", None, "not valid YAML"),
         ("merge_method: linear\n\tmodels: []\n", 2, "not valid YAML"),
         ("? [a]\n: b\n", 1, "key"),
