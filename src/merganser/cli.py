@@ -24,7 +24,7 @@ MEANINGLESS = {
     "read-to-gpu": "the CPU merges at the speed of the disk",
     "multi-gpu": "the CPU merges at the speed of the disk",
     "gpu-rich": "the CPU merges at the speed of the disk",
-    "lazy-unpickle": "nothing is unpickled, and all reading is lazy",
+    "lazy-unpickle": "all reading is lazy, and nothing in a pickle is ever run",
     "async-write": "writing never waits",
     "clone-tensors": "no tensors share memory",
     "safe-serialization": "safetensors is always written",

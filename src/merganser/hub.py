@@ -12,6 +12,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
+_WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin"]
+
 
 def is_hub_id(path: str) -> bool:
     """Whether a reference that is no local folder has the form of a Hub id, ``org/name``."""
@@ -54,15 +56,19 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = f"{repository}@{revision}" if revision else repository
-    try:  # what is in the cache needs no network, and is what was used the last time
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=_WANTED,
-                local_files_only=constants.HF_HUB_OFFLINE,
-            )
+
+    def fetch(patterns: list[str]) -> Path:
+        found = snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=patterns,
+            local_files_only=constants.HF_HUB_OFFLINE,
         )
+        return Path(found)
+
+    try:  # what is in the cache needs no network, and is what was used the last time
+        folder = fetch(_WANTED)
+        return folder if any(folder.glob("*.safetensors")) else fetch(_WITHOUT_SAFETENSORS)
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(

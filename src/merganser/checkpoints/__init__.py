@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
-FORMATS: tuple[str, ...] = ("safetensors",)
+FORMATS: tuple[str, ...] = ("safetensors", "pickled")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
 
 
@@ -59,7 +59,7 @@ def open_checkpoint(folder: str | Path, label: str | None = None) -> Checkpoint:
     """Open the checkpoint in a local folder, reading its headers only.
 
     Args:
-        folder: a Hugging Face model folder, or a single ``.safetensors`` file.
+        folder: a Hugging Face model folder, or a single file of weights.
         label: the name to use in messages; the path if None.
 
     Raises:
@@ -95,10 +95,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_index(file: Path) -> dict[str, str]:
+    """Read which file each tensor lies in from an index of shards.
+
+    Raises:
+        InputError: when it names files that are missing, or lie elsewhere.
+    """
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{file}: has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            raise InputError(f"{file}: tensor {name!r} points outside the folder, to {shard!r}")
+        try:
+            there = (file.parent / shard).is_file()
+        except (OSError, ValueError):
+            there = False
+        if not there:
+            raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
+    return weight_map
+
+
 def _what_is_there(path: Path) -> str:
     """Say why a folder is no checkpoint, and what can be done."""
     if path.is_file():
-        return "this file is no checkpoint in a format known here (safetensors)"
+        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth)"
     names = sorted(entry.name for entry in path.iterdir())
     shards = [path, path.parent] if path.name == "huggingface" else [path, path / "actor"]
     for folder in shards:
@@ -107,8 +128,11 @@ def _what_is_there(path: Path) -> str:
                 f"holds no safetensors weights; there are training shards in {folder}, which are "
                 "not supported yet: convert them with verl's model merger first"
             )
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        return "holds PyTorch pickles only, which are not supported yet; save it as safetensors"
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles:
+        return (
+            f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
+        )
     if any(name.endswith(".gguf") for name in names):
         return "holds GGUF files only, which are not supported yet; save it as safetensors"
     if "config.json" in names:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import read_json
+from merganser.checkpoints import read_index, read_json
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
@@ -39,7 +39,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         return _build(label, path, [path], None, {})
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if (path / INDEX).is_file():
-        wanted = _read_index(path / INDEX)
+        wanted = read_index(path / INDEX)
         files = [path / name for name in sorted(set(wanted.values()))]
         return _build(label, path, files, wanted, config)
     if (path / SINGLE).is_file():
@@ -79,22 +79,6 @@ def _build(
         config=config,
         header_digest=digest.hexdigest(),
     )
-
-
-def _read_index(file: Path) -> dict[str, str]:
-    weight_map = read_json(file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{file}: has no weight_map")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-            raise InputError(f"{file}: tensor {name!r} points outside the folder, to {shard!r}")
-        try:
-            there = (file.parent / shard).is_file()
-        except (OSError, ValueError):
-            there = False
-        if not there:
-            raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
-    return weight_map
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,410 @@
+"""PyTorch's files (``.pt``, ``.pth``, ``.bin``), read without PyTorch and without running anything.
+
+The format, since PyTorch 1.6: a zip archive, nothing compressed, with a pickle ``data.pkl`` and one
+entry ``data/KEY`` for every storage. Unpickling calls whatever the pickle names. Here it can only
+name what a list allows, and gets stand-ins of ours for that: a tensor becomes a
+:class:`PickledTensor`, which tells where its bytes lie; anything else becomes an inert
+:class:`Record`. A pickle that names more is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.stored import Piece
+from merganser.errors import InputError
+from merganser.tensors import BY_NAME, DType
+
+MAX_PICKLE = 2**28
+"""Greatest size of a pickle, in bytes; that of a model with 10,000 tensors has about 2 MB."""
+
+_MAGIC_OF_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What a file of PyTorch before 1.6 begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A tensor as a pickle describes it: a view of a storage.
+
+    Attributes:
+        file: the file that its storage lies in.
+        offset: the byte of the file with which its first element begins.
+        dtype: of its elements.
+        size, stride: along each axis, in elements.
+    """
+
+    file: Path
+    offset: int
+    dtype: DType
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def piece(self, origin: tuple[int, ...] | None = None) -> Piece:
+        """This tensor as the block of a larger one that begins at ``origin``."""
+        begin = origin if origin is not None else (0,) * len(self.size)
+        return Piece(self.file, self.offset, self.size, self.stride, begin)
+
+
+class Record:
+    """An object of a class that a pickle may name, as inert as a form that was filled in.
+
+    Attributes:
+        arguments: what it was made with.
+        state: what was put into it afterwards.
+    """
+
+    __slots__ = ("arguments", "state")
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The attributes by name, from a dictionary or from slots."""
+        parts = self.state if isinstance(self.state, tuple) else (self.state,)
+        return {name: v for part in parts if isinstance(part, dict) for name, v in part.items()}
+
+
+class Dictionary(dict[Any, Any]):
+    """Stands in for ``OrderedDict``; attributes, such as a state dict's metadata, are dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget what it is."""
+
+
+class Function:
+    """Stands in for a function that a pickle may call. Nothing can be put into it."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it tries to change a function")
+
+
+Names = Mapping[tuple[str, str], Any]
+"""What a pickle may name: module and name, and what it gets for that."""
+
+
+def record(name: str) -> type[Record]:
+    """A class of records."""
+    return type(name, (Record,), {"__slots__": ()})
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageType:
+    """``torch.FloatStorage`` and the like; without a dtype ``UntypedStorage``."""
+
+    dtype: DType | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    file: Path
+    offset: int
+    nbytes: int
+    dtype: DType | None
+
+
+def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | None = None) -> Any:
+    """Unpickle a file of PyTorch, with stand-ins for all that is not plain data.
+
+    Args:
+        file: the file.
+        names: what it may name beside tensors.
+        at: the byte with which the archive begins, if it is a part of the file.
+        length: how many bytes that part has.
+
+    Raises:
+        InputError: when it is cut off, compressed, damaged, of another format, or names what it may
+            not.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            end = size if length is None else at + length
+            if at < 0 or end < at or end > size:
+                raise InputError(f"{file}: is cut off ({size} bytes, needs {end}); fetch it again")
+            start = stream.read(len(_MAGIC_OF_OLD)) if at == 0 else b""
+            entries = _entries(file, _Window(stream, at, end), start)
+            pickled, storages = _open(file, entries)
+            if pickled[1] > MAX_PICKLE:
+                raise InputError(f"{file}: its data.pkl is too large for what it should be")
+            stream.seek(pickled[0])
+            data = stream.read(pickled[1])
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    return unpickle(data, file, names, storages)
+
+
+def unpickle(
+    data: bytes,
+    file: Path,
+    names: Names | None = None,
+    storages: Mapping[str, tuple[int, int]] | None = None,
+) -> Any:
+    """Unpickle with stand-ins.
+
+    Args:
+        data: the pickle.
+        file: where it is from.
+        names: what it may name beside tensors.
+        storages: offset and size in the file of every storage, by key.
+
+    Raises:
+        InputError: when it is damaged, or names what it may not.
+    """
+    try:
+        return _Unpickler(data, file, {**TENSORS, **(names or {})}, storages or {}).load()
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged pickle makes the machine stumble over
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{file}: its pickle is damaged ({reason})") from None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, data: bytes, file: Path, names: Names, storages: Mapping[str, tuple[int, int]]
+    ) -> None:
+        super().__init__(io.BytesIO(data))
+        self._file = file
+        self._names = names
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in; refuse what is not listed."""
+        found = self._names.get((module, name))
+        if found is None:
+            asked = f"{module}.{name}"[:100]
+            raise InputError(
+                f"{self._file}: asks for {asked if asked.isprintable() else ascii(asked)}, which "
+                "weights do not need, so it is not read; if you trust it, load it with torch and "
+                "save its weights as safetensors"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """Find a storage: ``("storage", type, key, device, number of elements)``."""
+        kind, storage_type, key, _, count = pid
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError("it names what is no storage")
+        dtype = storage_type.dtype
+        nbytes = _number(count) * (dtype.itemsize if dtype is not None else 1)
+        if key not in self._storages:
+            raise InputError(f"{self._file}: lacks the storage {str(key)[:20]!r}; fetch it again")
+        offset, size = self._storages[key]
+        if nbytes > size:
+            raise InputError(
+                f"{self._file}: its storage {key!r} has {size} bytes and needs {nbytes}; fetch it again"
+            )
+        return _Storage(self._file, offset, nbytes, dtype)
+
+
+# -- the archive -----------------------------------------------------------------------------------
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, stream: io.BufferedReader, begin: int, end: int) -> None:
+        self.begin = begin
+        self.size = end - begin
+        self._stream = stream
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = (0, self._position, self.size)[whence]
+        if start + offset < 0:
+            raise ValueError("before the beginning")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        self._stream.seek(self.begin + self._position)
+        left = max(0, self.size - self._position)
+        count = self._stream.readinto(memoryview(buffer)[:left])
+        self._position += count
+        return count
+
+
+def _entries(file: Path, window: _Window, start: bytes) -> dict[str, tuple[int, int]]:
+    """Offset in the file and size of every entry of a zip archive."""
+    try:
+        with zipfile.ZipFile(window) as archive:
+            entries = {}
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                    raise InputError(
+                        f"{file}: is compressed, which no release of PyTorch does; unzip it and zip "
+                        "it again without compression (zip -0)"
+                    )
+                window.seek(info.header_offset)
+                local = window.read(30) or b""
+                if len(local) < 30 or local[:4] != b"PK\x03\x04":
+                    raise zipfile.BadZipFile
+                skip = int.from_bytes(local[26:28], "little") + int.from_bytes(
+                    local[28:30], "little"
+                )
+                begin = info.header_offset + 30 + skip
+                if begin + info.file_size > window.size:
+                    raise zipfile.BadZipFile
+                entries[info.filename] = (window.begin + begin, info.file_size)
+            return entries
+    except InputError:
+        raise
+    except Exception:  # zipfile stumbles over damaged directories in many ways
+        if start == _MAGIC_OF_OLD:
+            raise InputError(
+                f"{file}: is of PyTorch's format before 1.6; save it again with "
+                "torch.save(torch.load(FILE, weights_only=True), FILE)"
+            ) from None
+        raise InputError(
+            f"{file}: is cut off, damaged, or no file of PyTorch; fetch it again"
+        ) from None
+
+
+def _open(
+    file: Path, entries: Mapping[str, tuple[int, int]]
+) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
+    """The pickle, and the storages by key."""
+    found = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise InputError(f"{file}: is a zip archive, but none that PyTorch wrote")
+    prefix = found[0].removesuffix("data.pkl")
+    if f"{prefix}constants.pkl" in entries:
+        raise InputError(f"{file}: is a TorchScript program; save its state_dict() instead")
+    order = entries.get(f"{prefix}byteorder")
+    if order is not None and order[1] != len("little"):
+        raise InputError(f"{file}: was written on a big-endian machine, which is not supported")
+    inside = f"{prefix}data/"
+    return entries[found[0]], {
+        name.removeprefix(inside): place
+        for name, place in entries.items()
+        if name.startswith(inside)
+    }
+
+
+# -- what a pickle of tensors may name -------------------------------------------------------------
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise pickle.UnpicklingError(f"{str(value)[:20]!r} is no size")
+    return value
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, dtype: Any, metadata: Any
+) -> PickledTensor:
+    if not isinstance(storage, _Storage) or not isinstance(dtype, DType):
+        raise pickle.UnpicklingError("a tensor has no storage")
+    if metadata:
+        raise pickle.UnpicklingError("a tensor is conjugated or negated on the fly")
+    sizes, strides = tuple(map(_number, size)), tuple(map(_number, stride))
+    if len(sizes) != len(strides):
+        raise pickle.UnpicklingError("a tensor has more axes than steps")
+    last = _number(offset) + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+    if 0 not in sizes and (last + 1) * dtype.itemsize > storage.nbytes:
+        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
+    return PickledTensor(
+        storage.file, storage.offset + offset * dtype.itemsize, dtype, sizes, strides
+    )
+
+
+def _rebuild_tensor_v2(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, metadata: Any = None
+) -> PickledTensor:
+    dtype = storage.dtype if isinstance(storage, _Storage) else None
+    return _tensor(storage, offset, size, stride, dtype, metadata)
+
+
+def _rebuild_tensor_v3(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> PickledTensor:
+    return _tensor(storage, offset, size, stride, dtype, metadata)
+
+
+def _rebuild_parameter(data: Any, *_ignored: Any) -> Any:
+    return data
+
+
+def _rebuild_from_type_v2(function: Any, _type: Any, arguments: Any, state: Any) -> Any:
+    if not isinstance(function, Function):
+        raise pickle.UnpicklingError("a tensor is made by what is no function")
+    made = function(*arguments)
+    if isinstance(made, Record):
+        made.__setstate__(state)
+    return made
+
+
+def _rebuild_wrapper_subclass(cls: Any, *arguments: Any) -> Any:
+    if not (isinstance(cls, type) and issubclass(cls, Record)):
+        raise pickle.UnpicklingError("a tensor is of what is no class")
+    return cls(*arguments)
+
+
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+}
+
+TENSORS: Names = {
+    ("collections", "OrderedDict"): Dictionary,
+    ("torch", "Size"): Function(tuple),
+    ("torch", "device"): Function(lambda *names: None),
+    ("torch.serialization", "_get_layout"): Function(lambda name: None),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor_v2),
+    ("torch._utils", "_rebuild_tensor_v3"): Function(_rebuild_tensor_v3),
+    ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Function(_rebuild_parameter),
+    ("torch._utils", "_rebuild_wrapper_subclass"): Function(_rebuild_wrapper_subclass),
+    ("torch._tensor", "_rebuild_from_type_v2"): Function(_rebuild_from_type_v2),
+    ("torch.nn.parameter", "Parameter"): record("Parameter"),
+    ("torch.nn.parameter", "Buffer"): record("Buffer"),
+    ("torch", "Tensor"): record("Tensor"),
+    ("torch", "UntypedStorage"): _StorageType(None),
+    ("torch.storage", "UntypedStorage"): _StorageType(None),
+    **{("torch", name): _StorageType(BY_NAME[dtype]) for name, dtype in _STORAGES.items()},
+    **{("torch", dtype.name): dtype for dtype in BY_NAME.values()},
+}
+"""What every pickle may name."""
