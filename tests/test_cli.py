@@ -7,15 +7,17 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 import merganser
-from conftest import RecipeFile, assert_one_line, make_model, tree
+from conftest import RecipeFile, assert_one_line, change_config, make_model, tree
 from merganser import merging, methods
 from merganser.cli import MEANINGLESS, main
 
@@ -194,7 +196,6 @@ def test_flags_of_mergekit_yaml_are_taken(linear: Path, tmp_path: Path) -> None:
     assert [line.split()[1] for line in said] == ["--cuda", "--lazy-unpickle", "--allow-crimes"]
     more = [f"--{name}" for name in MEANINGLESS] + [f"--no-{name}" for name in MEANINGLESS]
     more += [
-        "--trust-remote-code",
         "--no-copy-tokenizer",
         "--random-seed",
         "7",
@@ -203,6 +204,58 @@ def test_flags_of_mergekit_yaml_are_taken(linear: Path, tmp_path: Path) -> None:
     ]
     run("merge", linear, tmp_path / "more", *more, "--no-write-model-card", "--quiet")
     assert set(tree(tmp_path / "more")).isdisjoint({"README.md", "tokenizer.json"})
+
+
+def test_pickles_are_never_written(linear: Path, tmp_path: Path) -> None:
+    assert run("merge", linear, tmp_path / "one", "--safe-serialization").stderr == ""
+    result = run("merge", linear, tmp_path / "two", "--no-safe-serialization", "-q")
+    assert_one_line(result.stderr, "--no-safe-serialization", "safetensors")
+    assert list((tmp_path / "two").glob("*.safetensors"))
+
+
+@pytest.mark.peer
+def test_every_flag_of_mergekit_is_taken(linear: Path, tmp_path: Path) -> None:
+    """As MergeKit's own command declares them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mergekit.options import add_merge_options
+
+    @click.command()
+    @add_merge_options
+    def theirs(merge_options: Any) -> None: ...
+
+    values = {"--device": "cpu", "--out-shard-size": "1M", "--lora-merge-dtype": "float32"}
+    flags: list[str] = []
+    for parameter in theirs.params:
+        assert isinstance(parameter, click.Option)
+        for name in [*parameter.opts, *parameter.secondary_opts]:
+            flags += (
+                [name] if parameter.is_flag or parameter.count else [name, values.get(name, "3")]
+            )
+    assert len(flags) > 40
+    run("merge", linear, tmp_path / "out", *flags)
+
+
+@pytest.mark.parametrize(
+    ("size", "files"),
+    [("5B", 1), ("0", 1), ("-1", 1), ("4K", 4), ("0.004M", 4), ("4000", 4), ("1", 27)],
+)
+def test_shard_sizes_of_mergekit(linear: Path, tmp_path: Path, size: str, files: int) -> None:
+    run("merge", linear, tmp_path / "out", "--out-shard-size", size)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == files
+
+
+def test_models_of_different_architectures_merge_if_their_tensors_fit(
+    linear: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """MergeKit wants --allow-crimes for this."""
+    change_config(pair[1], architectures=["MistralForCausalLM"], model_type="mistral")
+    plain = run("merge", linear, tmp_path / "plain", "-q")
+    assert plain.stderr == ""
+    run("merge", linear, tmp_path / "crime", "--allow-crimes")
+    mine, theirs = (tree(tmp_path / name) for name in ("plain", "crime"))
+    assert mine["model.safetensors"] == theirs["model.safetensors"]
+    assert b"Qwen2ForCausalLM" in mine["config.json"]
 
 
 def test_options_reach_the_merge(linear: Path, tmp_path: Path) -> None:

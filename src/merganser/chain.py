@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def merge_all(
         results = [StepResult(steps[0], folder, merged.plan, merged)]
         on_step(results[0])
         return results
-    planning = {name: options[name] for name in _PLANNING if name in options}
+    known = inspect.signature(plan).parameters
+    planning = {name: value for name, value in options.items() if name in known}
     plans = {step.name: decided for step, decided in _plan_steps(steps, planning)}
     intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
     if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
@@ -151,9 +153,6 @@ def merge_all(
         on_step(result)
         results.append(result)
     return results
-
-
-_PLANNING = ("arithmetic", "rounding", "seed", "shard_size", "strictness")
 
 
 def _up_to_date(folder: Path, decided: Plan) -> bool:

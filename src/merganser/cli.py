@@ -27,11 +27,14 @@ MEANINGLESS = {
     "lazy-unpickle": "all reading is lazy, and nothing in a pickle is ever run",
     "async-write": "writing never waits",
     "clone-tensors": "no tensors share memory",
-    "safe-serialization": "safetensors is always written",
-    "allow-crimes": "models merge if their tensors fit",
+    "allow-crimes": "models of any architecture merge if their tensors fit",
+    "trust-remote-code": "nothing that comes with a model is ever run",
     "unsafe-truncate-embeddings": "vocabularies of different sizes are not supported yet",
 }
 """Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
+
+SAFE = "safetensors is always written"
+"""Why ``--no-safe-serialization`` has no meaning."""
 
 MEANINGLESS_VALUES = {
     "device": "the CPU merges at the speed of the disk",
@@ -143,7 +146,10 @@ def _running_options(command: Command) -> Command:
             help="Memory that the merge may take, such as 500MB.",
         ),
         click.option(
-            "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and errors."
+            "-q/ ",
+            "--quiet/--no-quiet",
+            default=False,
+            help="No progress, no summary; only warnings and errors.",
         ),
         click.option("-v", "--verbose", count=True, help="Tell more."),
     ]
@@ -161,7 +167,9 @@ def _mergekit_flags(command: Command) -> Command:
         command = click.option(
             f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True
         )(command)
-    return click.option("--trust-remote-code/--no-trust-remote-code", hidden=True)(command)
+    return click.option("--safe-serialization/--no-safe-serialization", default=True, hidden=True)(
+        command
+    )
 
 
 _as_json = click.option(
@@ -222,7 +230,8 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
         if options.pop(name.replace("-", "_")):
             click.echo(f"merganser: --{name} has no meaning here: {reason}", err=True)
-    options.pop("trust_remote_code")
+    if not options.pop("safe_serialization"):
+        click.echo("merganser: --no-safe-serialization has no meaning here: " + SAFE, err=True)
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     sink = options.pop("sink")
     if (out is None) == (sink == "folder"):
