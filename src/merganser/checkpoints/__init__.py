@@ -78,6 +78,17 @@ def open_checkpoint(folder: str | Path, label: str | None = None) -> Checkpoint:
     raise InputError(f"{name}: {_what_is_there(path)}")
 
 
+def as_numbers(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint as the numbers that its model computes with: quantised tensors dequantised.
+
+    Raises:
+        InputError: when it is quantised in a way that cannot be merged.
+    """
+    from merganser.checkpoints.quantised import dequantised
+
+    return dequantised(checkpoint)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a small file of a checkpoint.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from merganser import hub, methods, recipe
 from merganser.architecture import infer
-from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
 from merganser.planning.jobs import JobMaker
@@ -226,8 +226,8 @@ class _Planner:
             published = hub.local_folder(reference.path, self.parsed.folder) is None
             folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
             checkpoint = open_checkpoint(folder, reference.text)
-        if "quantization_config" in checkpoint.config:
-            raise InputError(f"{reference}: its weights are quantised, which is not supported yet")
+        checkpoint = as_numbers(checkpoint)
+        self.warnings += checkpoint.notes
         config = dict(checkpoint.config)
         if reference.architecture is not None:
             config["architectures"] = [reference.architecture]
