@@ -19,9 +19,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-import merganser
-from merganser.sinks import StateDictSink
-
 Tensors = dict[str, torch.Tensor]
 
 STEP = 3e-5
@@ -219,14 +216,6 @@ def mergekit(config: Mapping[str, Any], out: Path, **options: Any) -> Tensors:
     return load(out)
 
 
-def ours(config: Mapping[str, Any], **options: Any) -> Tensors:
-    """Merge with Merganser into memory; the options are those of ``plan``."""
-    plan = merganser.plan(config, **options)
-    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-    merganser.run([plan], [sink])
-    return sink.tensors
-
-
 def load(folder: str | Path) -> Tensors:
     """All tensors of a folder, by name."""
     tensors: Tensors = {}
@@ -268,7 +257,7 @@ def different_bits(a: Tensors, b: Tensors) -> dict[str, str]:
         x, y = a[name], b[name]
         if (x.dtype, x.shape) != (y.dtype, y.shape):
             found[name] = f"{x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}"
-        elif x.contiguous().view(torch.uint8).ne(y.contiguous().view(torch.uint8)).any():
+        elif x.reshape(-1).view(torch.uint8).ne(y.reshape(-1).view(torch.uint8)).any():
             entries = int((_ordered(x) != _ordered(y)).sum())
             found[name] = f"{entries} of {x.numel()} entries, at most {ulps(x, y)} ulp" + (
                 "" if entries else " (signs of zeros)"

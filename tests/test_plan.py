@@ -342,7 +342,7 @@ def test_layers_are_stacked(four: Path, recipe_file: RecipeFile) -> None:
     found = [((r.source, r.name),) for job in plan.jobs for r in job.reads if "up_proj" in r.name]
     origins = [(a, 0), (a, 1), (a, 2), (b, 1), (b, 2), (b, 3)]
     assert found == [((source, MLP.format(layer)),) for source, layer in origins]
-    assert plan.layers == tuple(((source, layer),) for source, layer in origins)
+    assert plan.layers == {"default": tuple(((source, layer),) for source, layer in origins)}
     assert set(jobs(plan)) == set(shapes(layers=6))
     donors = {name: jobs(plan)[name].reads[0].source for name in (EMBEDDING, NORM, HEAD)}
     assert donors == {EMBEDDING: a, NORM: deep, HEAD: deep}
@@ -396,7 +396,6 @@ def averaged(*folders: Path, **more: Any) -> dict[str, Any]:
         ({"layers": 3}, ["model.layers.2.", "no tensor"]),
         ({"layers": 1}, ["model.layers.1.", "no tensor"]),
         ({"extra": {NORM: torch.zeros(8)}}, ["b", NORM, "[8]", "[16]"]),
-        ({"extra": {"visual.weight": torch.zeros(8)}}, ["a", "visual.weight", "no tensor", "b"]),
         ({"extra": {NORM: torch.ones(16).to(torch.float8_e8m0fnu)}}, [NORM, "float8", "not supported"]),
     ],
 )  # fmt: skip
@@ -617,7 +616,6 @@ def test_arguments_go_before_the_recipe(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("modules: {text: {models: [{model: ./a}]}}", "modules"),
         ("models: [{model: ./a+./b}]", "adapters"),
         ("models: [{model: {model: ./a, lora: ./b}}]", "adapters"),
         ("models: [{model: ./a}]\nbase_model: ./b+./c", "adapters"),

@@ -1,31 +1,165 @@
 """What a tensor is in its model, inferred from names, shapes and ``config.json``: no file per family.
 
-Numbered blocks whose count matches the config's layer count are the layers. A matrix with a
-vocabulary-sized side is an embedding or a head. Names stay as they are on disk.
+Numbered blocks whose count matches a layer count of the config are layers. The parts of models with
+several (the text decoder, the vision tower ...) are told by the words in tensor names. A matrix with
+a vocabulary-sized side is an embedding or a head. Names stay as they are on disk; where models call
+the same tensor differently, their *keys* (names without wrappers) are compared. What cannot be
+inferred is data in the tables below.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from merganser.tensors import TensorSpec
 
-LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+LAYER_COUNT_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "encoder_layers",
+    "num_encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_global_layers",
+    "layers",
+)
 """Names that configs give to the number of layers."""
 
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
 
-PER_LAYER_KEYS = ("layer_types", "no_rope_layers", "no_rope_layer_interval", "mlp_layer_types")
-"""Lists in ``config.json`` with one entry a layer, to be cut and joined with the layers. Any other
-list as long as the model is deep is treated alike; these are named for when lengths coincide."""
+DEFAULT = "default"
+"""The module of a model of one part, as MergeKit calls it."""
+
+TEXT, VISION, AUDIO, PROJECTOR = (
+    "text_decoder",
+    "vision_tower",
+    "audio_tower",
+    "multi_modal_projector",
+)
+ENCODER, DECODER, SHARED = "encoder", "decoder", "shared"
+
+MODULE_WORDS: Mapping[str, str] = {
+    "multi_modal_projector": PROJECTOR,
+    "mm_projector": PROJECTOR,
+    "connector": PROJECTOR,
+    "aligner": PROJECTOR,
+    "merger": PROJECTOR,  # of Qwen's vision tower, inside it
+    "merger_list": PROJECTOR,
+    "deepstack_merger_list": PROJECTOR,
+    "img_projection": PROJECTOR,
+    "resampler": PROJECTOR,
+    "perceiver_resampler": PROJECTOR,
+    "mlp1": PROJECTOR,  # InternVL's own
+    "embed_vision": PROJECTOR,  # Gemma 3n
+    "embed_audio": PROJECTOR,
+    "image_newline": PROJECTOR,
+    "vision_tower": VISION,
+    "vision_model": VISION,
+    "vision_encoder": VISION,
+    "vision_embed_tokens": VISION,
+    "visual": VISION,
+    "vision": VISION,
+    "vpm": VISION,
+    "visual_projection": VISION,
+    "audio_tower": AUDIO,
+    "audio_model": AUDIO,
+    "audio_encoder": AUDIO,
+    "speech_encoder": AUDIO,
+}
+"""Words of a tensor's name, between dots, that tell its module; the first of this table that occurs
+wins. All else in a model that has some of these is its text decoder. The names of modules are
+MergeKit's."""
+
+MODULE_ALIASES: Mapping[str, str] = {
+    "vision_model": VISION,  # MergeKit's name for that of Llama 4
+    "visual": VISION,
+    "vision_encoder": VISION,
+    "language_model": TEXT,
+    "text_model": TEXT,
+    "projector": PROJECTOR,
+}
+"""Other names by which a recipe may call a module."""
+
+WRAPPERS = (
+    "module",  # torch's data parallel models
+    "_orig_mod",  # torch.compile
+    "model",
+    "language_model",
+    "transformer",
+    "backbone",
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta",
+    "gpt_neox",
+    "rwkv",
+)
+"""Words that wrap a model's names in some checkpoints and not in others: a base model saved without
+its head, or vision–language models as transformers 4 and 5 name their tensors."""
+
+SAME_WORDS = (("vision_tower.vision_model.", "vision_tower."),)
+"""Parts of names that mean the same, other than wrappers."""
+
+FIRST_LAYER_ONLY = ("relative_attention_bias", "rel_attn_embed")
+"""Tensors that the first layer holds for all: where no other layer has them, they stay with the
+first layer of the output rather than follow a layer (T5, WavLM)."""
+
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    TEXT: ("text_config", "llm_config", "language_config", "thinker_config"),
+    VISION: ("vision_config", "vit_config", "visual", "vision"),
+    AUDIO: ("audio_config", "speech_config"),
+    ENCODER: ("encoder", "encoder_config"),
+    DECODER: ("decoder", "decoder_config"),
+}
+"""Where a config describes a module, if not in itself."""
+
+_SIDES: Mapping[str, tuple[str, ...]] = {
+    ENCODER: (
+        "encoder_layers",
+        "num_encoder_layers",
+        "num_layers",
+        "num_hidden_layers",
+        "n_layers",
+    ),
+    DECODER: ("decoder_layers", "num_decoder_layers"),
+}
+"""The layer counts of the two sides of an encoder–decoder model, in a config for both. It often
+repeats the encoder's as ``num_hidden_layers``."""
 
 _NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
-_BEFORE_LAYERS = ("embed", "wte", "wpe", "shared.weight", "conv_in", "patch")
-_HEADS = ("lm_head", "embed_out", "output_layer", "score", "classifier")
+_BEFORE_LAYERS = (
+    "embed",
+    "emb.",
+    "wte",
+    "wpe",
+    "shared.weight",
+    "conv_in",
+    "conv1.",  # Whisper
+    "conv2.",
+    "patch",
+    "cls_token",
+    "ln_pre",
+    "pre_layr",  # CLIP's spelling
+    "pre_layernorm",
+    "layernorm_pre",
+    "rotary",
+    *FIRST_LAYER_ONLY,
+)
+_AFTER_LAYERS = ("embedding_norm",)  # LFM2's final norm, for all its name
+_HEADS = frozenset(
+    {"lm_head", "embed_out", "output_layer", "score", "classifier", "proj_out", "cls"}
+    | {"vocab_projector", "qa_outputs"}
+)
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "position_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +170,9 @@ class Place:
         stack: the prefix of the numbered blocks it lies in (``model.layers.``), or None.
         layer: its block's number, or None outside the layers.
         rest: its name without prefix and number; outside the layers the whole name.
-        role: a word for people: embedding, head, attention, mlp, norm, other.
+        role: a word for people: embedding, head, attention, mlp, norm, buffer, other.
         after_layers: whether it comes after the layers (final norm, head) rather than before.
+        module: the part of the model that it belongs to.
     """
 
     stack: str | None
@@ -45,6 +180,7 @@ class Place:
     rest: str
     role: str
     after_layers: bool = False
+    module: str = DEFAULT
 
     def name_at(self, layer: int) -> str:
         """This tensor's name in another layer."""
@@ -52,55 +188,128 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
-    """The shape of a model: its stacks of layers, and the place of every tensor."""
+class Module:
+    """A part of a model: its text decoder, its vision tower; or the whole of it.
 
+    Attributes:
+        name: MergeKit's name for it.
+        stacks: the prefixes of its numbered blocks, and how many there are; deepest first.
+        section: the keys that lead to where the config counts its layers (none for the config
+            itself); None if the config does not.
+        counts: the keys there that hold that number.
+    """
+
+    name: str
     stacks: Mapping[str, int]
-    places: Mapping[str, Place]
+    section: tuple[str, ...] | None
+    counts: tuple[str, ...]
+
+    @property
+    def stack(self) -> str | None:
+        """The prefix of its layers; None if there are none."""
+        return next(iter(self.stacks), None)
 
     @property
     def depth(self) -> int:
-        """Number of layers of the main (deepest-named) stack; 0 if there is none."""
+        """Its number of layers."""
         return next(iter(self.stacks.values()), 0)
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a model: its modules, and the place of every tensor."""
+
+    modules: Mapping[str, Module]
+    places: Mapping[str, Place]
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The model's own name for a key; see :meth:`key`."""
+        return {self.key(name): name for name in self.places}
+
+    def key(self, name: str) -> str:
+        """A name without the wrappers that some checkpoints of a family have and others lack. Two
+        models' tensors with the same key are the same tensor."""
+        return name if self._ambiguous else _unwrapped(name)
+
+    @cached_property
+    def _ambiguous(self) -> bool:
+        """Whether unwrapped names would collide, as in a model that holds two language models."""
+        return len({_unwrapped(name) for name in self.places}) < len(self.places)
+
+    @property
+    def main(self) -> Module:
+        """The module that people mean by a model's layers."""
+        wanted = (DEFAULT, TEXT, DECODER)
+        found = next((self.modules[name] for name in wanted if name in self.modules), None)
+        return found or next(iter(self.modules.values()))
+
+    @property
+    def depth(self) -> int:
+        """Number of layers of the main module."""
+        return self.main.depth
+
+    def module(self, name: str) -> Module | None:
+        """The module that a recipe calls so, by MergeKit's name for it or another."""
+        return self.modules.get(name) or self.modules.get(MODULE_ALIASES.get(name, name))
+
+
 def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Architecture:
-    """Find layers and roles from tensor names, their shapes and the config."""
-    stacks = _stacks(specs, layer_counts(config))
+    """Find modules, layers and roles from tensor names, their shapes and the config."""
+    parts = _parts(specs)
+    of_module: dict[str, list[str]] = {}
+    for name in specs:
+        of_module.setdefault(parts[name], []).append(name)
+    modules = {m: _module(m, names, config) for m, names in of_module.items()} or {
+        DEFAULT: Module(DEFAULT, {}, None, ())
+    }
     vocabularies = {
         value
         for section in sections(config)
         for key in VOCABULARY_KEYS
         if isinstance(value := section.get(key), int)
     }
-    places = {}
-    for name, spec in specs.items():
-        stack = next((prefix for prefix in stacks if name.startswith(prefix)), None)
-        found = re.match(r"(\d+)\.(.+)", name[len(stack) :]) if stack is not None else None
-        role = _role(name, spec, vocabularies)
-        if found is not None:
-            places[name] = Place(stack, int(found[1]), found[2], role)
-        else:
-            after = role == "head" or not any(mark in name for mark in _BEFORE_LAYERS)
-            places[name] = Place(None, None, name, role, after)
-    return Architecture(stacks, places)
+    places = {
+        name: _place(name, spec, modules[parts[name]], vocabularies) for name, spec in specs.items()
+    }
+    widespread = {
+        (place.stack, place.rest) for place in places.values() if place.layer not in (None, 0)
+    }
+    for name, place in places.items():
+        first_only = any(word in name for word in FIRST_LAYER_ONLY)
+        if first_only and (place.stack, place.rest) not in widespread:
+            places[name] = Place(None, None, name, place.role, False, place.module)
+    return Architecture(modules, places)
 
 
 def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The config and those of its parts that describe a sub-model (``text_config`` …)."""
+    """The config and those of its parts that describe a sub-model (``text_config`` …), the text
+    model's before others."""
+    return [section for _, section in located_sections(config)]
+
+
+def located_sections(
+    config: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """:func:`sections`, each with the keys that lead to it."""
+    text = _SECTIONS[TEXT]
+    known = [key for keys in _SECTIONS.values() for key in keys]
+    found = [(path, config)]
     inner = [
-        value for key, value in config.items() if key.endswith("config") and isinstance(value, dict)
+        k for k, v in config.items() if isinstance(v, dict) and (k.endswith("config") or k in known)
     ]
-    return [config, *inner]
+    for key in sorted(inner, key=lambda k: text.index(k) if k in text else len(text)):
+        found += located_sections(config[key], (*path, key))
+    return found
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
     """All layer counts that the config states, the text model's first."""
     return [
-        value
+        section[key]
         for section in sections(config)
         for key in LAYER_COUNT_KEYS
-        if isinstance(value := section.get(key), int) and value > 0
+        if _is_count(section.get(key))
     ]
 
 
@@ -114,30 +323,141 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether the config says that the head is the embedding."""
-    return any(section.get("tie_word_embeddings") is True for section in sections(config))
+    """Whether the config says that the head is the embedding. In a config of several sections its
+    own word goes before theirs, as in transformers."""
+    return stated_tie(config) is True
 
 
-def _stacks(names: Iterable[str], counts: list[int]) -> dict[str, int]:
-    """Prefixes of numbered blocks, deepest first. The first number in a name counts: experts are
+def stated_tie(config: Mapping[str, Any]) -> bool | None:
+    """What the config says of the head being the embedding, if it does."""
+    said = (section.get("tie_word_embeddings") for section in sections(config))
+    return next((value for value in said if isinstance(value, bool)), None)
+
+
+def _unwrapped(name: str) -> str:
+    words = name.split(".")
+    first = 0
+    while words[first] in WRAPPERS and first < len(words) - 2:
+        first += 1
+    if words[first].isdigit():  # of a stack that is itself called so
+        first -= 1
+    name = ".".join(words[first:])
+    for old, new in SAME_WORDS:
+        if name.startswith(old):
+            name = new + name[len(old) :]
+    return name
+
+
+def _parts(names: Iterable[str]) -> dict[str, str]:
+    """The module of every tensor."""
+    words = {name: name.split(".") for name in names}
+    told = {
+        name: next((MODULE_WORDS[word] for word in MODULE_WORDS if word in mine), TEXT)
+        for name, mine in words.items()
+    }
+    if len(set(told.values())) > 1:
+        return told
+    sides = {
+        name: next((word for word in mine if word in (ENCODER, DECODER)), SHARED)
+        for name, mine in words.items()
+    }
+    stacked = {side for name, side in sides.items() if _NUMBER.search(name)}
+    if {ENCODER, DECODER} <= stacked:
+        return sides
+    return dict.fromkeys(words, DEFAULT)
+
+
+def _module(name: str, tensors: Sequence[str], config: Mapping[str, Any]) -> Module:
+    """A module's layers: those numbered blocks that the config counts, else all that are whole."""
+    blocks = _blocks(tensors)
+    stated = {
+        prefix: found
+        for prefix, numbers in blocks.items()
+        if (found := _counted(name, numbers, config)) is not None
+    }
+    whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
+    depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
+    stacks = dict(sorted(depths.items(), key=lambda entry: -entry[1]))
+    section, counts, _ = stated.get(next(iter(stacks), ""), (None, (), 0))
+    return Module(name, stacks, section, counts)
+
+
+def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
+    """Prefixes of numbered blocks and their numbers. The first number in a name counts: experts are
     numbered too, but inside a layer."""
     numbers: dict[str, set[int]] = {}
     for name in names:
         if found := _NUMBER.search(name):
             numbers.setdefault(name[: found.start()], set()).add(int(found[1]))
-    whole = {prefix: len(seen) for prefix, seen in numbers.items() if seen == set(range(len(seen)))}
-    stated = {prefix: depth for prefix, depth in whole.items() if depth in counts}
-    chosen = stated or whole
-    return dict(sorted(chosen.items(), key=lambda entry: -entry[1]))
+    return numbers
 
 
-def _role(name: str, spec: TensorSpec, vocabularies: set[int]) -> str:
+def _counted(
+    module: str, numbers: set[int], config: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...], int] | None:
+    """Where the config states the count of some blocks. Blocks beyond the count are no layers of
+    the model: DeepSeek keeps its layers for predicting further tokens there."""
+    if numbers != set(range(len(numbers))):
+        return None
+    found = located_sections(config)
+    own = _SECTIONS.get(module, ())
+    mine = [entry for entry in found if entry[0] and entry[0][-1] in own]
+    others = [
+        (path, section)
+        for path, section in found
+        if not any(path and path[-1] in keys for m, keys in _SECTIONS.items() if m != module)
+    ]
+    for path, section in mine or others or found:
+        in_own = bool(path) and path[-1] in own
+        known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
+        beyond = section.get("num_nextn_predict_layers")
+        for extra in (0, beyond if isinstance(beyond, int) else 0):
+            depth = len(numbers) - extra
+            counts = [key for key in LAYER_COUNT_KEYS if section.get(key) == depth and depth]
+            if keys := tuple(key for key in counts if key in known):
+                return path, keys, depth
+            if module == DECODER and "num_layers" in counts and not in_own:
+                return path, (known[-1],), depth  # T5's, which is the encoder's by default
+        lists = (section.get(key) for key in ("layer_types", "layers_block_type"))
+        if any(isinstance(value, list) and len(value) == len(numbers) for value in lists):
+            return path, (), len(numbers)
+    return None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _place(name: str, spec: TensorSpec, module: Module, vocabularies: set[int]) -> Place:
+    for stack, depth in module.stacks.items():
+        found = re.match(r"(\d+)\.(.+)", name[len(stack) :]) if name.startswith(stack) else None
+        if found is not None and int(found[1]) < depth:
+            role = _role(name, spec)
+            return Place(stack, int(found[1]), found[2], role, False, module.name)
+    role = _role(name, spec)
+    if role != "buffer":
+        role = _outer_role(name, spec, vocabularies) or role
+    before = any(word in name for word in _BEFORE_LAYERS)
+    after = role == "head" or not before or any(word in name for word in _AFTER_LAYERS)
+    return Place(None, None, name, role, after, module.name)
+
+
+def _outer_role(name: str, spec: TensorSpec, vocabularies: set[int]) -> str | None:
+    """Embedding or head, for a tensor outside the layers that is one."""
+    words = name.split(".")
     vocabulary = bool(spec.shape) and spec.shape[0] in vocabularies
-    if any(mark in name for mark in _HEADS) or (vocabulary and name.startswith("output.")):
+    if not _HEADS.isdisjoint(words) or (vocabulary and words[0] in ("head", "output")):
         return "head"
-    if "embed" in name or ".wte" in name or ".wpe" in name or (vocabulary and len(spec.shape) == 2):
-        return "embedding"
-    if "norm" in name or ".ln_" in name:
+    matrix = vocabulary and len(spec.shape) == 2
+    named = "embed" in name or not {"wte", "wpe", "shared"}.isdisjoint(words)
+    return "embedding" if (named and "norm" not in name.lower()) or matrix else None
+
+
+def _role(name: str, spec: TensorSpec) -> str:
+    mask = len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and name.endswith(".bias")
+    if mask or not spec.dtype.floating or name.endswith(_BUFFERS):
+        return "buffer"
+    if "norm" in name.lower() or ".ln_" in name or name.startswith("ln_"):
         return "norm"
     if "attn" in name or "attention" in name:
         return "attention"

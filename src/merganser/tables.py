@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from merganser.architecture import DEFAULT, Module
 from merganser.methods import Method, Parameter
 from merganser.planning import Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
@@ -120,7 +121,7 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         models.add_row(
             role,
             escape(source.reference.text),
-            str(source.architecture.depth or "–"),
+            _depths(source.architecture.modules.values()),
             str(len(specs)),
             dtypes,
             format_size(sum(spec.nbytes for spec in specs.values())),
@@ -129,8 +130,8 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
     console.print()
     console.print(_jobs_table(plan, verbose))
     console.print()
-    if plan.layers is not None:
-        console.print(_layers_table(plan))
+    for module, layers in plan.layers.items():
+        console.print(_layers_table(plan, module, layers))
         console.print()
     how = f"{plan.arithmetic} arithmetic, rounding to {plan.rounding}" + (
         f" (seed {plan.seed})" if plan.rounding == "stochastic" else ""
@@ -212,25 +213,28 @@ def _number(value: Any) -> str:
     )
 
 
-def _layers_table(plan: Plan) -> Table:
+def _layers_table(plan: Plan, module: str, layers: Sequence[Sequence[tuple[int, int]]]) -> Table:
     """Which layers the output's layers are, runs of them on one line."""
-    assert plan.layers is not None
     table = Table(box=None, pad_edge=False)
-    table.add_column("output layers")
+    table.add_column("output layers" + ("" if module == DEFAULT else f" of {module}"))
     table.add_column("made of")
     begin = 0
-    for end in range(1, len(plan.layers) + 1):
-        if end < len(plan.layers) and plan.layers[end] == tuple(
-            (s, i + end - begin) for s, i in plan.layers[begin]
-        ):
+    for end in range(1, len(layers) + 1):
+        next_in_all = tuple((s, i + end - begin) for s, i in layers[begin])
+        if end < len(layers) and tuple(layers[end]) == next_in_all:
             continue
         made_of = " + ".join(
-            f"{plan.sources[s].reference.name} {_run(i, end - begin)}"
-            for s, i in plan.layers[begin]
+            f"{plan.sources[s].reference.name} {_run(i, end - begin)}" for s, i in layers[begin]
         )
         table.add_row(_run(begin, end - begin), escape(made_of))
         begin = end
     return table
+
+
+def _depths(modules: Iterable[Module]) -> str:
+    """How many layers each part of a model has."""
+    depths = [str(module.depth) for module in modules if module.depth]
+    return " + ".join(depths) or "–"
 
 
 def _run(first: int, count: int) -> str:

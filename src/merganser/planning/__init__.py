@@ -11,6 +11,7 @@ from merganser.architecture import infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
+from merganser.planning.depth import restacked
 from merganser.planning.jobs import JobMaker
 from merganser.planning.layout import Layout, Path
 from merganser.planning.plans import (
@@ -31,6 +32,7 @@ from merganser.planning.plans import (
 )
 from merganser.planning.shards import deal
 from merganser.recipe import Config, ModelReference, ParsedRecipe, Setting, Strictness, key_name
+from merganser.recipe.schema import ModelInput, OutputSlice
 from merganser.tensors import DType, TensorSpec, parse_size
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "describe",
     "memory_needed",
     "plan",
+    "restacked",
 ]
 
 FORMAT = 1
@@ -127,8 +130,6 @@ class _Planner:
 
     def _refuse_unsupported(self) -> None:
         recipe, error = self.recipe, self.parsed.error
-        if recipe.modules is not None:
-            raise error("modules: is not supported yet", ("modules",))
         if recipe.tokenizer is not None and (
             recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of
         ):
@@ -175,14 +176,27 @@ class _Planner:
                         "as MergeKit does: put it under the recipe's own parameters",
                     )
 
+    def _forms(
+        self,
+    ) -> Iterator[tuple[Path, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
+        """The recipe's lists of models and slices: its own, or those of its modules."""
+        if self.recipe.modules is None:
+            yield (), self.recipe.models, self.recipe.slices
+        for name, module in (self.recipe.modules or {}).items():
+            yield ("modules", name), module.models, module.slices
+
     def _parameter_blocks(self) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
         yield ("parameters",), self.recipe.parameters, False
-        for i, model in enumerate(self.recipe.models or []):
-            yield ("models", i, "parameters"), model.parameters, True
-        for i, piece in enumerate(self.recipe.slices or []):
-            yield ("slices", i, "parameters"), piece.parameters, False
-            for j, source in enumerate(piece.sources):
-                yield ("slices", i, "sources", j, "parameters"), source.parameters, True
+        for name, module in (self.recipe.modules or {}).items():
+            yield ("modules", name, "parameters"), module.parameters, False
+        for path, models, slices in self._forms():
+            for i, model in enumerate(models or []):
+                yield (*path, "models", i, "parameters"), model.parameters, True
+            for i, piece in enumerate(slices or []):
+                here = (*path, "slices", i)
+                yield (*here, "parameters"), piece.parameters, False
+                for j, source in enumerate(piece.sources):
+                    yield (*here, "sources", j, "parameters"), source.parameters, True
 
     def _warn(self, path: Path, message: str) -> None:
         address = self.parsed.document.address(path)
@@ -194,20 +208,23 @@ class _Planner:
     def _references(self) -> dict[str, tuple[ModelReference, Path]]:
         """All models in the order of the recipe; an unlisted base comes last, as in MergeKit."""
         found: dict[str, tuple[ModelReference, Path]] = {}
-        for i, model in enumerate(self.recipe.models or []):
-            path: Path = ("models", i, "model")
-            if model.model.text in found:
-                raise self.parsed.error(f"{key_name(path)}: {model.model} is listed twice", path)
-            found[model.model.text] = model.model, path
-        for i, piece in enumerate(self.recipe.slices or []):
-            for j, source in enumerate(piece.sources):
-                found.setdefault(
-                    source.model.text, (source.model, ("slices", i, "sources", j, "model"))
-                )
-            if piece.base_model is not None:
-                found.setdefault(
-                    piece.base_model.text, (piece.base_model, ("slices", i, "base_model"))
-                )
+        for path, models, slices in self._forms():
+            listed = set()
+            for i, model in enumerate(models or []):
+                here = (*path, "models", i, "model")
+                if model.model.text in listed:
+                    raise self.parsed.error(
+                        f"{key_name(here)}: {model.model} is listed twice", here
+                    )
+                listed.add(model.model.text)
+                found.setdefault(model.model.text, (model.model, here))
+            for i, piece in enumerate(slices or []):
+                for j, source in enumerate(piece.sources):
+                    here = (*path, "slices", i, "sources", j, "model")
+                    found.setdefault(source.model.text, (source.model, here))
+                if piece.base_model is not None:
+                    here = (*path, "slices", i, "base_model")
+                    found.setdefault(piece.base_model.text, (piece.base_model, here))
         if self.recipe.base_model is not None:
             base = self.recipe.base_model
             found.setdefault(base.text, (base, ("base_model",)))
@@ -261,8 +278,10 @@ class _Planner:
         if doubled:
             raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
         self._report_idle_filters(jobs)
-        for name in sorted(layout.tied_away):
-            self.warnings.append(f"{name} is left out: every model ties it to its embedding")
+        layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
+        config = self.sources[self.donor].checkpoint.config
+        _, unsaid = restacked(config, self.sources, self.donor, layers)
+        self.warnings += [*layout.warnings, *unsaid]
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
         embeddings = {job.spec.shape for job in jobs if job.role == "embedding"}
@@ -280,7 +299,7 @@ class _Planner:
             self.arithmetic,
             self.rounding,
             self.seed,
-            None if layout.layers is None else tuple(layout.layers),
+            layers,
             tied,
             tuple(self.warnings),
             self._digest(jobs, shards),

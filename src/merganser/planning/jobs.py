@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
-from merganser.methods import Combination, Consensus, Method, Parameter
+from merganser.methods import Combination, Method, Parameter
 from merganser.planning.layout import Entry, Group, Path
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -37,7 +37,13 @@ class JobMaker:
             RecipeError: when parameters are missing or wrong, or the method takes other inputs.
             InputError: when the inputs do not fit each other.
         """
-        entries = self._base_first(group)
+        if group.taken:
+            return self._taken(group, group.entries[0])
+        base, models = self._sides(group)
+        if group.partial and (alone := self._alone(group, base, models)) is not None:
+            return self._taken(group, alone)
+        self._check_inputs(group, base, models)
+        entries = (*([base] if base is not None else []), *models)
         specs = [self.sources[e.source].checkpoint.specs[e.name] for e in entries]
         for entry, spec in zip(entries, specs, strict=True):
             if spec.shape != specs[0].shape:
@@ -56,20 +62,9 @@ class JobMaker:
                     f"{spec.dtype}, which is not supported yet"
                 )
         reads = tuple(Read(entry.source, entry.name) for entry in entries)
-        if not all(spec.dtype.floating for spec in specs):
-            return TensorJob(
-                group.name,
-                specs[0],
-                reads,
-                "copy",
-                {},
-                None,
-                FLOAT32,
-                None,
-                group.layer,
-                group.place.role,
-            )
-        numbers = self._numbers(group, entries)
+        if group.place.role == "buffer":
+            return self._copy(group, specs[0], reads)
+        numbers = self._numbers(group, models)
         promoted = _promote([spec.natural for spec in specs])
         given = self.recipe.dtype
         asked = BY_NAME[given] if given else promoted
@@ -79,18 +74,10 @@ class JobMaker:
             work, cast = FLOAT64 if wide else FLOAT32, None
         else:
             upcast = FLOAT64 if asked == FLOAT64 else FLOAT32
-            in_torch = self.method.form == "tensor"
-            work = asked if in_torch and not self.method.casts_up else upcast
+            work = upcast if self.method.casts_up or self.method.combination else asked
             needed = out != asked or any(spec.dtype != asked for spec in specs)
-            cast = asked if needed or in_torch else None
-        based = self.method.base != "none" and entries[0].source == group.base
-        combination, consensus = None, None
-        if based and len(entries) == 1 and not self.method.combination:
-            combination = Combination((1.0,))  # no model changes anything in the base
-        elif self.method.gram is None and self.method.form != "tensor":
-            made = self._made(group, numbers)
-            combination = made if isinstance(made, Combination) else None
-            consensus = made if isinstance(made, Consensus) else None
+            cast = asked if needed or not self.method.combination else None
+        combination = self._combination(group, numbers)
         name = self.method.name
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
@@ -106,32 +93,75 @@ class JobMaker:
             cast,
             group.layer,
             group.place.role,
-            consensus,
-            based,
         )
 
-    def _base_first(self, group: Group) -> tuple[Entry, ...]:
-        """Check the number of inputs, and put the base first where the method has one."""
-        method, entries = self.method, group.entries
+    def _copy(self, group: Group, spec: TensorSpec, reads: tuple[Read, ...]) -> TensorJob:
+        """The first input, bit for bit."""
+        role = group.place.role
+        return TensorJob(
+            group.name, spec, reads, "copy", {}, None, FLOAT32, None, group.layer, role
+        )
+
+    def _taken(self, group: Group, entry: Entry) -> TensorJob:
+        """An input as it is, but for the dtype that the recipe asks for."""
+        spec = self.sources[entry.source].checkpoint.specs[entry.name]
+        reads = (Read(entry.source, entry.name),)
+        named = self.recipe.out_dtype or self.recipe.dtype
+        out = BY_NAME[named] if named else spec.natural
+        if group.place.role == "buffer" or out == spec.dtype:
+            return self._copy(group, spec, reads)
+        wide = FLOAT64 if FLOAT64 in (out, spec.dtype) else FLOAT32
+        return TensorJob(
+            group.name,
+            TensorSpec(out, spec.shape),
+            reads,
+            "passthrough",
+            {"scale": (None,)},
+            Combination((1.0,)),
+            wide,
+            None,
+            group.layer,
+            group.place.role,
+        )
+
+    def _sides(self, group: Group) -> tuple[Entry | None, tuple[Entry, ...]]:
+        """The base, where the method has one, and the models. A base that a slice lists twice (one
+        model at two ranges of layers) is the base the first time, and a model the second."""
+        base = next((e for e in group.entries if e.source == group.base), None)
+        if base is None or self.method.base == "none":
+            return None, group.entries
+        return base, tuple(entry for entry in group.entries if entry is not base)
+
+    def _alone(self, group: Group, base: Entry | None, models: Sequence[Entry]) -> Entry | None:
+        """Of a tensor that some models lack: the input that is taken as it is, since there are too
+        few for the method. The base's, if it has it."""
+        if self.method.base == "required" and base is None and group.base is not None:
+            lacking, present = self.sources[group.base], self.sources[models[0].source]
+            raise InputError(
+                f"{lacking.reference}: has no tensor {group.name!r}, which {present.reference} has, "
+                f"and {self.method.name} works on differences to it"
+            )
+        few = len(models) < max(1, self.method.models[0])
+        return (base or models[0]) if few else None
+
+    def _check_inputs(self, group: Group, base: Entry | None, models: Sequence[Entry]) -> None:
+        """Refuse a number of inputs that the method does not take."""
+        method = self.method
         least, most = method.models
-        if method.base == "none":
-            models = len(entries)
-        else:
-            of_base = [e for e in entries if e.source == group.base]
-            if not of_base and method.base == "required":
-                path = ("base_model",) if self.recipe.base_model else ("merge_method",)
-                raise self.parsed.error(
-                    f"{method.name} works on differences to a base model: "
-                    + (
-                        "list base_model among each slice's sources"
-                        if group.base is not None
-                        else "give base_model"
-                    ),
-                    path,
-                )
-            entries = (*of_base, *(e for e in entries if e.source != group.base))
-            models = len(entries) - len(of_base)
-        if models < least or (most is not None and models > most):
+        if method.base == "required" and base is None:
+            path = ("base_model",) if self.recipe.base_model else ("merge_method",)
+            raise self.parsed.error(
+                f"{method.name} works on differences to a base model: "
+                + (
+                    "list base_model among each slice's sources"
+                    if group.base is not None
+                    else "give base_model"
+                ),
+                path,
+            )
+        if group.partial and len(models) >= least:
+            return
+        if len(models) < least or (most is not None and len(models) > most):
             wanted = (
                 f"{least}"
                 if most == least
@@ -141,15 +171,14 @@ class JobMaker:
             )
             beside = " beside the base" if method.base != "none" else ""
             raise self.parsed.error(
-                f"{method.name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, not {models}",
-                ("slices",) if self.recipe.slices else ("models",),
+                f"{method.name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, "
+                f"not {len(models)}",
+                group.entries[0].path[:-2] if group.entries else (),
             )
-        return entries
 
-    def _numbers(self, group: Group, entries: Sequence[Entry]) -> dict[str, Any]:
+    def _numbers(self, group: Group, models: Sequence[Entry]) -> dict[str, Any]:
         """Settle the method's parameters for one tensor: gradients, filters, precedence, types."""
         numbers: dict[str, Any] = {}
-        models = [e for e in entries if self.method.base == "none" or e.source != group.base]
         for parameter in self.method.parameters:
             if parameter.per_model:
                 numbers[parameter.argument] = tuple(
@@ -198,21 +227,21 @@ class JobMaker:
             )
         return parameter.default
 
-    def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | Consensus:
-        """What the method makes of its numbers alone."""
+    def _combination(self, group: Group, numbers: Mapping[str, Any]) -> Combination | None:
+        if not self.method.combination or self.method.wants_gram:
+            return None
         try:
-            made: Combination | Consensus = self.method.function(**numbers)
+            combination: Combination = self.method.function(**numbers)
         except ValueError as error:
             raise self.parsed.error(
                 f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
             ) from None
-        found = made.coefficients if isinstance(made, Combination) else made.weights or ()
-        if not all(math.isfinite(c) for c in found):
+        if not all(math.isfinite(c) for c in combination.coefficients):
             raise self.parsed.error(
                 f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
                 ("parameters",),
             )
-        return made
+        return combination
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:

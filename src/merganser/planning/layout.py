@@ -1,16 +1,21 @@
-"""From models or slices to groups: which tensors of the inputs make which output tensor."""
+"""From models, slices or modules to groups: which tensors of the inputs make which output tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from merganser.architecture import Place, ties_embeddings
+from merganser.architecture import DEFAULT, TEXT, Architecture, Module, Place, stated_tie
 from merganser.errors import InputError
 from merganser.planning.plans import Source
 from merganser.recipe import ParsedRecipe, Setting, key_name
+from merganser.recipe.schema import ModelInput, OutputSlice
 
 Path = tuple[str | int, ...]
+Levels = tuple[tuple[Path, Mapping[str, Setting]], ...]
+Layers = tuple[tuple[int, int], ...]
+"""What one output layer is made of: sources, and layers of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One output tensor before its numbers are settled."""
+    """One output tensor before its numbers are settled.
+
+    Attributes:
+        name: of the output.
+        place: what it is in its model.
+        layer: the output layer, or None.
+        position: where it lies in the depth of its slice, for gradients.
+        entries: the inputs that have it, in the recipe's order.
+        base: the base model for it, an index of the plan's sources, or None.
+        parameters: the settings above those of the entries, nearest first.
+        partial: whether the recipe lists models that lack this tensor.
+        taken: whether it is taken from its only entry without being merged.
+    """
 
     name: str
     place: Place
@@ -33,16 +50,30 @@ class Group:
     position: float
     entries: tuple[Entry, ...]
     base: int | None
-    parameters: tuple[tuple[Path, Mapping[str, Setting]], ...]
+    parameters: Levels
+    partial: bool = False
+    taken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The modules that one list of models or slices is for, and where the recipe says so."""
+
+    modules: tuple[str, ...]
+    models: Sequence[ModelInput] | None
+    slices: Sequence[OutputSlice] | None
+    path: Path
+    levels: Levels
 
 
 class Layout:
     """Lays the inputs out into groups.
 
     Attributes:
-        layers: for layer stacks, what each output layer is made of, as (source, layer) pairs;
-            filled as the groups are taken. None where whole models are merged.
+        layers: of each module that is a stack of slices, what its output layers are made of;
+            filled as the groups are taken.
         tied_away: heads that are left out, since every model ties them to its embedding.
+        warnings: what the user should know of what became of which tensors.
     """
 
     def __init__(
@@ -59,173 +90,358 @@ class Layout:
         self.index = index
         self.base = base
         self.donor = donor
-        self.layers: list[tuple[tuple[int, int], ...]] | None = None
+        self.shape = sources[donor].architecture
+        self.layers: dict[str, list[Layers]] = {}
         self.tied_away: set[str] = set()
+        self.partial: dict[tuple[int, ...], list[str]] = {}
+        self.beyond: dict[int, list[str]] = {}
+        self.taken: list[str] = []
 
     def groups(self) -> Iterator[Group]:
         """The output's tensors in its order."""
-        return self._slices() if self.recipe.slices is not None else self._whole_models()
+        for part in self._parts():
+            yield from self._stack(part) if part.slices is not None else self._whole_models(part)
+        yield from self._rest()
 
-    def _whole_models(self) -> Iterator[Group]:
+    @property
+    def warnings(self) -> list[str]:
+        """See the class."""
+        found = [
+            f"{name} is left out: every model ties it to its embedding"
+            for name in sorted(self.tied_away)
+        ]
+        for absent, names in self.partial.items():
+            lacking = _list(str(self.sources[source].reference) for source in absent)
+            verb = "lacks" if len(absent) == 1 else "lack"
+            found.append(
+                f"{lacking} {verb} {_summary(names)}: merged from the models that have "
+                + ("it" if len(names) == 1 else "them")
+            )
+        for source, names in self.beyond.items():
+            found.append(
+                f"{self.sources[source].reference}: {_summary(names)} beyond the layers that "
+                "config.json counts (for predicting further tokens) cannot be stacked, and left out"
+            )
+        if self.taken:
+            found.append(
+                f"modules: does not name {_list(self.taken)}: taken unchanged from "
+                f"{self.sources[self.donor].reference} (MergeKit would leave "
+                f"{'it' if len(self.taken) == 1 else 'them'} out)"
+            )
+        return found
+
+    # -- what the recipe lists ----------------------------------------------------------------
+
+    def _parts(self) -> Iterator[_Part]:
+        recipe = self.recipe
+        levels: Levels = ((("parameters",), recipe.parameters),)
+        everything = tuple(self.shape.modules)
+        if recipe.modules is None:
+            if recipe.slices is not None:
+                self._refuse_several_modules(recipe.slices)
+            yield _Part(everything, recipe.models, recipe.slices, (), levels)
+        for name, module in (recipe.modules or {}).items():
+            path = ("modules", name)
+            found = self._module(self.shape, name)
+            if found is None:
+                raise self.parsed.error(
+                    f"{key_name(path)}: {self.sources[self.donor].reference} has no such module; "
+                    f"it has {_list(everything)}",
+                    path,
+                )
+            own = ((*path, "parameters"), module.parameters)
+            yield _Part((found.name,), module.models, module.slices, path, (own, *levels))
+
+    def _refuse_several_modules(self, slices: Sequence[OutputSlice]) -> None:
+        for piece in slices:
+            for given in piece.sources:
+                modules = self.sources[self.index[given.model.text]].architecture.modules
+                if len(modules) > 1:
+                    depths = _list(
+                        f"{name} ({module.depth} layers)" if module.depth else name
+                        for name, module in modules.items()
+                    )
+                    raise self.parsed.error(
+                        f"slices: {given.model} consists of {depths}; stack the layers of one of "
+                        "them with slices: under modules:, by its name",
+                        ("slices",),
+                    )
+
+    def _module(self, architecture: Architecture, name: str) -> Module | None:
+        """A module by name; a language model alone serves as the text decoder of a larger one."""
+        found = architecture.module(name)
+        if found is None and name in (DEFAULT, TEXT):
+            alone = len(architecture.modules) == 1 or name == DEFAULT
+            found = architecture.main if alone else None
+        return found
+
+    # -- whole models -------------------------------------------------------------------------
+
+    def _whole_models(self, part: _Part) -> Iterator[Group]:
         listed = [
-            Entry(self.index[model.model.text], "", ("models", i, "parameters"), model.parameters)
-            for i, model in enumerate(self.recipe.models or [])
+            Entry(
+                self.index[given.model.text],
+                "",
+                (*part.path, "models", i, "parameters"),
+                given.parameters,
+            )
+            for i, given in enumerate(part.models or [])
         ]
         if self.base is not None and self.base not in [entry.source for entry in listed]:
             listed.append(Entry(self.base, "", ("base_model",), {}))
-        names = dict.fromkeys(
-            name
-            for source in (self.donor, *range(len(self.sources)))
-            for name in self.sources[source].checkpoint.specs
-        )
-        places = {
-            name: place
-            for source in reversed(self.sources)
-            for name, place in source.architecture.places.items()
-        } | dict(self.sources[self.donor].architecture.places)
-        stacks = {k: v for source in self.sources for k, v in source.architecture.stacks.items()}
-        levels = ((("parameters",), self.recipe.parameters),)
-        for name in names:
-            place = places[name]
-            entries = self._present(name, place, listed)
-            if entries:
-                depth = stacks[place.stack] if place.stack is not None else 0
-                position = _position(place.layer, depth)
-                yield Group(name, place, place.layer, position, entries, self.base, levels)
+        order = [entry.source for entry in listed]
+        depths = {m.name: m.depth for s in reversed(order) for m in self._modules(s)}
+        for key, owner in self._keys([self.donor, *order]).items():
+            architecture = self.sources[owner].architecture
+            name = architecture.names[key]
+            place = self._placed(architecture.places[name])
+            if place.module not in part.modules:
+                continue
+            if not any(key in self.sources[s].architecture.names for s in order):
+                continue  # the donor's, which is not merged here
+            position = _position(place.layer, depths[place.module])
+            group = Group(name, place, place.layer, position, (), self.base, part.levels)
+            shape = self.sources[owner].checkpoint.specs[name].shape
+            filled = self._fill(group, [replace(entry, name=name) for entry in listed], shape)
+            if filled is not None:
+                yield filled
 
-    def _present(self, name: str, place: Place, listed: Sequence[Entry]) -> tuple[Entry, ...]:
-        """The inputs that have a tensor; a model without a head of its own lends its embedding."""
-        tied = [self._lent(entry.source, name, place) for entry in listed]
-        if None not in tied:
-            self.tied_away.add(name)  # a second copy of the embedding, as verl writes it
-            return ()
-        entries = []
-        for entry, embedding in zip(listed, tied, strict=True):
-            source = self.sources[entry.source]
-            actual = name if name in source.checkpoint.specs else embedding
-            if actual is None:
-                owners = [s.reference for s in self.sources if name in s.checkpoint.specs]
-                raise InputError(
-                    f"{source.reference}: has no tensor {name!r}, which {owners[0]} has; "
-                    "models of different architectures cannot be merged"
-                )
-            entries.append(Entry(entry.source, actual, entry.path, entry.parameters))
-        return tuple(entries)
+    def _modules(self, source: int) -> Iterable[Module]:
+        modules = self.sources[source].architecture.modules.values()
+        return (replace(m, name=self._module_name(m.name)) for m in modules)
 
-    def _lent(self, source: int, name: str, place: Place) -> str | None:
-        """The embedding that serves a model as this head, if its config ties the two."""
-        if place.role != "head" or not ties_embeddings(self.sources[source].checkpoint.config):
+    def _module_name(self, name: str) -> str:
+        """A module of any model, by the donor's name for it."""
+        found = self._module(self.shape, name)
+        return found.name if found is not None else self.shape.main.name
+
+    def _placed(self, place: Place) -> Place:
+        return replace(place, module=self._module_name(place.module))
+
+    def _keys(self, order: Iterable[int]) -> dict[str, int]:
+        """Every tensor's key, and the first source in the order that has it."""
+        keys: dict[str, int] = {}
+        for source in order:
+            for key in self.sources[source].architecture.names:
+                keys.setdefault(key, source)
+        return keys
+
+    # -- the inputs of one tensor -------------------------------------------------------------
+
+    def _fill(
+        self, group: Group, wanted: Sequence[Entry], shape: tuple[int, ...], *, may_tie: bool = True
+    ) -> Group | None:
+        """Find a tensor in the models that the recipe lists for it. A model without a head of its
+        own lends its embedding; other tensors that a model can be without are merged from those
+        that have them.
+
+        Args:
+            group: to be filled.
+            wanted: the tensor's name in each model, or in one that has it.
+            shape: of the tensor.
+            may_tie: whether it is left out if it is a head that all these models tie.
+
+        Raises:
+            InputError: when a model lacks what it must have.
+        """
+        names = []
+        for entry in wanted:
+            architecture = self.sources[entry.source].architecture
+            names.append(architecture.names.get(architecture.key(entry.name)))
+        lent = [
+            self._lent(entry.source, name, group.place, shape)
+            for entry, name in zip(wanted, names, strict=True)
+        ]
+        if None not in lent and may_tie:
+            self.tied_away.add(group.name)  # a second copy of the embedding, as verl writes it
             return None
-        embedding = self._embedding(source)
-        if embedding is None:
+        entries, absent = [], []
+        for entry, own, embedding in zip(wanted, names, lent, strict=True):
+            if (name := own or embedding) is not None:
+                entries.append(replace(entry, name=name))
+            else:
+                absent.append(entry)
+        if not entries:
             return None
-        shape = self.sources[source].checkpoint.specs[embedding].shape
-        heads = (s.checkpoint.specs.get(name) for s in self.sources)
-        return embedding if any(h is not None and h.shape == shape for h in heads) else None
+        for entry in absent:
+            self._require_optional(group.place, entry, entries[0])
+        if absent:
+            lacking = tuple(dict.fromkeys(entry.source for entry in absent))
+            self.partial.setdefault(lacking, []).append(group.name)
+        return replace(group, entries=tuple(entries), partial=bool(absent))
 
-    def _embedding(self, source: int) -> str | None:
+    def _lent(
+        self, source: int, own: str | None, place: Place, shape: tuple[int, ...]
+    ) -> str | None:
+        """The embedding that serves a model as this head: if its config ties the two, or if it has
+        no head and does not say that it is not tied."""
+        checkpoint = self.sources[source].checkpoint
+        tied = stated_tie(checkpoint.config)
+        if place.role != "head" or tied is False or (tied is None and own is not None):
+            return None
         places = self.sources[source].architecture.places
         return next(
             (
                 name
                 for name, place in places.items()
-                if place.role == "embedding" and name.endswith("weight")
+                if place.role == "embedding" and checkpoint.specs[name].shape == shape
             ),
             None,
         )
 
-    def _slices(self) -> Iterator[Group]:
-        """Layer stacks: what comes before the layers from the first slice's models, what comes
-        after from the last slice's."""
-        slices = self.recipe.slices or []
-        self.layers = []
+    def _require_optional(self, place: Place, absent: Entry, present: Entry) -> None:
+        """Refuse to go on without a tensor that a model of this kind cannot lack: a matrix of its
+        layers, or an embedding; or any tensor of what is no model but a bare state dict."""
+        owner = self.sources[present.source]
+        matrix = len(owner.checkpoint.specs[present.name].shape) > 1
+        needed = matrix if place.layer is not None else place.role == "embedding"
+        bare = not owner.checkpoint.config
+        if not bare and (not needed or place.role in ("norm", "buffer")):
+            return
+        if all(module.name != place.module for module in self._modules(absent.source)):
+            return  # it has nothing of that module: a language model beside vision–language ones
+        raise InputError(
+            f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
+            f"{owner.reference} has; models of different architectures cannot be merged"
+            + (f" (layer {place.layer} there)" if present.name != absent.name else "")
+        )
+
+    # -- stacks of layers ---------------------------------------------------------------------
+
+    def _stack(self, part: _Part) -> Iterator[Group]:
+        """What comes before the layers is made of the first slice's models, what comes after of the
+        last slice's."""
+        slices = part.slices or []
+        [module] = part.modules
+        layers = self.layers.setdefault(module, [])
+        yield from self._outside(part, 0, after=False)
         for i, piece in enumerate(slices):
-            if i == 0:
-                yield from self._outside_layers(i, after=False)
-            indices = [self.index[source.model.text] for source in piece.sources]
-            first = self.sources[indices[0]].architecture
-            if len(first.stacks) > 1:  # stacking one of them would lose the others
-                raise self.parsed.error(
-                    f"slices: {piece.sources[0].model} has several stacks of layers "
-                    f"({', '.join(first.stacks)}), which is not supported yet",
-                    ("slices",),
-                )
-            stack = next(iter(first.stacks), None)
-            for j, (source, index) in enumerate(zip(piece.sources, indices, strict=True)):
-                depth = self.sources[index].architecture.depth
-                if source.layer_range[1] > depth:
-                    path: Path = ("slices", i, "sources", j, "layer_range")
+            listed = self._listed(part, i)
+            starts = []
+            for j, (given, entry) in enumerate(zip(piece.sources, listed, strict=True)):
+                stack = self._stack_of(part, entry.source, module)
+                if given.layer_range[1] > stack.depth:
+                    path: Path = (*part.path, "slices", i, "sources", j, "layer_range")
                     raise self.parsed.error(
-                        f"{key_name(path)}: {list(source.layer_range)} reaches beyond the {depth} layers "
-                        f"of {source.model} (ranges are half-open and count from 0)",
+                        f"{key_name(path)}: {list(given.layer_range)} reaches beyond the "
+                        f"{stack.depth} layers of {given.model} (ranges are half-open and count "
+                        "from 0)",
                         path,
                     )
-            length = piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]
-            templates = [
-                place
-                for place in first.places.values()
-                if place.stack == stack and place.layer is not None
-            ]
+                starts.append(given.layer_range[0])
+            length = piece.sources[0].layer_range[1] - starts[0]
             for offset in range(length):
-                layers = tuple(
-                    (index, source.layer_range[0] + offset)
-                    for source, index in zip(piece.sources, indices, strict=True)
+                made_of = tuple(
+                    (e.source, start + offset) for e, start in zip(listed, starts, strict=True)
                 )
-                output = len(self.layers)
-                self.layers.append(layers)
-                for place in templates:
-                    if place.layer == layers[0][1]:
-                        yield self._slice_group(
-                            i,
-                            place.name_at(output),
-                            place,
-                            output,
-                            _position(offset, length),
-                            [layer for _, layer in layers],
-                        )
-            if i == len(slices) - 1:
-                yield from self._outside_layers(i, after=True)
+                layers.append(made_of)
+                yield from self._layer(part, i, listed, made_of, _position(offset, length))
+        yield from self._outside(part, len(slices) - 1, after=True)
 
-    def _outside_layers(self, i: int, *, after: bool) -> Iterator[Group]:
-        source = self.index[(self.recipe.slices or [])[i].sources[0].model.text]
-        for name, place in self.sources[source].architecture.places.items():
-            if place.layer is None and place.after_layers == after:
-                yield self._slice_group(i, name, place, None, 0.0, None)
+    def _listed(self, part: _Part, i: int) -> list[Entry]:
+        return [
+            Entry(
+                self.index[given.model.text],
+                "",
+                (*part.path, "slices", i, "sources", j, "parameters"),
+                given.parameters,
+            )
+            for j, given in enumerate((part.slices or [])[i].sources)
+        ]
 
-    def _slice_group(
-        self,
-        i: int,
-        output: str,
-        place: Place,
-        layer: int | None,
-        position: float,
-        layers: list[int] | None,
+    def _stack_of(self, part: _Part, source: int, module: str) -> Module:
+        """A model's layers of that module; there must be one run of them."""
+        found = self._module(self.sources[source].architecture, module)
+        if found is None or len(found.stacks) > 1:
+            stacks = _list(found.stacks) if found is not None else ""
+            raise self.parsed.error(
+                f"{key_name((*part.path, 'slices'))}: {self.sources[source].reference} has "
+                + (
+                    f"several runs of layers there ({stacks}), and only whole models of that kind "
+                    "can be merged"
+                    if stacks
+                    else f"no {module}"
+                ),
+                (*part.path, "slices"),
+            )
+        return found
+
+    def _layer(
+        self, part: _Part, i: int, listed: Sequence[Entry], made_of: Layers, position: float
+    ) -> Iterator[Group]:
+        """The tensors of one output layer."""
+        [module] = part.modules
+        output = len(self.layers[module]) - 1
+        own = self._module(self.shape, module)
+        rests: dict[str, tuple[Place, tuple[int, ...]]] = {}
+        prefixes = []
+        for source, layer in made_of:
+            stack = self._stack_of(part, source, module).stack
+            prefixes.append(f"{stack}{layer}.")
+            for name, place in self.sources[source].architecture.places.items():
+                if place.stack == stack and place.layer == layer:
+                    shape = self.sources[source].checkpoint.specs[name].shape
+                    rests.setdefault(place.rest, (self._placed(place), shape))
+        output = len(self.layers[module]) - 1
+        own = self._module(self.shape, module) or self._stack_of(part, made_of[0][0], module)
+        for rest, (place, shape) in rests.items():
+            group = self._group(part, i, f"{own.stack}{output}.{rest}", place, output, position)
+            wanted = [
+                replace(entry, name=prefix + rest)
+                for entry, prefix in zip(listed, prefixes, strict=True)
+            ]
+            filled = self._fill(group, wanted, shape)
+            if filled is not None:
+                yield filled
+
+    def _outside(self, part: _Part, i: int, *, after: bool) -> Iterator[Group]:
+        """The tensors before or after the layers, from all models of a slice. A head is also made
+        where only the first slice's models have one of their own: what they are embedded with is no
+        head for the last slice's."""
+        listed = self._listed(part, i)
+        [module] = part.modules
+        ends = list(dict.fromkeys(e.source for e in (*listed, *self._listed(part, 0))))
+        may_tie = all(stated_tie(self.sources[s].checkpoint.config) is not False for s in ends)
+        here = {entry.source for entry in listed}
+        for key, owner in self._keys(ends).items():
+            architecture = self.sources[owner].architecture
+            own = architecture.names[key]
+            place = self._placed(architecture.places[own])
+            if place.layer is not None or place.after_layers != after or place.module != module:
+                continue
+            if owner not in here and place.role != "head":
+                continue
+            if _beyond(self._stack_of(part, owner, module), own):
+                self.beyond.setdefault(owner, []).append(own)
+                continue
+            group = self._group(part, i, self.shape.names.get(key, own), place, None, 0.0)
+            shape = self.sources[owner].checkpoint.specs[own].shape
+            wanted = [replace(entry, name=own) for entry in listed]
+            filled = self._fill(group, wanted, shape, may_tie=may_tie)
+            if filled is not None:
+                yield filled
+
+    def _group(
+        self, part: _Part, i: int, name: str, place: Place, layer: int | None, position: float
     ) -> Group:
-        piece = (self.recipe.slices or [])[i]
-        entries = []
-        for j, source in enumerate(piece.sources):
-            index = self.index[source.model.text]
-            name = place.name_at(layers[j]) if layers is not None else place.rest
-            if name not in self.sources[index].checkpoint.specs and place.role == "head":
-                name = self._embedding(index) or name
-            if name not in self.sources[index].checkpoint.specs:
-                raise InputError(f"{source.model}: has no tensor {name!r}, which the slice needs")
-            path = ("slices", i, "sources", j, "parameters")
-            entries.append(Entry(index, name, path, source.parameters))
+        piece = (part.slices or [])[i]
         base = piece.base_model or self.recipe.base_model
-        levels = (
-            (("slices", i, "parameters"), piece.parameters),
-            (("parameters",), self.recipe.parameters),
-        )
-        return Group(
-            output,
-            place,
-            layer,
-            position,
-            tuple(entries),
-            self.index[base.text] if base is not None else None,
-            levels,
-        )
+        levels = (((*part.path, "slices", i, "parameters"), piece.parameters), *part.levels)
+        index = self.index[base.text] if base is not None else None
+        return Group(name, place, layer, position, (), index, levels)
+
+    # -- modules that the recipe does not name ------------------------------------------------
+
+    def _rest(self) -> Iterator[Group]:
+        """What ``modules:`` does not name is the donor's."""
+        if self.recipe.modules is None:
+            return
+        named = {module for part in self._parts() for module in part.modules}
+        self.taken = [name for name in self.shape.modules if name not in named]
+        for name, place in self.shape.places.items():
+            if place.module in self.taken:
+                entry = Entry(self.donor, name, ("modules",), {})
+                yield Group(name, place, place.layer, 0.0, (entry,), None, (), taken=True)
 
 
 def _position(layer: int | None, depth: int) -> float:
@@ -233,3 +449,24 @@ def _position(layer: int | None, depth: int) -> float:
     if layer is None:
         return 0.0
     return layer / (depth - 1) if depth > 1 else 1.0
+
+
+def _beyond(module: Module, name: str) -> bool:
+    """Whether a tensor lies in a numbered block after the last layer."""
+    if module.stack is None or not name.startswith(module.stack):
+        return False
+    number = re.match(r"\d+", name[len(module.stack) :])
+    return number is not None and int(number[0]) >= module.depth
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Names for a warning, those that differ in a number only once."""
+    if len(names) == 1:
+        return f"the tensor {names[0]}"
+    patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
+    shown = ", ".join(patterns[:3]) + (f" and {len(patterns) - 3} more" if patterns[3:] else "")
+    return f"{len(names)} tensors ({shown})"

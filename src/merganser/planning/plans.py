@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint
-from merganser.methods import Combination, Consensus, Method
+from merganser.methods import Combination, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 
@@ -46,8 +46,6 @@ class TensorJob:
         method: its name; ``copy`` for tensors that are taken as they are, bit for bit.
         numbers: the method's parameters by their Python names, settled for this tensor.
         combination: the coefficients, if they are known before reading.
-        consensus: the method, if it is one.
-        based: whether the first input is the base.
         work: the dtype that is computed in.
         cast: the dtype that inputs are rounded to first (MergeKit's arithmetic), or None.
         layer: the output layer that it lies in, or None.
@@ -64,8 +62,6 @@ class TensorJob:
     cast: DType | None
     layer: int | None
     role: str
-    consensus: Consensus | None = None
-    based: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +112,8 @@ class Plan:
         shards: the output files.
         dtype: the dtype of the output's merged tensors.
         arithmetic, rounding, seed: how numbers are computed.
-        layers: for layer stacks, what each output layer is made of, as (source, layer) pairs;
-            None where whole models are merged.
+        layers: of each module that is stacked from slices, what its output layers are made of, as
+            (source, layer) pairs; empty where whole models are merged.
         tied: whether the output has no head of its own.
         warnings: what the user should know before the merge.
         digest: of all that decides the output's bytes.
@@ -134,7 +130,7 @@ class Plan:
     arithmetic: Arithmetic
     rounding: Rounding
     seed: int
-    layers: tuple[tuple[tuple[int, int], ...], ...] | None
+    layers: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]]
     tied: bool
     warnings: tuple[str, ...]
     digest: str
@@ -177,7 +173,7 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     """What one thread's buffers take when plans run together, by their widest jobs."""
     most = 0
     for plan in plans:
-        whole = plan.method.whole
+        whole = not plan.method.combination and not plan.method.elementwise
         for job in plan.jobs:
             elements = (
                 job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
@@ -185,9 +181,7 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
             reads = sum(
                 plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads
             )
-            in_torch = job.method != "copy" and (
-                plan.method.form == "tensor" or job.cast is not None
-            )
+            in_torch = job.method != "copy" and (job.combination is None or job.cast is not None)
             numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
     return most
@@ -211,20 +205,21 @@ def describe(plan: Plan) -> dict[str, Any]:
                 "base": i == plan.base,
                 "donor": i == plan.donor,
                 "tensors": len(s.checkpoint.specs),
-                "layers": s.architecture.depth,
+                "layers": {m.name: m.depth for m in s.architecture.modules.values()},
                 "header_digest": s.checkpoint.header_digest,
             }
             for i, s in enumerate(plan.sources)
         ],
-        "layers": None
-        if plan.layers is None
-        else [
-            [
-                {"model": plan.sources[source].reference.text, "layer": layer}
-                for source, layer in sources
+        "layers": {
+            module: [
+                [
+                    {"model": plan.sources[source].reference.text, "layer": layer}
+                    for source, layer in sources
+                ]
+                for sources in layers
             ]
-            for sources in plan.layers
-        ],
+            for module, layers in plan.layers.items()
+        },
         "shards": [
             {"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards
         ],

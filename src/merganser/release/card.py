@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from merganser.architecture import sections, vocabulary_size
+from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
 from merganser.planning import Plan, Source
 from merganser.release.config import edited_config
 from merganser.tensors import format_size
@@ -106,9 +106,11 @@ def _overview(plan: Plan) -> str:
         f"{what} {_join(merged or [_name(plan, plan.sources[0])])}{base}, by the {method} method "
         f"(`{plan.method.name}`), computed by Merganser in {_arithmetic(plan)}.\n"
     ]
-    if plan.layers is not None:
+    for module, layers in plan.layers.items():
+        whose = "Its" if module == DEFAULT else f"Its {module}'s"
         lines.append(
-            f"Its {len(plan.layers)} layers are stacked from slices of these models; the recipe below says which.\n"
+            f"{whose} {len(layers)} layers are stacked from slices of these models; the recipe "
+            "below says which.\n"
         )
     return "\n".join(lines)
 
@@ -186,7 +188,7 @@ def _facts(plan: Plan, config: dict[str, Any]) -> str:
         ),
         (
             "Layers",
-            len(plan.layers) if plan.layers is not None else text_part.get("num_hidden_layers"),
+            next(iter(layer_counts(config)), None),
         ),
         ("Dtype", plan.dtype.name),
         ("Context length", text_part.get("max_position_embeddings")),

@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from merganser.architecture import LAYER_COUNT_KEYS, PER_LAYER_KEYS, layer_counts, sections
-from merganser.errors import InputError
-from merganser.planning import Plan
+from merganser.architecture import sections, stated_tie
+from merganser.planning import Plan, restacked
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -55,53 +54,24 @@ def edited_config(plan: Plan) -> dict[str, Any]:
         config["torch_dtype"] = plan.dtype.name
     if donor.reference.architecture is not None:
         config["architectures"] = [donor.reference.architecture]
-    if not plan.tied:
+    _tell_of_the_head(plan, config, parts)
+    return restacked(config, plan.sources, plan.donor, plan.layers)[0]
+
+
+def _tell_of_the_head(plan: Plan, config: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+    """Say whether the head is the embedding, where that is no longer as the donor had it."""
+    donor = plan.sources[plan.donor]
+    specs, places = donor.checkpoint.specs, donor.architecture.places
+    embeddings = {specs[name].shape for name, p in places.items() if p.role == "embedding"}
+    headed = any(p.role == "head" and specs[n].shape in embeddings for n, p in places.items())
+    said = stated_tie(config)
+    if plan.tied and headed and not said:
+        config["tie_word_embeddings"] = True
+    if not plan.tied and (said or not headed):
+        config["tie_word_embeddings"] = False
         for part in parts:
             if part.get("tie_word_embeddings") is True:
                 part["tie_word_embeddings"] = False
-    if plan.layers is not None:
-        _restack(plan, config)
-    return config
-
-
-def _restack(plan: Plan, config: dict[str, Any]) -> None:
-    """Set the layer count, and cut and join the lists with one entry a layer like the layers."""
-    assert plan.layers is not None
-    old = layer_counts(config)
-    part = next(
-        (
-            p
-            for p in sections(config)
-            if any(isinstance(p.get(key), int) for key in LAYER_COUNT_KEYS)
-        ),
-        None,
-    )
-    if part is None or not isinstance(part, dict) or not old:
-        raise InputError(
-            f"{plan.sources[plan.donor].reference}: its config.json does not say how many layers there "
-            "are, so that it cannot be told of the new ones"
-        )
-    key = next(key for key in LAYER_COUNT_KEYS if isinstance(part.get(key), int))
-    for name, value in list(part.items()):
-        if (
-            isinstance(value, list)
-            and len(value) == old[0]
-            and (name in PER_LAYER_KEYS or len(value) > 3)
-        ):
-            part[name] = [_of_layer(plan, name, origins, value) for origins in plan.layers]
-    part[key] = len(plan.layers)
-    if isinstance(part.get("max_window_layers"), int):
-        part["max_window_layers"] = min(part["max_window_layers"], len(plan.layers))
-
-
-def _of_layer(plan: Plan, name: str, origins: tuple[tuple[int, int], ...], own: list[Any]) -> Any:
-    """The entry that goes with a layer: its first model's, as long as that has the list too."""
-    source, layer = origins[0]
-    for part in sections(plan.sources[source].checkpoint.config):
-        listed = part.get(name)
-        if isinstance(listed, list) and layer < len(listed):
-            return listed[layer]
-    return own[layer] if layer < len(own) else own[-1]
 
 
 def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
