@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+import merganser
+from merganser.sinks import StateDictSink
+
 Tensors = dict[str, torch.Tensor]
 
 STEP = 3e-5
@@ -214,6 +217,14 @@ def mergekit(config: Mapping[str, Any], out: Path, **options: Any) -> Tensors:
         merge_config = MergeConfiguration.model_validate(dict(config))
         run_merge(merge_config, str(out), MergeOptions(**given))
     return load(out)
+
+
+def ours(config: Mapping[str, Any], **options: Any) -> Tensors:
+    """Merge with Merganser into memory; the options are those of ``plan``."""
+    plan = merganser.plan(config, **options)
+    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
+    merganser.run([plan], [sink])
+    return sink.tensors
 
 
 def load(folder: str | Path) -> Tensors:

@@ -148,7 +148,7 @@ def test_measure_is_the_gram_matrix() -> None:
     cells = np.zeros((2, 3, 3))
     rows = np.stack([stored(tensor) for tensor in inputs])
     scratch = np.zeros((3, kernels.BLOCK))
-    kernels.measure(rows, np.zeros(3, np.int64), 100_000, scratch, cells)
+    kernels.measure(rows, np.zeros(3, np.int64), 100_000, False, scratch, cells)
     matrix = torch.stack(inputs).double()
     expected = (matrix @ matrix.T).tril().numpy()
     assert np.allclose(cells.sum(axis=0), expected, rtol=1e-12)

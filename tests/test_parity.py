@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import merganser
-from merganser.sinks import StateDictSink
-from peers import CAUSAL, Tensors, Zoo, different_bits, load, mergekit, ulps, unit
+from peers import CAUSAL, Tensors, Zoo, different_bits, load, mergekit, ours, ulps, unit
 
 pytestmark = pytest.mark.peer
 
@@ -57,13 +56,6 @@ SCALE = {
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return Zoo(tmp_path_factory.mktemp("zoo"))
-
-
-def ours(config: Config, **options: Any) -> Tensors:
-    plan = merganser.plan(config, **options)
-    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-    merganser.run([plan], [sink])
-    return sink.tensors
 
 
 def linear(models: list[str], weights: list[Any], **keys: Any) -> Config:

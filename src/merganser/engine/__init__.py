@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
 from merganser.engine.report import ModelWeight, Report, TensorOutcome, summarize
-from merganser.engine.work import Work, all_work, group_jobs
+from merganser.engine.work import Group, Work, group_jobs
 from merganser.engine.worker import Worker
 from merganser.errors import ResourceError
 from merganser.planning import CELL, OVERHEAD, TILE, Plan, buffer_bytes, default_threads
@@ -143,12 +144,13 @@ class _Crew:
         self.outcomes: list[dict[str, TensorOutcome]] = [{} for _ in plans]
         self._sinks = sinks
         self._on_event = on_event
-        self._work = all_work(
-            group_jobs(plans, [sink.wants_digests for sink in sinks], report), tile
-        )
+        self._groups = group_jobs(plans, [sink.wants_digests for sink in sinks], report, tile)
+        self._open = 0
+        self._most_open = 1
+        self._ready: deque[Work] = deque()
         self._done = 0
         self._failure: BaseException | None = None
-        self._listing = threading.Lock()
+        self._changed = threading.Condition()
         self._counting = threading.Lock()
 
     def run(self, threads: int) -> None:
@@ -157,6 +159,7 @@ class _Crew:
         Raises:
             Whatever the first thread that failed raised.
         """
+        self._most_open = threads + 1
         crew = [
             threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True)
             for i in range(threads)
@@ -179,33 +182,57 @@ class _Crew:
         worker = Worker(self._sinks)
         try:
             while (work := self._next()) is not None:
-                if not work.measure:
-                    while not work.group.ready.wait(0.1):
-                        if self._failure is not None:
-                            return
                 self._count(work, worker.do(work))
         except BaseException as error:
             self._fail(error)
 
     def _next(self) -> Work | None:
-        with self._listing:
-            return None if self._failure is not None else next(self._work, None)
+        """A tile. When none is ready another group is begun: while one is between two rounds, nobody
+        has to wait for it."""
+        while True:
+            with self._changed:
+                group = None
+                while group is None:
+                    if self._failure is not None:
+                        return None
+                    if self._ready:
+                        return self._ready.popleft()
+                    if self._open < self._most_open:
+                        group = next(self._groups, None)
+                    if group is None:
+                        if self._open == 0:
+                            return None
+                        self._changed.wait(0.2)
+                self._open += 1
+            self._begin_round(group)
+
+    def _begin_round(self, group: Group) -> None:
+        tiles = group.next_round()
+        with self._changed:
+            self._ready.extendleft(reversed(tiles))  # what was begun is finished first
+            self._changed.notify_all()
 
     def _count(self, work: Work, made: int) -> None:
         group = work.group
         with self._counting:
-            if work.measure:
-                group.unmeasured -= 1
-                if group.unmeasured == 0:
-                    group.settle()
-                return
-            group.tiles_left -= 1
-            if group.tiles_left == 0:
-                for plan, outcome in group.outcomes():
-                    self.outcomes[plan][outcome.name] = outcome
-            self._done += made
-            self._on_event(Merged(group.parts[0].job.name, self._done))
+            group.left -= 1
+            last = group.left == 0
+            if not work.passes:
+                if last:
+                    for plan, outcome in group.outcomes():
+                        self.outcomes[plan][outcome.name] = outcome
+                self._done += made
+                self._on_event(Merged(group.parts[0].job.name, self._done))
+        if not last:
+            return
+        if work.passes:
+            self._begin_round(group)
+        else:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:
-        with self._counting:
+        with self._changed:
             self._failure = self._failure or error
+            self._changed.notify_all()

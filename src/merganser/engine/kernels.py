@@ -445,35 +445,131 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         noise[cell] += _distance(stored, block, size)
 
 
-@njit(nogil=True, cache=True)
-def measure(inputs, codes, count, scratch, gram):
-    """Add a tile's inner products to ``gram``, float64 [cells, k, k] (lower triangle).
+@register_jitable
+def _inner(a, b):
+    """The inner product of two blocks, in eight interleaved sums in a fixed order, so that it is the
+    same on every processor."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    for n in range(0, BLOCK, 8):
+        s0 += a[n] * b[n]
+        s1 += a[n + 1] * b[n + 1]
+        s2 += a[n + 2] * b[n + 2]
+        s3 += a[n + 3] * b[n + 3]
+        s4 += a[n + 4] * b[n + 4]
+        s5 += a[n + 5] * b[n + 5]
+        s6 += a[n + 6] * b[n + 6]
+        s7 += a[n + 7] * b[n + 7]
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
-    Summed in eight interleaved float64 sums in a fixed order, so that the result, which decides
-    coefficients, is the same on every processor. ``scratch`` is float64 [k, BLOCK].
+
+@register_jitable
+def _widen_vectors(inputs, codes, low, size, changes, scratch):
+    """Blocks of the vectors to be measured, zeros behind them: the inputs, or the changes of all but
+    the first, whose row is then not a vector but the base. Returns the first vector's row."""
+    k = inputs.shape[0]
+    for i in range(k):
+        _widen(inputs[i], codes[i], low, size, scratch[i])
+        scratch[i, size:] = 0.0
+    if not changes:
+        return 0
+    for i in range(1, k):
+        for n in range(size):
+            scratch[i, n] -= scratch[0, n]
+    return 1
+
+
+@njit(nogil=True, cache=True)
+def measure(inputs, codes, count, changes, scratch, gram):
+    """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
+
+    They decide coefficients, so they are the same on every processor. ``changes`` measures the
+    differences of the inputs to the first, which are m = k - 1. ``scratch`` is float64 [k, BLOCK].
+    """
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        cell = low // CELL
+        first = _widen_vectors(inputs, codes, low, size, changes, scratch)
+        for i in range(gram.shape[1]):
+            for j in range(i + 1):
+                gram[cell, i, j] += _inner(scratch[first + i], scratch[first + j])
+
+
+@njit(nogil=True, cache=True)
+def measure_rows(inputs, codes, count, changes, length, start, scratch, rows, heads):
+    """:func:`measure`, row by row.
+
+    Args:
+        inputs, codes, count, changes, scratch: as in :func:`measure`.
+        length: of a row.
+        start: the tile's first element in its tensor.
+        rows: float64 [rows of the tensor, m, m], to be added to where a row begins in the cell.
+        heads: float64 [cells of the tile, m, m], to be added to where it began in an earlier one: no
+            two tiles then ever add to the same place.
+    """
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        cell = low // CELL
+        first = _widen_vectors(inputs, codes, low, size, changes, scratch)
+        begin = start + low // CELL * CELL
+        n = 0
+        while n < size:
+            row = (start + low + n) // length
+            end = min(size, (row + 1) * length - start - low)
+            for i in range(rows.shape[1]):
+                for j in range(i + 1):
+                    total = 0.0
+                    for e in range(n, end):
+                        total += scratch[first + i, e] * scratch[first + j, e]
+                    if row * length >= begin:
+                        rows[row, i, j] += total
+                    else:
+                        heads[cell, i, j] += total
+            n = end
+
+
+@njit(nogil=True, cache=True)
+def measure_columns(inputs, codes, count, changes, length, start, scratch, columns):
+    """:func:`measure`, column by column, into float64 [length, m, m]."""
+    for low in range(0, count, BLOCK):
+        size = min(BLOCK, count - low)
+        first = _widen_vectors(inputs, codes, low, size, changes, scratch)
+        column = (start + low) % length
+        for e in range(size):
+            for i in range(columns.shape[1]):
+                for j in range(i + 1):
+                    columns[column, i, j] += scratch[first + i, e] * scratch[first + j, e]
+            column = column + 1 if column + 1 < length else 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def combine_each(inputs, codes, count, coefficients, length, by_rows, start, scratch, exact):
+    """A linear combination whose coefficients change from row to row, or from column to column.
+
+    Args:
+        inputs, codes, count, start: as in :func:`combine`.
+        coefficients: [rows or columns, k] in the dtype that is computed in.
+        length: of a row.
+        by_rows: whether they belong to rows.
+        scratch: [k, BLOCK] in the same dtype.
+        exact: [count], filled.
     """
     k = inputs.shape[0]
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
-        cell = low // CELL
         for i in range(k):
             _widen(inputs[i], codes[i], low, size, scratch[i])
-            scratch[i, size:] = 0.0
-        for i in range(k):
-            a = scratch[i]
-            for j in range(i + 1):
-                b = scratch[j]
-                s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-                for n in range(0, BLOCK, 8):
-                    s0 += a[n] * b[n]
-                    s1 += a[n + 1] * b[n + 1]
-                    s2 += a[n + 2] * b[n + 2]
-                    s3 += a[n + 3] * b[n + 3]
-                    s4 += a[n + 4] * b[n + 4]
-                    s5 += a[n + 5] * b[n + 5]
-                    s6 += a[n + 6] * b[n + 6]
-                    s7 += a[n + 7] * b[n + 7]
-                gram[cell, i, j] += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+        row = (start + low) // length
+        column = (start + low) % length
+        for e in range(size):
+            vector = row if by_rows else column
+            total = coefficients[vector, 0] * scratch[0, e]
+            for i in range(1, k):
+                total = _fma(coefficients[vector, i], scratch[i, e], total)
+            exact[low + e] = total
+            column += 1
+            if column == length:
+                column = 0
+                row += 1
 
 
 @njit(nogil=True, cache=True)

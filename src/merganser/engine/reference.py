@@ -8,63 +8,71 @@ from typing import Any
 import numpy as np
 import torch
 
-from merganser.methods import Combination, Method
-from merganser.planning import TensorJob
+from merganser.engine.parts import Part
+from merganser.methods import Combination
 from merganser.tensors import DType
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def compute(
-    job: TensorJob,
-    method: Method,
-    inputs: Sequence[Bytes],
-    dtypes: Sequence[DType],
-    shape: tuple[int, ...],
-    combination: Combination | None,
-) -> torch.Tensor:
+def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torch.Tensor:
     """The result of a job for a tile (or the whole) of its inputs, before it is rounded.
 
     Args:
-        job: the job; its ``work`` and ``cast`` say what is computed in.
-        method: its method.
-        inputs: stored bytes, one row an input, base first if the method has one.
-        dtypes: what they are stored as.
+        part: the job, its method, and what is known of the tensor.
+        inputs: stored bytes, one row an input, base first if there is one.
         shape: of the tile.
-        combination: the coefficients, if the method is a linear combination.
 
     Returns:
         A tensor of the work dtype, or of the cast dtype if MergeKit's rounding asks for that.
     """
-    tensors = [
-        widen(stored, dtype, job.cast, job.work).reshape(shape)
-        for stored, dtype in zip(inputs, dtypes, strict=True)
-    ]
-    if combination is not None:
-        result = combine(tensors, combination)
-    elif method.base == "none":
-        result = method.function(tensors, **job.numbers)
-    elif method.base == "optional" and len(tensors) == 1:
-        result = method.function(tensors, None, **job.numbers)
+    tensors = _widened(part, inputs, shape)
+    if part.combination is not None:
+        result = combine(tensors, part.combination)
     else:
-        result = method.function(tensors[1:], tensors[0], **job.numbers)
+        facts = {} if part.counted is None else {"facts": part.counted}
+        result = part.method.function(*_positional(part, tensors), **facts, **part.job.numbers)
     if tuple(result.shape) != shape:
         raise ValueError(
-            f"{method.name} made a tensor of shape {list(result.shape)} from {list(shape)}"
+            f"{part.method.name} made a tensor of shape {list(result.shape)} from {list(shape)}"
         )
-    return result if job.cast is None else result.to(torch_dtype(job.cast))
+    return result if part.job.cast is None else result.to(torch_dtype(part.job.cast))
+
+
+def measure(part: Part, inputs: Bytes, count: int) -> torch.Tensor:
+    """What a method's ``measure`` counts in a tile."""
+    assert part.method.measure is not None
+    stored = [row[: count * t.itemsize] for row, t in zip(inputs, part.dtypes, strict=True)]
+    tensors = _widened(part, stored, (count,))
+    found: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
+    return found
+
+
+def _widened(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> list[torch.Tensor]:
+    return [
+        widen(stored, dtype, part.job.cast, part.job.work).reshape(shape)
+        for stored, dtype in zip(inputs, part.dtypes, strict=True)
+    ]
+
+
+def _positional(part: Part, tensors: list[torch.Tensor]) -> tuple[Any, ...]:
+    """A method's positional arguments: the models, and the base if it knows one."""
+    if part.method.base == "none":
+        return (tensors,)
+    return (tensors[1:], tensors[0]) if part.based else (tensors, None)
 
 
 def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.Tensor:
     """The combination with fused multiply-adds in the order of the inputs."""
-    result = tensors[0] * combination.coefficients[0]
-    for tensor, coefficient in zip(tensors[1:], combination.coefficients[1:], strict=True):
+    coefficients = [float(c) for c in combination.coefficients]
+    result: torch.Tensor = tensors[0] * coefficients[0]
+    for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
         result.add_(tensor, alpha=coefficient)
     if combination.from_zero:
         result = result + 0.0
     if not combination.divide:
         return result
-    return result / torch.tensor(combination.coefficients, dtype=result.dtype).sum()
+    return result / torch.tensor(coefficients, dtype=result.dtype).sum()
 
 
 def widen(stored: Bytes, dtype: DType, cast: DType | None, work: DType) -> torch.Tensor:

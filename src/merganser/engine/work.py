@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoints import Checkpoint
-from merganser.engine import kernels
+from merganser.engine.parts import Array, Part, Sums
+from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
-from merganser.errors import MerganserError
-from merganser.methods import Combination, Method
-from merganser.planning import CELL, Plan, TensorJob
+from merganser.methods import Combination
+from merganser.planning import CELL, TILE, Plan, TensorJob
 from merganser.tensors import DType
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,81 +25,6 @@ class Row:
     checkpoint: Checkpoint
     name: str
     dtype: DType
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What is added up for the report, by cells: float64 arrays whose first axis is the cells.
-    See :class:`merganser.engine.report.Measurement`."""
-
-    gram: Array
-    differ: Array
-    ideal: Array
-    cross: Array
-    noise: Array
-
-    @classmethod
-    def zeros(cls, cells: int, k: int) -> Sums:
-        """For a tensor of so many cells and inputs."""
-        vector = (cells, k - 1)
-        return cls(
-            np.zeros((*vector, k - 1)),
-            np.zeros(vector),
-            np.zeros(vector),
-            np.zeros(vector),
-            np.zeros(cells),
-        )
-
-
-@dataclass(slots=True)
-class Part:
-    """One plan's job in a group.
-
-    Attributes:
-        plan: index of the plan.
-        job: the job.
-        method: its method.
-        rows: which of the group's rows it takes.
-        dtypes: what they are stored as.
-        seed: for stochastic rounding.
-        rounding: the kernels' code for it.
-        combination: the coefficients, once they are known.
-        measured: float64 [cells, k, k], the Gram matrix by cells, for methods that want it.
-        digests: uint64, by cells of the output's bytes; None if not wanted.
-        sums: for the report; None if not wanted.
-    """
-
-    plan: int
-    job: TensorJob
-    method: Method
-    rows: tuple[int, ...]
-    dtypes: tuple[DType, ...]
-    seed: int
-    rounding: int
-    combination: Combination | None
-    measured: Array | None = None
-    digests: Array | None = None
-    sums: Sums | None = None
-
-    @property
-    def codes(self) -> Array:
-        """The kernels' codes of what the inputs are stored as."""
-        return np.array([kernels.CODES[dtype.name] for dtype in self.dtypes])
-
-    @property
-    def copies(self) -> bool:
-        """Whether the tensor is taken as it is, bit for bit."""
-        return self.job.method == "copy"
-
-    @property
-    def fused(self) -> bool:
-        """Whether the fused kernel serves it: a linear combination of inputs as they are stored."""
-        return not self.copies and self.method.combination and self.job.cast is None
-
-    @property
-    def whole(self) -> bool:
-        """Whether its method needs the whole tensor at once."""
-        return not self.copies and not self.method.combination and not self.method.elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,40 +46,73 @@ class Batch:
 
 @dataclass(slots=True)
 class Group:
-    """Jobs of any plans that start from the same tensor: their inputs are read together."""
+    """Jobs of any plans that start from the same tensor: their inputs are read together.
+
+    Attributes:
+        numel, shape: of the tensor.
+        rows: what is read.
+        parts: the jobs.
+        tile: elements of a tile.
+        batches: parts that one call of the fused kernel serves, once they are prepared.
+        left: tiles of the present round that are not done.
+    """
 
     numel: int
     shape: tuple[int, ...]
     rows: tuple[Row, ...]
     parts: tuple[Part, ...]
+    tile: int
     batches: tuple[Batch, ...] = ()
-    tiles_left: int = 0
-    unmeasured: int = 0
-    ready: threading.Event = field(default_factory=threading.Event)
+    left: int = 0
+    _preparing: list[Preparation] | None = None
+    _waiting: list[tuple[Preparation, Pass]] = field(default_factory=list)
 
-    @property
-    def cells(self) -> int:
-        """Number of cells of the tensor."""
-        return -(-self.numel // CELL)
+    def next_round(self) -> list[Work]:
+        """The tiles of the next walk over the tensor: of what must be known first, or of the merge.
 
-    @property
-    def measures(self) -> bool:
-        """Whether a pass of measuring comes first."""
-        return any(part.measured is not None for part in self.parts)
+        It is called by one thread at a time, when all tiles of the round before are done.
+        """
+        if self._preparing is None:
+            self._preparing = preparations(self.parts, self.shape, self._sample)
+        for preparation in self._preparing:
+            following = next(preparation, None)
+            if following is not None:
+                self._waiting.append((preparation, following))
+        self._preparing = []
+        if self._waiting:
+            cut = min(entry[1].cut for entry in self._waiting)
+            now = [entry for entry in self._waiting if entry[1].cut == cut]
+            self._waiting = [entry for entry in self._waiting if entry[1].cut != cut]
+            self._preparing = [preparation for preparation, _ in now]
+            passes = tuple(entry[1] for entry in now)
+        else:
+            self.batches = tuple(_batches(self))
+            cut, passes = "cells", ()
+        step = self._step(cut, merging=not passes)
+        tiles = [
+            Work(self, start, min(start + step, self.numel), passes)
+            for start in range(0, max(1, self.numel), step)
+        ]
+        self.left = len(tiles)
+        return tiles
 
-    def settle(self) -> None:
-        """All that had to be measured is: find coefficients, and make the kernel's batches."""
-        for part in self.parts:
-            if part.measured is not None:
-                gram = _symmetric(part.measured.sum(axis=0))
-                if not np.all(np.isfinite(gram)):
-                    raise MerganserError(
-                        f"tensor {part.job.name!r} holds numbers that are not finite (or too "
-                        f"large to be squared), and {part.method.name} needs their lengths"
-                    )
-                part.combination = part.method.function(gram.tolist(), **part.job.numbers)
-        self.batches = tuple(_batches(self))
-        self.ready.set()
+    def _step(self, cut: str, *, merging: bool) -> int:
+        if merging and any(part.whole for part in self.parts):
+            return max(1, self.numel)
+        if cut == "rows":
+            length = max(1, self.shape[-1]) if self.shape else 1
+            return 8 * length * max(1, self.tile // (8 * length))
+        return TILE if cut == "bands" else self.tile
+
+    def _sample(self, start: int, count: int) -> Array:
+        """Elements ``start`` to ``start + count`` of all rows."""
+        inputs = np.empty(
+            (len(self.rows), count * max(r.dtype.itemsize for r in self.rows)), np.uint8
+        )
+        for row, into in zip(self.rows, inputs, strict=True):
+            size = row.dtype.itemsize
+            row.checkpoint.read(row.name, start * size, into[: count * size].data)
+        return inputs
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
         """What each part yielded, once all tiles are done."""
@@ -174,46 +129,31 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A tile to be measured or merged: elements ``start`` to ``stop`` of a group's tensors."""
+    """A tile: elements ``start`` to ``stop`` of a group's tensors, to be given to passes, or merged
+    if there are none."""
 
     group: Group
     start: int
     stop: int
-    measure: bool
+    passes: tuple[Pass, ...]
 
 
-def all_work(groups: Iterator[Group], tile: int) -> Iterator[Work]:
-    """Tiles of all groups in order. A group that needs measuring is measured while the one before
-    it is still being merged, so that nobody has to wait for the last of the measuring."""
-    waiting: Iterator[Work] = iter(())
-    for group in groups:
-        if group.measures:
-            tiles = list(_tiles(group, tile, measure=True))
-            group.unmeasured = len(tiles)
-            yield from tiles
-        else:
-            group.settle()
-        yield from waiting
-        merging = list(_tiles(group, tile, measure=False))
-        group.tiles_left = len(merging)
-        waiting = iter(merging)
-    yield from waiting
-
-
-def group_jobs(plans: Sequence[Plan], digests: Sequence[bool], report: bool) -> Iterator[Group]:
+def group_jobs(
+    plans: Sequence[Plan], digests: Sequence[bool], report: bool, tile: int
+) -> Iterator[Group]:
     """Group the jobs of all plans by the first tensor that they read, in the order of the plans."""
     together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
     sources = _same_sources(plans)
     for index, plan in enumerate(plans):
         for job in plan.jobs:
             if len(plans) == 1:
-                yield _group(plans, [(index, job)], digests, report, sources)
+                yield _group(plans, [(index, job)], digests, report, sources, tile)
                 continue
             first = job.reads[0]
             key = (sources[index][first.source], first.name, job.spec.shape)
             together.setdefault(key, []).append((index, job))
     for jobs in together.values():
-        yield _group(plans, jobs, digests, report, sources)
+        yield _group(plans, jobs, digests, report, sources, tile)
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
@@ -230,6 +170,7 @@ def _group(
     digests: Sequence[bool],
     report: bool,
     sources: Sequence[Sequence[int]],
+    tile: int,
 ) -> Group:
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
     parts = []
@@ -246,6 +187,7 @@ def _group(
             mine.append(rows[key])
         part = Part(
             index,
+            plan.seed,
             job,
             plan.method,
             tuple(row for row, _ in mine),
@@ -255,25 +197,18 @@ def _group(
             job.combination,
         )
         k = len(mine)
-        if plan.method.wants_gram and not part.copies:
-            part.measured = np.zeros((cells, k, k))
         if digests[index]:
             part.digests = np.zeros(-(-job.spec.nbytes // CELL), np.uint64)
         if report and not part.copies and k > 1:
             part.sums = Sums.zeros(cells, k)
         parts.append(part)
-    return Group(spec.numel, spec.shape, tuple(row for _, row in rows.values()), tuple(parts))
+    all_rows = tuple(row for _, row in rows.values())
+    return Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
 
 
 def _seed(seed: int, name: str) -> int:
     digest = hashlib.blake2b(f"{seed}/{name}/rounding".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
-
-
-def _tiles(group: Group, tile: int, *, measure: bool) -> Iterator[Work]:
-    step = max(1, group.numel) if any(part.whole for part in group.parts) else tile
-    for start in range(0, max(1, group.numel), step):
-        yield Work(group, start, min(start + step, group.numel), measure)
 
 
 def _batches(group: Group) -> Iterator[Batch]:
@@ -288,7 +223,7 @@ def _batches(group: Group) -> Iterator[Batch]:
         first, k = parts[0], len(parts[0].rows)
         dtype = np.dtype(work.name)
         known = [part.combination for part in parts if part.combination is not None]
-        cells = group.cells if report else 0
+        cells = -(-group.numel // CELL) if report else 0
         batch = Batch(
             tuple(parts),
             first.codes,
@@ -345,7 +280,7 @@ def _symmetric(lower: Array) -> Array:
 def _measurement(part: Part, sums: Sums) -> Measurement:
     gram = _symmetric(sums.gram.sum(axis=0))
     share, ideal = 1.0, sums.ideal.sum(axis=0)
-    if part.combination is not None:
+    if part.fused and part.combination is not None:
         coefficients = np.array(part.combination.coefficients)
         if part.combination.divide:
             coefficients = coefficients / coefficients.sum()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from merganser.engine import kernels
-from merganser.engine.work import Array, Batch, Group, Part, Work
+from merganser.engine import consensus, kernels
+from merganser.engine.parts import Array, Part, Scratch
+from merganser.engine.work import Batch, Group, Work
 from merganser.errors import InputError
 from merganser.planning import CELL
 from merganser.sinks import Sink
-from merganser.tensors import FLOAT64
 
 
 class Worker:
@@ -20,7 +19,7 @@ class Worker:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
-        self._buffers: dict[str, Array] = {}
+        self._scratch = Scratch()
 
     def do(self, work: Work) -> int:
         """Measure or merge a tile.
@@ -33,10 +32,9 @@ class Worker:
         """
         group, count = work.group, work.stop - work.start
         inputs = self._read(group, work.start, count)
-        if work.measure:
-            for part in group.parts:
-                if part.measured is not None:
-                    self._measure(part, _take(inputs, part.rows), work.start, count)
+        if work.passes:
+            for each in work.passes:
+                each.add(each.part.take(inputs), work.start, count, self._scratch)
             return 0
         made = 0
         for batch in group.batches:
@@ -45,27 +43,17 @@ class Worker:
             if part.copies:
                 made += self._copy(part, group, inputs, work.start, count)
             elif not part.fused:
-                made += self._compute(part, group, inputs, work.start, count)
+                made += self._put(part, work.start, self._compute(part, group, inputs, work))
         return made
 
     def _read(self, group: Group, start: int, count: int) -> Array:
         width = count * max(row.dtype.itemsize for row in group.rows)
-        inputs = self._buffer("inputs", len(group.rows), width)
+        inputs = self._scratch("inputs", np.uint8, len(group.rows), width)
         for row, into in zip(group.rows, inputs, strict=True):
             size = row.dtype.itemsize
             if count:
                 row.checkpoint.read(row.name, start * size, into[: count * size].data)
         return inputs
-
-    def _measure(self, part: Part, inputs: Array, start: int, count: int) -> None:
-        assert part.measured is not None
-        codes = part.codes
-        if part.job.cast is not None:  # what is merged is what is measured
-            inputs = _cast(inputs, part, count)
-            codes[:] = kernels.CODES["float64"]
-        scratch = self._scratch(np.dtype(np.float64), len(part.rows))
-        cells = _cells(start, count)
-        kernels.measure(inputs, codes, count, scratch, part.measured[cells])
 
     def _combine(self, batch: Batch, inputs: Array, start: int, count: int) -> int:
         first = batch.parts[0]
@@ -73,11 +61,13 @@ class Worker:
         size = count * dtype.itemsize
         begin = start * dtype.itemsize
         reserved = self._reserve(first, begin, size) if len(batch.parts) == 1 else None
-        outs = self._buffer("outs", len(batch.parts), size) if reserved is None else reserved
-        scratch = self._scratch(batch.coefficients.dtype, 2 * len(first.rows) + 2)
+        outs = reserved
+        if outs is None:
+            outs = self._scratch("outs", np.uint8, len(batch.parts), size)
+        scratch = self._scratch("combine", batch.coefficients.dtype, 2 * len(first.rows) + 2)
         cells = _cells(start, count) if batch.report else slice(0, 0)
         kernels.combine(
-            _take(inputs, first.rows),
+            first.take(inputs),
             batch.codes,
             count,
             batch.coefficients,
@@ -123,7 +113,40 @@ class Worker:
                 )
         return self._put(part, start, taken)
 
-    def _compute(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
+    def _compute(self, part: Part, group: Group, inputs: Array, work: Work) -> Array:
+        """What the kernel for linear combinations does not do: the tile's output, in a buffer."""
+        count = work.stop - work.start
+        out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
+        if part.job.consensus is not None:
+            self._agree(part, inputs, work.start, count, out)
+            return out
+        taken = part.take(inputs)
+        if part.each is not None:
+            exact = self._combine_each(part, group, taken, work.start, count)
+        else:
+            exact = self._in_torch(part, group, inputs, count)
+        code = kernels.CODES[part.job.spec.dtype.name]
+        seed = np.uint64(part.seed)
+        kernels.narrow(exact, count, code, part.rounding, seed, work.start, out)
+        if part.sums is not None:
+            cells, sums = _cells(work.start, count), part.sums
+            kernels.survey(
+                taken,
+                part.codes,
+                count,
+                exact,
+                out,
+                code,
+                self._scratch("survey", exact.dtype, 2 * len(part.rows) + 2),
+                sums.gram[cells],
+                sums.differ[cells],
+                sums.ideal[cells],
+                sums.cross[cells],
+                sums.noise[cells],
+            )
+        return out
+
+    def _in_torch(self, part: Part, group: Group, inputs: Array, count: int) -> Array:
         from merganser.engine import reference
 
         stored = [
@@ -131,32 +154,55 @@ class Worker:
             for row, dtype in zip(part.rows, part.dtypes, strict=True)
         ]
         shape = group.shape if part.whole else (count,)
-        result = reference.compute(
-            part.job, part.method, stored, part.dtypes, shape, part.combination
+        result = reference.compute(part, stored, shape)
+        return reference.numbers(result, part.wide)
+
+    def _combine_each(
+        self, part: Part, group: Group, inputs: Array, start: int, count: int
+    ) -> Array:
+        assert part.each is not None
+        stored, codes = part.stored(inputs, count)
+        exact: Array = self._scratch("exact", part.wide, 1, count)[0]
+        length = group.shape[-1] if part.each_rows else len(part.each)
+        scratch = self._scratch("combine", part.wide, len(part.rows))
+        kernels.combine_each(
+            stored, codes, count, part.each, length, part.each_rows, start, scratch, exact
         )
-        wide = np.dtype(np.float64 if part.job.work.name == "float64" else np.float32)
-        exact = reference.numbers(result, wide)
-        out_dtype = part.job.spec.dtype
-        (out,) = self._buffer("outs", 1, count * out_dtype.itemsize)
-        code = kernels.CODES[out_dtype.name]
-        kernels.narrow(exact, count, code, part.rounding, np.uint64(part.seed), start, out)
-        if part.sums is not None:
-            cells, sums = _cells(start, count), part.sums
-            kernels.survey(
-                _take(inputs, part.rows),
-                part.codes,
-                count,
-                exact,
-                out,
-                code,
-                self._scratch(wide, 2 * len(part.rows) + 2),
-                sums.gram[cells],
-                sums.differ[cells],
-                sums.ideal[cells],
-                sums.cross[cells],
-                sums.noise[cells],
-            )
-        return self._put(part, start, out)
+        return exact
+
+    def _agree(self, part: Part, inputs: Array, start: int, count: int, out: Array) -> None:
+        stored, codes = part.stored(part.take(inputs), count)
+        told, facts, k = part.consensus, part.facts, len(part.rows)
+        empty = np.zeros((0, k - 1))
+        sums, cells = part.sums, _cells(start, count)
+        consensus.merge(  # type: ignore[call-arg]
+            stored,
+            codes,
+            count,
+            *facts.rule_arguments(),
+            facts.factors,
+            facts.weights,
+            told.elect,
+            consensus.DIVISORS[told.divide],
+            facts.total_weight,
+            part.wide.type(told.scale),
+            told.agree or 0,
+            np.array(told.slack or (0.0,) * (k - 1), part.wide),
+            kernels.CODES[part.job.spec.dtype.name],
+            part.rounding,
+            np.uint64(part.seed),
+            start,
+            self._scratch("consensus", part.wide, 3 * k + 3),
+            self._scratch("keys", np.uint32, 1)[0],
+            self._scratch("keep", np.bool_, 1)[0],
+            out,
+            sums is not None,
+            sums.gram[cells] if sums else np.zeros((0, k - 1, k - 1)),
+            sums.differ[cells] if sums else empty,
+            sums.ideal[cells] if sums else empty,
+            sums.cross[cells] if sums else empty,
+            sums.noise[cells] if sums else np.zeros(0),
+        )
 
     def _put(self, part: Part, start: int, out: Array) -> int:
         begin = start * part.job.spec.dtype.itemsize
@@ -169,36 +215,6 @@ class Worker:
         if part.digests is not None:
             first = begin // CELL
             kernels.digest(out, part.digests[first : first - (-len(out) // CELL)])
-
-    def _buffer(self, name: str, rows: int, width: int) -> Array:
-        """A uint8 array [rows, width] at the start of a buffer that is kept."""
-        width = -(-width // 64) * 64 if rows > 1 else width  # rows begin on cache lines
-        kept = self._buffers.get(name)
-        if kept is None or len(kept) < rows * width:
-            kept = self._buffers[name] = np.empty(rows * width, np.uint8)
-        return kept[: rows * width].reshape(rows, width)
-
-    def _scratch(self, dtype: np.dtype[Any], rows: int) -> Array:
-        key = f"scratch {dtype} {rows}"
-        if key not in self._buffers:
-            self._buffers[key] = np.zeros((rows, kernels.BLOCK), dtype)
-        return self._buffers[key]
-
-
-def _cast(inputs: Array, part: Part, count: int) -> Array:
-    """The inputs as they are after the cast, as the bytes of float64."""
-    from merganser.engine import reference
-
-    stored = zip(inputs, part.dtypes, strict=True)
-    rows = [
-        reference.widen(row[: count * dtype.itemsize], dtype, part.job.cast, FLOAT64).numpy()
-        for row, dtype in stored
-    ]
-    return np.stack(rows).view(np.uint8)
-
-
-def _take(inputs: Array, rows: tuple[int, ...]) -> Array:
-    return inputs if rows == tuple(range(len(inputs))) else inputs[list(rows)]
 
 
 def _cells(start: int, count: int) -> slice:

@@ -1,13 +1,19 @@
 """Merge methods: pure mathematics in plain functions, whose signatures are their declarations.
 
-A method takes one of two forms, told apart by what it returns:
+A method takes one of three forms, told apart by what it returns:
 
 * ``-> Combination``: the result is a linear combination of the inputs, and the method only says
   with which coefficients. If it has a parameter ``gram`` it is given the inputs' Gram matrix (the
-  float64 inner products of this tensor's inputs), which the engine measures in a pass of its own.
-  The engine does the rest, in fused loops that need no torch.
+  float64 inner products of this tensor's inputs), which the engine measures in a pass of its own;
+  with a parameter ``changes`` that of the differences to the base (of the inputs, where there is
+  no base), and the coefficients are those of the differences.
+* ``-> Consensus``: the base plus some of what each model changed in it; the method says which, and
+  how they are weighed. Thresholds are found by exact selection, in passes of the engine's own.
 * ``-> Tensor``: the method computes the result itself in torch from ``tensors`` (and ``base``).
-  One that is ``elementwise`` is given tiles, any other whole tensors.
+  One that is ``elementwise`` is given tiles, any other whole tensors. With a parameter ``facts``
+  it is also given what its ``measure`` counted in all the tiles before.
+
+The engine does the first two in fused loops that need no torch.
 
 Keyword-only parameters are the recipe's. ``Annotated[Sequence[float], PerModel()]`` is one number
 a model, ``Range`` the values that make sense, and a trailing underscore is dropped in recipes
@@ -24,6 +30,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
@@ -39,26 +46,119 @@ from merganser.errors import RecipeError
 Function = TypeVar("Function", bound=Callable[..., Any])
 BaseUse = Literal["none", "optional", "required"]
 
-FAMILIES: tuple[str, ...] = ("combination", "legacy")
+FAMILIES: tuple[str, ...] = ("combination", "consensus", "selection", "legacy")
 """Modules of this package with built-in methods."""
 
-Gram = Sequence[Sequence[float]]
-"""Inner products of the inputs, base first where there is one: ``gram[i][j]``, float64."""
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[np.float64]]
+else:
+    Array = Any  # so that looking methods up loads nothing
+
+Gram = Array
+"""Inner products ``gram[..., i, j]``, float64; of the inputs the base comes first where there is one.
+The leading axes are those of the vectors that the method works on: none for whole tensors."""
+
+Vectors = Literal["tensor", "rows", "columns"]
+"""What a method takes for one vector: the flattened tensor, or what lies along its last or its
+first axis."""
 
 
 class Combination(NamedTuple):
     """``sum(c * x for c, x in zip(coefficients, inputs))``, the base first if there is one.
 
     Attributes:
-        coefficients: one an input.
+        coefficients: one an input; where the method works on rows or columns, an array of one a
+            vector.
         divide: divide the sum by the coefficients' sum afterwards, both in the dtype that is
             computed in, as MergeKit 0.1.5 does; otherwise methods normalise beforehand, exactly.
         from_zero: begin the sum with zero, as MergeKit does; it makes a sum of negative zeros positive.
     """
 
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float | Array, ...]
     divide: bool = False
     from_zero: bool = False
+
+
+class Largest(NamedTuple):
+    """Keep the greatest changes of a tensor, or those below the very greatest.
+
+    Magnitudes are compared as float32; equal ones at a cut are kept in the order of the tensor.
+
+    Attributes:
+        density: share of the tensor that is kept.
+        without: share of the greatest that is dropped first; None for a rule without it, which
+            keeps at least one.
+    """
+
+    density: float
+    without: float | None = None
+
+    def ranks(self, size: int) -> tuple[int, int]:
+        """The ranks by descending magnitude that are kept of so many elements, half-open."""
+        if self.without is None:
+            return 0, max(1, int(self.density * size)) if self.density > 0 and size else 0
+        kept, dropped = int(self.density * size), int(self.without * size)
+        smallest = max(0, size - kept - dropped)
+        return size - smallest - kept, size - smallest
+
+
+class Random(NamedTuple):
+    """Keep each change with a probability of its own draw."""
+
+    density: float
+
+
+class Ranked(NamedTuple):
+    """Keep each change with a probability that grows with its rank in its row, by magnitude: from
+    ``density - epsilon`` for the smallest to ``density + epsilon`` for the greatest."""
+
+    density: float
+    epsilon: float
+
+
+class MostVaried(NamedTuple):
+    """Keep, in all models, the positions at which the changes vary most between the models: this
+    share of those where they vary at all."""
+
+    share: float
+
+
+Keep = Largest | Random | Ranked | None
+"""Which of a model's changes are kept; None for all."""
+
+
+class Consensus(NamedTuple):
+    """The base plus some of what each model changed in it.
+
+    With the differences ``d_i = x_i - x_0``, at every position: ``D_i = w_i f_i d_i`` where d_i is
+    kept, else 0; with ``elect`` those D_i count whose sign is that of their sum. The result is
+    ``x_0 + scale * sum(D_i) / divisor``.
+
+    Attributes:
+        weights: w_i; None for each model's share of the squares of all kept changes.
+        keep: which changes are kept, model by model; or one rule for all of them.
+        factors: f_i that are known beforehand.
+        rescale: the norm of a tensor's changes that f_i makes the kept ones have again, or None.
+        elect: whether the sign of the majority is elected.
+        divide: by nothing, by the sum of the weights, or by that of the weights which count at this
+            position; by 1 where the sum is zero.
+        scale: of the whole change.
+        agree: positions are kept only where so many models agree with the sum ``m = sum(D_i)``,
+            that is ``|d_i| >= slack_i |m - d_i|``; None for all positions.
+        slack: of each model.
+    """
+
+    weights: tuple[float, ...] | None
+    keep: tuple[Keep, ...] | MostVaried
+    factors: tuple[float, ...] = ()
+    rescale: Literal["l1", "l2", "linf"] | None = None
+    elect: bool = False
+    divide: Literal["no", "weights", "counted"] = "no"
+    scale: float = 1.0
+    agree: int | None = None
+    slack: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +177,10 @@ class PerModel:
 
 
 Weight = Annotated[Sequence[float], PerModel(), Range(-2.0, 2.0)]
+Density = Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 1.0)]
+Rescale = bool | Literal["l1", "l2", "linf", "dare"]
+"""Give the kept changes of a tensor the norm again that all of them had: ``true`` is ``l1``. ``dare``
+divides by the density instead, which keeps every change's expectation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +195,7 @@ class Parameter:
         required: whether a recipe must give it.
         default: what it is otherwise; for ``per_model`` one model's.
         range: the values that make sense, or None.
+        choices: the words that it may be, or may be instead of a number or truth.
     """
 
     name: str
@@ -100,6 +205,7 @@ class Parameter:
     required: bool
     default: object = None
     range: Range | None = None
+    choices: tuple[str, ...] = ()
 
     def convert(self, value: object) -> object:
         """Read a recipe's value as this parameter's type.
@@ -107,6 +213,12 @@ class Parameter:
         Raises:
             ValueError: when it is none.
         """
+        if self.choices and isinstance(value, str) and value.lower() not in ("true", "false"):
+            if value not in self.choices:
+                words = ", ".join(self.choices)
+                also = "true, false or " if self.type is bool else ""
+                raise ValueError(f"{self.name} is {also}one of {words}, not {value!r}")
+            return value
         if self.type is str:
             return str(value)
         if isinstance(value, str):
@@ -136,8 +248,10 @@ class Method:
         base: whether it works on differences to a base model; with ``none``, a base given in a
             recipe is an input like the others.
         models: least and greatest number of inputs, without the base unless ``base`` is ``none``.
-        combination: whether it returns coefficients rather than a tensor.
-        wants_gram: whether it needs the Gram matrix.
+        form: what it returns: a combination, a consensus, or a tensor.
+        gram: what it needs the Gram matrix of: its inputs, their changes, or None.
+        vectors: what it takes for one vector, as a function of its parameters.
+        measure: counts things in tiles for a method with ``facts``; see :func:`merge_method`.
         elementwise: whether it may be given tiles.
         symmetric: whether the order of (model, parameters) pairs has no meaning.
         idempotent: whether merging copies of one tensor gives that tensor.
@@ -154,8 +268,10 @@ class Method:
     paper: str | None
     base: BaseUse
     models: tuple[int, int | None]
-    combination: bool
-    wants_gram: bool
+    form: Literal["combination", "consensus", "tensor"]
+    gram: Literal["inputs", "changes"] | None
+    vectors: Callable[..., Vectors]
+    measure: Callable[..., Any] | None
     elementwise: bool
     symmetric: bool
     idempotent: bool
@@ -163,6 +279,16 @@ class Method:
     casts_up: bool
     parameters: tuple[Parameter, ...]
     ignored: tuple[str, ...]
+
+    @property
+    def combination(self) -> bool:
+        """Whether it returns coefficients rather than a tensor."""
+        return self.form == "combination"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs whole tensors in memory."""
+        return self.form == "tensor" and not self.elementwise
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name in recipes, or None."""
@@ -185,17 +311,21 @@ def merge_method(
     arithmetic: str = "exact",
     casts_up: bool = False,
     ignored: tuple[str, ...] = (),
+    vectors: Callable[..., Vectors] = lambda **_: "tensor",
+    measure: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as a merge method and return it unchanged.
 
-    See :class:`Method` for the arguments and this module's docstring for the signature.
+    See :class:`Method` for the arguments and this module's docstring for the signature. ``measure``
+    is given what the method is given but for ``facts``, tile by tile, and returns a float64 tensor
+    of counts; ``facts`` is their sum over the whole tensor.
 
     Raises:
         TypeError: when the signature is not that of a method.
     """
 
     def register(function: Function) -> Function:
-        combination, wants_gram, parameters = _read_signature(function)
+        form, gram, parameters = _read_signature(function)
         doc = inspect.getdoc(function) or ""
         method = Method(
             name,
@@ -205,8 +335,10 @@ def merge_method(
             paper,
             base,
             models,
-            combination,
-            wants_gram,
+            form,
+            gram,
+            vectors,
+            measure,
             elementwise,
             symmetric,
             idempotent,
@@ -254,6 +386,7 @@ def describe(method: Method) -> dict[str, Any]:
                 "required": p.required,
                 "default": p.default,
                 "range": [p.range.low, p.range.high] if p.range else None,
+                "choices": list(p.choices),
             }
             for p in method.parameters
         ],
@@ -285,23 +418,41 @@ class _Tensor:
     """Stands for torch's Tensor in annotations, so that reading them does not import torch."""
 
 
-def _read_signature(function: Callable[..., Any]) -> tuple[bool, bool, tuple[Parameter, ...]]:
+_POSITIONAL: dict[str, tuple[tuple[str, ...], ...]] = {
+    "combination": ((), ("gram",), ("changes",)),
+    "consensus": ((),),
+    "tensor": (
+        ("tensors",),
+        ("tensors", "base"),
+        ("tensors", "facts"),
+        ("tensors", "base", "facts"),
+    ),
+}
+"""The positional parameters that a method may have, by its form."""
+
+_GRAMS = {"gram": "inputs", "changes": "changes"}
+
+
+def _read_signature(function: Callable[..., Any]) -> tuple[Any, Any, tuple[Parameter, ...]]:
     hints = get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
     signature = inspect.signature(function)
-    combination = hints.get("return") is Combination
-    positional = [
+    returned = hints.get("return")
+    form = {Combination: "combination", Consensus: "consensus"}.get(returned, "tensor")  # type: ignore[arg-type]
+    positional = tuple(
         p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
-    allowed = [[], ["gram"]] if combination else [["tensors"], ["tensors", "base"]]
-    if positional not in allowed:
-        forms = "(), (gram) -> Combination or (tensors), (tensors, base) -> Tensor"
-        raise TypeError(f"{function.__name__}: a merge method takes {forms}, not {positional}")
+    )
+    if positional not in _POSITIONAL[form]:
+        raise TypeError(
+            f"{function.__name__}: a merge method takes (), (gram) or (changes) -> Combination, "
+            f"() -> Consensus, or (tensors, base, facts) -> Tensor, not {list(positional)}"
+        )
+    gram = _GRAMS.get(positional[0]) if positional else None
     parameters = tuple(
         _read_parameter(function, p, hints[p.name])
         for p in signature.parameters.values()
         if p.kind is p.KEYWORD_ONLY
     )
-    return combination, "gram" in positional, parameters
+    return form, gram, parameters
 
 
 def _read_parameter(
@@ -314,8 +465,16 @@ def _read_parameter(
     per_model = next((mark for mark in marks if isinstance(mark, PerModel)), None)
     if per_model is not None:
         hint = get_args(hint)[0]
-    options = [option for option in get_args(hint) if option is not type(None)]
-    kind = options[0] if options else hint
+    choices: tuple[str, ...] = ()
+    kinds = []
+    for option in (
+        (hint,) if isinstance(hint, type) or get_origin(hint) is Literal else get_args(hint)
+    ):
+        if get_origin(option) is Literal:
+            choices = get_args(option)
+        elif option is not type(None):
+            kinds.append(option)
+    kind = kinds[0] if kinds else str
     if kind not in (bool, int, float, str):
         raise TypeError(
             f"{function.__name__}: parameter {parameter.name} must be a bool, int, float or str"
@@ -330,4 +489,5 @@ def _read_parameter(
         required,
         None if required else default,
         next((mark for mark in marks if isinstance(mark, Range)), None),
+        choices,
     )

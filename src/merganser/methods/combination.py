@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from merganser.methods import Combination, Gram, PerModel, Range, Weight, merge_method
+from merganser.methods import (
+    Array,
+    Combination,
+    Gram,
+    PerModel,
+    Range,
+    Vectors,
+    Weight,
+    merge_method,
+)
 
 _PARALLEL = 0.9995
 """Above this cosine slerp and lerp agree to rounding, and MergeKit takes lerp."""
+
+Fraction = Annotated[float, Range(0.0, 1.0)]
 
 
 @merge_method("linear", title="Linear", paper="2203.05482", idempotent=True, casts_up=True)
@@ -76,12 +87,172 @@ def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
     x_1; the straight line where they are parallel. Source: Shoemake 1985, "Animating rotation with
     quaternion curves".
     """
-    norms = [math.sqrt(gram[i][i]) for i in (0, 1)]
-    lengths = [norm if norm > 1e-8 else 1.0 for norm in norms]
-    cosine = max(-1.0, min(1.0, gram[0][1] / (lengths[0] * lengths[1])))
-    if abs(cosine) > _PARALLEL:
-        return Combination((1.0 - t, t))
-    angle = math.acos(cosine)
-    return Combination(
-        (math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle))
+    return Combination(_along_circle(gram, t, parallel=_PARALLEL))
+
+
+def _nuslerp_vectors(*, nuslerp_flatten: bool, nuslerp_row_wise: bool, **_: Any) -> Vectors:
+    if nuslerp_flatten:
+        return "tensor"
+    return "rows" if nuslerp_row_wise else "columns"
+
+
+@merge_method(
+    "nuslerp",
+    title="NuSLERP",
+    paper="https://dl.acm.org/doi/10.1145/325334.325242",
+    base="optional",
+    models=(2, 2),
+    idempotent=True,
+    vectors=_nuslerp_vectors,
+)
+def nuslerp(
+    changes: Gram, *, weight: Weight, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
+) -> Combination:
+    """Slerp between two models, with weights: the way goes w_2 / (w_1 + w_2) of the circle.
+
+    With a base it turns between what the two changed in it. Instead of the flattened tensors their
+    rows (or columns) can be turned one by one: ``nuslerp_flatten: false``, ``nuslerp_row_wise: true``.
+    """
+    total = math.fsum(weight)
+    t = 0.5 if abs(total) < 1e-6 else weight[1] / total
+    return Combination(_along_circle(changes, t, parallel=1.0 - 1e-12))
+
+
+@merge_method("multislerp", title="Multi-SLERP", base="optional")
+def multislerp(
+    changes: Gram, *, weight: Weight, normalize_weights: bool = True, eps: float = 1e-8
+) -> Combination:
+    """Weighted mean on the sphere: the direction of sum(w_i u_i), as long as sum(w_i |x_i|).
+
+    u_i are the unit vectors of the inputs, with a base those of the changes. It is the projection of
+    their mean onto the sphere; MergeKit takes one more step in the tangent space, whose length is
+    zero. Where all that has a direction cancels (``|sum(w_i u_i)| < eps``) the weighted sum is taken.
+    A single model is returned as it is.
+    """
+    import numpy as np
+
+    if len(weight) == 1:
+        return Combination((1.0,))
+    total = math.fsum(weight) if normalize_weights else 1.0
+    if total == 0:
+        raise ValueError(
+            "the weights add up to 0, so they cannot be normalised; give normalize_weights: false"
+        )
+    weights = np.array(weight) / total
+    lengths = np.sqrt(np.diag(changes))
+    along = np.divide(weights, lengths, out=np.zeros_like(weights), where=lengths > 0)
+    resultant = math.sqrt(max(0.0, float(along @ changes @ along)))
+    if resultant < eps:
+        return Combination(tuple(weights.tolist()))
+    return Combination(tuple((along * (weights @ lengths) / resultant).tolist()))
+
+
+@merge_method("karcher", title="Karcher mean", models=(1, None), idempotent=True)
+def karcher(
+    gram: Gram,
+    *,
+    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)],
+    max_iter: int = 10,
+    tol: float = 1e-5,
+) -> Combination:
+    """The point on the sphere that is nearest to all models, by the squares of the angles.
+
+    Riemannian centre of mass of the unit vectors (Karcher 1977), found by gradient steps in the space
+    that the inputs span, and made as long as the mean of their lengths. Weights are optional and
+    normalised; MergeKit has none. Inputs whose directions cancel are averaged.
+    """
+    import numpy as np
+
+    total = math.fsum(weight)
+    if total == 0 or min(weight) < 0:
+        raise ValueError("the weights of a Karcher mean are not negative, and not all zero")
+    shares = np.array(weight) / total
+    lengths = np.sqrt(np.diag(gram))
+    length = float(shares @ lengths)
+    valid = (lengths > 0) & (shares > 0)
+    if not valid.any():
+        return Combination((0.0,) * len(weight))
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    cosines = gram * np.outer(scale, scale)
+    mean = _karcher_mean(cosines, np.where(valid, shares, 0.0) / shares[valid].sum(), max_iter, tol)
+    if mean is None:
+        return Combination(tuple(shares.tolist()))
+    return Combination(tuple((mean * scale * length).tolist()))
+
+
+def _karcher_mean(cosines: Array, shares: Array, max_iter: int, tol: float) -> Array | None:
+    """Coefficients of the mean in unit vectors with these inner products; None if they cancel."""
+    import numpy as np
+
+    def unit(coefficients: Array) -> Array | None:
+        norm = math.sqrt(max(0.0, float(coefficients @ cosines @ coefficients)))
+        return coefficients / norm if norm >= tol else None
+
+    mean = unit(shares)
+    if mean is None:
+        return None
+    for _ in range(max_iter):
+        along = np.clip(cosines @ mean, -1.0, 1.0)
+        angles = np.arccos(along)
+        turns = np.sin(angles)
+        apart = (angles >= tol) & (turns > 1e-9)  # neither there already, nor opposite
+        pull = np.divide(shares * angles, turns, out=np.zeros_like(angles), where=apart)
+        tangent = pull - (pull @ along) * mean
+        step = math.sqrt(max(0.0, float(tangent @ cosines @ tangent)))
+        if step < tol:
+            break
+        turned = unit(math.cos(step) * mean + math.sin(step) / step * tangent)
+        if turned is None:
+            break
+        mean = turned
+    return mean
+
+
+def _filter_vectors(*, filter_wise: bool, **_: Any) -> Vectors:
+    return "rows" if filter_wise else "tensor"
+
+
+@merge_method(
+    "model_stock",
+    title="Model Stock",
+    paper="2403.19522",
+    base="required",
+    models=(2, None),
+    idempotent=True,
+    vectors=_filter_vectors,
+)
+def model_stock(changes: Gram, *, filter_wise: bool = False) -> Combination:
+    """Between the base and the mean of the models, by how much their changes point the same way.
+
+    With N models and the mean cosine c between their changes: t = N c / (1 + (N - 1) c), and the
+    result is t of the way from the base to the mean. ``filter_wise`` does so row by row. Source: Jang
+    et al. 2024, "Model Stock: all we need is just a few fine-tuned models", arXiv:2403.19522.
+    """
+    import numpy as np
+
+    count = changes.shape[-1]
+    lengths = np.sqrt(np.diagonal(changes, axis1=-2, axis2=-1))
+    products = lengths[..., :, None] * lengths[..., None, :]
+    cosines = np.divide(changes, products, out=np.zeros_like(changes), where=products > 0)
+    pairs = np.triu_indices(count, 1)
+    cosine = np.clip(cosines[..., pairs[0], pairs[1]], -1.0, 1.0).mean(axis=-1)
+    denominator = 1.0 + (count - 1) * cosine
+    singular = np.abs(denominator) < 1e-6
+    share = np.where(singular, 0.0, cosine / np.where(singular, 1.0, denominator))
+    return Combination((share,) * count)
+
+
+def _along_circle(gram: Gram, t: float, *, parallel: float) -> tuple[Array, Array]:
+    """Coefficients of two vectors for t of the way along the great circle between them; of the
+    straight line where their cosine is above ``parallel``, or they are opposite."""
+    import numpy as np
+
+    first, second = (np.sqrt(gram[..., i, i]) for i in (0, 1))
+    lengths = np.where(first > 1e-8, first, 1.0) * np.where(second > 1e-8, second, 1.0)
+    cosine = np.clip(gram[..., 0, 1] / lengths, -1.0, 1.0)
+    straight = np.abs(cosine) > parallel
+    angle = np.arccos(np.where(straight, 0.0, cosine))
+    return (
+        np.where(straight, 1.0 - t, np.sin((1.0 - t) * angle) / np.sin(angle)),
+        np.where(straight, t, np.sin(t * angle) / np.sin(angle)),
     )

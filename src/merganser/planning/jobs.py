@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
-from merganser.methods import Combination, Method, Parameter
+from merganser.methods import Combination, Consensus, Method, Parameter
 from merganser.planning.layout import Entry, Group, Path
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -74,10 +74,18 @@ class JobMaker:
             work, cast = FLOAT64 if wide else FLOAT32, None
         else:
             upcast = FLOAT64 if asked == FLOAT64 else FLOAT32
-            work = upcast if self.method.casts_up or self.method.combination else asked
+            in_torch = self.method.form == "tensor"
+            work = asked if in_torch and not self.method.casts_up else upcast
             needed = out != asked or any(spec.dtype != asked for spec in specs)
-            cast = asked if needed or not self.method.combination else None
-        combination = self._combination(group, numbers)
+            cast = asked if needed or in_torch else None
+        based = self.method.base != "none" and entries[0].source == group.base
+        combination, consensus = None, None
+        if based and len(entries) == 1 and not self.method.combination:
+            combination = Combination((1.0,))  # no model changes anything in the base
+        elif self.method.gram is None and self.method.form != "tensor":
+            made = self._made(group, numbers)
+            combination = made if isinstance(made, Combination) else None
+            consensus = made if isinstance(made, Consensus) else None
         name = self.method.name
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
@@ -93,6 +101,8 @@ class JobMaker:
             cast,
             group.layer,
             group.place.role,
+            consensus,
+            based,
         )
 
     def _copy(self, group: Group, spec: TensorSpec, reads: tuple[Read, ...]) -> TensorJob:
@@ -227,21 +237,21 @@ class JobMaker:
             )
         return parameter.default
 
-    def _combination(self, group: Group, numbers: Mapping[str, Any]) -> Combination | None:
-        if not self.method.combination or self.method.wants_gram:
-            return None
+    def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | Consensus:
+        """What the method makes of its numbers alone."""
         try:
-            combination: Combination = self.method.function(**numbers)
+            made: Combination | Consensus = self.method.function(**numbers)
         except ValueError as error:
             raise self.parsed.error(
                 f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
             ) from None
-        if not all(math.isfinite(c) for c in combination.coefficients):
+        found = made.coefficients if isinstance(made, Combination) else made.weights or ()
+        if not all(math.isfinite(c) for c in found):
             raise self.parsed.error(
                 f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
                 ("parameters",),
             )
-        return combination
+        return made
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:

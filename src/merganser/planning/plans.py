@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint
-from merganser.methods import Combination, Method
+from merganser.methods import Combination, Consensus, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 
@@ -46,6 +46,8 @@ class TensorJob:
         method: its name; ``copy`` for tensors that are taken as they are, bit for bit.
         numbers: the method's parameters by their Python names, settled for this tensor.
         combination: the coefficients, if they are known before reading.
+        consensus: the method, if it is one.
+        based: whether the first input is the base.
         work: the dtype that is computed in.
         cast: the dtype that inputs are rounded to first (MergeKit's arithmetic), or None.
         layer: the output layer that it lies in, or None.
@@ -62,6 +64,8 @@ class TensorJob:
     cast: DType | None
     layer: int | None
     role: str
+    consensus: Consensus | None = None
+    based: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +177,7 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     """What one thread's buffers take when plans run together, by their widest jobs."""
     most = 0
     for plan in plans:
-        whole = not plan.method.combination and not plan.method.elementwise
+        whole = plan.method.whole
         for job in plan.jobs:
             elements = (
                 job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
@@ -181,7 +185,9 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
             reads = sum(
                 plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads
             )
-            in_torch = job.method != "copy" and (job.combination is None or job.cast is not None)
+            in_torch = job.method != "copy" and (
+                plan.method.form == "tensor" or job.cast is not None
+            )
             numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
     return most

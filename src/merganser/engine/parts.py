@@ -1,0 +1,214 @@
+"""One plan's share in a tensor: its job, and what is found out for it while the engine works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser.engine import consensus as loops
+from merganser.engine import kernels
+from merganser.methods import Combination, Consensus, Method, MostVaried
+from merganser.planning import CELL, TensorJob
+from merganser.tensors import FLOAT64, DType
+
+Array = np.ndarray[Any, Any]
+
+
+class Scratch:
+    """A thread's memory. Its arrays grow to what is asked for, and are used again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Array] = {}
+
+    def __call__(self, name: str, dtype: Any, rows: int, width: int = kernels.BLOCK) -> Array:
+        """An array [rows, width] that holds anything, under a name of its use."""
+        dtype = np.dtype(dtype)
+        padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin on cache lines
+        key = f"{name} {dtype}"
+        kept = self._kept.get(key)
+        if kept is None or len(kept) < rows * padded:
+            kept = self._kept[key] = np.zeros(rows * padded, dtype)
+        return kept[: rows * padded].reshape(rows, padded)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What is added up for the report, by cells: float64 arrays whose first axis is the cells.
+    See :class:`merganser.engine.report.Measurement`."""
+
+    gram: Array
+    differ: Array
+    ideal: Array
+    cross: Array
+    noise: Array
+
+    @classmethod
+    def zeros(cls, cells: int, k: int) -> Sums:
+        """For a tensor of so many cells and inputs."""
+        vector = (cells, k - 1)
+        return cls(
+            np.zeros((*vector, k - 1)),
+            np.zeros(vector),
+            np.zeros(vector),
+            np.zeros(vector),
+            np.zeros(cells),
+        )
+
+
+@dataclass(slots=True)
+class Facts:
+    """Which changes of a tensor are kept, and how they count: the arguments of the same names of
+    :func:`merganser.engine.consensus.merge`."""
+
+    rules: Array
+    cuts: Array
+    allowed: Array
+    present: Array
+    chances: Array
+    seeds: Array
+    masks: Array
+    factors: Array
+    weights: Array
+    total_weight: Any
+
+    @classmethod
+    def of(cls, part: Part, size: int) -> Facts:
+        """Everything is kept, with weights of one."""
+        models = len(part.rows) - 1
+        rules = models + isinstance(part.consensus.keep, MostVaried)
+        dtype = part.wide
+        cuts = np.zeros((rules, 2), np.uint32)
+        cuts[:, 0] = loops.ABSENT
+        cells = -(-size // CELL)
+        return cls(
+            np.full(rules, loops.ALL),
+            cuts,
+            np.zeros((rules, 2, cells), np.int64),
+            np.zeros((rules, 2, cells), np.int64),
+            np.zeros(models, np.uint64),
+            np.zeros(models, np.uint64),
+            np.zeros((models, 0), np.uint8),
+            np.ones(models, dtype),
+            np.ones(models, dtype),
+            dtype.type(1),
+        )
+
+    def rule_arguments(self) -> tuple[Array, ...]:
+        """The arguments that tell what is kept."""
+        return (
+            self.rules,
+            self.cuts,
+            self.allowed,
+            self.present,
+            self.chances,
+            self.seeds,
+            self.masks,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One plan's job in a group.
+
+    Attributes:
+        plan: index of the plan.
+        plan_seed: the recipe's seed.
+        job: the job.
+        method: its method.
+        rows: which of the group's rows it takes.
+        dtypes: what they are stored as.
+        seed: for stochastic rounding.
+        rounding: the kernels' code for it.
+        combination: the coefficients, once they are known.
+        each: those of every row or column [vectors, k], where they differ; ``each_rows`` tells which.
+        facts: what is kept of the changes, for a consensus, once it is known.
+        counted: what the method's ``measure`` found.
+        digests: uint64, by cells of the output's bytes; None if not wanted.
+        sums: for the report; None if not wanted.
+    """
+
+    plan: int
+    plan_seed: int
+    job: TensorJob
+    method: Method
+    rows: tuple[int, ...]
+    dtypes: tuple[DType, ...]
+    seed: int
+    rounding: int
+    combination: Combination | None
+    each: Array | None = None
+    each_rows: bool = False
+    _facts: Facts | None = None
+    counted: Any = None
+    digests: Array | None = None
+    sums: Sums | None = None
+
+    @property
+    def codes(self) -> Array:
+        """The kernels' codes of what the inputs are stored as."""
+        return np.array([kernels.CODES[dtype.name] for dtype in self.dtypes])
+
+    @property
+    def copies(self) -> bool:
+        """Whether the tensor is taken as it is, bit for bit."""
+        return self.job.method == "copy"
+
+    @property
+    def fused(self) -> bool:
+        """Whether the fused kernel serves it: a linear combination of inputs as they are stored."""
+        return (
+            not self.copies
+            and self.combination is not None
+            and self.each is None
+            and self.job.cast is None
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether its method needs the whole tensor at once."""
+        return not self.copies and self.method.whole
+
+    @property
+    def wide(self) -> np.dtype[Any]:
+        """numpy's float32 or float64: what results are in before they are rounded."""
+        return np.dtype(np.float64 if self.job.work.name == "float64" else np.float32)
+
+    @property
+    def based(self) -> bool:
+        """Whether the first input is the base."""
+        return self.job.based
+
+    @property
+    def consensus(self) -> Consensus:
+        """What its method is, if that is a consensus."""
+        assert self.job.consensus is not None
+        return self.job.consensus
+
+    @property
+    def facts(self) -> Facts:
+        """See the attributes."""
+        assert self._facts is not None
+        return self._facts
+
+    @facts.setter
+    def facts(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def take(self, inputs: Array) -> Array:
+        """Its own rows of the group's."""
+        return inputs if self.rows == tuple(range(len(inputs))) else inputs[list(self.rows)]
+
+    def stored(self, inputs: Array, count: int) -> tuple[Array, Array]:
+        """Its rows' bytes and their codes; after the cast, if there is one, as float64."""
+        if self.job.cast is None:
+            return inputs, self.codes
+        from merganser.engine import reference
+
+        rows = [
+            reference.widen(row[: count * dtype.itemsize], dtype, self.job.cast, FLOAT64).numpy()
+            for row, dtype in zip(inputs, self.dtypes, strict=True)
+        ]
+        codes = np.full(len(rows), kernels.CODES["float64"])
+        return np.stack(rows).view(np.uint8), codes

@@ -1,0 +1,606 @@
+"""What must be known of a tensor before it can be merged: Gram matrices, thresholds, norms, counts.
+
+A preparation is a generator: it yields the passes over the tensor that it needs, one after the other,
+and goes on when each is done; what it learns it leaves in the parts that it serves. A pass is given
+tiles, in any order and from any thread, and must come to the same result whatever they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from merganser.engine import consensus as loops
+from merganser.engine import kernels
+from merganser.engine.parts import Array, Facts, Part, Scratch
+from merganser.errors import MerganserError
+from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
+from merganser.planning import CELL, TILE
+
+Sample = Callable[[int, int], Array]
+"""Reads elements ``start`` to ``start + count`` of a group's tensors: uint8 [rows, bytes]."""
+
+Cut = Literal["cells", "bands", "rows"]
+
+RUN = 1024
+"""Elements that are read at once for a sample."""
+
+MOST_FOUND = 2**21
+"""Keys that a selection holds before it counts equal ones together."""
+
+
+class Pass(Protocol):
+    """One walk over a tensor's tiles.
+
+    Attributes:
+        part: one of the parts that it is for; it tells what is read.
+        cut: how its tiles are cut: ``cells`` in multiples of cells, ``bands`` of a fixed number of
+            cells, ``rows`` in whole rows, a multiple of eight of them.
+    """
+
+    part: Part
+    cut: Cut
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
+
+
+Preparation = Iterator[Pass]
+
+
+def preparations(
+    parts: Sequence[Part], shape: tuple[int, ...], sample: Sample
+) -> list[Preparation]:
+    """All that the parts of a group need; parts that need the same share it."""
+    grams: dict[Any, list[Part]] = {}
+    consensus: dict[Any, list[Part]] = {}
+    found: list[Preparation] = []
+    for part in parts:
+        if part.copies or part.combination is not None:
+            continue
+        key = part.rows, part.dtypes, part.job.cast
+        if part.method.gram is not None:
+            vectors = part.method.vectors(**part.job.numbers)
+            grams.setdefault((*key, part.based, vectors), []).append(part)
+        elif part.method.form == "consensus":
+            consensus.setdefault((*key, part.job.work), []).append(part)
+        elif part.method.measure is not None:
+            found.append(_count(part))
+    found += [_measure(alike, shape, key[-1]) for key, alike in grams.items()]
+    found += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
+    return found
+
+
+# -- Gram matrices ---------------------------------------------------------------------------------
+
+
+def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Preparation:
+    if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
+        whole = _WholeGram(parts[0], shape)
+        yield whole
+        gram = whole.cells.sum(axis=0)
+    elif vectors == "rows":
+        rows = _RowGrams(parts[0], shape)
+        yield rows
+        gram = rows.joined()
+    else:
+        columns = _ColumnGrams(parts[0], shape)
+        yield columns
+        gram = columns.total
+    gram = gram + np.tril(gram, -1).swapaxes(-1, -2)
+    if not np.all(np.isfinite(gram)):
+        raise MerganserError(
+            f"tensor {parts[0].job.name!r} holds numbers that are not finite (or too "
+            f"large to be squared), and {parts[0].method.name} needs their lengths"
+        )
+    for part in parts:
+        try:
+            found = part.method.function(gram, **part.job.numbers)
+        except ValueError as error:
+            raise MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {error}") from None
+        part.combination = _on_base(found, part) if part.method.gram == "changes" else found
+        if gram.ndim == 2:
+            numbers = tuple(float(c) for c in part.combination.coefficients)
+            part.combination = part.combination._replace(coefficients=numbers)
+        else:
+            part.each = np.stack(
+                np.broadcast_arrays(*part.combination.coefficients), axis=-1
+            ).astype(part.wide)
+            part.each_rows = vectors == "rows"
+
+
+def _on_base(found: Combination, part: Part) -> Combination:
+    """Coefficients of the inputs, base first, for those of the changes to it."""
+    if not part.based:
+        return found
+    changes = found.coefficients
+    rest: Any = 1.0 - sum(changes[1:], changes[0])
+    return found._replace(coefficients=(rest, *changes))
+
+
+class _WholeGram:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.changes = part.method.gram == "changes" and part.based
+        m = len(part.rows) - self.changes
+        self.cells = np.zeros((-(-_numel(shape) // CELL), m, m))
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        rows = scratch("measure", np.float64, len(inputs))
+        kernels.measure(inputs, codes, count, self.changes, rows, self.cells[_cells(start, count)])
+
+
+class _RowGrams(_WholeGram):
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        super().__init__(part, shape)
+        self.length = max(1, shape[-1])
+        self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        rows, heads = scratch("measure", np.float64, len(inputs)), self.cells[_cells(start, count)]
+        kernels.measure_rows(
+            inputs, codes, count, self.changes, self.length, start, rows, self.grams, heads
+        )
+
+    def joined(self) -> Array:
+        """The rows' matrices, those that reach over several cells put together in order."""
+        for cell in range(len(self.cells)):
+            row = cell * CELL // self.length
+            if row * self.length < cell * CELL:
+                self.grams[row] += self.cells[cell]
+        return self.grams
+
+
+class _ColumnGrams:
+    """Every band of a fixed size is summed by itself, and the bands in their order."""
+
+    cut: Cut = "bands"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.changes = part.method.gram == "changes" and part.based
+        m = len(part.rows) - self.changes
+        self.length = max(1, _numel(shape) // max(1, shape[0])) if shape else 1
+        self.total = np.zeros((self.length, m, m))
+        self._waiting: dict[int, Array] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        rows, sums = scratch("measure", np.float64, len(inputs)), np.zeros_like(self.total)
+        kernels.measure_columns(inputs, codes, count, self.changes, self.length, start, rows, sums)
+        with self._lock:
+            self._waiting[start // TILE] = sums
+            while self._next in self._waiting:
+                self.total += self._waiting.pop(self._next)
+                self._next += 1
+
+
+# -- counts for methods in torch -------------------------------------------------------------------
+
+
+def _count(part: Part) -> Preparation:
+    counts = _Counts(part)
+    yield counts
+    part.counted = counts.total
+
+
+class _Counts:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.total: Any = None
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        from merganser.engine import reference
+
+        found = reference.measure(self.part, inputs, count)
+        with self._lock:
+            self.total = found if self.total is None else self.total + found
+
+
+# -- which changes are kept ------------------------------------------------------------------------
+
+
+def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sample) -> Preparation:
+    """Thresholds first, then masks by rank, then norms; what parts have in common is found once."""
+    size = _numel(shape)
+    first = parts[0]
+    models = len(first.rows) - 1
+    wishes: dict[Part, list[list[Selection | None]]] = {}
+    selections: dict[tuple[int, int], Selection] = {}
+
+    def select(what: int, rank: int) -> Selection | None:
+        if rank <= 0 or rank >= size:
+            return None
+        return selections.setdefault((what, rank), Selection(what, rank, size))
+
+    varied = None
+    if any(isinstance(part.consensus.keep, MostVaried) for part in parts):
+        varied = _Varied(first, size)
+        yield varied
+    for part in parts:
+        keep = part.consensus.keep
+        part.facts = facts = Facts.of(part, size)
+        if isinstance(keep, MostVaried):
+            assert varied is not None
+            rank = int(varied.total * keep.share)
+            wishes[part] = [[None, None] for _ in range(models)]
+            wishes[part].append([None, select(loops.VARIANCE, rank)])
+            if rank <= 0:
+                facts.rules[:models] = loops.NOTHING
+                facts.rules = facts.rules[:models]
+            elif rank >= size:
+                facts.rules = facts.rules[:models]
+            continue
+        wishes[part] = []
+        for i, rule in enumerate(keep):
+            wish: list[Selection | None] = [None, None]
+            if isinstance(rule, Largest):
+                begin, end = rule.ranks(size)
+                facts.rules[i] = loops.BETWEEN if begin < end else loops.NOTHING
+                if begin < end:
+                    wish = [select(i + 1, begin), select(i + 1, end)]
+            elif isinstance(rule, Random):
+                facts.rules[i] = loops.DRAWN if rule.density > 0 else loops.NOTHING
+                facts.chances[i] = min(2**64 - 1, int(rule.density * 2.0**64))
+                facts.seeds[i] = _seed(part.plan_seed, part.job.name, i, "keep")
+            elif isinstance(rule, Ranked):
+                facts.rules[i] = loops.MASKED if rule.density > 0 else loops.NOTHING
+                facts.seeds[i] = _seed(part.plan_seed, part.job.name, i, "keep")
+            wishes[part].append(wish)
+    yield from _find(list(selections.values()), first, size, sample)
+    for part, wished in wishes.items():
+        for i, pair in enumerate(wished[: len(part.facts.rules)]):
+            for c, selection in enumerate(pair):
+                if selection is not None:
+                    part.facts.cuts[i, c] = selection.cut
+                    part.facts.allowed[i, c] = selection.allowed
+                    part.facts.present[i, c] = selection.present
+    for part in parts:
+        if loops.MASKED in part.facts.rules:
+            part.facts.masks = np.zeros((models, -(-size // 8)), np.uint8)
+            yield _Ranks(part, shape)
+    for part in parts:
+        yield from _weigh(part, size, models)
+
+
+def _weigh(part: Part, size: int, models: int) -> Preparation:
+    """Factors and weights: rescaling by norms, and shares of the energy."""
+    told, facts = part.consensus, part.facts
+    weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
+    factors = np.array(told.factors or (1.0,) * models)
+    sparse = np.any(facts.rules != loops.ALL)
+    if told.weights is None:
+        norms = _Norms(part, size, loops.L2)
+        yield norms
+        energies = norms.joined()[:, 1]
+        total = energies.sum()
+        weights = energies / total if total > 0 else np.full(models, 1.0 / models)
+    elif told.rescale is not None and sparse:
+        norms = _Norms(
+            part, size, {"l1": loops.L1, "l2": loops.L2, "linf": loops.LINF}[told.rescale]
+        )
+        yield norms
+        whole, kept = norms.joined().T
+        factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
+        if told.rescale == "l2":
+            factors = np.sqrt(factors)
+    dtype = part.wide
+    facts.weights = weights.astype(dtype)
+    facts.factors = (weights * factors).astype(dtype)
+    total = float(weights.sum())
+    facts.total_weight = dtype.type(total if abs(total) >= 1e-8 else 1.0)
+
+
+class _Varied:
+    """Counts the positions at which the changes differ between the models at all."""
+
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, size: int) -> None:
+        self.part = part
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        work = self.part.wide
+        what = np.array([loops.VARIANCE])
+        zero = np.zeros(1, np.uint32)
+        above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        loops.tally(
+            inputs,
+            codes,
+            count,
+            what,
+            zero,
+            zero,
+            zero,
+            scratch("consensus", work, 3 * len(inputs) + 3),
+            scratch("keys", np.uint32, 1)[0],
+            above,
+            np.zeros((1, -(-count // CELL)), np.int64),
+            np.zeros((1, 1), np.uint32),
+            fill,
+        )
+        with self._lock:
+            self.total += int(above[0])
+
+
+class Selection:
+    """The search for the ``rank`` greatest keys of a tensor, exactly.
+
+    A sample brackets the threshold; a pass counts what lies above the bracket and collects what lies in
+    it; where the bracket missed it, it is widened and the pass repeated.
+
+    Attributes:
+        what: the input whose changes are meant, or VARIANCE.
+        rank: how many are to lie above the cut.
+        low, high, guess: the bracket, ends included, and the key in it that is likeliest to be the cut.
+        cut: the key of the last one that does, once it is known.
+        allowed, present: by cells, how many keys that equal the cut lie above it, and how many there are.
+    """
+
+    def __init__(self, what: int, rank: int, size: int) -> None:
+        self.what = what
+        self.rank = rank
+        self.low, self.high, self.guess = 0, int(loops.ABSENT) - 1, 0
+        self.cut: int | None = None
+        self.above = 0
+        cells = -(-size // CELL)
+        self.allowed = np.zeros(cells, np.int64)
+        self.present = np.zeros(cells, np.int64)
+        self.missing: int | None = None
+        self._keys: list[Array] = []
+        self._counts: list[Array] = []
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def bracket(self, keys: Array, size: int) -> None:
+        """Narrow the search down by a sample of the tensor's keys, sorted in descending order."""
+        share = self.rank / size
+        place = min(len(keys) - 1, int(share * len(keys)))
+        margin = 8 + int(8 * (len(keys) * share * (1 - share)) ** 0.5)
+        self.guess = int(keys[place])
+        self.high = int(keys[place - margin]) if place >= margin else int(loops.ABSENT) - 1
+        self.low = int(keys[place + margin]) if place + margin < len(keys) else 0
+        self.present[:] = 0
+
+    def take(self, above: int, equal: Array, cells: slice, keys: Array) -> None:
+        """Add what a tile held."""
+        with self._lock:
+            self.above += above
+            self.present[cells] += equal
+            if len(keys):
+                self._keys.append(keys.copy())
+                self._counts.append(np.ones(len(keys), np.int64))
+                self._held += len(keys)
+                if self._held > MOST_FOUND:
+                    self._gather()
+                    self._held = len(self._keys[0]) // 2
+
+    def _gather(self) -> tuple[Array, Array]:
+        keys = np.concatenate([np.zeros(0, np.uint32), *self._keys])
+        counts = np.concatenate([np.zeros(0, np.int64), *self._counts])
+        order = np.argsort(keys, kind="stable")
+        keys, counts = keys[order], counts[order]
+        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
+        keys, counts = keys[begins], np.add.reduceat(counts, begins) if len(begins) else counts
+        self._keys, self._counts = [keys], [counts]
+        return keys, counts
+
+    def settle(self) -> None:
+        """All tiles are in: find the cut, or widen the bracket."""
+        keys, counts = self._gather()
+        equal = int(self.present.sum())
+        place = int(np.searchsorted(keys, self.guess))
+        keys = np.insert(keys, place, np.uint32(self.guess))[::-1]
+        counts = np.insert(counts, place, equal)[::-1]
+        reached = self.above + np.cumsum(counts)
+        if self.above >= self.rank:  # it lies above the bracket
+            self._again(self.high + 1, int(loops.ABSENT) - 1)
+        elif reached[-1] < self.rank:
+            self._again(0, self.low - 1)
+        else:
+            at = int(np.searchsorted(reached, self.rank))
+            self.cut = int(keys[at])
+            wanted = self.rank - int(reached[at] - counts[at])
+            self.missing = wanted if wanted < counts[at] else None
+            if self.missing is None:  # all ties lie above: no need to count them
+                self.present[:] = 0
+                self.allowed[:] = 0
+            elif self.cut == self.guess:
+                self.allow()
+            else:
+                self.present[:] = 0
+        self._keys, self._counts, self._held, self.above = [], [], 0, 0
+
+    def _again(self, low: int, high: int) -> None:
+        """Another bracket: from where it missed towards that end, but at most 16 times as large."""
+        width = max(2**20, 16 * (self.high - self.low + 1))
+        if low > self.high:
+            self.low, self.high = low, min(high, low + width)
+        else:
+            self.low, self.high = max(low, high - width), high
+        self.guess = (self.low + self.high) // 2
+        self.present[:] = 0
+
+    def allow(self) -> None:
+        """The ties are counted: deal out those that lie above, in the order of the tensor."""
+        assert self.missing is not None
+        before = np.cumsum(self.present) - self.present
+        self.allowed = np.clip(self.missing - before, 0, self.present)
+        self.missing = None
+
+
+def _find(selections: Sequence[Selection], part: Part, size: int, sample: Sample) -> Preparation:
+    if not selections:
+        return
+    keys = _sample_keys(selections, part, size, sample)
+    for selection, drawn in zip(selections, keys, strict=True):
+        selection.bracket(drawn, size)
+    searching = list(selections)
+    while searching:
+        yield _Tally(part, searching)
+        for selection in searching:
+            selection.settle()
+        searching = [s for s in searching if s.cut is None]
+    tied = [s for s in selections if s.missing is not None]
+    if tied:
+        for selection in tied:
+            assert selection.cut is not None
+            selection.low, selection.high, selection.guess = (
+                selection.cut,
+                selection.cut,
+                selection.cut,
+            )
+        yield _Tally(part, tied)
+        for selection in tied:
+            selection.allow()
+
+
+class _Tally:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, selections: Sequence[Selection]) -> None:
+        self.part = part
+        self.selections = selections
+        self.what = np.array([s.what for s in selections])
+        self.lows, self.highs, self.guesses = (
+            np.array([getattr(s, name) for s in selections], np.uint32)
+            for name in ("low", "high", "guess")
+        )
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        m, cells = len(self.selections), _cells(start, count)
+        above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
+        equal = np.zeros((m, cells.stop - cells.start), np.int64)
+        found = scratch("found", np.uint32, m, count + 1)
+        loops.tally(
+            inputs,
+            codes,
+            count,
+            self.what,
+            self.lows,
+            self.highs,
+            self.guesses,
+            scratch("consensus", self.part.wide, 3 * len(inputs) + 3),
+            scratch("keys", np.uint32, 1)[0],
+            above,
+            equal,
+            found,
+            fill,
+        )
+        for i, selection in enumerate(self.selections):
+            selection.take(int(above[i]), equal[i], cells, found[i, : fill[i]])
+
+
+def _sample_keys(
+    selections: Sequence[Selection], part: Part, size: int, sample: Sample
+) -> list[Array]:
+    """Keys of a sample of the tensor, in descending order: runs in places spread over it."""
+    runs = min(1024, max(64, size >> 18))
+    whole = size <= runs * RUN
+    places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
+    count = size if whole else RUN
+    scratch = np.zeros((3 * len(part.rows) + 3, kernels.BLOCK), part.wide)
+    what = np.array([s.what for s in selections])
+    keys = np.empty((len(selections), len(places) * count), np.uint32)
+    for n, place in enumerate(places):
+        inputs, codes = part.stored(part.take(sample(place, count)), count)
+        loops.sample_keys(inputs, codes, count, what, scratch, keys[:, n * count : (n + 1) * count])
+    return [np.sort(row)[::-1] for row in keys]
+
+
+class _Ranks:
+    """Draws masks by the changes' ranks in their rows."""
+
+    cut: Cut = "rows"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.length = max(1, shape[-1]) if shape else 1
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        facts, keep = self.part.facts, self.part.consensus.keep
+        rows = scratch("consensus", self.part.wide, 3 * len(inputs) + 3)
+        keys = scratch("row", np.uint32, 1, self.length)[0]
+        assert not isinstance(keep, MostVaried)
+        for i, rule in enumerate(keep):
+            if isinstance(rule, Ranked) and facts.rules[i] == loops.MASKED:
+                loops.draw_by_rank(
+                    inputs,
+                    codes,
+                    count // self.length,
+                    self.length,
+                    i + 1,
+                    rule.density,
+                    rule.epsilon,
+                    facts.seeds[i],
+                    start,
+                    rows,
+                    keys,
+                    facts.masks[i],
+                )
+
+
+class _Norms:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, size: int, norm: int) -> None:
+        self.part = part
+        self.norm = norm
+        self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))
+
+    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs, count)
+        facts, work = self.part.facts, self.part.wide
+        loops.norms(  # type: ignore[call-arg]
+            inputs,
+            codes,
+            count,
+            *facts.rule_arguments(),
+            np.ones(len(inputs) - 1, work),
+            self.norm,
+            start,
+            scratch("consensus", work, 3 * len(inputs) + 3),
+            scratch("keys", np.uint32, 1)[0],
+            scratch("keep", np.bool_, 1)[0],
+            self.sums[_cells(start, count)],
+        )
+
+    def joined(self) -> Array:
+        """Of the whole tensor: float64 [models, 2]."""
+        joined: Array = self.sums.max(axis=0) if self.norm == loops.LINF else self.sums.sum(axis=0)
+        return joined
+
+
+def _seed(seed: int, name: str, model: int, use: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}/{model}/{use}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for length in shape:
+        numel *= length
+    return numel
+
+
+def _cells(start: int, count: int) -> slice:
+    first = start // CELL
+    return slice(first, first - (-count // CELL))

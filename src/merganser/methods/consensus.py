@@ -1,0 +1,325 @@
+"""Methods that keep some of what each model changed in a base, and let the models agree on the rest.
+
+All of them are task arithmetic, ``x_0 + lambda sum(w_i d_i)`` with the changes ``d_i = x_i - x_0``,
+with two things before the sum: changes are made sparse, and conflicting signs are resolved. In all of
+them ``normalize`` divides by the weights that take part, ``lambda`` scales the whole change, and
+``rescale`` gives what is kept of a tensor's changes the norm that all of them had (``true`` is ``l1``,
+MergeKit's rule), or divides it by the density (``dare``, the rule of the paper of that name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from merganser.methods import (
+    Consensus,
+    Density,
+    Keep,
+    Largest,
+    MostVaried,
+    PerModel,
+    Random,
+    Range,
+    Ranked,
+    Rescale,
+    Weight,
+    merge_method,
+)
+
+Scale = Annotated[float, Range(0.0, 2.0)]
+Gamma = Annotated[Sequence[float], PerModel(default=0.01), Range(0.0, 0.5)]
+Epsilon = Annotated[Sequence[float], PerModel(default=0.15), Range(0.0, 0.5)]
+
+
+def _sparse(
+    weight: Sequence[float],
+    keep: Sequence[Keep],
+    rescale: Rescale,
+    normalize: bool,
+    lambda_: float,
+    *,
+    elect: bool,
+) -> Consensus:
+    """The family: sparse changes, with or without an election of signs."""
+    factors: tuple[float, ...] = ()
+    norm = {True: "l1", False: None, "dare": None}.get(rescale, rescale)
+    if rescale == "dare":
+        factors = tuple(1.0 / k.density if k is not None and k.density > 0 else 1.0 for k in keep)
+    divide = "no" if not normalize else "counted" if elect else "weights"
+    return Consensus(
+        tuple(weight),
+        tuple(keep),
+        factors,
+        norm,  # type: ignore[arg-type]
+        elect,
+        divide,  # type: ignore[arg-type]
+        lambda_,
+    )
+
+
+def _largest(density: Sequence[float]) -> list[Keep]:
+    return [Largest(d) if d < 1 else None for d in density]
+
+
+def _random(density: Sequence[float]) -> list[Keep]:
+    return [Random(max(0.0, d)) if d < 1 else None for d in density]
+
+
+def _ranked(density: Sequence[float], epsilon: Sequence[float]) -> list[Keep]:
+    """A spread that leaves [0, 1] is narrowed until it fits, so that the mean stays the density."""
+    return [
+        None if d >= 1 else Ranked(max(0.0, d), max(0.0, min(e, d, 1 - d)))
+        for d, e in zip(density, epsilon, strict=True)
+    ]
+
+
+def _band(density: Sequence[float], gamma: Sequence[float]) -> list[Keep]:
+    return [Largest(d, g) if d < 1 else None for d, g in zip(density, gamma, strict=True)]
+
+
+@merge_method(
+    "ties",
+    title="TIES",
+    paper="2306.01708",
+    base="required",
+    models=(0, None),
+    idempotent=False,
+    ignored=("int8_mask",),
+)
+def ties(
+    *,
+    weight: Weight,
+    density: Density,
+    normalize: bool = True,
+    rescale: Rescale = False,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Trim the changes to the largest, elect a sign at every position, and average those that have it.
+
+    Source: Yadav et al. 2023, "TIES-Merging: resolving interference when merging models",
+    arXiv:2306.01708.
+    """
+    return _sparse(weight, _largest(density), rescale, normalize, lambda_, elect=True)
+
+
+@merge_method(
+    "dare_linear",
+    title="DARE",
+    paper="2311.03099",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def dare_linear(
+    *,
+    weight: Weight,
+    density: Density,
+    normalize: bool = False,
+    rescale: Rescale = True,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Drop changes at random, rescale what is left, and add it up.
+
+    Source: Yu et al. 2023, "Language models are super Mario", arXiv:2311.03099. MergeKit rescales to
+    the L1 norm before; the paper, and ``rescale: dare``, divides by the density.
+    """
+    return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=False)
+
+
+@merge_method(
+    "dare_ties",
+    title="DARE-TIES",
+    paper="2311.03099",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def dare_ties(
+    *,
+    weight: Weight,
+    density: Density,
+    normalize: bool = False,
+    rescale: Rescale = True,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """DARE's random changes, with TIES' election of signs."""
+    return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=True)
+
+
+@merge_method(
+    "breadcrumbs",
+    title="Model Breadcrumbs",
+    paper="2312.06795",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def breadcrumbs(
+    *,
+    weight: Weight,
+    density: Density,
+    gamma: Gamma,
+    normalize: bool = False,
+    rescale: Rescale = False,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Drop the smallest changes and the share gamma of the very largest, and add up the rest.
+
+    Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv:2312.06795.
+    """
+    return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=False)
+
+
+@merge_method(
+    "breadcrumbs_ties",
+    title="Model Breadcrumbs with TIES",
+    paper="2312.06795",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def breadcrumbs_ties(
+    *,
+    weight: Weight,
+    density: Density,
+    gamma: Gamma,
+    normalize: bool = False,
+    rescale: Rescale = False,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Breadcrumbs' changes, with TIES' election of signs."""
+    return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=True)
+
+
+@merge_method(
+    "della",
+    title="DELLA",
+    paper="2406.11617",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def della(
+    *,
+    weight: Weight,
+    density: Density,
+    epsilon: Epsilon,
+    normalize: bool = True,
+    rescale: Rescale = True,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Drop changes at random, small ones of a row rather than large ones, and elect signs.
+
+    A change is kept with a probability from density - epsilon (the smallest of its row) to density +
+    epsilon (the largest). Source: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617. Where density
+    +- epsilon leaves [0, 1], epsilon is made smaller; MergeKit refuses.
+    """
+    return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=True)
+
+
+@merge_method(
+    "della_linear",
+    title="DELLA without election",
+    paper="2406.11617",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def della_linear(
+    *,
+    weight: Weight,
+    density: Density,
+    epsilon: Epsilon,
+    normalize: bool = False,
+    rescale: Rescale = True,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """DELLA's random changes, added up."""
+    return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=False)
+
+
+@merge_method(
+    "sce",
+    title="SCE",
+    paper="2408.07990",
+    base="required",
+    models=(0, None),
+    ignored=("int8_mask",),
+)
+def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> Consensus:
+    """Select where the models vary most, calculate weights from energies, erase minority signs.
+
+    Positions are selected by the variance of the changes between the models; the weights are each
+    model's share of the squares of the selected changes; what is left is averaged. Source: Wan et
+    al. 2024, "FuseChat: knowledge fusion of chat models", arXiv:2408.07990. MergeKit takes equal
+    weights where the squares' means add up to less than 1e-6, which is always so after a light
+    fine-tune; here they are used as they are.
+    """
+    keep = MostVaried(max(0.0, select_topk)) if select_topk < 1 else ()
+    return Consensus(None, keep, elect=True, divide="counted")
+
+
+Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0)]
+
+
+@merge_method(
+    "consensus_ta",
+    title="Consensus task arithmetic",
+    paper="2405.07813",
+    base="required",
+    models=(1, None),
+)
+def consensus_ta(
+    *,
+    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(-2.0, 2.0)],
+    slack: Slack,
+    k: int = 2,
+    normalize: bool = False,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """Task arithmetic, but only where at least k models have a use for the sum.
+
+    A model has one where ``|d_i| >= slack_i |m - d_i|``, m being the sum of all changes. Source: Wang
+    et al. 2024, "Localizing task information for improved model merging and compression",
+    arXiv:2405.07813; its lambda_t is ``slack``.
+    """
+    keep: tuple[Keep, ...] = (None,) * len(weight)
+    divide = "weights" if normalize else "no"
+    return Consensus(
+        tuple(weight),
+        keep,
+        divide=divide,  # type: ignore[arg-type]
+        scale=lambda_,
+        agree=k,
+        slack=tuple(slack),
+    )
+
+
+@merge_method(
+    "consensus_ties",
+    title="Consensus TIES",
+    paper="2405.07813",
+    base="required",
+    models=(1, None),
+)
+def consensus_ties(
+    *,
+    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(-2.0, 2.0)],
+    density: Density,
+    slack: Slack,
+    k: int = 2,
+    normalize: bool = True,
+    lambda_: Scale = 1.0,
+) -> Consensus:
+    """TIES, but only where at least k models have a use for what it elected; see ``consensus_ta``."""
+    divide = "counted" if normalize else "no"
+    return Consensus(
+        tuple(weight),
+        tuple(_largest(density)),
+        elect=True,
+        divide=divide,  # type: ignore[arg-type]
+        scale=lambda_,
+        agree=k,
+        slack=tuple(slack),
+    )

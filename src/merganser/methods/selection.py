@@ -1,0 +1,130 @@
+"""Methods that choose between the models position by position, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from merganser.methods import Range, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@merge_method(
+    "nearswap", title="NearSwap", base="required", models=(1, 1), symmetric=False, idempotent=True
+)
+def nearswap(
+    tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0)]
+) -> Tensor:
+    """The base, drawn to the other model where the two are near: by min(1, t / |x_1 - x_0|)."""
+    (other,) = tensors
+    distance = (other - base).abs()
+    share = (t / distance.clamp(min=1e-30)).clamp(0.0, 1.0)
+    return base + share * (other - base)
+
+
+@merge_method("ram", title="RAM", paper="2601.13572", base="required", models=(0, None))
+def ram(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    *,
+    epsilon: Annotated[float, Range(0.0, 1e-3)] = 1e-5,
+) -> Tensor:
+    """Base plus the mean, at every position, of those changes that are larger than epsilon.
+
+    What one model alone changed is kept whole, what several changed is averaged: experts that were
+    trained by reinforcement learning change few weights, and averages would dilute them.
+    """
+    import torch
+
+    total, count = torch.zeros_like(base), torch.zeros_like(base)
+    for tensor in tensors:
+        change = tensor - base
+        active = ~(change.abs() <= epsilon)  # what is not a number is active
+        total += torch.where(active, change, 0.0)
+        count += active
+    return base + total / count.clamp(min=1.0)
+
+
+def _count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_: Any) -> Tensor:
+    """For every model in how many elements it is active beside others, and alone: [2, models]."""
+    import torch
+
+    active = torch.stack([~((tensor - base).abs() <= epsilon) for tensor in tensors])
+    alone = active.sum(dim=0) == 1
+    unique = (active & alone).flatten(1).sum(dim=1, dtype=torch.float64)
+    return torch.stack([active.flatten(1).sum(dim=1, dtype=torch.float64) - unique, unique])
+
+
+@merge_method(
+    "ramplus_tl",
+    title="RAM+",
+    paper="2601.13572",
+    base="required",
+    models=(1, None),
+    measure=_count_shared,
+)
+def ramplus_tl(
+    tensors: Sequence[Tensor],
+    base: Tensor,
+    facts: Tensor,
+    *,
+    r: Annotated[float, Range(0.0, 1.0)] = 0.1,
+    alpha: Annotated[float, Range(0.0, 1.0)] = 0.2,
+    epsilon: Annotated[float, Range(0.0, 1e-3)] = 1e-5,
+) -> Tensor:
+    """RAM, with what a model alone changed made larger the more of its changes it shares.
+
+    By 1 + r min(shared_i / unique_i, alpha), counted over the tensor.
+    """
+    import torch
+
+    total, count = torch.zeros_like(base), torch.zeros_like(base)
+    alone = torch.zeros_like(base)
+    for tensor, shared, unique in zip(tensors, facts[0].tolist(), facts[1].tolist(), strict=True):
+        change = tensor - base
+        active = ~(change.abs() <= epsilon)
+        change = torch.where(active, change, 0.0)
+        total += change
+        count += active
+        alone += (1.0 + r * min(max(shared / max(unique, epsilon), 0.0), alpha)) * change
+    return base + torch.where(count == 1, alone, total / count.clamp(min=1.0))
+
+
+@merge_method(
+    "arcee_fusion",
+    title="Arcee Fusion",
+    base="required",
+    models=(1, 1),
+    elementwise=False,
+    symmetric=False,
+    idempotent=True,
+)
+def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
+    """The base, with those elements of the other model whose change stands out.
+
+    A change's importance is its size times the divergence of its row, sum(p log(p / q)) of the rows'
+    softmaxes; it stands out above the median by 1.5 times the distance of the quartiles. MergeKit
+    estimates the quartiles of large tensors from a random sample; here they are exact.
+    """
+    import torch
+
+    (other,) = tensors
+    if not other.numel():
+        return base.clone()
+    rows = (
+        (other - base).reshape(-1, other.shape[-1]) if other.dim() else (other - base).reshape(1, 1)
+    )
+    importance = rows.abs()
+    for low in range(0, len(rows), 4096):  # in pieces: a softmax needs a row, not the tensor
+        part = slice(low, low + 4096)
+        p = torch.softmax(other.reshape(rows.shape)[part], dim=-1) + 1e-8
+        q = torch.softmax(base.reshape(rows.shape)[part], dim=-1) + 1e-8
+        importance[part] *= (p * (p / q).log()).sum(dim=-1, keepdim=True)
+    flat = importance.flatten()
+    first, median, third = (
+        flat.kthvalue(int(share * (flat.numel() - 1)) + 1).values for share in (0.25, 0.5, 0.75)
+    )
+    chosen = (importance >= median + 1.5 * (third - first)).reshape(base.shape)
+    return torch.where(chosen, other, base)
