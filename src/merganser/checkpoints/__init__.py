@@ -9,13 +9,19 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
+if TYPE_CHECKING:
+    from merganser.checkpoints.runs import Weights
+
 FORMATS: tuple[str, ...] = ("safetensors", "pickled")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
+
+TRAINING: tuple[str, ...] = ("fsdp",)
+"""The same for what a training run saves of its own."""
 
 
 class Checkpoint(Protocol):
@@ -55,27 +61,34 @@ class Checkpoint(Protocol):
         """Let go of files."""
 
 
-def open_checkpoint(folder: str | Path, label: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: str | Path, label: str | None = None, *, weights: Weights = "auto"
+) -> Checkpoint:
     """Open the checkpoint in a local folder, reading its headers only.
 
     Args:
-        folder: a Hugging Face model folder, or a single file of weights.
+        folder: a Hugging Face model folder, a single file of weights, a step of a training run, or
+            the run itself, which means its last step.
         label: the name to use in messages; the path if None.
+        weights: what is taken where a step has both its shards and Hugging Face weights.
 
     Raises:
         InputError: when there is none, or its headers are wrong.
     """
+    from merganser.checkpoints.runs import locate
+
     path = Path(folder)
     name = label or str(folder)
     if not path.exists():
         raise InputError(f"{name}: no such model")
-    for module in FORMATS:
-        found: Checkpoint | None = importlib.import_module(f"{__name__}.{module}").open_folder(
-            path, name
-        )
+    place = locate(path, weights)
+    for module in TRAINING if place.shards else FORMATS:
+        opener = importlib.import_module(f"{__name__}.{module}")
+        found: Checkpoint | None = opener.open_folder(place.folder, name)
         if found is not None:
+            found.notes = (*place.notes, *found.notes)
             return found
-    raise InputError(f"{name}: {_what_is_there(path)}")
+    raise InputError(f"{name}: {_what_is_there(place.folder)}")
 
 
 def as_numbers(checkpoint: Checkpoint) -> Checkpoint:
@@ -132,13 +145,6 @@ def _what_is_there(path: Path) -> str:
     if path.is_file():
         return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth)"
     names = sorted(entry.name for entry in path.iterdir())
-    shards = [path, path.parent] if path.name == "huggingface" else [path, path / "actor"]
-    for folder in shards:
-        if folder.is_dir() and any(folder.glob("model_world_size_*_rank_*.pt")):
-            return (
-                f"holds no safetensors weights; there are training shards in {folder}, which are "
-                "not supported yet: convert them with verl's model merger first"
-            )
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickles:
         return (

@@ -10,6 +10,8 @@ name what a list allows, and gets stand-ins of ours for that: a tensor becomes a
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import os
 import pickle
 import zipfile
@@ -46,6 +48,36 @@ class PickledTensor:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
+    def content(self) -> bytes:
+        """The elements of a small tensor, in order.
+
+        Raises:
+            InputError: when the file cannot be read.
+        """
+        found = []
+        try:
+            with self.file.open("rb") as stream:
+                for index in itertools.product(*map(range, self.size)):
+                    step = sum(i * s for i, s in zip(index, self.stride, strict=True))
+                    stream.seek(self.offset + step * self.dtype.itemsize)
+                    found.append(stream.read(self.dtype.itemsize))
+        except OSError as error:
+            raise InputError(f"{self.file}: cannot be read ({error.strerror})") from None
+        return b"".join(found)
+
+    def integers(self) -> list[int]:
+        """The elements of a small tensor of integers, such as a mesh of ranks, in order.
+
+        Raises:
+            ValueError: when it is none.
+        """
+        if self.dtype.floating or math.prod(self.size) > 2**20:
+            raise ValueError(f"{self.dtype}{list(self.size)} is no list of ranks")
+        content, width = self.content(), self.dtype.itemsize
+        return [
+            int.from_bytes(content[i : i + width], "little") for i in range(0, len(content), width)
+        ]
+
     def piece(self, origin: tuple[int, ...] | None = None) -> Piece:
         """This tensor as the block of a larger one that begins at ``origin``."""
         begin = origin if origin is not None else (0,) * len(self.size)
@@ -62,9 +94,15 @@ class Record:
 
     __slots__ = ("arguments", "state")
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
+    arguments: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *arguments: Any) -> Record:
+        """Make one, by whichever of the ways that pickles have."""
+        made = super().__new__(cls)
+        made.arguments = arguments
+        made.state = None
+        return made
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

@@ -13,6 +13,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,19 +76,23 @@ class StoredTensor:
             ValueError: when they do not cover it, or reach beyond it.
         """
         grid = spec.shape if grid is None else grid
-        covered = 0
         for piece in pieces:
             ends = zip(piece.origin, piece.size, grid, strict=True)
-            if any(begin + n > whole for begin, n, whole in ends):
+            if any(begin < 0 or begin + n > whole for begin, n, whole in ends):
                 raise ValueError(f"a piece of {list(piece.size)} reaches beyond {list(grid)}")
-            covered += math.prod(piece.size)
-        pieces = [piece for piece in pieces if math.prod(piece.size)]
-        if covered != spec.numel or len({piece.origin for piece in pieces}) != len(pieces):
+        pieces = sorted((p for p in pieces if math.prod(p.size)), key=lambda piece: piece.origin)
+        covered = sum(math.prod(piece.size) for piece in pieces)
+        if covered != spec.numel:
             raise ValueError(f"its pieces hold {covered} of {spec.numel} elements")
         if all(_is_run(piece, grid) for piece in pieces):
             pieces = [_flat(piece, grid) for piece in pieces]
             grid = (spec.numel,)
-        return cls(spec, tuple(sorted(pieces, key=lambda piece: piece.origin)), grid)
+            overlap = any(a.origin[0] + a.size[0] != b.origin[0] for a, b in pairwise(pieces))
+        else:
+            overlap = any(_meet(a, b) for a, b in combinations(pieces, 2))
+        if overlap:
+            raise ValueError("its pieces overlap")
+        return cls(spec, tuple(pieces), grid)
 
     @property
     def runs(self) -> bool:
@@ -275,6 +280,11 @@ def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
         partial = partial or n < whole
         step *= n
     return True
+
+
+def _meet(a: Piece, b: Piece) -> bool:
+    axes = zip(a.origin, a.size, b.origin, b.size, strict=True)
+    return all(begin < other + m and other < begin + n for begin, n, other, m in axes)
 
 
 def _flat(piece: Piece, grid: tuple[int, ...]) -> Piece:

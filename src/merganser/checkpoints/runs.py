@@ -1,0 +1,170 @@
+"""The folders of training runs: which step, where its weights lie, and where its config does.
+
+Layouts of verl (``RUN/global_step_N/actor``), Megatron (``RUN/iter_N``), DeepSpeed and the trainer of
+transformers (``checkpoint-N/global_stepN``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from merganser.errors import InputError, RecipeError
+
+Weights = Literal["auto", "shards", "huggingface"]
+"""Which weights of a training step are taken where it has both its own shards and a Hugging Face
+folder: ``auto`` takes what the reference names, and of a folder that has both below it the shards,
+which are of higher precision."""
+
+HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
+"""Where trainers put config and tokenizer, and sometimes weights."""
+
+_SHARDS = ("", "dist_ckpt", "model/dist_ckpt", "pytorch_model_fsdp_0")
+
+_RANK = re.compile(
+    r"(?:model(?:_world_size_\d+)?_rank_\d+|(?:bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states)\.pt"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the weights of a reference lie.
+
+    Attributes:
+        folder: the folder or file.
+        shards: whether they are the shards of a training run.
+        notes: what was decided that the user should know.
+    """
+
+    folder: Path
+    shards: bool
+    notes: tuple[str, ...] = ()
+
+
+def locate(path: Path, weights: Weights) -> Place:
+    """Find the weights that a path means: those of a folder, or of a step of a training run.
+
+    Args:
+        path: a file, a model's folder, a step's, or a run's, which means its last step.
+        weights: which are taken where there are both.
+
+    Raises:
+        InputError: when a run names a step that is missing, or there are no such weights.
+        RecipeError: when ``weights`` is none of its values.
+    """
+    if weights not in get_args(Weights):
+        known = ", ".join(get_args(Weights))
+        raise RecipeError(f"weights: {weights!r} is unknown; it is one of {known}")
+    if path.is_file():
+        return Place(path, False)
+    step = _step(path)
+    shards, published = _shards(step), _published(step)
+    here = _told(step, path)
+    if shards is None:
+        return Place(published or step, False)
+    if published is None:
+        if weights == "huggingface":
+            raise InputError(f"{step}: has training shards only, no Hugging Face weights")
+        beside = not shards.is_relative_to(step)
+        note = f"{here} holds no weights; the training shards in {shards.name}/ beside it are taken"
+        return Place(shards, True, (note,) if beside else ())
+    if weights == "huggingface" or (weights == "auto" and published == step):
+        note = (
+            f"the weights of {_told(published, path)} are taken; the training shards in "
+            f"{shards.name}/, of higher precision, are taken with --weights shards"
+        )
+        return Place(published, False, (note,) if weights == "auto" else ())
+    note = (
+        f"the training shards in {_told(shards, path)} are taken, for their precision; "
+        f"the weights of {published.name}/ are taken with --weights huggingface"
+    )
+    return Place(shards, True, (note,) if weights == "auto" else ())
+
+
+def companions(folder: Path) -> Path:
+    """The folder with config and tokenizer that goes with a folder of training shards; itself if none."""
+    above = [folder, *folder.absolute().parents[:2]]
+    for home in above:
+        for candidate in (home, *(home / name for name in HUGGINGFACE)):
+            if (candidate / "config.json").is_file():
+                return candidate
+    return folder
+
+
+def step_number(folder: Path) -> int | None:
+    """The training step that a folder's name, or that of one above it, tells."""
+    for part in reversed(folder.absolute().parts):
+        found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d+)", part)
+        if found:
+            return int(found[1])
+    return None
+
+
+def _step(path: Path) -> Path:
+    """The folder of a step: the last one of a run, and in it that of the policy."""
+    for tracker in ("latest_checkpointed_iteration.txt", "latest"):
+        if (path / tracker).is_file() and _published(path) != path:
+            path = _tracked(path / tracker)
+    actor = path / "actor"
+    return actor if actor.is_dir() and (_shards(actor) or _published(actor)) else path
+
+
+def _tracked(tracker: Path) -> Path:
+    try:
+        told = tracker.read_text(encoding="utf-8")[:200].strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{tracker}: cannot be read ({error})") from None
+    names = [f"global_step_{told}", f"iter_{int(told):07d}"] if told.isdecimal() else [told]
+    for name in names:
+        if (
+            Path(name).name == name
+            and name not in ("", ".", "..")
+            and (tracker.parent / name).is_dir()
+        ):
+            return tracker.parent / name
+    raise InputError(f"{tracker}: names step {told!r}, but {tracker.parent / names[0]} is missing")
+
+
+def _shards(step: Path) -> Path | None:
+    """Where a step's training shards lie: in its folder, below, or beside its Hugging Face folder."""
+    for folder in _shard_folders(step):
+        if folder.is_dir() and _holds_shards(folder):
+            return folder
+    return None
+
+
+def _shard_folders(step: Path) -> Iterator[Path]:
+    homes = [step]
+    if step.name in HUGGINGFACE:
+        homes += [step.parent, step.parent.parent]
+    for home in homes:
+        yield from (home / name for name in _SHARDS)
+        if (home / "latest").is_file():
+            yield _tracked(home / "latest")
+
+
+def _holds_shards(folder: Path) -> bool:
+    return (folder / ".metadata").is_file() or any(
+        _RANK.fullmatch(entry.name) for entry in folder.glob("*.pt")
+    )
+
+
+def _published(step: Path) -> Path | None:
+    """The folder of a step that holds weights as Hugging Face has them."""
+    for folder in (step, *(step / name for name in HUGGINGFACE)):
+        files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+        if any(not file.name.startswith("adapter") for file in files):
+            return folder
+    return None
+
+
+def _told(folder: Path, path: Path) -> str:
+    """A folder as a user who named ``path`` would find it."""
+    return (
+        f"{folder.relative_to(path)}/"
+        if folder != path and folder.is_relative_to(path)
+        else f"{folder.name}/"
+    )
