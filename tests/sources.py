@@ -6,6 +6,13 @@ that must be found there, in their order.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -99,7 +106,49 @@ def save_pickles(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int)
     write_json(folder / "pytorch_model.bin.index.json", {"weight_map": weight_map})
 
 
+@functools.cache
+def worlds() -> Path:
+    """What training runs of 1 to 4 ranks wrote, made once: see ``write_worlds.py``."""
+    folder = Path(tempfile.mkdtemp(prefix="merganser-worlds-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    script = Path(__file__).with_name("write_worlds.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, folder], env=environment, check=True, timeout=300)
+    return folder
+
+
+def world(name: str, path: str = ".") -> Form:
+    """A form of what a training run wrote."""
+
+    def form(folder: Path) -> tuple[Path, Tensors]:
+        shutil.copytree(worlds() / name, folder)
+        full = torch.load(folder / "full.pt", map_location="cpu")
+        return folder / path, dict(full)
+
+    return form
+
+
+FSDP = {
+    "fsdp2-1": ".",
+    "fsdp2-2": "global_step_30/actor",
+    "fsdp2-3": "global_step_30",
+    "fsdp2-4": ".",
+    "fsdp2-tied-2": ".",
+    "fsdp2-columns-2": ".",
+    "fsdp2-edges-4": ".",
+    "fsdp2-old-2": ".",
+    "fsdp1-2": ".",
+    "fsdp1-3": ".",
+    "fsdp1-4": ".",
+    "fsdp1-mesh-2": ".",
+    "fsdp1-mesh-4": ".",
+    "fsdp1-tied-2": ".",
+    "fsdp1-edges-4": ".",
+    "hsdp1-4": ".",
+    "hsdp2-4": ".",
+}
+
 FORMS: dict[str, Form] = {
     form.__name__: form
     for form in (safetensors, safetensors_shards, pickled, pickled_shards, pickled_file)
-}
+} | {name: world(name, path) for name, path in FSDP.items()}

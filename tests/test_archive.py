@@ -8,7 +8,6 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from archives import rezipped
 from conftest import assert_one_line
 from merganser.checkpoints import archive
 from merganser.errors import InputError
-
-
-def rezipped(source: Path, target: Path, change: Callable[[str, bytes], bytes], **how: Any) -> Path:
-    """An archive with its entries changed."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **how) as new:
-        for entry in old.infolist():
-            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
-    return target
 
 
 def with_pickle(folder: Path, data: bytes) -> Path:

@@ -138,7 +138,6 @@ def test_the_digest_of_headers_tells_models_apart(tmp_path: Path) -> None:
         (["config.json"], "no weights"),
         (["config.json", "model.pt"], "name that file"),
         (["model.gguf"], "GGUF"),
-        (["model_world_size_2_rank_0.pt"], "training shards"),
         (["adapter_model.safetensors"], "no"),
     ],
 )

@@ -649,7 +649,7 @@ def test_what_is_not_supported_yet_is_an_error_and_not_ignored(
         ("./" + "y" * 300, "y" * 300),
         ("./empty", "holds no model"),
         ("./weightless", "no weights"),
-        ("./pickles", "safetensors"),
+        ("./pickles", "name that file"),
     ],
 )
 def test_a_model_that_is_not_there(

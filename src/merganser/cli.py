@@ -14,6 +14,7 @@ from merganser import __version__
 from merganser.errors import MerganserError, RecipeError
 
 if TYPE_CHECKING:
+    from merganser.checkpoints import Weights
     from merganser.engine.events import Listener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -72,6 +73,14 @@ def main() -> None:
     """
 
 
+_weights = click.option(
+    "--weights",
+    type=click.Choice(["auto", "shards", "huggingface"]),
+    default=None,
+    help="Of training steps that have both: their shards, or their Hugging Face weights.",
+)
+
+
 def _recipe_options(command: Command) -> Command:
     """Options that decide what a merge is."""
     options = [
@@ -94,6 +103,7 @@ def _recipe_options(command: Command) -> Command:
             default=None,
             help="Seed of stochastic rounding.",
         ),
+        _weights,
         click.option(
             "--shard-size",
             "--out-shard-size",
@@ -312,12 +322,13 @@ def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("model")
+@_weights
 @_as_json
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
     """Show the fact sheet of MODEL: a folder, a file or a Hub id."""
     from merganser.release import facts
 
-    sheet = facts.inspect(model)
+    sheet = facts.inspect(model, weights or "auto")
     if as_json:
         _print_json(sheet)
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser import __version__, engine, recipe
-from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
 from merganser.engine.events import Listener, ignore
 from merganser.errors import OutputExistsError, RecipeError, ResourceError
 from merganser.planning import Arithmetic, Config, Plan, Rounding, plan
@@ -62,6 +62,7 @@ def merge(
     seed: int | None = None,
     shard_size: int | str = "5GB",
     strictness: Strictness = "normal",
+    weights: Weights | None = None,
     threads: int | None = None,
     memory: int | None = None,
     public: bool = False,
@@ -84,6 +85,7 @@ def merge(
         seed: for stochastic rounding.
         shard_size: greatest size of a file.
         strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
+        weights: of training steps that have both: ``auto``, ``shards`` or ``huggingface``.
         threads: how many; None for as many as pay off.
         memory: bytes that the process may take.
         public: write short names instead of local paths into card, recipe and manifest.
@@ -106,6 +108,7 @@ def merge(
         seed=seed,
         shard_size=shard_size,
         strictness=strictness,
+        weights=weights,
     )
     check_output(decided, folder, force)
     planned = time.perf_counter()
@@ -218,6 +221,7 @@ def verify(
             arithmetic=stated["arithmetic"],
             rounding=stated["rounding"],
             seed=stated["seed"],
+            weights=stated.get("weights"),
         )
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
         problems += [f"merged again from the inputs: {problem}" for problem in different]

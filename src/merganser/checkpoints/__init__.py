@@ -9,19 +9,22 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol
 
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    from merganser.checkpoints.runs import Weights
 
 FORMATS: tuple[str, ...] = ("safetensors", "pickled")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
 
 TRAINING: tuple[str, ...] = ("fsdp",)
 """The same for what a training run saves of its own."""
+
+
+Weights = Literal["auto", "shards", "huggingface"]
+"""Which weights of a training step are taken where it has both its own shards and a Hugging Face
+folder. ``auto``: those of the folder that is named, if it holds weights; else the shards, which are
+of higher precision."""
 
 
 class Checkpoint(Protocol):
@@ -86,7 +89,7 @@ def open_checkpoint(
         opener = importlib.import_module(f"{__name__}.{module}")
         found: Checkpoint | None = opener.open_folder(place.folder, name)
         if found is not None:
-            found.notes = (*place.notes, *found.notes)
+            found.notes = (*(f"{name}: {note}" for note in place.notes), *found.notes)
             return found
     raise InputError(f"{name}: {_what_is_there(place.folder)}")
 

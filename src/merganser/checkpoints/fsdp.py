@@ -98,6 +98,12 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     if not files:
         return None
     parts = [_part(file) for file in files]
+    lora = next((name for name in parts[0] if ".lora_" in name or ".base_layer." in name), None)
+    if lora is not None:
+        raise InputError(
+            f"{path}: trains a LoRA adapter (tensor {lora!r}); merge the base model with the adapter "
+            "beside it: BASE+" + str(path / "lora_adapter")
+        )
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
             odd = sorted(part.keys() ^ parts[0].keys())[0]

@@ -66,7 +66,7 @@ def _build(
     for file in files:
         found, nest = state_dict(file, archive.load(file))
         if nest:
-            notes.append(f"{file.name}: the weights are those under {nest!r}")
+            notes.append(f"{label}: the weights are those under {nest!r}")
         for name, tensor in found.items():
             if name in tensors:
                 other = tensors[name].pieces[0].file.name

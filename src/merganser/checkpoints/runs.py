@@ -10,14 +10,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from merganser.checkpoints import Weights
 from merganser.errors import InputError, RecipeError
-
-Weights = Literal["auto", "shards", "huggingface"]
-"""Which weights of a training step are taken where it has both its own shards and a Hugging Face
-folder: ``auto`` takes what the reference names, and of a folder that has both below it the shards,
-which are of higher precision."""
 
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
 """Where trainers put config and tokenizer, and sometimes weights."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from merganser import hub, methods, recipe
 from merganser.architecture import infer
-from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
+from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
 from merganser.planning.depth import restacked
@@ -67,13 +67,14 @@ def plan(
     seed: int | None = None,
     shard_size: int | str = "5GB",
     strictness: Strictness = "normal",
+    weights: Weights | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Decide a merge from the recipe and the checkpoints' headers, without reading weights.
 
     Args:
         config: a recipe: a file, a mapping, or one that was loaded.
-        arithmetic, rounding, seed: replace what the recipe says.
+        arithmetic, rounding, seed, weights: replace what the recipe says.
         shard_size: greatest size of an output file; a larger tensor has one of its own.
         strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
         checkpoints: open checkpoints by the text of their references; others are opened.
@@ -93,6 +94,7 @@ def plan(
         arithmetic or parsed.recipe.arithmetic or "exact",
         rounding or parsed.recipe.rounding or "nearest",
         seed if seed is not None else parsed.recipe.seed or 0,
+        weights or parsed.recipe.weights or "auto",
     ).plan(size)
 
 
@@ -106,12 +108,14 @@ class _Planner:
         arithmetic: Arithmetic,
         rounding: Rounding,
         seed: int,
+        weights: Weights,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
         self.arithmetic: Arithmetic = arithmetic
         self.rounding: Rounding = rounding
         self.seed = seed
+        self.weights: Weights = weights
         self.warnings = list(parsed.warnings)
         self._refuse_unsupported()
         self.method = self._find_method()
@@ -242,7 +246,7 @@ class _Planner:
         if checkpoint is None:
             published = hub.local_folder(reference.path, self.parsed.folder) is None
             folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
-            checkpoint = open_checkpoint(folder, reference.text)
+            checkpoint = open_checkpoint(folder, reference.text, weights=self.weights)
         checkpoint = as_numbers(checkpoint)
         self.warnings += checkpoint.notes
         config = dict(checkpoint.config)
@@ -299,6 +303,7 @@ class _Planner:
             self.arithmetic,
             self.rounding,
             self.seed,
+            self.weights,
             layers,
             tied,
             tuple(self.warnings),

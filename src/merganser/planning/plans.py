@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from merganser.architecture import Architecture
-from merganser.checkpoints import Checkpoint
+from merganser.checkpoints import Checkpoint, Weights
 from merganser.methods import Combination, Consensus, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
@@ -116,6 +116,7 @@ class Plan:
         shards: the output files.
         dtype: the dtype of the output's merged tensors.
         arithmetic, rounding, seed: how numbers are computed.
+        weights: which weights of training steps are taken.
         layers: of each module that is stacked from slices, what its output layers are made of, as
             (source, layer) pairs; empty where whole models are merged.
         tied: whether the output has no head of its own.
@@ -134,6 +135,7 @@ class Plan:
     arithmetic: Arithmetic
     rounding: Rounding
     seed: int
+    weights: Weights
     layers: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]]
     tied: bool
     warnings: tuple[str, ...]

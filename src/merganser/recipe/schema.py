@@ -151,7 +151,7 @@ class Tokenizer(_Part):
 
 
 class Recipe(_Part):
-    """A merge, as its author wrote it: MergeKit's YAML, and three keys of ours at the end."""
+    """A merge, as its author wrote it: MergeKit's YAML, and four keys of ours at the end."""
 
     merge_method: str
     models: list[ModelInput] | None = Field(default=None, min_length=1)
@@ -169,6 +169,7 @@ class Recipe(_Part):
     rounding: Literal["nearest", "stochastic"] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     arithmetic: Literal["exact", "mergekit", "mergekit-0.1.4"] | None = None
+    weights: Literal["auto", "shards", "huggingface"] | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Recipe:

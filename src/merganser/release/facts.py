@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from merganser import hub
 from merganser.architecture import infer, layer_counts, sections, ties_embeddings, vocabulary_size
-from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
+from merganser.checkpoints.runs import step_number
 from merganser.errors import RecipeError
 from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.config import TOKENIZER_FILES
 
 
-def inspect(model: str) -> dict[str, Any]:
+def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
     """Facts about a model, without reading weights.
 
     Args:
-        model: a folder, a safetensors file, or a Hub id.
+        model: a folder, a file of weights, a training run or a step of one, or a Hub id.
+        weights: which are looked at where a training step has both shards and Hugging Face weights.
 
     Raises:
         RecipeError: when it is no reference to a model.
@@ -31,7 +34,7 @@ def inspect(model: str) -> dict[str, Any]:
     if reference.adapter is not None:
         raise RecipeError(f"{model}: adapters are not supported yet")
     path = hub.resolve(reference.path, reference.revision)
-    checkpoint = open_checkpoint(path, model)
+    checkpoint = open_checkpoint(path, model, weights=weights)
     config, specs = checkpoint.config, checkpoint.specs
     shape = infer(specs, config)
     dtypes: dict[str, int] = {}
@@ -40,8 +43,11 @@ def inspect(model: str) -> dict[str, Any]:
         dtypes[spec.dtype.name] = dtypes.get(spec.dtype.name, 0) + spec.numel
         roles[shape.places[name].role] = roles.get(shape.places[name].role, 0) + spec.numel
     stated = layer_counts(config)
+    tokenizer = [name for name in TOKENIZER_FILES if _companion(checkpoint, name) is not None]
     return {
         "model": model,
+        "format": checkpoint.format,
+        "step": step_number(checkpoint.home) if checkpoint.home is not None else None,
         "architecture": config.get("architectures") or config.get("model_type"),
         "parameters": sum(spec.numel for spec in specs.values()),
         "tensors": len(specs),
@@ -59,13 +65,31 @@ def inspect(model: str) -> dict[str, Any]:
         ),
         "vocabulary": vocabulary_size(config),
         "tied_embeddings": ties_embeddings(config),
-        "tokenizer": [name for name in TOKENIZER_FILES if (path / name).is_file()]
-        if path.is_dir()
-        else [],
+        "tokenizer": tokenizer,
+        "missing": _missing(config, bool(tokenizer), stated[0] if stated else None, shape.depth),
+        "notes": list(checkpoint.notes),
         "size": sum(checkpoint.files.values()),
         "shards": dict(checkpoint.files),
         "merge": _provenance(path),
     }
+
+
+def _companion(checkpoint: Checkpoint, name: str) -> Path | None:
+    """A small file that goes with a model."""
+    file = checkpoint.path / name if checkpoint.path is not None else None
+    return file if file is not None and file.is_file() else None
+
+
+def _missing(
+    config: Mapping[str, Any], tokenizer: bool, stated: int | None, depth: int
+) -> list[str]:
+    """What a whole model would have."""
+    missing = [] if config else ["config.json"]
+    if not tokenizer:
+        missing.append("tokenizer")
+    if stated is not None and depth < stated:
+        missing.append(f"{stated - depth} of {stated} layers")
+    return missing
 
 
 def _provenance(path: Path) -> dict[str, Any] | None:

@@ -45,6 +45,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
         "arithmetic": plan.arithmetic,
         "rounding": plan.rounding,
         "seed": plan.seed,
+        "weights": plan.weights,
         "dtype": plan.dtype.name,
         "parameters": plan.parameters,
         "inputs": [
