@@ -341,7 +341,6 @@ def test_a_file_of_methods_that_does_not_load(
         (["methods", "nonesuch"], ["nonesuch", "linear"]),
         (["inspect", "a+b+c"], ["a+b+c"]),
         (["inspect", ""], ["empty"]),
-        (["inspect", "./a+./b"], ["adapter"]),
     ],
 )
 def test_wrong_usage_is_exit_code_2(

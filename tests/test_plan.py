@@ -616,9 +616,6 @@ def test_arguments_go_before_the_recipe(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("models: [{model: ./a+./b}]", "adapters"),
-        ("models: [{model: {model: ./a, lora: ./b}}]", "adapters"),
-        ("models: [{model: ./a}]\nbase_model: ./b+./c", "adapters"),
         ("models: [{model: ./a}, {model: ./b}]\ntokenizer_source: union", "tokenizer_source"),
         ("models: [{model: ./a}]\ntokenizer_source: ./b", "tokenizer_source"),
         ("models: [{model: ./a}, {model: ./b}]\ntokenizer: {source: union}", "tokenizer"),

@@ -40,8 +40,8 @@ SAFE = "safetensors is always written"
 MEANINGLESS_VALUES = {
     "device": "the CPU merges at the speed of the disk",
     "write-threads": "writing never waits",
-    "lora-merge-cache": "adapters are not supported yet",
-    "lora-merge-dtype": "adapters are not supported yet",
+    "lora-merge-cache": "adapters are applied as tiles are read, and nothing is kept",
+    "lora-merge-dtype": "adapters are applied in float32",
     "transformers-cache": "set HF_HOME or HF_HUB_CACHE instead",
 }
 """The same for options with a value."""

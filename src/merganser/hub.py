@@ -12,7 +12,7 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
-_WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin"]
+_WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin", "adapter_model.bin"]
 
 
 def is_hub_id(path: str) -> bool:

@@ -364,8 +364,7 @@ def _refuse_existing(folder: Path, force: bool) -> None:
 
 def _refuse_overlap(decided: Plan, folder: Path) -> None:
     for source in decided.sources:
-        inputs = {source.checkpoint.home, source.checkpoint.path}
-        for path in (path.resolve() for path in inputs if path is not None):
+        for path in (path.resolve() for path in source.folders):
             for target in (folder.resolve(), _partial(folder).resolve()):
                 if path.is_relative_to(target) or target.is_relative_to(path):
                     raise OutputExistsError(

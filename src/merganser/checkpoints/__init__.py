@@ -94,15 +94,24 @@ def open_checkpoint(
     raise InputError(f"{name}: {_what_is_there(place.folder)}")
 
 
-def as_numbers(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint as the numbers that its model computes with: quantised tensors dequantised.
+def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
+    """A checkpoint as the numbers that its model computes with: dequantised, its adapter applied.
+
+    Args:
+        checkpoint: an open one.
+        adapter: the folder of a LoRA adapter, or None.
 
     Raises:
-        InputError: when it is quantised in a way that cannot be merged.
+        InputError: when it is quantised in a way that cannot be merged, or the adapter does not fit.
     """
     from merganser.checkpoints.quantised import dequantised
 
-    return dequantised(checkpoint)
+    made = dequantised(checkpoint)
+    if adapter is None:
+        return made
+    from merganser.checkpoints.adapter import adapted
+
+    return adapted(made, adapter)
 
 
 def read_json(path: Path) -> dict[str, Any]:

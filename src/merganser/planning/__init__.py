@@ -122,7 +122,7 @@ class _Planner:
         self._check_parameter_names()
         self.references = self._references()
         self.sources = tuple(
-            self._open(r, path, checkpoints) for r, path in self.references.values()
+            self._open(reference, checkpoints) for reference, _ in self.references.values()
         )
         self.index = {text: i for i, text in enumerate(self.references)}
         base = self.recipe.base_model
@@ -234,25 +234,24 @@ class _Planner:
             found.setdefault(base.text, (base, ("base_model",)))
         return found
 
-    def _open(
-        self, reference: ModelReference, path: Path, given: Mapping[str, Checkpoint]
-    ) -> Source:
-        if reference.adapter is not None:
-            raise self.parsed.error(
-                f"{key_name(path)}: adapters ({reference}) are not supported yet", path
-            )
-        checkpoint = given.get(reference.text)
+    def _open(self, reference: ModelReference, given: Mapping[str, Checkpoint]) -> Source:
+        checkpoint, here = given.get(reference.text), self.parsed.folder
         published = False
         if checkpoint is None:
-            published = hub.local_folder(reference.path, self.parsed.folder) is None
-            folder = hub.resolve(reference.path, reference.revision, self.parsed.folder)
+            published = hub.local_folder(reference.path, here) is None
+            folder = hub.resolve(reference.path, reference.revision, here)
             checkpoint = open_checkpoint(folder, reference.text, weights=self.weights)
-        checkpoint = as_numbers(checkpoint)
+        adapter, published_adapter = None, False
+        if reference.adapter is not None:
+            published_adapter = hub.local_folder(reference.adapter, here) is None
+            adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
+        checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes
         config = dict(checkpoint.config)
         if reference.architecture is not None:
             config["architectures"] = [reference.architecture]
-        return Source(reference, checkpoint, infer(checkpoint.specs, config), published)
+        architecture = infer(checkpoint.specs, config)
+        return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
 
     def _refuse_other_tokenizers(self) -> None:
         """Where all tokenizers are the same, any choice among them is the donor's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from merganser.architecture import Architecture
@@ -94,12 +95,22 @@ class Source:
         checkpoint: its headers, and the way to its weights.
         architecture: what its tensors are.
         published: whether it is a model on the Hub rather than a local one.
+        adapter: the folder of the adapter on top of it, or None.
+        published_adapter: whether that is on the Hub too.
     """
 
     reference: ModelReference
     checkpoint: Checkpoint
     architecture: Architecture
     published: bool
+    adapter: Path | None = None
+    published_adapter: bool = False
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that it is read from."""
+        parts = (self.checkpoint.home, self.checkpoint.path, self.adapter)
+        return tuple(dict.fromkeys(part for part in parts if part is not None))
 
 
 @dataclass(frozen=True)

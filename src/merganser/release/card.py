@@ -61,12 +61,11 @@ def card(plan: Plan, manifest: dict[str, Any], title: str, *, public: bool = Fal
 
 def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
     base = plan.sources[plan.base] if plan.base is not None else None
-    published = [s.reference for s in plan.sources if s.published and s is not base]
-    if base is not None and base.published:
-        published.insert(0, base.reference)
+    others = [source for source in plan.sources if source is not base]
+    published = [name for s in ([base] if base else []) + others for name in _on_the_hub(s)]
     data: dict[str, Any] = {}
     if published:
-        data["base_model"] = [reference.path for reference in published]
+        data["base_model"] = list(dict.fromkeys(published))
         data["base_model_relation"] = "merge"
     data["library_name"] = "transformers"
     if any("CausalLM" in str(name) for name in config.get("architectures") or []):
@@ -237,7 +236,9 @@ def names(plan: Plan) -> dict[str, str]:
         ]
         longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
         numbered = [f"{reference.name}-{n}" for n in range(2, len(plan.sources) + 2)]
-        choices = [reference.text] if source.published else [reference.name, *longer, *numbered]
+        published = source.published and (source.adapter is None or source.published_adapter)
+        longer = [] if source.adapter else longer
+        choices = [reference.text] if published else [reference.name, *longer, *numbered]
         found[reference.text] = next((c for c in choices if c not in found.values()), choices[-1])
     return found
 
@@ -301,9 +302,22 @@ The same recipe and inputs give the same bytes on any machine: plan `{plan.diges
 def _name(plan: Plan, source: Source) -> str:
     """A model for people: linked if it is on the Hub, else its short name; never a local path."""
     reference = source.reference
-    if source.published:
-        return f"[{_inline(reference.path)}](https://huggingface.co/{reference.path})"
-    return f"`{_inline(names(plan)[reference.text]).replace('`', '')}`"
+    if source.adapter is None and source.published:
+        return _link(reference.path)
+    own = f"`{_inline(names(plan)[reference.text]).replace('`', '')}`"
+    linked = " with ".join(_link(name) for name in _on_the_hub(source))
+    return f"{own} ({linked})" if linked else own
+
+
+def _link(name: str) -> str:
+    return f"[{_inline(name)}](https://huggingface.co/{name})"
+
+
+def _on_the_hub(source: Source) -> list[str]:
+    """What a source is made of that is on the Hub: the model, its adapter."""
+    reference = source.reference
+    parts = (source.published, reference.path), (source.published_adapter, reference.adapter)
+    return [name for published, name in parts if published and name is not None]
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from merganser import hub
 from merganser.architecture import infer, layer_counts, sections, ties_embeddings, vocabulary_size
-from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
+from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
+from merganser.checkpoints.adapter import describe
 from merganser.checkpoints.runs import step_number
 from merganser.errors import RecipeError
 from merganser.recipe import parse_reference
@@ -20,7 +21,8 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
     """Facts about a model, without reading weights.
 
     Args:
-        model: a folder, a file of weights, a training run or a step of one, or a Hub id.
+        model: a folder, a file of weights, a training run or a step of one, or a Hub id; with
+            ``+adapter`` as a recipe has it.
         weights: which are looked at where a training step has both shards and Hugging Face weights.
 
     Raises:
@@ -31,16 +33,18 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
         reference = parse_reference(model)
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    if reference.adapter is not None:
-        raise RecipeError(f"{model}: adapters are not supported yet")
     path = hub.resolve(reference.path, reference.revision)
     checkpoint = open_checkpoint(path, model, weights=weights)
+    adapter = None
+    if reference.adapter is not None:
+        folder = hub.resolve(reference.adapter, reference.adapter_revision)
+        checkpoint, adapter = as_numbers(checkpoint, folder), describe(folder)
     config, specs = checkpoint.config, checkpoint.specs
     shape = infer(specs, config)
     dtypes: dict[str, int] = {}
     roles: dict[str, int] = {}
     for name, spec in specs.items():
-        dtypes[spec.dtype.name] = dtypes.get(spec.dtype.name, 0) + spec.numel
+        dtypes[spec.natural.name] = dtypes.get(spec.natural.name, 0) + spec.numel
         roles[shape.places[name].role] = roles.get(shape.places[name].role, 0) + spec.numel
     stated = layer_counts(config)
     tokenizer = [name for name in TOKENIZER_FILES if _companion(checkpoint, name) is not None]
@@ -70,6 +74,7 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
         "notes": list(checkpoint.notes),
         "size": sum(checkpoint.files.values()),
         "shards": dict(checkpoint.files),
+        "adapter": adapter,
         "merge": _provenance(path),
     }
 
