@@ -614,28 +614,6 @@ def test_arguments_go_before_the_recipe(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("models: [{model: ./a}, {model: ./b}]\ntokenizer_source: union", "tokenizer_source"),
-        ("models: [{model: ./a}]\ntokenizer_source: ./b", "tokenizer_source"),
-        ("models: [{model: ./a}, {model: ./b}]\ntokenizer: {source: union}", "tokenizer"),
-        ("models: [{model: ./a}]\ntokenizer: {source: ./b}", "tokenizer"),
-        ("models: [{model: ./a}]\ntokenizer: {tokens: {x: {source: {kind: zero}}}}", "tokenizer"),
-        ("models: [{model: ./a}]\ntokenizer: {source: base, pad_to_multiple_of: 8}", "tokenizer"),
-        ("models: [{model: ./a}]\nchat_template: auto", "chat_template"),
-    ],
-)
-def test_what_is_not_supported_yet_is_an_error_and_not_ignored(
-    pair: tuple[Path, Path], recipe_file: RecipeFile, text: str, part: str
-) -> None:
-    (pair[1] / "tokenizer.json").write_text("{}")  # b's tokenizer is another one than a's
-    file = recipe_file(f"merge_method: linear\nparameters: {{weight: 1}}\n{text}\n")
-    with pytest.raises(RecipeError) as error:
-        planning.plan(file)
-    assert_one_line(str(error.value), f"{file}:", part, "not supported yet")
-
-
-@pytest.mark.parametrize(
     ("path", "part"),
     [
         ("./nowhere", "no such folder"),

@@ -70,7 +70,9 @@ def _planned(decided: Plan, name: str) -> PlannedCheckpoint:
     headers = b"".join(shard.header[8:] for shard in shards)
     return PlannedCheckpoint(
         name,
-        decided.sources[decided.donor].checkpoint.path,
+        decided.tokenizer.output.start.folder
+        if decided.tokenizer is not None
+        else decided.sources[decided.donor].checkpoint.path,
         {job.name: job.spec for job in decided.jobs},
         edited_config(decided),
         {shard.file: shard.size for shard in shards},

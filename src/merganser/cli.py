@@ -30,7 +30,6 @@ MEANINGLESS = {
     "clone-tensors": "no tensors share memory",
     "allow-crimes": "models of any architecture merge if their tensors fit",
     "trust-remote-code": "nothing that comes with a model is ever run",
-    "unsafe-truncate-embeddings": "vocabularies of different sizes are not supported yet",
 }
 """Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
 
@@ -111,6 +110,13 @@ def _recipe_options(command: Command) -> Command:
             show_default=True,
             metavar="SIZE",
             help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes).",
+        ),
+        click.option(
+            "--truncate-embeddings/--no-truncate-embeddings",
+            "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+            "truncate_embeddings",
+            default=False,
+            help="Cut vocabularies of different sizes to the shortest one; tokens beyond it are lost.",
         ),
         click.option(
             "--lenient",

@@ -10,7 +10,9 @@ from merganser.recipe import exists
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+_SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+
+_WANTED = [*_SMALL, "*.safetensors"]
 
 _WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin", "adapter_model.bin"]
 
@@ -20,7 +22,9 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.fullmatch(path) is not None and not path.startswith(".") and ".." not in path
 
 
-def resolve(path: str, revision: str | None = None, beside: Path | None = None) -> Path:
+def resolve(
+    path: str, revision: str | None = None, beside: Path | None = None, *, weights: bool = True
+) -> Path:
     """Find the local folder of a model: a folder, one beside the recipe, or the Hub's cache.
 
     What is not in the cache is downloaded, unless ``HF_HUB_OFFLINE`` is set.
@@ -29,6 +33,7 @@ def resolve(path: str, revision: str | None = None, beside: Path | None = None) 
         path: folder or Hub id.
         revision: branch, tag or commit on the Hub.
         beside: the recipe's folder, tried when the path does not exist from the current one.
+        weights: whether the weights are needed, and not only config and tokenizer.
 
     Raises:
         InputError: when it is nowhere, or the Hub does not answer.
@@ -39,7 +44,7 @@ def resolve(path: str, revision: str | None = None, beside: Path | None = None) 
     if not is_hub_id(path):
         tried = f" (nor in {beside})" if beside is not None and not Path(path).is_absolute() else ""
         raise InputError(f"{path}: no such folder{tried}")
-    return _from_hub(path, revision)
+    return _from_hub(path, revision, weights)
 
 
 def local_folder(path: str, beside: Path | None = None) -> Path | None:
@@ -51,7 +56,7 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
     return None
 
 
-def _from_hub(repository: str, revision: str | None) -> Path:
+def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -67,6 +72,8 @@ def _from_hub(repository: str, revision: str | None) -> Path:
         return Path(found)
 
     try:  # what is in the cache needs no network, and is what was used the last time
+        if not weights:
+            return fetch(_SMALL)
         folder = fetch(_WANTED)
         return folder if any(folder.glob("*.safetensors")) else fetch(_WITHOUT_SAFETENSORS)
     except LocalEntryNotFoundError:

@@ -18,7 +18,7 @@ from merganser.engine.events import Listener, ignore
 from merganser.errors import OutputExistsError, RecipeError, ResourceError
 from merganser.planning import Arithmetic, Config, Plan, Rounding, plan
 from merganser.recipe import Strictness
-from merganser.release import card, config, manifest
+from merganser.release import card, config, manifest, tokenizer
 from merganser.sinks import DigestSink, ModuleSink, NullSink, SafetensorsSink, Sink, StateDictSink
 from merganser.tensors import format_size
 
@@ -66,6 +66,7 @@ def merge(
     threads: int | None = None,
     memory: int | None = None,
     public: bool = False,
+    truncate_embeddings: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
     ancestors: Sequence[Plan] = (),
@@ -89,8 +90,9 @@ def merge(
         threads: how many; None for as many as pay off.
         memory: bytes that the process may take.
         public: write short names instead of local paths into card, recipe and manifest.
+        truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
         write_card: whether to write ``README.md``.
-        copy_tokenizer: whether to copy the tokenizer and its companions.
+        copy_tokenizer: whether to write the tokenizer and its companions.
         ancestors: the merges that the inputs came from, whose recipes go before this one's.
         on_event: told of the progress.
 
@@ -109,6 +111,7 @@ def merge(
         shard_size=shard_size,
         strictness=strictness,
         weights=weights,
+        truncate_embeddings=truncate_embeddings,
     )
     check_output(decided, folder, force)
     planned = time.perf_counter()
@@ -135,7 +138,7 @@ def merge(
             parent.rmdir()
         raise
     finally:
-        _close(decided)
+        decided.close()
     done = time.perf_counter()
     return MergeResult(
         folder,
@@ -172,7 +175,7 @@ def run_dry(
             [decided], [sink or NullSink()], threads=threads, memory=memory, on_event=on_event
         )
     finally:
-        _close(decided)
+        decided.close()
     done = time.perf_counter()
     made = manifest.build(decided, outcome, __version__)
     return MergeResult(
@@ -363,13 +366,11 @@ def _refuse_existing(folder: Path, force: bool) -> None:
 
 
 def _refuse_overlap(decided: Plan, folder: Path) -> None:
-    for source in decided.sources:
-        for path in (path.resolve() for path in source.folders):
-            for target in (folder.resolve(), _partial(folder).resolve()):
-                if path.is_relative_to(target) or target.is_relative_to(path):
-                    raise OutputExistsError(
-                        f"{folder}: lies in the input {source.reference}, or holds it"
-                    )
+    for given, name in decided.homes.items():
+        path = given.resolve()
+        for target in (folder.resolve(), _partial(folder).resolve()):
+            if path.is_relative_to(target) or target.is_relative_to(path):
+                raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
 
 
 def _check_space(decided: Plan, folder: Path) -> None:
@@ -414,7 +415,8 @@ def _finish_folder(
         }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     config.write_config(decided, folder, public=public)
-    missing = config.copy_companions(decided, folder, tokenizer=copy_tokenizer)
+    config.write_companions(decided, folder)
+    missing = tokenizer.write_tokenizer(decided, folder) if copy_tokenizer else []
     text = "---\n".join(card.recipe_text(p, public=public) for p in (*ancestors, decided))
     (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
     made = manifest.build(decided, outcome, __version__)
@@ -461,11 +463,6 @@ def _sync(path: Path) -> None:
 
 def _warnings(decided: Plan, made: dict[str, Any]) -> tuple[str, ...]:
     return (*decided.warnings, *made["warnings"][len(decided.warnings) :])
-
-
-def _close(decided: Plan) -> None:
-    for source in decided.sources:
-        source.checkpoint.close()
 
 
 def _timings(began: float, planned: float, merged: float, done: float) -> dict[str, float]:

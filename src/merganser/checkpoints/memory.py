@@ -41,6 +41,7 @@ class MemoryCheckpoint:
             import torch
 
             flat = self._tensors[name].detach().cpu().contiguous().reshape(-1)
+            flat = flat.as_strided(flat.shape, (1,))  # a single element may have any stride
             stored = self._bytes[name] = flat.view(torch.uint8).numpy()
         into[:] = stored[start : start + len(into)].data
 

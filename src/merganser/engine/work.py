@@ -157,10 +157,14 @@ def group_jobs(
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
-    """For every plan's sources numbers that are equal for the same model."""
-    numbers: dict[str, int] = {}
+    """For every plan's sources numbers that are equal for the same model, read the same way."""
+    numbers: dict[tuple[str, str], int] = {}
     return [
-        [numbers.setdefault(s.reference.text, len(numbers)) for s in plan.sources] for plan in plans
+        [
+            numbers.setdefault((s.reference.text, s.checkpoint.header_digest), len(numbers))
+            for s in plan.sources
+        ]
+        for plan in plans
     ]
 
 

@@ -11,6 +11,7 @@ from merganser.architecture import infer
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
+from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.depth import restacked
 from merganser.planning.jobs import JobMaker
 from merganser.planning.layout import Layout, Path
@@ -25,6 +26,7 @@ from merganser.planning.plans import (
     Shard,
     Source,
     TensorJob,
+    TokenizerEdit,
     buffer_bytes,
     default_threads,
     describe,
@@ -47,6 +49,7 @@ __all__ = [
     "Shard",
     "Source",
     "TensorJob",
+    "TokenizerEdit",
     "buffer_bytes",
     "default_threads",
     "describe",
@@ -68,6 +71,7 @@ def plan(
     shard_size: int | str = "5GB",
     strictness: Strictness = "normal",
     weights: Weights | None = None,
+    truncate_embeddings: bool = False,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Decide a merge from the recipe and the checkpoints' headers, without reading weights.
@@ -77,6 +81,7 @@ def plan(
         arithmetic, rounding, seed, weights: replace what the recipe says.
         shard_size: greatest size of an output file; a larger tensor has one of its own.
         strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
+        truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
         checkpoints: open checkpoints by the text of their references; others are opened.
 
     Raises:
@@ -95,6 +100,7 @@ def plan(
         rounding or parsed.recipe.rounding or "nearest",
         seed if seed is not None else parsed.recipe.seed or 0,
         weights or parsed.recipe.weights or "auto",
+        truncate_embeddings,
     ).plan(size)
 
 
@@ -109,6 +115,7 @@ class _Planner:
         rounding: Rounding,
         seed: int,
         weights: Weights,
+        truncate_embeddings: bool,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
@@ -117,7 +124,6 @@ class _Planner:
         self.seed = seed
         self.weights: Weights = weights
         self.warnings = list(parsed.warnings)
-        self._refuse_unsupported()
         self.method = self._find_method()
         self._check_parameter_names()
         self.references = self._references()
@@ -128,18 +134,12 @@ class _Planner:
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
         self.donor = self.base if self.base is not None else 0
-        self._refuse_other_tokenizers()
+        self.chat_template = chosen_template(parsed, self.sources)
+        self.tokenizer: TokenizerEdit | None = None
+        self.vocabulary: int | None = None
+        self._align(truncate_embeddings, checkpoints)
 
     # -- what the recipe says -----------------------------------------------------------------
-
-    def _refuse_unsupported(self) -> None:
-        recipe, error = self.recipe, self.parsed.error
-        if recipe.tokenizer is not None and (
-            recipe.tokenizer.tokens or recipe.tokenizer.pad_to_multiple_of
-        ):
-            raise error("tokenizer: with tokens or padding is not supported yet", ("tokenizer",))
-        if recipe.chat_template is not None:
-            raise error("chat_template: is not supported yet", ("chat_template",))
 
     def _find_method(self) -> Method:
         name = self.recipe.merge_method
@@ -253,23 +253,23 @@ class _Planner:
         architecture = infer(checkpoint.specs, config)
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
 
-    def _refuse_other_tokenizers(self) -> None:
-        """Where all tokenizers are the same, any choice among them is the donor's."""
-        for key in ("tokenizer_source", "tokenizer"):
-            if getattr(self.recipe, key) is None:
-                continue
-            found = [_tokenizer(source.checkpoint) for source in self.sources]
-            given = (
-                self.recipe.tokenizer.source
-                if self.recipe.tokenizer
-                else self.recipe.tokenizer_source
+    def _align(self, truncate: bool, given: Mapping[str, Checkpoint]) -> None:
+        """Give all sources the rows that the output's tokenizer asks for."""
+        if self.recipe.tokenizer is not None or self.recipe.tokenizer_source is not None:
+            aligner = Aligner(
+                self.parsed,
+                self.sources,
+                self.index,
+                self.base,
+                self.donor,
+                lambda reference: self._open(reference, given),
+                self._warn,
             )
-            elsewhere = isinstance(given, ModelReference) and given.text not in self.index
-            if None in found or len(set(found)) > 1 or elsewhere:
-                raise self.parsed.error(
-                    f"{key}: the models' tokenizers differ, and aligning them is not supported yet",
-                    (key,),
-                )
+            aligned = aligner.align()
+            self.sources, self.tokenizer = aligned.sources, aligned.tokenizer
+            self.vocabulary = aligned.rows
+        elif truncate:
+            self.sources, self.vocabulary = truncated(self.sources)
 
     def plan(self, shard_size: int) -> Plan:
         layout = Layout(self.parsed, self.sources, self.index, self.base, self.donor)
@@ -307,6 +307,9 @@ class _Planner:
             tied,
             tuple(self.warnings),
             self._digest(jobs, shards),
+            self.tokenizer,
+            self.vocabulary,
+            self.chat_template,
         )
 
     def _report_idle_filters(self, jobs: Sequence[TensorJob]) -> None:
@@ -339,13 +342,13 @@ class _Planner:
             ],
             "shards": [hashlib.sha256(shard.header).hexdigest() for shard in shards],
         }
+        if self.tokenizer is not None:
+            output = self.tokenizer.output
+            edits = [[each.entry() for each in output.new], sorted(output.dropped)]
+            facts["tokenizer"] = [output.start.label, *edits, sorted(self.tokenizer.moved.items())]
+        if self.chat_template is not None:
+            facts["chat_template"] = self.chat_template
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _tokenizer(checkpoint: Checkpoint) -> bytes | None:
-    """A tokenizer's contents, to be compared; None if there is none in one file."""
-    file = checkpoint.path / "tokenizer.json" if checkpoint.path is not None else None
-    return file.read_bytes() if file is not None and file.is_file() else None
 
 
 def _commonest(specs: Sequence[TensorSpec]) -> DType:

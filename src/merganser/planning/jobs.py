@@ -48,7 +48,8 @@ class JobMaker:
         for entry, spec in zip(entries, specs, strict=True):
             if spec.shape != specs[0].shape:
                 hint = (
-                    "; their vocabularies differ"
+                    "; their vocabularies differ: write tokenizer_source: union (or base, or one of "
+                    "the models) to align them by their tokens"
                     if group.place.role in ("embedding", "head")
                     else ""
                 )

@@ -13,6 +13,7 @@ from merganser.checkpoints import Checkpoint, Weights
 from merganser.methods import Combination, Consensus, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
+from merganser.tokenizer import OutputTokenizer
 
 CELL = 65536
 """Elements over which sums are formed, and bytes over which digests are: part of both their
@@ -113,6 +114,21 @@ class Source:
         return tuple(dict.fromkeys(part for part in parts if part is not None))
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerEdit:
+    """What becomes of the tokenizer's files.
+
+    Attributes:
+        output: the tokenizer.
+        moved: new token ids in configs, by key and old id; None for a token that is gone.
+        donors: models that are not merged, but that rows of tokens come from.
+    """
+
+    output: OutputTokenizer
+    moved: Mapping[tuple[str, int], int | None]
+    donors: tuple[Source, ...] = ()
+
+
 @dataclass(frozen=True)
 class Plan:
     """A merge, decided.
@@ -131,6 +147,9 @@ class Plan:
         layers: of each module that is stacked from slices, what its output layers are made of, as
             (source, layer) pairs; empty where whole models are merged.
         tied: whether the output has no head of its own.
+        tokenizer: the output's tokenizer, if the recipe asks for one; None for the donor's.
+        vocabulary: how many rows its embeddings have, if that was decided; None for the donor's.
+        chat_template: the template that the recipe asks for; None to leave it as it is.
         warnings: what the user should know before the merge.
         digest: of all that decides the output's bytes.
     """
@@ -151,6 +170,29 @@ class Plan:
     tied: bool
     warnings: tuple[str, ...]
     digest: str
+    tokenizer: TokenizerEdit | None = None
+    vocabulary: int | None = None
+    chat_template: str | None = None
+
+    @property
+    def homes(self) -> dict[Path, str]:
+        """Every folder and file that is read, each with the name of its model."""
+        found: dict[Path, str] = {}
+        if self.tokenizer is not None:
+            start = self.tokenizer.output.start
+            found[start.folder] = start.label
+        for source in self._all_sources:
+            found |= dict.fromkeys(source.folders, source.reference.text)
+        return found
+
+    def close(self) -> None:
+        """Close all checkpoints."""
+        for source in self._all_sources:
+            source.checkpoint.close()
+
+    @property
+    def _all_sources(self) -> tuple[Source, ...]:
+        return (*self.sources, *(self.tokenizer.donors if self.tokenizer is not None else ()))
 
     @property
     def output_bytes(self) -> int:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from merganser.recipe.references import ModelReference, parse_reference
 from merganser.recipe.settings import Setting, parse_setting
@@ -126,7 +135,13 @@ class ModelTokenSource(_Part):
     kind: Literal["model_token"]
     model: Reference
     token: str | None = None
-    token_id: int | None = None
+    token_id: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> ModelTokenSource:
+        if (self.token is None) == (self.token_id is None):
+            raise ValueError("a model_token is named by either token or token_id")
+        return self
 
 
 class ZeroTokenSource(_Part):
@@ -135,10 +150,26 @@ class ZeroTokenSource(_Part):
     kind: Literal["zero"]
 
 
+def _kind(value: object) -> str:
+    """Which form of a token's source is meant, so that errors speak of that one."""
+    if isinstance(value, ModelTokenSource | ZeroTokenSource):
+        return f"<{value.kind}>"
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    return "<zero>" if kind == "zero" else "<model_token>" if kind is not None else "<model>"
+
+
+TokenSource = Annotated[
+    Annotated[ModelTokenSource, Tag("<model_token>")]
+    | Annotated[ZeroTokenSource, Tag("<zero>")]
+    | Annotated[Reference, Tag("<model>")],
+    Discriminator(_kind),
+]
+
+
 class TokenRule(_Part):
     """Where the embedding of one token comes from."""
 
-    source: ModelTokenSource | ZeroTokenSource | Reference | None = None
+    source: TokenSource | None = None
     force: bool = False
 
 

@@ -8,22 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from merganser.architecture import sections, stated_tie
+from merganser.architecture import VOCABULARY_KEYS, sections, stated_tie, vocabulary_size
+from merganser.checkpoints import read_json
 from merganser.planning import Plan, restacked
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Copied byte for byte, with ``additional_chat_templates/``."""
+from merganser.tokenizer import map_token_ids
 
 OTHER_FILES = (
     "generation_config.json",
@@ -36,7 +24,8 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def edited_config(plan: Plan) -> dict[str, Any]:
-    """The output's ``config.json``: the donor's, with the dtype, the layers and the tied head as they are now.
+    """The output's ``config.json``: the donor's, with dtype, layers, tied head and
+    vocabulary as they are now.
 
     Raises:
         InputError: when the layers changed and the config does not say how many there are.
@@ -55,7 +44,10 @@ def edited_config(plan: Plan) -> dict[str, Any]:
     if donor.reference.architecture is not None:
         config["architectures"] = [donor.reference.architecture]
     _tell_of_the_head(plan, config, parts)
-    return restacked(config, plan.sources, plan.donor, plan.layers)[0]
+    config = restacked(config, plan.sources, plan.donor, plan.layers)[0]
+    if plan.vocabulary is not None and plan.vocabulary != vocabulary_size(config):
+        _set_vocabulary(config, plan.vocabulary)
+    return with_token_ids(plan, config)
 
 
 def _tell_of_the_head(plan: Plan, config: dict[str, Any], parts: list[dict[str, Any]]) -> None:
@@ -84,33 +76,44 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
         (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-def copy_companions(plan: Plan, folder: Path, *, tokenizer: bool = True) -> list[str]:
-    """Copy tokenizer, chat templates and generation config from the donor, byte for byte.
-
-    Args:
-        plan: tells the donor.
-        folder: the output folder.
-        tokenizer: whether to copy the tokenizer and its templates.
-
-    Returns:
-        Warnings: what a user would miss.
-    """
+def write_companions(plan: Plan, folder: Path) -> None:
+    """Copy the donor's generation config and processors, byte for byte but for token ids that moved."""
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
-        return []
-    for name in (*OTHER_FILES, *(TOKENIZER_FILES if tokenizer else ())):
-        if (model / name).is_file():
+        return
+    for name in OTHER_FILES:
+        if not (model / name).is_file():
+            continue
+        if name == "generation_config.json" and plan.tokenizer is not None and plan.tokenizer.moved:
+            settings = with_token_ids(plan, read_json(model / name))
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+        else:
             shutil.copyfile(model / name, folder / name)
-    if not tokenizer:
-        return []
-    templates = model / "additional_chat_templates"
-    if templates.is_dir():
-        (folder / templates.name).mkdir()
-        for file in sorted(templates.glob("*.jinja")):
-            shutil.copyfile(file, folder / templates.name / file.name)
-    if not any(
-        (folder / name).exists()
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    ):
-        return [f"{plan.sources[plan.donor].reference} has no tokenizer, so the output has none"]
-    return []
+
+
+def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
+    """A config of the donor's with the token ids as they are in the output's tokenizer."""
+    moved = plan.tokenizer.moved if plan.tokenizer is not None else {}
+    if not moved:
+        return data
+    edited = map_token_ids(data, lambda key, number: moved.get((key, number), number))
+    assert isinstance(edited, dict)
+    return edited
+
+
+def _set_vocabulary(config: dict[str, Any], rows: int) -> None:
+    """Set the vocabulary's size wherever the config states the text model's."""
+    old = vocabulary_size(config)
+    stated = [
+        (part, key)
+        for part in sections(config)
+        for key in VOCABULARY_KEYS
+        if old is not None and part.get(key) == old
+    ]
+    for part, key in stated:
+        if isinstance(part, dict):
+            part[key] = rows
+    if not stated:
+        text = config.get("text_config")
+        (text if isinstance(text, dict) else config)["vocab_size"] = rows

@@ -14,7 +14,7 @@ from merganser.checkpoints.runs import step_number
 from merganser.errors import RecipeError
 from merganser.recipe import parse_reference
 from merganser.release import manifest
-from merganser.release.config import TOKENIZER_FILES
+from merganser.release.tokenizer import FILES as TOKENIZER_FILES
 
 
 def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:

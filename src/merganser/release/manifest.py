@@ -80,11 +80,10 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
 def inputs_state(plan: Plan) -> str:
     """Changes when a file of an input does, as far as sizes and times tell."""
     facts = []
-    for source in plan.sources:
-        for path in source.folders:
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            status = [(file.name, file.stat()) for file in files if file.is_file()]
-            facts.append([(name, s.st_size, s.st_mtime_ns) for name, s in status])
+    for path in plan.homes:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        status = [(file.name, file.stat()) for file in files if file.is_file()]
+        facts.append([(name, s.st_size, s.st_mtime_ns) for name, s in status])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

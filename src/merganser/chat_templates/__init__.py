@@ -1,0 +1,97 @@
+"""Chat templates: the named ones beside this file, those of models, and which one a merge takes.
+
+The named ones were written for Merganser after the published descriptions of the formats. They take
+``messages`` with the roles system, user and assistant, and ``add_generation_prompt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from merganser.checkpoints import read_json
+
+FILE = "chat_template.jinja"
+"""Where transformers looks first."""
+
+LEGACY_FILE = "chat_template.json"
+"""What processors were saved with before."""
+
+SHORTEST = 20
+"""A text that is shorter is no template but a slip, as in MergeKit."""
+
+
+def names() -> list[str]:
+    """The names of the named templates."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.jinja"))
+
+
+def named(name: str) -> str:
+    """The text of a named template."""
+    return (Path(__file__).parent / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def of_model(folder: Path) -> str | None:
+    """The default chat template of the model in a folder, or None.
+
+    Raises:
+        InputError: when a file that should hold it is broken.
+    """
+    if (folder / FILE).is_file():
+        return (folder / FILE).read_text(encoding="utf-8")
+    for file in (folder / LEGACY_FILE, folder / "tokenizer_config.json"):
+        found = read_json(file).get("chat_template") if file.is_file() else None
+        if isinstance(found, list):  # several, each with a name
+            by_name = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
+            found = by_name.get("default")
+        elif isinstance(found, dict):
+            found = found.get("default")
+        if isinstance(found, str) and found.strip():
+            return found
+    return None
+
+
+def commonest(templates: Iterable[str | None]) -> str | None:
+    """The most common of templates, white space at their ends aside; of several the first."""
+    counts: dict[str, int] = {}
+    whole: dict[str, str] = {}
+    for template in templates:
+        if template is not None and template.strip():
+            counts[template.strip()] = counts.get(template.strip(), 0) + 1
+            whole.setdefault(template.strip(), template)
+    return whole[max(counts, key=lambda text: counts[text])] if counts else None
+
+
+def check(template: str) -> None:
+    """Refuse what cannot be a Jinja template.
+
+    Raises:
+        ValueError: saying why.
+    """
+    if len(template) < SHORTEST or "{" not in template:
+        raise ValueError(
+            f"{template[:40]!r} is neither auto, nor one of {', '.join(names())}, nor a Jinja template"
+        )
+    try:
+        from jinja2 import TemplateSyntaxError
+        from jinja2.ext import Extension
+        from jinja2.nodes import Node
+        from jinja2.parser import Parser
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:
+        return  # nothing here can render it either
+
+    class Generation(Extension):
+        """The tag by which transformers finds what the assistant said."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    extensions = [Generation, "jinja2.ext.loopcontrols"]
+    try:
+        ImmutableSandboxedEnvironment(extensions=extensions).from_string(template)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"is no Jinja template: {error.message}, line {error.lineno}") from None

@@ -1,0 +1,488 @@
+"""From the recipe's tokenizer keys to the output's tokenizer, and sources whose rows fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any
+
+import numpy as np
+
+from merganser import chat_templates, hub
+from merganser.architecture import Place, stated_tie, vocabulary_size
+from merganser.checkpoints import read_json
+from merganser.checkpoints.gathered import (
+    FILL,
+    MEAN,
+    ZERO,
+    Donor,
+    GatheredTensor,
+    RowMap,
+    gathered,
+)
+from merganser.errors import InputError
+from merganser.planning.layout import Path
+from merganser.planning.plans import Source, TokenizerEdit
+from merganser.recipe import ModelReference, ParsedRecipe, key_name
+from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
+from merganser.tokenizer import (
+    PLAIN,
+    OutputTokenizer,
+    Vocabulary,
+    extended,
+    has_tokenizer,
+    kept,
+    map_token_ids,
+    read_vocabulary,
+    union,
+)
+
+Array = np.ndarray[Any, Any]
+Warn = Callable[[Path, str], None]
+
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+_NO_VOCABULARY = ("position", "wpe", "token_type", "pos_emb")
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """What the tokenizer keys come to.
+
+    Attributes:
+        sources: the inputs, with as many rows as the output has tokens.
+        tokenizer: what becomes of the tokenizer's files.
+        rows: of the output's embeddings.
+    """
+
+    sources: tuple[Source, ...]
+    tokenizer: TokenizerEdit
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model that tokens may come from.
+
+    Attributes:
+        source: the model.
+        vocabulary: its tokenizer's.
+        tensors: its tensors with a row for every token.
+        rows: how many rows; None if it has no such tensor.
+    """
+
+    source: Source
+    vocabulary: Vocabulary
+    tensors: tuple[str, ...]
+    rows: int | None
+
+
+class Aligner:
+    """Aligns the vocabularies of a recipe's models.
+
+    Args:
+        parsed: the recipe.
+        sources: the inputs.
+        index: their indices by the text of their references.
+        base: the base model's index, or None.
+        donor: index of the model whose config the output takes.
+        open_source: opens a model that is not among the inputs.
+        warn: takes what the user should know.
+    """
+
+    def __init__(
+        self,
+        parsed: ParsedRecipe,
+        sources: Sequence[Source],
+        index: Mapping[str, int],
+        base: int | None,
+        donor: int,
+        open_source: Callable[[ModelReference], Source],
+        warn: Warn,
+    ) -> None:
+        self.parsed = parsed
+        self.sources = sources
+        self.index = index
+        self.base = base
+        self.donor = donor
+        self.open_source = open_source
+        self.warn = warn
+        recipe = parsed.recipe
+        legacy = recipe.tokenizer_source
+        self.key = "tokenizer" if recipe.tokenizer is not None else "tokenizer_source"
+        self.wanted = recipe.tokenizer or Tokenizer(source=legacy or "union")
+        self.rules: Mapping[str, TokenRule] = self.wanted.tokens or {}
+
+    def align(self) -> Aligned:
+        """Decide the output's tokenizer and rows.
+
+        Raises:
+            RecipeError: when a rule cannot be kept.
+            InputError: when a model's tokenizer is missing or broken.
+        """
+        models = self._models()
+        start, output = self._output(models)
+        rows, keeps = self._rows(output, start)
+        donors = [*models, *self._more_donors()]
+        maps = self._maps(donors, output, rows, start if keeps else None)
+        sources = tuple(self._wrapped(i, donors, maps[i]) for i in range(len(self.sources)))
+        moved = self._moved_ids(models[self.donor].vocabulary, output, start)
+        more = tuple(model.source for model in donors[len(models) :])
+        edit = TokenizerEdit(output, moved, more)
+        return Aligned(sources, edit, rows)
+
+    # -- the tokenizer ------------------------------------------------------------------------
+
+    def _models(self) -> list[_Model]:
+        """The inputs with their vocabularies; one without any tokenizer has the donor's."""
+        first = self._model(self.sources[self.donor], None)
+        models = []
+        for i, source in enumerate(self.sources):
+            models.append(first if i == self.donor else self._model(source, first))
+        return models
+
+    def _model(self, source: Source, donor: _Model | None) -> _Model:
+        tensors = vocabulary_tensors(source)
+        specs = source.checkpoint.specs
+        rows = specs[tensors[0]].shape[0] if tensors else None
+        folder, label = source.checkpoint.path, source.reference.text
+        if donor is not None and not has_tokenizer(folder) and rows == donor.rows:
+            self.warn((self.key,), f"{label} has no tokenizer; taken to be that of the base")
+            return _Model(source, donor.vocabulary, tensors, rows)
+        if folder is None:
+            raise InputError(f"{label}: has no tokenizer, and {self.key} needs it")
+        return _Model(source, read_vocabulary(folder, label), tensors, rows)
+
+    def _output(self, models: Sequence[_Model]) -> tuple[_Model, OutputTokenizer]:
+        """The model that the tokenizer starts from, and the tokenizer."""
+        given = self.wanted.source
+        start = models[self.donor]
+        if isinstance(given, ModelReference):
+            start = (
+                models[self.index[given.text]] if given.text in self.index else self._outside(given)
+            )
+        output = kept(start.vocabulary, start.rows)
+        if output.dropped:
+            self.warn(
+                (self.key,),
+                f"{_some(output.dropped)} of {start.source.reference} have no row in its embedding, "
+                "and are left out of its tokenizer",
+            )
+        if given == "union":
+            order = [start, *(model for model in models if model is not start)]
+            output = union(output, [(model.vocabulary, model.rows) for model in order])
+            if output.conflicts:
+                self.warn(
+                    (self.key,),
+                    f"{_some(output.conflicts)} are set differently by the models; "
+                    "the first one's settings are taken",
+                )
+        missing = {token: PLAIN for token in self.rules if token not in output.tokens}
+        return start, extended(output, missing) if missing else output
+
+    def _outside(self, reference: ModelReference) -> _Model:
+        """A model that gives nothing but its tokenizer."""
+        folder = hub.resolve(reference.path, reference.revision, self.parsed.folder, weights=False)
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        vocabulary = read_vocabulary(folder, reference.text)
+        source = self.sources[self.donor]
+        return _Model(replace(source, reference=reference), vocabulary, (), vocabulary_size(config))
+
+    def _rows(self, output: OutputTokenizer, start: _Model) -> tuple[int, bool]:
+        """How many rows the output has, and whether they are all of the start's, also those that
+        no token has (a tokenizer that stays as it is keeps its model's padding)."""
+        multiple = self.wanted.pad_to_multiple_of
+        if multiple:
+            return -(-output.size // multiple) * multiple, False
+        if output.changed or start.rows is None:
+            return output.size, False
+        return start.rows, True
+
+    # -- the rows -----------------------------------------------------------------------------
+
+    def _more_donors(self) -> list[_Model]:
+        """Models that the rules take tokens from and that are not merged."""
+        found: dict[str, _Model] = {}
+        for rule in self.rules.values():
+            reference = _donor_of(rule)
+            if reference is not None and reference.text not in {*self.index, *found}:
+                source = self.open_source(reference)
+                found[reference.text] = self._model(source, None)
+        self.index = {**self.index, **{t: len(self.index) + i for i, t in enumerate(found)}}
+        return list(found.values())
+
+    def _maps(
+        self, donors: Sequence[_Model], output: OutputTokenizer, rows: int, padded: _Model | None
+    ) -> list[RowMap]:
+        """Where the rows of every input come from."""
+        merged = len(self.sources)
+        ids = np.fromiter(output.tokens.values(), np.int64, len(output.tokens))
+        own = np.full((len(donors), rows), -1, np.int32)
+        for i, model in enumerate(donors):
+            tokens = model.vocabulary.tokens
+            found = np.fromiter(map(tokens.get, output.tokens, repeat(-1)), np.int32, len(ids))
+            found[found >= (model.rows or 0)] = -1
+            own[i, ids] = found
+        unnamed = np.ones(rows, bool)
+        unnamed[ids] = False
+        if padded is not None:
+            for i, model in enumerate(donors):
+                if model.vocabulary.tokens == padded.vocabulary.tokens:
+                    here = np.flatnonzero(unnamed[: model.rows or 0])
+                    own[i, here] = here
+        forced = np.zeros(rows, bool)
+        forced[[output.tokens[token] for token, rule in self.rules.items() if rule.force]] = True
+        origin, row, means = _defaults(own[:merged], self.base, forced)
+        origin[unnamed & (origin == ZERO)] = FILL
+        ruled = set()
+        for token, rule in self.rules.items():
+            if rule.source is not None:
+                place = output.tokens[token]
+                origin[place], row[place] = self._ruled(donors, token, rule)
+                ruled.add(place)
+        lost = set(np.flatnonzero(origin == ZERO).tolist()) - ruled
+        if lost:
+            names = [token for token, number in output.tokens.items() if number in lost]
+            self.warn(
+                (self.key,),
+                f"no model has {_some(names)}: the embedding is zero until it is trained",
+            )
+        maps = []
+        for i in range(merged):
+            mine = (own[i] >= 0) & ~forced
+            maps.append(
+                RowMap(np.where(mine, np.int32(i), origin), np.where(mine, own[i], row), means)
+            )
+        return maps
+
+    def _ruled(self, donors: Sequence[_Model], token: str, rule: TokenRule) -> tuple[int, int]:
+        """The origin and row that a rule gives a token."""
+        if isinstance(rule.source, ZeroTokenSource):
+            return ZERO, 0
+        reference = _donor_of(rule)
+        assert reference is not None
+        index = self.index[reference.text]
+        model, path = donors[index], (self.key, "tokens", token, "source")
+        if isinstance(rule.source, ModelTokenSource) and rule.source.token_id is not None:
+            number = rule.source.token_id
+        else:
+            named = rule.source.token if isinstance(rule.source, ModelTokenSource) else token
+            assert named is not None
+            found = model.vocabulary.tokens.get(named)
+            if found is None:
+                raise self.parsed.error(
+                    f"{key_name(path)}: {reference} has no token {named!r}", path
+                )
+            number = found
+        if not 0 <= number < (model.rows or 0):
+            raise self.parsed.error(
+                f"{key_name(path)}: the embedding of {reference} has no row {number} "
+                f"(it has {model.rows or 0})",
+                path,
+            )
+        return index, number
+
+    def _wrapped(self, index: int, donors: Sequence[_Model], rows: RowMap) -> Source:
+        """An input with the output's rows."""
+        model = donors[index]
+        source = model.source
+        if model.rows is None or rows.is_identity(index, model.rows):
+            return source
+        places = dict(source.architecture.places)
+        wanted = {name: places[name] for name in model.tensors}
+        for other in donors[: len(self.sources)]:
+            for name in other.tensors:
+                place = other.source.architecture.places[name]
+                if _lends_head(source, name, place) and name not in wanted:
+                    wanted[name] = places[name] = place
+        tensors = {
+            name: GatheredTensor([_counterpart(d, name, place) for d in donors], index, rows)
+            for name, place in wanted.items()
+        }
+        return replace(
+            source,
+            checkpoint=gathered(source.checkpoint, tensors),
+            architecture=replace(source.architecture, places=places),
+        )
+
+    # -- the ids in configs -------------------------------------------------------------------
+
+    def _moved_ids(
+        self, donor: Vocabulary, output: OutputTokenizer, start: _Model
+    ) -> Mapping[tuple[str, int], int | None]:
+        """New ids of the tokens that the donor's configs name, by key and old id.
+
+        A token that the output lacks gives way to the one that plays its role in the tokenizer.
+        """
+        moved: dict[tuple[str, int], int | None] = {}
+        if donor is output.start and not output.dropped:
+            return moved
+        names = {number: token for token, number in donor.tokens.items()}
+        roles = start.vocabulary.roles
+
+        def new_id(key: str, number: int) -> int | None:
+            if number not in names:
+                return number
+            found = output.tokens.get(names[number])
+            if found is None:
+                role = key.removesuffix("_token_id")
+                found = output.tokens.get(roles.get(role, ""))
+                self.warn(
+                    (self.key,),
+                    f"{key} was {names[number]!r}, which the tokenizer lacks; it is "
+                    + (f"{roles[role]!r} now" if found is not None else "left out"),
+                )
+            if found != number:
+                moved[key, number] = found
+            return found
+
+        source = self.sources[self.donor].checkpoint
+        map_token_ids(dict(source.config), new_id)
+        generation = source.path / "generation_config.json" if source.path is not None else None
+        if generation is not None and generation.is_file():
+            map_token_ids(read_json(generation), new_id)
+        return moved
+
+
+def chosen_template(parsed: ParsedRecipe, sources: Sequence[Source]) -> str | None:
+    """The chat template that the recipe asks for; None to leave it as it is.
+
+    Raises:
+        RecipeError: when it is neither a name nor a template.
+    """
+    given = parsed.recipe.chat_template
+    if given is None:
+        return None
+    if given == "auto":
+        folders = (source.checkpoint.path for source in sources)
+        return chat_templates.commonest(
+            chat_templates.of_model(folder) for folder in folders if folder is not None
+        )
+    if given in chat_templates.names():
+        return chat_templates.named(given)
+    try:
+        chat_templates.check(given)
+    except ValueError as error:
+        raise parsed.error(f"chat_template: {error}", ("chat_template",)) from None
+    return given
+
+
+def truncated(sources: Sequence[Source]) -> tuple[tuple[Source, ...], int | None]:
+    """Sources whose vocabularies are cut to the shortest one's rows, and how many those are."""
+    names = [vocabulary_tensors(source) for source in sources]
+    sizes = [
+        source.checkpoint.specs[each[0]].shape[0] if each else None
+        for source, each in zip(sources, names, strict=True)
+    ]
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return tuple(sources), None
+    least = min(known)
+    first = RowMap(
+        np.zeros(least, np.int32), np.arange(least, dtype=np.int32), np.zeros((0, 1), np.int32)
+    )
+    cut = []
+    for source, each, size in zip(sources, names, sizes, strict=True):
+        if size is not None and size > least:
+            tensors = {
+                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first) for name in each
+            }
+            source = replace(source, checkpoint=gathered(source.checkpoint, tensors))
+        cut.append(source)
+    return tuple(cut), least
+
+
+def vocabulary_tensors(source: Source) -> tuple[str, ...]:
+    """The tensors of a model whose rows are tokens: embeddings, heads, and heads' biases."""
+    specs, places = source.checkpoint.specs, source.architecture.places
+
+    def with_rows(rows: int | None) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, place in places.items()
+            if place.layer is None
+            and specs[name].shape[:1] == (rows,)
+            and not any(mark in name for mark in _NO_VOCABULARY)
+            and (
+                place.role in ("embedding", "head")
+                if len(specs[name].shape) > 1
+                else name.endswith("bias") and "norm" not in name.lower()
+            )
+        )
+
+    found = with_rows(vocabulary_size(source.checkpoint.config))
+    if any(len(specs[name].shape) > 1 for name in found):
+        return found
+    embedding = next(
+        (
+            name
+            for name, spec in specs.items()
+            if len(spec.shape) > 1 and name.split(".")[-2:-1] and name.split(".")[-2] in _EMBEDDINGS
+        ),
+        None,
+    )
+    return with_rows(specs[embedding].shape[0]) if embedding is not None else ()
+
+
+def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:
+    """For every row what models take that have none of their own: the only owner's, else the
+    base's, else the mean of all owners'; zeros if there is none.
+
+    Args:
+        own: int32 [models, rows], the models' own rows; -1 where they have none.
+        base: index of the base model, or None.
+        forced: bool [rows], rows that all models take.
+
+    Returns:
+        int32 [rows] origins, int32 [rows] rows, and int32 [m, models] rows to be averaged.
+    """
+    has = own >= 0
+    owners = has.sum(axis=0)
+    origin = np.full(own.shape[1], ZERO, np.int32)
+    row = np.zeros(own.shape[1], np.int32)
+    one = np.where(owners == 1, has.argmax(axis=0), -1)
+    if base is not None:
+        one = np.where((owners > 1) & has[base], base, one)
+    picked = np.flatnonzero(one >= 0)
+    origin[picked] = one[picked]
+    row[picked] = own[one[picked], picked]
+    shared = np.flatnonzero((owners > 1) & ((owners < len(own)) | forced) & (one < 0))
+    origin[shared] = MEAN
+    row[shared] = np.arange(len(shared))
+    return origin, row, np.ascontiguousarray(own[:, shared].T)
+
+
+def _donor_of(rule: TokenRule) -> ModelReference | None:
+    """The model that a rule takes a token from."""
+    source = rule.source
+    return (
+        source.model
+        if isinstance(source, ModelTokenSource)
+        else (source if isinstance(source, ModelReference) else None)
+    )
+
+
+def _lends_head(source: Source, name: str, place: Place) -> bool:
+    """Whether a model's embedding serves as a head that others have. It then has rows as a head and
+    rows as an embedding, for the tokens that come from others have one of each."""
+    own = source.architecture
+    has_none = own.key(name) not in own.names
+    return place.role == "head" and has_none and stated_tie(source.checkpoint.config) is not False
+
+
+def _counterpart(donor: _Model, name: str, place: Place) -> Donor | None:
+    """A donor's tensor for one of another model: the same, or the embedding that is its head."""
+    source = donor.source
+    own = source.architecture.names.get(source.architecture.key(name))
+    if own is None and _lends_head(source, name, place):
+        places = source.architecture.places
+        own = next((each for each in donor.tensors if places[each].role == "embedding"), None)
+    return Donor(source.checkpoint, own) if own in donor.tensors and own is not None else None
+
+
+def _some(tokens: Iterable[str]) -> str:
+    """Tokens for people: the first few, and how many there are."""
+    found = sorted(tokens)
+    shown = ", ".join(repr(token) for token in found[:3])
+    many = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"token{'s' if len(found) > 1 else ''} {shown}{many}"

@@ -1,0 +1,429 @@
+"""Tokenizers as their files give them, and the one that a merge's output has.
+
+Only vocabularies matter here: which token has which id, and how added tokens are set. They are
+read from ``tokenizer.json`` and the small files beside it. A new tokenizer is an old one with tokens
+added at its end, as in MergeKit; its pieces and merges stay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints import read_json
+from merganser.errors import InputError
+
+CONTENTS = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""The settings of an added token, in the order of ``tokenizer.json``."""
+
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+"""Roles of special tokens: ``bos_token`` in tokenizer settings, ``bos_token_id`` in configs."""
+
+_SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+
+Flags = tuple[bool, ...]
+
+PLAIN: Flags = (False, False, False, True, False)
+AS_SPECIAL: Flags = (False, False, False, False, True)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is matched before the text is cut into pieces.
+
+    Attributes:
+        content: its text.
+        id: its number.
+        flags: its settings, in the order of :data:`FLAGS`.
+    """
+
+    content: str
+    id: int
+    flags: Flags
+
+    def entry(self) -> dict[str, Any]:
+        """As ``tokenizer.json`` writes it."""
+        return {"id": self.id, "content": self.content, **dict(zip(FLAGS, self.flags, strict=True))}
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a model's tokenizer knows.
+
+    Attributes:
+        label: the model, in messages.
+        folder: where its files are.
+        tokens: ids by token, added ones included.
+        added: settings of the added tokens.
+        roles: special tokens by role: ``{"bos": "<s>"}``.
+        loose: added tokens that stand in other files than ``tokenizer.json``.
+    """
+
+    label: str
+    folder: Path
+    tokens: Mapping[str, int] = field(repr=False)
+    added: Mapping[str, Flags] = field(repr=False)
+    roles: Mapping[str, str]
+    loose: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """One more than the greatest id."""
+        return max(self.tokens.values(), default=-1) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTokenizer:
+    """The output's tokenizer: some model's, with tokens added, set anew, or left out.
+
+    Attributes:
+        start: the vocabulary that it starts from, as it is in the files.
+        tokens: ids by token.
+        new: added tokens that the files lack, or have with other settings.
+        dropped: tokens of the files that are left out.
+        conflicts: tokens that models set differently; the first one's settings count.
+    """
+
+    start: Vocabulary
+    tokens: Mapping[str, int] = field(repr=False)
+    new: tuple[AddedToken, ...] = ()
+    dropped: frozenset[str] = frozenset()
+    conflicts: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether it is another than the one it starts from."""
+        return bool(self.new or self.dropped)
+
+    @property
+    def size(self) -> int:
+        """One more than the greatest id."""
+        return max(self.tokens.values(), default=-1) + 1
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder holds a tokenizer in any form."""
+    return folder is not None and any((folder / name).is_file() for name in (CONTENTS, *_SLOW))
+
+
+def read_vocabulary(folder: Path, label: str) -> Vocabulary:
+    """Read the vocabulary of the tokenizer in a folder, with the ids that transformers gives it.
+
+    Raises:
+        InputError: when there is none, or its files are broken.
+    """
+    contents = read_contents(folder, label)
+    settings = _optional(folder / SETTINGS)
+    tokens = dict(_ids(contents, folder / CONTENTS))
+    added = {
+        entry["content"]: tuple(bool(entry.get(name)) for name in FLAGS)
+        for entry in contents.get("added_tokens") or []
+    }
+    roles, special = _special(settings, _optional(folder / "special_tokens_map.json"))
+    beside = {
+        token: _flags_of(entry)
+        for _, token, entry in sorted(
+            (int(number), str(entry.get("content", "")), entry)
+            for number, entry in (settings.get("added_tokens_decoder") or {}).items()
+        )
+    }
+    older = _optional(folder / "added_tokens.json")
+    beside |= {t: PLAIN for t in sorted(older, key=lambda t: int(older[t])) if t not in beside}
+    beside |= {token: AS_SPECIAL for token in special if token not in beside}
+    loose = []
+    for token, flags in beside.items():
+        added.setdefault(token, flags)
+        if token not in tokens:
+            tokens[token] = max(tokens.values(), default=-1) + 1
+            loose.append(token)
+    return Vocabulary(label, folder, tokens, added, roles, tuple(loose))
+
+
+def read_contents(folder: Path, label: str) -> dict[str, Any]:
+    """``tokenizer.json`` as data, converted from older files if transformers is there to do it.
+
+    Raises:
+        InputError: when there is none, or it is no tokenizer.
+    """
+    file = folder / CONTENTS
+    contents = read_json(file) if file.is_file() else _converted(folder, label)
+    model = contents.get("model")
+    added = contents.get("added_tokens") or []
+    well_formed = (
+        isinstance(model, dict)
+        and isinstance(model.get("vocab"), dict | list)
+        and isinstance(added, list)
+        and all(isinstance(e, dict) and isinstance(e.get("content"), str) for e in added)
+    )
+    if not well_formed:
+        raise InputError(f"{file}: is no tokenizer (it has no vocabulary)")
+    return contents
+
+
+def _converted(folder: Path, label: str) -> dict[str, Any]:
+    """The contents that transformers makes of a tokenizer in older files."""
+    if not has_tokenizer(folder):
+        raise InputError(f"{label}: has no tokenizer (no {CONTENTS}), and the recipe needs it")
+    advice = (
+        f"{label}: has no {CONTENTS}, only older tokenizer files; write one with: python -c "
+        f"\"from transformers import AutoTokenizer as A; A.from_pretrained('{folder}')"
+        f".save_pretrained('{folder}')\""
+    )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise InputError(advice) from None
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+        contents = json.loads(loaded.backend_tokenizer.to_str())
+    except Exception as error:  # whatever a library makes of broken files
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{advice} (it failed here: {reason})") from None
+    assert isinstance(contents, dict)
+    return contents
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of a model's own pieces; Unigram lists them with scores, in order."""
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        return vocab
+    return {entry[0]: i for i, entry in enumerate(vocab)}
+
+
+def _ids(contents: Mapping[str, Any], file: Path) -> Mapping[str, int]:
+    """Ids as the tokenizers library gives them, which ignores the ids of added tokens in the file:
+    those that are no pieces follow the pieces, in the file's order. Where pieces leave gaps its
+    rule is not as simple, and the library itself is asked."""
+    try:
+        pieces = dict(_pieces(contents["model"]))
+        if max(pieces.values(), default=-1) + 1 == len(pieces):
+            for entry in contents.get("added_tokens") or []:
+                pieces.setdefault(entry["content"], len(pieces))
+            return pieces
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise InputError(f"{file}: its vocabulary is malformed") from None
+    return _ids_by_library(contents, file)
+
+
+def _ids_by_library(contents: Mapping[str, Any], file: Path) -> Mapping[str, int]:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(contents)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the library raises plain exceptions
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{file}: is no tokenizer ({reason})") from None
+
+
+def _flags_of(entry: Mapping[str, Any]) -> Flags:
+    special = bool(entry.get("special"))
+    defaults = dict(zip(FLAGS, AS_SPECIAL if special else PLAIN, strict=True))
+    return tuple(bool(entry.get(name, defaults[name])) for name in FLAGS)
+
+
+def _special(*settings: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Special tokens by role, and all of them, as tokenizer settings name them."""
+
+    def text(value: Any) -> str | None:
+        found = value.get("content") if isinstance(value, dict) else value
+        return found if isinstance(found, str) and found else None
+
+    roles: dict[str, str] = {}
+    named: list[str | None] = []
+    for each in settings:
+        for role in SPECIAL:
+            token = text(each.get(f"{role}_token"))
+            if token is not None:
+                roles.setdefault(role, token)
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = each.get(key) or []
+            named += map(text, more.values() if isinstance(more, dict) else more)
+    ordered = [*roles.values(), *(token for token in named if token is not None)]
+    return roles, list(dict.fromkeys(ordered))
+
+
+# -- making ------------------------------------------------------------------------------------------
+
+
+def kept(start: Vocabulary, rows: int | None) -> OutputTokenizer:
+    """A model's own tokenizer, without tokens that its embedding has no row for.
+
+    Args:
+        start: the vocabulary.
+        rows: of the model's embedding; None if it is not known.
+    """
+    if rows is None or start.size <= rows:
+        return OutputTokenizer(start, start.tokens)
+    tokens = {token: number for token, number in start.tokens.items() if number < rows}
+    return OutputTokenizer(start, tokens, dropped=frozenset(start.tokens.keys() - tokens.keys()))
+
+
+def union(
+    base: OutputTokenizer, others: Iterable[tuple[Vocabulary, int | None]]
+) -> OutputTokenizer:
+    """The base's tokenizer with all tokens of the others added at its end.
+
+    First come tokens that no model has as added ones, then the added ones, each in the order of
+    the models and of their ids. A token's settings are those of the first model that adds it.
+
+    Args:
+        base: what it starts from.
+        others: vocabularies, and the rows of their models' embeddings.
+    """
+    start = base.start
+    first = {t: flags for t, flags in start.added.items() if t in base.tokens}
+    flags = dict(first)
+    conflicts, plain = [], []
+    for other, rows in others:
+        limit = other.size if rows is None else rows
+        for token in sorted(other.added.keys(), key=other.tokens.__getitem__):
+            if other.tokens[token] >= limit:
+                continue
+            if flags.setdefault(token, other.added[token]) != other.added[token]:
+                conflicts.append(token)
+        missing = other.tokens.keys() - base.tokens.keys() - other.added.keys()
+        plain += sorted(
+            (t for t in missing if other.tokens[t] < limit), key=other.tokens.__getitem__
+        )
+    news = {token: PLAIN for token in dict.fromkeys(plain) if token not in flags}
+    news |= {token: each for token, each in flags.items() if token not in first}
+    made = extended(base, news)
+    return OutputTokenizer(
+        start, made.tokens, made.new, made.dropped, tuple(dict.fromkeys(conflicts))
+    )
+
+
+def extended(base: OutputTokenizer, news: Mapping[str, Flags]) -> OutputTokenizer:
+    """A tokenizer with tokens added at its end; those that it has as pieces become added ones."""
+    tokens, new, size = dict(base.tokens), list(base.new), base.size
+    for token, flags in news.items():
+        if token not in tokens:
+            tokens[token] = size
+            size += 1
+        new.append(AddedToken(token, tokens[token], flags))
+    return OutputTokenizer(base.start, tokens, tuple(new), base.dropped, base.conflicts)
+
+
+# -- writing -----------------------------------------------------------------------------------------
+
+
+def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
+    """The output's ``tokenizer.json``.
+
+    Raises:
+        InputError: when the tokenizer cannot be made to give every token its id.
+    """
+    start = output.start
+    contents = read_contents(start.folder, start.label)
+    file = start.folder / CONTENTS
+    model = contents["model"]
+    added = {entry["content"]: entry for entry in contents.get("added_tokens") or []}
+    for token in start.loose:
+        added[token] = AddedToken(token, start.tokens[token], start.added[token]).entry()
+    if output.dropped:
+        _drop_pieces(model, output.dropped)
+        added = {token: entry for token, entry in added.items() if token not in output.dropped}
+    for each in output.new:  # after the others: a rule may bring back a token that was left out
+        added[each.content] = each.entry()
+    for token, entry in added.items():
+        entry["id"] = output.tokens[token]
+    contents["added_tokens"] = sorted(added.values(), key=lambda entry: int(entry["id"]))
+    if dict(_ids(contents, file)) != output.tokens:
+        if not isinstance(model["vocab"], dict):
+            raise InputError(f"{file}: its ids leave gaps, so that no tokens can be added to it")
+        # The library puts added tokens into gaps, even onto ids that are taken; pieces stay put.
+        model["vocab"] |= {token: output.tokens[token] for token in added}
+        if dict(_ids_by_library(contents, file)) != output.tokens:
+            raise InputError(f"{file}: its ids are such that no tokens can be added to it")
+    return contents
+
+
+def _drop_pieces(model: dict[str, Any], dropped: frozenset[str]) -> None:
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in dropped}
+    else:
+        model["vocab"] = [entry for entry in model["vocab"] if entry[0] not in dropped]
+    if isinstance(model.get("merges"), list):
+        model["merges"] = [m for m in model["merges"] if not dropped.intersection(_merged(m))]
+
+
+def _merged(merge: str | Sequence[str]) -> tuple[str, ...]:
+    """The parts of a merge and what they make; older files write the parts as one text."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return (*parts, "".join(parts))
+
+
+def edited_settings(output: OutputTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
+    """``tokenizer_config.json`` or ``special_tokens_map.json`` with the new added tokens, and
+    without those that are left out."""
+    edited = dict(settings)
+    decoder = edited.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        entries = {
+            int(number): entry
+            for number, entry in decoder.items()
+            if entry.get("content") not in output.dropped
+        }
+        loose = (
+            AddedToken(token, output.tokens[token], output.start.added[token])
+            for token in output.start.loose
+            if token in output.tokens and token not in output.dropped
+        )
+        for each in (*loose, *output.new):  # transformers adds what is missing here in between
+            entries[each.id] = {k: v for k, v in each.entry().items() if k != "id"}
+        edited["added_tokens_decoder"] = {str(n): entries[n] for n in sorted(entries)}
+
+    def gone(value: Any) -> bool:
+        token = value.get("content") if isinstance(value, dict) else value
+        return token in output.dropped and token not in output.tokens
+
+    for role in SPECIAL:
+        value = edited.get(f"{role}_token")
+        if isinstance(value, dict | str) and gone(value):
+            del edited[f"{role}_token"]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = edited.get(key)
+        if isinstance(more, list):
+            edited[key] = [each for each in more if not gone(each)]
+    return edited
+
+
+# -- token ids in configs ----------------------------------------------------------------------------
+
+_ID_ENDINGS = ("token_id", "token_ids", "token_index", "suppress_tokens")
+
+
+def map_token_ids(data: Any, new_id: Callable[[str, int], int | None], key: str = "") -> Any:
+    """A config with other token ids: ``eos_token_id``, lists of ids, sub-configs.
+
+    Args:
+        data: the config, or a part of it.
+        new_id: gives the new id for a key and an id; None for a token that is gone.
+        key: the key that the part stands under.
+    """
+    if isinstance(data, dict):
+        return {k: map_token_ids(v, new_id, k) for k, v in data.items()}
+    if not key.endswith(_ID_ENDINGS) or isinstance(data, bool):
+        return data
+    if isinstance(data, int):
+        return new_id(key, data)
+    if isinstance(data, list):
+        found = [map_token_ids(each, new_id, key) for each in data]
+        return [each for each in found if each is not None]
+    return data
