@@ -148,7 +148,19 @@ FSDP = {
     "hsdp2-4": ".",
 }
 
+DCP = {
+    "dcp-1": ".",
+    "dcp-2": ".",
+    "dcp-3": ".",
+    "dcp-4": ".",
+    "dcp-columns-2": ".",
+    "dcp-accelerate-2": ".",
+    "dcp-edges-4": ".",
+    "megatron-4": "global_step_30",
+    "megatron-layers-4": "global_step_30/actor",
+}
+
 FORMS: dict[str, Form] = {
     form.__name__: form
     for form in (safetensors, safetensors_shards, pickled, pickled_shards, pickled_file)
-} | {name: world(name, path) for name, path in FSDP.items()}
+} | {name: world(name, path) for name, path in (FSDP | DCP).items()}

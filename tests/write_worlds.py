@@ -9,6 +9,7 @@ wrote. Worlds of 2 to 4 ranks are forked off the world of one, so that all impor
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -28,11 +30,11 @@ from torch.distributed.fsdp import (
     StateDictType,
     fully_shard,
 )
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import shapes
+from conftest import config, shapes
 
 
 class Tree(nn.Module):
@@ -109,16 +111,14 @@ def fsdp2(model: Tree, mesh: DeviceMesh, *, columns: bool = False) -> nn.Module:
 
 def save_actor(out: Path, sharded: nn.Module, full: Callable[[], nn.Module]) -> None:
     """A step as verl writes it."""
-    import json
-
     rank, world = dist.get_rank(), dist.get_world_size()
     actor = out / "global_step_30" / "actor"
     actor.mkdir(parents=True, exist_ok=True)
     torch.save(sharded.state_dict(), actor / f"model_world_size_{world}_rank_{rank}.pt")
     if rank == 0:
         torch.save(full().state_dict(), out / "full.pt")
-        config = {"FSDP_version": 2, "world_size": world}
-        (actor / "fsdp_config.json").write_text(json.dumps(config))
+        stated = {"FSDP_version": 2, "world_size": world}
+        (actor / "fsdp_config.json").write_text(json.dumps(stated))
         (out / "latest_checkpointed_iteration.txt").write_text("30")
 
 
@@ -128,6 +128,7 @@ def write(out: Path) -> None:
     line = init_device_mesh("cpu", (world,), mesh_dim_names=("fsdp",))
     plain, tied = qwen, functools.partial(qwen, tied=True)
     save_actor(out / f"fsdp2-{world}", fsdp2(plain(), line), plain)
+    write_distributed(out, line)
     if world in (2, 4):
         save_actor(out / f"fsdp1-{world}", fsdp1(plain(), None), plain)
         save_actor(out / f"fsdp1-mesh-{world}", fsdp1(plain(), line), plain)
@@ -145,6 +146,93 @@ def write(out: Path) -> None:
         square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("ddp", "fsdp"))
         save_actor(out / "hsdp1-4", fsdp1(plain(), square, hybrid=True), plain)
         save_actor(out / "hsdp2-4", fsdp2(plain(), square), plain)
+
+
+def save_distributed(out: Path, state: dict[str, Any], full: Tree, folder: str = "") -> None:
+    """A distributed checkpoint, by default with the model under a name, beside its optimizer."""
+    dcp.save(state, checkpoint_id=out / folder)
+    if dist.get_rank() == 0:
+        torch.save(full.state_dict(), out / "full.pt")
+
+
+def write_distributed(out: Path, line: DeviceMesh) -> None:
+    """Distributed checkpoints of this world."""
+    world = dist.get_world_size()
+    model = fsdp2(qwen(), line)
+    optimizer = {"state": {"0": {"exp_avg": torch.zeros(3)}}, "lr": 1e-3}
+    state = {"model": model.state_dict(), "optimizer": optimizer, "step": 3}
+    save_distributed(out / f"dcp-{world}", state, qwen())
+    if world == 2:
+        columns = fsdp2(qwen(), line, columns=True)
+        save_distributed(out / "dcp-columns-2", columns.state_dict(), qwen())
+        shared = fsdp2(qwen(tied=True), line)
+        save_distributed(
+            out / "dcp-accelerate-2",
+            {"model": shared.state_dict()},
+            qwen(tied=True),
+            "pytorch_model_fsdp_0",
+        )
+    if world == 4:
+        uneven = fsdp2(edges(), line)
+        save_distributed(out / "dcp-edges-4", {"app": {"model": uneven.state_dict()}}, edges())
+        save_megatron(out / "megatron-4", {})
+        save_megatron(out / "megatron-layers-4", {"numbered": True})
+
+
+def save_megatron(out: Path, form: dict[str, bool]) -> None:
+    """A model of Qwen2's in Megatron-core's names and packing, split along several axes.
+
+    Written as megatron.core.dist_checkpointing does: one tensor for all layers with the layers'
+    axis in front, or (``numbered``) one for each; rows of queries, keys and values by group.
+    """
+    full = qwen().state_dict()
+    packed = {
+        "embedding.word_embeddings.weight": torch.cat(
+            [full["model.embed_tokens.weight"], torch.zeros(7, 16)]
+        ),
+        "output_layer.weight": torch.cat([full["lm_head.weight"], torch.ones(7, 16)]),
+        "decoder.final_layernorm.weight": full["model.norm.weight"],
+    }
+    layers: dict[str, list[torch.Tensor]] = {}
+    for i in range(2):
+        own = {n.removeprefix(f"model.layers.{i}."): t for n, t in full.items()}
+        for kind in ("weight", "bias"):
+            parts = [own[f"self_attn.{part}_proj.{kind}"].chunk(2) for part in "qkv"]
+            groups = torch.cat([part[group] for group in range(2) for part in parts])
+            layers.setdefault(f"self_attention.linear_qkv.{kind}", []).append(groups)
+        gates = torch.cat([own["mlp.gate_proj.weight"], own["mlp.up_proj.weight"]])
+        for name, tensor in (
+            ("self_attention.linear_qkv.layer_norm_weight", own["input_layernorm.weight"]),
+            ("self_attention.linear_proj.weight", own["self_attn.o_proj.weight"]),
+            ("mlp.linear_fc1.layer_norm_weight", own["post_attention_layernorm.weight"]),
+            ("mlp.linear_fc1.weight", gates),
+            ("mlp.linear_fc2.weight", own["mlp.down_proj.weight"]),
+        ):
+            layers.setdefault(name, []).append(tensor)
+    for name, tensors in layers.items():
+        if form.get("numbered"):
+            packed |= {f"decoder.layers.{i}.{name}": tensor for i, tensor in enumerate(tensors)}
+        else:
+            packed[f"decoder.layers.{name}"] = torch.stack(tensors)
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pipeline", "tensor"))
+    state: dict[str, Any] = {}
+    for name, tensor in packed.items():
+        last = Shard(tensor.dim() - 1) if "linear_fc2" in name else Shard(tensor.dim() - 2)
+        if tensor.dim() < 2 or tensor.shape[0] % 2:
+            last, tensor_first = Replicate(), Replicate()
+        else:
+            tensor_first = Shard(0) if tensor.dim() == 3 else Replicate()
+        state[name] = distribute_tensor(tensor, square, (tensor_first, last))
+    state["decoder.layers.self_attention.core_attention._extra_state"] = b"nothing"
+    state["optimizer.state.exp_avg.output_layer.weight"] = torch.zeros(3)
+    save_distributed(out / "global_step_30" / "actor" / "dist_ckpt", state, qwen())
+    if dist.get_rank() == 0:
+        actor = out / "global_step_30" / "actor"
+        (actor / "dist_ckpt" / "full.pt").replace(out / "full.pt")
+        (actor / "huggingface").mkdir()
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        text = json.dumps(config(vocab=33) | heads)
+        (actor / "huggingface" / "config.json").write_text(text)
 
 
 def with_old_names(save: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ SINGLE = "pytorch_model.bin"
 
 SUFFIXES = (".bin", ".pt", ".pth")
 
-NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params")
+NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
 """Where programs put a state dict among other things, tried in this order."""
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -84,19 +84,20 @@ def _build(
     )
 
 
-def state_dict(file: Path, content: Any) -> tuple[dict[str, PickledTensor], str]:
+def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[dict[str, Any], str]:
     """The tensors of a file by their names in the model, and under which name they were.
 
     Args:
         file: where it is from, for messages.
         content: what was unpickled.
+        leaf: what stands for a tensor in it.
 
     Raises:
         InputError: when there are none, or only a part of each.
     """
     nest: list[str] = []
     while isinstance(content, dict):
-        tensors = {str(name): v for name, v in content.items() if isinstance(v, PickledTensor)}
+        tensors = {str(name): v for name, v in content.items() if isinstance(v, leaf)}
         if tensors:
             names = unwrapped(tensors, file)
             return {names[name]: t for name, t in tensors.items()}, ".".join(nest)

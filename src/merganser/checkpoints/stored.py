@@ -46,6 +46,10 @@ class Piece:
     origin: tuple[int, ...]
 
 
+Parts = tuple[TensorSpec, Sequence[Piece]]
+"""What a tensor is, and blocks of it that may or may not cover it."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor, and the pieces that make it up.
@@ -98,6 +102,31 @@ class StoredTensor:
     def runs(self) -> bool:
         """Whether the pieces are runs of the tensor's elements, one after the other."""
         return len(self.grid) == 1 and all(piece.stride == (1,) for piece in self.pieces)
+
+
+def cut(
+    pieces: Sequence[Piece], begin: Sequence[int], size: Sequence[int], itemsize: int
+) -> list[Piece]:
+    """A block of a tensor, as pieces of its own.
+
+    Args:
+        pieces: the tensor's.
+        begin: where the block begins in it.
+        size: of the block.
+        itemsize: bytes an element.
+    """
+    found = []
+    for piece in pieces:
+        low = [max(a, b) for a, b in zip(piece.origin, begin, strict=True)]
+        ends = zip(piece.origin, piece.size, begin, size, strict=True)
+        extent = [min(a + n, b + m) - c for (a, n, b, m), c in zip(ends, low, strict=True)]
+        if all(n > 0 for n in extent):
+            steps = zip(low, piece.origin, piece.stride, strict=True)
+            skip = sum((at - origin) * stride for at, origin, stride in steps)
+            place = tuple(at - b for at, b in zip(low, begin, strict=True))
+            offset = piece.offset + skip * itemsize
+            found.append(Piece(piece.file, offset, tuple(extent), piece.stride, place))
+    return found
 
 
 class Files:

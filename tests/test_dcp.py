@@ -1,0 +1,216 @@
+"""Distributed checkpoints: which of their tensors are the model, what does not join, Megatron's names."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from conftest import RecipeFile, assert_one_line, make_model, write_json
+from merganser.checkpoints import open_checkpoint
+from merganser.errors import InputError
+from merganser.merging import merge
+from sources import worlds
+
+STEP = Path("global_step_30/actor")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """What two ranks saved, the model beside its optimizer."""
+    return Path(shutil.copytree(worlds() / "dcp-2", tmp_path / "saved"))
+
+
+@pytest.fixture
+def megatron(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(worlds() / "megatron-4", tmp_path / "run")) / STEP
+
+
+def refused(path: Path, *parts: str) -> None:
+    with pytest.raises(InputError) as error:
+        open_checkpoint(path)
+    assert_one_line(str(error.value), *parts)
+
+
+def remade(file: Path, change: Callable[[Any], None]) -> None:
+    """The metadata with something changed."""
+    metadata = pickle.loads(file.read_bytes())
+    change(metadata)
+    file.write_bytes(pickle.dumps(metadata))
+
+
+def alone(folder: Path, state: dict[str, Any]) -> Path:
+    """Saved by one process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+# -- which tensors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("state", "names", "note"),
+    [
+        ({"w": torch.ones(2)}, {"w"}, None),
+        ({"a.w": torch.ones(2), "optimizer.state.x": torch.ones(2)}, {"a.w"}, None),
+        ({"model": {"a.w": torch.ones(2)}, "optim": {"x": torch.ones(2)}}, {"a.w"}, None),
+        ({"state_dict": {"a.w": torch.ones(2)}}, {"a.w"}, "state_dict"),
+        ({"app": {"model": {"a.w": torch.ones(2)}}}, {"a.w"}, "app.model"),
+        ({"model": {"_orig_mod.a.w": torch.ones(2)}}, {"a.w"}, None),
+    ],
+)
+def test_the_model_is_found(
+    tmp_path: Path, state: dict[str, Any], names: set[str], note: str | None
+) -> None:
+    checkpoint = open_checkpoint(alone(tmp_path / "m", state))
+    assert set(checkpoint.specs) == names
+    assert [repr(note) in told for told in checkpoint.notes] == [True] * (note is not None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_holds_no_model(tmp_path: Path) -> None:
+    refused(alone(tmp_path / "a", {"step": 3}), ".metadata")
+    refused(alone(tmp_path / "b", {"optimizer": {"x": torch.ones(2)}}), "no tensors by name")
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+class Marker:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_metadata_that_would_run_code_never_does(tmp_path: Path, saved: Path) -> None:
+    mark = tmp_path / "mark"
+    file = saved / ".metadata"
+    remade(file, lambda metadata: setattr(metadata, "planner_data", Marker(mark)))
+    refused(saved, str(file), "asks for", "mkdir")
+    assert not mark.exists()
+    pickle.loads(file.read_bytes())
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("path", ["../saved/__0_0.distcp", "/etc/passwd", "a/../../x"])
+def test_a_chunk_outside_the_folder(saved: Path, path: str) -> None:
+    def change(metadata: Any) -> None:
+        next(iter(metadata.storage_data.values())).relative_path = path
+
+    remade(saved / ".metadata", change)
+    refused(saved, ".metadata", "outside", path)
+
+
+def test_chunks_that_are_missing(saved: Path) -> None:
+    def change(metadata: Any) -> None:
+        stored = metadata.state_dict_metadata["model.model.norm.weight"]
+        stored.chunks = stored.chunks[:1]
+
+    remade(saved / ".metadata", change)
+    refused(saved, ".metadata", "'model.norm.weight'", "8 of 16")
+
+
+def test_places_that_are_missing(saved: Path) -> None:
+    def change(metadata: Any) -> None:
+        metadata.storage_data = {
+            k: v for k, v in metadata.storage_data.items() if "norm" not in k.fqn
+        }
+
+    remade(saved / ".metadata", change)
+    refused(saved, ".metadata", "does not say where")
+
+
+def test_files_of_two_steps(saved: Path) -> None:
+    """The second rank's file is that of another model."""
+    shutil.copy(worlds() / "dcp-3" / "__1_0.distcp", saved / "__1_0.distcp")
+    refused(saved, "__1_0.distcp")
+
+
+def test_a_missing_file(saved: Path) -> None:
+    (saved / "__1_0.distcp").unlink()
+    refused(saved, "__1_0.distcp", "cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"N.", b"}.", b"\x80\x04", pickle.dumps({"a": 1})])
+def test_metadata_that_is_none(saved: Path, content: bytes) -> None:
+    (saved / ".metadata").write_bytes(content)
+    refused(saved, str(saved / ".metadata"))
+
+
+@pytest.mark.parametrize("key", ["state_dict_metadata", "storage_data"])
+@pytest.mark.parametrize("value", [None, {}, [1], {"model.x": 7}])
+def test_metadata_that_lies(saved: Path, key: str, value: Any) -> None:
+    remade(saved / ".metadata", lambda metadata: setattr(metadata, key, value))
+    refused(saved, str(saved / ".metadata"))
+
+
+# -- Megatron --------------------------------------------------------------------------------------
+
+
+def test_megatron_without_config_is_refused(megatron: Path) -> None:
+    (megatron / "huggingface" / "config.json").unlink()
+    refused(megatron, "no config.json", "llama")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model_type": "deepseek_v3"}, ["'deepseek_v3'", "llama, mistral"]),
+        ({"num_hidden_layers": 3}, ["decoder.layers.", "2 layers"]),
+        ({"num_key_value_heads": 4}, ["linear_qkv", "rows"]),
+        ({"intermediate_size": 33}, ["linear_fc1", "rows"]),
+        ({"vocab_size": None}, ["word_embeddings"]),
+    ],
+)
+def test_a_config_that_does_not_fit(
+    megatron: Path, changes: dict[str, Any], parts: list[str]
+) -> None:
+    file = megatron / "huggingface" / "config.json"
+    write_json(file, json.loads(file.read_text()) | changes)
+    refused(megatron, str(megatron / "dist_ckpt"), *parts)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_names_of_other_models_are_refused(tmp_path: Path) -> None:
+    name = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
+    folder = alone(tmp_path / "m" / "dist_ckpt", {name: torch.ones(2, 4, 4)})
+    make_model(tmp_path / "m" / "huggingface")
+    (tmp_path / "m" / "huggingface" / "model.safetensors").unlink()
+    refused(tmp_path / "m", str(folder), name, "unknown")
+
+
+def test_merging_a_step_of_megatron_with_one_of_fsdp(
+    tmp_path: Path, megatron: Path, recipe_file: RecipeFile
+) -> None:
+    """The same weights from both: the merge is the model."""
+    fsdp = Path(shutil.copytree(worlds() / "fsdp2-4", tmp_path / "fsdp"))
+    recipe = recipe_file(
+        """
+        merge_method: linear
+        models:
+          - model: ./run/global_step_30
+            parameters: {weight: 0.5}
+          - model: ./fsdp
+            parameters: {weight: 0.5}
+        """
+    )
+    from safetensors.torch import load_file
+
+    merge(recipe, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in torch.load(fsdp / "full.pt").items():
+        assert torch.equal(found.pop(name), tensor), name
+    assert not found
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
