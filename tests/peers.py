@@ -112,6 +112,7 @@ def make_model(
     dtype: str = "bfloat16",
     layers: int = 3,
     prune: float = 0.0,
+    step: float = STEP,
     **overrides: Any,
 ) -> Path:
     """Save a random model with its tokenizer, as ``save_pretrained`` writes them.
@@ -123,6 +124,7 @@ def make_model(
         steps: seed of small steps away from them, like those of reinforcement learning.
         dtype: torch's name.
         layers: how many.
+        step: size of the steps.
         prune: share of the entries that are set to minus zero, as masks leave them.
         overrides: of the family's config.
     """
@@ -135,7 +137,7 @@ def make_model(
             if parameter.dim() == 1 and name.endswith("weight"):
                 number = 1 + 5 * number
             if steps is not None:
-                number += STEP * torch.randn(parameter.shape, generator=stepper)
+                number += step * torch.randn(parameter.shape, generator=stepper)
             if prune:
                 number[torch.rand(parameter.shape, generator=generator) < prune] = -0.0
             parameter.copy_(number)

@@ -282,6 +282,15 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
     return Architecture(modules, places)
 
 
+def without_layers(architecture: Architecture) -> Architecture:
+    """The same tensors, each by itself: no layers, and no head that an embedding could stand for."""
+    places = {
+        name: Place(None, None, name, "other" if place.role == "head" else place.role)
+        for name, place in architecture.places.items()
+    }
+    return Architecture({DEFAULT: Module(DEFAULT, {}, None, ())}, places)
+
+
 def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The config and those of its parts that describe a sub-model (``text_config`` …), the text
     model's before others."""

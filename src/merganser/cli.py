@@ -119,6 +119,20 @@ def _recipe_options(command: Command) -> Command:
             help="Cut vocabularies of different sizes to the shortest one; tokens beyond it are lost.",
         ),
         click.option(
+            "-i",
+            "--tensor-intersection",
+            "tensor_names",
+            flag_value="intersection",
+            help="Leave out tensors that some models lack.",
+        ),
+        click.option(
+            "-u",
+            "--tensor-union",
+            "tensor_names",
+            flag_value="union",
+            help="Merge tensors that some models lack from those that have them.",
+        ),
+        click.option(
             "--lenient",
             "strictness",
             flag_value="lenient",
@@ -414,6 +428,7 @@ def _common(options: dict[str, Any]) -> None:
     for file in options.pop("method_files"):
         methods.load_file(file)
     options["strictness"] = options["strictness"] or "normal"
+    options["tensor_names"] = options["tensor_names"] or "same"
     if options.get("memory") is not None:
         try:
             options["memory"] = max(1, parse_size(options["memory"]))

@@ -16,7 +16,7 @@ from merganser import __version__, engine, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
 from merganser.engine.events import Listener, ignore
 from merganser.errors import OutputExistsError, RecipeError, ResourceError
-from merganser.planning import Arithmetic, Config, Plan, Rounding, plan
+from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
 from merganser.release import card, config, manifest, tokenizer
 from merganser.sinks import DigestSink, ModuleSink, NullSink, SafetensorsSink, Sink, StateDictSink
@@ -63,6 +63,7 @@ def merge(
     shard_size: int | str = "5GB",
     strictness: Strictness = "normal",
     weights: Weights | None = None,
+    tensor_names: Names = "same",
     threads: int | None = None,
     memory: int | None = None,
     public: bool = False,
@@ -87,6 +88,7 @@ def merge(
         shard_size: greatest size of a file.
         strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
         weights: of training steps that have both: ``auto``, ``shards`` or ``huggingface``.
+        tensor_names: what becomes of tensors that some models lack; see :func:`merganser.plan`.
         threads: how many; None for as many as pay off.
         memory: bytes that the process may take.
         public: write short names instead of local paths into card, recipe and manifest.
@@ -112,6 +114,7 @@ def merge(
         strictness=strictness,
         weights=weights,
         truncate_embeddings=truncate_embeddings,
+        tensor_names=tensor_names,
     )
     check_output(decided, folder, force)
     planned = time.perf_counter()
@@ -225,6 +228,7 @@ def verify(
             rounding=stated["rounding"],
             seed=stated["seed"],
             weights=stated.get("weights"),
+            tensor_names=stated.get("tensor_names", "same"),
         )
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
         problems += [f"merged again from the inputs: {problem}" for problem in different]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from merganser import hub, methods, recipe
-from merganser.architecture import infer
+from merganser.architecture import infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
@@ -20,6 +21,7 @@ from merganser.planning.plans import (
     OVERHEAD,
     TILE,
     Arithmetic,
+    Names,
     Plan,
     Read,
     Rounding,
@@ -43,6 +45,7 @@ __all__ = [
     "TILE",
     "Arithmetic",
     "Config",
+    "Names",
     "Plan",
     "Read",
     "Rounding",
@@ -72,6 +75,7 @@ def plan(
     strictness: Strictness = "normal",
     weights: Weights | None = None,
     truncate_embeddings: bool = False,
+    tensor_names: Names = "same",
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
     """Decide a merge from the recipe and the checkpoints' headers, without reading weights.
@@ -82,6 +86,9 @@ def plan(
         shard_size: greatest size of an output file; a larger tensor has one of its own.
         strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
         truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
+        tensor_names: what becomes of tensors that some models lack: an error, but for those that models of
+            a kind may lack (``same``), left out (``intersection``), or merged from the models that
+            have them (``union``).
         checkpoints: open checkpoints by the text of their references; others are opened.
 
     Raises:
@@ -101,6 +108,7 @@ def plan(
         seed if seed is not None else parsed.recipe.seed or 0,
         weights or parsed.recipe.weights or "auto",
         truncate_embeddings,
+        tensor_names,
     ).plan(size)
 
 
@@ -116,6 +124,7 @@ class _Planner:
         seed: int,
         weights: Weights,
         truncate_embeddings: bool,
+        tensor_names: Names,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
@@ -123,6 +132,7 @@ class _Planner:
         self.rounding: Rounding = rounding
         self.seed = seed
         self.weights: Weights = weights
+        self.tensor_names: Names = tensor_names
         self.warnings = list(parsed.warnings)
         self.method = self._find_method()
         self._check_parameter_names()
@@ -134,6 +144,7 @@ class _Planner:
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
         self.donor = self.base if self.base is not None else 0
+        self._take_bare_files()
         self.chat_template = chosen_template(parsed, self.sources)
         self.tokenizer: TokenizerEdit | None = None
         self.vocabulary: int | None = None
@@ -271,12 +282,42 @@ class _Planner:
         elif truncate:
             self.sources, self.vocabulary = truncated(self.sources)
 
+    def _take_bare_files(self) -> None:
+        """Files without a config are merged tensor by tensor, as MergeKit's ``mergekit-pytorch`` does."""
+        if not all(source.bare for source in self.sources):
+            return
+        if self.recipe.models is None:
+            key = "slices" if self.recipe.slices is not None else "modules"
+            raise self.parsed.error(
+                f"{key}: these models are single files without a config, which does not tell their "
+                "layers; list them under models",
+                (key,),
+            )
+        self.sources = tuple(
+            replace(source, architecture=without_layers(source.architecture))
+            for source in self.sources
+        )
+        for path, parameters, _ in self._parameter_blocks():
+            for name, setting in parameters.items():
+                if any(isinstance(rule.value, tuple) for rule in setting.rules):
+                    self._warn(
+                        (*path, name),
+                        "single files have no layers for a gradient to run over; its first value is "
+                        "taken for all, as in MergeKit",
+                    )
+
     def plan(self, shard_size: int) -> Plan:
-        layout = Layout(self.parsed, self.sources, self.index, self.base, self.donor)
+        layout = Layout(
+            self.parsed, self.sources, self.index, self.base, self.donor, self.tensor_names
+        )
         maker = JobMaker(self.parsed, self.method, self.sources, self.arithmetic)
         jobs = [maker.job(group) for group in layout.groups()]
         if not jobs:
-            raise InputError("the models hold no tensors to merge")
+            raise InputError(
+                "the models have no tensor in common"
+                if self.tensor_names == "intersection"
+                else "the models hold no tensors to merge"
+            )
         doubled = [name for name, count in _counts(job.name for job in jobs).items() if count > 1]
         if doubled:
             raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
@@ -303,6 +344,7 @@ class _Planner:
             self.rounding,
             self.seed,
             self.weights,
+            self.tensor_names,
             layers,
             tied,
             tuple(self.warnings),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from merganser.architecture import DEFAULT, TEXT, Architecture, Module, Place, stated_tie
 from merganser.errors import InputError
-from merganser.planning.plans import Source
+from merganser.planning.plans import Names, Source
 from merganser.recipe import ParsedRecipe, Setting, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
 
@@ -83,6 +83,7 @@ class Layout:
         index: Mapping[str, int],
         base: int | None,
         donor: int,
+        tensor_names: Names = "same",
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
@@ -90,12 +91,14 @@ class Layout:
         self.index = index
         self.base = base
         self.donor = donor
+        self.tensor_names = tensor_names
         self.shape = sources[donor].architecture
         self.layers: dict[str, list[Layers]] = {}
         self.tied_away: set[str] = set()
         self.partial: dict[tuple[int, ...], list[str]] = {}
         self.beyond: dict[int, list[str]] = {}
         self.taken: list[str] = []
+        self.left_out: list[str] = []
 
     def groups(self) -> Iterator[Group]:
         """The output's tensors in its order."""
@@ -122,6 +125,9 @@ class Layout:
                 f"{self.sources[source].reference}: {_summary(names)} beyond the layers that "
                 "config.json counts (for predicting further tokens) cannot be stacked, and left out"
             )
+        if self.left_out:
+            verb = "is" if len(self.left_out) == 1 else "are"
+            found.append(f"{_summary(self.left_out)} {verb} not in every model, and left out")
         if self.taken:
             found.append(
                 f"modules: does not name {_list(self.taken)}: taken unchanged from "
@@ -263,8 +269,12 @@ class Layout:
                 absent.append(entry)
         if not entries:
             return None
-        for entry in absent:
-            self._require_optional(group.place, entry, entries[0])
+        if absent and self.tensor_names == "intersection":
+            self.left_out.append(group.name)
+            return None
+        if self.tensor_names == "same":
+            for entry in absent:
+                self._require_optional(group.place, entry, entries[0])
         if absent:
             lacking = tuple(dict.fromkeys(entry.source for entry in absent))
             self.partial.setdefault(lacking, []).append(group.name)
@@ -293,6 +303,12 @@ class Layout:
         """Refuse to go on without a tensor that a model of this kind cannot lack: a matrix of its
         layers, or an embedding; or any tensor of what is no model but a bare state dict."""
         owner = self.sources[present.source]
+        if self.sources[absent.source].bare or owner.bare:
+            raise InputError(
+                f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
+                f"{owner.reference} has; --tensor-intersection (-i) leaves such tensors out, "
+                "--tensor-union (-u) merges them from the models that have them"
+            )
         matrix = len(owner.checkpoint.specs[present.name].shape) > 1
         needed = matrix if place.layer is not None else place.role == "embedding"
         bare = not owner.checkpoint.config

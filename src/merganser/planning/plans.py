@@ -27,6 +27,9 @@ OVERHEAD = 210 * 2**20
 
 Rounding = Literal["nearest", "stochastic"]
 Arithmetic = Literal["exact", "mergekit", "mergekit-0.1.4"]
+Names = Literal["same", "intersection", "union"]
+"""What becomes of tensors that some models lack: an error (but for those that models of a kind may
+lack), left out, or merged from the models that have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,11 @@ class Source:
         parts = (self.checkpoint.home, self.checkpoint.path, self.adapter)
         return tuple(dict.fromkeys(part for part in parts if part is not None))
 
+    @property
+    def bare(self) -> bool:
+        """Whether it is a file of tensors without a config beside it."""
+        return self.checkpoint.path is not None and self.checkpoint.path.is_file()
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerEdit:
@@ -144,6 +152,7 @@ class Plan:
         dtype: the dtype of the output's merged tensors.
         arithmetic, rounding, seed: how numbers are computed.
         weights: which weights of training steps are taken.
+        tensor_names: what became of tensors that some models lack.
         layers: of each module that is stacked from slices, what its output layers are made of, as
             (source, layer) pairs; empty where whole models are merged.
         tied: whether the output has no head of its own.
@@ -166,6 +175,7 @@ class Plan:
     rounding: Rounding
     seed: int
     weights: Weights
+    tensor_names: Names
     layers: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]]
     tied: bool
     warnings: tuple[str, ...]

@@ -67,7 +67,8 @@ def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
     if published:
         data["base_model"] = list(dict.fromkeys(published))
         data["base_model_relation"] = "merge"
-    data["library_name"] = "transformers"
+    if config:
+        data["library_name"] = "transformers"
     if any("CausalLM" in str(name) for name in config.get("architectures") or []):
         data["pipeline_tag"] = "text-generation"
     licenses = {_license(source.checkpoint.path) for source in plan.sources}
@@ -283,11 +284,12 @@ def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
         f" --rounding {plan.rounding} --seed {plan.seed}" if plan.rounding != "nearest" else ""
     )
     arithmetic = f" --arithmetic {plan.arithmetic}" if plan.arithmetic != "exact" else ""
+    names = f" --tensor-{plan.tensor_names}" if plan.tensor_names != "same" else ""
     return f"""## Reproduce
 
 ```
 pip install merganser=={manifest["merganser"]}
-merganser merge mergekit_config.yml OUT{arithmetic}{rounding}
+merganser merge mergekit_config.yml OUT{arithmetic}{rounding}{names}
 merganser verify OUT
 ```
 

@@ -46,6 +46,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
         "rounding": plan.rounding,
         "seed": plan.seed,
         "weights": plan.weights,
+        "tensor_names": plan.tensor_names,
         "dtype": plan.dtype.name,
         "parameters": plan.parameters,
         "inputs": [
