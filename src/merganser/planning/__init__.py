@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from merganser import hub, methods, recipe
-from merganser.architecture import infer, without_layers
+from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
+from merganser.checkpoints.experts import named_like
 from merganser.errors import InputError, RecipeError
 from merganser.methods import Method
 from merganser.planning.alignment import Aligner, chosen_template, truncated
@@ -137,13 +138,12 @@ class _Planner:
         self.method = self._find_method()
         self._check_parameter_names()
         self.references = self._references()
-        self.sources = tuple(
-            self._open(reference, checkpoints) for reference, _ in self.references.values()
-        )
+        opened = [self._open(reference, checkpoints) for reference, _ in self.references.values()]
         self.index = {text: i for i, text in enumerate(self.references)}
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
         self.donor = self.base if self.base is not None else 0
+        self.sources = tuple(self._named_like(source, opened[self.donor]) for source in opened)
         self._take_bare_files()
         self.chat_template = chosen_template(parsed, self.sources)
         self.tokenizer: TokenizerEdit | None = None
@@ -258,11 +258,17 @@ class _Planner:
             adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
         checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes
-        config = dict(checkpoint.config)
-        if reference.architecture is not None:
-            config["architectures"] = [reference.architecture]
-        architecture = infer(checkpoint.specs, config)
+        architecture = _architecture(reference, checkpoint)
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
+
+    def _named_like(self, source: Source, donor: Source) -> Source:
+        """A source with the donor's names of experts, which are those of the output."""
+        checkpoint = named_like(source.checkpoint, donor.checkpoint)
+        if checkpoint is source.checkpoint:
+            return source
+        self.warnings.append(checkpoint.notes[-1])
+        architecture = _architecture(source.reference, checkpoint)
+        return replace(source, checkpoint=checkpoint, architecture=architecture)
 
     def _align(self, truncate: bool, given: Mapping[str, Checkpoint]) -> None:
         """Give all sources the rows that the output's tokenizer asks for."""
@@ -391,6 +397,13 @@ class _Planner:
         if self.chat_template is not None:
             facts["chat_template"] = self.chat_template
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _architecture(reference: ModelReference, checkpoint: Checkpoint) -> Architecture:
+    config = dict(checkpoint.config)
+    if reference.architecture is not None:
+        config["architectures"] = [reference.architecture]
+    return infer(checkpoint.specs, config)
 
 
 def _commonest(specs: Sequence[TensorSpec]) -> DType:
