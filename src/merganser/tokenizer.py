@@ -7,9 +7,11 @@ added at its end, as in MergeKit; its pieces and merges stay.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ class AddedToken:
         return {"id": self.id, "content": self.content, **dict(zip(FLAGS, self.flags, strict=True))}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Vocabulary:
     """What a model's tokenizer knows.
 
@@ -72,13 +74,13 @@ class Vocabulary:
     roles: Mapping[str, str]
     loose: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """One more than the greatest id."""
         return max(self.tokens.values(), default=-1) + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OutputTokenizer:
     """The output's tokenizer: some model's, with tokens added, set anew, or left out.
 
@@ -101,7 +103,7 @@ class OutputTokenizer:
         """Whether it is another than the one it starts from."""
         return bool(self.new or self.dropped)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """One more than the greatest id."""
         return max(self.tokens.values(), default=-1) + 1
@@ -113,6 +115,16 @@ class OutputTokenizer:
 def has_tokenizer(folder: Path | None) -> bool:
     """Whether a folder holds a tokenizer in any form."""
     return folder is not None and any((folder / name).is_file() for name in (CONTENTS, *_SLOW))
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of the files that a vocabulary is read from: equal ones are equal vocabularies."""
+    told = hashlib.sha256()
+    for name in (CONTENTS, SETTINGS, "special_tokens_map.json", "added_tokens.json", *_SLOW):
+        if (folder / name).is_file():
+            contents = hashlib.sha256((folder / name).read_bytes())
+            told.update(name.encode() + contents.digest())
+    return told.hexdigest()
 
 
 def read_vocabulary(folder: Path, label: str) -> Vocabulary:
@@ -297,10 +309,8 @@ def union(
                 continue
             if flags.setdefault(token, other.added[token]) != other.added[token]:
                 conflicts.append(token)
-        missing = other.tokens.keys() - base.tokens.keys() - other.added.keys()
-        plain += sorted(
-            (t for t in missing if other.tokens[t] < limit), key=other.tokens.__getitem__
-        )
+        missing = {t: n for t, n in other.tokens.items() if t not in base.tokens and n < limit}
+        plain += sorted(missing.keys() - other.added.keys(), key=missing.__getitem__)
     news = {token: PLAIN for token in dict.fromkeys(plain) if token not in flags}
     news |= {token: each for token, each in flags.items() if token not in first}
     made = extended(base, news)

@@ -139,38 +139,39 @@ class GatheredTensor:
     def _fill(self, first: int, out: Array) -> None:
         """The elements from ``first`` on."""
         width = self._width
-        for start, stop, origin, row in self._runs(first, first + len(out)):
+        for start, stop, origin, element in self._runs(first, first + len(out)):
             target = out[start - first : stop - first]
-            begins = row * width + start % width if origin >= MEAN else 0
             if origin >= 0:
-                self._take(self._donor(origin), begins, target)
+                self._take(origin, element, target)
             elif origin == ZERO:
                 target[:] = 0
             elif origin == MEAN:
-                whole = self._means(begins // width, -(-(begins + len(target)) // width))
-                target[:] = whole[begins % width : begins % width + len(target)]
+                whole = self._means(element // width, -(-(element + len(target)) // width))
+                target[:] = whole[element % width : element % width + len(target)]
             else:
                 target[:] = self._mean_row()[np.arange(start, stop) % width]
 
     def _runs(self, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """Runs of rows that lie together, as (element, element beyond, origin, row of the first
-        element) within ``first`` to ``stop``."""
-        width, starts = self._width, self._starts
-        run = int(np.searchsorted(starts, first // width, "right")) - 1
-        while first < stop:
-            begin, end = int(starts[run]), int(starts[run + 1])
-            row = int(self._rows.row[begin]) + first // width - begin
-            until = min(stop, end * width)
-            yield first, until, int(self._rows.origin[begin]), row
-            first, run = until, run + 1
+        """The runs of neighbouring rows between two elements, as (element, element beyond, origin,
+        element there)."""
+        if first == stop:
+            return iter(())
+        low = np.searchsorted(self._starts, first // self._width, "right") - 1
+        high = np.searchsorted(self._starts, (stop - 1) // self._width, "right")
+        starts = self._starts[low : high + 1]
+        edges = (starts * self._width).clip(first, stop)
+        origins = self._rows.origin[starts[:-1]]
+        there = (self._rows.row[starts[:-1]] - starts[:-1]) * self._width + edges[:-1]
+        columns = (edges[:-1], edges[1:], origins, there)
+        return zip(*(column.tolist() for column in columns), strict=True)
 
-    def _take(self, donor: Donor, element: int, target: Array) -> None:
+    def _take(self, index: int, element: int, target: Array) -> None:
         """Neighbouring elements of a donor, widened if need be."""
+        donor = self._donor(index)
         if self._wide:
             target[:] = read_numbers(donor.checkpoint, donor.name, element, len(target))
         else:
-            start = element * target.itemsize
-            donor.checkpoint.read(donor.name, start, target.view(np.uint8).data)
+            donor.checkpoint.read(donor.name, element * target.itemsize, target.data.cast("B"))
 
     def _means(self, first: int, stop: int) -> Array:
         """Flat means of the donors' rows that the rows of ``means`` tell."""
@@ -179,7 +180,7 @@ class GatheredTensor:
         row = np.empty(self._width, self._numbers)
         for index, rows in enumerate(table.T):
             for i in np.flatnonzero(rows >= 0):
-                self._take(self._donor(index), int(rows[i]) * self._width, row)
+                self._take(index, int(rows[i]) * self._width, row)
                 total[i] += row
         total /= (table >= 0).sum(axis=1)[:, None]
         return total.astype(self._numbers).reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from merganser.tokenizer import (
     OutputTokenizer,
     Vocabulary,
     extended,
+    fingerprint,
     has_tokenizer,
     kept,
     map_token_ids,
@@ -112,6 +114,7 @@ class Aligner:
         self.key = "tokenizer" if recipe.tokenizer is not None else "tokenizer_source"
         self.wanted = recipe.tokenizer or Tokenizer(source=legacy or "union")
         self.rules: Mapping[str, TokenRule] = self.wanted.tokens or {}
+        self.read: dict[str, Vocabulary] = {}
 
     def align(self) -> Aligned:
         """Decide the output's tokenizer and rows.
@@ -151,7 +154,14 @@ class Aligner:
             return _Model(source, donor.vocabulary, tensors, rows)
         if folder is None:
             raise InputError(f"{label}: has no tokenizer, and {self.key} needs it")
-        return _Model(source, read_vocabulary(folder, label), tensors, rows)
+        return _Model(source, self._vocabulary(folder, label), tensors, rows)
+
+    def _vocabulary(self, folder: FilePath, label: str) -> Vocabulary:
+        """A model's vocabulary; mostly it is one that another model has too."""
+        mark = fingerprint(folder)
+        if mark not in self.read:
+            self.read[mark] = read_vocabulary(folder, label)
+        return replace(self.read[mark], label=label, folder=folder)
 
     def _output(self, models: Sequence[_Model]) -> tuple[_Model, OutputTokenizer]:
         """The model that the tokenizer starts from, and the tokenizer."""
@@ -184,7 +194,7 @@ class Aligner:
         """A model that gives nothing but its tokenizer."""
         folder = hub.resolve(reference.path, reference.revision, self.parsed.folder, weights=False)
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        vocabulary = read_vocabulary(folder, reference.text)
+        vocabulary = self._vocabulary(folder, reference.text)
         source = self.sources[self.donor]
         return _Model(replace(source, reference=reference), vocabulary, (), vocabulary_size(config))
 
@@ -220,7 +230,9 @@ class Aligner:
         own = np.full((len(donors), rows), -1, np.int32)
         for i, model in enumerate(donors):
             tokens = model.vocabulary.tokens
-            found = np.fromiter(map(tokens.get, output.tokens, repeat(-1)), np.int32, len(ids))
+            same = tokens is output.tokens
+            places = ids if same else map(tokens.get, output.tokens, repeat(-1))
+            found = np.fromiter(places, np.int32, len(ids))
             found[found >= (model.rows or 0)] = -1
             own[i, ids] = found
         unnamed = np.ones(rows, bool)
