@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 import merganser
-from conftest import RecipeFile, assert_one_line, make_model, tree
+from conftest import RecipeFile, assert_one_line, make_model, tree, write_json
 from merganser import recipe
 from merganser.chain import plan_all
 from merganser.cli import main
@@ -330,9 +332,87 @@ def test_the_last_recipe_is_checked_before_the_first_is_merged(three: Path, tmp_
     assert not (tmp_path / "out.intermediate").exists()
 
 
+UNION = """
+    name: stage
+    merge_method: linear
+    models:
+      - {model: a, parameters: {weight: 1}}
+      - {model: b, parameters: {weight: 1}}
+    tokenizer_source: union
+    ---
+    name: next
+    merge_method: linear
+    models:
+      - {model: stage, parameters: {weight: 1}}
+      - {model: c, parameters: {weight: 1}}
+    tokenizer_source: base
+    ---
+    merge_method: passthrough
+    models: [{model: next}]
+    """
+
+
+@pytest.mark.parametrize("more", [[], ["<new>"]], ids=["same tokenizers", "a new token"])
+def test_what_needs_a_tokenizer_that_is_not_there_waits_for_it(
+    tmp_path: Path, recipe_file: RecipeFile, more: list[str]
+) -> None:
+    for seed, name in enumerate("abc"):
+        make_model(tmp_path / name, seed=seed)
+    tokenizer = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {token: len(vocabulary) + i for i, token in enumerate(more)}
+    write_json(tmp_path / "b" / "tokenizer.json", tokenizer)
+    file = recipe_file(UNION)
+    known = [decided is not None for _, decided in plan_all(file)]
+    assert known == ([True, False, False] if more else [True, True, True])
+    told = run("plan", file).stdout
+    assert told.count("when the tokenizers") == known.count(False)
+    data = json.loads(run("plan", file, "--json").stdout)["documents"]
+    assert [document["needs"] for document in data] == [[], ["stage"], ["next"]]
+    assert ["digest" in document for document in data] == known
+    results = merganser.merge_all(file, tmp_path / "out")
+    assert merganser.verify(tmp_path / "out", recompute=True) == []
+    if not more:
+        digests = [document["digest"] for document in data]
+        assert [result.plan.digest for result in results] == digests
+    again = merganser.merge_all(file, tmp_path / "out", force=True)
+    assert made(again) == {"stage": False, "next": False, None: True}
+
+
+def test_an_adapter_goes_on_a_result(
+    pair: tuple[Path, Path], recipe_file: RecipeFile, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_json(
+        adapter / "adapter_config.json",
+        {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]},
+    )
+    prefix = "base_model.model.model.layers.0.self_attn.o_proj.lora_"
+    factors = {f"{prefix}A.weight": torch.ones(2, 16), f"{prefix}B.weight": torch.ones(16, 2)}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    file = recipe_file(
+        """
+        name: stage
+        merge_method: passthrough
+        models: [{model: a}]
+        ---
+        merge_method: passthrough
+        models: [{model: stage+adapter}]
+        """
+    )
+    digest = [decided.digest for _, decided in plan_all(file) if decided is not None]
+    results = merganser.merge_all(file, tmp_path / "out")
+    assert [result.plan.digest for result in results] == digest
+    name = "model.layers.0.self_attn.o_proj.weight"
+    before, after = (load_file(f / "model.safetensors")[name] for f in (pair[0], tmp_path / "out"))
+    assert torch.equal(after, (before.float() + 4.0).bfloat16())
+
+
 def test_what_is_planned_cannot_be_read(three: Path) -> None:
-    steps = plan_all(three)
-    [base] = [s.checkpoint for s in steps[1][1].sources if s.reference.text == "linear"]
+    decided = plan_all(three)[1][1]
+    assert decided is not None
+    [base] = [s.checkpoint for s in decided.sources if s.reference.text == "linear"]
     with pytest.raises(InputError) as error:
         base.read("lm_head.weight", 0, memoryview(bytearray(2)))
     assert_one_line(str(error.value), "linear", "not merged yet")

@@ -15,6 +15,7 @@ from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.planned import PlannedCheckpoint
 from merganser.errors import InputError, OutputExistsError
 from merganser.planning import Config, Plan, plan
+from merganser.recipe import model_references
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
 from merganser.release import manifest
 from merganser.release.config import edited_config
@@ -40,8 +41,11 @@ class StepResult:
     merged: MergeResult | None
 
 
-def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan]]:
+def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan | None]]:
     """Decide all merges of a file, those too whose inputs are not merged yet.
+
+    What cannot be decided yet is None: a merge that aligns vocabularies or chooses a chat template, if
+    an input's are only made by the merge before it, and whatever builds on such a merge.
 
     Args:
         config: a recipe, or a file with several.
@@ -53,26 +57,46 @@ def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan]]:
     return _plan_steps(load_steps(config, options.get("strictness", "normal")), options)
 
 
-def _plan_steps(steps: Sequence[Step], options: Mapping[str, Any]) -> list[tuple[Step, Plan]]:
+def _plan_steps(
+    steps: Sequence[Step], options: Mapping[str, Any]
+) -> list[tuple[Step, Plan | None]]:
     planned: dict[str, PlannedCheckpoint] = {}
-    plans = []
+    plans: list[tuple[Step, Plan | None]] = []
     for step in steps:
-        decided = plan(step.parsed, checkpoints=dict(planned) if step.needs else None, **options)
-        if step.name is not None:
-            planned[step.name] = _planned(decided, step.name)
+        decided = None
+        if _can_be_planned(step, planned):
+            given = {name: planned[name] for name in step.needs}
+            decided = plan(step.parsed, checkpoints=given, **options)
+            if step.name is not None:
+                planned[step.name] = _planned(decided, step.name)
         plans.append((step, decided))
     return plans
+
+
+def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> bool:
+    """Whether all is known of what a step builds on, its tokenizers too where they matter."""
+    if not planned.keys() >= set(step.needs):
+        return False
+    written = step.parsed.recipe
+    asks = written.tokenizer or written.tokenizer_source or written.chat_template
+    outside = model_references([written.tokenizer, written.tokenizer_source])
+    return not asks or (
+        all(planned[name].path is not None for name in step.needs)
+        and not any(reference.path in planned for _, reference in outside)
+    )
 
 
 def _planned(decided: Plan, name: str) -> PlannedCheckpoint:
     """The checkpoint that a plan will have made, its headers' digest included."""
     shards = sorted(decided.shards, key=lambda shard: shard.file)
     headers = b"".join(shard.header[8:] for shard in shards)
+    tokenizer = decided.sources[decided.donor].checkpoint.path
+    if decided.tokenizer is not None:
+        output = decided.tokenizer.output
+        tokenizer = None if output.changed else output.start.folder
     return PlannedCheckpoint(
         name,
-        decided.tokenizer.output.start.folder
-        if decided.tokenizer is not None
-        else decided.sources[decided.donor].checkpoint.path,
+        tokenizer if decided.chat_template is None else None,
         {job.name: job.spec for job in decided.jobs},
         edited_config(decided),
         {shard.file: shard.size for shard in shards},
@@ -114,9 +138,9 @@ def merge_all(
     folder = Path(os.path.abspath(out))  # noqa: PTH100
     if len(steps) == 1:
         merged = merge(steps[0].parsed, folder, force=force, **options)
-        results = [StepResult(steps[0], folder, merged.plan, merged)]
-        on_step(results[0])
-        return results
+        result = StepResult(steps[0], folder, merged.plan, merged)
+        on_step(result)
+        return [result]
     known = inspect.signature(plan).parameters
     planning = {name: value for name, value in options.items() if name in known}
     plans = {step.name: decided for step, decided in _plan_steps(steps, planning)}
@@ -134,7 +158,7 @@ def merge_all(
             intermediate / own if not step.final else folder / own if several else folder
         )
         check_output(plans[step.name], folders[step.name], force or not step.final)
-    results = []
+    done: dict[str | None, StepResult] = {}
     for step in steps:
         target = folders[step.name]
         bound = step.parsed.bound({name: folders[name] for name in step.needs})
@@ -147,14 +171,14 @@ def merge_all(
             merged = merge(
                 bound,
                 target,
-                ancestors=[plans[name] for name in ancestors(step, steps)],
+                ancestors=[done[name].plan for name in ancestors(step, steps)],
                 force=force or not step.final,
                 **(options if step.final else options | {"copy_tokenizer": True}),
             )
             result = StepResult(step, target, merged.plan, merged)
         on_step(result)
-        results.append(result)
-    return results
+        done[step.name] = result
+    return list(done.values())
 
 
 def _up_to_date(folder: Path, decided: Plan) -> bool:

@@ -326,17 +326,28 @@ def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     _common(options)
     plans = chain.plan_all(config, **options)
     if as_json:
-        found = [{"name": step.name, **planning.describe(decided)} for step, decided in plans]
-        _print_json({"documents": found} if len(found) > 1 else planning.describe(plans[0][1]))
+        found = [
+            {
+                "name": step.name,
+                "needs": step.needs,
+                **(planning.describe(decided) if decided else {}),
+            }
+            for step, decided in plans
+        ]
+        only = plans[0][1] if len(plans) == 1 else None
+        _print_json(planning.describe(only) if only else {"documents": found})
         return
     from merganser import tables
 
     for step, decided in plans:
         if len(plans) > 1:
             tables.show_step(step)
-        tables.show_plan(decided, verbose=verbose)
+        if decided is not None:
+            tables.show_plan(decided, verbose=verbose)
+        else:
+            click.echo("can be planned when the tokenizers that it builds on are made")
     for _, decided in plans:
-        for warning in decided.warnings:
+        for warning in decided.warnings if decided else ():
             click.echo(f"merganser: warning: {warning}", err=True)
 
 

@@ -337,16 +337,17 @@ def blend(
 # -- the output folder -----------------------------------------------------------------------------
 
 
-def check_output(decided: Plan, folder: Path, force: bool) -> None:
-    """Refuse a merge that could not be put where it should be.
+def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
+    """Refuse a merge that could not be put where it should be, as far as it is decided.
 
     Raises:
         OutputExistsError: when something is there that may not be replaced.
         ResourceError: when the disk is too small.
     """
     _refuse_existing(folder, force)
-    _refuse_overlap(decided, folder)
-    _check_space(decided, folder)
+    if decided is not None:
+        _refuse_overlap(decided, folder)
+        _check_space(decided, folder)
 
 
 def _partial(folder: Path) -> Path:

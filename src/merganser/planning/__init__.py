@@ -90,7 +90,8 @@ def plan(
         tensor_names: what becomes of tensors that some models lack: an error, but for those that models of
             a kind may lack (``same``), left out (``intersection``), or merged from the models that
             have them (``union``).
-        checkpoints: open checkpoints by the text of their references; others are opened.
+        checkpoints: open checkpoints by the text of their references, adapters left out; others
+            are opened.
 
     Raises:
         RecipeError: when the recipe cannot be what its author meant; with file, line and key.
@@ -246,7 +247,13 @@ class _Planner:
         return found
 
     def _open(self, reference: ModelReference, given: Mapping[str, Checkpoint]) -> Source:
-        checkpoint, here = given.get(reference.text), self.parsed.folder
+        here = self.parsed.folder
+        alone = (
+            reference.path
+            if reference.revision is None
+            else f"{reference.path}@{reference.revision}"
+        )
+        checkpoint = given.get(alone)
         published = False
         if checkpoint is None:
             published = hub.local_folder(reference.path, here) is None
