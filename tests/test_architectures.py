@@ -15,10 +15,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import merganser
+from conftest import assert_one_line, change_config, make_model
 from families import FAMILIES, LAYERS, Family
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import open_checkpoint
-from peers import different_bits, load
+from merganser.errors import InputError, RecipeError
+from peers import different_bits, load, mergekit
 
 Tensors = dict[str, torch.Tensor]
 
@@ -133,8 +135,593 @@ def test_a_family_merges_stacks_and_loads(zoo: Any, tmp_path: Path, name: str) -
             if key.startswith(prefix) and shape.places[key].layer is not None:
                 wanted[f"{module.stack}{i}.{key[len(prefix) :]}"] = tensors[key]
     assert different_bits(load(tmp_path / "stacked"), wanted) == {}
-    assert [name in w for w in stacked.warnings for name in shape.modules if "not name" in w].count(
-        True
-    ) == len(shape.modules) - 1
+    if several:
+        others = ", ".join(other for other in shape.modules if other != module.name)
+        assert f"modules: does not name {others}: taken unchanged from {a}" in stacked.warnings[0]
     check_loads(family, tmp_path / "stacked")
     assert shape_of(tmp_path / "stacked").main.depth == 6
+
+
+# -- modules ---------------------------------------------------------------------------------------
+
+
+def test_every_module_is_merged_by_its_name(zoo: Any, tmp_path: Path) -> None:
+    """One from a, one from b, one halfway; the vision tower under another of its names."""
+    a, b = zoo("llava")
+    x, y = load(a), load(b)
+    recipe = {
+        "merge_method": "linear",
+        "parameters": {"weight": 1},
+        "modules": {
+            "text_decoder": {"models": [{"model": str(b)}]},
+            "vision_model": {"slices": slices((a, 0, 1), (b, 1, 2))},
+            "multi_modal_projector": average(a, b) | {"parameters": {}},
+        },
+    }
+    del recipe["modules"]["multi_modal_projector"]["merge_method"]  # type: ignore[index]
+    result = merganser.merge(recipe, tmp_path / "out")
+    assert list(result.plan.layers) == ["vision_tower"]
+    wanted = {}
+    for name in x:
+        if name.startswith("language_model."):
+            wanted[name] = y[name]
+        elif name.startswith("multi_modal_projector."):
+            wanted[name] = ((x[name].double() + y[name].double()) / 2).bfloat16()
+        else:
+            last = ".layers.1." in name or "post_layernorm" in name
+            wanted[name] = (y if last else x)[name]
+    assert different_bits(load(tmp_path / "out"), wanted) == {}
+    assert config_of(tmp_path / "out") == config_of(a)
+    check_loads(FAMILIES["llava"], tmp_path / "out")
+
+
+def test_what_modules_do_not_name_is_taken_in_the_recipes_dtype(zoo: Any, tmp_path: Path) -> None:
+    """MergeKit loses it, and writes "torch.float16" into the config."""
+    a, b = zoo("gemma3")
+    recipe = average(a, b, dtype="torch.float16")
+    recipe["modules"] = {"text_decoder": {"models": recipe.pop("models")}}
+    result = merganser.merge(recipe, tmp_path / "out")
+    x, made = load(a), load(tmp_path / "out")
+    assert made.keys() == x.keys()
+    assert result.warnings[0].startswith(
+        "modules: does not name multi_modal_projector, vision_tower"
+    )
+    taken = {n: t for n, t in made.items() if not n.startswith("language_model.")}
+    assert different_bits(taken, {n: x[n].half() for n in taken}) == {}
+    assert config_of(tmp_path / "out")["dtype"] == "float16"
+    assert check_loads(FAMILIES["gemma3"], tmp_path / "out").dtype == torch.float16
+
+
+def test_the_nearest_setting_wins_in_modules(zoo: Any) -> None:
+    """Source, slice, module, recipe."""
+    a, b = (str(model) for model in zoo("t5"))
+    part = {"model": a, "layer_range": [0, 2]}
+    recipe = {
+        "merge_method": "linear",
+        "parameters": {"weight": 1},
+        "modules": {
+            "shared": {"models": [{"model": a}]},
+            "encoder": {"models": [{"model": a}], "parameters": {"weight": 2}},
+            "decoder": {
+                "parameters": {"weight": 2},
+                "slices": [
+                    {"sources": [part, {**part, "model": b}]},
+                    {
+                        "sources": [part, {**part, "model": b, "parameters": {"weight": [4, 6]}}],
+                        "parameters": {"weight": 3},
+                    },
+                ],
+            },
+        },
+    }
+    weights = {job.name: job.numbers["weight"] for job in merganser.plan(recipe).jobs}
+    query = "{}.block.{}.layer.0.SelfAttention.q.weight"
+    assert weights["shared.weight"] == (1,)
+    assert weights[query.format("encoder", 1)] == (2,)
+    found = [weights[query.format("decoder", i)] for i in range(4)]
+    assert found == [(2, 2), (2, 2), (3, 4), (3, 6)]
+    assert weights["decoder.final_layer_norm.weight"] == (3, 4)
+    assert weights["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "parts"),
+    [
+        ("t5", {"modules": {"encodr": {"models": [{"model": "A"}]}}},
+         ["modules.encodr", "no such module", "decoder, encoder, shared"]),
+        ("llava", {"slices": [{"sources": [{"model": "A", "layer_range": [0, 1]}]}]},
+         ["slices", "text_decoder (4 layers)", "vision_tower (2 layers)", "modules:"]),
+        ("mllama", {"modules": {"vision_model": {"slices": slices((Path("A"), 0, 1))}}},
+         ["modules.vision_model.slices", "several runs of layers", "global_transformer"]),
+        ("llama", {"modules": {"vision_tower": {"models": [{"model": "A"}]}}},
+         ["modules.vision_tower", "no such module", "it has default"]),
+        ("t5", {"modules": {"encoder": {"slices": slices((Path("A"), 3, 5))}}},
+         ["modules.encoder.slices[0].sources[0].layer_range", "[3, 5]", "4 layers"]),
+    ],
+)  # fmt: skip
+def test_what_modules_cannot_be(
+    zoo: Any, name: str, recipe: dict[str, Any], parts: list[str]
+) -> None:
+    text = json.dumps({"merge_method": "passthrough", **recipe}).replace('"A"', f'"{zoo(name)[0]}"')
+    with pytest.raises(RecipeError) as error:
+        merganser.plan(json.loads(text))
+    assert_one_line(str(error.value), *parts)
+
+
+# -- slices ----------------------------------------------------------------------------------------
+
+NORM, HEAD, EMBEDDING = "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"
+
+
+def reads(recipe: dict[str, Any], *names: str) -> list[list[tuple[int, str]]]:
+    found = {job.name: job for job in merganser.plan(recipe).jobs}
+    return [[(read.source, read.name) for read in found[name].reads] for name in names]
+
+
+def test_slices_without_layers_choose_the_donors(tmp_path: Path) -> None:
+    a, b, c = (make_model(tmp_path / name, seed=i) for i, name in enumerate("abc"))
+    recipe = stack((b, 0, 0), (a, 0, 2), (b, 1, 1), (c, 2, 2))
+    assert reads(recipe, EMBEDDING, NORM, HEAD) == [[(0, EMBEDDING)], [(2, NORM)], [(2, HEAD)]]
+    assert len(merganser.plan(recipe).layers["default"]) == 2
+
+
+def test_all_models_of_the_last_slice_make_the_norm(tmp_path: Path) -> None:
+    """MergeKit leaves out those that the first slice has not."""
+    a, b = (make_model(tmp_path / name, seed=i) for i, name in enumerate("ab"))
+    recipe = stack((a, 0, 1), (a, 1, 2)) | {"merge_method": "linear", "parameters": {"weight": 1}}
+    recipe["slices"][1]["sources"] += slices((b, 1, 2))[0]["sources"]
+    assert reads(recipe, NORM, EMBEDDING) == [[(0, NORM), (1, NORM)], [(0, EMBEDDING)]]
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic"])
+def test_one_model_at_two_places_of_a_slice(tmp_path: Path, method: str) -> None:
+    """Self-interpolation, as published recipes have it: the same as with a copy of the model. Where
+    the method has a base, the first time it is that."""
+    a = make_model(tmp_path / "a", layers=4)
+    copy = Path(shutil.copytree(a, tmp_path / "copy"))
+    parameters = {"t": 0.3} if method == "slerp" else {"weight": 0.3}
+    made = []
+    for other in (a, copy):
+        sources = [*slices((a, 0, 2), (other, 1, 3))]
+        recipe = {
+            "merge_method": method,
+            "base_model": str(a),
+            "parameters": parameters,
+            "slices": [{"sources": [s["sources"][0] for s in sources]}],
+        }
+        merganser.merge(recipe, tmp_path / f"out-{len(made)}")
+        made.append(load(tmp_path / f"out-{len(made)}"))
+    assert different_bits(*made) == {}
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.equal(made[0][name], load(a)[name])
+
+
+def test_a_slice_may_have_a_base_of_its_own(tmp_path: Path) -> None:
+    a, b, c = (make_model(tmp_path / name, seed=i) for i, name in enumerate("abc"))
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(b),
+        "parameters": {"weight": 1},
+        "slices": [
+            {"sources": [s["sources"][0] for s in slices((a, 0, 1), (b, 0, 1))]},
+            {
+                "sources": [s["sources"][0] for s in slices((a, 1, 2), (c, 1, 2))],
+                "base_model": str(c),
+            },
+        ],
+    }
+    up = "model.layers.{}.mlp.up_proj.weight"
+    found = reads(recipe, up.format(0), up.format(1), NORM)
+    assert [[source for source, _ in entry] for entry in found] == [[1, 0], [2, 0], [2, 0]]
+
+
+# -- tensors that only some models have ------------------------------------------------------------
+
+ONES = torch.ones(16, dtype=torch.bfloat16)
+EXTRA = "model.layers.1.self_attn.o_proj.bias"
+
+
+def test_a_tensor_of_some_models_is_merged_from_those(tmp_path: Path) -> None:
+    a, c = make_model(tmp_path / "a"), make_model(tmp_path / "c")
+    b = make_model(
+        tmp_path / "b", extra={EXTRA: ONES, "model.layers.0.self_attn.o_proj.bias": 2 * ONES}
+    )
+    plan = merganser.plan(average(a, b, c))
+    job = next(job for job in plan.jobs if job.name == EXTRA)
+    assert [read.source for read in job.reads] == [1]
+    assert job.numbers["weight"] == (0.5,)
+    assert plan.warnings == (
+        f"{a}, {c} lack 2 tensors (model.layers.*.self_attn.o_proj.bias): merged from the models that "
+        "have them",
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "owners", "sources"),
+    [
+        ("task_arithmetic", {"base"}, [0]),
+        ("task_arithmetic", {"base", "b"}, [0, 2]),
+        ("task_arithmetic", {"b"}, None),
+        ("ties", {"base"}, [0]),
+        ("slerp", {"base"}, [0]),
+        ("linear", {"a", "b"}, [1, 2]),
+        ("model_stock", {"base", "b"}, [0]),
+    ],
+)
+def test_methods_and_tensors_that_are_missing(
+    tmp_path: Path, method: str, owners: set[str], sources: list[int] | None
+) -> None:
+    """Only the base has it: the base's. The base lacks what a method compares with it: an error."""
+    names = ["base", "a"] if method == "slerp" else ["base", "a", "b"]
+    folders = [
+        make_model(tmp_path / n, seed=i, extra={EXTRA: i + ONES} if n in owners else None)
+        for i, n in enumerate(names)
+    ]
+    recipe = {
+        "merge_method": method,
+        "base_model": str(folders[0]),
+        "models": [{"model": str(folder)} for folder in folders],
+        "parameters": {"t": 0.5} if method == "slerp" else {"weight": 1.0, "density": 0.5},
+    }
+    if sources is None:
+        with pytest.raises(InputError) as error:
+            merganser.plan(recipe)
+        assert_one_line(str(error.value), str(folders[0]), EXTRA, str(folders[2]), "differences")
+        return
+    job = next(job for job in merganser.plan(recipe).jobs if job.name == EXTRA)
+    assert [read.source for read in job.reads] == sources
+    assert (job.method == "copy") == (sources == [0])
+    result = merganser.merge(recipe, tmp_path / "out")
+    assert EXTRA in " ".join(result.warnings)
+    assert EXTRA in load(tmp_path / "out")
+
+
+def test_a_matrix_of_a_layer_may_not_be_missing(tmp_path: Path) -> None:
+    extra = {"model.layers.1.mlp.experts.0.w.weight": torch.ones(2, 2)}
+    a, b = make_model(tmp_path / "a"), make_model(tmp_path / "b", extra=extra)
+    with pytest.raises(InputError) as error:
+        merganser.plan(average(a, b))
+    assert_one_line(str(error.value), str(a), "experts.0", "has no tensor", str(b), "architectures")
+
+
+def without(folder: Path, target: Path, *words: str) -> Path:
+    """A copy of a model that lacks tensors."""
+    shutil.copytree(folder, target)
+    kept = {n: t for n, t in load(folder).items() if not any(word in n for word in words)}
+    save_file(kept, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def renamed(folder: Path, target: Path, *changes: tuple[str, str]) -> Path:
+    """A copy of a model whose tensors are called otherwise."""
+    shutil.copytree(folder, target)
+    tensors = {}
+    for name, tensor in load(folder).items():
+        for old, new in changes:
+            if name.startswith(old):
+                name = new + name[len(old) :]
+                break
+        tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("bert", ["pooler"]), ("cohere_qk_norm", ["q_norm", "k_norm"]), ("llama", ["_proj.bias"])],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_models_with_and_without(
+    zoo: Any, tmp_path: Path, name: str, words: list[str], first: bool
+) -> None:
+    a, b = zoo(name)
+    short = without(b, tmp_path / "short", *words)
+    models = (a, short) if first else (short, a)
+    result = merganser.merge(average(*models), tmp_path / "out")
+    made, x = load(tmp_path / "out"), load(a)
+    assert made.keys() == x.keys()
+    alone = {n: t for n, t in made.items() if any(word in n for word in words)}
+    assert different_bits(alone, {n: x[n] for n in alone}) == {}
+    assert any(str(short) in w and "lack" in w for w in result.warnings)
+    check_loads(FAMILIES[name], tmp_path / "out")
+
+
+def test_masks_that_old_checkpoints_hold(zoo: Any, tmp_path: Path) -> None:
+    """GPT-NeoX before transformers 5: masks and frequencies beside the weights. They are copied."""
+    a, b = zoo("gpt_neox")
+    old = Path(shutil.copytree(b, tmp_path / "old"))
+    buffers: Tensors = {}
+    for i in range(LAYERS):
+        prefix = f"gpt_neox.layers.{i}.attention."
+        buffers[prefix + "bias"] = torch.tril(torch.ones(1, 1, 8, 8, dtype=torch.bool))
+        buffers[prefix + "masked_bias"] = torch.tensor(-1e9)
+        buffers[prefix + "rotary_emb.inv_freq"] = torch.rand(4)
+    save_file(load(old) | buffers, old / "model.safetensors", {"format": "pt"})
+    for i, models in enumerate([(a, old), (old, old.parent / "old")]):
+        weights = average(*models[: 2 - i], parameters={"normalize": False})
+        merganser.merge(weights, tmp_path / f"out{i}")
+        made = load(tmp_path / f"out{i}")
+        assert different_bits({n: made[n] for n in buffers}, buffers) == {}
+        merganser.merge(stack((old, 0, 3), (old, 1, 4)), tmp_path / f"stack{i}")
+        assert sum("masked_bias" in name for name in load(tmp_path / f"stack{i}")) == 6
+
+
+def test_a_language_model_goes_into_the_text_decoder(zoo: Any, tmp_path: Path) -> None:
+    """Its names lack the wrappers that those of the vision–language model have."""
+    a, b = zoo("mistral3")
+    text = tmp_path / "text"
+    tensors = {
+        n.removeprefix("language_model."): t
+        for n, t in load(b).items()
+        if n.startswith("language_model.")
+    }
+    text.mkdir()
+    save_file(tensors, text / "model.safetensors", {"format": "pt"})
+    config = config_of(b)["text_config"] | {"architectures": ["MistralForCausalLM"]}
+    (text / "config.json").write_text(json.dumps(config))
+    whole = merganser.merge(average(a, text), tmp_path / "whole")
+    assert "text lacks 24 tensors (multi_modal_projector.linear_1" in whole.warnings[0]
+    recipe = {
+        "merge_method": "linear",
+        "base_model": str(a),
+        "parameters": {"weight": 0.5},
+        "modules": {"text_decoder": {"models": [{"model": str(text)}]}},
+    }
+    merganser.merge(recipe, tmp_path / "out")
+    made = load(tmp_path / "out")
+    assert different_bits(made, load(tmp_path / "whole")) == {}
+    name = "language_model.model.layers.2.mlp.up_proj.weight"
+    assert torch.equal(
+        made[name], ((load(a)[name].double() + load(b)[name].double()) / 2).bfloat16()
+    )
+    check_loads(FAMILIES["mistral3"], tmp_path / "out")
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gpt2", [("transformer.", "")]),
+        ("bert_masked", [("bert.", "")]),
+        ("llama", [("model.", ""), ("lm_head", "lm_head")]),
+        ("gemma3", [("language_model.model.", "model.language_model."),
+                    ("vision_tower.", "model.vision_tower.vision_model."),
+                    ("multi_modal_projector.", "model.multi_modal_projector.")]),
+        ("llava", [("language_model.lm_head", "lm_head"),
+                   ("language_model.model.", "model.language_model."),
+                   ("vision_tower.", "model.vision_tower."),
+                   ("multi_modal_projector.", "model.multi_modal_projector.")]),
+        ("qwen2_5_vl", [("visual.", "model.visual."), ("model.", "model.language_model.")]),
+    ],
+)  # fmt: skip
+def test_the_same_tensors_by_other_names(
+    zoo: Any, tmp_path: Path, name: str, changes: list[tuple[str, str]]
+) -> None:
+    """As older releases and trainers write them; the output's names are the donor's."""
+    a, b = zoo(name)
+    other = renamed(b, tmp_path / "other", *changes)
+    assert load(other).keys() != load(b).keys()
+    for i, second in enumerate((b, other)):
+        merganser.merge(average(a, second), tmp_path / f"out{i}")
+    made = load(tmp_path / "out1")
+    assert made.keys() == load(a).keys()
+    assert different_bits(made, load(tmp_path / "out0")) == {}
+    merganser.merge(average(other, a), tmp_path / "turned")
+    assert load(tmp_path / "turned").keys() == load(other).keys()
+    module = shape_of(a).main.name if len(shape_of(a).modules) > 1 else None
+    for i, second in enumerate((b, other)):
+        merganser.merge(stack((a, 0, 2), (second, 2, 4), module=module), tmp_path / f"stack{i}")
+    assert different_bits(load(tmp_path / "stack0"), load(tmp_path / "stack1")) == {}
+
+
+# -- heads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "donor", "tied", "head"),
+    [
+        (True, True, None, True, None),
+        (True, False, None, False, (1, HEAD)),
+        (False, True, None, False, (1, EMBEDDING)),
+        (True, True, False, True, None),
+        (False, False, True, False, (1, HEAD)),
+    ],
+)
+def test_the_head_of_a_stack(
+    tmp_path: Path,
+    first: bool,
+    last: bool,
+    donor: bool | None,
+    tied: bool,
+    head: tuple[int, str] | None,
+) -> None:
+    """The last slice's, and the config says whether it is the embedding."""
+    a = make_model(tmp_path / "a", seed=1, tied=first)
+    b = make_model(tmp_path / "b", seed=2, tied=last)
+    recipe = stack((a, 0, 2), (b, 0, 2))
+    if donor is not None:
+        recipe["base_model"] = str(make_model(tmp_path / "donor", seed=3, tied=donor))
+    plan = merganser.plan(recipe)
+    found = [(r.source, r.name) for job in plan.jobs if job.name == HEAD for r in job.reads]
+    assert found == ([head] if head else [])
+    merganser.merge(recipe, tmp_path / "out")
+    assert config_of(tmp_path / "out")["tie_word_embeddings"] is tied
+    with quiet():
+        _, info = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", output_loading_info=True
+        )
+    assert {kind: keys for kind, keys in info.items() if keys} == {}
+
+
+def test_an_untied_head_where_tying_goes_without_saying(zoo: Any, tmp_path: Path) -> None:
+    """Gemma's configs need not say that the head is the embedding."""
+    a, b = zoo("gemma")
+    donor = Path(shutil.copytree(a, tmp_path / "donor"))
+    change_config(donor, tie_word_embeddings=None)
+    headed = Path(shutil.copytree(b, tmp_path / "headed"))
+    change_config(headed, tie_word_embeddings=False)
+    head = {HEAD: torch.zeros(64, 16, dtype=torch.bfloat16)}
+    save_file(load(b) | head, headed / "model.safetensors", {"format": "pt"})
+    merganser.merge(average(donor, headed), tmp_path / "out")
+    assert config_of(tmp_path / "out")["tie_word_embeddings"] is False
+    model = check_loads(FAMILIES["gemma"], tmp_path / "out")
+    assert torch.equal(model.lm_head.weight, (load(a)[EMBEDDING].double() / 2).bfloat16())
+
+
+# -- what the config says of the layers ------------------------------------------------------------
+
+
+def bare(folder: Path, config: dict[str, Any], layers: int, prefix: str = "model.layers.") -> Path:
+    """A checkpoint of hardly any weights."""
+    folder.mkdir()
+    tensors = {f"{prefix}{i}.w": torch.ones(2, 2) for i in range(layers)}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"torch_dtype": "float32", **config}))
+    return folder
+
+
+FIVE = {"num_hidden_layers": 5}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("before", "changed"),
+    [
+        ({"n_layer": 5}, {"n_layer": 6}),
+        ({"n_layers": 5, "num_hidden_layers": 5}, {"n_layers": 6, "num_hidden_layers": 6}),
+        ({"text_config": FIVE, "vision_config": {"depth": 2}}, {"text_config": {"num_hidden_layers": 6}}),
+        (FIVE | {"layer_types": list("abcde")}, {"num_hidden_layers": 6, "layer_types": list("abcbcd")}),
+        ({"layers_block_type": list("abcde")}, {"layers_block_type": list("abcbcd")}),
+        (FIVE | {"num_kv_heads": [1, 2, 3, 4, 5]}, {"num_hidden_layers": 6, "num_kv_heads": [1, 2, 3, 2, 3, 4]}),
+        (FIVE | {"ssm_multipliers": [1, 2, 3, 4, 5]}, {"num_hidden_layers": 6}),
+        (FIVE | {"hybrid_override_pattern": "M-*EM"}, {"num_hidden_layers": 6, "hybrid_override_pattern": "M-*-*E"}),
+        (FIVE | {"model_type": "abcde"}, {"num_hidden_layers": 6}),
+        (FIVE | {"mlp_only_layers": [1, 4]}, {"num_hidden_layers": 6, "mlp_only_layers": [1, 3]}),
+        (FIVE | {"full_attn_idxs": [0, 1, 2, 3, 4]}, {"num_hidden_layers": 6, "full_attn_idxs": [0, 1, 2, 3, 4, 5]}),
+        (FIVE | {"mlp_only_layers": [0], "decoder_sparse_step": 2},
+         {"num_hidden_layers": 6, "mlp_only_layers": [0, 2, 4], "decoder_sparse_step": 1}),
+        (FIVE | {"pruned_heads": {"2": [0], "4": [1]}}, {"num_hidden_layers": 6, "pruned_heads": {"2": [0], "4": [0]}}),
+        (FIVE | {"id2label": {"1": "x", "2": "y"}}, {"num_hidden_layers": 6}),
+        (FIVE | {"first_k_dense_replace": 1}, {"num_hidden_layers": 6}),
+        (FIVE | {"num_nextn_predict_layers": 1}, {"num_hidden_layers": 6, "num_nextn_predict_layers": 0}),
+        (FIVE | {"max_window_layers": 5}, {"num_hidden_layers": 6, "max_window_layers": 6}),
+        (FIVE | {"max_window_layers": 28}, {"num_hidden_layers": 6, "max_window_layers": 6}),
+        (FIVE | {"max_window_layers": 3, "use_sliding_window": True},
+         {"num_hidden_layers": 6, "max_window_layers": 5}),
+        (FIVE | {"max_window_layers": 2, "use_sliding_window": True},
+         {"num_hidden_layers": 6, "max_window_layers": 2,
+          "layer_types": [FULL, FULL, SLIDING, FULL, SLIDING, SLIDING]}),
+        (FIVE | {"model_type": "gemma2"},
+         {"num_hidden_layers": 6}),
+        (FIVE | {"sliding_window_pattern": 3},
+         {"num_hidden_layers": 6, "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL, SLIDING]}),
+        (FIVE | {"global_attn_every_n_layers": 3},
+         {"num_hidden_layers": 6, "layer_types": [FULL, SLIDING, SLIDING, SLIDING, SLIDING, FULL]}),
+        (FIVE | {"no_rope_layer_interval": 3}, {"num_hidden_layers": 6, "no_rope_layers": [1, 1, 0, 1, 0, 1]}),
+        (FIVE | {"interleave_moe_layer_step": 3}, {"num_hidden_layers": 6, "moe_layers": [2, 4]}),
+        (FIVE | {"attn_layer_period": 3, "attn_layer_offset": 0},
+         {"num_hidden_layers": 6, "attn_layer_period": 5}),
+        (FIVE | {"block_types": ["r", "r", "a"]}, {"num_hidden_layers": 6, "block_types": list("rrarar")}),
+        (FIVE | {"attention_layers": list("glglg"), "attention_types": [[["g", "l"], 2]]},
+         {"num_hidden_layers": 6, "attention_layers": list("glglgl"), "attention_types": [[list("glglgl"), 1]]}),
+    ],
+)  # fmt: skip
+def test_configs_follow_the_layers(
+    tmp_path: Path, before: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    """Three layers, then the second to the fourth of a model of five."""
+    a = bare(tmp_path / "a", before, 5)
+    result = merganser.merge(stack((a, 0, 3), (a, 1, 4)), tmp_path / "out")
+    wanted = {"torch_dtype": "float32", **before, **changed}
+    assert config_of(tmp_path / "out") == {k: v for k, v in wanted.items() if v is not None}
+    assert not any("config.json" in warning for warning in result.warnings)
+
+
+def test_lists_come_from_the_models_that_the_layers_come_from(tmp_path: Path) -> None:
+    a = bare(tmp_path / "a", FIVE | {"layer_types": list("abcde"), "moe_layers": [0]}, 5)
+    b = bare(tmp_path / "b", FIVE | {"layer_types": list("vwxyz"), "moe_layers": [4]}, 5)
+    recipe = stack((a, 0, 2), (b, 3, 5), base_model=str(b))
+    merganser.merge(recipe, tmp_path / "out")
+    config = config_of(tmp_path / "out")
+    assert (config["layer_types"], config["moe_layers"]) == (list("abyz"), [0, 3])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{"first_k_dense_replace": 2}, {"expert_layer_period": 3, "expert_layer_offset": 2}],
+)
+def test_what_a_config_cannot_say_is_said(tmp_path: Path, before: dict[str, Any]) -> None:
+    a = bare(tmp_path / "a", FIVE | before, 5)
+    plan = merganser.plan(stack((a, 0, 3), (a, 1, 4)))
+    [warning] = plan.warnings
+    assert_one_line(warning, "config.json cannot say", next(iter(before)), str(a))
+
+
+def test_a_config_without_a_layer_count(tmp_path: Path) -> None:
+    a = bare(tmp_path / "a", {"hidden_size": 2}, 5)
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((a, 0, 3), (a, 1, 4)))
+    assert_one_line(str(error.value), str(a), "config.json", "how many layers")
+
+
+def test_both_sides_of_an_encoder_decoder_config(zoo: Any, tmp_path: Path) -> None:
+    """The encoder's layers alone: its decoder is as deep as it was, even where that went unsaid."""
+    a = Path(shutil.copytree(zoo("t5")[0], tmp_path / "a"))
+    change_config(a, num_decoder_layers=None)
+    for module, counts in (("encoder", (6, 4)), ("decoder", (4, 6))):
+        out = tmp_path / module
+        merganser.merge(stack((a, 0, 3), (a, 1, 4), module=module), out)
+        config = config_of(out)
+        assert (config["num_layers"], config["num_decoder_layers"]) == counts
+        check_loads(FAMILIES["t5"], out)
+
+
+def test_layers_for_predicting_further_tokens(zoo: Any, tmp_path: Path) -> None:
+    """DeepSeek keeps them behind the last layer; whole merges keep them, stacks cannot."""
+    a, b = (Path(shutil.copytree(m, tmp_path / m.name)) for m in zoo("deepseek_v3"))
+    extra = {
+        f"model.layers.{LAYERS}.eh_proj.weight": torch.ones(16, 32, dtype=torch.bfloat16),
+        f"model.layers.{LAYERS}.enorm.weight": ONES,
+    }
+    save_file(load(a) | extra, a / "model.safetensors", {"format": "pt"})
+    assert shape_of(a).depth == LAYERS
+    plan = merganser.plan(average(a, b))
+    assert set(extra) <= {job.name for job in plan.jobs}
+    plan = merganser.plan(stack((a, 0, 3), (b, 1, 4)) | {"base_model": str(a)})
+    assert set(extra).isdisjoint(job.name for job in plan.jobs)
+    recipe = stack((b, 0, 3), (a, 1, 4))
+    result = merganser.merge(recipe, tmp_path / "out")
+    assert "predicting further tokens" in result.warnings[0]
+    assert set(extra).isdisjoint(load(tmp_path / "out"))
+    assert config_of(tmp_path / "out")["num_nextn_predict_layers"] == 0
+    check_loads(FAMILIES["deepseek_v3"], tmp_path / "out")
+
+
+# -- MergeKit --------------------------------------------------------------------------------------
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["mamba", "phi", "olmo2", "starcoder2", "stablelm", "t5_gated"])
+def test_whole_models_have_the_bits_of_mergekit(zoo: Any, tmp_path: Path, name: str) -> None:
+    a, b = zoo(name)
+    recipe = average(a, b, dtype="bfloat16")
+    merganser.merge(recipe, tmp_path / "ours", arithmetic="mergekit")
+    assert different_bits(load(tmp_path / "ours"), mergekit(recipe, tmp_path / "theirs")) == {}
+
+
+@pytest.mark.peer
+def test_modules_have_the_bits_of_mergekit(zoo: Any, tmp_path: Path) -> None:
+    a, b = zoo("t5_gated")
+    recipe = average(a, b, dtype="bfloat16", base_model=str(a))
+    models = recipe.pop("models")
+    layers = [{"sources": [piece["sources"][0] for piece in slices((a, 0, 3), (b, 0, 3))]}]
+    recipe["parameters"] = {"weight": [0.2, 0.7]}
+    recipe["modules"] = {
+        "shared": {"models": models},
+        "encoder": {"slices": layers, "parameters": {"weight": [0.1, 0.9]}},
+        "decoder": {"models": models},
+    }
+    merganser.merge(recipe, tmp_path / "ours", arithmetic="mergekit")
+    assert different_bits(load(tmp_path / "ours"), mergekit(recipe, tmp_path / "theirs")) == {}

@@ -112,6 +112,9 @@ FIRST_LAYER_ONLY = ("relative_attention_bias", "rel_attn_embed")
 """Tensors that the first layer holds for all: where no other layer has them, they stay with the
 first layer of the output rather than follow a layer (T5, WavLM)."""
 
+SHARED_BY_LAYERS = ("shared_transformer",)
+"""Parts of layers that several of them share, by their numbers, so that those cannot change (Zamba)."""
+
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     TEXT: ("text_config", "llm_config", "language_config", "thinker_config"),
     VISION: ("vision_config", "vit_config", "visual", "vision"),
@@ -416,7 +419,7 @@ def _counted(
         for path, section in found
         if not any(path and path[-1] in keys for m, keys in _SECTIONS.items() if m != module)
     ]
-    for path, section in mine or others or found:
+    for path, section in mine or [*others, *found]:
         in_own = bool(path) and path[-1] in own
         known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
         beyond = section.get("num_nextn_predict_layers")

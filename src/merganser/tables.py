@@ -173,7 +173,8 @@ def _jobs_table(plan: Plan, verbose: bool) -> Table:
         table.add_column(column, justify="right" if column in ("count", "parameters") else "left")
     groups: dict[tuple[Any, ...], list[TensorJob]] = {}
     for job in plan.jobs:
-        key = (job.name,) if verbose else (job.role, job.method, tuple(r.source for r in job.reads))
+        alike = job.role, job.method, tuple(job.numbers), tuple(r.source for r in job.reads)
+        key = (job.name,) if verbose else alike
         groups.setdefault(key, []).append(job)
     for jobs in groups.values():
         first = jobs[0]

@@ -64,7 +64,7 @@ class JobMaker:
                 )
         reads = tuple(Read(entry.source, entry.name) for entry in entries)
         if group.place.role == "buffer":
-            return self._copy(group, specs[0], reads)
+            return self._copy(group, specs[0], reads[:1] if specs[0].dtype.floating else reads)
         numbers = self._numbers(group, models)
         promoted = _promote([spec.natural for spec in specs])
         given = self.recipe.dtype
@@ -127,7 +127,7 @@ class JobMaker:
             TensorSpec(out, spec.shape),
             reads,
             "passthrough",
-            {"scale": (None,)},
+            {},
             Combination((1.0,)),
             wide,
             None,

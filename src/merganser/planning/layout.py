@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from merganser.architecture import DEFAULT, TEXT, Architecture, Module, Place, stated_tie
+from merganser.architecture import (
+    DEFAULT,
+    SHARED_BY_LAYERS,
+    TEXT,
+    Architecture,
+    Module,
+    Place,
+    stated_tie,
+)
 from merganser.errors import InputError
 from merganser.planning.plans import Names, Source
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -99,6 +107,7 @@ class Layout:
         self.beyond: dict[int, list[str]] = {}
         self.taken: list[str] = []
         self.left_out: list[str] = []
+        self.unmerged: list[str] = []
 
     def groups(self) -> Iterator[Group]:
         """The output's tensors in its order."""
@@ -128,6 +137,11 @@ class Layout:
         if self.left_out:
             verb = "is" if len(self.left_out) == 1 else "are"
             found.append(f"{_summary(self.left_out)} {verb} not in every model, and left out")
+        if self.unmerged:
+            found.append(
+                f"{_summary(self.unmerged)} of {self.sources[self.donor].reference}, whose config "
+                "the output takes, is left out: none of the models merged there has it"
+            )
         if self.taken:
             found.append(
                 f"modules: does not name {_list(self.taken)}: taken unchanged from "
@@ -204,7 +218,8 @@ class Layout:
             if place.module not in part.modules:
                 continue
             if not any(key in self.sources[s].architecture.names for s in order):
-                continue  # the donor's, which is not merged here
+                self.unmerged.append(name)  # the donor's, which is not merged here
+                continue
             position = _position(place.layer, depths[place.module])
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
             shape = self.sources[owner].checkpoint.specs[name].shape
@@ -401,6 +416,13 @@ class Layout:
         output = len(self.layers[module]) - 1
         own = self._module(self.shape, module) or self._stack_of(part, made_of[0][0], module)
         for rest, (place, shape) in rests.items():
+            if rest.startswith(SHARED_BY_LAYERS):
+                raise self.parsed.error(
+                    f"slices: {self.sources[made_of[0][0]].reference} has layers that share the "
+                    f"weights of {rest.split('.')[0]} by their numbers, and cannot be stacked; whole "
+                    "models can be merged",
+                    (*part.path, "slices"),
+                )
             group = self._group(part, i, f"{own.stack}{output}.{rest}", place, output, position)
             wanted = [
                 replace(entry, name=prefix + rest)

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from merganser import hub
-from merganser.architecture import infer, layer_counts, sections, ties_embeddings, vocabulary_size
+from merganser.architecture import (
+    Architecture,
+    infer,
+    layer_counts,
+    sections,
+    ties_embeddings,
+    vocabulary_size,
+)
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.checkpoints.adapter import describe
 from merganser.checkpoints.runs import step_number
@@ -46,8 +53,8 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
     for name, spec in specs.items():
         dtypes[spec.natural.name] = dtypes.get(spec.natural.name, 0) + spec.numel
         roles[shape.places[name].role] = roles.get(shape.places[name].role, 0) + spec.numel
-    stated = layer_counts(config)
     tokenizer = [name for name in TOKENIZER_FILES if _companion(checkpoint, name) is not None]
+    stated = next(iter(layer_counts(config)), None)
     return {
         "model": model,
         "format": checkpoint.format,
@@ -55,7 +62,8 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
         "architecture": config.get("architectures") or config.get("model_type"),
         "parameters": sum(spec.numel for spec in specs.values()),
         "tensors": len(specs),
-        "layers": stated[0] if stated else shape.depth or None,
+        "layers": shape.depth or stated,
+        "modules": _modules(shape),
         "by_dtype": dtypes,
         "by_role": roles,
         "dtype_in_config": config.get("dtype") or config.get("torch_dtype"),
@@ -70,7 +78,7 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
         "vocabulary": vocabulary_size(config),
         "tied_embeddings": ties_embeddings(config),
         "tokenizer": tokenizer,
-        "missing": _missing(config, bool(tokenizer), stated[0] if stated else None, shape.depth),
+        "missing": _missing(config, bool(tokenizer), stated, shape.depth),
         "notes": list(checkpoint.notes),
         "size": sum(checkpoint.files.values()),
         "shards": dict(checkpoint.files),
@@ -95,6 +103,16 @@ def _missing(
     if stated is not None and depth < stated:
         missing.append(f"{stated - depth} of {stated} layers")
     return missing
+
+
+def _modules(shape: Architecture) -> dict[str, str]:
+    """The parts of a model of several, by the names that recipes call them by."""
+    return {
+        name: f"{sum(place.module == name for place in shape.places.values())} tensors"
+        + "".join(f", {depth} layers ({stack}*)" for stack, depth in module.stacks.items())
+        for name, module in shape.modules.items()
+        if len(shape.modules) > 1
+    }
 
 
 def _provenance(path: Path) -> dict[str, Any] | None:
