@@ -7,14 +7,18 @@ that must be found there, in their order.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import enum
 import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -128,6 +132,98 @@ def world(name: str, path: str = ".") -> Form:
     return form
 
 
+def zero(stage: int, ranks: int, groups: int = 1) -> Form:
+    """A form of what DeepSpeed's optimizer leaves of a tied model, with a buffer and a frozen parameter."""
+
+    def form(folder: Path) -> tuple[Path, Tensors]:
+        make_model(folder, tied=True)
+        (folder / "model.safetensors").unlink()
+        tensors = model() | {"frozen": torch.randn(3, 5).bfloat16(), "buffer": torch.arange(3.0)}
+        write_zero(folder / "global_step30", tensors, stage, ranks, groups)
+        (folder / "latest").write_text("global_step30")
+        tied = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+        return folder, tied
+
+    return form
+
+
+def write_zero(folder: Path, tensors: Tensors, stage: int, ranks: int, groups: int) -> None:
+    """A step of DeepSpeed's, after the description of its own converter.
+
+    Stages 1 and 2 deal every group's parameters, one behind the other, out to the ranks; stage 3 deals
+    each parameter out, and cuts what a rank has of all into runs.
+    """
+    folder.mkdir(parents=True)
+    special = ("frozen", "buffer", "lm_head.weight")
+    trained = {name: tensor for name, tensor in tensors.items() if name not in special}
+    names = [list(trained)[i::groups] for i in range(groups)]
+    shares: list[list[torch.Tensor]] = [[] for _ in range(ranks)]
+    if stage < 3:
+        for group in names:
+            flat = torch.cat([trained[name].reshape(-1) for name in group])
+            flat = torch.nn.functional.pad(flat, (0, -len(flat) % (2 * ranks)), value=7.0)
+            for own, share in zip(shares, flat.chunk(ranks), strict=True):
+                own.append(share.clone())
+    else:
+        for rank, own in enumerate(shares):
+            parts = [share_of(trained[name], rank, ranks) for group in names for name in group]
+            run = torch.cat(parts)
+            own += [part.clone() for part in run.split(-(-len(run) // groups))]
+    frozen, half = tensors["frozen"], {n: t.bfloat16() for n, t in trained.items()}
+    for rank in range(ranks if stage == 3 else 1):
+        prefix = f"zero_pp_rank_{rank}_" if stage == 3 else ""
+        fragment = share_of(frozen, rank, ranks) if stage == 3 else frozen
+        state = {
+            "module": {"frozen": frozen, "buffer": tensors["buffer"], **half},
+            "buffer_names": ["buffer"],
+            "param_shapes": [{name: trained[name].shape for name in group} for group in names],
+            "frozen_param_shapes": {"frozen": frozen.shape},
+            "frozen_param_fragments": {"frozen": fragment},
+            "shared_params": {"lm_head.weight": "model.embed_tokens.weight"},
+            "ds_version": "0.19.8",
+        }
+        torch.save(state, folder / f"{prefix}mp_rank_00_model_states.pt")
+    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    with deepspeed_classes() as (scaler, stages):
+        for rank, own in enumerate(shares):
+            optimizer = {
+                "loss_scaler": scaler(),
+                "zero_stage": stages(stage),
+                "partition_count": ranks if stage == 3 else [ranks] * groups,
+                key: own,
+            }
+            file = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+            torch.save({"optimizer_state_dict": optimizer, "ds_version": "0.19.8"}, folder / file)
+
+
+def share_of(tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    """A rank's part of a tensor in stage 3, padded."""
+    share = -(-tensor.numel() // ranks)
+    part = tensor.reshape(-1)[rank * share : (rank + 1) * share]
+    return torch.nn.functional.pad(part, (0, share - len(part)), value=7.0)
+
+
+@contextlib.contextmanager
+def deepspeed_classes() -> Iterator[tuple[Any, Any]]:
+    """Classes that pickle under the names of DeepSpeed's loss scaler and stages."""
+    scaler = type("LossScaler", (), {"__init__": lambda self: setattr(self, "cur_scale", 1.0)})
+    stages = enum.IntEnum("ZeroStageEnum", [("one", 1), ("two", 2), ("three", 3)])
+    homes = {
+        "deepspeed.runtime.fp16.loss_scaler": scaler,
+        "deepspeed.runtime.zero.config": stages,
+    }
+    sys.modules["deepspeed"] = types.ModuleType("deepspeed")
+    for home, cls in homes.items():
+        cls.__module__ = home
+        sys.modules[home] = types.ModuleType(home)
+        setattr(sys.modules[home], cls.__name__, cls)
+    try:
+        yield scaler, stages
+    finally:
+        for home in ("deepspeed", *homes):
+            del sys.modules[home]
+
+
 FSDP = {
     "fsdp2-1": ".",
     "fsdp2-2": "global_step_30/actor",
@@ -160,7 +256,18 @@ DCP = {
     "megatron-layers-4": "global_step_30/actor",
 }
 
-FORMS: dict[str, Form] = {
-    form.__name__: form
-    for form in (safetensors, safetensors_shards, pickled, pickled_shards, pickled_file)
-} | {name: world(name, path) for name, path in (FSDP | DCP).items()}
+ZERO = {
+    "zero1-2": zero(1, 2),
+    "zero2-3": zero(2, 3, groups=2),
+    "zero3-2": zero(3, 2),
+    "zero3-3": zero(3, 3, groups=4),
+}
+
+FORMS: dict[str, Form] = (
+    {
+        form.__name__: form
+        for form in (safetensors, safetensors_shards, pickled, pickled_shards, pickled_file)
+    }
+    | {name: world(name, path) for name, path in (FSDP | DCP).items()}
+    | ZERO
+)

@@ -17,7 +17,7 @@ from merganser.tensors import TensorSpec
 FORMATS: tuple[str, ...] = ("safetensors", "pickled")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
 
-TRAINING: tuple[str, ...] = ("fsdp", "dcp")
+TRAINING: tuple[str, ...] = ("fsdp", "dcp", "deepspeed")
 """The same for what a training run saves of its own."""
 
 
