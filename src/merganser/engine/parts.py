@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +197,10 @@ class Part:
     def facts(self, facts: Facts) -> None:
         self._facts = facts
 
+    def seed_of_draws(self, model: int) -> int:
+        """For the draws that decide which of a model's changes are kept."""
+        return seed_of(self.plan_seed, f"{self.job.name}/{model}/keep")
+
     def take(self, inputs: Array) -> Array:
         """Its own rows of the group's."""
         return inputs if self.rows == tuple(range(len(inputs))) else inputs[list(self.rows)]
@@ -212,3 +217,9 @@ class Part:
         ]
         codes = np.full(len(rows), kernels.CODES["float64"])
         return np.stack(rows).view(np.uint8), codes
+
+
+def seed_of(seed: int, use: str) -> int:
+    """A seed of 64 bits for one use of a recipe's seed."""
+    digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

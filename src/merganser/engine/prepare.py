@@ -7,7 +7,6 @@ tiles, in any order and from any thread, and must come to the same result whatev
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
@@ -255,10 +254,10 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
             elif isinstance(rule, Random):
                 facts.rules[i] = loops.DRAWN if rule.density > 0 else loops.NOTHING
                 facts.chances[i] = min(2**64 - 1, int(rule.density * 2.0**64))
-                facts.seeds[i] = _seed(part.plan_seed, part.job.name, i, "keep")
+                facts.seeds[i] = part.seed_of_draws(i)
             elif isinstance(rule, Ranked):
                 facts.rules[i] = loops.MASKED if rule.density > 0 else loops.NOTHING
-                facts.seeds[i] = _seed(part.plan_seed, part.job.name, i, "keep")
+                facts.seeds[i] = part.seed_of_draws(i)
             wishes[part].append(wish)
     yield from _find(list(selections.values()), first, size, sample)
     for part, wished in wishes.items():
@@ -587,11 +586,6 @@ class _Norms:
         """Of the whole tensor: float64 [models, 2]."""
         joined: Array = self.sums.max(axis=0) if self.norm == loops.LINF else self.sums.sum(axis=0)
         return joined
-
-
-def _seed(seed: int, name: str, model: int, use: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}/{model}/{use}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from merganser.engine.parts import Part
+from merganser.errors import MerganserError
 from merganser.methods import Combination
 from merganser.tensors import DType
 
@@ -27,16 +28,35 @@ def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torc
         A tensor of the work dtype, or of the cast dtype if MergeKit's rounding asks for that.
     """
     tensors = _widened(part, inputs, shape)
-    if part.combination is not None:
-        result = combine(tensors, part.combination)
-    else:
-        facts = {} if part.counted is None else {"facts": part.counted}
-        result = part.method.function(*_positional(part, tensors), **facts, **part.job.numbers)
+    told = part.combination
+    result = _called(part, tensors) if told is None else combine(tensors, told)
     if tuple(result.shape) != shape:
         raise ValueError(
             f"{part.method.name} made a tensor of shape {list(result.shape)} from {list(shape)}"
         )
-    return result if part.job.cast is None else result.to(torch_dtype(part.job.cast))
+    if part.job.cast is None or part.method.widens:
+        return result
+    return result.to(torch_dtype(part.job.cast))
+
+
+def _called(part: Part, tensors: list[torch.Tensor]) -> torch.Tensor:
+    """What the method makes of its inputs.
+
+    Raises:
+        MerganserError: when it refuses them.
+    """
+    extra: dict[str, Any] = {}
+    if part.counted is not None:
+        extra["facts"] = part.counted
+    if part.method.draws:
+        extra["generators"] = lambda model: torch.Generator().manual_seed(part.seed_of_draws(model))
+    try:
+        result: torch.Tensor = part.method.function(
+            *_positional(part, tensors), **extra, **part.job.numbers
+        )
+    except ValueError as error:
+        raise MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {error}") from None
+    return result
 
 
 def measure(part: Part, inputs: Bytes, count: int) -> torch.Tensor:

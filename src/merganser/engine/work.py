@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoints import Checkpoint
-from merganser.engine.parts import Array, Part, Sums
+from merganser.engine.parts import Array, Part, Sums, seed_of
 from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
 from merganser.methods import Combination
@@ -196,7 +196,7 @@ def _group(
             plan.method,
             tuple(row for row, _ in mine),
             tuple(row.dtype for _, row in mine),
-            _seed(plan.seed, job.name),
+            seed_of(plan.seed, f"{job.name}/rounding"),
             int(plan.rounding == "stochastic"),
             job.combination,
         )
@@ -208,11 +208,6 @@ def _group(
         parts.append(part)
     all_rows = tuple(row for _, row in rows.values())
     return Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
-
-
-def _seed(seed: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}/rounding".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _batches(group: Group) -> Iterator[Batch]:

@@ -11,7 +11,8 @@ A method takes one of three forms, told apart by what it returns:
   how they are weighed. Thresholds are found by exact selection, in passes of the engine's own.
 * ``-> Tensor``: the method computes the result itself in torch from ``tensors`` (and ``base``).
   One that is ``elementwise`` is given tiles, any other whole tensors. With a parameter ``facts``
-  it is also given what its ``measure`` counted in all the tiles before.
+  it is also given what its ``measure`` counted in all the tiles before; with a parameter
+  ``generators`` torch's random generators for this tensor, by the model's number.
 
 The engine does the first two in fused loops that need no torch.
 
@@ -26,7 +27,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import (
@@ -59,6 +60,10 @@ else:
 Gram = Array
 """Inner products ``gram[..., i, j]``, float64; of the inputs the base comes first where there is one.
 The leading axes are those of the vectors that the method works on: none for whole tensors."""
+
+Generators = Callable[[int], Any]
+"""Makes the ``torch.Generator`` for the draws of one of the models: they depend on the seed, the
+tensor's name and the model's number alone."""
 
 Vectors = Literal["tensor", "rows", "columns"]
 """What a method takes for one vector: the flattened tensor, or what lies along its last or its
@@ -257,6 +262,9 @@ class Method:
         idempotent: whether merging copies of one tensor gives that tensor.
         arithmetic: the arithmetic that this function is the variant for.
         casts_up: whether MergeKit computes it in float32 whatever the dtype of its inputs.
+        widens: whether MergeKit's result is float32 whatever the dtype of its inputs.
+        draws: whether it is given random generators.
+        check: raises ValueError for numbers that it refuses, before anything is read.
         parameters: the recipe's.
         ignored: parameters that MergeKit accepts here, without effect.
     """
@@ -279,6 +287,9 @@ class Method:
     casts_up: bool
     parameters: tuple[Parameter, ...]
     ignored: tuple[str, ...]
+    widens: bool = False
+    draws: bool = False
+    check: Callable[..., None] | None = None
 
     @property
     def combination(self) -> bool:
@@ -308,8 +319,6 @@ def merge_method(
     elementwise: bool = True,
     symmetric: bool = True,
     idempotent: bool = False,
-    arithmetic: str = "exact",
-    casts_up: bool = False,
     ignored: tuple[str, ...] = (),
     vectors: Callable[..., Vectors] = lambda **_: "tensor",
     measure: Callable[..., Any] | None = None,
@@ -325,7 +334,7 @@ def merge_method(
     """
 
     def register(function: Function) -> Function:
-        form, gram, parameters = _read_signature(function)
+        form, gram, draws = _read_form(function)
         doc = inspect.getdoc(function) or ""
         method = Method(
             name,
@@ -342,12 +351,56 @@ def merge_method(
             elementwise,
             symmetric,
             idempotent,
-            arithmetic,
-            casts_up,
-            parameters,
+            "exact",
+            False,
+            _read_parameters(function),
             ignored,
+            draws=draws,
         )
-        _registry[name, arithmetic] = method
+        _registry[name, "exact"] = method
+        return function
+
+    return register
+
+
+def variant_of(
+    exact: Callable[..., Any],
+    arithmetic: str = "mergekit",
+    *,
+    elementwise: bool = True,
+    casts_up: bool = False,
+    widens: bool = False,
+    measure: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
+) -> Callable[[Function], Function]:
+    """Register a function as what a method is in another arithmetic, and return it unchanged.
+
+    It has the method's parameters, by the same names, and needs not declare them again; in all that
+    is not named here it is as the method. See :class:`Method` for the arguments.
+
+    Raises:
+        TypeError: when its parameters are others.
+    """
+    method = next(m for m in _registry.values() if m.function is exact)
+
+    def register(function: Function) -> Function:
+        form, gram, draws = _read_form(function)
+        keywords = {p.name for p in _keyword_only(function)}
+        if keywords != {p.argument for p in method.parameters}:
+            raise TypeError(f"{function.__name__}: a variant has the parameters of {method.name}")
+        _registry[method.name, arithmetic] = replace(
+            method,
+            function=function,
+            form=form,
+            gram=gram,
+            measure=measure,
+            elementwise=elementwise,
+            arithmetic=arithmetic,
+            casts_up=casts_up,
+            widens=widens,
+            draws=draws,
+            check=check,
+        )
         return function
 
     return register
@@ -426,6 +479,8 @@ _POSITIONAL: dict[str, tuple[tuple[str, ...], ...]] = {
         ("tensors", "base"),
         ("tensors", "facts"),
         ("tensors", "base", "facts"),
+        ("tensors", "generators"),
+        ("tensors", "base", "generators"),
     ),
 }
 """The positional parameters that a method may have, by its form."""
@@ -433,11 +488,11 @@ _POSITIONAL: dict[str, tuple[tuple[str, ...], ...]] = {
 _GRAMS = {"gram": "inputs", "changes": "changes"}
 
 
-def _read_signature(function: Callable[..., Any]) -> tuple[Any, Any, tuple[Parameter, ...]]:
-    hints = get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
-    signature = inspect.signature(function)
-    returned = hints.get("return")
+def _read_form(function: Callable[..., Any]) -> tuple[Any, Any, bool]:
+    """What a method returns, what it needs the Gram matrix of, and whether it draws."""
+    returned = _hints(function).get("return")
     form = {Combination: "combination", Consensus: "consensus"}.get(returned, "tensor")  # type: ignore[arg-type]
+    signature = inspect.signature(function)
     positional = tuple(
         p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
     )
@@ -446,13 +501,21 @@ def _read_signature(function: Callable[..., Any]) -> tuple[Any, Any, tuple[Param
             f"{function.__name__}: a merge method takes (), (gram) or (changes) -> Combination, "
             f"() -> Consensus, or (tensors, base, facts) -> Tensor, not {list(positional)}"
         )
-    gram = _GRAMS.get(positional[0]) if positional else None
-    parameters = tuple(
-        _read_parameter(function, p, hints[p.name])
-        for p in signature.parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    )
-    return form, gram, parameters
+    return form, _GRAMS.get(positional[0]) if positional else None, "generators" in positional
+
+
+def _read_parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    hints = _hints(function)
+    return tuple(_read_parameter(function, p, hints[p.name]) for p in _keyword_only(function))
+
+
+def _keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    signature = inspect.signature(function)
+    return [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
 
 
 def _read_parameter(

@@ -23,7 +23,7 @@ _PARALLEL = 0.9995
 Fraction = Annotated[float, Range(0.0, 1.0)]
 
 
-@merge_method("linear", title="Linear", paper="2203.05482", idempotent=True, casts_up=True)
+@merge_method("linear", title="Linear", paper="2203.05482", idempotent=True)
 def linear(*, weight: Weight, normalize: bool = True) -> Combination:
     """Weighted average: sum(w_i x_i), divided by sum(w_i) if normalize.
 
@@ -78,7 +78,6 @@ def task_arithmetic(
     models=(1, 1),
     symmetric=False,
     idempotent=True,
-    casts_up=True,
 )
 def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
     """From the base (t = 0) to the other model (t = 1) along the great circle between them.

@@ -47,14 +47,15 @@ def ram(
     return base + total / count.clamp(min=1.0)
 
 
-def _count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_: Any) -> Tensor:
+def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_: Any) -> Tensor:
     """For every model in how many elements it is active beside others, and alone: [2, models]."""
     import torch
 
     active = torch.stack([~((tensor - base).abs() <= epsilon) for tensor in tensors])
     alone = active.sum(dim=0) == 1
-    unique = (active & alone).flatten(1).sum(dim=1, dtype=torch.float64)
-    return torch.stack([active.flatten(1).sum(dim=1, dtype=torch.float64) - unique, unique])
+    unique = (active & alone).reshape(len(active), -1).sum(dim=1, dtype=torch.float64)
+    total = active.reshape(len(active), -1).sum(dim=1, dtype=torch.float64)
+    return torch.stack([total - unique, unique])
 
 
 @merge_method(
@@ -63,7 +64,7 @@ def _count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **
     paper="2601.13572",
     base="required",
     models=(1, None),
-    measure=_count_shared,
+    measure=count_shared,
 )
 def ramplus_tl(
     tensors: Sequence[Tensor],

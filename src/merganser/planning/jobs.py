@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
@@ -66,10 +66,13 @@ class JobMaker:
         if group.place.role == "buffer":
             return self._copy(group, specs[0], reads[:1] if specs[0].dtype.floating else reads)
         numbers = self._numbers(group, models)
+        if self.method.check is not None:
+            self._accepted(self.method.check, group, numbers)
         promoted = _promote([spec.natural for spec in specs])
         given = self.recipe.dtype
         asked = BY_NAME[given] if given else promoted
-        out = BY_NAME[self.recipe.out_dtype] if self.recipe.out_dtype else asked
+        made_in = _promote([asked, FLOAT32]) if self.method.widens else asked
+        out = BY_NAME[self.recipe.out_dtype] if self.recipe.out_dtype else made_in
         if self.arithmetic == "exact":
             wide = out in (FLOAT32, FLOAT64) or any(spec.dtype == FLOAT64 for spec in specs)
             work, cast = FLOAT64 if wide else FLOAT32, None
@@ -240,12 +243,7 @@ class JobMaker:
 
     def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | Consensus:
         """What the method makes of its numbers alone."""
-        try:
-            made: Combination | Consensus = self.method.function(**numbers)
-        except ValueError as error:
-            raise self.parsed.error(
-                f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
-            ) from None
+        made: Combination | Consensus = self._accepted(self.method.function, group, numbers)
         found = made.coefficients if isinstance(made, Combination) else made.weights or ()
         if not all(math.isfinite(c) for c in found):
             raise self.parsed.error(
@@ -253,6 +251,17 @@ class JobMaker:
                 ("parameters",),
             )
         return made
+
+    def _accepted(
+        self, function: Callable[..., Any], group: Group, numbers: Mapping[str, Any]
+    ) -> Any:
+        """What a function of the method's gives, unless it refuses the numbers."""
+        try:
+            return function(**numbers)
+        except ValueError as error:
+            raise self.parsed.error(
+                f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
+            ) from None
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:
