@@ -20,6 +20,9 @@ from merganser.methods import (
 _PARALLEL = 0.9995
 """Above this cosine slerp and lerp agree to rounding, and MergeKit takes lerp."""
 
+_OPPOSITE = 1e-6
+"""Below this sine an obtuse angle is a straight one: near it rounding gives sines of about 1e-8."""
+
 Fraction = Annotated[float, Range(0.0, 1.0)]
 
 
@@ -194,7 +197,7 @@ def _karcher_mean(cosines: Array, shares: Array, max_iter: int, tol: float) -> A
         along = np.clip(cosines @ mean, -1.0, 1.0)
         angles = np.arccos(along)
         turns = np.sin(angles)
-        apart = (angles >= tol) & (turns > 1e-9)  # neither there already, nor opposite
+        apart = (angles >= tol) & (turns > _OPPOSITE)  # neither there already, nor opposite
         pull = np.divide(shares * angles, turns, out=np.zeros_like(angles), where=apart)
         tangent = pull - (pull @ along) * mean
         step = math.sqrt(max(0.0, float(tangent @ cosines @ tangent)))
