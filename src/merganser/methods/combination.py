@@ -23,8 +23,6 @@ _PARALLEL = 0.9995
 _OPPOSITE = 1e-6
 """Below this sine an obtuse angle is a straight one: near it rounding gives sines of about 1e-8."""
 
-Fraction = Annotated[float, Range(0.0, 1.0)]
-
 
 @merge_method("linear", title="Linear", paper="2203.05482", idempotent=True)
 def linear(*, weight: Weight, normalize: bool = True) -> Combination:
