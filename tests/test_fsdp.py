@@ -202,15 +202,55 @@ def test_what_a_dtensor_may_say(run: Path, old: bytes, new: bytes, part: str) ->
     refused(run, part, str(run / ACTOR))
 
 
-def test_lora_is_refused_with_what_to_do(run: Path) -> None:
-    for rank in range(2):
-        tensors = {
-            "base_model.model.model.norm.weight": torch.ones(4),
-            "base_model.model.model.layers.0.q_proj.base_layer.weight": torch.ones(4, 4),
-            "base_model.model.model.layers.0.q_proj.lora_A.default.weight": torch.ones(1, 4),
-        }
-        torch.save(tensors, run / ACTOR / f"model_world_size_2_rank_{rank}.pt")
-    refused(run, str(run / ACTOR), "LoRA", "adapter")
+# -- LoRA ------------------------------------------------------------------------------------------
+
+Q = "model.layers.1.self_attn.q_proj"
+
+
+def lora(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a step one that trains an adapter, and give its factors; every rank has all whole."""
+    torch.manual_seed(5)
+    factors = torch.randn(3, 16), torch.randn(16, 3)
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in full(run).items()}
+    tensors[f"base_model.model.{Q}.base_layer.weight"] = tensors.pop(f"base_model.model.{Q}.weight")
+    tensors[f"base_model.model.{Q}.lora_A.default.weight"] = factors[0]
+    tensors[f"base_model.model.{Q}.lora_B.default.weight"] = factors[1]
+    for file in (run / ACTOR).glob("model_*.pt"):
+        torch.save(tensors, file)
+    return factors
+
+
+@pytest.mark.parametrize("place", ["lora_train_meta.json", "lora_adapter/adapter_config.json"])
+def test_a_lora_step_is_the_model_with_its_adapter(run: Path, place: str) -> None:
+    a, b = lora(run)
+    (run / ACTOR / "lora_adapter").mkdir()
+    write_json(run / ACTOR / place, {"r": 3, "lora_alpha": 6, "task_type": "CAUSAL_LM"})
+    checkpoint = open_checkpoint(run)
+    assert set(checkpoint.specs) == set(full(run))
+    assert (checkpoint.home, checkpoint.path) == (run / ACTOR, run / ACTOR / "huggingface")
+    assert checkpoint.format == "FSDP shards of 2 ranks with a LoRA adapter"
+    for name, tensor in full(run).items():
+        buffer = bytearray(checkpoint.specs[name].nbytes)
+        checkpoint.read(name, 0, memoryview(buffer))
+        if name == f"{Q}.weight":
+            tensor = (tensor.double() + 2 * (b.double() @ a.double())).float()
+        assert torch.equal(torch.frombuffer(buffer, dtype=torch.float32), tensor.reshape(-1)), name
+
+
+def test_lora_without_its_scale_is_refused(run: Path) -> None:
+    lora(run)
+    refused(run, str(run / ACTOR), "lora_alpha", "lora_train_meta.json")
+    write_json(run / ACTOR / "lora_train_meta.json", {"r": 3, "lora_alpha": 0})
+    refused(run, "lora_train_meta.json", "lora_alpha 0")
+
+
+def test_an_adapter_alone_is_no_model(run: Path) -> None:
+    lora(run)
+    write_json(run / ACTOR / "lora_train_meta.json", {"r": 3, "lora_alpha": 6})
+    for file in (run / ACTOR).glob("model_*.pt"):
+        tensors = torch.load(file)
+        torch.save({name: t for name, t in tensors.items() if "lora_" in name}, file)
+    refused(run, str(run / ACTOR), "BASE+", "lora_adapter")
 
 
 # -- merging ---------------------------------------------------------------------------------------

@@ -184,7 +184,15 @@ def adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     Raises:
         InputError: when there is no adapter, or it does not fit the model.
     """
-    adapter = open_adapter(folder)
+    return applied(checkpoint, open_adapter(folder))
+
+
+def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """A model with an open adapter on top.
+
+    Raises:
+        InputError: when it does not fit the model.
+    """
     architecture = infer(checkpoint.specs, checkpoint.config)
     embedding = _embedding(architecture)
     changes = dict(_changes(adapter, checkpoint, embedding))

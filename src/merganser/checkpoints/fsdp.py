@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import archive, pickled, read_json, runs
+from merganser.checkpoints import Checkpoint, archive, pickled, read_json, runs
 from merganser.checkpoints.archive import Function, Names, PickledTensor, Record, record
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
@@ -88,8 +88,10 @@ NAMES = _names()
 """What the pickle of a rank may name beside tensors."""
 
 
-def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
+def open_folder(path: Path, label: str) -> Checkpoint | None:
     """Open a folder of FSDP shards; None when it is none.
+
+    Where a LoRA adapter is trained, its change is added to the weights as they are read.
 
     Raises:
         InputError: when ranks are missing, or what they hold does not join.
@@ -98,12 +100,6 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     if not files:
         return None
     parts = [_part(file) for file in files]
-    lora = next((name for name in parts[0] if ".lora_" in name or ".base_layer." in name), None)
-    if lora is not None:
-        raise InputError(
-            f"{path}: trains a LoRA adapter (tensor {lora!r}); merge the base model with the adapter "
-            "beside it: BASE+" + str(path / "lora_adapter")
-        )
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
             odd = sorted(part.keys() ^ parts[0].keys())[0]
@@ -123,14 +119,50 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     home = runs.companions(path)
     config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
     ranks = "1 rank" if len(files) == 1 else f"{len(files)} ranks"
-    return StoredCheckpoint(
-        label,
-        path,
-        tensors,
-        format=f"FSDP shards of {ranks}",
-        files=files,
-        config=config,
-        path=home,
+
+    def checkpoint(own: Mapping[str, StoredTensor]) -> StoredCheckpoint:
+        kind = f"FSDP shards of {ranks}"
+        return StoredCheckpoint(
+            label, path, own, format=kind, files=files, config=config, path=home
+        )
+
+    factors = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    if not factors:
+        return checkpoint(tensors)
+    trained = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+        if name not in factors
+    }
+    from merganser.checkpoints.adapter import Adapter, applied
+
+    stated = _lora_config(path)
+    if not trained:
+        raise InputError(
+            f"{path}: holds a LoRA adapter only; merge its base model with it: BASE+{path / 'lora_adapter'}"
+        )
+    return applied(checkpoint(trained), Adapter(path, stated, checkpoint(factors)))
+
+
+def _lora_config(path: Path) -> dict[str, Any]:
+    """What verl tells of the adapter that a step trains: its rank and the scale of its change.
+
+    Raises:
+        InputError: when it tells none, or the 0 that a converter of verl's writes.
+    """
+    for name in ("lora_adapter/adapter_config.json", "lora_train_meta.json"):
+        if (path / name).is_file():
+            stated = read_json(path / name)
+            alpha = stated.get("lora_alpha")
+            if not alpha or not stated.get("r"):
+                raise InputError(
+                    f"{path / name}: says lora_alpha {alpha!r} and r {stated.get('r')!r}, with which the "
+                    "adapter does nothing; set them to those of the training"
+                )
+            return stated
+    raise InputError(
+        f"{path}: trains a LoRA adapter, whose lora_alpha and r nothing tells; write "
+        '{"r": …, "lora_alpha": …} to lora_train_meta.json there'
     )
 
 
