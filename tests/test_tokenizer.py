@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import merganser
 from conftest import assert_one_line, change_config, make_model, tree, write_json
+from families import FAMILIES
 from merganser import planning
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.errors import InputError, RecipeError
@@ -517,6 +518,87 @@ def test_a_unigram_tokenizer_grows(tmp_path: Path, chat: Path) -> None:
     tokens = vocabulary(out)
     assert set(tokens) == {*WORDS, *CHATML}
     assert [tokens[token] for token, _ in scores] == [0, 1, 2, 3]
+
+
+# -- architectures -----------------------------------------------------------------------------------
+
+
+def grown(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A family's options with room for two more tokens."""
+    found = {k: grown(v) if isinstance(v, dict) else v for k, v in options.items()}
+    return found | ({"vocab_size": 66} if found.get("vocab_size") == 64 else {})
+
+
+@pytest.mark.parametrize(
+    ("family", "tensors"),
+    [
+        ("phi", 3),  # a head with a bias
+        ("gpt2", 1),  # as many positions as tokens
+        ("gptj", 3),
+        ("t5", 1),
+        ("bart", 2),  # a bias of [1, tokens]
+        ("whisper", 1),
+        ("bert_masked", 2),
+        ("roberta", 2),
+        ("mamba2", 2),
+        ("llava", 2),
+        ("gemma3", 1),
+        ("internvl", 1),
+    ],
+)
+def test_a_union_of_any_architecture_loads(tmp_path: Path, family: str, tensors: int) -> None:
+    made = FAMILIES[family]
+    a = write_tokenizer(made.make(tmp_path / "a"), WORDS)
+    b = made.make(tmp_path / "b", **grown(made.options))
+    write_tokenizer(b, WORDS[:4] + WORDS[:3:-1], CHATML)
+    out = tmp_path / "out"
+    merganser.merge(recipe(a, b, base_model=str(a), tokenizer_source="union"), out)
+    loaded, report = made.model_class.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+    assert loaded.get_input_embeddings().weight.shape[0] == 66
+    ids = {name: fast(folder).get_vocab() for name, folder in (("a", a), ("b", b), ("out", out))}
+    merged, one, two = weights(out), weights(a), weights(b)
+    named = [n for n, tensor in merged.items() if 66 in tensor.shape and "position" not in n]
+    assert len(named) == tensors
+    for name in named:
+        x, y, z = (each[name].float() for each in (one, two, merged))
+        if len(x) == 1:
+            x, y, z = x[0], y[0], z[0]
+        for token, number in ids["out"].items():
+            theirs = y[ids["b"][token]]
+            ours = x[ids["a"][token]] if token in ids["a"] else theirs
+            torch.testing.assert_close(z[number], 0.25 * ours + 0.75 * theirs)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("method", ["slerp", "task_arithmetic"])
+def test_other_methods_like_mergekit(base: Path, chat: Path, tmp_path: Path, method: str) -> None:
+    config: dict[str, Any] = {
+        "merge_method": method,
+        "models": [{"model": str(chat)}],
+        "base_model": str(base),
+        "parameters": {"t": 0.35} if method == "slerp" else {"weight": 0.7},
+        "dtype": "float32",
+        "tokenizer_source": "union",
+    }
+    ours, theirs = both(config, tmp_path)
+    assert vocabulary(ours) == vocabulary(theirs)
+    torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-5, atol=1e-7)
+
+
+def test_a_stack_of_layers(base: Path, chat: Path, tmp_path: Path) -> None:
+    """The embedding is the first slice's model's; MergeKit would give it zeros for the tokens of
+    the other."""
+    slices = [{"sources": [{"model": str(m), "layer_range": [0, 1]}]} for m in (base, chat)]
+    config = {"merge_method": "passthrough", "slices": slices, "tokenizer_source": "union"}
+    out = tmp_path / "out"
+    merganser.merge(config, out)
+    made, tokens = weights(out), vocabulary(out)
+    for name, owner in ((EMBEDDING, base), (HEAD, chat)):
+        own, other = weights(owner)[name], weights(chat)[name]
+        for token, number in tokens.items():
+            matrix, source = (other, chat) if token in CHATML else (own, owner)
+            assert torch.equal(made[name][number], matrix[fast(source).get_vocab()[token]])
 
 
 # -- truncation --------------------------------------------------------------------------------------

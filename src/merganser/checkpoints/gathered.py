@@ -67,9 +67,25 @@ class Donor:
         """Its dtype and shape."""
         return self.checkpoint.specs[self.name]
 
+    @property
+    def axis(self) -> int:
+        """The axis along which it has its rows."""
+        return vocabulary_axis(self.name, self.spec)
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.spec.shape[self.axis + 1 :]
+
+
+def vocabulary_axis(name: str, spec: TensorSpec) -> int:
+    """The axis along which a tensor has a row for every token: the first, but for biases of
+    [1, tokens] (BART's), which lie in memory like those of [tokens]."""
+    return int(len(spec.shape) == 2 and spec.shape[0] == 1 and name.endswith("bias"))
+
 
 class GatheredTensor:
-    """A tensor whose rows (first axis) come from the rows of stored ones.
+    """A tensor whose rows (first axis longer than one) come from the rows of stored ones.
 
     Rows of one dtype are given as they are stored. Where means are formed, or donors differ in
     dtype, all is given in float32 (float64 if a donor has that), and ``spec.narrow`` says what
@@ -91,15 +107,15 @@ class GatheredTensor:
         assert mine is not None
         used = [self._donor(i) for i in sorted(self._used())]
         for donor in used:
-            if donor.spec.shape[1:] != mine.spec.shape[1:]:
+            if donor.row != mine.row:
                 raise InputError(
                     f"{donor.checkpoint.label}: the rows of {donor.name!r} are "
-                    f"{list(donor.spec.shape[1:])}, those of {mine.checkpoint.label} "
-                    f"{list(mine.spec.shape[1:])}; its tokens cannot be taken from there"
+                    f"{list(donor.row)}, those of {mine.checkpoint.label} "
+                    f"{list(mine.row)}; its tokens cannot be taken from there"
                 )
         dtypes = {donor.spec.dtype for donor in used} or {mine.spec.dtype}
         self._wide = len(dtypes) > 1 or bool((rows.origin <= MEAN).any())
-        shape = (len(rows), *mine.spec.shape[1:])
+        shape = (*mine.spec.shape[: mine.axis], len(rows), *mine.row)
         if self._wide:
             wide = FLOAT64 if FLOAT64 in dtypes else FLOAT32
             self.spec = TensorSpec(wide, shape, mine.spec.natural)

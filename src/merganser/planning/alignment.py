@@ -21,6 +21,7 @@ from merganser.checkpoints.gathered import (
     GatheredTensor,
     RowMap,
     gathered,
+    vocabulary_axis,
 )
 from merganser.errors import InputError
 from merganser.planning.layout import Path
@@ -409,21 +410,22 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     specs, places = source.checkpoint.specs, source.architecture.places
 
     def with_rows(rows: int | None) -> tuple[str, ...]:
-        return tuple(
-            name
-            for name, place in places.items()
-            if place.layer is None
-            and specs[name].shape[:1] == (rows,)
-            and not any(mark in name for mark in _NO_VOCABULARY)
-            and (
-                place.role in ("embedding", "head")
-                if len(specs[name].shape) > 1
-                else name.endswith("bias") and "norm" not in name.lower()
-            )
-        )
+        """Matrices first, so that the first tensor's first axis is the vocabulary."""
+        biases, matrices = [], []
+        for name, place in places.items():
+            spec = specs[name]
+            axis = vocabulary_axis(name, spec)
+            other = place.layer is not None or any(mark in name for mark in _NO_VOCABULARY)
+            if other or spec.shape[axis : axis + 1] != (rows,):
+                continue
+            if axis + 1 < len(spec.shape) and place.role in ("embedding", "head"):
+                matrices.append(name)
+            elif axis + 1 == len(spec.shape) and name.endswith("bias") and "norm" not in name:
+                biases.append(name)
+        return (*matrices, *biases) if matrices else ()
 
     found = with_rows(vocabulary_size(source.checkpoint.config))
-    if any(len(specs[name].shape) > 1 for name in found):
+    if found:
         return found
     embedding = next(
         (

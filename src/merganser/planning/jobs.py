@@ -51,6 +51,8 @@ class JobMaker:
                     "; their vocabularies differ: write tokenizer_source: union (or base, or one of "
                     "the models) to align them by their tokens"
                     if group.place.role in ("embedding", "head")
+                    and spec.shape[1:] == specs[0].shape[1:]
+                    and not (self.recipe.tokenizer or self.recipe.tokenizer_source)
                     else ""
                 )
                 raise InputError(
