@@ -28,8 +28,8 @@ Cut = Literal["cells", "bands", "rows"]
 RUN = 1024
 """Elements that are read at once for a sample."""
 
-MOST_FOUND = 2**21
-"""Keys that a selection holds before it counts equal ones together."""
+HIGHEST = int(loops.ABSENT) - 1
+"""No key of a number is greater."""
 
 
 class Pass(Protocol):
@@ -317,7 +317,8 @@ class _Varied:
         inputs, codes = self.part.stored(inputs, count)
         work = self.part.wide
         what = np.array([loops.VARIANCE])
-        zero = np.zeros(1, np.uint32)
+        zero = np.zeros(1, np.uint32)  # above a bracket of nothing but zero
+        guesses = np.array([[0, HIGHEST + 1]], np.uint32)
         above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
         loops.tally(
             inputs,
@@ -326,12 +327,12 @@ class _Varied:
             what,
             zero,
             zero,
-            zero,
+            guesses,
             scratch("consensus", work, 3 * len(inputs) + 3),
             scratch("keys", np.uint32, 1)[0],
             above,
-            np.zeros((1, -(-count // CELL)), np.int64),
-            np.zeros((1, 1), np.uint32),
+            np.zeros((1, 2, -(-count // CELL)), np.int64),
+            np.zeros((1, loops.LANES), np.uint32),
             fill,
         )
         with self._lock:
@@ -342,105 +343,117 @@ class Selection:
     """The search for the ``rank`` greatest keys of a tensor, exactly.
 
     A sample brackets the threshold; a pass counts what lies above the bracket and collects what lies in
-    it; where the bracket missed it, it is widened and the pass repeated.
+    it; where the bracket missed it, it is moved and the pass repeated. Keys of which there are many are
+    not collected but counted.
 
     Attributes:
         what: the input whose changes are meant, or VARIANCE.
         rank: how many are to lie above the cut.
-        low, high, guess: the bracket, ends included, and the key in it that is likeliest to be the cut.
+        low, high: the bracket, ends included.
+        guesses: two keys that are counted by cells: the likeliest to be the cut, and a frequent one.
         cut: the key of the last one that does, once it is known.
-        allowed, present: by cells, how many keys that equal the cut lie above it, and how many there are.
+        allowed, present: by cells, how many keys that equal the cut lie above it, and how many there are;
+            zero where all of them do.
+        missing: how many keys that equal the cut lie above it, until that is dealt out to the cells.
     """
 
     def __init__(self, what: int, rank: int, size: int) -> None:
         self.what = what
         self.rank = rank
-        self.low, self.high, self.guess = 0, int(loops.ABSENT) - 1, 0
+        self.low, self.high = 0, HIGHEST
+        self.guesses = (0, HIGHEST + 1)
         self.cut: int | None = None
-        self.above = 0
-        cells = -(-size // CELL)
-        self.allowed = np.zeros(cells, np.int64)
-        self.present = np.zeros(cells, np.int64)
         self.missing: int | None = None
-        self._keys: list[Array] = []
-        self._counts: list[Array] = []
-        self._held = 0
+        self.allowed = np.zeros(-(-size // CELL), np.int64)
+        self.present = self.allowed
+        self._empty()
         self._lock = threading.Lock()
 
+    def _empty(self) -> None:
+        self._above = 0
+        self._equal = np.zeros((2, len(self.allowed)), np.int64)
+        self._found: list[Array] = []
+
     def bracket(self, keys: Array, size: int) -> None:
-        """Narrow the search down by a sample of the tensor's keys, sorted in descending order."""
+        """Narrow the search down by a sample of the tensor's keys, in descending order."""
         share = self.rank / size
         place = min(len(keys) - 1, int(share * len(keys)))
-        margin = 8 + int(8 * (len(keys) * share * (1 - share)) ** 0.5)
-        self.guess = int(keys[place])
-        self.high = int(keys[place - margin]) if place >= margin else int(loops.ABSENT) - 1
+        margin = 8 + int(5 * (len(keys) * share * (1 - share)) ** 0.5)
+        guess = int(keys[place])
+        self.high = int(keys[place - margin]) if place >= margin else HIGHEST
         self.low = int(keys[place + margin]) if place + margin < len(keys) else 0
-        self.present[:] = 0
+        near = keys[max(0, place - margin) : place + margin + 1]
+        others, counts = np.unique(near[near != guess], return_counts=True)
+        frequent = int(others[counts.argmax()]) if len(others) else HIGHEST + 1
+        self.guesses = (guess, frequent)
 
-    def take(self, above: int, equal: Array, cells: slice, keys: Array) -> None:
+    def take(self, above: int, equal: Array, cells: slice, found: Array) -> None:
         """Add what a tile held."""
         with self._lock:
-            self.above += above
-            self.present[cells] += equal
-            if len(keys):
-                self._keys.append(keys.copy())
-                self._counts.append(np.ones(len(keys), np.int64))
-                self._held += len(keys)
-                if self._held > MOST_FOUND:
-                    self._gather()
-                    self._held = len(self._keys[0]) // 2
-
-    def _gather(self) -> tuple[Array, Array]:
-        keys = np.concatenate([np.zeros(0, np.uint32), *self._keys])
-        counts = np.concatenate([np.zeros(0, np.int64), *self._counts])
-        order = np.argsort(keys, kind="stable")
-        keys, counts = keys[order], counts[order]
-        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
-        keys, counts = keys[begins], np.add.reduceat(counts, begins) if len(begins) else counts
-        self._keys, self._counts = [keys], [counts]
-        return keys, counts
+            self._above += above
+            self._equal[:, cells] += equal
+            if len(found):
+                self._found.append(found.copy())
 
     def settle(self) -> None:
-        """All tiles are in: find the cut, or widen the bracket."""
-        keys, counts = self._gather()
-        equal = int(self.present.sum())
-        place = int(np.searchsorted(keys, self.guess))
-        keys = np.insert(keys, place, np.uint32(self.guess))[::-1]
-        counts = np.insert(counts, place, equal)[::-1]
-        reached = self.above + np.cumsum(counts)
-        if self.above >= self.rank:  # it lies above the bracket
-            self._again(self.high + 1, int(loops.ABSENT) - 1)
-        elif reached[-1] < self.rank:
-            self._again(0, self.low - 1)
+        """All tiles are in: find the cut, or move the bracket."""
+        found = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
+        wanted = self.rank - self._above
+        counted = [
+            (key, int(equal.sum()), equal)
+            for key, equal in zip(self.guesses, self._equal, strict=True)
+        ]
+        if wanted <= 0:  # it lies above the bracket
+            self._move(self.high + 1, HIGHEST)
+        elif wanted > len(found) + sum(count for key, count, _ in counted if key >= self.low):
+            self._move(0, self.low - 1)
         else:
-            at = int(np.searchsorted(reached, self.rank))
-            self.cut = int(keys[at])
-            wanted = self.rank - int(reached[at] - counts[at])
-            self.missing = wanted if wanted < counts[at] else None
-            if self.missing is None:  # all ties lie above: no need to count them
-                self.present[:] = 0
-                self.allowed[:] = 0
-            elif self.cut == self.guess:
-                self.allow()
-            else:
-                self.present[:] = 0
-        self._keys, self._counts, self._held, self.above = [], [], 0, 0
+            for key, count, equal in sorted(counted, key=lambda entry: -entry[0]):
+                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
+                if wanted <= more:
+                    break
+                if wanted <= more + count:
+                    self._decide(key, wanted - more, count, equal)
+                    break
+                wanted -= count
+            if self.cut is None:
+                key = int(found[wanted - 1])
+                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
+                count = int(np.searchsorted(found[::-1], key, side="right")) - int(
+                    np.searchsorted(found[::-1], key, side="left")
+                )
+                self._decide(key, wanted - more, count, None)
+        self._empty()
 
-    def _again(self, low: int, high: int) -> None:
-        """Another bracket: from where it missed towards that end, but at most 16 times as large."""
+    def _decide(self, key: int, wanted: int, count: int, equal: Array | None) -> None:
+        self.cut = key
+        if wanted < count:
+            self.missing = wanted
+            if equal is not None:
+                self.deal_out(equal)
+            else:
+                self.guesses = (key, HIGHEST + 1)
+                self.low = self.high = key
+
+    def _move(self, low: int, high: int) -> None:
+        """Another bracket: next to the one that missed, 16 times as large."""
         width = max(2**20, 16 * (self.high - self.low + 1))
         if low > self.high:
             self.low, self.high = low, min(high, low + width)
         else:
             self.low, self.high = max(low, high - width), high
-        self.guess = (self.low + self.high) // 2
-        self.present[:] = 0
+        self.guesses = (self.low, HIGHEST + 1)
 
-    def allow(self) -> None:
-        """The ties are counted: deal out those that lie above, in the order of the tensor."""
+    def count_ties(self) -> None:
+        """All tiles are in, of a pass over ties only."""
+        self.deal_out(self._equal[0])
+
+    def deal_out(self, present: Array) -> None:
+        """Those ties lie above the cut that come first in the tensor."""
         assert self.missing is not None
-        before = np.cumsum(self.present) - self.present
-        self.allowed = np.clip(self.missing - before, 0, self.present)
+        before = np.cumsum(present) - present
+        self.present = present
+        self.allowed = np.clip(self.missing - before, 0, present)
         self.missing = None
 
 
@@ -458,16 +471,9 @@ def _find(selections: Sequence[Selection], part: Part, size: int, sample: Sample
         searching = [s for s in searching if s.cut is None]
     tied = [s for s in selections if s.missing is not None]
     if tied:
-        for selection in tied:
-            assert selection.cut is not None
-            selection.low, selection.high, selection.guess = (
-                selection.cut,
-                selection.cut,
-                selection.cut,
-            )
         yield _Tally(part, tied)
         for selection in tied:
-            selection.allow()
+            selection.count_ties()
 
 
 class _Tally:
@@ -479,15 +485,15 @@ class _Tally:
         self.what = np.array([s.what for s in selections])
         self.lows, self.highs, self.guesses = (
             np.array([getattr(s, name) for s in selections], np.uint32)
-            for name in ("low", "high", "guess")
+            for name in ("low", "high", "guesses")
         )
 
     def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
         inputs, codes = self.part.stored(inputs, count)
         m, cells = len(self.selections), _cells(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
-        equal = np.zeros((m, cells.stop - cells.start), np.int64)
-        found = scratch("found", np.uint32, m, count + 1)
+        equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
+        found = scratch("found", np.uint32, m, count + loops.LANES)
         loops.tally(
             inputs,
             codes,
@@ -538,6 +544,9 @@ class _Ranks:
         facts, keep = self.part.facts, self.part.consensus.keep
         rows = scratch("consensus", self.part.wide, 3 * len(inputs) + 3)
         keys = scratch("row", np.uint32, 1, self.length)[0]
+        draws = scratch("draws", np.uint64, 1, self.length)[0]
+        places = scratch("places", np.int64, 1, self.length)[0]
+        kept = scratch("kept", np.uint8, 2, self.length + 8)
         assert not isinstance(keep, MostVaried)
         for i, rule in enumerate(keep):
             if isinstance(rule, Ranked) and facts.rules[i] == loops.MASKED:
@@ -553,6 +562,9 @@ class _Ranks:
                     start,
                     rows,
                     keys,
+                    draws,
+                    places,
+                    kept,
                     facts.masks[i],
                 )
 
