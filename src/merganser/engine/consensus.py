@@ -42,10 +42,14 @@ DIVISORS = {"no": NO, "weights": WEIGHTS, "counted": COUNTED}
 """What the sum is divided by."""
 
 L1, L2, LINF = range(3)
+NORMS = {"l1": L1, "l2": L2, "linf": LINF}
 """Norms that can be added up."""
 
 ABSENT = np.uint32(0xFFFFFFFF)
 """A key above all others."""
+
+LANES = 16
+"""Elements that are looked at in one step, where vectors are written by hand."""
 
 
 @register_jitable
@@ -126,6 +130,42 @@ def _between(keys, size, cuts, allowed, present, cell, seen, keep):
         keep[j] = above_low & (not above_high)
 
 
+@intrinsic
+def _pack(_context, keep, at, mask, byte):
+    """The truth of 16 bytes as 16 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, half = ir.VectorType(ir.IntType(8), LANES), ir.IntType(LANES)
+        source = context.make_array(signature.args[0])(context, builder, args[0]).data
+        target = context.make_array(signature.args[2])(context, builder, args[2]).data
+        read = builder.bitcast(builder.gep(source, [args[1]]), vector.as_pointer())
+        written = builder.bitcast(builder.gep(target, [args[3]]), half.as_pointer())
+        found = builder.load(read, align=1)
+        true = builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * LANES))
+        builder.store(builder.bitcast(true, half), written, align=1)
+        return context.get_dummy_value()
+
+    return types.void(keep, types.intp, mask, types.intp), generate
+
+
+@intrinsic
+def _unpack(_context, mask, byte, keep, at):
+    """Sixteen bits as bytes of 0 and 1."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector, half = ir.VectorType(ir.IntType(8), LANES), ir.IntType(LANES)
+        bits = ir.VectorType(ir.IntType(1), LANES)
+        source = context.make_array(signature.args[0])(context, builder, args[0]).data
+        target = context.make_array(signature.args[2])(context, builder, args[2]).data
+        read = builder.bitcast(builder.gep(source, [args[1]]), half.as_pointer())
+        written = builder.bitcast(builder.gep(target, [args[3]]), vector.as_pointer())
+        found = builder.bitcast(builder.load(read, align=1), bits)
+        builder.store(builder.zext(found, vector), written, align=1)
+        return context.get_dummy_value()
+
+    return types.void(mask, types.intp, keep, types.intp), generate
+
+
 @register_jitable
 def _kept(
     change,
@@ -161,10 +201,13 @@ def _kept(
     elif rule == DRAWN:
         for j in range(size):
             keep[j] = _draw(seed, index + j) < chance
+        if mask.shape[0]:
+            keep[size:] = 0
+            for j in range(0, size, LANES):
+                _pack(keep, j, mask, (index + j) >> 3)
     else:
-        for j in range(size):
-            place = index + j
-            keep[j] = (mask[place >> 3] >> np.uint8(place & 7)) & np.uint8(1)
+        for j in range(0, size, LANES):
+            _unpack(mask, (index + j) >> 3, keep, j)
     for j in range(size):
         into[j] = factor * change[j] if keep[j] else nil
 
@@ -220,10 +263,6 @@ def _select(
             scratch[2 * k + i - 1],
             factors[m],
         )
-
-
-LANES = 16
-"""Keys that are looked at in one step."""
 
 
 @intrinsic
@@ -382,7 +421,8 @@ def merge(
         allowed, present: int64 [rules, 2, cells of the tensor], ties that are above the cut, and all.
         chances: uint64 [k-1], draws below are kept.
         seeds: uint64 [k-1], for the draws.
-        masks: uint8 [k-1, bytes], bits of the whole tensor.
+        masks: uint8 [k-1, bytes], bits of the whole tensor and room for a few more: what is kept by
+            the rule MASKED, and written by DRAWN if there is room.
         factors: [k-1], in the dtype that is computed in: weight times rescaling.
         weights: [k-1], for the divisor.
         elect: whether a sign is elected.
@@ -392,7 +432,7 @@ def merge(
         out_code, rounding, seed: of the output.
         start: the tile's first element in its tensor; a multiple of CELL.
         scratch: [3 k + 3, BLOCK] in the dtype that is computed in.
-        keys: uint32 [BLOCK]; keep: bool [BLOCK].
+        keys: uint32 [BLOCK]; keep: uint8 [BLOCK].
         out: uint8 [bytes], filled.
         report, gram, differ, ideal, cross, noise: as in :func:`kernels.survey`.
     """
@@ -676,7 +716,7 @@ def draw_by_rank(
         start: first element in the tensor; a multiple of 8.
         scratch: [3 k + 3, BLOCK].
         keys: uint32 [length], draws: uint64 [length], places: int64 [length]: for a row.
-        keep: uint8 [2, length, and 8 more]: for a row.
+        keep: uint8 [2, length]: for a row.
         mask: uint8, bits of the whole tensor, to be set.
     """
     bins = np.zeros((4, BINS), np.int32)
@@ -744,14 +784,13 @@ def draw_by_rank(
                 less += keys[other] < key
                 equal += keys[other] == key
             kept[n] = draws[n] < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
-        kept[length : length + 8] = 0
         n = 0
         while n < length and (place + n) & 7:
             mask[(place + n) >> 3] |= kept[n] << np.uint8((place + n) & 7)
             n += 1
+        while n + LANES <= length:
+            _pack(kept, n, mask, (place + n) >> 3)
+            n += LANES
         while n < length:
-            byte = np.uint8(0)
-            for bit in range(8):
-                byte |= kept[n + bit] << np.uint8(bit)
-            mask[(place + n) >> 3] |= byte
-            n += 8
+            mask[(place + n) >> 3] |= kept[n] << np.uint8((place + n) & 7)
+            n += 1

@@ -269,7 +269,7 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
                     part.facts.present[i, c] = selection.present
     for part in parts:
         if loops.MASKED in part.facts.rules:
-            part.facts.masks = np.zeros((models, -(-size // 8)), np.uint8)
+            part.facts.masks = _room(models, size)
             yield _Ranks(part, shape)
     for part in parts:
         yield from _weigh(part, size, models)
@@ -288,10 +288,12 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
         total = energies.sum()
         weights = energies / total if total > 0 else np.full(models, 1.0 / models)
     elif told.rescale is not None and sparse:
-        norms = _Norms(
-            part, size, {"l1": loops.L1, "l2": loops.L2, "linf": loops.LINF}[told.rescale]
-        )
+        drawn = facts.rules == loops.DRAWN
+        if drawn.any():
+            facts.masks = _room(models, size)
+        norms = _Norms(part, size, loops.NORMS[told.rescale])
         yield norms
+        facts.rules[drawn] = loops.MASKED  # nothing is drawn twice
         whole, kept = norms.joined().T
         factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
         if told.rescale == "l2":
@@ -301,6 +303,11 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
     facts.factors = (weights * factors).astype(dtype)
     total = float(weights.sum())
     facts.total_weight = dtype.type(total if abs(total) >= 1e-8 else 1.0)
+
+
+def _room(models: int, size: int) -> Array:
+    """Masks of nothing: a bit for every element, and a few more."""
+    return np.zeros((models, -(-size // 8) + loops.LANES), np.uint8)
 
 
 class _Varied:
@@ -546,7 +553,7 @@ class _Ranks:
         keys = scratch("row", np.uint32, 1, self.length)[0]
         draws = scratch("draws", np.uint64, 1, self.length)[0]
         places = scratch("places", np.int64, 1, self.length)[0]
-        kept = scratch("kept", np.uint8, 2, self.length + 8)
+        kept = scratch("kept", np.uint8, 2, self.length)
         assert not isinstance(keep, MostVaried)
         for i, rule in enumerate(keep):
             if isinstance(rule, Ranked) and facts.rules[i] == loops.MASKED:
@@ -590,7 +597,7 @@ class _Norms:
             start,
             scratch("consensus", work, 3 * len(inputs) + 3),
             scratch("keys", np.uint32, 1)[0],
-            scratch("keep", np.bool_, 1)[0],
+            scratch("keep", np.uint8, 1)[0],
             self.sums[_cells(start, count)],
         )
 

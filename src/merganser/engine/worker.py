@@ -194,7 +194,7 @@ class Worker:
             start,
             self._scratch("consensus", part.wide, 3 * k + 3),
             self._scratch("keys", np.uint32, 1)[0],
-            self._scratch("keep", np.bool_, 1)[0],
+            self._scratch("keep", np.uint8, 1)[0],
             out,
             sums is not None,
             sums.gram[cells] if sums else np.zeros((0, k - 1, k - 1)),
