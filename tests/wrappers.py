@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
+import tracemalloc
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,22 @@ def assert_ranges_agree(checkpoint: Checkpoint, seed: int = 0, cuts: int = 6) ->
             assert read == whole(checkpoint, name)
 
 
+def assert_tiles_are_cheap(checkpoint: Checkpoint, name: str) -> None:
+    """Reading tile by tile takes a few tiles of memory, and no long time: the bound is far below
+    what is measured, and time is the thread's own, so that other work on the machine is no matter."""
+    size, tile = checkpoint.specs[name].nbytes, 2**22
+    buffer = memoryview(bytearray(tile))
+    tracemalloc.start()
+    began = time.thread_time()
+    for start in range(0, size, tile):
+        checkpoint.read(name, start, buffer[: min(tile, size - start)])
+    seconds, (_, peak) = time.thread_time() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > 6 * tile
+    assert peak < 4 * tile
+    assert size / seconds > 60e6
+
+
 def same_numbers(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
     """Two state dicts are the same numbers, bit for bit."""
     assert set(found) == set(wanted)
@@ -67,8 +84,3 @@ def cut_off(file: Path, count: int = 4) -> None:
     """Take a file's last bytes away, behind the back of whoever has opened it."""
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size - count)
-
-
-def generator(seed: int) -> Any:
-    """A seeded source of chance."""
-    return torch.Generator().manual_seed(seed)

@@ -13,11 +13,12 @@ lengths need whole rows and are found when the first tile of a tensor is read.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -195,28 +196,22 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """
     architecture = infer(checkpoint.specs, checkpoint.config)
     embedding = _embedding(architecture)
-    changes = dict(_changes(adapter, checkpoint, embedding))
+    changes = _changes(adapter, checkpoint, embedding)
     head = next((n for n, place in architecture.places.items() if place.role == "head"), None)
-    tensors: dict[str, Derived | str] = {}
     factors = _Factors(adapter.weights)
-    for name in checkpoint.specs:
-        change = changes.get(name)
-        tensors[name] = (
-            name if change is None else _derive(adapter, checkpoint, change, name, factors)
-        )
+
+    def made(name: str, change: _Change | None) -> Derived | str:
+        return _derive(adapter, checkpoint, change, name, factors) if change else name
+
+    tensors = {name: made(name, changes.get(name)) for name in checkpoint.specs}
     config: Mapping[str, Any] = checkpoint.config
-    loose = HEAD in changes or embedding in changes
-    if head is None and embedding is not None and loose and _is_tied(checkpoint):
+    if embedding and {HEAD, head, embedding} & changes.keys() and _is_tied(checkpoint):
         # What is for one of the two is not for the other: PEFT's model computes with a head and an
         # embedding that are no longer the same, although its merged model may tie them again.
-        change = changes.get(HEAD)
-        tensors[HEAD] = (
-            embedding
-            if change is None
-            else _derive(adapter, checkpoint, change, embedding, factors)
-        )
+        if head is None:
+            tensors[HEAD] = made(embedding, changes.get(HEAD))
         config = _untied(config)
-    digest = repr(sorted(adapter.config.items(), key=lambda entry: entry[0]))
+    digest = json.dumps(adapter.config, sort_keys=True)
     return DerivedCheckpoint(
         checkpoint,
         tensors,
@@ -230,9 +225,7 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
 # -- which tensor is changed, and by what ------------------------------------------------------------
 
 
-def _changes(
-    adapter: Adapter, checkpoint: Checkpoint, embedding: str | None
-) -> Iterator[tuple[str, _Change]]:
+def _changes(adapter: Adapter, checkpoint: Checkpoint, embedding: str | None) -> dict[str, _Change]:
     """The changed tensors by their names in the model."""
     label, found = adapter.weights.label, dict[str, _Change]()
     for key in adapter.weights.specs:
@@ -254,16 +247,19 @@ def _changes(
     places: dict[str, list[str]] = {}
     for name in checkpoint.specs:
         places.setdefault(_core(name), []).append(name)
+    changes: dict[str, _Change] = {}
     for name, change in found.items():
         keys = change.whole, change.a, change.b, change.magnitude, change.bias
         key = next(key for key in keys if key is not None)
         matches = [name] if name in checkpoint.specs else places.get(_core(name), [])
         if name == HEAD and not matches and embedding is not None and _is_tied(checkpoint):
-            yield HEAD, change
-        elif len(matches) == 1:
-            yield matches[0], change
-        else:
+            matches = [HEAD]
+        if len(matches) != 1:
             raise InputError(f"{label}: {key!r} changes {name!r}, which {checkpoint.label} has not")
+        if matches[0] in changes:
+            raise InputError(f"{label}: {key!r} is not the only one to change {matches[0]!r}")
+        changes[matches[0]] = change
+    return changes
 
 
 def _core(name: str) -> str:
@@ -330,7 +326,8 @@ class _Product:
 
 
 class _Factors:
-    """An adapter's factors: rows of left ones are read as needed, right ones kept for a while."""
+    """An adapter's factors, in float32: rows of left ones are read as needed, right ones are kept
+    for a while."""
 
     def __init__(self, weights: Checkpoint) -> None:
         self.weights = weights
@@ -338,26 +335,27 @@ class _Factors:
         self._lock = threading.Lock()
 
     def rows(self, name: str, first: int, count: int, transposed: bool) -> Array:
-        """Rows of a left factor, or columns of its transpose: float [count, rank]."""
+        """Rows of a left factor, or columns of its transpose: float32 [count, rank]."""
         rows, columns = self.weights.specs[name].shape
         if not transposed:
-            return read_numbers(self.weights, name, first * columns, count * columns).reshape(
-                count, columns
-            )
-        lines = [read_numbers(self.weights, name, k * columns + first, count) for k in range(rows)]
+            return self._read(name, first * columns, count * columns).reshape(count, columns)
+        lines = [self._read(name, k * columns + first, count) for k in range(rows)]
         return np.ascontiguousarray(np.stack(lines, axis=1))
 
     def whole(self, name: str, transposed: bool) -> Array:
-        """A right factor: float [rank, columns]."""
+        """A right factor: float32 [rank, columns]."""
         with self._lock:
             if name not in self._kept:
-                shape = self.weights.specs[name].shape
-                read = read_numbers(self.weights, name, 0, shape[0] * shape[1]).reshape(shape)
+                spec = self.weights.specs[name]
+                read = self._read(name, 0, spec.numel).reshape(spec.shape)
                 self._kept[name] = np.ascontiguousarray(read.T) if transposed else read
                 while len(self._kept) > KEPT_FACTORS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(name)
             return self._kept[name]
+
+    def _read(self, name: str, start: int, count: int) -> Array:
+        return read_numbers(self.weights, name, start, count).astype(np.float32, copy=False)
 
 
 def _derive(
