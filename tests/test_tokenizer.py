@@ -506,6 +506,39 @@ def test_added_tokens_that_have_no_row_like_mergekit(tmp_path: Path) -> None:
     assert_rows_by_token(ours, theirs)
 
 
+def test_older_files_are_converted_by_transformers(tmp_path: Path, chat: Path) -> None:
+    """GPT-2's two files; what is written is one that needs no converting."""
+    folder = FAMILIES["gpt2"].make(tmp_path / "old")
+    other = write_tokenizer(FAMILIES["gpt2"].make(tmp_path / "other"), WORDS)
+    pieces = {c: i for i, c in enumerate(["<|endoftext|>", *"abcdefghij", "ab", "abc"])}
+    write_json(folder / "vocab.json", pieces)
+    (folder / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    out = tmp_path / "out"
+    merganser.merge(recipe(folder, other, base_model=str(folder), tokenizer_source="union"), out)
+    made = fast(out)
+    assert made.get_vocab().items() >= pieces.items()
+    assert made.tokenize("abcab") == ["abc", "ab"]
+    assert set(WORDS) <= set(made.get_vocab())
+    merganser.merge(recipe(folder, other, tokenizer_source="base"), tmp_path / "same")
+    before, after = tree(folder), tree(tmp_path / "same")
+    assert all(after[name] == before[name] for name in ("vocab.json", "merges.txt"))
+    assert "tokenizer.json" not in after
+
+
+def test_the_plan_tells_of_the_tokenizer(base: Path, chat: Path) -> None:
+    config = recipe(base, chat, base_model=str(base), tokenizer_source="union")
+    told = planning.describe(planning.plan(config))["tokenizer"]
+    assert told == {
+        "from": str(base),
+        "tokens": 66,
+        "rows": 66,
+        "added": {"<|im_start|>": 64, "<|im_end|>": 65},
+        "left_out": [],
+    }
+    json.dumps(planning.describe(planning.plan(config)))
+
+
 def test_a_unigram_tokenizer_grows(tmp_path: Path, chat: Path) -> None:
     folder = model(tmp_path / "unigram", rows=4, seed=6)
     contents = json.loads((folder / "tokenizer.json").read_text())

@@ -144,8 +144,16 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         else f"{len(plan.shards)} files, {plan.shards[0].file} …"
     )
     facts = Table.grid(padding=(0, 2))
+    tokenizer = []
+    if plan.tokenizer is not None:
+        output = plan.tokenizer.output
+        changes = f", {len(output.new)} added" if output.new else ""
+        changes += f", {len(output.dropped)} left out" if output.dropped else ""
+        text = f"{output.start.label}'s{changes}; {len(output.tokens):,} tokens, {plan.vocabulary:,} rows"
+        tokenizer = [("tokenizer", text)]
     for name, value in (
         ("output", f"{plan.parameters:,} parameters, {plan.dtype}, {how}"),
+        *tokenizer,
         ("files", f"{files}, {format_size(plan.output_bytes)}"),
         ("reads", f"{format_size(plan.input_bytes)}, each byte once"),
         (

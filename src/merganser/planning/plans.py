@@ -258,6 +258,20 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     return most
 
 
+def _described(plan: Plan) -> dict[str, Any] | None:
+    """What becomes of the tokenizer, as plain data."""
+    if plan.tokenizer is None:
+        return None
+    output = plan.tokenizer.output
+    return {
+        "from": output.start.label,
+        "tokens": len(output.tokens),
+        "rows": plan.vocabulary,
+        "added": {each.content: each.id for each in output.new},
+        "left_out": sorted(output.dropped),
+    }
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """The plan as plain data for JSON."""
     return {
@@ -281,6 +295,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             }
             for i, s in enumerate(plan.sources)
         ],
+        "tokenizer": _described(plan),
+        "chat_template": plan.chat_template,
         "layers": {
             module: [
                 [
