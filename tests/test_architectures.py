@@ -20,6 +20,9 @@ from families import FAMILIES, LAYERS, Family
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import open_checkpoint
 from merganser.errors import InputError, RecipeError
+from merganser.planning import describe
+from merganser.release.facts import inspect
+from merganser.tables import show_plan
 from peers import different_bits, load, mergekit
 
 Tensors = dict[str, torch.Tensor]
@@ -248,6 +251,30 @@ def test_what_modules_cannot_be(
     assert_one_line(str(error.value), *parts)
 
 
+def test_the_fact_sheet_names_the_modules(zoo: Any) -> None:
+    sheet = inspect(str(zoo("qwen2_5_vl")[0]))
+    assert sheet["layers"] == LAYERS
+    assert sheet["modules"] == {
+        "text_decoder": "51 tensors, 4 layers (model.layers.*)",
+        "vision_tower": "25 tensors, 2 layers (visual.blocks.*)",
+        "multi_modal_projector": "5 tensors",
+    }
+    assert inspect(str(zoo("llama")[0]))["modules"] == {}
+
+
+def test_the_plan_of_modules_is_shown(zoo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = zoo("llava")
+    plan = merganser.plan(stack((a, 0, 3), (b, 1, 4), module="language_model"))
+    show_plan(plan)
+    shown = capsys.readouterr().out
+    assert "output layers of text_decoder" in shown
+    assert "4 + 2" in shown
+    described = json.loads(json.dumps(describe(plan)))
+    assert [[origin["layer"] for origin in o] for o in described["layers"]["text_decoder"]] == [
+        [0], [1], [2], [1], [2], [3],
+    ]  # fmt: skip
+
+
 # -- slices ----------------------------------------------------------------------------------------
 
 NORM, HEAD, EMBEDDING = "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"
@@ -313,6 +340,28 @@ def test_a_slice_may_have_a_base_of_its_own(tmp_path: Path) -> None:
     up = "model.layers.{}.mlp.up_proj.weight"
     found = reads(recipe, up.format(0), up.format(1), NORM)
     assert [[source for source, _ in entry] for entry in found] == [[1, 0], [2, 0], [2, 0]]
+
+
+def test_layers_of_different_kinds(zoo: Any) -> None:
+    a, b = zoo("jamba")
+    recipe = average(a, b)
+    del recipe["models"]
+    recipe["parameters"] = {"weight": 0.5}
+    recipe["slices"] = [
+        {"sources": [piece["sources"][0] for piece in slices((a, 0, 1), (b, 1, 2))]}
+    ]
+    with pytest.raises(InputError) as error:
+        merganser.plan(recipe)
+    assert_one_line(str(error.value), str(a), "model.layers.0.", str(b), "model.layers.1.", "kinds")
+
+
+def test_layers_that_share_weights_cannot_be_stacked(tmp_path: Path) -> None:
+    """Zamba's, by their numbers."""
+    a = make_model(tmp_path / "a", extra={"model.layers.1.shared_transformer.w": torch.ones(2, 2)})
+    assert merganser.plan(average(a))
+    with pytest.raises(RecipeError) as error:
+        merganser.plan(stack((a, 0, 2), (a, 0, 2)))
+    assert_one_line(str(error.value), "slices", "shared_transformer", "cannot be stacked")
 
 
 # -- tensors that only some models have ------------------------------------------------------------
@@ -650,7 +699,11 @@ def test_lists_come_from_the_models_that_the_layers_come_from(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "before",
-    [{"first_k_dense_replace": 2}, {"expert_layer_period": 3, "expert_layer_offset": 2}],
+    [
+        {"first_k_dense_replace": 2},
+        {"expert_layer_period": 3, "expert_layer_offset": 2},
+        {"num_kv_shared_layers": 2},
+    ],
 )
 def test_what_a_config_cannot_say_is_said(tmp_path: Path, before: dict[str, Any]) -> None:
     a = bare(tmp_path / "a", FIVE | before, 5)

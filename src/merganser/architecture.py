@@ -230,15 +230,30 @@ class Architecture:
         """The model's own name for a key; see :meth:`key`."""
         return {self.key(name): name for name in self.places}
 
+    @cached_property
+    def layers(self) -> Mapping[tuple[str | None, int], list[str]]:
+        """The tensors of each layer, by the prefix of its stack and its number."""
+        found: dict[tuple[str | None, int], list[str]] = {}
+        for name, place in self.places.items():
+            if place.layer is not None:
+                found.setdefault((place.stack, place.layer), []).append(name)
+        return found
+
     def key(self, name: str) -> str:
         """A name without the wrappers that some checkpoints of a family have and others lack. Two
         models' tensors with the same key are the same tensor."""
-        return name if self._ambiguous else _unwrapped(name)
+        return self._keys.get(name) or (_unwrapped(name) if self._unwraps else name)
 
     @cached_property
-    def _ambiguous(self) -> bool:
-        """Whether unwrapped names would collide, as in a model that holds two language models."""
-        return len({_unwrapped(name) for name in self.places}) < len(self.places)
+    def _keys(self) -> Mapping[str, str]:
+        if not self._unwraps:
+            return {name: name for name in self.places}
+        return {name: _unwrapped(name) for name in self.places}
+
+    @cached_property
+    def _unwraps(self) -> bool:
+        """Whether unwrapped names are unique, as they are not in a model of two language models."""
+        return len({_unwrapped(name) for name in self.places}) == len(self.places)
 
     @property
     def main(self) -> Module:

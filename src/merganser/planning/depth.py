@@ -74,6 +74,9 @@ NUMBERS = frozenset(
 
 NUMBERED_KEYS = frozenset({"pruned_heads"})
 
+UNSAYABLE = ("num_kv_shared_layers",)
+"""What depends on the order of the layers, and cannot be told of another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leading:
@@ -244,7 +247,9 @@ class _Stack:
             self.section["num_nextn_predict_layers"] = 0
         self._step()
         self._cycles(before)
-        return [*self._leading(before), *self._periods(before)]
+        in_order = [layer for _, layer in self.origins] == list(range(self.old))
+        unsaid = [self._unsaid(key) for key in UNSAYABLE if before.get(key) and not in_order]
+        return [*unsaid, *self._leading(before), *self._periods(before)]
 
     def _is_per_layer(self, key: str, value: Sequence[Any]) -> bool:
         if len(value) != self.old or key in NOT_PER_LAYER or key in NUMBERS:

@@ -223,7 +223,7 @@ class Layout:
             position = _position(place.layer, depths[place.module])
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
             shape = self.sources[owner].checkpoint.specs[name].shape
-            filled = self._fill(group, [replace(entry, name=name) for entry in listed], shape)
+            filled = self._fill(group, listed, [name] * len(listed), shape)
             if filled is not None:
                 yield filled
 
@@ -237,7 +237,8 @@ class Layout:
         return found.name if found is not None else self.shape.main.name
 
     def _placed(self, place: Place) -> Place:
-        return replace(place, module=self._module_name(place.module))
+        module = self._module_name(place.module)
+        return place if module == place.module else replace(place, module=module)
 
     def _keys(self, order: Iterable[int]) -> dict[str, int]:
         """Every tensor's key, and the first source in the order that has it."""
@@ -250,7 +251,13 @@ class Layout:
     # -- the inputs of one tensor -------------------------------------------------------------
 
     def _fill(
-        self, group: Group, wanted: Sequence[Entry], shape: tuple[int, ...], *, may_tie: bool = True
+        self,
+        group: Group,
+        listed: Sequence[Entry],
+        wanted: Sequence[str],
+        shape: tuple[int, ...],
+        *,
+        may_tie: bool = True,
     ) -> Group | None:
         """Find a tensor in the models that the recipe lists for it. A model without a head of its
         own lends its embedding; other tensors that a model can be without are merged from those
@@ -258,6 +265,7 @@ class Layout:
 
         Args:
             group: to be filled.
+            listed: the models.
             wanted: the tensor's name in each model, or in one that has it.
             shape: of the tensor.
             may_tie: whether it is left out if it is a head that all these models tie.
@@ -266,22 +274,22 @@ class Layout:
             InputError: when a model lacks what it must have.
         """
         names = []
-        for entry in wanted:
+        for entry, name in zip(listed, wanted, strict=True):
             architecture = self.sources[entry.source].architecture
-            names.append(architecture.names.get(architecture.key(entry.name)))
+            names.append(architecture.names.get(architecture.key(name)))
         lent = [
             self._lent(entry.source, name, group.place, shape)
-            for entry, name in zip(wanted, names, strict=True)
+            for entry, name in zip(listed, names, strict=True)
         ]
         if None not in lent and may_tie:
             self.tied_away.add(group.name)  # a second copy of the embedding, as verl writes it
             return None
-        entries, absent = [], []
-        for entry, own, embedding in zip(wanted, names, lent, strict=True):
-            if (name := own or embedding) is not None:
-                entries.append(replace(entry, name=name))
-            else:
-                absent.append(entry)
+        entries: list[Entry] = []
+        absent: list[Entry] = []
+        for entry, own, embedding, name in zip(listed, names, lent, wanted, strict=True):
+            actual = own or embedding
+            filled = Entry(entry.source, actual or name, entry.path, entry.parameters)
+            (entries if actual is not None else absent).append(filled)
         if not entries:
             return None
         if absent and self.tensor_names == "intersection":
@@ -300,9 +308,11 @@ class Layout:
     ) -> str | None:
         """The embedding that serves a model as this head: if its config ties the two, or if it has
         no head and does not say that it is not tied."""
+        if place.role != "head":
+            return None
         checkpoint = self.sources[source].checkpoint
         tied = stated_tie(checkpoint.config)
-        if place.role != "head" or tied is False or (tied is None and own is not None):
+        if tied is False or (tied is None and own is not None):
             return None
         places = self.sources[source].architecture.places
         return next(
@@ -331,10 +341,16 @@ class Layout:
             return
         if all(module.name != place.module for module in self._modules(absent.source)):
             return  # it has nothing of that module: a language model beside vision–language ones
+        other_layer = present.name != absent.name and present.name.endswith(place.rest)
         raise InputError(
             f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
-            f"{owner.reference} has; models of different architectures cannot be merged"
-            + (f" (layer {place.layer} there)" if present.name != absent.name else "")
+            f"{owner.reference} has"
+            + (
+                f" as {present.name!r}; layers of different kinds"
+                if other_layer
+                else "; models of different architectures"
+            )
+            + " cannot be merged"
         )
 
     # -- stacks of layers ---------------------------------------------------------------------
@@ -409,10 +425,11 @@ class Layout:
         for source, layer in made_of:
             stack = self._stack_of(part, source, module).stack
             prefixes.append(f"{stack}{layer}.")
-            for name, place in self.sources[source].architecture.places.items():
-                if place.stack == stack and place.layer == layer:
-                    shape = self.sources[source].checkpoint.specs[name].shape
-                    rests.setdefault(place.rest, (self._placed(place), shape))
+            architecture = self.sources[source].architecture
+            for name in architecture.layers.get((stack, layer), ()):
+                place = architecture.places[name]
+                shape = self.sources[source].checkpoint.specs[name].shape
+                rests.setdefault(place.rest, (self._placed(place), shape))
         output = len(self.layers[module]) - 1
         own = self._module(self.shape, module) or self._stack_of(part, made_of[0][0], module)
         for rest, (place, shape) in rests.items():
@@ -424,11 +441,8 @@ class Layout:
                     (*part.path, "slices"),
                 )
             group = self._group(part, i, f"{own.stack}{output}.{rest}", place, output, position)
-            wanted = [
-                replace(entry, name=prefix + rest)
-                for entry, prefix in zip(listed, prefixes, strict=True)
-            ]
-            filled = self._fill(group, wanted, shape)
+            wanted = [prefix + rest for prefix in prefixes]
+            filled = self._fill(group, listed, wanted, shape)
             if filled is not None:
                 yield filled
 
@@ -454,8 +468,7 @@ class Layout:
                 continue
             group = self._group(part, i, self.shape.names.get(key, own), place, None, 0.0)
             shape = self.sources[owner].checkpoint.specs[own].shape
-            wanted = [replace(entry, name=own) for entry in listed]
-            filled = self._fill(group, wanted, shape, may_tie=may_tie)
+            filled = self._fill(group, listed, [own] * len(listed), shape, may_tie=may_tie)
             if filled is not None:
                 yield filled
 
