@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -173,6 +175,24 @@ def test_ranks_of_different_dtypes(run: Path) -> None:
     file = run / ACTOR / "model_world_size_2_rank_1.pt"
     edited(file, file, lambda data: data.replace(b"FloatStorage", b"IntStorage"))
     refused(run, "float32 and int32", "tensor '")
+
+
+def test_ranks_of_different_steps(run: Path) -> None:
+    def save(rank: int, step: int) -> None:
+        states = {"cpu": torch.get_rng_state(), "numpy": np.random.get_state()}
+        extra = {
+            "lr_scheduler": {"last_epoch": step},
+            "rng": states | {"random": random.getstate()},
+        }
+        torch.save(extra, run / ACTOR / f"extra_state_world_size_2_rank_{rank}.pt")
+
+    for rank in range(2):
+        save(rank, 30)
+    assert open_checkpoint(run).specs
+    save(1, 60)
+    refused(run, "extra_state_world_size_2_rank_1.pt", "step 60", "step 30")
+    (run / ACTOR / "extra_state_world_size_2_rank_1.pt").write_bytes(b"")
+    assert open_checkpoint(run).specs
 
 
 def test_replicas_that_differ(tmp_path: Path) -> None:

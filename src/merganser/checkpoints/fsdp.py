@@ -88,6 +88,16 @@ NAMES = _names()
 """What the pickle of a rank may name beside tensors."""
 
 
+EXTRA_NAMES: Names = {
+    ("_codecs", "encode"): Function(lambda text, _encoding: text),
+    ("numpy", "ndarray"): record("ndarray"),
+    ("numpy", "dtype"): record("dtype"),
+    ("numpy.core.multiarray", "_reconstruct"): record("_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"): record("_reconstruct"),
+}
+"""What the states of schedulers and random numbers may name, which verl saves beside the shards."""
+
+
 def open_folder(path: Path, label: str) -> Checkpoint | None:
     """Open a folder of FSDP shards; None when it is none.
 
@@ -99,6 +109,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     files = _ranks(path) if path.is_dir() else []
     if not files:
         return None
+    _refuse_different_steps(path)
     parts = [_part(file) for file in files]
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
@@ -194,6 +205,26 @@ def _ranks(folder: Path) -> list[Path]:
     return []
 
 
+def _refuse_different_steps(folder: Path) -> None:
+    """The shards do not tell their step, but the schedulers that verl saves beside them do."""
+    steps: dict[Any, Path] = {}
+    for file in sorted(folder.glob("extra_state_*rank_*.pt")):
+        try:
+            scheduler = archive.load(file, EXTRA_NAMES).get("lr_scheduler")
+        except (
+            InputError,
+            AttributeError,
+        ):  # not needed for weights, whatever is the matter with it
+            continue
+        if isinstance(scheduler, dict) and isinstance(scheduler.get("last_epoch"), int):
+            steps.setdefault(scheduler["last_epoch"], file)
+    if len(steps) > 1:
+        (one, first), (other, second) = list(steps.items())[:2]
+        raise InputError(
+            f"{second}: is of step {other}, but {first.name} of step {one}; fetch all ranks' files of one step"
+        )
+
+
 def _listed(ranks: Sequence[int]) -> str:
     shown = ", ".join(map(str, ranks[:5])) + (" …" if len(ranks) > 5 else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
@@ -261,7 +292,7 @@ def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
     """The global shape, and every rank's part with its place; of replicas the first."""
     spec = parts[0].fields["_spec"].fields
     shape = tuple(spec["tensor_meta"].arguments[0])
-    mesh_shape, ranks = _mesh(spec["mesh"])
+    mesh_shape, ranks = _mesh(spec["mesh"], len(parts))
     placements = tuple(spec["placements"])
     kinds = [(type(p), p.fields.get("dim")) for p in placements]
     if len(placements) != len(mesh_shape):
@@ -299,12 +330,14 @@ def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
     return shape, placed
 
 
-def _mesh(mesh: Record) -> tuple[tuple[int, ...], list[int]]:
-    """A mesh's shape, and its ranks in order."""
+def _mesh(mesh: Record, world: int) -> tuple[tuple[int, ...], list[int]]:
+    """A mesh's shape, and its ranks in order; it cannot have more than there are."""
     fields = mesh.fields
     if "mesh" in fields:  # PyTorch up to 2.8
         return fields["mesh"].size, fields["mesh"].integers()
     axes = _axes(fields["_layout"].fields)
+    if math.prod(n for axis in axes for n, _ in axis) > world:
+        raise ValueError(f"its mesh has more than {world} ranks")
     known = fields["_rank_map"].integers()
     ranks = []
     for index in itertools.product(*(range(math.prod(n for n, _ in axis)) for axis in axes)):
