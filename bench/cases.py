@@ -88,6 +88,64 @@ MERGES: list[Case] = [
     Case("moe-20000", "moe-20000", ("a", "b"), _LINEAR, mergekit_timeout_s=200.0),
 ]
 
+# --- Every method ----------------------------------------------------------------------------------
+
+_WEIGHTS = {"a": {"weight": 0.9}, "b": {"weight": 0.1}}
+
+
+def _method(
+    name: str,
+    *,
+    experts: str = "ab",
+    base: bool = True,
+    weights: bool = True,
+    mergekit: bool = True,
+    per_model: dict[str, float] | None = None,
+    **parameters: Any,
+) -> Case:
+    """A merge of the study's experts by one method."""
+    models = [
+        {
+            "model": f"{{{expert}}}",
+            "parameters": {**(_WEIGHTS[expert] if weights else {}), **(per_model or {})},
+        }
+        for expert in experts
+    ]
+    recipe: dict[str, Any] = {"merge_method": name, "models": models, "dtype": "bfloat16"}
+    if base:
+        recipe["base_model"] = "{base}"
+    if parameters:
+        recipe["parameters"] = parameters
+    members = ("base", *experts) if base else tuple(experts)
+    return Case(f"method-{name}", "qwen2-1.5b", members, recipe, mergekit=mergekit)
+
+
+METHODS: list[Case] = [
+    _method("linear", base=False),
+    _method("slerp", experts="a", weights=False, t=0.3),
+    _method("nuslerp", base=False),
+    _method("multislerp"),
+    _method("karcher", base=False, weights=False),
+    _method("task_arithmetic"),
+    _method("model_stock", weights=False),
+    _method("ties", per_model={"density": 0.3}),
+    _method("dare_linear", per_model={"density": 0.5}),
+    _method("dare_ties", per_model={"density": 0.5}),
+    _method("breadcrumbs", per_model={"density": 0.5, "gamma": 0.05}),
+    _method("breadcrumbs_ties", per_model={"density": 0.5, "gamma": 0.05}),
+    _method("della", per_model={"density": 0.5, "epsilon": 0.1}),
+    _method("della_linear", per_model={"density": 0.5, "epsilon": 0.1}),
+    _method("sce", weights=False, select_topk=0.5),
+    _method("consensus_ta", mergekit=False),
+    _method("consensus_ties", mergekit=False, per_model={"density": 0.3}),
+    _method("ram", weights=False),
+    _method("ramplus_tl", weights=False),
+    _method("nearswap", experts="a", weights=False, t=1e-5),
+    _method("arcee_fusion", experts="a", weights=False),
+    _method("passthrough", experts="a", base=False, weights=False),
+]
+"""For ``bench/methods.py``: the table of all methods."""
+
 # --- Merges into nothing: memory against the size of the model -----------------------------------
 
 MEMORY: list[Case] = [
@@ -106,3 +164,4 @@ MEMORY: list[Case] = [
 SCRIPTS: list[Case] = []
 
 CASES: dict[str, Case] = {case.name: case for case in [*MERGES, *SCRIPTS, *MEMORY]}
+"""What ``bench/run.py`` runs if nothing is asked for."""
