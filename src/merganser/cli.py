@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class _Group(click.Group):
     """Turns errors into one line on stderr and their exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
         try:
             return super().invoke(ctx)
         except MerganserError as error:
@@ -61,6 +63,8 @@ class _Group(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+        finally:
+            gc.enable()
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
