@@ -141,6 +141,30 @@ def test_a_step_without_actor(run: Path) -> None:
     assert checkpoint.config
 
 
+def test_the_names_of_torch_2_4(tmp_path: Path) -> None:
+    run = copied(tmp_path / "run", "fsdp2-old-2")
+    new = "torch.distributed.tensor"
+    old = {
+        f"c{new}\nDTensor\n": "ctorch.distributed._tensor.api\nDTensor\n",
+        f"c{new}._dtensor_spec\n": "ctorch.distributed._tensor.placement_types\n",
+        f"c{new}.placement_types\n": "ctorch.distributed._tensor.placement_types\n",
+    }
+
+    def renamed(data: bytes) -> bytes:
+        for name, other in old.items():
+            assert name.encode() in data
+            data = data.replace(name.encode(), other.encode())
+        return data
+
+    for file in (run / ACTOR).glob("model_*.pt"):
+        edited(file, file, renamed)
+    checkpoint = open_checkpoint(run)
+    for name, tensor in full(run).items():
+        buffer = bytearray(checkpoint.specs[name].nbytes)
+        checkpoint.read(name, 0, memoryview(buffer))
+        assert bytes(buffer) == bytes_of(tensor)
+
+
 # -- what does not join ----------------------------------------------------------------------------
 
 

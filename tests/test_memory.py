@@ -90,3 +90,46 @@ def test_memory_of_a_70b_pair(tmp_path: Path) -> None:
     found, _ = peak(tmp_path)
     assert found < LIMIT
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2 * LIMIT
+
+
+SHARDS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+shapes = {"model.embed_tokens.weight": (151936, 1536), "lm_head.weight": (151936, 1536)}
+for i in range(28):
+    for name, shape in {
+        "mlp.gate_proj": (8960, 1536), "mlp.up_proj": (8960, 1536), "mlp.down_proj": (1536, 8960),
+        "self_attn.q_proj": (1536, 1536), "self_attn.o_proj": (1536, 1536),
+        "self_attn.k_proj": (256, 1536), "self_attn.v_proj": (256, 1536),
+    }.items():
+        shapes[f"model.layers.{i}.{name}.weight"] = shape
+for rank in range(8):
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=8)
+    mesh = init_device_mesh("cpu", (8,), mesh_dim_names=("fsdp",))
+    state = {}
+    for name, shape in shapes.items():
+        part = torch.empty(shape[0] // 8, shape[1])
+        placed = DTensor.from_local(part, mesh, (Shard(0),), run_check=False)
+        state[name] = placed
+    with torch.serialization.skip_data():
+        torch.save(state, Path(sys.argv[1]) / f"model_world_size_8_rank_{rank}.pt")
+    dist.destroy_process_group()
+"""
+"""Writes a float32 model of 1.777 B parameters as 8 ranks have it; files with holes, all zeros."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's accounts")
+def test_memory_of_a_pair_of_training_steps(tmp_path: Path) -> None:
+    for model in "ab":
+        (tmp_path / model).mkdir()
+        subprocess.run([sys.executable, "-c", SHARDS, tmp_path / model], check=True)
+    found, with_torch = peak(tmp_path)
+    assert not with_torch
+    assert found < LIMIT

@@ -114,6 +114,18 @@ def test_reading_goes_on_after_closing(source: Source) -> None:
     checkpoint.close()
 
 
+def test_more_files_than_are_kept_open(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.checkpoints.stored.KEPT", 1)
+    checkpoint = open_checkpoint(source.path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    names = list(source.expected) * 2
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: whole(checkpoint, name), names))
+    assert found == [bytes_of(source.expected[name]) for name in names]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    checkpoint.close()
+
+
 def test_a_range_touches_little_more_than_itself(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

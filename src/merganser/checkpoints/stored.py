@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SPAN = 1 << 16
 """Bytes that are read in one go even if most of them are not wanted."""
 
+KEPT = 128
+"""Files of a checkpoint that are kept open."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -130,7 +133,8 @@ def cut(
 
 
 class Files:
-    """Files that are read at any place by any thread; opened when first needed."""
+    """Files that are read at any place by any thread; opened when first needed, and the first
+    ``KEPT`` kept open: a model's shards may be more than a process may have open."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -149,23 +153,33 @@ class Files:
             InputError: when the file ends before the buffer is full, or cannot be read.
         """
         try:
-            descriptor = self._descriptors.get(file)
+            descriptor, kept = self._descriptors.get(file), True
             if descriptor is None:
-                descriptor = self._open(file)
-            while len(into):
-                count = os.preadv(descriptor, [into], position)
-                if count == 0:
-                    raise InputError(f"{file}: ends within tensor {what!r}; fetch it again")
-                into = into[count:]
-                position += count
+                descriptor, kept = self._open(file)
+            try:
+                while len(into):
+                    count = os.preadv(descriptor, [into], position)
+                    if count == 0:
+                        raise InputError(f"{file}: ends within tensor {what!r}; fetch it again")
+                    into = into[count:]
+                    position += count
+            finally:
+                if not kept:
+                    os.close(descriptor)
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
-    def _open(self, file: Path) -> int:
+    def _open(self, file: Path) -> tuple[int, bool]:
+        """A file's descriptor, and whether it is kept."""
         with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[file]
+            descriptor = self._descriptors.get(file)
+            if descriptor is not None:
+                return descriptor, True
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            kept = len(self._descriptors) < KEPT
+            if kept:
+                self._descriptors[file] = descriptor
+            return descriptor, kept
 
     def close(self) -> None:
         """Close them; reading opens them again."""
