@@ -221,6 +221,26 @@ def mergekit(config: Mapping[str, Any], out: Path, **options: Any) -> Tensors:
     return load(out)
 
 
+def mergekit_pytorch(config: Mapping[str, Any], out: Path, names: str = "same") -> Tensors:
+    """Merge single files of tensors with MergeKit's ``mergekit-pytorch``, and return what it wrote.
+
+    Args:
+        config: a recipe of files.
+        out: the output folder.
+        names: what becomes of tensors that some files lack, as in ``merganser.plan``.
+    """
+    with _quiet():
+        from mergekit.graph import Executor
+        from mergekit.options import MergeOptions
+        from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
+
+        parsed = RawPyTorchMergeConfig.model_validate(dict(config))
+        union, intersection = names == "union", names == "intersection"
+        tasks = plan_flat_merge(parsed, str(out), union, intersection, MergeOptions(quiet=True))
+        Executor(tasks).execute()
+    return load(out)
+
+
 def ours(config: Mapping[str, Any], **options: Any) -> Tensors:
     """Merge with Merganser into memory; the options are those of ``plan``."""
     plan = merganser.plan(config, **options)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import merganser
 from conftest import assert_one_line, make_model, tree
 from merganser.cli import main
 from merganser.errors import InputError, RecipeError
-from peers import Tensors, different_bits, load
+from peers import Tensors, different_bits, load, mergekit_pytorch
 
 SHAPES = {
     "model.layers.0.mlp.up_proj.weight": (5, 7),
@@ -49,21 +47,6 @@ def linear(files: list[str], **keys: Any) -> dict[str, Any]:
         for file, weight in zip(files, weights, strict=False)
     ]
     return {"merge_method": "linear", "models": listed, **keys}
-
-
-def mergekit_pytorch(config: Mapping[str, Any], out: Path, names: str = "same") -> Tensors:
-    """Merge with MergeKit's ``mergekit-pytorch``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from mergekit.graph import Executor
-        from mergekit.options import MergeOptions
-        from mergekit.scripts.merge_raw_pytorch import RawPyTorchMergeConfig, plan_flat_merge
-
-        parsed = RawPyTorchMergeConfig.model_validate(dict(config))
-        union, intersection = names == "union", names == "intersection"
-        tasks = plan_flat_merge(parsed, str(out), union, intersection, MergeOptions(quiet=True))
-        Executor(tasks).execute()
-    return load(out)
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
