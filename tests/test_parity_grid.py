@@ -86,7 +86,7 @@ DTYPES: list[tuple[tuple[str, ...], Config]] = [
 HEADS = [("tied",), ("untied",), ("tied", "untied")]
 FORMS = ["models", "slices"]
 SETTINGS = ["plain", "gradient", "filter"]
-CASES = 4
+CASES = 3
 
 
 def cases() -> Iterator[Any]:
