@@ -18,6 +18,7 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: met
 examples = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+few_examples = settings(parent=examples, max_examples=10)
 
 shapes = st.sampled_from([(), (1,), (7,), (3, 5), (0,), (2, 3, 4), (257,)])
 
@@ -127,6 +128,122 @@ def test_a_nan_in_one_place_stays_in_that_place(method: Method) -> None:
     tensors[0][3] = float("nan")
     merged = apply(method, tensors, base, numbers(method, count, 0))
     assert merged.isnan().nonzero().flatten().tolist() == [3]
+
+
+# -- methods that keep some of the changes ---------------------------------------------------------
+
+CONSENSUS = [method for method in METHODS if method.form == "consensus"]
+every_consensus = pytest.mark.parametrize("method", CONSENSUS, ids=lambda method: method.name)
+ELECTING = {"ties", "dare_ties", "breadcrumbs_ties", "della", "sce", "consensus_ties"}
+
+
+def settled(method: Method, **values: Any) -> dict[str, Any]:
+    """Those of the values that are parameters of the method."""
+    return {name: value for name, value in values.items() if method.parameter(name) is not None}
+
+
+@every_consensus
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@few_examples
+def test_without_changes_the_base_is_kept_bit_for_bit(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    [base] = random_tensors(1, shape, seed)
+    values = numbers(method, count, seed) | settled(method, density=0.4, select_topk=0.4)
+    merged = apply(method, [base] * count, base, values, seed=seed)
+    assert torch.equal(merged.view(torch.int16), base.view(torch.int16))
+
+
+@every_consensus
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@few_examples
+def test_with_all_changes_and_no_election_it_is_task_arithmetic(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    if method.name in ELECTING:
+        pytest.skip("elects signs")
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    values = numbers(method, count, seed)
+    merged = apply(method, tensors, base, values | settled(method, k=0), dtype="float64")
+    plain = merganser.merge_tensors(
+        tensors,
+        "task_arithmetic",
+        base=base,
+        parameters={"weight": values.get("weight", [1.0] * count)},
+        dtype="float64",
+    )
+    torch.testing.assert_close(merged, plain, rtol=1e-12, atol=1e-12)
+
+
+@every_consensus
+@given(shape=shapes, seed=st.integers(0, 1000))
+@few_examples
+def test_one_model_whole_is_that_model(method: Method, shape: tuple[int, ...], seed: int) -> None:
+    base, tensor = random_tensors(2, shape, seed)
+    values = settled(method, weight=1.0, density=1.0, k=1, slack=0.0)
+    merged = apply(method, [tensor], base, values, dtype="float64")
+    torch.testing.assert_close(merged, tensor.double(), rtol=1e-12, atol=1e-12)
+
+
+@every_consensus
+@given(
+    shape=shapes,
+    count=st.integers(1, 4),
+    scale=st.sampled_from([0.25, 2.0, 64.0]),
+    seed=st.integers(0, 1000),
+)
+@few_examples
+def test_normalised_weights_have_no_scale(
+    method: Method, shape: tuple[int, ...], count: int, scale: float, seed: int
+) -> None:
+    if method.parameter("normalize") is None:
+        pytest.skip("is not normalised")
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.rand(count, generator=generator) + 0.1).tolist()
+    values = settled(method, density=0.6, normalize=True)
+    one, other = (
+        apply(method, tensors, base, values | {"weight": [s * w for w in weight]}, seed=seed)
+        for s in (1.0, scale)
+    )
+    assert torch.equal(one, other)
+
+
+@every_consensus
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@few_examples
+def test_means_lie_among_the_base_and_the_models(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    """Where weights are positive and normalised, and nothing is rescaled."""
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.rand(count, generator=generator) + 0.1).tolist()
+    values = settled(
+        method, weight=weight, density=0.6, normalize=True, rescale=False, select_topk=0.6
+    )
+    merged = apply(method, tensors, base, values, seed=seed, dtype="float64")
+    hull = torch.stack([base, *tensors]).double()
+    assert bool((merged >= hull.amin(0) - 1e-12).all())
+    assert bool((merged <= hull.amax(0) + 1e-12).all())
+
+
+@every_consensus
+@given(shape=shapes, count=st.integers(1, 4), seed=st.integers(0, 1000))
+@few_examples
+def test_lambda_scales_the_whole_change(
+    method: Method, shape: tuple[int, ...], count: int, seed: int
+) -> None:
+    if method.parameter("lambda") is None:
+        pytest.skip("has no lambda")
+    base, *tensors = random_tensors(count + 1, shape, seed)
+    values = numbers(method, count, seed) | settled(method, density=0.5)
+    whole, half = (
+        apply(method, tensors, base, values | {"lambda": x}, seed=seed, dtype="float64")
+        for x in (1.0, 0.5)
+    )
+    middle = base.double() + 0.5 * (whole - base.double())
+    torch.testing.assert_close(half, middle, rtol=1e-12, atol=1e-12)
 
 
 @every_method

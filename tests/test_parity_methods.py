@@ -34,6 +34,16 @@ TENSORS: list[tuple[tuple[int, ...], float]] = [
 LARGE = ((1100, 1000), 1e-3)
 """More than a million entries."""
 
+LARGE_CASES = [
+    ("slerp", "float32", 0, 1),
+    ("nuslerp", "bfloat16", 0, 2),
+    ("multislerp", "float32", 0, 3),
+    ("karcher", "bfloat16", 0, 3),
+    ("ties", "float32", 0, 2),
+    ("sce", "bfloat16", 1, 2),
+]
+"""Method, dtype, number of its case, models."""
+
 SUM: list[Numbers] = [{}, {"normalize": True, "lambda": 0.7}, {"normalize": False}]
 TRIMMED: list[Numbers] = [
     {"density": [0.5, 0.2, 0.83]},
@@ -159,7 +169,7 @@ def test_it_has_the_bits_of_mergekit(name: str, dtype: str) -> None:
     method = in_legacy(name)
     for i, given in enumerate(CASES[name]):
         for count, based in forms(method):
-            many = i == 0 and count == forms(method)[-1][0] and name != "arcee_fusion"
+            many = (name, dtype, i, count) in LARGE_CASES
             for shape, step in [*TENSORS, *([LARGE] if many else [])]:
                 base, *models = tensors(count + 1, shape, DTYPES[dtype], step)
                 values = numbers(method, count, given)

@@ -1,4 +1,4 @@
-"""Methods in torch, tile by tile: for those that no fused kernel serves, and as their reference."""
+"""Methods in torch: for those that no fused kernel serves, and as the reference of those that have one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from merganser.engine.parts import Part
 from merganser.errors import MerganserError
-from merganser.methods import Combination
+from merganser.methods import Combination, Consensus, Keep, Largest, MostVaried, Random, Ranked
 from merganser.tensors import DType
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -93,6 +93,117 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
     if not combination.divide:
         return result
     return result / torch.tensor(coefficients, dtype=result.dtype).sum()
+
+
+def agree(tensors: Sequence[torch.Tensor], told: Consensus, seeds: Sequence[int]) -> torch.Tensor:
+    """A consensus of whole tensors: what the fused loops of :mod:`merganser.engine.consensus` compute.
+
+    They multiply and add in this order, so that they have its bits; only the norms of rescaling and the
+    energies of sce, float64 sums over a tensor, are added up in another one.
+
+    Args:
+        tensors: the base and the models, in the dtype that is computed in.
+        told: the method's choice.
+        seeds: of each model's draws.
+    """
+    base, *models = tensors
+    changes = [tensor - base for tensor in models]
+    nothing = torch.zeros_like(base)
+    if isinstance(told.keep, MostVaried):
+        marks = [_most_varied(changes, told.keep)] * len(models)
+    else:
+        rules = told.keep or (None,) * len(models)
+        marks = [_kept(c, rule, s) for c, rule, s in zip(changes, rules, seeds, strict=True)]
+    kept = [torch.where(mark, c, nothing) for mark, c in zip(marks, changes, strict=True)]
+    weights, factors = _weighed(told, changes, kept)
+
+    def rounded(numbers: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(list(numbers), dtype=torch.float64).to(base.dtype)
+
+    factor = rounded([w * f for w, f in zip(weights, factors, strict=True)])
+    parts = [
+        torch.where(mark, f * c, nothing) for mark, f, c in zip(marks, factor, changes, strict=True)
+    ]
+    change = sum(parts[1:], parts[0])
+    counts = [part != 0 for part in parts]
+    if told.elect:
+        up = change >= 0
+        counts = [(part != 0) & ((part > 0) == up) for part in parts]
+        agreeing = (torch.where(c, p, nothing) for c, p in zip(counts, parts, strict=True))
+        change = sum(agreeing, nothing)
+    if told.divide == "counted":
+        there = zip(counts, rounded(weights), strict=True)
+        divisor = sum((torch.where(c, w, nothing) for c, w in there), nothing)
+        change = torch.where(divisor != 0, change / divisor, change)
+    elif told.divide == "weights" and abs(sum(weights)) >= 1e-8:
+        change = change / rounded([sum(weights)])
+    if told.agree:
+        slacks = zip(changes, rounded(told.slack), strict=True)
+        uses = [~(c.abs() < slack * (change - c).abs()) for c, slack in slacks]
+        change = torch.where(sum(uses[1:], uses[0].int()) >= told.agree, change, nothing)
+    return base + rounded([told.scale]) * change
+
+
+def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
+    """Which changes of a model a rule keeps."""
+    if rule is None:
+        return torch.ones_like(change, dtype=torch.bool)
+    if isinstance(rule, Largest):
+        return _at_ranks(change, *rule.ranks(change.numel()))
+    draws = _draws(seed, change.numel())
+    if isinstance(rule, Random):
+        chance = np.uint64(min(2**64 - 1, int(rule.density * 2.0**64)))
+        return torch.from_numpy(draws < chance).reshape(change.shape)
+    assert isinstance(rule, Ranked)
+    rows = change.abs().float().reshape(-1, change.shape[-1] if change.dim() else 1)
+    ranks = rows.argsort(dim=1, stable=True).argsort(dim=1).double().reshape(change.shape)
+    length = rows.shape[1]
+    step = 2.0 * rule.epsilon / (length - 1) if length > 1 else 0.0
+    lowest = rule.density - rule.epsilon if length > 1 else rule.density
+    uniform = torch.from_numpy((draws >> np.uint64(11)) * 2.0**-53).reshape(change.shape)
+    return uniform < lowest + step * ranks
+
+
+def _at_ranks(numbers: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    """Marks the ranks by descending magnitude in float32; equal ones keep their order."""
+    marks = torch.zeros(numbers.numel(), dtype=torch.bool)
+    order = numbers.abs().float().reshape(-1).argsort(descending=True, stable=True)
+    marks[order[begin:end]] = True
+    return marks.reshape(numbers.shape)
+
+
+def _most_varied(changes: Sequence[torch.Tensor], rule: MostVaried) -> torch.Tensor:
+    mean = sum(changes[1:], changes[0]) / len(changes)
+    variance = sum((c - mean) * (c - mean) for c in changes) / len(changes)
+    assert isinstance(variance, torch.Tensor)
+    return _at_ranks(variance, 0, int(int((variance.float() > 0).sum()) * rule.share))
+
+
+def _weighed(
+    told: Consensus, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+) -> tuple[list[float], list[float]]:
+    """The models' weights, and the factors that rescale what is kept of their changes."""
+    weights = list(told.weights or ())
+    if told.weights is None:
+        energies = [float((change.double() ** 2).sum()) for change in kept]
+        total = sum(energies)
+        weights = [e / total if total > 0 else 1 / len(kept) for e in energies]
+    factors = list(told.factors or (1.0,) * len(kept))
+    if told.rescale is not None:
+        order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[told.rescale]
+        for i, (change, part) in enumerate(zip(changes, kept, strict=True)):
+            before, after = (float(x.double().flatten().norm(p=order)) for x in (change, part))
+            factors[i] = before / after if before > 0 and after > 0 else 1.0
+    return weights, factors
+
+
+def _draws(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """64 random bits an element: splitmix64 at its place (Steele et al. 2014)."""
+    z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray[Any, np.dtype[np.uint64]] = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def widen(stored: Bytes, dtype: DType, cast: DType | None, work: DType) -> torch.Tensor:

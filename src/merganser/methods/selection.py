@@ -120,8 +120,10 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     importance = rows.abs()
     for low in range(0, len(rows), 4096):  # in pieces: a softmax needs a row, not the tensor
         part = slice(low, low + 4096)
-        p = torch.softmax(other.reshape(rows.shape)[part], dim=-1) + 1e-8
-        q = torch.softmax(base.reshape(rows.shape)[part], dim=-1) + 1e-8
+        p, q = (
+            torch.softmax(x.reshape(rows.shape)[part].double(), dim=-1) + 1e-8
+            for x in (other, base)
+        )  # in float64, for the terms of a divergence nearly cancel
         importance[part] *= (p * (p / q).log()).sum(dim=-1, keepdim=True)
     flat = importance.flatten()
     first, median, third = (
