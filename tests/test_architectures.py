@@ -23,6 +23,7 @@ from merganser.errors import InputError, RecipeError
 from merganser.planning import describe
 from merganser.release.facts import inspect
 from merganser.tables import show_plan
+from merganser.tensors import BY_NAME, TensorSpec
 from peers import different_bits, load, mergekit
 
 Tensors = dict[str, torch.Tensor]
@@ -143,6 +144,23 @@ def test_a_family_merges_stacks_and_loads(zoo: Any, tmp_path: Path, name: str) -
         assert f"modules: does not name {others}: taken unchanged from {a}" in stacked.warnings[0]
     check_loads(family, tmp_path / "stacked")
     assert shape_of(tmp_path / "stacked").main.depth == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "modules"),
+    [
+        (["vision_model.layers.0.w", "classifier.weight"], ["default"]),
+        (["visual.blocks.0.w", "visual.merger.w"], ["default"]),
+        (["model.layers.0.merger.w", "model.layers.0.connector.w"], ["default"]),
+        (["encoder.layer.0.w", "cls.predictions.decoder.weight"], ["default"]),
+        (["model.decoder.layers.0.w"], ["default"]),
+        (["encoder.layers.0.w", "decoder.layers.0.w", "x"], ["encoder", "decoder", "shared"]),
+        (["layers.0.w", "vpm.0.w", "resampler.w"], ["text_decoder", "vision_tower", "multi_modal_projector"]),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_model_are_told_by_words(names: list[str], modules: list[str]) -> None:
+    spec = TensorSpec(BY_NAME["float32"], (2, 2))
+    assert list(infer(dict.fromkeys(names, spec), {}).modules) == modules
 
 
 # -- modules ---------------------------------------------------------------------------------------
@@ -381,7 +399,7 @@ def test_a_tensor_of_some_models_is_merged_from_those(tmp_path: Path) -> None:
     assert job.numbers["weight"] == (0.5,)
     assert plan.warnings == (
         f"{a}, {c} lack 2 tensors (model.layers.*.self_attn.o_proj.bias): merged from the models that "
-        "have them",
+        f"have them; config.json is that of {a}, and may not know them",
     )
 
 
@@ -720,12 +738,13 @@ def test_a_config_without_a_layer_count(tmp_path: Path) -> None:
 
 
 def test_both_sides_of_an_encoder_decoder_config(zoo: Any, tmp_path: Path) -> None:
-    """The encoder's layers alone: its decoder is as deep as it was, even where that went unsaid."""
+    """One side's layers: the other is as deep as it was, even where that went unsaid. The first
+    layer holds what all share, whichever layer that becomes."""
     a = Path(shutil.copytree(zoo("t5")[0], tmp_path / "a"))
     change_config(a, num_decoder_layers=None)
     for module, counts in (("encoder", (6, 4)), ("decoder", (4, 6))):
         out = tmp_path / module
-        merganser.merge(stack((a, 0, 3), (a, 1, 4), module=module), out)
+        merganser.merge(stack((a, 1, 4), (a, 0, 3), module=module), out)
         config = config_of(out)
         assert (config["num_layers"], config["num_decoder_layers"]) == counts
         check_loads(FAMILIES["t5"], out)

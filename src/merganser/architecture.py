@@ -382,7 +382,8 @@ def _parts(names: Iterable[str]) -> dict[str, str]:
         name: next((MODULE_WORDS[word] for word in MODULE_WORDS if word in mine), TEXT)
         for name, mine in words.items()
     }
-    if len(set(told.values())) > 1:
+    sees = not {VISION, AUDIO}.isdisjoint(told.values())
+    if sees and any(told[name] == TEXT and _NUMBER.search(name) for name in told):
         return told
     sides = {
         name: next((word for word in mine if word in (ENCODER, DECODER)), SHARED)

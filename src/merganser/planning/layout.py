@@ -125,9 +125,13 @@ class Layout:
         for absent, names in self.partial.items():
             lacking = _list(str(self.sources[source].reference) for source in absent)
             verb = "lacks" if len(absent) == 1 else "lack"
+            them = "it" if len(names) == 1 else "them"
+            unknown = (
+                f"; config.json is that of {self.sources[self.donor].reference}, and may not know"
+            )
             found.append(
-                f"{lacking} {verb} {_summary(names)}: merged from the models that have "
-                + ("it" if len(names) == 1 else "them")
+                f"{lacking} {verb} {_summary(names)}: merged from the models that have {them}"
+                + (f"{unknown} {them}" if self.donor in absent else "")
             )
         for source, names in self.beyond.items():
             found.append(
