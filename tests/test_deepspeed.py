@@ -71,6 +71,13 @@ def test_weights_beside_the_step_are_what_its_name_means(step: Path) -> None:
     assert open_checkpoint(step, weights="huggingface").notes == ()
 
 
+def test_a_step_that_was_removed_once_its_weights_were_exported(step: Path) -> None:
+    save_weights(step, {name: tensor.bfloat16() for name, tensor in model().items()})
+    shutil.rmtree(step / "global_step30")
+    checkpoint = open_checkpoint(step)
+    assert (checkpoint.format, checkpoint.notes) == ("safetensors", ())
+
+
 def test_names_that_wrappers_made(tmp_path: Path) -> None:
     zero(2, 2)(tmp_path / "a")
 

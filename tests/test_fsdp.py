@@ -126,6 +126,14 @@ def test_weights_that_are_not_there(run: Path) -> None:
         open_checkpoint(run, weights=wrong)
 
 
+def test_the_config_of_the_training_is_not_the_model_s(run: Path) -> None:
+    shutil.rmtree(run / ACTOR / "huggingface")
+    write_json(run / "global_step_30" / "config.json", {"learning_rate": 2e-6})
+    assert open_checkpoint(run).config == {}
+    write_json(run / "global_step_30" / "config.json", {"model_type": "qwen2"})
+    assert open_checkpoint(run).config == {"model_type": "qwen2"}
+
+
 def test_names_of_the_first_months(run: Path) -> None:
     for file in (run / ACTOR).glob("model_*.pt"):
         file.rename(file.with_name(file.name.replace("world_size_2_", "")))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from merganser.checkpoints import Weights
+from merganser.checkpoints import Weights, read_json
 from merganser.errors import InputError, RecipeError
 
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
@@ -82,17 +83,25 @@ def locate(path: Path, weights: Weights) -> Place:
 
 def companions(folder: Path) -> Path:
     """The folder with config and tokenizer that goes with a folder of training shards; itself if none."""
-    above = [folder, *folder.absolute().parents[:2]]
-    for home in above:
+    for home in (folder, *folder.absolute().parents[:2]):
         for candidate in (home, *(home / name for name in HUGGINGFACE)):
-            if (candidate / "config.json").is_file():
+            if (candidate / "config.json").is_file() and (home == folder or _is_model(candidate)):
                 return candidate
     return folder
 
 
+def _is_model(folder: Path) -> bool:
+    """Whether the ``config.json`` of a folder above is a model's, and not that of the training."""
+    try:
+        config = read_json(folder / "config.json")
+    except InputError:
+        return False
+    return "model_type" in config or "architectures" in config
+
+
 def step_number(folder: Path) -> int | None:
-    """The training step that a folder's name, or that of one above it, tells."""
-    for part in reversed(folder.absolute().parts):
+    """The training step that a folder's name tells, or that of one up to three above it."""
+    for part in reversed(folder.absolute().parts[-4:]):
         found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d+)", part)
         if found:
             return int(found[1])
@@ -109,18 +118,20 @@ def _step(path: Path) -> Path:
 
 
 def _tracked(tracker: Path) -> Path:
+    """The step that a run's file names.
+
+    Raises:
+        InputError: when it is missing.
+    """
     try:
         told = tracker.read_text(encoding="utf-8")[:200].strip()
     except (OSError, ValueError) as error:
         raise InputError(f"{tracker}: cannot be read ({error})") from None
     names = [f"global_step_{told}", f"iter_{int(told):07d}"] if told.isdecimal() else [told]
     for name in names:
-        if (
-            Path(name).name == name
-            and name not in ("", ".", "..")
-            and (tracker.parent / name).is_dir()
-        ):
-            return tracker.parent / name
+        step = tracker.parent / name
+        if Path(name).name == name and name not in ("", ".", "..") and step.is_dir():
+            return step
     raise InputError(f"{tracker}: names step {told!r}, but {tracker.parent / names[0]} is missing")
 
 
@@ -139,7 +150,8 @@ def _shard_folders(step: Path) -> Iterator[Path]:
     for home in homes:
         yield from (home / name for name in _SHARDS)
         if (home / "latest").is_file():
-            yield _tracked(home / "latest")
+            with suppress(InputError):  # the step is often removed once its weights are exported
+                yield _tracked(home / "latest")
 
 
 def _holds_shards(folder: Path) -> bool:
