@@ -374,6 +374,83 @@ def test_the_dtype_is_that_asked_for(model: Callable[..., str], tmp_path: Path) 
     assert stated["dtype"] == "bfloat16"
 
 
+# -- test_sparsify: what is kept of a change -------------------------------------------------------
+
+
+def kept(method: str, change: torch.Tensor, **options: Any) -> torch.Tensor:
+    """What a method makes of one model's change in a base of zeros."""
+    arithmetic, seed = options.pop("arithmetic", "exact"), options.pop("seed", 0)
+    parameters = {"normalize": False, "rescale": False} | options
+    base = torch.zeros_like(change)
+    made: torch.Tensor = merganser.merge_tensors(
+        [change],
+        method,
+        base=base,
+        weights=[1.0],
+        parameters=parameters,
+        arithmetic=arithmetic,
+        seed=seed,
+    )
+    return made
+
+
+def change(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "mergekit"])
+def test_magnitudes_are_kept_by_density(arithmetic: str) -> None:
+    whole = change(30, 41)
+    assert torch.equal(kept("ties", whole, density=1.0, arithmetic=arithmetic), whole)
+    assert not kept("ties", whole, density=0.0, arithmetic=arithmetic).any()
+    half = kept("ties", whole, density=0.5, arithmetic=arithmetic)
+    assert int((half != 0).sum()) == 615
+    assert bool(half[half != 0].abs().min() >= whole[half == 0].abs().max())
+    assert torch.equal(half[half != 0], whole[half != 0])
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "mergekit"])
+def test_breadcrumbs_keep_their_density_whatever_gamma(arithmetic: str) -> None:
+    whole = change(30, 41)
+    for gamma, density in itertools.product(
+        (0, 0.01, 0.05, 0.1, 0.3, 0.5), (0.1, 0.3, 0.5, 0.7, 0.9)
+    ):
+        made = kept("breadcrumbs", whole, density=density, gamma=gamma, arithmetic=arithmetic)
+        count = int(density * whole.numel())
+        assert int((made != 0).sum()) == count, (gamma, density)
+        left = whole.numel() - count
+        dropped = min(int(gamma * whole.numel()), left)  # of the greatest
+        largest = whole.abs().flatten().sort(descending=True).values
+        assert made.abs().max() == largest[dropped]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare_linear", "della_linear"])
+def test_rescaling_keeps_the_norm(method: str, norm: str) -> None:
+    whole = change(30, 41)
+    made = kept(method, whole, density=0.5, rescale=norm)
+    order = {"l1": 1, "l2": 2, "linf": float("inf")}[norm]
+    size, wanted = (torch.linalg.vector_norm(x.double(), order) for x in (made, whole))
+    torch.testing.assert_close(size, wanted, rtol=1e-5, atol=0)
+    assert 0.4 < float((made != 0).double().mean()) < 0.6
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (9,), (1,), (4, 1), (1, 6), (2, 3, 4)], ids=str)
+def test_della_gives_numbers_for_every_shape(shape: tuple[int, ...]) -> None:
+    for seed in range(5):
+        made = kept("della_linear", change(*shape), density=0.5, epsilon=0.1, seed=seed)
+        assert bool(torch.isfinite(made).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_random_drops_are_as_many_as_they_should(dtype: torch.dtype) -> None:
+    whole = torch.ones(400, 500, dtype=dtype)
+    for rescale, mean in ((False, 0.35), (True, 1.0)):
+        made = kept("dare_linear", whole, density=0.35, rescale=rescale).double()
+        assert float(made.mean()) == pytest.approx(mean, abs=0.005)
+        assert float((made != 0).double().mean()) == pytest.approx(0.35, abs=0.005)
+
+
 # -- test_io: files --------------------------------------------------------------------------------
 
 
