@@ -13,7 +13,7 @@ help:
 	@echo "make test           all checks and tests"
 	@echo "make slow           tests that make large files or train a model"
 	@echo "make bench          times and memory against MergeKit and the disk (makes 11 GB of data)"
-	@echo "make docs           write docs/methods.md anew from the registry"
+	@echo "make docs           write docs/methods.md and docs/differences.md anew"
 
 # torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
 $(BIN)/.run: pyproject.toml
@@ -60,6 +60,7 @@ bench: $(BIN)/.run $(PEER)/.done
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
+	$(BIN)/python docs/differences.py
 
 clean:
 	rm -rf $(VENV) $(PEER) $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

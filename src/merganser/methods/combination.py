@@ -28,8 +28,9 @@ _OPPOSITE = 1e-6
 def linear(*, weight: Weight, normalize: bool = True) -> Combination:
     """Weighted average: sum(w_i x_i), divided by sum(w_i) if normalize.
 
-    Source: Wortsman et al. 2022, "Model soups", arXiv:2203.05482; with weights between reward
-    experts it is a rewarded soup (Ramé et al. 2023, arXiv:2306.04488).
+    For models of one family that were trained alike: the first thing to try. Source: Wortsman et al.
+    2022, "Model soups", arXiv:2203.05482; with weights between reward experts it is a rewarded soup
+    (Ramé et al. 2023, arXiv:2306.04488).
 
     Raises:
         ValueError: when the weights are to be normalised and add up to zero.
@@ -46,7 +47,10 @@ def linear(*, weight: Weight, normalize: bool = True) -> Combination:
 def passthrough(
     *, scale: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)]
 ) -> Combination:
-    """The single input as it is, or times scale: for stacking layers of different models."""
+    """The single input as it is, or times scale: scale x_1.
+
+    For stacking layers of one or several models with ``slices``, and for changing a model's dtype.
+    """
     return Combination(tuple(scale))
 
 
@@ -64,6 +68,7 @@ def task_arithmetic(
 ) -> Combination:
     """Base plus the weighted sum of what each model changed in it: x_0 + lambda sum(w_i (x_i - x_0)).
 
+    For adding skills, or taking them away with a negative weight; ``normalize`` divides by sum(w_i).
     Source: Ilharco et al. 2023, "Editing models with task arithmetic", arXiv:2212.04089.
     """
     total = math.fsum(weight)
@@ -84,7 +89,8 @@ def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
     """From the base (t = 0) to the other model (t = 1) along the great circle between them.
 
     With the angle a between the two flattened tensors: sin((1-t) a) / sin(a) x_0 + sin(t a) / sin(a)
-    x_1; the straight line where they are parallel. Source: Shoemake 1985, "Animating rotation with
+    x_1; the straight line where they are parallel. For two models that lie far apart, whose average
+    would be shorter than both; near each other it is the average. Source: Shoemake 1985, "Animating rotation with
     quaternion curves".
     """
     return Combination(_along_circle(gram, t, parallel=_PARALLEL))
@@ -110,8 +116,9 @@ def nuslerp(
 ) -> Combination:
     """Slerp between two models, with weights: the way goes w_2 / (w_1 + w_2) of the circle.
 
-    With a base it turns between what the two changed in it. Instead of the flattened tensors their
-    rows (or columns) can be turned one by one: ``nuslerp_flatten: false``, ``nuslerp_row_wise: true``.
+    The coefficients are those of ``slerp`` at t = w_2 / (w_1 + w_2). With a base it turns between what
+    the two changed in it: for two fine-tunes of one model. Instead of the flattened tensors their rows
+    (or columns) can be turned one by one: ``nuslerp_flatten: false``, ``nuslerp_row_wise: true``.
     """
     total = math.fsum(weight)
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total
@@ -127,7 +134,7 @@ def multislerp(
     u_i are the unit vectors of the inputs, with a base those of the changes. It is the projection of
     their mean onto the sphere; MergeKit takes one more step in the tangent space, whose length is
     zero. Where all that has a direction cancels (``|sum(w_i u_i)| < eps``) the weighted sum is taken.
-    A single model is returned as it is.
+    A single model is returned as it is. For several fine-tunes whose changes should keep their size.
     """
     import numpy as np
 
@@ -159,7 +166,8 @@ def karcher(
 
     Riemannian centre of mass of the unit vectors (Karcher 1977), found by gradient steps in the space
     that the inputs span, and made as long as the mean of their lengths. Weights are optional and
-    normalised; MergeKit has none. Inputs whose directions cancel are averaged.
+    normalised; MergeKit has none. Inputs whose directions cancel are averaged. For several models that
+    lie apart, as ``slerp`` for two; the steps cost nothing, for they are made with inner products.
     """
     import numpy as np
 
@@ -225,7 +233,8 @@ def model_stock(changes: Gram, *, filter_wise: bool = False) -> Combination:
     """Between the base and the mean of the models, by how much their changes point the same way.
 
     With N models and the mean cosine c between their changes: t = N c / (1 + (N - 1) c), and the
-    result is t of the way from the base to the mean. ``filter_wise`` does so row by row. Source: Jang
+    result is t of the way from the base to the mean. ``filter_wise`` does so row by row. For fine-tunes
+    of one model on the same data with different seeds; nothing is to be chosen. Source: Jang
     et al. 2024, "Model Stock: all we need is just a few fine-tuned models", arXiv:2403.19522.
     """
     import numpy as np

@@ -97,8 +97,10 @@ def ties(
 ) -> Consensus:
     """Trim the changes to the largest, elect a sign at every position, and average those that have it.
 
-    Source: Yadav et al. 2023, "TIES-Merging: resolving interference when merging models",
-    arXiv:2306.01708.
+    The result is x_0 + lambda sum(w_i d_i) / sum(w_i), over those models at a position whose change was
+    kept and has the sign of sum(w_i d_i). For several fine-tunes of one model that disturb each other; the
+    density is the share of each tensor that is kept. Source: Yadav et al. 2023, "TIES-Merging: resolving
+    interference when merging models", arXiv:2306.01708.
     """
     return _sparse(weight, _largest(density), rescale, normalize, lambda_, elect=True)
 
@@ -121,8 +123,10 @@ def dare_linear(
 ) -> Consensus:
     """Drop changes at random, rescale what is left, and add it up.
 
-    Source: Yu et al. 2023, "Language models are super Mario", arXiv:2311.03099. MergeKit rescales to
-    the L1 norm before; the paper, and ``rescale: dare``, divides by the density.
+    x_0 + lambda sum(w_i f_i d_i), a change being kept with the probability of its density. For many
+    fine-tunes with many small changes: draws depend on the recipe's ``seed``, which is worth varying.
+    Source: Yu et al. 2023, "Language models are super Mario", arXiv:2311.03099. ``rescale: true`` is
+    MergeKit's: f_i restores the L1 norm; the paper's f_i is 1 / density, ``rescale: dare``.
     """
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=False)
 
@@ -143,7 +147,11 @@ def dare_ties(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> Consensus:
-    """DARE's random changes, with TIES' election of signs."""
+    """DARE's random changes, with TIES' election of signs.
+
+    As ``dare_linear``, but at every position only those changes count that have the sign of their sum: for
+    several fine-tunes that pull in different directions.
+    """
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=True)
 
 
@@ -166,7 +174,9 @@ def breadcrumbs(
 ) -> Consensus:
     """Drop the smallest changes and the share gamma of the very largest, and add up the rest.
 
-    Source: Davari and Belilovsky 2023, "Model Breadcrumbs", arXiv:2312.06795.
+    Of each tensor the share density is kept, below the share gamma of outliers; where both do not fit,
+    fewer outliers are dropped. For many fine-tunes, some of them extreme in a few weights. Source: Davari
+    and Belilovsky 2023, "Model Breadcrumbs", arXiv:2312.06795.
     """
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=False)
 
@@ -188,7 +198,10 @@ def breadcrumbs_ties(
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
 ) -> Consensus:
-    """Breadcrumbs' changes, with TIES' election of signs."""
+    """Breadcrumbs' changes, with TIES' election of signs.
+
+    As ``breadcrumbs``, but at every position only those changes count that have the sign of their sum.
+    """
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=True)
 
 
@@ -212,8 +225,9 @@ def della(
     """Drop changes at random, small ones of a row rather than large ones, and elect signs.
 
     A change is kept with a probability from density - epsilon (the smallest of its row) to density +
-    epsilon (the largest). Source: Deep et al. 2024, "DELLA-Merging", arXiv:2406.11617. Where density
-    +- epsilon leaves [0, 1], epsilon is made smaller; MergeKit refuses.
+    epsilon (the largest). Where density +- epsilon leaves [0, 1], epsilon is made smaller; MergeKit
+    refuses. For where ``dare_ties`` drops too much that matters. Source: Deep et al. 2024,
+    "DELLA-Merging", arXiv:2406.11617.
     """
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=True)
 
@@ -235,7 +249,11 @@ def della_linear(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> Consensus:
-    """DELLA's random changes, added up."""
+    """DELLA's random changes, added up: x_0 + lambda sum(w_i f_i d_i).
+
+    As ``della``, but signs are not elected and weights not normalised: for where ``dare_linear`` drops too
+    much that matters.
+    """
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=False)
 
 
@@ -251,10 +269,10 @@ def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> Consensus:
     """Select where the models vary most, calculate weights from energies, erase minority signs.
 
     Positions are selected by the variance of the changes between the models; the weights are each
-    model's share of the squares of the selected changes; what is left is averaged. Source: Wan et
-    al. 2024, "FuseChat: knowledge fusion of chat models", arXiv:2408.07990. MergeKit takes equal
-    weights where the squares' means add up to less than 1e-6, which is always so after a light
-    fine-tune; here they are used as they are.
+    model's share of the squares of the selected changes; what is left is averaged. For fine-tunes of one
+    model when you do not know their weights. Source: Wan et al. 2024, "FuseChat: knowledge fusion of chat
+    models", arXiv:2408.07990. MergeKit takes equal weights where the squares' means add up to less than
+    1e-6, which is always so after a light fine-tune; here they are used as they are.
     """
     keep = MostVaried(max(0.0, select_topk)) if select_topk < 1 else ()
     return Consensus(None, keep, elect=True, divide="counted")
@@ -280,7 +298,8 @@ def consensus_ta(
 ) -> Consensus:
     """Task arithmetic, but only where at least k models have a use for the sum.
 
-    A model has one where ``|d_i| >= slack_i |m - d_i|``, m being the sum of all changes. Source: Wang
+    A model has one where ``|d_i| >= slack_i |m - d_i|``, m being the sum of all changes. For many tasks in
+    one model: what only one of them needs is left out. Source: Wang
     et al. 2024, "Localizing task information for improved model merging and compression",
     arXiv:2405.07813; its lambda_t is ``slack``.
     """
@@ -312,7 +331,10 @@ def consensus_ties(
     normalize: bool = True,
     lambda_: Scale = 1.0,
 ) -> Consensus:
-    """TIES, but only where at least k models have a use for what it elected; see ``consensus_ta``."""
+    """TIES, but only where at least k models have a use for what it elected; see ``consensus_ta``.
+
+    For many tasks that disturb each other. Source: Wang et al. 2024, arXiv:2405.07813.
+    """
     divide = "counted" if normalize else "no"
     return Consensus(
         tuple(weight),

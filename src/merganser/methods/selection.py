@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def nearswap(
     tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0)]
 ) -> Tensor:
-    """The base, drawn to the other model where the two are near: by min(1, t / |x_1 - x_0|)."""
+    """The base, drawn to the other model where the two are near: by min(1, t / |x_1 - x_0|).
+
+    For giving a model a tinge of another without its large differences; t is of the size of the
+    differences that should be swapped whole.
+    """
     (other,) = tensors
     distance = (other - base).abs()
     share = (t / distance.clamp(min=1e-30)).clamp(0.0, 1.0)
@@ -33,8 +37,9 @@ def ram(
 ) -> Tensor:
     """Base plus the mean, at every position, of those changes that are larger than epsilon.
 
-    What one model alone changed is kept whole, what several changed is averaged: experts that were
-    trained by reinforcement learning change few weights, and averages would dilute them.
+    What one model alone changed is kept whole, what several changed is averaged. For experts that were
+    trained by reinforcement learning: they change few weights, and averages would dilute them. Source:
+    arXiv:2601.13572.
     """
     import torch
 
@@ -77,7 +82,8 @@ def ramplus_tl(
 ) -> Tensor:
     """RAM, with what a model alone changed made larger the more of its changes it shares.
 
-    By 1 + r min(shared_i / unique_i, alpha), counted over the tensor.
+    By 1 + r min(shared_i / unique_i, alpha), counted over the tensor. For experts whose changes overlap
+    much, where averaging has weakened what they share. Source: arXiv:2601.13572.
     """
     import torch
 
@@ -106,8 +112,9 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     """The base, with those elements of the other model whose change stands out.
 
     A change's importance is its size times the divergence of its row, sum(p log(p / q)) of the rows'
-    softmaxes; it stands out above the median by 1.5 times the distance of the quartiles. MergeKit
-    estimates the quartiles of large tensors from a random sample; here they are exact.
+    softmaxes; it stands out above the median by 1.5 times the distance of the quartiles. For taking the
+    most of a fine-tune with the least change. MergeKit estimates the quartiles of large tensors from a
+    random sample; here they are exact.
     """
     import torch
 
