@@ -69,6 +69,8 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
     Raises:
         InputError: when its experts cannot be had under those names.
     """
+    if checkpoint.specs.keys() == donor.specs.keys():
+        return checkpoint
     wanted = {_pattern(layer): found.style for layer, found in _layers(donor).items()}
     layers = {
         layer: found

@@ -6,6 +6,9 @@ scaled, the sign is elected, and the result is rounded, all in the first-level c
 Magnitudes are compared as the bits of float32, which are ordered like the numbers; such a number is a
 *key* here. A change is above a cut if its key is greater than the cut's, or equal and among the first
 of these in the tensor: how many of them in each cell is counted beforehand.
+
+numba keeps machine code by the time of the file that holds a loop, not by that of the files it calls
+into: whoever changes :mod:`kernels` must touch this file, or remove the cache.
 """
 
 from __future__ import annotations
