@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from conftest import make_model, save_weights, shapes, write_json
+import ggufs
+from conftest import config, make_model, save_weights, shapes, write_json
 
 Tensors = dict[str, torch.Tensor]
 Form = Callable[[Path], tuple[Path, Tensors]]
@@ -97,6 +98,22 @@ def pickled_file(folder: Path) -> tuple[Path, Tensors]:
     wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
     torch.save({"step": 3, "state_dict": {"model": wrapped}}, folder / "last.pt")
     return folder / "last.pt", tensors
+
+
+def gguf(folder: Path) -> tuple[Path, Tensors]:
+    tensors = model()
+    kinds = {"lm_head.weight": "F16", "model.embed_tokens.weight": "BF16"}
+    ggufs.save(folder / "m.gguf", tensors, config(), kinds=kinds)
+    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return folder, tensors | {name: tensors[name].to(dtypes[kind]) for name, kind in kinds.items()}
+
+
+def gguf_quantised(folder: Path) -> tuple[Path, Tensors]:
+    tensors = ggufs.llama()
+    kinds = {"model.layers.1.mlp.down_proj.weight": "Q4_1", "model.norm.weight": "Q5_0"}
+    file = ggufs.save(folder / "m.gguf", tensors, ggufs.LLAMA, "Q8_0", kinds=kinds)
+    matrices = {name: "Q8_0" for name, tensor in tensors.items() if tensor.ndim > 1} | kinds
+    return file, tensors | {n: ggufs.rounded(tensors[n], kind) for n, kind in matrices.items()}
 
 
 def save_pickles(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int) -> None:
@@ -266,7 +283,15 @@ ZERO = {
 FORMS: dict[str, Form] = (
     {
         form.__name__: form
-        for form in (safetensors, safetensors_shards, pickled, pickled_shards, pickled_file)
+        for form in (
+            safetensors,
+            safetensors_shards,
+            pickled,
+            pickled_shards,
+            pickled_file,
+            gguf,
+            gguf_quantised,
+        )
     }
     | {name: world(name, path) for name, path in (FSDP | DCP).items()}
     | ZERO

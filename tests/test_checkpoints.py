@@ -137,7 +137,6 @@ def test_the_digest_of_headers_tells_models_apart(tmp_path: Path) -> None:
         ([], "holds no model"),
         (["config.json"], "no weights"),
         (["config.json", "model.pt"], "name that file"),
-        (["model.gguf"], "GGUF"),
         (["adapter_model.safetensors"], "no"),
     ],
 )

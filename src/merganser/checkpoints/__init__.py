@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
-FORMATS: tuple[str, ...] = ("safetensors", "pickled")
+FORMATS: tuple[str, ...] = ("safetensors", "pickled", "gguf")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
 
 TRAINING: tuple[str, ...] = ("fsdp", "dcp", "deepspeed")
@@ -155,15 +155,13 @@ def read_index(file: Path) -> dict[str, str]:
 def _what_is_there(path: Path) -> str:
     """Say why a folder is no checkpoint, and what can be done."""
     if path.is_file():
-        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth)"
+        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
     names = sorted(entry.name for entry in path.iterdir())
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickles:
         return (
             f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
         )
-    if any(name.endswith(".gguf") for name in names):
-        return "holds GGUF files only, which are not supported yet; save it as safetensors"
     if "config.json" in names:
         return "has a config.json but no weights (no *.safetensors file)"
     return "holds no model: neither config.json nor *.safetensors"

@@ -119,7 +119,8 @@ class Source:
     @property
     def bare(self) -> bool:
         """Whether it is a file of tensors without a config beside it."""
-        return self.checkpoint.path is not None and self.checkpoint.path.is_file()
+        path = self.checkpoint.path
+        return path is not None and path.is_file() and not self.checkpoint.config
 
 
 @dataclass(frozen=True, slots=True)
