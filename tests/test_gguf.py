@@ -148,7 +148,12 @@ def test_stretched_positions(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    model = LLAMA | {"rope_theta": 500000.0, "head_dim": 64, "hidden_size": 256, "max_position_embeddings": 131072}
+    model = LLAMA | {
+        "rope_theta": 500000.0,
+        "head_dim": 64,
+        "hidden_size": 256,
+        "max_position_embeddings": 131072,
+    }
     shape = LlamaConfig(**model, rope_scaling=dict(stretched))
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](shape, "cpu")
     plain = 1 / 500000.0 ** (torch.arange(0, 64, 2) / 64)

@@ -5,6 +5,7 @@ The whole public API, each name imported when it is first used:
 * ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
   without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
   files with several recipes that build on each other.
+* ``convert(model, out)``: any model that can be read, as a model folder.
 * ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
 * ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
 * ``load_recipe(config)``, ``open_checkpoint(folder)``: the parts.
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "merge": "merganser.merging",
     "merge_all": "merganser.chain",
+    "convert": "merganser.merging",
     "plan": "merganser.planning",
     "verify": "merganser.merging",
     "merge_state_dicts": "merganser.merging",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from merganser.merging import (
         MergeResult,
         blend,
+        convert,
         merge,
         merge_state_dicts,
         merge_tensors,

@@ -84,6 +84,47 @@ _weights = click.option(
 )
 
 
+_shard_size = click.option(
+    "--shard-size",
+    "--out-shard-size",
+    default="5GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes).",
+)
+
+_public = click.option(
+    "--public",
+    is_flag=True,
+    help="Write names instead of local paths into card, recipe and manifest.",
+)
+
+_write_card = click.option(
+    "--card/--no-card",
+    "--write-model-card/--no-write-model-card",
+    "write_card",
+    default=True,
+    help="Whether to write README.md.",
+)
+
+
+def _rounding_options(command: Command) -> Command:
+    """Options that decide how numbers become those of the result."""
+    command = click.option(
+        "--seed",
+        "--random-seed",
+        type=click.IntRange(0),
+        default=None,
+        help="Seed of stochastic rounding.",
+    )(command)
+    return click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "stochastic"]),
+        default=None,
+        help="How the result is rounded; stochastic keeps small differences, on average.",
+    )(command)
+
+
 def _recipe_options(command: Command) -> Command:
     """Options that decide what a merge is."""
     options = [
@@ -93,28 +134,9 @@ def _recipe_options(command: Command) -> Command:
             default=None,
             help="How numbers are computed: exactly (the default), or as a MergeKit release did.",
         ),
-        click.option(
-            "--rounding",
-            type=click.Choice(["nearest", "stochastic"]),
-            default=None,
-            help="How the result is rounded; stochastic keeps small differences, on average.",
-        ),
-        click.option(
-            "--seed",
-            "--random-seed",
-            type=click.IntRange(0),
-            default=None,
-            help="Seed of stochastic rounding.",
-        ),
+        _rounding_options,
         _weights,
-        click.option(
-            "--shard-size",
-            "--out-shard-size",
-            default="5GB",
-            show_default=True,
-            metavar="SIZE",
-            help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes).",
-        ),
+        _shard_size,
         click.option(
             "--truncate-embeddings/--no-truncate-embeddings",
             "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
@@ -224,18 +246,8 @@ _as_json = click.option(
     show_default=True,
     help="Where the merge goes: OUT, nowhere, or into digests of its tensors.",
 )
-@click.option(
-    "--public",
-    is_flag=True,
-    help="Write names instead of local paths into card, recipe and manifest.",
-)
-@click.option(
-    "--card/--no-card",
-    "--write-model-card/--no-write-model-card",
-    "write_card",
-    default=True,
-    help="Whether to write README.md.",
-)
+@_public
+@_write_card
 @click.option(
     "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
 )
@@ -316,6 +328,54 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
                 tables.show_result(step.merged, verbose=verbose > 0)
         if out is None:
             tables.show_result(results[0], verbose=verbose > 0)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=None,
+    help="Of the result; by default what SOURCE is stored in, bfloat16 if that is quantised.",
+)
+@click.option(
+    "--base", metavar="MODEL", default=None, help="A model that lends config and tokenizer."
+)
+@_rounding_options
+@_weights
+@_shard_size
+@_running_options
+@click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@_public
+@_write_card
+@_as_json
+def convert(source: str, out: Path, **options: Any) -> None:
+    """Write the model SOURCE as a Hugging Face folder OUT.
+
+    SOURCE is a folder, a file, a training run or a step of one, a Hub id, MODEL+ADAPTER: all that
+    can be merged.
+    """
+    from merganser import merging
+    from merganser.tokenizer import has_tokenizer
+
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    _parse_memory(options)
+    with _progress(quiet or as_json) as on_event:
+        result = merging.convert(source, out, on_event=on_event, **options)
+    for warning in result.warnings:
+        click.echo(f"merganser: warning: {warning}", err=True)
+    lacking = [] if (out / "config.json").is_file() else ["config.json"]
+    lacking += [] if has_tokenizer(out) else ["tokenizer"]
+    if lacking and options["base"] is None:
+        what = " and ".join(lacking)
+        click.echo(f"merganser: warning: {out}: lacks {what}; --base MODEL lends them", err=True)
+    if as_json:
+        _print_json({"out": str(out), "timings": result.timings, **result.manifest})
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_result(result, verbose=verbose > 0)
 
 
 @main.command()
@@ -438,12 +498,18 @@ def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
 def _common(options: dict[str, Any]) -> None:
     """Give options that several commands share the form that functions take."""
     from merganser import methods
-    from merganser.tensors import parse_size
 
     for file in options.pop("method_files"):
         methods.load_file(file)
     options["strictness"] = options["strictness"] or "normal"
     options["tensor_names"] = options["tensor_names"] or "same"
+    _parse_memory(options)
+
+
+def _parse_memory(options: dict[str, Any]) -> None:
+    """Read ``--memory`` as a number of bytes."""
+    from merganser.tensors import parse_size
+
     if options.get("memory") is not None:
         try:
             options["memory"] = max(1, parse_size(options["memory"]))

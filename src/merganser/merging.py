@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser import __version__, engine, recipe
-from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
+from merganser import __version__, engine, hub, recipe
+from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_json
+from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
 from merganser.errors import OutputExistsError, RecipeError, ResourceError
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
@@ -71,6 +72,7 @@ def merge(
     write_card: bool = True,
     copy_tokenizer: bool = True,
     ancestors: Sequence[Plan] = (),
+    checkpoints: Mapping[str, Checkpoint] | None = None,
     on_event: Listener = ignore,
 ) -> MergeResult:
     """Merge models into a folder that is ready to be published.
@@ -96,6 +98,7 @@ def merge(
         write_card: whether to write ``README.md``.
         copy_tokenizer: whether to write the tokenizer and its companions.
         ancestors: the merges that the inputs came from, whose recipes go before this one's.
+        checkpoints: open ones, as in :func:`merganser.plan`.
         on_event: told of the progress.
 
     Raises:
@@ -115,6 +118,7 @@ def merge(
         weights=weights,
         truncate_embeddings=truncate_embeddings,
         tensor_names=tensor_names,
+        checkpoints=checkpoints,
     )
     check_output(decided, folder, force)
     planned = time.perf_counter()
@@ -151,6 +155,48 @@ def merge(
         _warnings(decided, made),
         _timings(began, planned, merged, done),
     )
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    **options: Any,
+) -> MergeResult:
+    """Write any model that can be read as a Hugging Face folder: a merge of that model alone.
+
+    Args:
+        source: the model, as a recipe names it: a folder, a file, a training run, ``model+adapter``.
+        out: the output folder.
+        base: a model that lends config and tokenizer, in place of the source's own.
+        dtype: of the result; what the source is stored in if None.
+        weights: as in :func:`merge`.
+        options: others of :func:`merge`.
+
+    Raises:
+        MerganserError: as :func:`merge` does.
+    """
+    config: dict[str, Any] = {"merge_method": "passthrough", "models": [{"model": str(source)}]}
+    config |= {"dtype": dtype} if dtype is not None else {}
+    if base is not None:
+        options["checkpoints"] = _with_companions(str(source), str(base), weights or "auto")
+    return merge(config, out, weights=weights, **options)
+
+
+def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:
+    """The checkpoint of a reference, with another model's config and tokenizer."""
+    try:
+        model, lender = recipe.parse_reference(source), recipe.parse_reference(base)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    folder = companions(hub.resolve(lender.path, lender.revision, weights=False))
+    lent = read_json(folder / "config.json")
+    checkpoint = open_checkpoint(hub.resolve(model.path, model.revision), source, weights=weights)
+    checkpoint.path, checkpoint.config = folder, lent
+    return {f"{model.path}@{model.revision}" if model.revision else model.path: checkpoint}
 
 
 def run_dry(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
+from merganser.methods import Combination
 from merganser.planning import Plan, Source
 from merganser.release.config import edited_config
 from merganser.tensors import format_size
@@ -66,7 +67,8 @@ def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
     data: dict[str, Any] = {}
     if published:
         data["base_model"] = list(dict.fromkeys(published))
-        data["base_model_relation"] = "merge"
+        if not _is_conversion(plan):
+            data["base_model_relation"] = "merge"
     if config:
         data["library_name"] = "transformers"
     if any("CausalLM" in str(name) for name in config.get("architectures") or []):
@@ -75,6 +77,8 @@ def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
     if len(licenses) == 1 and None not in licenses:
         data["license"] = licenses.pop()
     data["tags"] = ["merge", "merganser", "mergekit", plan.method.name]
+    if _is_conversion(plan):
+        data["tags"] = ["merganser"]
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
 
 
@@ -96,7 +100,29 @@ def _license(model: Path | None) -> str | None:
     return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,40}", stated) else None
 
 
+def _is_conversion(plan: Plan) -> bool:
+    """Whether the output is one model's weights, in another form or dtype."""
+    return (
+        len(plan.sources) == 1
+        and plan.method.name == "passthrough"
+        and not plan.layers
+        and all(job.method == "copy" or job.combination == Combination((1.0,)) for job in plan.jobs)
+    )
+
+
+def _conversion(plan: Plan) -> str:
+    copied = all(job.method == "copy" for job in plan.jobs)
+    how = "bit for bit" if copied else f"computed in {_arithmetic(plan)}"
+    stored = plan.sources[0].checkpoint.format
+    return (
+        f"The weights of {_name(plan, plan.sources[0])}, which are stored as {_inline(stored)} there, "
+        f"in {plan.dtype.name} as a folder for transformers: {how}, by Merganser.\n"
+    )
+
+
 def _overview(plan: Plan) -> str:
+    if _is_conversion(plan):
+        return _conversion(plan)
     merged = [_name(plan, source) for i, source in enumerate(plan.sources) if i != plan.base]
     base = f" on the base {_name(plan, plan.sources[plan.base])}" if plan.base is not None else ""
     address = _paper(plan.method.paper)

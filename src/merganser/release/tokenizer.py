@@ -51,12 +51,11 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     Raises:
         InputError: when a tokenizer cannot be changed as the plan says.
     """
-    edit = plan.tokenizer
-    model = (
-        edit.output.start.folder if edit is not None else plan.sources[plan.donor].checkpoint.path
-    )
+    edit, donor = plan.tokenizer, plan.sources[plan.donor]
+    lacking = [f"{donor.reference} has no tokenizer, so the output has none"]
+    model = edit.output.start.folder if edit is not None else donor.checkpoint.path
     if model is None or not model.is_dir():
-        return []
+        return lacking if donor.checkpoint.config else []
     for name in FILES:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
@@ -69,7 +68,7 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     if plan.chat_template is not None and plan.chat_template != chat_templates.of_model(folder):
         _set_template(plan.chat_template, folder)
     if edit is None and not has_tokenizer(folder):
-        return [f"{plan.sources[plan.donor].reference} has no tokenizer, so the output has none"]
+        return lacking
     return []
 
 
