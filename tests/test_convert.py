@@ -88,7 +88,7 @@ def test_stochastic_rounding_is_right_on_average_and_follows_its_seed(tmp_path: 
 def test_a_model_with_its_adapter_is_what_peft_makes_of_it(tmp_path: Path) -> None:
     source = make_model(tmp_path / "in", dtype=torch.float32)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(source),
+        AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32),
         LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
