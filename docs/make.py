@@ -38,32 +38,20 @@ def section(method: Method) -> str:
         "optional": "a base if one is given",
         "required": "a base model",
     }[method.base]
-    pace = (
-        "two passes: inner products first"
-        if method.gram
-        else "one pass, and more where changes are selected or rescaled"
-        if method.form == "consensus"
-        else "two passes: counts first"
-        if method.measure
-        else "one pass"
-    )
     rows = "".join(row(parameter) for parameter in method.parameters)
     return (
         f"## `{method.name}`\n\n{inspect.getdoc(method.function)}\n\n"
         f"Takes {count} model{'' if count == '1' else 's'} and {base}. "
-        f"{'Whole tensors' if method.whole else 'In tiles'}, {pace}.\n\n"
+        f"{method.cost[0].upper()}{method.cost[1:]}.\n\n"
         f"| parameter | type | default | sensible values |\n|---|---|---|---|\n{rows}"
     )
 
 
 def row(parameter: Parameter) -> str:
     """One parameter's line of the table."""
-    kinds = [parameter.type.__name__] if parameter.type is not str or not parameter.choices else []
-    kind = " or ".join([*kinds, *(f"`{choice}`" for choice in parameter.choices)])
-    kind += " for each model" if parameter.per_model else ""
     default = "must be given" if parameter.required else f"`{str(parameter.default).lower()}`"
     values = f"{parameter.range.low:g} to {parameter.range.high:g}" if parameter.range else ""
-    return f"| `{parameter.name}` | {kind} | {default} | {values} |\n"
+    return f"| `{parameter.name}` | {parameter.kind} | {default} | {values} |\n"
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from merganser.architecture import DEFAULT, Module
-from merganser.methods import Method, Parameter
+from merganser.methods import Method
 from merganser.planning import Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
 
@@ -342,13 +342,14 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
             f"[bold]{method.name}[/] ({escape(method.title)}): {_count(method)} models, base {method.base}"
         )
         console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
+        console.print(f"Costs: {method.cost}.", highlight=False)
         table = Table(box=None, pad_edge=False)
         for column in ("parameter", "type", "default", "sensible values"):
             table.add_column(column)
         for parameter in method.parameters:
             table.add_row(
                 parameter.name,
-                _type(parameter),
+                parameter.kind,
                 "must be given" if parameter.required else str(parameter.default).lower(),
                 f"{parameter.range.low:g} … {parameter.range.high:g}" if parameter.range else "",
             )
@@ -358,10 +359,6 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
 def _count(method: Method) -> str:
     least, most = method.models
     return str(least) if least == most else f"{least}+" if most is None else f"{least}–{most}"
-
-
-def _type(parameter: Parameter) -> str:
-    return parameter.type.__name__ + (" for each model" if parameter.per_model else "")
 
 
 def _console() -> Console:

@@ -150,8 +150,8 @@ class Consensus(NamedTuple):
         divide: by nothing, by the sum of the weights, or by that of the weights which count at this
             position; by 1 where the sum is zero.
         scale: of the whole change.
-        agree: positions are kept only where so many models agree with the sum ``m = sum(D_i)``,
-            that is ``|d_i| >= slack_i |m - d_i|``; None for all positions.
+        agree: positions are kept only where so many models agree with the quotient m, that is
+            ``|d_i| >= slack_i |m - d_i|``; None for all positions.
         slack: of each model.
     """
 
@@ -211,6 +211,13 @@ class Parameter:
     default: object = None
     range: Range | None = None
     choices: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What it may be, in words: ``float for each model``, ``bool or l1 or l2``."""
+        plain = [] if self.type is str and self.choices else [self.type.__name__]
+        kind = " or ".join([*plain, *self.choices])
+        return f"{kind} for each model" if self.per_model else kind
 
     def convert(self, value: object) -> object:
         """Read a recipe's value as this parameter's type.
@@ -300,6 +307,18 @@ class Method:
     def whole(self) -> bool:
         """Whether it needs whole tensors in memory."""
         return self.form == "tensor" and not self.elementwise
+
+    @property
+    def cost(self) -> str:
+        """What it costs, in words: memory, and how often the inputs are read."""
+        passes = "one pass"
+        if self.gram:
+            passes = "two passes: inner products first"
+        elif self.form == "consensus":
+            passes = "one pass, and more where changes are selected or rescaled"
+        elif self.measure:
+            passes = "two passes: counts first"
+        return f"{'whole tensors' if self.whole else 'in tiles'}, {passes}"
 
     def parameter(self, name: str) -> Parameter | None:
         """The parameter of that name in recipes, or None."""
@@ -431,6 +450,7 @@ def describe(method: Method) -> dict[str, Any]:
         "paper": method.paper,
         "base": method.base,
         "models": list(method.models),
+        "cost": method.cost,
         "parameters": [
             {
                 "name": p.name,
