@@ -214,6 +214,15 @@ def test_random_methods_depend_on_seed_and_tensor_alone(name: str) -> None:
     assert not torch.equal(merged("a", seed=3), merged("b", seed=3))
 
 
+def test_a_method_that_draws_takes_whole_tensors() -> None:
+    def drawn(tensors: Any, generators: methods.Generators) -> torch.Tensor:
+        """Never called."""
+        raise NotImplementedError
+
+    with pytest.raises(TypeError, match="elementwise=False"):
+        methods.merge_method("drawn")(drawn)
+
+
 def test_every_method_has_a_variant_or_needs_none() -> None:
     """Without one a method is computed exactly, from inputs that are cast."""
     without = {name for name in methods.names() if in_legacy(name).arithmetic == "exact"}

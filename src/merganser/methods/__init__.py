@@ -353,7 +353,7 @@ def merge_method(
     """
 
     def register(function: Function) -> Function:
-        form, gram, draws = _read_form(function)
+        form, gram, draws = _read_form(function, elementwise)
         doc = inspect.getdoc(function) or ""
         method = Method(
             name,
@@ -403,7 +403,7 @@ def variant_of(
     method = next(m for m in _registry.values() if m.function is exact)
 
     def register(function: Function) -> Function:
-        form, gram, draws = _read_form(function)
+        form, gram, draws = _read_form(function, elementwise)
         keywords = {p.name for p in _keyword_only(function)}
         if keywords != {p.argument for p in method.parameters}:
             raise TypeError(f"{function.__name__}: a variant has the parameters of {method.name}")
@@ -508,7 +508,7 @@ _POSITIONAL: dict[str, tuple[tuple[str, ...], ...]] = {
 _GRAMS = {"gram": "inputs", "changes": "changes"}
 
 
-def _read_form(function: Callable[..., Any]) -> tuple[Any, Any, bool]:
+def _read_form(function: Callable[..., Any], elementwise: bool) -> tuple[Any, Any, bool]:
     """What a method returns, what it needs the Gram matrix of, and whether it draws."""
     returned = _hints(function).get("return")
     form = {Combination: "combination", Consensus: "consensus"}.get(returned, "tensor")  # type: ignore[arg-type]
@@ -521,7 +521,10 @@ def _read_form(function: Callable[..., Any]) -> tuple[Any, Any, bool]:
             f"{function.__name__}: a merge method takes (), (gram) or (changes) -> Combination, "
             f"() -> Consensus, or (tensors, base, facts) -> Tensor, not {list(positional)}"
         )
-    return form, _GRAMS.get(positional[0]) if positional else None, "generators" in positional
+    draws = "generators" in positional
+    if draws and elementwise:  # every tile would be given the same draws
+        raise TypeError(f"{function.__name__}: a method with generators is elementwise=False")
+    return form, _GRAMS.get(positional[0]) if positional else None, draws
 
 
 def _read_parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
