@@ -156,12 +156,17 @@ def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
         return torch.from_numpy(draws < chance).reshape(change.shape)
     assert isinstance(rule, Ranked)
     rows = change.abs().float().reshape(-1, change.shape[-1] if change.dim() else 1)
-    ranks = rows.argsort(dim=1, stable=True).argsort(dim=1).double().reshape(change.shape)
+    ordered = rows.sort(dim=1).values
+    before = torch.searchsorted(ordered, rows)  # equal ones share the mean of their ranks
+    through = torch.searchsorted(ordered, rows, right=True)
+    ranks = before + 0.5 * (through - before - 1).double()
     length = rows.shape[1]
     step = 2.0 * rule.epsilon / (length - 1) if length > 1 else 0.0
     lowest = rule.density - rule.epsilon if length > 1 else rule.density
-    uniform = torch.from_numpy((draws >> np.uint64(11)) * 2.0**-53).reshape(change.shape)
-    return uniform < lowest + step * ranks
+    chances = (lowest + step * ranks).clamp(0.0, 1.0).reshape(-1).numpy()
+    sure = chances >= 1.0
+    bounds = np.where(sure, 0.0, chances * 2.0**64).astype(np.uint64)
+    return torch.from_numpy(sure | (draws < bounds)).reshape(change.shape)
 
 
 def _at_ranks(numbers: torch.Tensor, begin: int, end: int) -> torch.Tensor:
