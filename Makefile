@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 PEER := .venv-peer
 DEMO := demo-out
 
-.PHONY: help demo demo-smollm2 test lint slow bench docs clean
+.PHONY: help demo demo-smollm2 test lint slow bench precision docs clean
 
 help:
 	@echo "make demo           train two small experts, merge them, compare (first time: about 3 minutes)"
 	@echo "make demo-smollm2   the same with SmolLM2-135M-Instruct, a published model"
 	@echo "make test           all checks and tests"
 	@echo "make slow           tests that make large files or train a model"
-	@echo "make bench          times and memory against MergeKit and the disk (makes 11 GB of data)"
+	@echo "make bench          times and memory against MergeKit and the disk (makes 26 GB of data)"
+	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
 	@echo "make docs           write docs/methods.md and docs/differences.md anew"
 
 # torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
@@ -57,6 +58,10 @@ $(PEER)/.done:
 bench: $(BIN)/.run $(PEER)/.done
 	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/run.py
 	$(BIN)/python bench/in_memory.py
+
+precision: $(BIN)/.run
+	$(BIN)/pip install --quiet --editable '.[plot]'
+	$(BIN)/python bench/precision.py
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py

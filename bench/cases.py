@@ -38,6 +38,12 @@ class Case:
 
     mergekit_timeout_s: float = 900.0
 
+    baseline: tuple[str, ...] = ()
+    """Another way to do the same: a script of this folder and its arguments, as in ``script``."""
+
+    written: str = ""
+    """A family whose first member is as large as the output; empty for the inputs' own."""
+
 
 # --- Merges into a folder: time against the floor and MergeKit -----------------------------------
 
@@ -146,6 +152,28 @@ METHODS: list[Case] = [
 ]
 """For ``bench/methods.py``: the table of all methods."""
 
+# --- Training steps: float32 shards of 8 ranks to a folder in bfloat16 ----------------------------
+
+_CONVERT: dict[str, Any] = {  # what `merganser convert` is
+    "merge_method": "passthrough",
+    "models": [{"model": "{a}"}],
+    "dtype": "bfloat16",
+}
+
+SHARDS: list[Case] = [
+    Case(
+        f"{what}-{family}",
+        family,
+        inputs,
+        recipe,
+        mergekit=False,
+        baseline=("verl_baseline.py", "{a}") if what == "convert" else (),
+        written=written,
+    )
+    for family, written in (("fsdp-0.1b", "tiny-0.1b"), ("fsdp-1.5b", "qwen2-1.5b"))
+    for what, inputs, recipe in (("convert", ("a",), _CONVERT), ("merge", ("a", "b"), _LINEAR))
+]
+
 # --- Merges into nothing: memory against the size of the model -----------------------------------
 
 MEMORY: list[Case] = [
@@ -163,5 +191,5 @@ MEMORY: list[Case] = [
 
 SCRIPTS: list[Case] = []
 
-CASES: dict[str, Case] = {case.name: case for case in [*MERGES, *SCRIPTS, *MEMORY]}
+CASES: dict[str, Case] = {case.name: case for case in [*MERGES, *SHARDS, *SCRIPTS, *MEMORY]}
 """What ``bench/run.py`` runs if nothing is asked for."""

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,10 @@ class Family:
 
     shard_bytes: int | None = None
     """Largest shard; None for a single file."""
+
+    ranks: int | None = None
+    """Instead of a folder of safetensors: a training step as verl saves it, in float32, of this many
+    ranks."""
 
     seed: int = SEED
 
@@ -260,8 +264,21 @@ def _sparse_70b() -> Family:
     )
 
 
+def _fsdp(name: str, of: Family) -> Family:
+    """Two experts of a family as training steps of 8 ranks."""
+    return replace(of, name=name, members=("a", "b"), ranks=8)
+
+
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (_tiny(), _moe(), _sparse_70b(), _qwen2_1_5b())
+    family.name: family
+    for family in (
+        _tiny(),
+        _moe(),
+        _sparse_70b(),
+        _qwen2_1_5b(),
+        _fsdp("fsdp-0.1b", _tiny()),
+        _fsdp("fsdp-1.5b", _qwen2_1_5b()),
+    )
 }
 
 
@@ -362,6 +379,56 @@ def _write_dense(family: Family, folders: dict[str, Path]) -> None:
                 stream.close()
 
 
+def _write_ranks(family: Family, folders: dict[str, Path]) -> None:
+    """Write real files of FSDP2's ranks, sharded by rows, one rank after the other in one process.
+
+    A rank's part is in memory: an eighth of the model.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert family.ranks is not None
+    for rank in range(family.ranks):
+        dist.init_process_group("fake", rank=rank, world_size=family.ranks, store=FakeStore())
+        mesh = init_device_mesh("cpu", (family.ranks,), mesh_dim_names=("fsdp",))
+        for member, folder in folders.items():
+            state = {}
+            for name, shape in family.tensors.items():
+                rows = -(-shape[0] // family.ranks)
+                begin = min(rank * rows, shape[0])
+                own = (min(begin + rows, shape[0]) - begin, *shape[1:])
+                local = torch.from_numpy(_rank_values(family, name, own, rank, member))
+                stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+                state[name] = DTensor.from_local(
+                    local, mesh, [Shard(0)], run_check=False, shape=torch.Size(shape), stride=stride
+                )
+            torch.save(state, folder / f"model_world_size_{family.ranks}_rank_{rank}.pt")
+            del state
+        dist.destroy_process_group()
+
+
+def _rank_values(family: Family, name: str, shape: Shape, rank: int, member: str) -> np.ndarray:
+    """A rank's rows of one tensor of an expert, in float32."""
+    identity = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    values = np.empty(prod(shape), np.float32)
+    for number, start in enumerate(range(0, len(values), BLOCK)):
+        block = values[start : start + BLOCK]
+        where = [family.seed, identity, rank, number]
+        np.random.Generator(np.random.SFC64(where)).standard_normal(out=block, dtype=np.float32)
+        block *= np.float32(BASE_SIGMA)
+        if name.endswith("norm.weight"):
+            block += np.float32(1.0)
+        moves = np.random.Generator(np.random.SFC64([*where, family.members.index(member)]))
+        moved = moves.random(len(block), dtype=np.float32)
+        moved -= np.float32(0.5)
+        moved *= np.float32(2 * EXPERT_REACH)
+        block += moved
+    return values.reshape(shape)
+
+
 def _write_sparse(family: Family, folders: dict[str, Path]) -> None:
     """Write real headers and leave the data as one hole."""
     for file, tensors in _shards(family).items():
@@ -447,10 +514,13 @@ def ensure(name: str, data: Path = DEFAULT_DATA) -> dict[str, Path]:
         return folders
     shutil.rmtree(root, ignore_errors=True)
     for folder in folders.values():
-        folder.mkdir(parents=True)
-        _write_model_files(family, folder)
+        beside = folder / "huggingface" if family.ranks else folder
+        beside.mkdir(parents=True)
+        _write_model_files(family, beside)
     if family.sparse:
         _write_sparse(family, folders)
+    elif family.ranks:
+        _write_ranks(family, folders)
     else:
         _write_dense(family, folders)
     _write_json(

@@ -98,8 +98,18 @@ class Bench:
         """The weight files of some members."""
         folders = self.folders(case)
         return [
-            file for member in members for file in sorted(folders[member].glob("*.safetensors"))
+            file
+            for member in members
+            for kind in ("*.safetensors", "model_world_size_*.pt")
+            for file in sorted(folders[member].glob(kind))
         ]
+
+    def like_output(self, case: Case) -> list[Path]:
+        """Weight files that are as large as those of the case's output."""
+        if not case.written:
+            return self.weights(case, case.inputs[-1:])
+        member = next(iter(sorted(self.folders(case, case.written).values())))
+        return sorted(member.glob("*.safetensors"))
 
 
 def _fill(value: Any, names: dict[str, Path]) -> Any:
@@ -118,12 +128,16 @@ def _write_recipe(case: Case, folders: dict[str, Path], target: Path) -> Path:
     return target
 
 
+def _script_command(script: Sequence[str], folders: dict[str, Path], out: Path) -> list[str]:
+    arguments = _fill(list(script[1:]), {**folders, "out": out})
+    if not any("{out}" in argument for argument in script):
+        arguments.append(str(out))
+    return [sys.executable, str(BENCH / script[0]), *arguments]
+
+
 def _merganser_command(case: Case, recipe: Path, folders: dict[str, Path], out: Path) -> list[str]:
     if case.script:
-        arguments = _fill(list(case.script[1:]), {**folders, "out": out})
-        if not any("{out}" in argument for argument in case.script):
-            arguments.append(str(out))
-        return [sys.executable, str(BENCH / case.script[0]), *arguments]
+        return _script_command(case.script, folders, out)
     command = [str(SCRIPTS / "merganser"), "merge", str(recipe)]
     return (
         [*command, "--sink", "null", "--json"]
@@ -162,7 +176,7 @@ def run_floor(bench: Bench, case: Case, scratch: Path) -> Run:
     """Measure the floor of a case once."""
     result = floor.measure(
         bench.weights(case, case.inputs),
-        bench.weights(case, case.inputs[-1:]),
+        bench.like_output(case),
         scratch,
         copies=case.outputs,
         cold=bench.cold,
@@ -176,7 +190,7 @@ def run_tool(bench: Bench, case: Case, contestant: str, scratch: Path) -> Run:
     inputs = bench.weights(case, case.inputs)
     expected = 0
     if case.sink == "folder" and not case.script:
-        expected = sum(file.stat().st_size for file in bench.weights(case, case.inputs[-1:]))
+        expected = sum(file.stat().st_size for file in bench.like_output(case))
     with tempfile.TemporaryDirectory(prefix="run-", dir=scratch) as temporary:
         out = Path(temporary) / "out"
         stdout, stderr = Path(temporary) / "stdout", Path(temporary) / "stderr"
@@ -185,6 +199,9 @@ def run_tool(bench: Bench, case: Case, contestant: str, scratch: Path) -> Run:
             _write_recipe(case, folders, recipe)
         if contestant == "merganser":
             command = _merganser_command(case, recipe, folders, out)
+            timeout_s = TIMEOUT_S
+        elif contestant == "baseline":
+            command = _script_command(case.baseline, folders, out)
             timeout_s = TIMEOUT_S
         else:
             command = [str(PEER_SCRIPTS / "mergekit-yaml"), str(recipe), str(out)]
@@ -237,7 +254,13 @@ def contestants_of(case: Case, *, skip_mergekit: bool) -> list[str]:
     wanted = ["merganser"]
     if case.mergekit and case.sink == "folder" and not skip_mergekit:
         wanted.append("mergekit")
-    commands = {"merganser": SCRIPTS / "merganser", "mergekit": PEER_SCRIPTS / "mergekit-yaml"}
+    if case.baseline:
+        wanted.append("baseline")
+    commands = {
+        "baseline": BENCH,
+        "merganser": SCRIPTS / "merganser",
+        "mergekit": PEER_SCRIPTS / "mergekit-yaml",
+    }
     found = []
     for name in wanted:
         if commands[name].exists():
@@ -286,7 +309,7 @@ HEADINGS = [
     "sync s",
     "CPU s",
     "x floor",
-    "faster than MergeKit",
+    "faster than MergeKit or baseline",
     "anonymous MB",
     "file MB",
     "resident MB",
@@ -313,7 +336,8 @@ def rows(runs: Sequence[Run]) -> list[list[str]]:
             table.append([case, contestant, "0", group[-1].problem, *blanks])
             continue
         own = durable[case, contestant]
-        lowest, peer = durable.get((case, "floor")), durable.get((case, "mergekit"))
+        lowest = durable.get((case, "floor"))
+        peer = durable.get((case, "mergekit")) or durable.get((case, "baseline"))
         cells = [
             case,
             contestant,
@@ -455,7 +479,9 @@ def main() -> None:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
 
     # In a process of its own: the generator's memory would count in the measured ones' ru_maxrss.
-    families = dict.fromkeys([WARM_UP_FAMILY, *(CASES[name].family for name in names)])
+    cases = [CASES[name] for name in names]
+    needed = [family for case in cases for family in (case.family, case.written) if family]
+    families = dict.fromkeys([WARM_UP_FAMILY, *needed])
     maker = [sys.executable, str(BENCH / "checkpoints.py"), "--data", str(arguments.data)]
     subprocess.run([*maker, *families], check=True)
 
