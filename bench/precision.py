@@ -6,7 +6,7 @@ Trains a small model on sums (the one of ``examples/demo``) and two experts of i
 learning rate of the reference study, 2e-6 for 54 and 30 steps; keeps of each its training shard in
 float32, as verl writes it, and its export to bfloat16; and merges them at nine weights in each of the
 ways of ``WAYS``, all in one pass. Writes a table into DIR/precision.md and a plot beside it. Takes about
-a minute, most of it for training.
+a minute on two free cores, most of it for training.
 """
 
 from __future__ import annotations
@@ -73,13 +73,11 @@ class Point:
 
     Attributes:
         effective: the share of the first expert in the output, by least squares on what was read.
-        true: the same on what training had, in float32.
         distance: root mean square of the output's distance to the exact merge of the float32 weights,
             as a share of that of the two experts' distance.
     """
 
     effective: float
-    true: float
     distance: float
 
 
@@ -148,7 +146,7 @@ def measure(folder: Path, experts: Mapping[str, Tensors]) -> list[list[Point]]:
             out = flat(merged, names)
             read = exported if way.weights == "huggingface" else [a, b]
             far = float((out - exact).norm() / (a - b).norm())
-            points.append(Point(share(out, *read), share(out, a, b), far))
+            points.append(Point(share(out, *read), far))
     return found
 
 
