@@ -256,7 +256,7 @@ def test_an_adapter_on_the_hub_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     merganser.merge(recipe, tmp_path / "two", public=True)
     for file in (tmp_path / "two").glob("*.*"):
         assert str(tmp_path).encode() not in file.read_bytes(), file
-    assert "base_model:\n- org/model\nbase" in (tmp_path / "two" / "README.md").read_text()
+    assert "base_model:\n- org/model\nlibrary" in (tmp_path / "two" / "README.md").read_text()
 
 
 def test_inspect(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 import merganser
 from merganser.recipe import parse_reference
+from merganser.recipe.steps import load_steps
 from peers import Tensors, load, make_model, unit
 
 ROOT = Path(__file__).parents[1]
@@ -89,14 +90,25 @@ def test_models_are_found_beside_the_recipe(
     assert [source.checkpoint.path for source in sources] == [study / ACCFMT, study / ACC]
 
 
-def recipes() -> list[Any]:
-    """All recipes in files and in fenced blocks of pages; adding.md's use methods of its own."""
-    files = [p for room in ("examples", "docs") for p in sorted((ROOT / room).rglob("*.y*ml"))]
+def recipes(*, parts: bool = False) -> list[Any]:
+    """All recipes in files and in fenced blocks of pages; adding.md's use methods of its own.
+
+    With ``parts`` those blocks that hold several recipes, or merge a model's modules one by one; else
+    all others.
+    """
+    files = (
+        []
+        if parts
+        else [p for room in ("examples", "docs") for p in sorted((ROOT / room).rglob("*.y*ml"))]
+    )
     found = [pytest.param(p.read_text("utf-8"), id=str(p.relative_to(ROOT))) for p in files]
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         blocks = re.findall(r"^```ya?ml\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
         for i, text in enumerate(blocks, 1):
-            if re.search("^merge_method:", text, re.M) and page.name != "adding.md":
+            if not re.search("^merge_method:", text, re.M) or page.name == "adding.md":
+                continue
+            several = re.search("^(---|modules:)$", text, re.M) is not None
+            if several == parts:
                 found.append(pytest.param(text, id=f"{page.relative_to(ROOT)}-{i}"))
     return found
 
@@ -115,6 +127,15 @@ def test_every_recipe_plans(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert [source.reference.text for source in plan.sources] == models
     assert plan.jobs
     assert not plan.warnings
+
+
+@pytest.mark.parametrize("text", recipes(parts=True))
+def test_every_other_recipe_is_read(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text(text, encoding="utf-8")
+    steps = load_steps(file)
+    assert steps
+    assert not [warning for step in steps for warning in step.parsed.warnings]
 
 
 def mentioned(data: dict[str, Any]) -> tuple[list[str], int]:
