@@ -268,6 +268,9 @@ def test_a_broken_file_is_one_clear_line(tmp_path: Path, case: str) -> None:
         ({"llama.rope.scaling.type": "longrope"}, "longrope"),
         ({"llama.block_count": 1}, "blk.1"),
         ({"split.count": 2}, "one of 2 files"),
+        ({"split.count": [1, 2]}, "split.count"),
+        ({"llama.rope.scaling.type": [1, 2]}, "rope.scaling.type"),
+        ({"general.alignment": [1, 2]}, "general.alignment"),
     ],
 )
 def test_keys_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], part: str) -> None:
@@ -275,6 +278,24 @@ def test_keys_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], part: str) -
     with pytest.raises(InputError) as error:
         open_checkpoint(file)
     assert_one_line(str(error.value), str(file), part)
+
+
+def test_no_change_of_a_header_is_more_than_one_clear_line(tmp_path: Path) -> None:
+    keys = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0, "split.count": 1}
+    file = ggufs.save(tmp_path / "m.gguf", llama(), LLAMA, "Q8_0", keys=keys)
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        changed = bytearray(whole)
+        at = int(rng.integers(4, 3000))
+        big = [b"\xff" * 8, bytes(8), (1 << 40).to_bytes(8, "little"), rng.bytes(1)]
+        new = big[rng.integers(4)]
+        changed[at : at + len(new)] = new
+        file.write_bytes(changed)
+        try:
+            open_checkpoint(file)
+        except InputError as error:
+            assert_one_line(str(error))
 
 
 def test_which_of_several_models(tmp_path: Path) -> None:

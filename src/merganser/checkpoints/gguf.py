@@ -189,6 +189,8 @@ def _files(path: Path) -> list[Path]:
 
 def _check_part(file: Path, keys: Mapping[str, Any], number: int, count: int) -> None:
     stated = keys.get("split.count", 0)
+    if not isinstance(stated, int):
+        raise InputError(f"{file}: split.count is no number")
     if stated not in (0, 1) or count > 1:
         if stated != count:
             raise InputError(
@@ -196,7 +198,9 @@ def _check_part(file: Path, keys: Mapping[str, Any], number: int, count: int) ->
                 f"-00001-of-{count:05d}{SUFFIX}"
             )
         if keys.get("split.no") != number:
-            raise InputError(f"{file}: says that it is part {keys.get('split.no')}, not {number}")
+            raise InputError(
+                f"{file}: says that it is part {str(keys.get('split.no'))[:20]!r}, not {number}"
+            )
 
 
 # -- the header --------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ def _entries(
     """Check where tensors lie: in the file, one behind the other."""
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
-        raise stream.wrong(f"general.alignment is {alignment!r}")
+        raise stream.wrong(f"general.alignment is {str(alignment)[:40]!r}")
     start = -(-stream.position // alignment) * alignment
     found: dict[str, Entry] = {}
     end = 0
@@ -480,7 +484,7 @@ class _Model:
 
     def _scaling(self, factors: Array | None, head: int, theta: float) -> dict[str, Any] | None:
         """How rotary positions are stretched."""
-        how = self._key("rope.scaling.type", "none")
+        how = str(self._key("rope.scaling.type", "none"))[:40]
         if factors is not None:
             found = _llama3(factors, head, theta)
             if found is None:
@@ -494,7 +498,7 @@ class _Model:
         factor = self._real("rope.scaling.factor")
         if how not in ("linear", "yarn") or factor is None:
             raise self._wrong(
-                f"rope.scaling.type is {how!r:.40}, of which no config can be made; put the model's "
+                f"rope.scaling.type is {how!r}, of which no config can be made; put the model's "
                 "config.json beside it"
             )
         data: dict[str, Any] = {"rope_type": how, "factor": factor}
