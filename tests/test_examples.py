@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import merganser
+from merganser import load_recipe
 from merganser.recipe import parse_reference
 from merganser.recipe.steps import load_steps
+from merganser.study.language import is_sweep, load_points
 from peers import Tensors, load, make_model, unit
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,19 @@ def test_stochastic_rounding_keeps_the_studys_weights(
     assert found == pytest.approx(weight, abs=0.05)
 
 
+def test_the_studys_sweep_makes_its_merges(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study)
+    sweep = STUDY / "sweep_accfmt_MRL4096_ROLLOUT4_LR2e-6_linear.yml"
+    result = merganser.sweep(sweep, tmp_path, only=["w=0.7,0.9"])
+    assert result.passes == 1
+    for weight in (0.7, 0.9):
+        merganser.merge(STUDY / f"{NAME.format(weight)}.yml", tmp_path / "alone", force=True)
+        files = [tmp_path / name / "model.safetensors" for name in (NAME.format(weight), "alone")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_models_are_found_beside_the_recipe(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,15 +133,17 @@ def test_every_recipe_plans(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(text, encoding="utf-8")
-    models, layers = mentioned(yaml.safe_load(text))
-    for i, reference in enumerate(models):
+    parsed = [p.recipe for p in load_points(recipe)] if is_sweep(recipe) else [load_recipe(recipe)]
+    told = [mentioned(each.data) for each in parsed]
+    for i, reference in enumerate(dict.fromkeys(model for models, _ in told for model in models)):
         folder = tmp_path / parse_reference(reference).path
         assert folder.is_relative_to(tmp_path), "recipes for others have no absolute paths"
-        make_model(folder, "qwen2", seed=0, steps=i, layers=layers)
-    plan = merganser.plan(recipe)
-    assert [source.reference.text for source in plan.sources] == models
-    assert plan.jobs
-    assert not plan.warnings
+        make_model(folder, "qwen2", seed=0, steps=i, layers=max(layers for _, layers in told))
+    for each, (models, _) in zip(parsed, told, strict=True):
+        plan = merganser.plan(each)
+        assert [source.reference.text for source in plan.sources] == models
+        assert plan.jobs
+        assert not plan.warnings
 
 
 @pytest.mark.parametrize("text", recipes(parts=True))
@@ -138,7 +155,7 @@ def test_every_other_recipe_is_read(text: str, tmp_path: Path) -> None:
     assert not [warning for step in steps for warning in step.parsed.warnings]
 
 
-def mentioned(data: dict[str, Any]) -> tuple[list[str], int]:
+def mentioned(data: Mapping[str, Any]) -> tuple[list[str], int]:
     """The models of a recipe in its order, and how many layers they need."""
     sources = [source for piece in data.get("slices", []) for source in piece["sources"]]
     named = [*data.get("models", []), *sources]

@@ -295,7 +295,7 @@ def test_what_is_no_recipe_in_yaml(text: str, line: int | None, part: str) -> No
 
 def parse_and_hold(text: str) -> Any:
     """What ``load`` makes of a file of that text, without a file (which can hold no surrogates)."""
-    return recipe._validate(parse_document(text, "recipe.yml"), None, "normal")
+    return recipe.validate(parse_document(text, "recipe.yml"), None, "normal")
 
 
 MERGES = "\n".join(

@@ -4,7 +4,7 @@ The whole public API, each name imported when it is first used:
 
 * ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
   without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
-  files with several recipes that build on each other.
+  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges.
 * ``convert(model, out)``: any model that can be read, as a model folder.
 * ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
 * ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
@@ -25,6 +25,7 @@ _HOMES = {
     "merge_all": "merganser.chain",
     "convert": "merganser.merging",
     "plan": "merganser.planning",
+    "sweep": "merganser.study.sweep",
     "verify": "merganser.merging",
     "merge_state_dicts": "merganser.merging",
     "merge_tensors": "merganser.merging",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from merganser.planning import Plan, plan
     from merganser.recipe import Recipe
     from merganser.recipe import load as load_recipe
+    from merganser.study.sweep import sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -163,7 +163,7 @@ def merge_all(
         target = folders[step.name]
         bound = step.parsed.bound({name: folders[name] for name in step.needs})
         decided = None if step.final or redo else plan(bound, **planning)
-        if decided is not None and _up_to_date(target, decided):
+        if decided is not None and up_to_date(target, decided):
             result = StepResult(step, target, decided, None)
         else:
             if not step.final:
@@ -181,7 +181,7 @@ def merge_all(
     return list(done.values())
 
 
-def _up_to_date(folder: Path, decided: Plan) -> bool:
+def up_to_date(folder: Path, decided: Plan) -> bool:
     """Whether a folder holds what a plan would make, as far as can be told without reading weights."""
     try:
         stated = manifest.read(folder)

@@ -107,6 +107,10 @@ _write_card = click.option(
     help="Whether to write README.md.",
 )
 
+_copy_tokenizer = click.option(
+    "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
+)
+
 
 def _rounding_options(command: Command) -> Command:
     """Options that decide how numbers become those of the result."""
@@ -248,9 +252,7 @@ _as_json = click.option(
 )
 @_public
 @_write_card
-@click.option(
-    "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
-)
+@_copy_tokenizer
 @click.option(
     "-I",
     "--intermediate-dir",
@@ -384,10 +386,14 @@ def convert(source: str, out: Path, **options: Any) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @_as_json
 def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show what merging CONFIG would do, without reading weights."""
+    """Show what merging CONFIG would do, or every point of a sweep, without reading weights."""
     from merganser import chain, planning
+    from merganser.study.language import is_sweep
 
     _common(options)
+    if is_sweep(config):
+        _plan_sweep(config, as_json, verbose, options)
+        return
     plans = chain.plan_all(config, **options)
     if as_json:
         found = [
@@ -413,6 +419,86 @@ def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     for _, decided in plans:
         for warning in decided.warnings if decided else ():
             click.echo(f"merganser: warning: {warning}", err=True)
+
+
+def _plan_sweep(config: Path, as_json: bool, verbose: bool, options: dict[str, Any]) -> None:
+    from merganser import planning, tables
+    from merganser.study import sweep as sweeps
+
+    planned = sweeps.plan_points(config, **options)
+    total = sweeps.input_bytes([decided for _, decided in planned])
+    if as_json:
+        points = [
+            {"name": point.name, "values": point.values, **planning.describe(decided)}
+            for point, decided in planned
+        ]
+        _print_json({"input_bytes": total, "points": points})
+        return
+    for point, decided in planned if verbose else ():
+        tables.show_point(point)
+        tables.show_plan(decided, verbose=True)
+    tables.show_points(planned, total)
+    for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
+        click.echo(f"merganser: warning: {warning}", err=True)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@_recipe_options
+@_running_options
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="Only points of these values, such as w=0.7,0.9; given several times, all must hold.",
+)
+@click.option("--force", is_flag=True, help="Replace points that are there and are something else.")
+@_public
+@_write_card
+@_copy_tokenizer
+@click.option("--no-write", is_flag=True, hidden=True)
+@_as_json
+def sweep(config: Path, out: Path | None, **options: Any) -> None:
+    """Merge all points of the sweep CONFIG in one pass, each into a folder of its name in OUT.
+
+    Points that are there already are kept.
+    """
+    from merganser.study import sweep as sweeps
+
+    if options.pop("no_write"):
+        raise click.UsageError("--no-write is for evaluation, which is not there yet")
+    if out is None:
+        raise click.UsageError("give the folder OUT for the points' folders")
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    _common(options)
+    with _progress(quiet or as_json) as on_event:
+        result = sweeps.sweep(config, out, on_event=on_event, **options)
+    for each in result.points:
+        for warning in each.merged.warnings if each.merged else ():
+            click.echo(f"merganser: warning: {each.point.name}: {warning}", err=True)
+    if as_json:
+        _print_json(
+            {
+                "passes": result.passes,
+                "seconds": round(result.seconds, 3),
+                "points": [
+                    {
+                        "name": each.point.name,
+                        "values": each.point.values,
+                        "out": str(each.folder),
+                        "kept": each.merged is None,
+                        "plan": each.plan.digest,
+                        "manifest": each.merged.manifest if each.merged else None,
+                    }
+                    for each in result.points
+                ],
+            }
+        )
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_sweep(result, verbose=verbose > 0)
 
 
 @main.command()

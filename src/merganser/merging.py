@@ -106,7 +106,6 @@ def merge(
     """
     began = time.perf_counter()
     folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
-    partial = _partial(folder)
     _refuse_existing(folder, force)
     decided = plan(
         config,
@@ -122,39 +121,89 @@ def merge(
     )
     check_output(decided, folder, force)
     planned = time.perf_counter()
-    made_parents = [parent for parent in partial.parents if not parent.exists()]
-    _make_empty(partial)
+    [result] = write_folders(
+        {folder: decided},
+        threads=threads,
+        memory=memory,
+        public=public,
+        write_card=write_card,
+        copy_tokenizer=copy_tokenizer,
+        ancestors=ancestors,
+        on_event=on_event,
+    )
+    plan_s, total_s = planned - began, time.perf_counter() - began
+    timings = {"plan_s": round(plan_s, 3)} | result.timings | {"total_s": round(total_s, 3)}
+    return replace(result, timings=timings)
+
+
+def write_folders(
+    plans: Mapping[Path, Plan],
+    *,
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    ancestors: Sequence[Plan] = (),
+    on_event: Listener = ignore,
+) -> list[MergeResult]:
+    """Run plans in one pass, each into a folder that appears only when it is whole.
+
+    Args:
+        plans: by the folders that they go to, absolute paths that :func:`check_output` lets pass.
+        threads, memory, public, write_card, copy_tokenizer, ancestors, on_event: as in :func:`merge`.
+
+    Returns:
+        A result for each, whose timings are those of all together.
+
+    Raises:
+        MerganserError: of the kind that fits; folders that are finished stay, and nothing
+            half-written is left behind.
+    """
+    began = time.perf_counter()
+    partials = {folder: _partial(folder) for folder in plans}
+    parents = dict.fromkeys(parent for partial in partials.values() for parent in partial.parents)
+    made_parents = [parent for parent in parents if not parent.exists()]
     try:
-        sink = SafetensorsSink(partial, decided.shards)
-        [outcome] = engine.run([decided], [sink], threads=threads, memory=memory, on_event=on_event)
-        merged = time.perf_counter()
-        made = _finish_folder(
-            decided,
-            outcome,
-            partial,
-            folder.name,
-            public,
-            write_card,
-            copy_tokenizer,
-            ancestors,
+        for partial in partials.values():
+            _make_empty(partial)
+        outcomes = engine.run(
+            list(plans.values()),
+            [SafetensorsSink(partials[folder], each.shards) for folder, each in plans.items()],
+            threads=threads,
+            memory=memory,
+            on_event=on_event,
         )
-        _put_in_place(partial, folder)
+        merged = time.perf_counter()
+        manifests = []
+        for (folder, decided), outcome in zip(plans.items(), outcomes, strict=True):
+            made = _finish_folder(
+                decided,
+                outcome,
+                partials[folder],
+                folder.name,
+                public,
+                write_card,
+                copy_tokenizer,
+                ancestors,
+            )
+            _put_in_place(partials[folder], folder)
+            manifests.append(made)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for partial in partials.values():
+            shutil.rmtree(partial, ignore_errors=True)
         for parent in made_parents:
-            parent.rmdir()
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
         raise
     finally:
-        decided.close()
-    done = time.perf_counter()
-    return MergeResult(
-        folder,
-        decided,
-        outcome,
-        made,
-        _warnings(decided, made),
-        _timings(began, planned, merged, done),
-    )
+        for decided in plans.values():
+            decided.close()
+    timings = _timings(began, began, merged, time.perf_counter())
+    return [
+        MergeResult(folder, decided, outcome, made, _warnings(decided, made), timings)
+        for (folder, decided), outcome, made in zip(plans.items(), outcomes, manifests, strict=True)
+    ]
 
 
 def convert(
@@ -393,7 +442,7 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
     _refuse_existing(folder, force)
     if decided is not None:
         _refuse_overlap(decided, folder)
-        _check_space(decided, folder)
+        check_space([decided], folder)
 
 
 def _partial(folder: Path) -> Path:
@@ -424,14 +473,21 @@ def _refuse_overlap(decided: Plan, folder: Path) -> None:
                 raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
 
 
-def _check_space(decided: Plan, folder: Path) -> None:
+def check_space(plans: Sequence[Plan], folder: Path) -> None:
+    """Refuse merges that do not all fit on the disk of a folder.
+
+    Raises:
+        ResourceError: when the disk is too small.
+    """
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    free, needed = shutil.disk_usage(parent).free, decided.output_bytes + 64 * 2**20
+    free = shutil.disk_usage(parent).free
+    needed = sum(decided.output_bytes for decided in plans) + 64 * 2**20
     if free < needed:
+        what = "the merge needs" if len(plans) == 1 else f"the {len(plans)} merges need"
         raise ResourceError(
-            f"{parent}: has {format_size(free)} free, and the merge needs {format_size(needed)}"
+            f"{parent}: has {format_size(free)} free, and {what} {format_size(needed)}"
         )
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from merganser.engine.events import Event
     from merganser.merging import MergeResult
     from merganser.recipe.steps import Step
+    from merganser.study.language import Point
+    from merganser.study.sweep import SweepResult
 
 LINE_SECONDS = 5.0
 """Off a terminal a line is written this often."""
@@ -288,6 +290,62 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     console.print(
         f"{where}{result.plan.parameters:,} parameters, {format_size(size)} in {seconds:.1f} s "
         f"({format_size(size / max(seconds, 1e-9))}/s)",
+        highlight=False,
+    )
+
+
+def show_point(point: Point) -> None:
+    """Print which point of a sweep is told of next."""
+    _console().print(f"\n── [bold]{escape(point.name)}[/]\n")
+
+
+def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None:
+    """Print the points of a sweep for people, and what they take together."""
+    console = _console()
+    keys = list(dict.fromkeys(key for point, _ in planned for key in point.values))
+    table = Table(box=None, pad_edge=False)
+    for column in ("point", *keys, "method", "dtype", "size", "plan"):
+        table.add_column(escape(column), justify="right" if column == "size" else "left")
+    for point, decided in planned:
+        values = [_value(point, key) for key in keys]
+        facts = [decided.method.name, decided.dtype.name, format_size(decided.output_bytes)]
+        table.add_row(*map(escape, (point.name, *values, *facts, decided.digest[:16])))
+    console.print(table)
+    written = sum(decided.output_bytes for _, decided in planned)
+    console.print(
+        f"\n{len(planned)} points; reads {format_size(input_bytes)}, writes {format_size(written)}",
+        highlight=False,
+    )
+
+
+def _value(point: Point, key: str) -> str:
+    from merganser.study.expressions import text
+
+    return text(point.values[key]) if key in point.values else "–"
+
+
+def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
+    """Print what a sweep made: a line a point; with ``verbose`` each point's own table."""
+    console = _console()
+    keys = list(dict.fromkeys(key for each in result.points for key in each.point.values))
+    table = Table(box=None, pad_edge=False)
+    for column in ("point", *keys, "effective weights", ""):
+        table.add_column(escape(column))
+    for each in result.points:
+        if verbose and each.merged is not None:
+            show_result(each.merged, verbose=True)
+        report = each.merged.outcome.report if each.merged else None
+        weights = ", ".join(_decimal(m.effective) for m in report.models) if report else "–"
+        values = [_value(each.point, key) for key in keys]
+        state = "is up to date" if each.merged is None else ""
+        table.add_row(*map(escape, (each.point.name, *values, weights, state)))
+    console.print(table)
+    made = [each for each in result.points if each.merged is not None]
+    size = sum(each.plan.output_bytes for each in made)
+    passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"
+    console.print(
+        f"{len(made)} of {len(result.points)} points merged, {format_size(size)} in {passes} and "
+        f"{result.seconds:.1f} s",
         highlight=False,
     )
 

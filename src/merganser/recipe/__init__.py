@@ -39,6 +39,8 @@ __all__ = [
     "nearest",
     "parse_reference",
     "parse_setting",
+    "read_documents",
+    "validate",
 ]
 
 Strictness = Literal["lenient", "normal", "strict"]
@@ -114,9 +116,9 @@ def load(
         data = source.model_dump(mode="json", exclude_defaults=True)
         return ParsedRecipe(source, Document(data), data, None, (), strictness)
     if isinstance(source, Mapping):
-        return _validate(Document(_plain(source)), None, strictness)
+        return validate(Document(_plain(source)), None, strictness)
     file = Path(source)
-    return _validate(parse_document(_text(file), str(file)), file.resolve().parent, strictness)
+    return validate(parse_document(_text(file), str(file)), file.resolve().parent, strictness)
 
 
 def load_all(
@@ -130,9 +132,25 @@ def load_all(
     """
     if isinstance(source, ParsedRecipe | Recipe | Mapping):
         return [load(source, strictness)]
+    documents, folder = read_documents(source)
+    return [validate(document, folder, strictness) for document in documents]
+
+
+def read_documents(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[list[Document], Path | None]:
+    """Read a file's documents, or take a mapping as one, without asking whether they are recipes.
+
+    Returns:
+        The documents, and the folder that the file lies in.
+
+    Raises:
+        RecipeError: when there is no such file, or it is no YAML.
+    """
+    if isinstance(source, Mapping):
+        return [Document(_plain(source))], None
     file = Path(source)
-    documents = parse_documents(_text(file), str(file))
-    return [_validate(document, file.resolve().parent, strictness) for document in documents]
+    return parse_documents(_text(file), str(file)), file.resolve().parent
 
 
 def _text(file: Path) -> str:
@@ -208,9 +226,18 @@ def judge_unknown(
     return f"{address}: {message}" if address else message
 
 
-def _validate(document: Document, folder: Path | None, strictness: Strictness) -> ParsedRecipe:
+def validate(document: Document, folder: Path | None, strictness: Strictness) -> ParsedRecipe:
+    """Take a document for a recipe.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong.
+    """
     if not isinstance(document.data, dict):
         raise document.error("a recipe is a mapping of keys, such as merge_method and models")
+    if "sweep" in document.data:
+        raise document.error(
+            "sweep: this is not one merge but many; `merganser sweep` makes them", ("sweep",)
+        )
     warnings: list[str] = []
     data = document.data
     while True:

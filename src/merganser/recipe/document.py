@@ -187,5 +187,7 @@ class _Reader:
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
             line = node.start_mark.line + 1
-            raise RecipeError("a key must be plain text", file=self.file, line=line)
+            braces = isinstance(node, yaml.MappingNode)  # what YAML makes of {{ w }}
+            hint = '; expressions need quotes: "{{ w }}"' if braces else ""
+            raise RecipeError(f"a key must be plain text{hint}", file=self.file, line=line)
         return str(node.value)

@@ -1,0 +1,1 @@
+"""Studies: many merges of one file, and what sets models apart."""

@@ -1,0 +1,270 @@
+"""Expressions in recipes, ``{{ 1 - w }}``: Jinja's grammar, evaluated here, exactly and within bounds.
+
+Jinja only parses. Its syntax tree is walked by a function that knows arithmetic, comparisons,
+choices, a few filters, and nothing else: there are no calls, no loops, no attributes of objects, and
+nothing is compiled or run. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal, DecimalException
+from typing import Any
+
+from jinja2 import Environment, TemplateSyntaxError, nodes
+
+MAX_TEXT = 4096
+"""Most characters of a text that holds expressions, and of what becomes of it."""
+
+MAX_EXPRESSIONS = 64
+"""Most parts of such a text."""
+
+LARGEST = 2**63
+
+_DECIMAL = Context(prec=28, Emax=999, Emin=-999, rounding=ROUND_HALF_EVEN)
+_GRAMMAR = Environment(keep_trailing_newline=True)  # only to parse
+
+_COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "lteq": operator.le,
+    "gt": operator.gt,
+    "gteq": operator.ge,
+}
+
+
+@dataclass(frozen=True)
+class Template:
+    """A text with expressions in it.
+
+    Attributes:
+        parts: texts and syntax trees in turn.
+        names: what the expressions speak of.
+    """
+
+    parts: tuple[str | nodes.Expr, ...]
+    names: frozenset[str]
+
+
+def parse(text: str) -> Template | None:
+    """Read a text that may hold expressions; None if it holds none.
+
+    Raises:
+        ValueError: when it is too long, or no Jinja, or more of Jinja than expressions.
+    """
+    if "{{" not in text:
+        return None
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a text with expressions has at most {MAX_TEXT} characters")
+    try:
+        tree = _GRAMMAR.parse(text)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"cannot be read: {error.message}") from None
+    except RecursionError:
+        raise ValueError("an expression is too deep") from None
+    parts: list[str | nodes.Expr] = []
+    for node in tree.body:
+        if not isinstance(node, nodes.Output):
+            raise ValueError("only expressions, {{ … }}, can be used here, no {% … %}")
+        parts += [
+            each.data if isinstance(each, nodes.TemplateData) else each for each in node.nodes
+        ]
+    if len(parts) > MAX_EXPRESSIONS:
+        raise ValueError(f"a text holds at most {MAX_EXPRESSIONS} expressions")
+    return Template(tuple(parts), frozenset(node.name for node in tree.find_all(nodes.Name)))
+
+
+def render(template: Template, values: Mapping[str, Any]) -> Any:
+    """What a text becomes with the values of a point.
+
+    An expression that is the whole text gives its value: a number, true or false, a list. Anything
+    else gives text.
+
+    Raises:
+        ValueError: when a name is not known, or the expression has no value.
+    """
+    known = {name: _exact(value) for name, value in values.items()}
+    try:
+        if len(template.parts) == 1 and not isinstance(template.parts[0], str):
+            return _plain(_evaluate(template.parts[0], known))
+        texts = [p if isinstance(p, str) else text(_evaluate(p, known)) for p in template.parts]
+    except RecursionError:
+        raise ValueError("an expression is too deep") from None
+    except DecimalException as error:
+        raise ValueError(f"has no value ({type(error).__name__})") from None
+    return _bounded("".join(texts))
+
+
+def text(value: Any) -> str:
+    """A value as people write it: 0.9, 2e-6, 4; true and false as YAML has them.
+
+    Raises:
+        ValueError: for what has no text, such as none.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return "-".join(text(entry) for entry in value)
+    if not isinstance(value, int | float | Decimal):
+        raise ValueError(f"{'none' if value is None else 'a mapping'} has no text")
+    number = Decimal(value) if isinstance(value, int) else Decimal(repr(float(value))).normalize()
+    if number == 0:
+        return "0"
+    if isinstance(value, int) or -4 <= number.adjusted() < 16:
+        return f"{number:f}"
+    mantissa, _, exponent = f"{number:E}".partition("E")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _exact(value: Any) -> Any:
+    """Floats as the decimal numbers that people wrote."""
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, Mapping):
+        return {key: _exact(entry) for key, entry in value.items()}
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        raise ValueError(f"is several values; name one of them, such as .{next(iter(value))}")
+    return float(value) if isinstance(value, Decimal) else value
+
+
+def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
+    match node:
+        case nodes.Const():
+            return _exact(node.value)
+        case nodes.TemplateData():
+            return node.data
+        case nodes.Name():
+            return _member(values, node.name, "the sweep")
+        case nodes.Getattr():
+            return _member(_evaluate(node.node, values), node.attr, "this value")
+        case nodes.Getitem(arg=nodes.Const(value=part)):
+            return _member(_evaluate(node.node, values), part, "this value")
+        case nodes.Neg() | nodes.Pos():
+            sign = -1 if isinstance(node, nodes.Neg) else 1
+            return _arithmetic("*", sign, _evaluate(node.node, values))
+        case nodes.And():
+            return _evaluate(node.left, values) and _evaluate(node.right, values)
+        case nodes.Or():
+            return _evaluate(node.left, values) or _evaluate(node.right, values)
+        case nodes.BinExpr():
+            left, right = _evaluate(node.left, values), _evaluate(node.right, values)
+            return _arithmetic(node.operator, left, right)
+        case nodes.Not():
+            return not _evaluate(node.node, values)
+        case nodes.Concat():
+            return _bounded("".join(text(_evaluate(each, values)) for each in node.nodes))
+        case nodes.Compare():
+            return _compared(node, values)
+        case nodes.CondExpr():
+            if _evaluate(node.test, values):
+                return _evaluate(node.expr1, values)
+            return None if node.expr2 is None else _evaluate(node.expr2, values)
+        case nodes.Filter(node=nodes.Expr(), kwargs=[], dyn_args=None, dyn_kwargs=None):
+            return _filtered(node, values)
+    raise ValueError(f"{type(node).__name__.lower()} is more of Jinja than expressions here have")
+
+
+def _member(values: Any, name: Any, where: str) -> Any:
+    if isinstance(values, list) and isinstance(name, int) and -len(values) <= name < len(values):
+        return _exact(values[name])
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} has no part {name!r}")
+    if name not in values:
+        raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, values))}")
+    return values[name]
+
+
+def _compared(node: nodes.Compare, values: Mapping[str, Any]) -> bool:
+    left = _evaluate(node.expr, values)
+    for operand in node.ops:
+        compare = _COMPARISONS.get(operand.op)
+        if compare is None:
+            raise ValueError(f"{operand.op!r} is more of Jinja than expressions here have")
+        right = _evaluate(operand.expr, values)
+        try:
+            if not compare(left, right):
+                return False
+        except TypeError:
+            raise ValueError(f"{text(left)} and {text(right)} cannot be compared") from None
+        left = right
+    return True
+
+
+def _number(value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise ValueError(f"{str(value)[:40]!r} is no number")
+    return Decimal(value)
+
+
+def _arithmetic(sign: str, left: Any, right: Any) -> int | Decimal:
+    """Decimal arithmetic; of whole numbers, where the result is one, a whole number."""
+    a, b = _number(left), _number(right)
+    if sign in ("/", "//", "%") and b == 0:
+        raise ValueError("a division by zero")
+    match sign:
+        case "+":
+            result = _DECIMAL.add(a, b)
+        case "-":
+            result = _DECIMAL.subtract(a, b)
+        case "*":
+            result = _DECIMAL.multiply(a, b)
+        case "/":
+            result = _DECIMAL.divide(a, b)
+        case "**":
+            result = _DECIMAL.power(a, b)
+        case "//" | "%":
+            whole = _DECIMAL.divide(a, b).to_integral_value(ROUND_FLOOR)
+            result = whole if sign == "//" else _DECIMAL.subtract(a, _DECIMAL.multiply(whole, b))
+        case _:
+            raise ValueError(f"{sign!r} is more of Jinja than expressions here have")
+    if abs(result) >= LARGEST:
+        raise ValueError("a number is too large")
+    whole_numbers = isinstance(left, int) and isinstance(right, int) and sign != "/"
+    return int(result) if whole_numbers and result == result.to_integral_value() else result
+
+
+def _filtered(node: nodes.Filter, values: Mapping[str, Any]) -> Any:
+    assert node.node is not None
+    value = _evaluate(node.node, values)
+    given = [_evaluate(argument, values) for argument in node.args]
+    match node.name, given:
+        case "abs", []:
+            return abs(_number(value)) if isinstance(value, Decimal) else abs(int(_number(value)))
+        case "int", []:
+            return int(_number(value))
+        case "round", []:
+            return _number(value).to_integral_value(ROUND_HALF_EVEN)
+        case "round", [int(digits)] if 0 <= digits <= 20:
+            return _DECIMAL.quantize(_number(value), Decimal(1).scaleb(-digits))
+        case "lower", []:
+            return text(value).lower()
+        case "upper", []:
+            return text(value).upper()
+        case "replace", [str(old), str(new)] if old and isinstance(value, str):
+            if len(value) + value.count(old) * len(new) > MAX_TEXT:
+                raise ValueError(f"gives more than {MAX_TEXT} characters")
+            return value.replace(old, new)
+    raise ValueError(
+        f"the filter {node.name!r} is not known with such arguments; there are abs, int, "
+        "round(digits), lower, upper and replace(old, new)"
+    )
+
+
+def _bounded(found: str) -> str:
+    if len(found) > MAX_TEXT:
+        raise ValueError(f"gives more than {MAX_TEXT} characters")
+    return found
+
+
+def names_of(parts: Sequence[Template]) -> frozenset[str]:
+    """All that several texts speak of."""
+    return frozenset(name for part in parts for name in part.names)

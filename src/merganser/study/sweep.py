@@ -1,0 +1,219 @@
+"""All points of a sweep, merged in one pass over their inputs, each into a folder of its own."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.chain import up_to_date
+from merganser.engine.events import Listener, ignore
+from merganser.errors import MerganserError, OutputExistsError
+from merganser.merging import MergeResult, check_output, check_space, write_folders
+from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
+from merganser.release import manifest
+from merganser.sinks import WINDOW
+from merganser.study.language import Point, load_points, select
+
+MOST_TOGETHER = 32
+"""Points of one pass where no memory is given: each takes some buffers and an open file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointResult:
+    """What became of one point.
+
+    Attributes:
+        point: its name, values and recipe.
+        folder: where it is.
+        plan: what was decided.
+        merged: what the merge made; None if the folder was there already.
+    """
+
+    point: Point
+    folder: Path
+    plan: Plan
+    merged: MergeResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What a sweep made.
+
+    Attributes:
+        points: in the sweep's order.
+        passes: how often the inputs were read.
+        seconds: how long it took.
+    """
+
+    points: tuple[PointResult, ...]
+    passes: int
+    seconds: float
+
+
+def plan_points(
+    config: Config, only: Sequence[str] = (), **options: Any
+) -> list[tuple[Point, Plan]]:
+    """Decide every point of a sweep, without reading weights.
+
+    Args:
+        config: a file with a ``sweep:`` block, or a mapping.
+        only: conditions on the points, such as ``w=0.7,0.9``.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
+    """
+    points = select(load_points(config, options.get("strictness", "normal")), only)
+    planned: list[tuple[Point, Plan]] = []
+    wrong: list[tuple[Point, MerganserError]] = []
+    for point in points:
+        try:
+            planned.append((point, plan(point.recipe, **options)))
+        except MerganserError as error:
+            wrong.append((point, error))
+    if wrong:
+        for _, decided in planned:
+            decided.close()
+        (first, problem), *others = wrong
+        address = f"point {first.name}: "
+        more = ", ".join(point.name for point, _ in others)
+        raise type(problem)(
+            f"{'' if address in str(problem) else address}{problem}"
+            + (f"; wrong too: {more}" if more else "")
+        )
+    return planned
+
+
+def input_bytes(plans: Sequence[Plan]) -> int:
+    """Bytes of weights that plans read together, what several of them need counted once."""
+    read = {
+        (
+            source.reference.text,
+            source.checkpoint.header_digest,
+            each.name,
+        ): source.checkpoint.specs[each.name].nbytes
+        for decided in plans
+        for job in decided.jobs
+        for each in job.reads
+        for source in [decided.sources[each.source]]
+    }
+    return sum(read.values())
+
+
+def sweep(
+    config: Config,
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    force: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> SweepResult:
+    """Merge all points of a sweep, each into the folder of its name in ``out``.
+
+    Points share one pass over the inputs, or as few as their memory allows. All is planned before
+    anything is merged. A point's folder appears only when it is whole; one that is there already and
+    is what the sweep would make is kept, so that a sweep that was cut off goes on where it was.
+
+    Args:
+        config: a file with a ``sweep:`` block, or a mapping.
+        out: the folder of all points.
+        only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
+        force: replace folders that hold something else.
+        threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`merganser.merge`.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: of the kind that fits; points that are finished are kept.
+    """
+    began = time.perf_counter()
+    home = Path(os.path.abspath(out))  # noqa: PTH100
+    if unknown := set(options) - set(inspect.signature(plan).parameters):
+        raise TypeError(f"sweep() has no option {unknown.pop()!r}")
+    planned = plan_points(config, only, **options)
+    results: dict[Path, PointResult] = {}
+    to_do: dict[Path, Plan] = {}
+    try:
+        for point, decided in planned:
+            folder = home / point.name
+            results[folder] = PointResult(point, folder, decided, None)
+            if not _kept(folder, decided, public):
+                _check(folder, decided, force)
+                to_do[folder] = decided
+        if to_do:
+            check_space(list(to_do.values()), home)
+        batches = _batches(to_do, threads, memory)
+        for batch, crew in batches:
+            made = write_folders(
+                batch,
+                threads=crew,
+                memory=memory,
+                public=public,
+                write_card=write_card,
+                copy_tokenizer=copy_tokenizer,
+                on_event=on_event,
+            )
+            for folder, merged in zip(batch, made, strict=True):
+                point = results[folder].point
+                results[folder] = PointResult(point, folder, merged.plan, merged)
+    finally:
+        for _, decided in planned:
+            decided.close()
+    return SweepResult(tuple(results.values()), len(batches), time.perf_counter() - began)
+
+
+def _kept(folder: Path, decided: Plan, public: bool) -> bool:
+    """Whether a folder is what the point would be, as far as can be told without reading weights."""
+    if not up_to_date(folder, decided):
+        return False
+    return not (public and manifest.read(folder)["log"].get("recipe_folder"))
+
+
+def _check(folder: Path, decided: Plan, force: bool) -> None:
+    try:
+        check_output(decided, folder, force)
+    except OutputExistsError as error:
+        if not (folder / manifest.NAME).is_file() or force:
+            raise
+        raise OutputExistsError(
+            f"{folder}: is there already, from another recipe, other inputs or another version; "
+            "give --force to replace it, or choose another OUT"
+        ) from error
+
+
+def _batches(
+    plans: dict[Path, Plan], threads: int | None, memory: int | None
+) -> list[tuple[dict[Path, Plan], int | None]]:
+    """Points that run together, as many as the memory allows, and with how many threads."""
+    entries = list(plans.items())
+    for passes in range(1, len(entries) + 1):
+        size = -(-len(entries) // passes)
+        parts = [dict(entries[i : i + size]) for i in range(0, len(entries), size)]
+        if memory is None:
+            if size <= MOST_TOGETHER:
+                return [(part, threads) for part in parts]
+        elif size == 1 or all(_needed(list(part.values()), 1) <= memory for part in parts):
+            return [(part, _crew(list(part.values()), threads, memory)) for part in parts]
+    return []
+
+
+def _crew(plans: Sequence[Plan], threads: int | None, memory: int) -> int:
+    """As many threads as memory is there for; at least one, whose tiles the engine makes smaller."""
+    most = threads or default_threads(plans)
+    return next((n for n in range(most, 1, -1) if _needed(plans, n) <= memory), 1)
+
+
+def _needed(plans: Sequence[Plan], threads: int) -> int:
+    """Bytes that plans take together: threads' buffers, and the windows that each writes through."""
+    windows = len(plans) * (threads + 1) * WINDOW
+    return OVERHEAD + windows + threads * buffer_bytes(plans, TILE)
