@@ -502,6 +502,25 @@ def sweep(config: Path, out: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--base", metavar="C", help="What both come from: compares their changes too.")
+@click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
+@_as_json
+def diff(first: str, second: str, base: str | None, threads: int | None, as_json: bool) -> None:
+    """Show what sets the models A and B apart, by layers, roles and tensors."""
+    from merganser.study import diff as diffs
+
+    found = diffs.diff(first, second, base=base, threads=threads)
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    from merganser import tables
+
+    tables.show_diff(found)
+
+
+@main.command()
 @click.argument("model")
 @_weights
 @_as_json

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from merganser.engine.events import Event
     from merganser.merging import MergeResult
     from merganser.recipe.steps import Step
+    from merganser.study.diff import Diff
     from merganser.study.language import Point
     from merganser.study.sweep import SweepResult
 
@@ -348,6 +349,46 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         f"{result.seconds:.1f} s",
         highlight=False,
     )
+
+
+MOST_DIFFERENT = 10
+"""Tensors that a comparison names."""
+
+
+def show_diff(found: Diff) -> None:
+    """Print how two models differ: by layers, by roles, and the most different tensors."""
+    from merganser.study import diff
+
+    console = _console()
+    ranked = sorted(found.tensors, key=lambda t: -(t.figures(found.based)["relative"] or 0))
+    parts = {
+        "layer": found.groups("layer"),
+        "role": found.groups("role"),
+        "most different": {t.name: [t] for t in ranked[:MOST_DIFFERENT]},
+        "all": {"": list(found.tensors)},
+    }
+    for title, groups in parts.items():
+        table = Table(box=None, pad_edge=False)
+        columns = diff.figures(found.tensors, found.based)
+        for column in (title, *columns):
+            table.add_column(
+                column.replace("_", " "), justify="left" if column == title else "right"
+            )
+        for name, tensors in groups.items():
+            values = diff.figures(tensors, found.based).values()
+            table.add_row(escape(name), *("–" if v is None else f"{v:.4g}" for v in values))
+        console.print(table)
+        console.print()
+    total = sum(t.elements for t in found.tensors)
+    ulps = Table(box=None, pad_edge=False)
+    ulps.add_column("units in the last place")
+    ulps.add_column("share", justify="right")
+    for name, count in diff.histogram(found.tensors).items():
+        if count:
+            ulps.add_row(name, f"{count / max(total, 1):.3%}")
+    console.print(ulps)
+    for name, reason in found.skipped.items():
+        console.print(f"not compared: {name} ({reason})", markup=False, highlight=False)
 
 
 def _decimal(value: float | None) -> str:

@@ -1,0 +1,245 @@
+"""What sets two models apart: tensor by tensor, layer by layer, in one pass over their weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser import hub, recipe
+from merganser.architecture import Architecture, infer
+from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
+from merganser.engine.kernels import BLOCK, CODES
+from merganser.errors import InputError, RecipeError
+from merganser.planning import CELL, TILE
+from merganser.study import distances
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """How a tensor differs between two models.
+
+    Attributes:
+        name, role, layer: of the first model.
+        elements: how many it has.
+        histogram: [BUCKETS] elements by their distance in units in the last place: 0, 1, 2, 3–4 …
+            Of two dtypes the wider of both, or float32, counts.
+        sums: [FIGURES] squared lengths of the difference and of A; with a base of both changes, and
+            their inner product; elements changed to the same side, and in both; lengths of the
+            changes' sum and of both, element by element; squared length of the base.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    elements: int
+    histogram: Array
+    sums: Array
+
+    def figures(self, based: bool) -> dict[str, float | None]:
+        """What the sums say: see :func:`figures`."""
+        return figures([self], based)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """How two models differ.
+
+    Attributes:
+        tensors: what both have.
+        based: whether the figures of a base are there.
+        skipped: tensors that were not compared, each with the reason.
+    """
+
+    tensors: tuple[TensorDiff, ...]
+    based: bool
+    skipped: Mapping[str, str]
+
+    def groups(self, key: str) -> dict[str, list[TensorDiff]]:
+        """The tensors by ``layer`` or ``role``; those of no layer are under ``–``."""
+        found: dict[str, list[TensorDiff]] = {}
+        for tensor in self.tensors:
+            value = getattr(tensor, key)
+            found.setdefault("–" if value is None else str(value), []).append(tensor)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return {
+            "whole": figures(self.tensors, self.based),
+            "ulps": histogram(self.tensors),
+            "layers": {k: figures(v, self.based) for k, v in self.groups("layer").items()},
+            "roles": {k: figures(v, self.based) for k, v in self.groups("role").items()},
+            "tensors": {
+                t.name: {"role": t.role, "layer": t.layer, **t.figures(self.based)}
+                | {"ulps": histogram([t])}
+                for t in self.tensors
+            },
+            "skipped": dict(self.skipped),
+        }
+
+
+def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
+    """Elements by their distance in units in the last place."""
+    total = sum((t.histogram for t in tensors), np.zeros(distances.BUCKETS, np.int64))
+    names = ["0", "1", "2", *(f"{2**n // 2 + 1}-{2**n}" for n in range(2, 16)), "more"]
+    return {name: int(count) for name, count in zip(names, total, strict=True)}
+
+
+def figures(tensors: Iterable[TensorDiff], based: bool) -> dict[str, float | None]:
+    """Shares and lengths over some tensors.
+
+    Returns:
+        ``changed``, the share of elements that differ; ``distance``, the L2 norm of B - A; ``relative``,
+        the same over A's. With a base also ``relative_a`` and ``relative_b``, the changes' norms over the
+        base's; ``cosine`` of the changes; ``same_sign``, the share of the elements that both changed
+        in which they went to the same side; ``interference``, the share of the changes' L1 norms that
+        cancels in their sum. None where it is not defined.
+    """
+    chosen = list(tensors)
+    elements = sum(t.elements for t in chosen)
+    same = sum(int(t.histogram[0]) for t in chosen)
+    total = [math.fsum(column) for column in zip(*(t.sums for t in chosen), strict=True)]
+    apart, own, a, b, inner, agree, both, joint, sides, base = total or [0.0] * distances.FIGURES
+    found = {
+        "changed": _ratio(elements - same, elements),
+        "distance": math.sqrt(apart),
+        "relative": _ratio(math.sqrt(apart), math.sqrt(own)),
+    }
+    if based:
+        found |= {
+            "relative_a": _ratio(math.sqrt(a), math.sqrt(base)),
+            "relative_b": _ratio(math.sqrt(b), math.sqrt(base)),
+            "cosine": _ratio(inner, math.sqrt(a) * math.sqrt(b)),
+            "same_sign": _ratio(agree, both),
+            "interference": _ratio(sides - joint, sides),
+        }
+    return found
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def diff(first: str, second: str, *, base: str | None = None, threads: int | None = None) -> Diff:
+    """Compare two models tensor by tensor, reading each byte once.
+
+    Args:
+        first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes.
+        base: what both were trained from, to compare their changes too.
+        threads: how many; None for one a core.
+
+    Raises:
+        RecipeError: when one is no reference to a model.
+        InputError: when one is no model, or they have no tensor in common.
+    """
+    with ExitStack() as stack:
+        models = [_open(name, stack) for name in (first, second, *([base] if base else []))]
+        names, skipped = _common(models)
+        if not names:
+            raise InputError(f"{first} and {second} have no tensor in common that can be compared")
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as crew:
+            tensors = [_begin(models, own) for own in names]
+            tiles = [
+                crew.submit(_compare, models, own, start, *arrays)
+                for own, (_, *arrays) in zip(names, tensors, strict=True)
+                for start in range(0, models[0][0].specs[own[0]].numel, TILE)
+            ]
+            try:
+                for tile in tiles:
+                    tile.result()
+            except BaseException:
+                crew.shutdown(cancel_futures=True)
+                raise
+    return Diff(
+        tuple(
+            TensorDiff(name, role, layer, numel, counts.sum(axis=0), sums.sum(axis=0))
+            for (name, role, layer, numel), sums, counts in tensors
+        ),
+        base is not None,
+        skipped,
+    )
+
+
+Model = tuple[Checkpoint, Architecture]
+
+
+def _open(name: str, stack: ExitStack) -> Model:
+    try:
+        reference = recipe.parse_reference(name)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    checkpoint = open_checkpoint(hub.resolve(reference.path, reference.revision), name)
+    adapter = reference.adapter and hub.resolve(reference.adapter, reference.adapter_revision)
+    opened = as_numbers(checkpoint, adapter or None)
+    stack.enter_context(closing(opened))
+    return opened, infer(opened.specs, opened.config)
+
+
+def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
+    """The names of each tensor that can be compared, in every model; and why others cannot."""
+    (one, shape), *others = models
+    found: list[tuple[str, ...]] = []
+    skipped: dict[str, str] = {}
+    for name, spec in one.specs.items():
+        own = [name, *(each.names.get(shape.key(name), "") for _, each in others)]
+        missing = [c.label for n, (c, _) in zip(own, models, strict=True) if n not in c.specs]
+        if missing:
+            skipped[name] = f"not in {missing[0]}"
+            continue
+        specs = [checkpoint.specs[n] for n, (checkpoint, _) in zip(own, models, strict=True)]
+        if any(each.dtype.name not in CODES for each in specs):
+            skipped[name] = f"{spec.dtype} is not compared"
+        elif any(each.shape != spec.shape for each in specs):
+            skipped[name] = "shapes differ: " + ", ".join(str(list(s.shape)) for s in specs)
+        else:
+            found.append(tuple(own))
+    second, other = others[0]
+    matched = {own[1] for own in found} | {other.names.get(shape.key(n), "") for n in skipped}
+    skipped |= {n: f"not in {one.label}" for n in second.specs if n not in matched}
+    return found, skipped
+
+
+def _begin(models: list[Model], names: tuple[str, ...]) -> tuple[tuple[Any, ...], Array, Array]:
+    checkpoint, shape = models[0]
+    place, numel = shape.places[names[0]], checkpoint.specs[names[0]].numel
+    cells = -(-numel // CELL)
+    sums = np.zeros((cells, distances.FIGURES))
+    counts = np.zeros((cells, distances.BUCKETS), np.int64)
+    return (names[0], place.role, place.layer, numel), sums, counts
+
+
+def _compare(
+    models: list[Model], names: tuple[str, ...], start: int, sums: Array, counts: Array
+) -> None:
+    """One tile of a tensor."""
+    count = min(TILE, models[0][0].specs[names[0]].numel - start)
+    rows, codes = [], []
+    for name, (checkpoint, _) in zip(names, models, strict=True):
+        dtype = checkpoint.specs[name].dtype
+        row = np.empty(count * dtype.itemsize, np.uint8)
+        checkpoint.read(name, start * dtype.itemsize, row.data)
+        rows.append(row)
+        codes.append(CODES[dtype.name])
+    based = len(rows) == 3
+    padded = [*rows, rows[0]][:3]
+    first = start // CELL
+    cells = slice(first, first - (-count // CELL))
+    distances.compare(  # type: ignore[call-arg]
+        *padded,
+        np.array([*codes, codes[0]][:3]),
+        count,
+        based,
+        np.empty((3, BLOCK), np.float32),
+        np.empty((3, BLOCK)),
+        sums[cells],
+        counts[cells],
+    )

@@ -1,0 +1,104 @@
+"""Differences of models against sums in float64."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from conftest import assert_one_line, make_model
+from merganser import cli
+from merganser.errors import InputError
+from merganser.planning import CELL
+from merganser.study.diff import diff
+from peers import _ordered, load
+
+BITS = ["bfloat16", "float16", "float32", "float64"]
+
+
+def buckets(distances: torch.Tensor) -> list[int]:
+    edges = [-1.0, 0.0, *(2.0**n for n in range(16)), 2.0**64]
+    numbers = distances.double()
+    return [
+        int(((numbers > low) & (numbers <= high)).sum()) for low, high in itertools.pairwise(edges)
+    ]
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_figures_are_those_of_float64(tmp_path: Path, dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    large = (CELL + 77,)  # more than a cell
+    generator = torch.Generator().manual_seed(5)
+    base = 0.02 * torch.randn(large, generator=generator, dtype=torch.float64)
+    for i, name in enumerate("abc"):
+        step = 1e-4 * i * torch.randn(large, generator=generator, dtype=torch.float64)
+        number = (base + step * (torch.rand(large, generator=generator) < 0.5)).to(kind)
+        number[:2] = torch.tensor([0.0, -0.0] if i else [-0.0, 0.0], dtype=kind)
+        make_model(tmp_path / name, dtype=kind, extra={"model.extra": number})
+    c, a, b = (str(tmp_path / name) for name in "abc")
+    found = {t.name: t for t in diff(a, b, base=c, threads=2).tensors}
+    again = {t.name: t for t in diff(a, b, base=c, threads=1).tensors}
+    tensors = [load(Path(model)) for model in (a, b, c)]
+    assert found.keys() == tensors[0].keys()
+    for name, each in found.items():
+        x, y, z = (t[name].double().flatten() for t in tensors)
+        apart = (_ordered(tensors[0][name]) - _ordered(tensors[1][name])).abs().flatten()
+        if dtype == "float64":
+            apart[x * y < 0] = 2**62  # their distance does not fit
+        assert each.histogram.tolist() == buckets(apart), name
+        if name != "model.extra":
+            continue
+        da, db = x - z, y - z
+        both = (da != 0) & (db != 0)
+        wanted = {
+            "changed": float((x != y).double().mean()),
+            "distance": float((x - y).norm()),
+            "relative": float((x - y).norm() / x.norm()),
+            "relative_a": float(da.norm() / z.norm()),
+            "relative_b": float(db.norm() / z.norm()),
+            "cosine": float(da @ db / da.norm() / db.norm()),
+            "same_sign": float((da * db > 0).sum() / both.sum()),
+            "interference": float(1 - (da + db).abs().sum() / (da.abs().sum() + db.abs().sum())),
+        }
+        assert each.figures(True) == pytest.approx(wanted, rel=1e-6, abs=1e-9), name
+        assert each.sums.tolist() == again[name].sums.tolist()
+
+
+def test_a_model_does_not_differ_from_itself(pair: tuple[Path, Path]) -> None:
+    found = diff(str(pair[0]), str(pair[0])).as_dict()
+    assert found["whole"] == {"changed": 0.0, "distance": 0.0, "relative": 0.0}
+    assert list(found["layers"]) == ["–", "0", "1"]
+    assert set(found["roles"]) == {"embedding", "attention", "mlp", "norm", "head"}
+
+
+def test_tensors_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
+    extra = {"model.steps": torch.zeros(3, dtype=torch.int64), "only_a": torch.zeros(2)}
+    a = make_model(tmp_path / "a", extra=extra)
+    b = make_model(
+        tmp_path / "b", vocab=40, dtype=torch.float32, extra={"model.steps": torch.zeros(3)}
+    )
+    skipped = diff(str(a), str(b)).skipped
+    assert skipped["model.steps"] == "int64 is not compared"
+    assert skipped["only_a"].startswith("not in ")
+    assert skipped["model.embed_tokens.weight"] == "shapes differ: [32, 16], [40, 16]"
+    with pytest.raises(InputError) as error:
+        diff(str(a), str(tmp_path / "gone"))
+    assert_one_line(str(error.value), "gone: no such")
+
+
+def test_the_command(pair: tuple[Path, Path]) -> None:
+    a, b = map(str, pair)
+    shown = CliRunner().invoke(cli.main, ["diff", a, b])
+    assert shown.exit_code == 0, shown.output
+    assert "most different" in shown.output
+    told = CliRunner().invoke(cli.main, ["diff", a, b, "--base", a, "--json"])
+    data = json.loads(told.output)
+    assert data["whole"]["relative_a"] == 0
+    assert data["whole"]["cosine"] is None
+    assert sum(data["ulps"].values()) == sum(
+        sum(t["ulps"].values()) for t in data["tensors"].values()
+    )
