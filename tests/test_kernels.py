@@ -147,7 +147,7 @@ def test_measure_is_the_gram_matrix() -> None:
     inputs = [torch.randn(100_000, generator=generator).bfloat16() for _ in range(3)]
     cells = np.zeros((2, 3, 3))
     rows = np.stack([stored(tensor) for tensor in inputs])
-    scratch = np.zeros((3, kernels.BLOCK))
+    scratch = np.zeros((3, kernels.MEASURE_WIDTH))
     kernels.measure(rows, np.zeros(3, np.int64), 100_000, False, scratch, cells)
     matrix = torch.stack(inputs).double()
     expected = (matrix @ matrix.T).tril().numpy()

@@ -28,7 +28,9 @@ from merganser.engine.kernels import (
     _compare,
     _distance,
     _draw,
+    _inner,
     _narrow,
+    _sum_of_sizes,
     _widen,
 )
 from merganser.planning import CELL
@@ -501,35 +503,12 @@ def merge(
 @register_jitable
 def _add_up(numbers, norm):
     """The sum of |x|, or of x squared, or the largest |x|, of a whole block in a fixed order."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
     if norm == LINF:
+        largest = 0.0
         for n in range(BLOCK):
-            s0 = max(s0, np.float64(abs(numbers[n])))
-        return s0
-    for n in range(0, BLOCK, 8):
-        x0, x1 = np.float64(numbers[n]), np.float64(numbers[n + 1])
-        x2, x3 = np.float64(numbers[n + 2]), np.float64(numbers[n + 3])
-        x4, x5 = np.float64(numbers[n + 4]), np.float64(numbers[n + 5])
-        x6, x7 = np.float64(numbers[n + 6]), np.float64(numbers[n + 7])
-        if norm == L1:
-            s0 += abs(x0)
-            s1 += abs(x1)
-            s2 += abs(x2)
-            s3 += abs(x3)
-            s4 += abs(x4)
-            s5 += abs(x5)
-            s6 += abs(x6)
-            s7 += abs(x7)
-        else:
-            s0 += x0 * x0
-            s1 += x1 * x1
-            s2 += x2 * x2
-            s3 += x3 * x3
-            s4 += x4 * x4
-            s5 += x5 * x5
-            s6 += x6 * x6
-            s7 += x7 * x7
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+            largest = max(largest, np.float64(abs(numbers[n])))
+        return largest
+    return _sum_of_sizes(numbers, BLOCK) if norm == L1 else _inner(numbers, numbers, BLOCK)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
 from merganser.planning import CELL
@@ -445,21 +446,76 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         noise[cell] += _distance(stored, block, size)
 
 
-@register_jitable
-def _inner(a, b):
-    """The inner product of two blocks, in eight interleaved sums in a fixed order, so that it is the
-    same on every processor."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-    for n in range(0, BLOCK, 8):
-        s0 += a[n] * b[n]
-        s1 += a[n + 1] * b[n + 1]
-        s2 += a[n + 2] * b[n + 2]
-        s3 += a[n + 3] * b[n + 3]
-        s4 += a[n + 4] * b[n + 4]
-        s5 += a[n + 5] * b[n + 5]
-        s6 += a[n + 6] * b[n + 6]
-        s7 += a[n + 7] * b[n + 7]
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+LANES, CHAINS = 8, 4
+"""A sum runs in so many chains of vectors of float64: enough to keep a processor busy, and in an order
+of its own, so that it is the same on every processor."""
+
+MEASURED = 1024
+"""Elements that are measured at once, a multiple of LANES * CHAINS."""
+
+MEASURE_WIDTH = MEASURED + 64
+"""Of the rows of scratch for that: were they a page apart, they would evict each other."""
+
+
+def _summation(context: Any, builder: Any, count: Any, term: Any) -> Any:
+    """Code for a sum over ``count`` elements, a multiple of LANES * CHAINS; ``term(place)`` gives the
+    LANES numbers from a place on."""
+    vector = ir.VectorType(ir.DoubleType(), LANES)
+    size = count.type
+    zero = ir.Constant(vector, [0.0] * LANES)
+    chains = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
+    steps = builder.udiv(count, size(LANES * CHAINS))
+    with cgutils.for_range(builder, steps) as loop:
+        begin = builder.mul(loop.index, size(LANES * CHAINS))
+        for number, chain in enumerate(chains):
+            place = builder.add(begin, size(number * LANES))
+            builder.store(builder.fadd(builder.load(chain), term(place)), chain)
+    parts = [builder.load(chain) for chain in chains]
+    parts = [builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3])]
+    total = builder.fadd(*parts)
+    lanes = [builder.extract_element(total, ir.IntType(32)(n)) for n in range(LANES)]
+    while len(lanes) > 1:
+        lanes = [builder.fadd(lanes[n], lanes[n + 1]) for n in range(0, len(lanes), 2)]
+    return lanes[0]
+
+
+def _load(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """A function that gives the LANES numbers of a float array from a place on, as float64."""
+    data = context.make_array(kind)(context, builder, value).data
+    single = kind.dtype == types.float32
+    stored = ir.VectorType(ir.FloatType() if single else ir.DoubleType(), LANES)
+
+    def load(place: Any) -> Any:
+        pointer = builder.bitcast(builder.gep(data, [place]), stored.as_pointer())
+        found = builder.load(pointer, align=4 if single else 8)
+        return builder.fpext(found, ir.VectorType(ir.DoubleType(), LANES)) if single else found
+
+    return load
+
+
+@intrinsic
+def _inner(_context, a, b, count):
+    """The inner product of ``count`` elements in float64, in a fixed order."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, y = (_load(context, builder, signature.args[n], args[n]) for n in (0, 1))
+        return _summation(context, builder, args[2], lambda p: builder.fmul(x(p), y(p)))
+
+    return types.float64(a, b, types.intp), generate
+
+
+@intrinsic
+def _sum_of_sizes(_context, a, count):
+    """The sum of the absolute values of ``count`` elements in float64, in a fixed order."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _load(context, builder, signature.args[0], args[0])
+        vector = ir.VectorType(ir.DoubleType(), LANES)
+        kind = ir.FunctionType(vector, [vector])
+        size = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{LANES}f64")
+        return _summation(context, builder, args[1], lambda p: builder.call(size, [x(p)]))
+
+    return types.float64(a, types.intp), generate
 
 
 @register_jitable
@@ -483,15 +539,16 @@ def measure(inputs, codes, count, changes, scratch, gram):
     """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
 
     They decide coefficients, so they are the same on every processor. ``changes`` measures the
-    differences of the inputs to the first, which are m = k - 1. ``scratch`` is float64 [k, BLOCK].
+    differences of the inputs to the first, which are m = k - 1. ``scratch`` is float64
+    [k, MEASURE_WIDTH].
     """
-    for low in range(0, count, BLOCK):
-        size = min(BLOCK, count - low)
+    for low in range(0, count, MEASURED):
+        size = min(MEASURED, count - low)
         cell = low // CELL
         first = _widen_vectors(inputs, codes, low, size, changes, scratch)
         for i in range(gram.shape[1]):
             for j in range(i + 1):
-                gram[cell, i, j] += _inner(scratch[first + i], scratch[first + j])
+                gram[cell, i, j] += _inner(scratch[first + i], scratch[first + j], MEASURED)
 
 
 @njit(nogil=True, cache=True)
@@ -506,8 +563,8 @@ def measure_rows(inputs, codes, count, changes, length, start, scratch, rows, he
         heads: float64 [cells of the tile, m, m], to be added to where it began in an earlier one: no
             two tiles then ever add to the same place.
     """
-    for low in range(0, count, BLOCK):
-        size = min(BLOCK, count - low)
+    for low in range(0, count, MEASURED):
+        size = min(MEASURED, count - low)
         cell = low // CELL
         first = _widen_vectors(inputs, codes, low, size, changes, scratch)
         begin = start + low // CELL * CELL
@@ -530,8 +587,8 @@ def measure_rows(inputs, codes, count, changes, length, start, scratch, rows, he
 @njit(nogil=True, cache=True)
 def measure_columns(inputs, codes, count, changes, length, start, scratch, columns):
     """:func:`measure`, column by column, into float64 [length, m, m]."""
-    for low in range(0, count, BLOCK):
-        size = min(BLOCK, count - low)
+    for low in range(0, count, MEASURED):
+        size = min(MEASURED, count - low)
         first = _widen_vectors(inputs, codes, low, size, changes, scratch)
         column = (start + low) % length
         for e in range(size):

@@ -132,7 +132,7 @@ class _WholeGram:
 
     def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
         inputs, codes = self.part.stored(inputs, count)
-        rows = scratch("measure", np.float64, len(inputs))
+        rows = scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH)
         kernels.measure(inputs, codes, count, self.changes, rows, self.cells[_cells(start, count)])
 
 
@@ -144,7 +144,10 @@ class _RowGrams(_WholeGram):
 
     def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
         inputs, codes = self.part.stored(inputs, count)
-        rows, heads = scratch("measure", np.float64, len(inputs)), self.cells[_cells(start, count)]
+        rows, heads = (
+            scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH),
+            self.cells[_cells(start, count)],
+        )
         kernels.measure_rows(
             inputs, codes, count, self.changes, self.length, start, rows, self.grams, heads
         )
@@ -175,7 +178,10 @@ class _ColumnGrams:
 
     def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
         inputs, codes = self.part.stored(inputs, count)
-        rows, sums = scratch("measure", np.float64, len(inputs)), np.zeros_like(self.total)
+        rows, sums = (
+            scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH),
+            np.zeros_like(self.total),
+        )
         kernels.measure_columns(inputs, codes, count, self.changes, self.length, start, rows, sums)
         with self._lock:
             self._waiting[start // TILE] = sums
