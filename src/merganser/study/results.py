@@ -1,0 +1,142 @@
+"""What a study found: each model's scores, kept as ``results.json`` and ``results.csv``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from merganser.errors import InputError
+
+JSON_NAME = "results.json"
+CSV_NAME = "results.csv"
+FORMAT = 1
+
+Direction = Literal["max", "min"]
+"""Whether more of a score is better, or less (such as the number of tokens)."""
+
+Role = Literal["point", "expert", "base"]
+"""What a model is in a study: a merge, one of the merged models, or what they were trained from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One scorer's verdict on one model, over the problems of a task.
+
+    Attributes:
+        mean: over problems, of each problem's mean over its samples.
+        error: standard error of the mean, over problems; 0 for one problem.
+        low, high: 95 % interval, by bootstrap over problems.
+        problems: how many.
+    """
+
+    mean: float
+    error: float
+    low: float
+    high: float
+    problems: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of a study.
+
+    Attributes:
+        name: unique in the study; a point's is its folder's.
+        role: what the model is in the study.
+        model: a reference to it, where it is an expert or the base; else None.
+        values: a point's values of the sweep's keys.
+        scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
+        weights: of each merged model, as the recipe asks for them (normalised); empty if the method has none.
+        effective: the same, as rounding left them.
+        samples: the file of its completions, relative to the results' folder; None if none were kept.
+        folder: where it was written, relative to the results' folder; None if it was not.
+    """
+
+    name: str
+    role: Role
+    model: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    effective: Mapping[str, float] = field(default_factory=dict)
+    samples: str | None = None
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that a study found.
+
+    Attributes:
+        name: the study's.
+        recipe: the text of the file that described it.
+        directions: for every score, whether more or less is better.
+        settings: how completions were made: sampling, seed, presets, number of problems, versions.
+        entries: base, experts, points, in the order in which they are shown.
+        chosen: names of the points that were kept, with the rule that chose them.
+    """
+
+    name: str
+    recipe: str
+    directions: Mapping[str, Direction]
+    settings: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def points(self) -> tuple[Entry, ...]:
+        """The merges."""
+        return tuple(entry for entry in self.entries if entry.role == "point")
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write ``results.json`` and ``results.csv`` into a folder that exists."""
+    content = {"format": FORMAT, **asdict(results)}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / JSON_NAME).write_text(text, encoding="utf-8")
+    (folder / CSV_NAME).write_text(as_csv(results), encoding="utf-8")
+
+
+def read(folder: Path) -> Results:
+    """What a study found, from its folder.
+
+    Raises:
+        InputError: there is no such file, or it is not one that this version writes.
+    """
+    path = folder / JSON_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise InputError(f"{path}: written by another version; evaluate again")
+        entries = tuple(
+            Entry(**{**entry, "scores": {k: Score(**v) for k, v in entry["scores"].items()}})
+            for entry in content.pop("entries")
+        )
+        return Results(**content, entries=entries)
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; has this study been evaluated?") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not the results of a study ({error})") from None
+
+
+def as_csv(results: Results) -> str:
+    """One line a model: name, role, values, and of each score the mean, error and interval."""
+    keys = list(dict.fromkeys(key for entry in results.entries for key in entry.values))
+    parts = ("mean", "error", "low", "high")
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(
+        ["name", "role", *keys, *(f"{s}_{part}" for s in results.directions for part in parts)]
+    )
+    for entry in results.entries:
+        cells: list[Any] = [entry.name, entry.role, *(entry.values.get(key, "") for key in keys)]
+        for score in results.directions:
+            found = entry.scores.get(score)
+            cells += [getattr(found, part) if found else "" for part in parts]
+        table.writerow(cells)
+    return out.getvalue()
