@@ -13,7 +13,7 @@ into: whoever changes :mod:`kernels` must touch this file, or remove the cache.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -55,6 +55,28 @@ ABSENT = np.uint32(0xFFFFFFFF)
 
 LANES = 16
 """Elements that are looked at in one step, where vectors are written by hand."""
+
+
+class Rules(NamedTuple):
+    """Which changes of a tensor are kept.
+
+    Attributes:
+        kinds: int64 [k-1], or [k] for a rule by variance; see :data:`ALL` and the others.
+        cuts: uint32 [kinds, 2], keys of the upper and the lower cut; ABSENT where there is none.
+        allowed, present: int64 [kinds, 2, cells of the tensor], ties that are above the cut, and all.
+        chances: uint64 [k-1], draws below are kept.
+        seeds: uint64 [k-1], for the draws.
+        masks: uint8 [k-1, bytes], bits of the whole tensor and room for a few more: what is kept by
+            the rule MASKED, and written by DRAWN if there is room.
+    """
+
+    kinds: Any
+    cuts: Any
+    allowed: Any
+    present: Any
+    chances: Any
+    seeds: Any
+    masks: Any
 
 
 @register_jitable
@@ -108,8 +130,9 @@ def _cut(cut, allowed, present):
 
 
 @register_jitable
-def _between(keys, size, cuts, allowed, present, cell, seen, keep):
+def _between(keys, size, rules, m, cell, seen, keep):
     """Marks keys above the second cut and not above the first; ``seen`` counts ties in the cell."""
+    cuts, allowed, present = rules.cuts[m], rules.allowed[m], rules.present[m]
     high = _cut(cuts[0], allowed[0, cell], present[0, cell])
     low = _cut(cuts[1], allowed[1, cell], present[1, cell])
     slow_high = high == ABSENT and cuts[0] != ABSENT
@@ -172,25 +195,9 @@ def _unpack(_context, mask, byte, keep, at):
 
 
 @register_jitable
-def _kept(
-    change,
-    size,
-    rule,
-    cuts,
-    allowed,
-    present,
-    cell,
-    seen,
-    chance,
-    seed,
-    index,
-    mask,
-    keys,
-    keep,
-    into,
-    factor,
-):
+def _kept(change, size, rules, m, cell, seen, index, keys, keep, into, factor):
     """``factor`` times a model's changes where they are kept, else zero."""
+    rule = rules.kinds[m]
     nil = into.dtype.type(0)
     if rule == ALL:
         for j in range(size):
@@ -202,8 +209,9 @@ def _kept(
         return
     if rule == BETWEEN:
         _keys(change, size, keys)
-        _between(keys, size, cuts, allowed, present, cell, seen, keep)
+        _between(keys, size, rules, m, cell, seen, keep)
     elif rule == DRAWN:
+        seed, chance, mask = rules.seeds[m], rules.chances[m], rules.masks[m]
         for j in range(size):
             keep[j] = _draw(seed, index + j) < chance
         if mask.shape[0]:
@@ -212,62 +220,28 @@ def _kept(
                 _pack(keep, j, mask, (index + j) >> 3)
     else:
         for j in range(0, size, LANES):
-            _unpack(mask, (index + j) >> 3, keep, j)
+            _unpack(rules.masks[m], (index + j) >> 3, keep, j)
     for j in range(size):
         into[j] = factor * change[j] if keep[j] else nil
 
 
 @register_jitable
-def _select(
-    scratch,
-    k,
-    size,
-    rules,
-    cuts,
-    allowed,
-    present,
-    cell,
-    seen,
-    chances,
-    seeds,
-    index,
-    masks,
-    keys,
-    keep,
-    factors,
-):
+def _select(scratch, k, size, rules, cell, seen, index, keys, keep, factors):
     """Rows 2k to 3k-1 of the scratch: the kept changes, times the factors. A rule more than there
     are models is for all of them, by the variance between them."""
-    if rules.shape[0] == k:
+    if rules.kinds.shape[0] == k:
         spread = scratch[3 * k]
         _spread(scratch, k, size, spread)
         _keys(spread, size, keys)
-        _between(keys, size, cuts[k - 1], allowed[k - 1], present[k - 1], cell, seen[k - 1], keep)
+        _between(keys, size, rules, k - 1, cell, seen[k - 1], keep)
         for i in range(1, k):
             change, into = scratch[k + i], scratch[2 * k + i - 1]
             for j in range(size):
                 into[j] = factors[i - 1] * change[j] if keep[j] else scratch.dtype.type(0)
         return
-    for i in range(1, k):
-        m = i - 1
-        _kept(
-            scratch[k + i],
-            size,
-            rules[m],
-            cuts[m],
-            allowed[m],
-            present[m],
-            cell,
-            seen[m],
-            chances[m],
-            seeds[m],
-            index,
-            masks[m],
-            keys,
-            keep,
-            scratch[2 * k + i - 1],
-            factors[m],
-        )
+    for m in range(k - 1):
+        change, into = scratch[k + m + 1], scratch[2 * k + m]
+        _kept(change, size, rules, m, cell, seen[m], index, keys, keep, into, factors[m])
 
 
 @intrinsic
@@ -386,12 +360,6 @@ def merge(
     codes,
     count,
     rules,
-    cuts,
-    allowed,
-    present,
-    chances,
-    seeds,
-    masks,
     factors,
     weights,
     elect,
@@ -421,13 +389,7 @@ def merge(
         inputs: uint8 [k, bytes], the stored bytes of a tile of each input, the base first.
         codes: int64 [k], their dtypes.
         count: elements in the tile.
-        rules: int64 [k-1], or [k] for a rule by variance; see :data:`ALL` and the others.
-        cuts: uint32 [rules, 2], keys of the upper and the lower cut; ABSENT where there is none.
-        allowed, present: int64 [rules, 2, cells of the tensor], ties that are above the cut, and all.
-        chances: uint64 [k-1], draws below are kept.
-        seeds: uint64 [k-1], for the draws.
-        masks: uint8 [k-1, bytes], bits of the whole tensor and room for a few more: what is kept by
-            the rule MASKED, and written by DRAWN if there is room.
+        rules: which changes are kept.
         factors: [k-1], in the dtype that is computed in: weight times rescaling.
         weights: [k-1], for the divisor.
         elect: whether a sign is elected.
@@ -450,7 +412,7 @@ def merge(
         scratch[3 * k],
     )
     one = scratch.dtype.type(1)
-    seen = np.zeros((rules.shape[0], 2), np.int64)
+    seen = np.zeros((rules.kinds.shape[0], 2), np.int64)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = (start + low) // CELL
@@ -458,30 +420,13 @@ def merge(
         if low % CELL == 0:
             seen[:] = 0
         _changes(inputs, codes, low, size, scratch)
-        if rules.shape[0] == k:
+        if rules.kinds.shape[0] == k:
             first = scratch[3 * k + 2]
             for j in range(size):
                 first[j] = scratch[0, j]
         else:
             first = scratch[0]
-        _select(
-            scratch,
-            k,
-            size,
-            rules,
-            cuts,
-            allowed,
-            present,
-            cell,
-            seen,
-            chances,
-            seeds,
-            start + low,
-            masks,
-            keys,
-            keep,
-            factors,
-        )
+        _select(scratch, k, size, rules, cell, seen, start + low, keys, keep, factors)
         _elect(kept, weights, size, elect, divide, total_weight, total, divisor, exact)
         if least > 0:
             _agree(scratch, k, size, least, slack, total, exact)
@@ -489,7 +434,7 @@ def merge(
             exact[j] = first[j] + scale * exact[j]
         _narrow(exact, size, out_code, rounding, seed, start + low, out, low)
         if report:
-            if rules.shape[0] == k:
+            if rules.kinds.shape[0] == k:
                 for j in range(size):
                     scratch[0, j] = first[j]
             _compare(scratch, k, size, gram[here], differ[here])
@@ -517,12 +462,6 @@ def norms(
     codes,
     count,
     rules,
-    cuts,
-    allowed,
-    present,
-    chances,
-    seeds,
-    masks,
     factors,
     norm,
     start,
@@ -534,15 +473,14 @@ def norms(
     """Norms of all changes and of the kept ones, cell by cell.
 
     Args:
-        inputs, codes, count, rules, cuts, allowed, present, chances, seeds, masks, start, scratch,
-            keys, keep: as in :func:`merge`.
+        inputs, codes, count, rules, start, scratch, keys, keep: as in :func:`merge`.
         factors: [k-1], ones.
         norm: which; see :data:`L1` and the others.
         sums: float64 [cells of the tile, k-1, 2]: filled; sums (or for LINF the maximum) of all
             changes, and of the kept ones.
     """
     k = inputs.shape[0]
-    seen = np.zeros((rules.shape[0], 2), np.int64)
+    seen = np.zeros((rules.kinds.shape[0], 2), np.int64)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = (start + low) // CELL
@@ -550,24 +488,7 @@ def norms(
         if low % CELL == 0:
             seen[:] = 0
         _changes(inputs, codes, low, size, scratch)
-        _select(
-            scratch,
-            k,
-            size,
-            rules,
-            cuts,
-            allowed,
-            present,
-            cell,
-            seen,
-            chances,
-            seeds,
-            start + low,
-            masks,
-            keys,
-            keep,
-            factors,
-        )
+        _select(scratch, k, size, rules, cell, seen, start + low, keys, keep, factors)
         for i in range(1, k):
             scratch[k + i, size:] = 0
             scratch[2 * k + i - 1, size:] = 0

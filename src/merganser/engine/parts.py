@@ -63,13 +63,7 @@ class Facts:
     """Which changes of a tensor are kept, and how they count: the arguments of the same names of
     :func:`merganser.engine.consensus.merge`."""
 
-    rules: Array
-    cuts: Array
-    allowed: Array
-    present: Array
-    chances: Array
-    seeds: Array
-    masks: Array
+    rules: loops.Rules
     factors: Array
     weights: Array
     total_weight: Any
@@ -78,35 +72,24 @@ class Facts:
     def of(cls, part: Part, size: int) -> Facts:
         """Everything is kept, with weights of one."""
         models = len(part.rows) - 1
-        rules = models + isinstance(part.consensus.keep, MostVaried)
-        dtype = part.wide
-        cuts = np.zeros((rules, 2), np.uint32)
-        cuts[:, 0] = loops.ABSENT
-        cells = -(-size // CELL)
-        return cls(
-            np.full(rules, loops.ALL),
-            cuts,
-            np.zeros((rules, 2, cells), np.int64),
-            np.zeros((rules, 2, cells), np.int64),
+        kinds = models + isinstance(part.consensus.keep, MostVaried)
+        ties = (kinds, 2, -(-size // CELL))
+        rules = loops.Rules(
+            np.full(kinds, loops.ALL),
+            np.tile(np.array([loops.ABSENT, 0], np.uint32), (kinds, 1)),
+            np.zeros(ties, np.int64),
+            np.zeros(ties, np.int64),
             np.zeros(models, np.uint64),
             np.zeros(models, np.uint64),
             np.zeros((models, 0), np.uint8),
-            np.ones(models, dtype),
-            np.ones(models, dtype),
-            dtype.type(1),
         )
+        ones = np.ones(models, part.wide)
+        return cls(rules, ones, ones, part.wide.type(1))
 
-    def rule_arguments(self) -> tuple[Array, ...]:
-        """The arguments that tell what is kept."""
-        return (
-            self.rules,
-            self.cuts,
-            self.allowed,
-            self.present,
-            self.chances,
-            self.seeds,
-            self.masks,
-        )
+    def make_room(self, size: int) -> None:
+        """Masks of nothing: a bit for every element, and a few more."""
+        shape = len(self.rules.chances), -(-size // 8) + loops.LANES
+        self.rules = self.rules._replace(masks=np.zeros(shape, np.uint8))
 
 
 @dataclass(slots=True, eq=False)

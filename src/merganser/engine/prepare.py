@@ -244,38 +244,37 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
             wishes[part] = [[None, None] for _ in range(models)]
             wishes[part].append([None, select(loops.VARIANCE, rank)])
             if rank <= 0:
-                facts.rules[:models] = loops.NOTHING
-                facts.rules = facts.rules[:models]
+                facts.rules = facts.rules._replace(kinds=np.full(models, loops.NOTHING))
             elif rank >= size:
-                facts.rules = facts.rules[:models]
+                facts.rules = facts.rules._replace(kinds=np.full(models, loops.ALL))
             continue
         wishes[part] = []
         for i, rule in enumerate(keep):
             wish: list[Selection | None] = [None, None]
             if isinstance(rule, Largest):
                 begin, end = rule.ranks(size)
-                facts.rules[i] = loops.BETWEEN if begin < end else loops.NOTHING
+                facts.rules.kinds[i] = loops.BETWEEN if begin < end else loops.NOTHING
                 if begin < end:
                     wish = [select(i + 1, begin), select(i + 1, end)]
             elif isinstance(rule, Random):
-                facts.rules[i] = loops.DRAWN if rule.density > 0 else loops.NOTHING
-                facts.chances[i] = min(2**64 - 1, int(rule.density * 2.0**64))
-                facts.seeds[i] = part.seed_of_draws(i)
+                facts.rules.kinds[i] = loops.DRAWN if rule.density > 0 else loops.NOTHING
+                facts.rules.chances[i] = min(2**64 - 1, int(rule.density * 2.0**64))
+                facts.rules.seeds[i] = part.seed_of_draws(i)
             elif isinstance(rule, Ranked):
-                facts.rules[i] = loops.MASKED if rule.density > 0 else loops.NOTHING
-                facts.seeds[i] = part.seed_of_draws(i)
+                facts.rules.kinds[i] = loops.MASKED if rule.density > 0 else loops.NOTHING
+                facts.rules.seeds[i] = part.seed_of_draws(i)
             wishes[part].append(wish)
     yield from _find(list(selections.values()), first, size, sample)
     for part, wished in wishes.items():
-        for i, pair in enumerate(wished[: len(part.facts.rules)]):
+        for i, pair in enumerate(wished[: len(part.facts.rules.kinds)]):
             for c, selection in enumerate(pair):
                 if selection is not None:
-                    part.facts.cuts[i, c] = selection.cut
-                    part.facts.allowed[i, c] = selection.allowed
-                    part.facts.present[i, c] = selection.present
+                    part.facts.rules.cuts[i, c] = selection.cut
+                    part.facts.rules.allowed[i, c] = selection.allowed
+                    part.facts.rules.present[i, c] = selection.present
     for part in parts:
-        if loops.MASKED in part.facts.rules:
-            part.facts.masks = _room(models, size)
+        if loops.MASKED in part.facts.rules.kinds:
+            part.facts.make_room(size)
             yield _Ranks(part, shape)
     for part in parts:
         yield from _weigh(part, size, models)
@@ -286,7 +285,7 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
     told, facts = part.consensus, part.facts
     weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
     factors = np.array(told.factors or (1.0,) * models)
-    sparse = np.any(facts.rules != loops.ALL)
+    sparse = np.any(facts.rules.kinds != loops.ALL)
     if told.weights is None:
         norms = _Norms(part, size, loops.L2)
         yield norms
@@ -294,12 +293,12 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
         total = energies.sum()
         weights = energies / total if total > 0 else np.full(models, 1.0 / models)
     elif told.rescale is not None and sparse:
-        drawn = facts.rules == loops.DRAWN
+        drawn = facts.rules.kinds == loops.DRAWN
         if drawn.any():
-            facts.masks = _room(models, size)
+            facts.make_room(size)
         norms = _Norms(part, size, loops.NORMS[told.rescale])
         yield norms
-        facts.rules[drawn] = loops.MASKED  # nothing is drawn twice
+        facts.rules.kinds[drawn] = loops.MASKED  # nothing is drawn twice
         whole, kept = norms.joined().T
         factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
         if told.rescale == "l2":
@@ -309,11 +308,6 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
     facts.factors = (weights * factors).astype(dtype)
     total = float(weights.sum())
     facts.total_weight = dtype.type(total if abs(total) >= 1e-8 else 1.0)
-
-
-def _room(models: int, size: int) -> Array:
-    """Masks of nothing: a bit for every element, and a few more."""
-    return np.zeros((models, -(-size // 8) + loops.LANES), np.uint8)
 
 
 class _Varied:
@@ -562,7 +556,7 @@ class _Ranks:
         kept = scratch("kept", np.uint8, 2, self.length)
         assert not isinstance(keep, MostVaried)
         for i, rule in enumerate(keep):
-            if isinstance(rule, Ranked) and facts.rules[i] == loops.MASKED:
+            if isinstance(rule, Ranked) and facts.rules.kinds[i] == loops.MASKED:
                 loops.draw_by_rank(
                     inputs,
                     codes,
@@ -571,14 +565,14 @@ class _Ranks:
                     i + 1,
                     rule.density,
                     rule.epsilon,
-                    facts.seeds[i],
+                    facts.rules.seeds[i],
                     start,
                     rows,
                     keys,
                     draws,
                     places,
                     kept,
-                    facts.masks[i],
+                    facts.rules.masks[i],
                 )
 
 
@@ -593,11 +587,11 @@ class _Norms:
     def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
         inputs, codes = self.part.stored(inputs, count)
         facts, work = self.part.facts, self.part.wide
-        loops.norms(  # type: ignore[call-arg]
+        loops.norms(
             inputs,
             codes,
             count,
-            *facts.rule_arguments(),
+            facts.rules,
             np.ones(len(inputs) - 1, work),
             self.norm,
             start,

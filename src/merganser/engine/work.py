@@ -104,14 +104,21 @@ class Group:
             return 8 * length * max(1, self.tile // (8 * length))
         return TILE if cut == "bands" else self.tile
 
-    def _sample(self, start: int, count: int) -> Array:
-        """Elements ``start`` to ``start + count`` of all rows."""
-        inputs = np.empty(
-            (len(self.rows), count * max(r.dtype.itemsize for r in self.rows)), np.uint8
-        )
-        for row, into in zip(self.rows, inputs, strict=True):
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the widest row."""
+        return max(row.dtype.itemsize for row in self.rows)
+
+    def read(self, start: int, count: int, into: Array) -> None:
+        """Read elements ``start`` to ``start + count`` of all rows into uint8 [rows, bytes]."""
+        for row, stored in zip(self.rows, into, strict=True):
             size = row.dtype.itemsize
-            row.checkpoint.read(row.name, start * size, into[: count * size].data)
+            if count:
+                row.checkpoint.read(row.name, start * size, stored[: count * size].data)
+
+    def _sample(self, start: int, count: int) -> Array:
+        inputs = np.empty((len(self.rows), count * self.itemsize), np.uint8)
+        self.read(start, count, inputs)
         return inputs
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:

@@ -47,12 +47,8 @@ class Worker:
         return made
 
     def _read(self, group: Group, start: int, count: int) -> Array:
-        width = count * max(row.dtype.itemsize for row in group.rows)
-        inputs = self._scratch("inputs", np.uint8, len(group.rows), width)
-        for row, into in zip(group.rows, inputs, strict=True):
-            size = row.dtype.itemsize
-            if count:
-                row.checkpoint.read(row.name, start * size, into[: count * size].data)
+        inputs = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
+        group.read(start, count, inputs)
         return inputs
 
     def _combine(self, batch: Batch, inputs: Array, start: int, count: int) -> int:
@@ -175,11 +171,11 @@ class Worker:
         told, facts, k = part.consensus, part.facts, len(part.rows)
         empty = np.zeros((0, k - 1))
         sums, cells = part.sums, _cells(start, count)
-        consensus.merge(  # type: ignore[call-arg]
+        consensus.merge(
             stored,
             codes,
             count,
-            *facts.rule_arguments(),
+            facts.rules,
             facts.factors,
             facts.weights,
             told.elect,

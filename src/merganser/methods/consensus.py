@@ -10,6 +10,7 @@ MergeKit's rule), or divides it by the density (``dare``, the rule of the paper 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from merganser.methods import (
@@ -30,6 +31,9 @@ from merganser.methods import (
 Scale = Annotated[float, Range(0.0, 2.0)]
 Gamma = Annotated[Sequence[float], PerModel(default=0.01), Range(0.0, 0.5)]
 Epsilon = Annotated[Sequence[float], PerModel(default=0.15), Range(0.0, 0.5)]
+
+
+_of_the_family = partial(merge_method, base="required", models=(0, None), ignored=("int8_mask",))
 
 
 def _sparse(
@@ -78,15 +82,7 @@ def _band(density: Sequence[float], gamma: Sequence[float]) -> list[Keep]:
     return [Largest(d, g) if d < 1 else None for d, g in zip(density, gamma, strict=True)]
 
 
-@merge_method(
-    "ties",
-    title="TIES",
-    paper="2306.01708",
-    base="required",
-    models=(0, None),
-    idempotent=False,
-    ignored=("int8_mask",),
-)
+@_of_the_family("ties", title="TIES", paper="2306.01708")
 def ties(
     *,
     weight: Weight,
@@ -105,14 +101,7 @@ def ties(
     return _sparse(weight, _largest(density), rescale, normalize, lambda_, elect=True)
 
 
-@merge_method(
-    "dare_linear",
-    title="DARE",
-    paper="2311.03099",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("dare_linear", title="DARE", paper="2311.03099")
 def dare_linear(
     *,
     weight: Weight,
@@ -131,14 +120,7 @@ def dare_linear(
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=False)
 
 
-@merge_method(
-    "dare_ties",
-    title="DARE-TIES",
-    paper="2311.03099",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("dare_ties", title="DARE-TIES", paper="2311.03099")
 def dare_ties(
     *,
     weight: Weight,
@@ -155,14 +137,7 @@ def dare_ties(
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=True)
 
 
-@merge_method(
-    "breadcrumbs",
-    title="Model Breadcrumbs",
-    paper="2312.06795",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("breadcrumbs", title="Model Breadcrumbs", paper="2312.06795")
 def breadcrumbs(
     *,
     weight: Weight,
@@ -181,14 +156,7 @@ def breadcrumbs(
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=False)
 
 
-@merge_method(
-    "breadcrumbs_ties",
-    title="Model Breadcrumbs with TIES",
-    paper="2312.06795",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("breadcrumbs_ties", title="Model Breadcrumbs with TIES", paper="2312.06795")
 def breadcrumbs_ties(
     *,
     weight: Weight,
@@ -205,14 +173,7 @@ def breadcrumbs_ties(
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=True)
 
 
-@merge_method(
-    "della",
-    title="DELLA",
-    paper="2406.11617",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("della", title="DELLA", paper="2406.11617")
 def della(
     *,
     weight: Weight,
@@ -232,14 +193,7 @@ def della(
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=True)
 
 
-@merge_method(
-    "della_linear",
-    title="DELLA without election",
-    paper="2406.11617",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("della_linear", title="DELLA without election", paper="2406.11617")
 def della_linear(
     *,
     weight: Weight,
@@ -257,14 +211,7 @@ def della_linear(
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=False)
 
 
-@merge_method(
-    "sce",
-    title="SCE",
-    paper="2408.07990",
-    base="required",
-    models=(0, None),
-    ignored=("int8_mask",),
-)
+@_of_the_family("sce", title="SCE", paper="2408.07990")
 def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> Consensus:
     """Select where the models vary most, calculate weights from energies, erase minority signs.
 
