@@ -19,7 +19,8 @@ from click.testing import CliRunner, Result
 import merganser
 from conftest import RecipeFile, assert_one_line, change_config, make_model, tree
 from merganser import merging, methods
-from merganser.cli import MEANINGLESS, main
+from merganser.cli import main
+from merganser.cli.options import MEANINGLESS
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
@@ -496,7 +497,7 @@ def test_merging_and_verifying_need_no_torch(
 def test_help_takes_less_than_a_third_of_a_second() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        command = [sys.executable, "-m", "merganser.cli", "--help"]
+        command = [sys.executable, "-m", "merganser", "--help"]
         subprocess.run(command, capture_output=True, check=True, env=dict(os.environ))
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 

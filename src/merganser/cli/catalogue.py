@@ -1,0 +1,72 @@
+"""Commands that tell what there is: of a model, of the methods, of the language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from merganser.cli.options import (
+    json_option,
+    print_json,
+    weights_option,
+)
+from merganser.errors import RecipeError
+
+if TYPE_CHECKING:
+    from merganser.checkpoints import Weights
+
+
+@click.command()
+@click.argument("model")
+@weights_option
+@json_option
+def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
+    """Show the fact sheet of MODEL: a folder, a file or a Hub id."""
+    from merganser.release import facts
+
+    sheet = facts.inspect(model, weights or "auto")
+    if as_json:
+        print_json(sheet)
+        return
+    from merganser import tables
+
+    tables.show_facts(sheet)
+
+
+@click.command("methods")
+@click.argument("name", required=False)
+@click.option(
+    "--methods",
+    "method_files",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Python file with merge methods of your own.",
+)
+@json_option
+def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
+    """List the merge methods, or tell all about the one called NAME."""
+    from merganser import methods
+
+    for file in method_files:
+        methods.load_file(file)
+    known = [methods.get(each) for each in ([name] if name else methods.names())]
+    found = [method for method in known if method is not None]
+    if not found:
+        raise RecipeError(f"there is no method {name!r}; known are {', '.join(methods.names())}")
+    if as_json:
+        print_json([methods.describe(method) for method in found])
+        return
+    from merganser import tables
+
+    tables.show_methods(found, full=name is not None)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from merganser.recipe import json_schema
+
+    print_json(json_schema())

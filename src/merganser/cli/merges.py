@@ -1,0 +1,259 @@
+"""Commands about one merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from merganser.cli.options import (
+    MEANINGLESS,
+    MEANINGLESS_VALUES,
+    SAFE,
+    card_option,
+    json_option,
+    mergekit_flags,
+    parse_memory,
+    prepare,
+    print_json,
+    progress,
+    public_option,
+    recipe_options,
+    rounding_options,
+    running_options,
+    shard_size_option,
+    tokenizer_option,
+    weights_option,
+)
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@recipe_options
+@running_options
+@click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@click.option(
+    "--sink",
+    type=click.Choice(["folder", "null", "digest"]),
+    default="folder",
+    show_default=True,
+    help="Where the merge goes: OUT, nowhere, or into digests of its tensors.",
+)
+@public_option
+@card_option
+@tokenizer_option
+@click.option(
+    "-I",
+    "--intermediate-dir",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the results go that other recipes of the file build on; by default OUT.intermediate.",
+)
+@click.option(
+    "--lazy/--no-lazy",
+    "lazy",
+    default=True,
+    help="Whether to keep intermediate results that are up to date.",
+)
+@mergekit_flags
+@json_option
+def merge(config: Path, out: Path | None, **options: Any) -> None:
+    """Merge the models of the recipe CONFIG into the folder OUT.
+
+    CONFIG may hold several recipes, divided by ---, that build on each other by their names.
+    """
+    from merganser import chain, merging
+
+    for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
+        if options.pop(name.replace("-", "_")):
+            click.echo(f"merganser: --{name} has no meaning here: {reason}", err=True)
+    if not options.pop("safe_serialization"):
+        click.echo("merganser: --no-safe-serialization has no meaning here: " + SAFE, err=True)
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    sink = options.pop("sink")
+    if (out is None) == (sink == "folder"):
+        raise click.UsageError(
+            "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"
+        )
+    prepare(options)
+    where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
+    with progress(quiet or as_json) as on_event:
+        if out is not None:
+            steps = chain.merge_all(config, out, on_event=on_event, **where, **options)
+        else:
+            from merganser.sinks import DigestSink, NullSink
+
+            for name in ("force", "public", "write_card", "copy_tokenizer"):
+                options.pop(name)
+            chosen = DigestSink() if sink == "digest" else NullSink()
+            result = merging.run_dry(config, chosen, on_event=on_event, **options)
+            steps = []
+    results = [step.merged for step in steps if step.merged] if out is not None else [result]
+    for result in results:
+        for warning in result.warnings:
+            click.echo(f"merganser: warning: {warning}", err=True)
+    if as_json:
+        data = [
+            {
+                "out": str(result.folder) if result.folder else None,
+                "timings": result.timings,
+                **result.manifest,
+            }
+            for result in results
+        ]
+        if len(steps) > 1:
+            kept = [str(step.folder) for step in steps if step.merged is None]
+            print_json({"up_to_date": kept, "merges": data})
+        else:
+            print_json(data[0])
+    elif sink == "digest":
+        for name, digest in results[0].manifest["tensors"].items():
+            click.echo(f"{digest}  {name}")
+    elif not quiet:
+        from merganser import tables
+
+        for step in steps:
+            if step.merged is None:
+                click.echo(f"{step.folder}: is up to date")
+            else:
+                tables.show_result(step.merged, verbose=verbose > 0)
+        if out is None:
+            tables.show_result(results[0], verbose=verbose > 0)
+
+
+@click.command()
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default=None,
+    help="Of the result; by default what SOURCE is stored in, bfloat16 if that is quantised.",
+)
+@click.option(
+    "--base", metavar="MODEL", default=None, help="A model that lends config and tokenizer."
+)
+@rounding_options
+@weights_option
+@shard_size_option
+@running_options
+@click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@public_option
+@card_option
+@json_option
+def convert(source: str, out: Path, **options: Any) -> None:
+    """Write the model SOURCE as a Hugging Face folder OUT.
+
+    SOURCE is a folder, a file, a training run or a step of one, a Hub id, MODEL+ADAPTER: all that
+    can be merged.
+    """
+    from merganser import merging
+    from merganser.tokenizer import has_tokenizer
+
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    parse_memory(options)
+    with progress(quiet or as_json) as on_event:
+        result = merging.convert(source, out, on_event=on_event, **options)
+    for warning in result.warnings:
+        click.echo(f"merganser: warning: {warning}", err=True)
+    lacking = [] if (out / "config.json").is_file() else ["config.json"]
+    lacking += [] if has_tokenizer(out) else ["tokenizer"]
+    if lacking and options["base"] is None:
+        what = " and ".join(lacking)
+        click.echo(f"merganser: warning: {out}: lacks {what}; --base MODEL lends them", err=True)
+    if as_json:
+        print_json({"out": str(out), "timings": result.timings, **result.manifest})
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_result(result, verbose=verbose > 0)
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@recipe_options
+@click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
+@json_option
+def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Show what merging CONFIG would do, or every point of a sweep, without reading weights."""
+    from merganser import chain, planning
+    from merganser.study.language import is_sweep
+
+    prepare(options)
+    if is_sweep(config):
+        _plan_sweep(config, as_json, verbose, options)
+        return
+    plans = chain.plan_all(config, **options)
+    if as_json:
+        found = [
+            {
+                "name": step.name,
+                "needs": step.needs,
+                **(planning.describe(decided) if decided else {}),
+            }
+            for step, decided in plans
+        ]
+        only = plans[0][1] if len(plans) == 1 else None
+        print_json(planning.describe(only) if only else {"documents": found})
+        return
+    from merganser import tables
+
+    for step, decided in plans:
+        if len(plans) > 1:
+            tables.show_step(step)
+        if decided is not None:
+            tables.show_plan(decided, verbose=verbose)
+        else:
+            click.echo("can be planned when the tokenizers that it builds on are made")
+    for _, decided in plans:
+        for warning in decided.warnings if decided else ():
+            click.echo(f"merganser: warning: {warning}", err=True)
+
+
+def _plan_sweep(config: Path, as_json: bool, verbose: bool, options: dict[str, Any]) -> None:
+    from merganser import planning, tables
+    from merganser.study import sweep as sweeps
+
+    planned = sweeps.plan_points(config, **options)
+    total = sweeps.input_bytes([decided for _, decided in planned])
+    if as_json:
+        points = [
+            {"name": point.name, "values": point.values, **planning.describe(decided)}
+            for point, decided in planned
+        ]
+        print_json({"input_bytes": total, "points": points})
+        return
+    for point, decided in planned if verbose else ():
+        tables.show_point(point)
+        tables.show_plan(decided, verbose=True)
+    tables.show_points(planned, total)
+    for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
+        click.echo(f"merganser: warning: {warning}", err=True)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--recompute", is_flag=True, help="Merge again from the inputs, and compare that too."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
+@json_option
+def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
+    """Check a merged FOLDER against its manifest."""
+    from merganser import merging
+
+    with progress(quiet or as_json) as on_event:
+        problems = merging.verify(folder, recompute=recompute, on_event=on_event)
+    if as_json:
+        print_json({"folder": str(folder), "recomputed": recompute, "problems": problems})
+    for problem in problems:
+        click.echo(f"merganser: {folder}: {problem}", err=True)
+    if problems:
+        raise click.exceptions.Exit(3)
+    if not quiet and not as_json:
+        click.echo(
+            f"{folder}: every tensor is what was merged"
+            + (", and what its inputs give" if recompute else "")
+        )

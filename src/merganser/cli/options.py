@@ -1,0 +1,254 @@
+"""What commands share: their options, and the forms that functions take them in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from merganser.errors import RecipeError
+
+if TYPE_CHECKING:
+    from merganser.engine.events import Listener
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MEANINGLESS = {
+    "cuda": "the CPU merges at the speed of the disk",
+    "low-cpu-memory": "memory is a few tiles anyway",
+    "read-to-gpu": "the CPU merges at the speed of the disk",
+    "multi-gpu": "the CPU merges at the speed of the disk",
+    "gpu-rich": "the CPU merges at the speed of the disk",
+    "lazy-unpickle": "all reading is lazy, and nothing in a pickle is ever run",
+    "async-write": "writing never waits",
+    "clone-tensors": "no tensors share memory",
+    "allow-crimes": "models of any architecture merge if their tensors fit",
+    "trust-remote-code": "nothing that comes with a model is ever run",
+}
+"""Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
+
+SAFE = "safetensors is always written"
+"""Why ``--no-safe-serialization`` has no meaning."""
+
+MEANINGLESS_VALUES = {
+    "device": "the CPU merges at the speed of the disk",
+    "write-threads": "writing never waits",
+    "lora-merge-cache": "adapters are applied as tiles are read, and nothing is kept",
+    "lora-merge-dtype": "adapters are applied in float32",
+    "transformers-cache": "set HF_HOME or HF_HUB_CACHE instead",
+}
+"""The same for options with a value."""
+
+
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["auto", "shards", "huggingface"]),
+    default=None,
+    help="Of training steps that have both: their shards, or their Hugging Face weights.",
+)
+
+
+shard_size_option = click.option(
+    "--shard-size",
+    "--out-shard-size",
+    default="5GB",
+    show_default=True,
+    metavar="SIZE",
+    help="Greatest size of an output file: 5GB, 5GiB, 500MB, 5B (billion bytes).",
+)
+
+public_option = click.option(
+    "--public",
+    is_flag=True,
+    help="Write names instead of local paths into card, recipe and manifest.",
+)
+
+card_option = click.option(
+    "--card/--no-card",
+    "--write-model-card/--no-write-model-card",
+    "write_card",
+    default=True,
+    help="Whether to write README.md.",
+)
+
+tokenizer_option = click.option(
+    "--copy-tokenizer/--no-copy-tokenizer", default=True, help="Whether to copy the tokenizer."
+)
+
+
+def rounding_options(command: Command) -> Command:
+    """Options that decide how numbers become those of the result."""
+    command = click.option(
+        "--seed",
+        "--random-seed",
+        type=click.IntRange(0),
+        default=None,
+        help="Seed of stochastic rounding.",
+    )(command)
+    return click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "stochastic"]),
+        default=None,
+        help="How the result is rounded; stochastic keeps small differences, on average.",
+    )(command)
+
+
+def recipe_options(command: Command) -> Command:
+    """Options that decide what a merge is."""
+    options = [
+        click.option(
+            "--arithmetic",
+            type=click.Choice(["exact", "mergekit", "mergekit-0.1.4"]),
+            default=None,
+            help="How numbers are computed: exactly (the default), or as a MergeKit release did.",
+        ),
+        rounding_options,
+        weights_option,
+        shard_size_option,
+        click.option(
+            "--truncate-embeddings/--no-truncate-embeddings",
+            "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+            "truncate_embeddings",
+            default=False,
+            help="Cut vocabularies of different sizes to the shortest one; tokens beyond it are lost.",
+        ),
+        click.option(
+            "-i",
+            "--tensor-intersection",
+            "tensor_names",
+            flag_value="intersection",
+            help="Leave out tensors that some models lack.",
+        ),
+        click.option(
+            "-u",
+            "--tensor-union",
+            "tensor_names",
+            flag_value="union",
+            help="Merge tensors that some models lack from those that have them.",
+        ),
+        click.option(
+            "--lenient",
+            "strictness",
+            flag_value="lenient",
+            help="Ignore keys that have no meaning, evident slips too, as MergeKit does.",
+        ),
+        click.option(
+            "--strict",
+            "strictness",
+            flag_value="strict",
+            help="Make every warning of the recipe an error.",
+        ),
+        click.option(
+            "--methods",
+            "method_files",
+            multiple=True,
+            metavar="FILE",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Python file with merge methods of your own; it is run.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def running_options(command: Command) -> Command:
+    """Options that change how a merge runs, never what it gives."""
+    options = [
+        click.option(
+            "-j",
+            "--threads",
+            "--num-threads",
+            type=click.IntRange(1),
+            default=None,
+            help="Threads; by default as many as pay off.",
+        ),
+        click.option(
+            "--memory",
+            default=None,
+            metavar="SIZE",
+            help="Memory that the merge may take, such as 500MB.",
+        ),
+        click.option(
+            "-q/ ",
+            "--quiet/--no-quiet",
+            default=False,
+            help="No progress, no summary; only warnings and errors.",
+        ),
+        click.option("-v", "--verbose", count=True, help="Tell more."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def mergekit_flags(command: Command) -> Command:
+    """Flags of mergekit-yaml that are taken and have no meaning here."""
+    for name in MEANINGLESS_VALUES:
+        command = click.option(f"--{name}", name.replace("-", "_"), default=None, hidden=True)(
+            command
+        )
+    for name in MEANINGLESS:
+        command = click.option(
+            f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True
+        )(command)
+    return click.option("--safe-serialization/--no-safe-serialization", default=True, hidden=True)(
+        command
+    )
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
+
+
+def prepare(options: dict[str, Any]) -> None:
+    """Give options that several commands share the form that functions take."""
+    from merganser import methods
+
+    for file in options.pop("method_files"):
+        methods.load_file(file)
+    options["strictness"] = options["strictness"] or "normal"
+    options["tensor_names"] = options["tensor_names"] or "same"
+    parse_memory(options)
+
+
+def parse_memory(options: dict[str, Any]) -> None:
+    """Read ``--memory`` as a number of bytes."""
+    from merganser.tensors import parse_size
+
+    if options.get("memory") is not None:
+        try:
+            options["memory"] = max(1, parse_size(options["memory"]))
+        except ValueError as error:
+            raise RecipeError(f"--memory: {error}") from None
+
+
+def print_json(data: Any) -> None:
+    """Print the result of ``--json``."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+class progress:
+    """A bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+
+    def __enter__(self) -> Listener:
+        from merganser.engine.events import ignore
+
+        if self.quiet:
+            return ignore
+        from merganser import tables
+
+        self.bar = tables.ProgressBar()
+        return self.bar.listen  # type: ignore[no-any-return]
+
+    def __exit__(self, *_error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,98 @@
+"""Commands about many merges, and about what sets models apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from merganser.cli.options import (
+    card_option,
+    json_option,
+    prepare,
+    print_json,
+    progress,
+    public_option,
+    recipe_options,
+    running_options,
+    tokenizer_option,
+)
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@recipe_options
+@running_options
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="Only points of these values, such as w=0.7,0.9; given several times, all must hold.",
+)
+@click.option("--force", is_flag=True, help="Replace points that are there and are something else.")
+@public_option
+@card_option
+@tokenizer_option
+@click.option("--no-write", is_flag=True, hidden=True)
+@json_option
+def sweep(config: Path, out: Path | None, **options: Any) -> None:
+    """Merge all points of the sweep CONFIG in one pass, each into a folder of its name in OUT.
+
+    Points that are there already are kept.
+    """
+    from merganser.study import sweep as sweeps
+
+    if options.pop("no_write"):
+        raise click.UsageError("--no-write is for evaluation, which is not there yet")
+    if out is None:
+        raise click.UsageError("give the folder OUT for the points' folders")
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    prepare(options)
+    with progress(quiet or as_json) as on_event:
+        result = sweeps.sweep(config, out, on_event=on_event, **options)
+    for each in result.points:
+        for warning in each.merged.warnings if each.merged else ():
+            click.echo(f"merganser: warning: {each.point.name}: {warning}", err=True)
+    if as_json:
+        print_json(
+            {
+                "passes": result.passes,
+                "seconds": round(result.seconds, 3),
+                "points": [
+                    {
+                        "name": each.point.name,
+                        "values": each.point.values,
+                        "out": str(each.folder),
+                        "kept": each.merged is None,
+                        "plan": each.plan.digest,
+                        "manifest": each.merged.manifest if each.merged else None,
+                    }
+                    for each in result.points
+                ],
+            }
+        )
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_sweep(result, verbose=verbose > 0)
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--base", metavar="C", help="What both come from: compares their changes too.")
+@click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
+@json_option
+def diff(first: str, second: str, base: str | None, threads: int | None, as_json: bool) -> None:
+    """Show what sets the models A and B apart, by layers, roles and tensors."""
+    from merganser.study import diff as diffs
+
+    found = diffs.diff(first, second, base=base, threads=threads)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    from merganser import tables
+
+    tables.show_diff(found)
