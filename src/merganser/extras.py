@@ -1,0 +1,23 @@
+"""Libraries that only some uses need: imported where they are used, missed in one clear line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from merganser.errors import MerganserError
+
+
+def load(module: str, extra: str) -> Any:
+    """Import a module of one of the optional extras of pyproject.toml.
+
+    Raises:
+        MerganserError: it is not installed; the line names the install command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise MerganserError(
+            f"this needs {package}, which is not installed: pip install 'merganser[{extra}]'"
+        ) from None
