@@ -238,6 +238,10 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
         raise document.error(
             "sweep: this is not one merge but many; `merganser sweep` makes them", ("sweep",)
         )
+    if "search" in document.data:
+        raise document.error(
+            "search: this is not one merge but a search; `merganser search` runs it", ("search",)
+        )
     warnings: list[str] = []
     data = document.data
     while True:

@@ -38,8 +38,11 @@ MAX_POINTS = 1000
 LITERAL = ("chat_template",)
 """Keys whose text is Jinja of their own, and stays as it is."""
 
-RESERVED = ("evaluate", "search")
-"""Keys of studies that are not built yet."""
+BLOCKS = ("sweep", "search", "evaluate")
+"""Keys of studies, which are no part of the points' recipes."""
+
+RESERVED = ("evaluate",)
+"""Keys of sweeps that are not built yet."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _WORDS = frozenset({"and", "or", "not", "if", "else", "in", "is", "true", "false", "none"})
@@ -72,16 +75,154 @@ class _PointDocument(Document):
         return super().error(f"point {self.point}: {message}", path)
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """A recipe with expressions: one recipe for all values that are put in.
+
+    Attributes:
+        document: the file's.
+        block: the key that says which values there are: ``sweep`` or ``search``.
+        data: the recipe, without the blocks of studies.
+        templates: every text of it that holds expressions, by its place.
+        folder: as in :class:`merganser.recipe.ParsedRecipe`.
+        strictness: what becomes of keys that have no meaning.
+    """
+
+    document: Document
+    block: str
+    data: Mapping[str, Any]
+    templates: Mapping[Path, Template]
+    folder: Any
+    strictness: Strictness
+
+    def check_names(self, keys: Mapping[str, bool]) -> None:
+        """What is spoken of must vary, and what varies must be spoken of.
+
+        Args:
+            keys: of the block, with whether they vary at all.
+
+        Raises:
+            RecipeError: with the first that does not.
+        """
+        for path, template in self.templates.items():
+            if unknown := sorted(template.names - set(keys)):
+                raise self.document.error(
+                    f"{key_name(path)}: the {self.block} has no {unknown[0]!r}; it has {', '.join(keys)}",
+                    path,
+                )
+        used = expressions.names_of([t for path, t in self.templates.items() if path != ("name",)])
+        for key, varies in keys.items():
+            if varies and key not in used:
+                path = ("sweep", key) if self.block == "sweep" else ("search", "over", key)
+                raise self.document.error(
+                    f"{key_name(path)}: nothing in the recipe depends on it; "
+                    f"write {{{{ {key} }}}} where it belongs",
+                    path,
+                )
+
+    def point(self, values: Values, suffix: str = "") -> Point:
+        """The recipe of some values.
+
+        Args:
+            values: of all keys that expressions speak of.
+            suffix: after its name.
+
+        Raises:
+            RecipeError: with the values or the name, file and line.
+        """
+        own_values = told(values)
+
+        def filled(part: Any, path: Path) -> Any:
+            if isinstance(part, dict):
+                entries = {key: filled(entry, (*path, key)) for key, entry in part.items()}
+                return {
+                    key: entry
+                    for key, entry in entries.items()
+                    if entry is not None or (*path, key) not in self.templates
+                }
+            if isinstance(part, list):
+                return [filled(entry, (*path, i)) for i, entry in enumerate(part)]
+            if path not in self.templates:
+                return part
+            try:
+                found = expressions.render(self.templates[path], values)
+                return text(found) if path == ("name",) else found
+            except ValueError as error:
+                raise self.document.error(
+                    f"point {own_values}: {key_name(path)}: {error}", path
+                ) from None
+
+        own: dict[str, Any] = {"name": None} | filled(dict(self.data), ())
+        name = own["name"] if own["name"] is not None else default_name(values)
+        name = f"{name}{suffix}" if isinstance(name, str) else name
+        if not isinstance(name, str) or folder_name(name) != name or not 0 < len(name) < 200:
+            raise self.document.error(
+                f"point {own_values}: name: {name!r} cannot be a folder's name; "
+                "use letters, digits and . _ + -",
+                ("name",),
+            )
+        own["name"] = name
+        written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
+        lines = {path: n for path, n in self.document.lines.items() if path[:1] != (self.block,)}
+        parsed = recipe.validate(
+            _PointDocument(own, written, self.document.file, lines, name),
+            self.folder,
+            self.strictness,
+        )
+        return Point(name, dict(_flat(values)), parsed)
+
+
 def is_sweep(source: Config) -> bool:
     """Whether a recipe, or one of a file's, has a ``sweep:`` block.
 
     Raises:
         RecipeError: when it cannot be read.
     """
+    return has_block(source, "sweep")
+
+
+def has_block(source: Config, block: str) -> bool:
+    """Whether a recipe, or one of a file's, has a block of that name.
+
+    Raises:
+        RecipeError: when it cannot be read.
+    """
     if isinstance(source, str | os.PathLike | Mapping):
         found = [document.data for document in recipe.read_documents(source)[0]]
-        return any(isinstance(data, dict) and "sweep" in data for data in found)
+        return any(isinstance(data, dict) and block in data for data in found)
     return False
+
+
+def read_pattern(source: Config, block: str, strictness: Strictness = "normal") -> Pattern:
+    """Read a file of many recipes.
+
+    Args:
+        source: a file, or a mapping.
+        block: the key that says which: ``sweep`` or ``search``.
+        strictness: as in :func:`merganser.recipe.load`.
+
+    Raises:
+        RecipeError: when it is no such file, or its expressions cannot be read.
+    """
+    if not isinstance(source, str | os.PathLike | Mapping):
+        raise RecipeError(
+            f"a {block} is read from a file or a mapping; a recipe is one merge already"
+        )
+    documents, folder = recipe.read_documents(source)
+    document = documents[0]
+    data = document.data
+    if len(documents) > 1:
+        raise documents[1].error(f"a {block} is a file of its own, without further recipes")
+    if not isinstance(data, dict) or block not in data:
+        raise document.error(
+            f"there is no {block}: block in this recipe; `merganser merge` merges it"
+        )
+    for key in BLOCKS[:2]:
+        if key in data and key != block:
+            raise document.error(f"{key}: this is a {block}; give one of both", (key,))
+    rest = {key: value for key, value in data.items() if key not in BLOCKS}
+    templates = dict(_templates(document, rest))
+    return Pattern(document, block, rest, templates, folder, strictness)
 
 
 def load_points(source: Config, strictness: Strictness = "normal") -> list[Point]:
@@ -94,33 +235,24 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong, and the point's name.
     """
-    if not isinstance(source, str | os.PathLike | Mapping):
-        raise RecipeError("a sweep is read from a file or a mapping; a recipe is one merge already")
-    documents, folder = recipe.read_documents(source)
-    document = documents[0]
-    data = document.data
-    if len(documents) > 1:
-        raise documents[1].error("a sweep is a file of its own, without further recipes")
-    if not isinstance(data, dict) or "sweep" not in data:
-        raise document.error("there is no sweep: block in this recipe; `merganser merge` merges it")
+    pattern = read_pattern(source, "sweep", strictness)
+    document: Any = pattern.document
     for key in RESERVED:
-        if key in data:
+        if key in document.data:
             raise document.error(f"{key}: studies cannot do that yet", (key,))
-    grids = list(_grids(document, data["sweep"]))
-    rest = {key: value for key, value in data.items() if key != "sweep"}
-    templates = dict(_templates(document, rest))
+    grids = list(_grids(document, document.data["sweep"]))
     for grid in grids:
-        _check_names(document, grid, templates)
+        pattern.check_names({key: len(values) > 1 for key, values in grid.items()})
     points: dict[str, Point] = {}
     for values in itertools.chain.from_iterable(_combinations(grid) for grid in grids):
-        point = _point(document, rest, templates, values, folder, strictness)
+        point = pattern.point(values)
         other = points.setdefault(folder_name(point.name).casefold(), point)
         if other is not point:
             raise document.error(
-                f"name: the points {_told(other.values)} and {_told(point.values)} are both called "
+                f"name: the points {told(other.values)} and {told(point.values)} are both called "
                 f"{point.name!r}; a name must tell them apart, such as {point.name}_"
                 + "_".join(f"{key}{{{{ {key} }}}}" for key in values),
-                ("name",) if "name" in rest else ("sweep",),
+                ("name",) if "name" in pattern.data else ("sweep",),
             )
     return list(points.values())
 
@@ -279,68 +411,6 @@ def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple
             yield path, template
 
 
-def _check_names(
-    document: Document, grid: Mapping[str, Any], templates: Mapping[Path, Template]
-) -> None:
-    """What is spoken of must vary, and what varies must be spoken of."""
-    for path, template in templates.items():
-        if unknown := sorted(template.names - set(grid)):
-            raise document.error(
-                f"{key_name(path)}: the sweep has no {unknown[0]!r}; it has {', '.join(grid)}", path
-            )
-    used = expressions.names_of([t for path, t in templates.items() if path != ("name",)])
-    for key, values in grid.items():
-        if key not in used and len(values) > 1:
-            raise document.error(
-                f"sweep.{key}: nothing in the recipe depends on it; write {{{{ {key} }}}} where it belongs",
-                ("sweep", key),
-            )
-
-
-def _point(
-    document: Document,
-    data: Mapping[str, Any],
-    templates: Mapping[Path, Template],
-    values: Values,
-    folder: Any,
-    strictness: Strictness,
-) -> Point:
-    told = _told(values)
-
-    def filled(part: Any, path: Path) -> Any:
-        if isinstance(part, dict):
-            entries = {key: filled(entry, (*path, key)) for key, entry in part.items()}
-            return {
-                key: entry
-                for key, entry in entries.items()
-                if entry is not None or (*path, key) not in templates
-            }
-        if isinstance(part, list):
-            return [filled(entry, (*path, i)) for i, entry in enumerate(part)]
-        if path not in templates:
-            return part
-        try:
-            found = expressions.render(templates[path], values)
-            return text(found) if path == ("name",) else found
-        except ValueError as error:
-            raise document.error(f"point {told}: {key_name(path)}: {error}", path) from None
-
-    own: dict[str, Any] = {"name": None} | filled(dict(data), ())
-    name = own["name"] if own["name"] is not None else default_name(values)
-    if not isinstance(name, str) or folder_name(name) != name or not 0 < len(name) < 200:
-        raise document.error(
-            f"point {told}: name: {name!r} cannot be a folder's name; use letters, digits and . _ + -",
-            ("name",),
-        )
-    own["name"] = name
-    written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
-    lines = {path: line for path, line in document.lines.items() if path[:1] != ("sweep",)}
-    parsed = recipe.validate(
-        _PointDocument(own, written, document.file, lines, name), folder, strictness
-    )
-    return Point(name, dict(_flat(values)), parsed)
-
-
 def default_name(values: Values) -> str:
     """A name from a point's values: ``w0.7_method-slerp``."""
     return "_".join(
@@ -353,7 +423,8 @@ def _words(value: Any) -> str:
     return "-".join(map(_words, value.values())) if isinstance(value, Mapping) else text(value)
 
 
-def _told(values: Values) -> str:
+def told(values: Values) -> str:
+    """Values as people write them: ``w=0.7, method=slerp``."""
     return ", ".join(f"{key}={text(value)}" for key, value in _flat(values))
 
 
