@@ -318,14 +318,19 @@ def _grids(document: Document, block: Any) -> Iterator[dict[str, list[Any]]]:
         )
     total = 0
     for path, entry in blocks:
-        grid = {key: _axis(document, value, (*path, key)) for key, value in entry.items()}
+        grid = {key: axis_values(document, value, (*path, key)) for key, value in entry.items()}
         total += math.prod(len(values) for values in grid.values())
         if total > MAX_POINTS:
             raise document.error(f"{key_name(path)}: more than {MAX_POINTS} points", path)
         yield grid
 
 
-def _axis(document: Document, value: Any, path: Path) -> list[Any]:
+def axis_values(document: Document, value: Any, path: Path) -> list[Any]:
+    """The values that a key runs over: a list, a range, or a single one.
+
+    Raises:
+        RecipeError: when one is no value, or the key no name.
+    """
     key = str(path[-1])
     if not _NAME.fullmatch(key) or key in _WORDS:
         raise document.error(f"{key_name(path)}: {key!r} cannot be a name in expressions", path)

@@ -68,7 +68,21 @@ def plan_points(
     Raises:
         MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
     """
-    points = select(load_points(config, options.get("strictness", "normal")), only)
+    return plan_all(
+        select(load_points(config, options.get("strictness", "normal")), only), **options
+    )
+
+
+def plan_all(points: Sequence[Point], **options: Any) -> list[tuple[Point, Plan]]:
+    """Decide points, without reading weights.
+
+    Args:
+        points: of a sweep, or a search's candidates.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
+    """
     planned: list[tuple[Point, Plan]] = []
     wrong: list[tuple[Point, MerganserError]] = []
     for point in points:
@@ -136,11 +150,44 @@ def sweep(
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
     """
-    began = time.perf_counter()
-    home = Path(os.path.abspath(out))  # noqa: PTH100
     if unknown := set(options) - set(inspect.signature(plan).parameters):
         raise TypeError(f"sweep() has no option {unknown.pop()!r}")
-    planned = plan_points(config, only, **options)
+    return merge_points(
+        plan_points(config, only, **options),
+        out,
+        force=force,
+        threads=threads,
+        memory=memory,
+        public=public,
+        write_card=write_card,
+        copy_tokenizer=copy_tokenizer,
+        on_event=on_event,
+    )
+
+
+def merge_points(
+    planned: Sequence[tuple[Point, Plan]],
+    out: str | Path,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    on_event: Listener = ignore,
+) -> SweepResult:
+    """Merge planned points, each into the folder of its name in ``out``; closes their plans.
+
+    Args:
+        planned: what :func:`plan_all` gave.
+        out, force, threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`sweep`.
+
+    Raises:
+        MerganserError: of the kind that fits; points that are finished are kept.
+    """
+    began = time.perf_counter()
+    home = Path(os.path.abspath(out))  # noqa: PTH100
     results: dict[Path, PointResult] = {}
     to_do: dict[Path, Plan] = {}
     try:

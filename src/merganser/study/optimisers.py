@@ -1,0 +1,223 @@
+"""How a search chooses candidates: one small class a method, asked and told a generation at a time.
+
+What an optimiser does next depends on nothing but its seed and what it was told, so that a search
+that was cut off is replayed from its history. All goals are to be made small.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from merganser import extras
+from merganser.study.space import Axis, Method, Position
+
+POPULATION = 8
+"""Candidates of a generation, where the method has no number of its own."""
+
+FIRST_OF_FRONT = 5
+"""Points of the even grid that the front begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a candidate.
+
+    Attributes:
+        position: where it is.
+        goals: a number for each objective; less is better.
+        missed: by how much each constraint is missed; 0 where it is kept.
+    """
+
+    position: Position
+    goals: tuple[float, ...]
+    missed: tuple[float, ...]
+
+
+class Optimiser(Protocol):
+    """Chooses candidates."""
+
+    def ask(self) -> list[Position]:
+        """A generation; empty if there is nothing left to try."""
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """What became of the generation, in the order in which it was asked."""
+
+
+def optimiser(
+    method: Method,
+    axes: Sequence[Axis],
+    *,
+    objectives: int,
+    population: int | None = None,
+    seed: int = 0,
+) -> Optimiser:
+    """Make the optimiser of a method.
+
+    Args:
+        method: its name.
+        axes: the space.
+        objectives: how many goals there are.
+        population: how many candidates make a generation; None for the method's own number.
+        seed: of all that is drawn.
+
+    Raises:
+        MerganserError: when its library is not installed.
+    """
+    match method:
+        case "cma-es":
+            return CmaEs(axes, population, seed)
+        case "tpe" | "nsga-ii":
+            return Optuna(method, axes, objectives, population or POPULATION, seed)
+        case "random":
+            return Random(axes, population or POPULATION, seed)
+        case "front":
+            return Front(axes, population or FIRST_OF_FRONT)
+
+
+class CmaEs:
+    """CMA-ES with margin (Hamano et al. 2022, arXiv:2205.13482), for one goal over numbers.
+
+    Only the order of a generation counts: candidates that miss constraints come after all others, by how much
+    they miss (Deb 2000).
+    """
+
+    def __init__(self, axes: Sequence[Axis], population: int | None, seed: int) -> None:
+        self.axes = axes
+        counts = [axis.count or 0 for axis in axes]
+        self.search = extras.load("cmaes", "search").CMAwM(
+            mean=np.full(len(axes), 0.5),
+            sigma=0.3,
+            bounds=np.tile([0.0, 1.0], (len(axes), 1)),
+            steps=np.array([1 / (count - 1) if count else 0.0 for count in counts]),
+            seed=seed,
+            population_size=population,
+        )
+        self.raw: list[Any] = []
+
+    def ask(self) -> list[Position]:
+        """A population."""
+        asked = [self.search.ask() for _ in range(self.search.population_size)]
+        self.raw = [raw for _, raw in asked]
+        return [
+            tuple(
+                float(x) if axis.count is None else round(float(x) * (axis.count - 1))
+                for axis, x in zip(self.axes, place, strict=True)
+            )
+            for place, _ in asked
+        ]
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Move towards the better ones."""
+        order = sorted({(sum(v.missed), v.goals[0]) for v in verdicts})
+        ranks = [float(order.index((sum(v.missed), v.goals[0]))) for v in verdicts]
+        self.search.tell(list(zip(self.raw, ranks, strict=True)))
+
+
+class Optuna:
+    """Optuna's samplers: TPE (Watanabe 2023, arXiv:2304.11127) and NSGA-II (Deb et al. 2002)."""
+
+    def __init__(
+        self, method: Method, axes: Sequence[Axis], objectives: int, population: int, seed: int
+    ) -> None:
+        optuna = extras.load("optuna", "search")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        distributions = optuna.distributions
+        self.space = {
+            f"{i}": distributions.FloatDistribution(0.0, 1.0)
+            if axis.count is None
+            else distributions.IntDistribution(0, axis.count - 1)
+            if axis.ordered
+            else distributions.CategoricalDistribution(range(axis.count))
+            for i, axis in enumerate(axes)
+        }
+        sampler = (
+            optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, population))
+            if method == "tpe"
+            else optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+        )
+        self.study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
+        self.population = population
+        self.trials: list[Any] = []
+
+    def ask(self) -> list[Position]:
+        """As many as there are in a population."""
+        self.trials = [self.study.ask(self.space) for _ in range(self.population)]
+        return [tuple(trial.params[key] for key in self.space) for trial in self.trials]
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Remember them."""
+        for trial, verdict in zip(self.trials, verdicts, strict=True):
+            for i, missed in enumerate(verdict.missed):
+                trial.set_constraint(f"{i}", missed)
+            self.study.tell(trial, list(verdict.goals))
+
+
+class Random:
+    """Every candidate on its own, all alike."""
+
+    def __init__(self, axes: Sequence[Axis], population: int, seed: int) -> None:
+        self.axes = axes
+        self.population = population
+        self.random = np.random.default_rng(seed)
+
+    def ask(self) -> list[Position]:
+        """As many as there are in a population."""
+        return [
+            tuple(
+                float(self.random.random())
+                if axis.count is None
+                else int(self.random.integers(axis.count))
+                for axis in self.axes
+            )
+            for _ in range(self.population)
+        ]
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Nothing is learnt."""
+
+
+class Front:
+    """An even grid over one number, then always the middle of the front's widest gap.
+
+    A gap is the distance of two neighbours' goals, each goal scaled to its range so far; neighbours of
+    which neither is on the front are looked at last.
+    """
+
+    def __init__(self, axes: Sequence[Axis], first: int) -> None:
+        [self.axis] = axes
+        self.first = first
+        self.found: dict[float, Verdict] = {}
+
+    def ask(self) -> list[Position]:
+        """The grid, then one place at a time."""
+        count = self.axis.count
+        if not self.found:
+            ends = np.linspace(0, 1 if count is None else count - 1, self.first)
+            return [(x,) for x in dict.fromkeys(self._place(end) for end in ends)]
+        places = sorted(self.found)
+        middles = [self._place((a + b) / 2) for a, b in itertools.pairwise(places)]
+        goals = np.array([self.found[place].goals for place in places])
+        width = np.ptp(goals, axis=0)
+        goals = goals / np.where(width > 0, width, 1.0)
+        lost = np.array([sum(self.found[place].missed) > 0 for place in places])
+        beaten = [(~lost & (goals <= own).all(1) & (goals < own).any(1)).any() for own in goals]
+        behind = lost | np.array(beaten)
+        gaps = np.linalg.norm(np.diff(goals, axis=0), axis=1)
+        ranked = sorted(
+            range(len(middles)), key=lambda i: (behind[i] and behind[i + 1], -gaps[i], places[i])
+        )
+        fresh = (middles[i] for i in ranked if middles[i] not in self.found)
+        return [(place,) for place in itertools.islice(fresh, 1)]
+
+    def _place(self, place: float) -> float:
+        return float(round(place, 4)) if self.axis.count is None else int(place)
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Remember them."""
+        for verdict in verdicts:
+            self.found[verdict.position[0]] = verdict
