@@ -310,7 +310,7 @@ def verify(
     )
     problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute:
-        *_, written = recipe.load_all(path / "mergekit_config.yml", "lenient")
+        *_, written = recipe.load_all(path / manifest.RECIPE, "lenient")
         home = stated["log"].get("recipe_folder")
         results = stated["log"].get("results") or {}
         again = run_dry(
@@ -524,16 +524,15 @@ def _finish_folder(
     config.write_config(decided, folder, public=public)
     config.write_companions(decided, folder)
     missing = tokenizer.write_tokenizer(decided, folder) if copy_tokenizer else []
-    text = "---\n".join(card.recipe_text(p, public=public) for p in (*ancestors, decided))
-    (folder / "mergekit_config.yml").write_text(text, encoding="utf-8")
+    recipes = [manifest.recipe_text(each, public=public) for each in (*ancestors, decided)]
+    (folder / manifest.RECIPE).write_text("---\n".join(recipes), encoding="utf-8")
     made = manifest.build(decided, outcome, __version__)
     made["warnings"] += missing
-    names = card.names(decided)
     if public:
-        made = manifest.made_public(made, names)
+        made = manifest.made_public(made)
     manifest.write(made, folder)
     if write_card:
-        card.write_card(decided, made, folder, decided.recipe.recipe.name or title, public=public)
+        card.write_card(made, recipes[-1], folder, decided.recipe.recipe.name or title)
     return made
 
 

@@ -1,4 +1,7 @@
-"""The model card: a ``README.md`` that a researcher would publish as it is."""
+"""The model card: a ``README.md`` that a researcher would publish as it is.
+
+It is made from what lies in the folder (manifest, config, recipe), so that it can be made anew.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from typing import Any
 
 import yaml
 
+from merganser import methods
 from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
-from merganser.methods import Combination
-from merganser.planning import Plan, Source
-from merganser.release.config import edited_config
+from merganser.checkpoints import read_json
 from merganser.tensors import format_size
+
+NAME = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,124 +32,132 @@ class _Row:
     effective: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a study adds to a card.
+
+    Attributes:
+        section: Markdown, below the models.
+        metadata: keys of the front matter.
+    """
+
+    section: str
+    metadata: Mapping[str, Any]
+
+
 def write_card(
-    plan: Plan, manifest: dict[str, Any], folder: Path, title: str, *, public: bool = False
+    manifest: Mapping[str, Any],
+    recipe: str,
+    folder: Path,
+    title: str,
+    scores: Scores | None = None,
 ) -> None:
     """Write ``README.md``.
 
     Args:
-        plan: what was merged.
-        manifest: what came of it.
-        folder: the output folder.
+        manifest: what was merged, and what came of it.
+        recipe: its text.
+        folder: the output folder, with its config.
         title: the model's name.
-        public: write short names instead of local paths in the recipe block too.
+        scores: what a study found, if it was evaluated.
     """
-    text = card(plan, manifest, title, public=public)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    text = card(manifest, config, recipe, title, scores)
+    (folder / NAME).write_text(text, encoding="utf-8")
 
 
-def card(plan: Plan, manifest: dict[str, Any], title: str, *, public: bool = False) -> str:
-    """The card's text: front matter and Markdown."""
-    config = edited_config(plan)
+def card(
+    manifest: Mapping[str, Any],
+    config: Mapping[str, Any],
+    recipe: str,
+    title: str,
+    scores: Scores | None = None,
+) -> str:
+    """The card's text: front matter and Markdown; the arguments are those of :func:`write_card`."""
     parts = [
-        _front_matter(plan, config),
-        f"# {_inline(title)}\n",
-        _overview(plan),
-        _models(plan, manifest),
-        _facts(plan, config),
-        _recipe(plan, public),
-        _usage(plan, config, title),
-        _reproduce(plan, manifest),
+        _front_matter(manifest, config, scores.metadata if scores else {}),
+        f"# {inline(title)}\n",
+        _overview(manifest),
+        _models(manifest),
+        *([scores.section] if scores else []),
+        _facts(manifest, config),
+        _recipe(recipe),
+        _usage(config, title),
+        _reproduce(manifest),
     ]
     return "\n".join(parts)
 
 
-def _front_matter(plan: Plan, config: dict[str, Any]) -> str:
-    base = plan.sources[plan.base] if plan.base is not None else None
-    others = [source for source in plan.sources if source is not base]
-    published = [name for s in ([base] if base else []) + others for name in _on_the_hub(s)]
+def _front_matter(
+    manifest: Mapping[str, Any], config: Mapping[str, Any], more: Mapping[str, Any]
+) -> str:
+    inputs = sorted(manifest["inputs"], key=lambda entry: not entry["base"])
+    published = [name for entry in inputs for name in entry["hub"]]
     data: dict[str, Any] = {}
     if published:
         data["base_model"] = list(dict.fromkeys(published))
-        if not _is_conversion(plan):
+        if not manifest["conversion"]:
             data["base_model_relation"] = "merge"
     if config:
         data["library_name"] = "transformers"
-    if any("CausalLM" in str(name) for name in config.get("architectures") or []):
+    if _is_causal(config):
         data["pipeline_tag"] = "text-generation"
-    licenses = {_license(source.checkpoint.path) for source in plan.sources}
+    licenses = {entry["license"] for entry in inputs}
     if len(licenses) == 1 and None not in licenses:
         data["license"] = licenses.pop()
-    data["tags"] = ["merge", "merganser", "mergekit", plan.method.name]
-    if _is_conversion(plan):
+    data["tags"] = ["merge", "merganser", "mergekit", manifest["method"]]
+    if manifest["conversion"]:
         data["tags"] = ["merganser"]
+    data |= more
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _license(model: Path | None) -> str | None:
-    """The licence that a parent's own card states."""
-    readme = model / "README.md" if model is not None else None
-    if readme is None or not readme.is_file() or readme.stat().st_size > 2**20:
-        return None
-    found = re.match(
-        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    if found is None:
-        return None
-    try:
-        data = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError):
-        return None
-    stated = data.get("license") if isinstance(data, dict) else None
-    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,40}", stated) else None
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    return any("CausalLM" in str(name) for name in config.get("architectures") or [])
 
 
-def _is_conversion(plan: Plan) -> bool:
-    """Whether the output is one model's weights, in another form or dtype."""
+def _conversion(manifest: Mapping[str, Any]) -> str:
+    copied = manifest["conversion"] == "copied"
+    how = "bit for bit" if copied else f"computed in {_arithmetic(manifest)}"
+    [entry] = manifest["inputs"]
     return (
-        len(plan.sources) == 1
-        and plan.method.name == "passthrough"
-        and not plan.layers
-        and all(job.method == "copy" or job.combination == Combination((1.0,)) for job in plan.jobs)
+        f"The weights of {_name(entry)}, which are stored as {inline(entry['format'])} there, "
+        f"in {manifest['dtype']} as a folder for transformers: {how}, by Merganser.\n"
     )
 
 
-def _conversion(plan: Plan) -> str:
-    copied = all(job.method == "copy" for job in plan.jobs)
-    how = "bit for bit" if copied else f"computed in {_arithmetic(plan)}"
-    stored = plan.sources[0].checkpoint.format
-    return (
-        f"The weights of {_name(plan, plan.sources[0])}, which are stored as {_inline(stored)} there, "
-        f"in {plan.dtype.name} as a folder for transformers: {how}, by Merganser.\n"
-    )
-
-
-def _overview(plan: Plan) -> str:
-    if _is_conversion(plan):
-        return _conversion(plan)
-    merged = [_name(plan, source) for i, source in enumerate(plan.sources) if i != plan.base]
-    base = f" on the base {_name(plan, plan.sources[plan.base])}" if plan.base is not None else ""
-    address = _paper(plan.method.paper)
-    method = f"[{plan.method.title}]({address})" if address else plan.method.title
-    what = "A merge of" if len(plan.sources) > 1 else "Made from"
+def _overview(manifest: Mapping[str, Any]) -> str:
+    if manifest["conversion"]:
+        return _conversion(manifest)
+    inputs = manifest["inputs"]
+    merged = [_name(entry) for entry in inputs if not entry["base"]]
+    base = "".join(f" on the base {_name(entry)}" for entry in inputs if entry["base"])
+    name = manifest["method"]
+    known = methods.get(name, manifest["arithmetic"])
+    title = known.title if known else name
+    address = _paper(known.paper if known else None)
+    method = f"[{title}]({address})" if address else title
+    what = "A merge of" if len(inputs) > 1 else "Made from"
     lines = [
-        f"{what} {_join(merged or [_name(plan, plan.sources[0])])}{base}, by the {method} method "
-        f"(`{plan.method.name}`), computed by Merganser in {_arithmetic(plan)}.\n"
+        f"{what} {_join(merged or [_name(inputs[0])])}{base}, by the {method} method "
+        f"(`{name}`), computed by Merganser in {_arithmetic(manifest)}.\n"
     ]
-    for module, layers in plan.layers.items():
+    for module, layers in manifest["layers"].items():
         whose = "Its" if module == DEFAULT else f"Its {module}'s"
         lines.append(
-            f"{whose} {len(layers)} layers are stacked from slices of these models; the recipe "
+            f"{whose} {layers} layers are stacked from slices of these models; the recipe "
             "below says which.\n"
         )
     return "\n".join(lines)
 
 
-def _arithmetic(plan: Plan) -> str:
-    if plan.arithmetic != "exact":
-        release = "0.1.5" if plan.arithmetic == "mergekit" else "0.1.4"
+def _arithmetic(manifest: Mapping[str, Any]) -> str:
+    if manifest["arithmetic"] != "exact":
+        release = "0.1.5" if manifest["arithmetic"] == "mergekit" else "0.1.4"
         return f"the arithmetic of MergeKit {release}"
-    how = "to nearest" if plan.rounding == "nearest" else f"stochastically (seed {plan.seed})"
+    nearest = manifest["rounding"] == "nearest"
+    how = "to nearest" if nearest else f"stochastically (seed {manifest['seed']})"
     return f"float32 or better, rounded once, {how}"
 
 
@@ -155,8 +167,8 @@ def _paper(paper: str | None) -> str | None:
     return paper if paper.startswith("https://") else f"https://arxiv.org/abs/{paper}"
 
 
-def _models(plan: Plan, manifest: dict[str, Any]) -> str:
-    rows = list(_rows(plan, manifest))
+def _models(manifest: Mapping[str, Any]) -> str:
+    rows = list(_rows(manifest))
     text = "## Models\n\n"
     if not any(row.requested is not None or row.given is not None for row in rows):
         return (
@@ -174,39 +186,40 @@ def _models(plan: Plan, manifest: dict[str, Any]) -> str:
     report = manifest["effective_weights"]
     if report:
         text += (
-            "\n*Normalised* is the model's share as the method computes it; *effective* is its share in the stored "
-            f"weights, after rounding to {plan.dtype}: the least-squares coefficients of the merge on its inputs.\n"
+            "\n*Normalised* is the model's share as the method computes it; *effective* is its share in "
+            f"the stored weights, after rounding to {manifest['dtype']}: the least-squares coefficients "
+            "of the merge on its inputs.\n"
         )
         share = max((m["differ"] or 0.0 for m in report["models"]), default=0.0)
         text += f"The models differ in {share:.1%} of their entries.\n"
         for warning in report["warnings"]:
-            text += f"\n> **Note:** {_inline(warning)}.\n"
+            text += f"\n> **Note:** {inline(warning)}.\n"
     return text
 
 
-def _rows(plan: Plan, manifest: dict[str, Any]) -> Iterable[_Row]:
+def _rows(manifest: Mapping[str, Any]) -> Iterable[_Row]:
     report = manifest["effective_weights"]
     measured = {m["model"]: m for m in report["models"]} if report else {}
-    for index, source in enumerate(plan.sources):
-        found = measured.get(source.reference.text, {})
-        role = "base" if index == plan.base else ""
+    for entry in manifest["inputs"]:
+        found = measured.get(entry["reference"], {})
         yield _Row(
-            _name(plan, source),
-            role,
+            _name(entry),
+            "base" if entry["base"] else "",
             found.get("given"),
             found.get("requested"),
             found.get("effective"),
         )
 
 
-def _facts(plan: Plan, config: dict[str, Any]) -> str:
+def _facts(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    parameters, files = manifest["parameters"], manifest["files"]
     text_part = next((part for part in sections(config) if "num_hidden_layers" in part), config)
     facts: list[tuple[str, Any]] = [
         (
             "Parameters",
-            f"{plan.parameters:,} ({plan.parameters / 1e9:.2f} B)"
-            if plan.parameters >= 10**7
-            else f"{plan.parameters:,}",
+            f"{parameters:,} ({parameters / 1e9:.2f} B)"
+            if parameters >= 10**7
+            else f"{parameters:,}",
         ),
         (
             "Architecture",
@@ -216,14 +229,14 @@ def _facts(plan: Plan, config: dict[str, Any]) -> str:
             "Layers",
             next(iter(layer_counts(config)), None),
         ),
-        ("Dtype", plan.dtype.name),
+        ("Dtype", manifest["dtype"]),
         ("Context length", text_part.get("max_position_embeddings")),
         ("Vocabulary", vocabulary_size(config)),
-        ("Size on disk", format_size(plan.output_bytes)),
-        ("Files", len(plan.shards)),
+        ("Size on disk", format_size(sum(file["size"] for file in files.values()))),
+        ("Files", len(files)),
     ]
     rows = "".join(
-        f"| {name} | {_inline(_plain(value))} |\n" for name, value in facts if value is not None
+        f"| {name} | {inline(_plain(value))} |\n" for name, value in facts if value is not None
     )
     return f"## Key facts\n\n| | |\n|---|---|\n{rows}"
 
@@ -236,51 +249,13 @@ def _plain(value: Any) -> str:
     )
 
 
-def _recipe(plan: Plan, public: bool) -> str:
-    text = recipe_text(plan, public=public)
+def _recipe(text: str) -> str:
     fence = "`" * max(3, max((len(run) + 1 for run in re.findall(r"`+", text)), default=3))
     return f"## Recipe\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n"
 
 
-def recipe_text(plan: Plan, *, public: bool = False) -> str:
-    """The recipe as its author wrote it; with ``public`` written anew, with names for local paths."""
-    document = plan.recipe.document
-    if document.text is not None and not public:
-        return document.text
-    data = _renamed(plan.recipe.data, names(plan)) if public else document.data
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-
-
-def names(plan: Plan) -> dict[str, str]:
-    """A public name for every model, by its reference: the Hub's, or a short one that no other has."""
-    found: dict[str, str] = {}
-    for source in plan.sources:
-        reference = source.reference
-        parts = [
-            p
-            for p in Path(reference.path).parts
-            if p not in ("/", ".", "..", "actor", "huggingface")
-        ]
-        longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        numbered = [f"{reference.name}-{n}" for n in range(2, len(plan.sources) + 2)]
-        published = source.published and (source.adapter is None or source.published_adapter)
-        longer = [] if source.adapter else longer
-        choices = [reference.text] if published else [reference.name, *longer, *numbered]
-        found[reference.text] = next((c for c in choices if c not in found.values()), choices[-1])
-    return found
-
-
-def _renamed(data: Any, named: Mapping[str, str]) -> Any:
-    """Nested data with other names for models, in references and mappings of their parts."""
-    if isinstance(data, dict):
-        return {key: _renamed(value, named) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_renamed(value, named) for value in data]
-    return named.get(data, data) if isinstance(data, str) else data
-
-
-def _usage(plan: Plan, config: dict[str, Any], title: str) -> str:
-    if not any("CausalLM" in str(name) for name in config.get("architectures") or []):
+def _usage(config: Mapping[str, Any], title: str) -> str:
+    if not _is_causal(config):
         return ""
     return f"""## Use
 
@@ -300,26 +275,27 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 """
 
 
-def _reproduce(plan: Plan, manifest: dict[str, Any]) -> str:
+def _reproduce(manifest: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(plan, source)} | {format_size(sum(source.checkpoint.files.values()))} "
-        f"| `{source.checkpoint.header_digest[:16]}` |\n"
-        for source in plan.sources
+        f"| {_name(entry)} | {format_size(sum(entry['files'].values()))} "
+        f"| `{entry['header_digest'].removeprefix('sha256:')[:16]}` |\n"
+        for entry in manifest["inputs"]
     )
-    rounding = (
-        f" --rounding {plan.rounding} --seed {plan.seed}" if plan.rounding != "nearest" else ""
-    )
-    arithmetic = f" --arithmetic {plan.arithmetic}" if plan.arithmetic != "exact" else ""
-    names = f" --tensor-{plan.tensor_names}" if plan.tensor_names != "same" else ""
+    rounding, arithmetic = manifest["rounding"], manifest["arithmetic"]
+    options = f" --arithmetic {arithmetic}" if arithmetic != "exact" else ""
+    if rounding != "nearest":
+        options += f" --rounding {rounding} --seed {manifest['seed']}"
+    if manifest["tensor_names"] != "same":
+        options += f" --tensor-{manifest['tensor_names']}"
     return f"""## Reproduce
 
 ```
 pip install merganser=={manifest["merganser"]}
-merganser merge mergekit_config.yml OUT{arithmetic}{rounding}{names}
+merganser merge mergekit_config.yml OUT{options}
 merganser verify OUT
 ```
 
-The same recipe and inputs give the same bytes on any machine: plan `{plan.digest[:16]}`, output tensors
+The same recipe and inputs give the same bytes on any machine: plan `{manifest["plan"][:16]}`, output tensors
 `{manifest["output_digest"][:23]}` (each tensor's digest is in `merge_manifest.json`). Inputs:
 
 | input | weights | sha256 of headers |
@@ -327,25 +303,17 @@ The same recipe and inputs give the same bytes on any machine: plan `{plan.diges
 {rows}"""
 
 
-def _name(plan: Plan, source: Source) -> str:
-    """A model for people: linked if it is on the Hub, else its short name; never a local path."""
-    reference = source.reference
-    if source.adapter is None and source.published:
-        return _link(reference.path)
-    own = f"`{_inline(names(plan)[reference.text]).replace('`', '')}`"
-    linked = " with ".join(_link(name) for name in _on_the_hub(source))
+def _name(entry: Mapping[str, Any]) -> str:
+    """An input for people: linked if it is on the Hub, else its short name; never a local path."""
+    if entry["hub"] and not entry["adapter"]:
+        return _link(entry["hub"][0])
+    own = f"`{inline(entry['name']).replace('`', '')}`"
+    linked = " with ".join(map(_link, entry["hub"]))
     return f"{own} ({linked})" if linked else own
 
 
 def _link(name: str) -> str:
-    return f"[{_inline(name)}](https://huggingface.co/{name})"
-
-
-def _on_the_hub(source: Source) -> list[str]:
-    """What a source is made of that is on the Hub: the model, its adapter."""
-    reference = source.reference
-    parts = (source.published, reference.path), (source.published_adapter, reference.adapter)
-    return [name for published, name in parts if published and name is not None]
+    return f"[{inline(name)}](https://huggingface.co/{name})"
 
 
 def _number(value: float | None) -> str:
@@ -362,7 +330,7 @@ def _join(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Text that stays on its line and cannot become markup."""
     flat = " ".join(text.split())
     return flat.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")

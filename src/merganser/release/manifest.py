@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from merganser.errors import InputError
-from merganser.planning import Plan
+from merganser.methods import Combination
+from merganser.planning import Plan, Source
 
 if TYPE_CHECKING:
     from merganser.engine import Outcome
 
 NAME = "merge_manifest.json"
+
+RECIPE = "mergekit_config.yml"
+"""The recipe's file, beside it."""
 
 REQUIRED = (
     "merganser",
@@ -37,6 +44,7 @@ SCHEME = "mg1"
 def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
     """The manifest as plain data. Only ``log`` depends on when and where the merge ran."""
     reported = outcome.report.warnings if outcome.report else ()
+    short = names(plan)
     return {
         "format": 1,
         "merganser": version,
@@ -49,10 +57,16 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
         "tensor_names": plan.tensor_names,
         "dtype": plan.dtype.name,
         "parameters": plan.parameters,
+        "conversion": _conversion(plan),
+        "layers": {module: len(layers) for module, layers in plan.layers.items()},
         "inputs": [
             {
                 "reference": source.reference.text,
-                "name": source.reference.name,
+                "name": short[source.reference.text],
+                "hub": _on_the_hub(source),
+                "adapter": source.adapter is not None,
+                "format": source.checkpoint.format,
+                "license": _license(source.checkpoint.path),
                 "base": index == plan.base,
                 "header_digest": f"sha256:{source.checkpoint.header_digest}",
                 "files": dict(source.checkpoint.files),
@@ -78,6 +92,63 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
     }
 
 
+def names(plan: Plan) -> dict[str, str]:
+    """A public name for every model, by its reference: the Hub's, or a short one that no other has."""
+    found: dict[str, str] = {}
+    for source in plan.sources:
+        reference = source.reference
+        parts = [
+            p
+            for p in Path(reference.path).parts
+            if p not in ("/", ".", "..", "actor", "huggingface")
+        ]
+        longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        numbered = [f"{reference.name}-{n}" for n in range(2, len(plan.sources) + 2)]
+        published = source.published and (source.adapter is None or source.published_adapter)
+        longer = [] if source.adapter else longer
+        choices = [reference.text] if published else [reference.name, *longer, *numbered]
+        found[reference.text] = next((c for c in choices if c not in found.values()), choices[-1])
+    return found
+
+
+def _on_the_hub(source: Source) -> list[str]:
+    """What a source is made of that is on the Hub: the model, its adapter."""
+    reference = source.reference
+    parts = (source.published, reference.path), (source.published_adapter, reference.adapter)
+    return [name for published, name in parts if published and name is not None]
+
+
+def _license(model: Path | None) -> str | None:
+    """The licence that a parent's own card states."""
+    readme = model / "README.md" if model is not None else None
+    if readme is None or not readme.is_file() or readme.stat().st_size > 2**20:
+        return None
+    found = re.match(
+        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
+    if found is None:
+        return None
+    try:
+        data = yaml.safe_load(found[1])
+    except (yaml.YAMLError, RecursionError):
+        return None
+    stated = data.get("license") if isinstance(data, dict) else None
+    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,40}", stated) else None
+
+
+def _conversion(plan: Plan) -> str | None:
+    """Whether the output is one model's weights in another form: ``copied``, ``computed``, or None."""
+    converted = (
+        len(plan.sources) == 1
+        and plan.method.name == "passthrough"
+        and not plan.layers
+        and all(job.method == "copy" or job.combination == Combination((1.0,)) for job in plan.jobs)
+    )
+    if not converted:
+        return None
+    return "copied" if all(job.method == "copy" for job in plan.jobs) else "computed"
+
+
 def inputs_state(plan: Plan) -> str:
     """Changes when a file of an input does, as far as sizes and times tell."""
     facts = []
@@ -100,13 +171,44 @@ def _without_folder(warning: str, plan: Plan) -> str:
     return warning.replace(f"{file}:", f"{Path(file).name}:", 1) if file else warning
 
 
-def made_public(manifest: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The manifest with other names for models, by their references, and no local folder in it."""
-    text = json.dumps(manifest | {"log": manifest["log"] | {"recipe_folder": None, "results": {}}})
-    for reference in sorted(names, key=len, reverse=True):
-        text = text.replace(json.dumps(reference)[1:-1], json.dumps(names[reference])[1:-1])
+def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Names for the inputs that are no local paths, by the references that the recipe has."""
+    return {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
+
+
+def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with names for models in place of references, and no local folder in it."""
+    named = public_names(manifest)
+    log = {"log": manifest["log"] | {"recipe_folder": None, "results": {}}}
+    text = json.dumps(dict(manifest) | log)
+    for reference in sorted(named, key=len, reverse=True):
+        text = text.replace(json.dumps(reference)[1:-1], json.dumps(named[reference])[1:-1])
     public: dict[str, Any] = json.loads(text)
     return public
+
+
+def recipe_text(plan: Plan, *, public: bool = False) -> str:
+    """The recipe as its author wrote it; with ``public`` written anew, with names for local paths."""
+    document = plan.recipe.document
+    if public:
+        return recipe_made_public(plan.recipe.data, names(plan))
+    if document.text is not None:
+        return document.text
+    return yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+
+
+def recipe_made_public(data: Any, named: Mapping[str, str]) -> str:
+    """A recipe written anew, with names for the models that it refers to."""
+    return yaml.safe_dump(_renamed(data, named), sort_keys=False, allow_unicode=True)
+
+
+def _renamed(data: Any, named: Mapping[str, str]) -> Any:
+    """Nested data with other names for models, in references and mappings of their parts."""
+    if isinstance(data, dict):
+        return {key: _renamed(value, named) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_renamed(value, named) for value in data]
+    return named.get(data, data) if isinstance(data, str) else data
 
 
 def write(manifest: dict[str, Any], folder: Path) -> None:
