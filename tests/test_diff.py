@@ -102,3 +102,18 @@ def test_the_command(pair: tuple[Path, Path]) -> None:
     assert sum(data["ulps"].values()) == sum(
         sum(t["ulps"].values()) for t in data["tensors"].values()
     )
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_the_picture(pair: tuple[Path, Path], tmp_path: Path, form: str) -> None:
+    a, b = map(str, pair)
+    file = tmp_path / f"diff.{form}"
+    shown = CliRunner().invoke(cli.main, ["diff", a, b, "--base", a, "--figure", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert file.read_bytes().startswith(b"\x89PNG" if form == "png" else b"<?xml")
+    cells = diff(a, b).cells()
+    assert list(cells)[:2] == ["embed_tokens", "input_layernorm"]
+    assert list(cells["self_attn.q_proj"]) == ["0", "1"]
+    again = CliRunner().invoke(cli.main, ["diff", a, b, "--figure", str(tmp_path / "diff.doc")])
+    assert again.exit_code == 2
+    assert "must end in" in again.output

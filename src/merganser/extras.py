@@ -9,15 +9,17 @@ from merganser.errors import MerganserError
 
 
 def load(module: str, extra: str) -> Any:
-    """Import a module of one of the optional extras of pyproject.toml.
+    """Import a module of one of the optional extras of pyproject.toml, or one of ours that needs it.
 
     Raises:
         MerganserError: it is not installed; the line names the install command.
     """
     try:
         return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
+    except ImportError as error:
+        package = (error.name or module).partition(".")[0]
+        if package == "merganser":
+            raise
         raise MerganserError(
             f"this needs {package}, which is not installed: pip install 'merganser[{extra}]'"
         ) from None

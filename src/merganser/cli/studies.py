@@ -84,12 +84,31 @@ def sweep(config: Path, out: Path | None, **options: Any) -> None:
 @click.argument("second", metavar="B")
 @click.option("--base", metavar="C", help="What both come from: compares their changes too.")
 @click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
+@click.option(
+    "--figure",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Draw it too: a picture of layers and kinds of tensors, .png, .svg or .pdf.",
+)
 @json_option
-def diff(first: str, second: str, base: str | None, threads: int | None, as_json: bool) -> None:
+def diff(
+    first: str,
+    second: str,
+    base: str | None,
+    threads: int | None,
+    figure: Path | None,
+    as_json: bool,
+) -> None:
     """Show what sets the models A and B apart, by layers, roles and tensors."""
+    from merganser import extras
     from merganser.study import diff as diffs
 
+    if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
+    figures = extras.load("merganser.study.figures", "plot") if figure else None
     found = diffs.diff(first, second, base=base, threads=threads)
+    if figures and figure:
+        figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
     if as_json:
         print_json(found.as_dict())
         return

@@ -71,6 +71,20 @@ class Diff:
             found.setdefault("–" if value is None else str(value), []).append(tensor)
         return found
 
+    def cells(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Figures by kind of tensor (or role, where there are many kinds), then by layer, for a picture."""
+        kinds = {tensor.name: _kind(tensor) for tensor in self.tensors}
+        if len(set(kinds.values())) > MOST_KINDS:
+            kinds = {tensor.name: tensor.role for tensor in self.tensors}
+        found: dict[str, dict[str, list[TensorDiff]]] = {}
+        for tensor in sorted(self.tensors, key=_depth):
+            row = found.setdefault(kinds[tensor.name], {})
+            row.setdefault("–" if tensor.layer is None else str(tensor.layer), []).append(tensor)
+        return {
+            kind: {layer: figures(chosen, self.based) for layer, chosen in row.items()}
+            for kind, row in found.items()
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return {
@@ -78,6 +92,7 @@ class Diff:
             "ulps": histogram(self.tensors),
             "layers": {k: figures(v, self.based) for k, v in self.groups("layer").items()},
             "roles": {k: figures(v, self.based) for k, v in self.groups("role").items()},
+            "cells": self.cells(),
             "tensors": {
                 t.name: {"role": t.role, "layer": t.layer, **t.figures(self.based)}
                 | {"ulps": histogram([t])}
@@ -85,6 +100,24 @@ class Diff:
             },
             "skipped": dict(self.skipped),
         }
+
+
+MOST_KINDS = 24
+"""Kinds of tensors that a picture has rows for."""
+
+
+def _kind(tensor: TensorDiff) -> str:
+    """A tensor's name within its layer, without numbers: ``self_attn.q_proj``."""
+    parts = tensor.name.removesuffix(".weight").split(".")
+    if tensor.layer is None or str(tensor.layer) not in parts:
+        return ".".join(part for part in parts[-2:] if part not in ("model", "transformer"))
+    inner = parts[parts.index(str(tensor.layer)) + 1 :]
+    return ".".join(part for part in inner if not part.isdigit())
+
+
+def _depth(tensor: TensorDiff) -> int:
+    """Whether a tensor is before the layers, in them, or after them."""
+    return 1 if tensor.layer is not None else 0 if tensor.role == "embedding" else 2
 
 
 def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from merganser.study.names import shorten
 from merganser.study.results import Direction, Entry, Results
 
 
@@ -41,6 +42,7 @@ def lines(results: Results) -> list[Line]:
     sweep that is a number and varies.
     """
     points = results.points
+    short = short_names(results)
     keys = list(dict.fromkeys(key for point in points for key in point.values))
     dials = [key for key in keys if _is_dial(key, points)]
     fixed = [key for key in keys if key not in dials]
@@ -52,9 +54,9 @@ def lines(results: Results) -> list[Line]:
     varied = [len({others[n] for _, others in groups}) > 1 for n in range(len(fixed))]
     lines = []
     for (found, others), chosen in groups.items():
-        parts = [" + ".join(found)] if several and found else []
+        parts = [" + ".join(short.get(n, n) for n in found)] if several and found else []
         parts += [
-            f"{key} {value}"
+            f"{key} {short.get(value, value)}"
             for key, value, varies in zip(fixed, others, varied, strict=True)
             if varies and not ("." in key and parts)  # the parts of a pair: its models say it
         ]
@@ -66,6 +68,13 @@ def members(results: Results, point: Entry) -> tuple[str, ...]:
     """The merged models of a point, by the names of their entries where they have some."""
     known = {e.model: e.name for e in results.entries if e.model is not None}
     return tuple(known.get(name, name) for name in point.weights)
+
+
+def short_names(results: Results) -> dict[str, str]:
+    """Short names of the models that are no points, by their own."""
+    experts = [e.name for e in results.entries if e.role == "expert"]
+    base = [e.name for e in results.entries if e.role == "base"]
+    return dict(zip(experts + base, shorten(experts) + shorten(base), strict=True))
 
 
 def plain(value: Any) -> str:
@@ -113,7 +122,8 @@ def _line(
         pair, numbers = (base, names[0]), [each[0] for each in weights]
     if pair is not None and len(set(numbers)) == len(points):
         ends = (known[pair[0]], known[pair[1]]) if pair[0] in known and pair[1] in known else None
-        return Line(label, f"weight of {pair[1]}", _pairs(numbers, points), ends)
+        name = short_names(results).get(pair[1], pair[1])
+        return Line(label, f"weight of {name}", _pairs(numbers, points), ends)
     if len(dials) == 1 and all(dials[0] in point.values for point in points):
         return Line(label, dials[0], _pairs([float(p.values[dials[0]]) for p in points], points))
     return Line(label, "", ())
@@ -176,8 +186,3 @@ def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
     dx, dy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
     varied = math.sqrt(float((dx**2).sum())) * math.sqrt(float((dy**2).sum()))
     return float((dx * dy).sum()) / varied if varied else None
-
-
-def weights_text(weights: Mapping[str, float]) -> str:
-    """Weights in one line: ``acc 0.7, accfmt 0.3``."""
-    return ", ".join(f"{name} {value:.3g}" for name, value in weights.items())

@@ -1,0 +1,29 @@
+"""Names of a study's models and points, short enough for a picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+LONGEST = 28
+
+
+def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:
+    """Names without what they all begin and end with, and the rest without its middle.
+
+    ``["accfmt_LR2e-6", "acc_LR2e-6"]`` gives ``["accfmt", "acc"]``.
+    """
+    parts = [re.split(r"([_/]+)", " ".join(name.split())) for name in names]
+    if len(set(names)) > 1:
+        while all(len(each) > 2 for each in parts) and len({tuple(p[:2]) for p in parts}) == 1:
+            parts = [each[2:] for each in parts]
+        while all(len(each) > 2 for each in parts) and len({tuple(p[-2:]) for p in parts}) == 1:
+            parts = [each[:-2] for each in parts]
+    return [_cut("".join(each), longest) for each in parts]
+
+
+def _cut(name: str, longest: int) -> str:
+    if len(name) <= longest:
+        return name
+    half = (longest - 1) // 2
+    return f"{name[: longest - 1 - half]}…{name[-half:]}"
