@@ -120,12 +120,12 @@ class Pattern:
                     path,
                 )
 
-    def point(self, values: Values, suffix: str = "") -> Point:
+    def point(self, values: Values, number: int | None = None) -> Point:
         """The recipe of some values.
 
         Args:
             values: of all keys that expressions speak of.
-            suffix: after its name.
+            number: ends its name, where values alone do not tell points apart.
 
         Raises:
             RecipeError: with the values or the name, file and line.
@@ -153,8 +153,10 @@ class Pattern:
                 ) from None
 
         own: dict[str, Any] = {"name": None} | filled(dict(self.data), ())
-        name = own["name"] if own["name"] is not None else default_name(values)
-        name = f"{name}{suffix}" if isinstance(name, str) else name
+        name = own["name"]
+        if name is None:
+            name = default_name(values) if number is None else "candidate"
+        name = f"{name}_{number:03d}" if number is not None and isinstance(name, str) else name
         if not isinstance(name, str) or folder_name(name) != name or not 0 < len(name) < 200:
             raise self.document.error(
                 f"point {own_values}: name: {name!r} cannot be a folder's name; "

@@ -1,0 +1,134 @@
+"""What a search has tried, kept line by line, so that one that was cut off goes on where it was."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from merganser.errors import InputError, OutputExistsError, ResourceError
+
+NAME = "history.jsonl"
+FORMAT = 1
+
+
+class History:
+    """A file of JSON lines: what the search is, then a line for every candidate, in their order.
+
+    Every line is on the disk before the next candidate begins. A last line that was cut off is dropped.
+    While it is open no other process can open it.
+
+    Args:
+        folder: which holds :data:`NAME`; made if it is not there.
+        settings: what decides the candidates and their scores, as plain data; a file of other ones is refused.
+
+    Attributes:
+        lines: what is there, as plain data.
+
+    Raises:
+        OutputExistsError: the file belongs to a search of other settings, or another process has it.
+        InputError: the file is no history.
+        ResourceError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.path = folder / NAME
+        head = {"format": FORMAT, "digest": digest(settings), "settings": settings}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")  # noqa: PTH123, SIM115 (closed by close)
+        except OSError as error:
+            raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from None
+        try:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputExistsError(f"{folder}: another search is running there") from None
+            self._file.seek(0)
+            whole, _, torn = self._file.read().rpartition(b"\n")
+            if torn:
+                self._file.truncate(len(whole) + 1 if whole else 0)
+            found = _read(self.path, whole)
+            if found:
+                self._compare(found[0], head)
+            else:
+                self._write(head)
+        except BaseException:
+            self._file.close()
+            raise
+        self.lines = found[1:]
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a candidate; it is on the disk when this returns."""
+        self._write(line)
+        self.lines.append(dict(line))
+
+    def close(self) -> None:
+        """Let others open it."""
+        self._file.close()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            self._file.write(text.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def _compare(self, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        if there.get("format") != FORMAT or not isinstance(there.get("settings"), dict):
+            raise InputError(f"{self.path}: not the history of a search of this version")
+        if there.get("digest") != wanted["digest"]:
+            changed = differing(there["settings"], json.loads(json.dumps(wanted["settings"])))
+            what = ", ".join(changed[:3]) or "settings"
+            raise OutputExistsError(
+                f"{self.path}: is of another search, which differs in {what}; "
+                "choose another OUT, or remove it"
+            )
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of settings as JSON."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(one: Any, other: Any, name: str = "") -> list[str]:
+    """Names of the keys in which plain data differ: ``search.seed``."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        parts = [
+            differing(one.get(k), other.get(k), f"{name}.{k}" if name else str(k)) for k in keys
+        ]
+        return [key for part in parts for key in part]
+    return [] if one == other else [name]
+
+
+def _read(path: Path, text: bytes) -> list[dict[str, Any]]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}:{number}: not a line of a search's history")
+        found.append(entry)
+    return found
