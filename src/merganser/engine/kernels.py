@@ -274,24 +274,6 @@ def _distance(a, b, count):
     return total
 
 
-@_in_vectors
-def _merge_pair(first, second, a, b, difference, count, into):
-    """Most merges there are: two models, to bfloat16, to nearest, reported. As :func:`_sum`,
-    :func:`_narrow`, :func:`_along` and :func:`_distance` do it, but each number is touched once."""
-    along = first.dtype.type(0)
-    distance = first.dtype.type(0)
-    share = a + b
-    for j in range(count):
-        exact: Any = _fma(b, second[j], a * first[j])
-        half = _to_bfloat16(_as_single(exact))
-        into[j] = half
-        number = _from_bfloat16(half)
-        along += (number - share * first[j]) * difference[j]
-        error = number - exact
-        distance += error * error
-    return along, distance
-
-
 @register_jitable
 def _sum(rows, coefficients, divisor, from_zero, k, size, exact):
     """Linear combination of the rows, by fused multiply-adds in their order."""
@@ -325,6 +307,177 @@ def _compare(rows, k, size, gram, differ):
         differ[i - 1] += unequal
         for j in range(1, i):
             gram[i - 1, j - 1] += _dot(rows[k + i], rows[k + j], size)
+
+
+# -- one merge of few models, to bfloat16 ----------------------------------------------------------
+
+WIDE = 16
+"""Elements that are merged at once, in registers."""
+
+
+class _Vectors:
+    """Code for vectors of WIDE numbers in float32."""
+
+    word = ir.VectorType(ir.IntType(32), WIDE)
+    half = ir.VectorType(ir.IntType(16), WIDE)
+    number = ir.VectorType(ir.FloatType(), WIDE)
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def _all(self, bits: int) -> Any:
+        return ir.Constant(self.word, [bits] * WIDE)
+
+    def widen(self, halves: Any) -> Any:
+        """As :func:`_from_bfloat16`."""
+        words = self.builder.zext(halves, self.word)
+        return self.builder.bitcast(self.builder.shl(words, self._all(16)), self.number)
+
+    def narrow(self, numbers: Any) -> Any:
+        """As :func:`_to_bfloat16`."""
+        b = self.builder
+        bits = b.bitcast(numbers, self.word)
+        high = b.lshr(bits, self._all(16))
+        odd = b.and_(high, self._all(1))
+        near = b.lshr(b.add(b.add(bits, odd), self._all(0x7FFF)), self._all(16))
+        unordered = b.fcmp_unordered("uno", numbers, numbers)
+        chosen = b.select(unordered, b.or_(high, self._all(0x40)), near)
+        return b.trunc(chosen, self.half)
+
+    def load(self, data: Any, place: Any, halves: bool) -> Any:
+        """The numbers from a place on."""
+        kind = self.half if halves else self.number
+        pointer = self.builder.bitcast(self.builder.gep(data, [place]), kind.as_pointer())
+        found = self.builder.load(pointer, align=2 if halves else 4)
+        return self.widen(found) if halves else found
+
+    def store(self, halves: Any, data: Any, place: Any) -> None:
+        """To a place on."""
+        pointer = self.builder.bitcast(self.builder.gep(data, [place]), self.half.as_pointer())
+        self.builder.store(halves, pointer, align=2)
+
+    def spread(self, value: Any) -> Any:
+        """One number in all places."""
+        empty = ir.Constant(self.number, ir.Undefined)
+        first = self.builder.insert_element(empty, value, ir.IntType(32)(0))
+        return self.builder.shuffle_vector(first, empty, self._all(0))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c, rounded once."""
+        kind = ir.FunctionType(self.number, [self.number] * 3)
+        name = f"llvm.fma.v{WIDE}f32"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, [a, b, c])
+
+    def total(self, vector: Any) -> Any:
+        """The sum of all places, halves first."""
+        lanes = [self.builder.extract_element(vector, ir.IntType(32)(n)) for n in range(WIDE)]
+        while len(lanes) > 1:
+            middle = len(lanes) // 2
+            pairs = zip(lanes[:middle], lanes[middle:], strict=True)
+            lanes = [self.builder.fadd(*pair) for pair in pairs]
+        return lanes[0]
+
+
+@intrinsic
+def _fuse(_context, inputs, coefficients, divisor, plus, share, count, out):
+    """What :func:`combine` does for one combination to bfloat16, with every number read once.
+
+    Args:
+        inputs: a tuple of k arrays, float32 or (bfloat16) uint16.
+        coefficients: a tuple of k float32.
+        divisor: float32, or None for not at all.
+        plus: 0.0, which makes negative zeros positive, or -0.0, which does nothing.
+        share: of the first input in the report.
+        count: a multiple of WIDE.
+        out: uint16 [count], filled.
+
+    Returns:
+        A tuple of float32: for i, j = 1 … k-1 with j <= i the inner products of the differences to the first
+        input; in how many elements each is not zero; their inner products with the output's difference; the
+        squared distance of the rounded output from the exact one.
+    """
+    k = len(inputs)
+    halves = inputs.dtype.dtype == types.uint16
+    sums = k * (k - 1) // 2 + 2 * (k - 1) + 1
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = _Vectors(builder)
+        arrays = cgutils.unpack_tuple(builder, args[0])
+        rows = [context.make_array(inputs.dtype)(context, builder, a).data for a in arrays]
+        factors = [v.spread(each) for each in cgutils.unpack_tuple(builder, args[1])]
+        divide = None if signature.args[2] == types.none else v.spread(args[2])
+        zero, part = v.spread(args[3]), v.spread(args[4])
+        target = context.make_array(out)(context, builder, args[6]).data
+        nothing = ir.Constant(v.number, [0.0] * WIDE)
+        ones = ir.Constant(v.number, [1.0] * WIDE)
+        places = [cgutils.alloca_once_value(builder, nothing) for _ in range(sums)]
+        size = args[5].type
+        with cgutils.for_range(builder, builder.udiv(args[5], size(WIDE))) as loop:
+            at = builder.mul(loop.index, size(WIDE))
+            found = [v.load(row, at, halves) for row in rows]
+            exact = builder.fmul(factors[0], found[0])
+            for factor, numbers in zip(factors[1:], found[1:], strict=True):
+                exact = v.fma(factor, numbers, exact)
+            exact = builder.fadd(exact, zero)
+            if divide is not None:
+                exact = builder.fdiv(exact, divide)
+            rounded = v.narrow(exact)
+            v.store(rounded, target, at)
+            stored = v.widen(rounded)
+            apart = [builder.fsub(numbers, found[0]) for numbers in found[1:]]
+            moved = builder.fsub(stored, builder.fmul(part, found[0]))
+            error = builder.fsub(stored, exact)
+            products = [(a, b) for i, a in enumerate(apart) for b in apart[: i + 1]]
+            unequal = [builder.fcmp_unordered("!=", a, nothing) for a in apart]
+            products += [(builder.select(each, ones, nothing), ones) for each in unequal]
+            products += [(moved, a) for a in apart]
+            products.append((error, error))
+            for place, (a, b) in zip(places, products, strict=True):
+                builder.store(v.fma(a, b, builder.load(place)), place)
+        return cgutils.pack_array(builder, [v.total(builder.load(place)) for place in places])
+
+    found = types.UniTuple(types.float32, sums)
+    return found(inputs, coefficients, divisor, plus, share, count, out), generate
+
+
+@register_jitable
+def _few(rows, coefficients, divisor, from_zero, out, report, new, gram, differ, cross, noise):
+    """:func:`combine` for a block of one combination; ``new`` if it is the first of these inputs."""
+    k = len(rows)
+    plus = np.float32(0.0 if from_zero else -0.0)
+    share = np.float32(0)
+    for i in range(k):
+        share += coefficients[i]
+    share /= divisor
+    if divisor == 1:
+        sums: Any = _fuse(rows, coefficients, None, plus, share, len(out), out)
+    else:
+        sums = _fuse(rows, coefficients, divisor, plus, share, len(out), out)
+    if not report:
+        return
+    n = 0
+    for i in range(k - 1):
+        for j in range(i + 1):
+            gram[i, j] += sums[n] if new else np.float32(0)
+            n += 1
+    for i in range(k - 1):
+        differ[i] += sums[n + i] if new else np.float32(0)
+        cross[i] += sums[n + k - 1 + i]
+    noise[0] += sums[n + 2 * (k - 1)]
+
+
+@register_jitable
+def _few_of(inputs, kind, size, low, high, numbers, divisor, from_zero, out, told):
+    """:func:`_few` for elements ``low`` to ``high`` of two or three inputs stored as ``kind``."""
+    begin, end = size * low, size * high
+    a, b = inputs[0, begin:end].view(kind), inputs[1, begin:end].view(kind)
+    first, second = np.float32(numbers[0]), np.float32(numbers[1])
+    if inputs.shape[0] == 2:
+        _few((a, b), (first, second), divisor, from_zero, out, *told)
+    else:
+        c, third = inputs[2, begin:end].view(kind), np.float32(numbers[2])
+        _few((a, b, c), (first, second, third), divisor, from_zero, out, *told)
 
 
 # -- the kernels ---------------------------------------------------------------------------------
@@ -374,7 +527,22 @@ def combine(
     first = scratch[0]
     exact = scratch[2 * k]
     stored = scratch[2 * k + 1]
-    for low in range(0, count, BLOCK):
+    halves, singles = np.all(codes == 0), np.all(codes == 2)
+    few = 2 <= k <= 3 and coefficients.itemsize == 4 and out_code == 0 and rounding == 0
+    done = count // WIDE * WIDE if few and (halves or singles) else 0
+    for low in range(0, done, BLOCK):
+        high = min(low + BLOCK, done)
+        cell = low // CELL if report else 0
+        for p in range(coefficients.shape[0]):
+            sums = gram[cell], differ[cell], cross[p, cell], noise[p, cell : cell + 1]
+            told = report, p == 0, *sums
+            out = outs[p, 2 * low : 2 * high].view(np.uint16)
+            numbers, divisor = coefficients[p], np.float32(divisors[p])
+            if halves:
+                _few_of(inputs, np.uint16, 2, low, high, numbers, divisor, from_zero, out, told)
+            else:
+                _few_of(inputs, np.float32, 4, low, high, numbers, divisor, from_zero, out, told)
+    for low in range(done, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = low // CELL
         for i in range(k):
@@ -382,26 +550,6 @@ def combine(
         if report:
             _compare(scratch, k, size, gram[cell], differ[cell])
         for p in range(coefficients.shape[0]):
-            if (
-                report
-                and k == 2
-                and out_code == 0
-                and rounding == 0
-                and divisors[p] == 1
-                and not from_zero
-            ):
-                along, distance = _merge_pair(
-                    first,
-                    scratch[1],
-                    coefficients[p, 0],
-                    coefficients[p, 1],
-                    scratch[3],
-                    size,
-                    outs[p, 2 * low : 2 * (low + size)].view(np.uint16),
-                )
-                cross[p, cell, 0] += along
-                noise[p, cell] += distance
-                continue
             _sum(scratch, coefficients[p], divisors[p], from_zero, k, size, exact)
             share = scratch.dtype.type(0)
             for i in range(k):
@@ -457,20 +605,27 @@ MEASURE_WIDTH = MEASURED + 64
 """Of the rows of scratch for that: were they a page apart, they would evict each other."""
 
 
-def _summation(context: Any, builder: Any, count: Any, term: Any) -> Any:
-    """Code for a sum over ``count`` elements, a multiple of LANES * CHAINS; ``term(place)`` gives the
-    LANES numbers from a place on."""
+def _summations(builder: Any, count: Any, sums: int, terms: Any) -> list[Any]:
+    """Code for several sums over ``count`` elements, a multiple of LANES * CHAINS; ``terms(place)``
+    gives for each the LANES numbers from a place on."""
     vector = ir.VectorType(ir.DoubleType(), LANES)
     size = count.type
     zero = ir.Constant(vector, [0.0] * LANES)
-    chains = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
+    chains = [
+        [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)] for _ in range(sums)
+    ]
     steps = builder.udiv(count, size(LANES * CHAINS))
     with cgutils.for_range(builder, steps) as loop:
         begin = builder.mul(loop.index, size(LANES * CHAINS))
-        for number, chain in enumerate(chains):
-            place = builder.add(begin, size(number * LANES))
-            builder.store(builder.fadd(builder.load(chain), term(place)), chain)
-    parts = [builder.load(chain) for chain in chains]
+        for number in range(CHAINS):
+            found = terms(builder.add(begin, size(number * LANES)))
+            for chain, term in zip(chains, found, strict=True):
+                builder.store(builder.fadd(builder.load(chain[number]), term), chain[number])
+    return [_joined(builder, [builder.load(part) for part in chain]) for chain in chains]
+
+
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    """The sum of all lanes of four vectors."""
     parts = [builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3])]
     total = builder.fadd(*parts)
     lanes = [builder.extract_element(total, ir.IntType(32)(n)) for n in range(LANES)]
@@ -480,15 +635,24 @@ def _summation(context: Any, builder: Any, count: Any, term: Any) -> Any:
 
 
 def _load(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """A function that gives the LANES numbers of a float array from a place on, as float64."""
+    """A function that gives the LANES numbers of an array from a place on, as float64. Arrays of
+    uint16 hold bfloat16."""
     data = context.make_array(kind)(context, builder, value).data
-    single = kind.dtype == types.float32
-    stored = ir.VectorType(ir.FloatType() if single else ir.DoubleType(), LANES)
+    bits = {types.uint16: 16, types.float32: 32, types.float64: 64}[kind.dtype]
+    stored = {16: ir.IntType(16), 32: ir.FloatType(), 64: ir.DoubleType()}[bits]
+
+    def vector(element: Any) -> Any:
+        return ir.VectorType(element, LANES)
 
     def load(place: Any) -> Any:
-        pointer = builder.bitcast(builder.gep(data, [place]), stored.as_pointer())
-        found = builder.load(pointer, align=4 if single else 8)
-        return builder.fpext(found, ir.VectorType(ir.DoubleType(), LANES)) if single else found
+        pointer = builder.bitcast(builder.gep(data, [place]), vector(stored).as_pointer())
+        found = builder.load(pointer, align=bits // 8)
+        if bits == 16:
+            word = ir.IntType(32)
+            high = ir.Constant(vector(word), [16] * LANES)
+            found = builder.shl(builder.zext(found, vector(word)), high)
+            found = builder.bitcast(found, vector(ir.FloatType()))
+        return found if bits == 64 else builder.fpext(found, vector(ir.DoubleType()))
 
     return load
 
@@ -499,9 +663,32 @@ def _inner(_context, a, b, count):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, y = (_load(context, builder, signature.args[n], args[n]) for n in (0, 1))
-        return _summation(context, builder, args[2], lambda p: builder.fmul(x(p), y(p)))
+        [total] = _summations(builder, args[2], 1, lambda p: [builder.fmul(x(p), y(p))])
+        return total
 
     return types.float64(a, b, types.intp), generate
+
+
+@intrinsic
+def _inner_of_pair(_context, a, b, base, count):
+    """a·a, b·b and a·b, each in the order of :func:`_inner`, with every number read once; of the
+    differences to ``base``, unless that is None."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        based = signature.args[2] != types.none
+        x, y, *origin = (
+            _load(context, builder, signature.args[n], args[n]) for n in range(3 if based else 2)
+        )
+
+        def terms(place: Any) -> list[Any]:
+            left, right = x(place), y(place)
+            for load in origin:
+                left, right = (builder.fsub(each, load(place)) for each in (left, right))
+            return [builder.fmul(*pair) for pair in ((left, left), (right, right), (left, right))]
+
+        return cgutils.pack_array(builder, _summations(builder, args[3], 3, terms))
+
+    return types.UniTuple(types.float64, 3)(a, b, base, count), generate
 
 
 @intrinsic
@@ -513,7 +700,8 @@ def _sum_of_sizes(_context, a, count):
         vector = ir.VectorType(ir.DoubleType(), LANES)
         kind = ir.FunctionType(vector, [vector])
         size = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{LANES}f64")
-        return _summation(context, builder, args[1], lambda p: builder.call(size, [x(p)]))
+        [total] = _summations(builder, args[1], 1, lambda p: [builder.call(size, [x(p)])])
+        return total
 
     return types.float64(a, types.intp), generate
 
@@ -534,6 +722,19 @@ def _widen_vectors(inputs, codes, low, size, changes, scratch):
     return 1
 
 
+@register_jitable
+def _measure_pair(inputs, low, high, kind, changes, gram):
+    """:func:`measure` of bytes ``low`` to ``high`` of two vectors stored as ``kind``."""
+    a, b = inputs[-2, low:high].view(kind), inputs[-1, low:high].view(kind)
+    if changes:
+        sums: Any = _inner_of_pair(a, b, inputs[0, low:high].view(kind), MEASURED)
+    else:
+        sums = _inner_of_pair(a, b, None, MEASURED)
+    gram[0, 0] += sums[0]
+    gram[1, 1] += sums[1]
+    gram[1, 0] += sums[2]
+
+
 @njit(nogil=True, cache=True)
 def measure(inputs, codes, count, changes, scratch, gram):
     """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
@@ -542,9 +743,18 @@ def measure(inputs, codes, count, changes, scratch, gram):
     differences of the inputs to the first, which are m = k - 1. ``scratch`` is float64
     [k, MEASURE_WIDTH].
     """
+    halves = gram.shape[1] == 2 and np.all(codes == 0)
+    singles = gram.shape[1] == 2 and np.all(codes == 2)
     for low in range(0, count, MEASURED):
         size = min(MEASURED, count - low)
         cell = low // CELL
+        end = low + size
+        if halves and size == MEASURED:
+            _measure_pair(inputs, 2 * low, 2 * end, np.uint16, changes, gram[cell])
+            continue
+        if singles and size == MEASURED:
+            _measure_pair(inputs, 4 * low, 4 * end, np.float32, changes, gram[cell])
+            continue
         first = _widen_vectors(inputs, codes, low, size, changes, scratch)
         for i in range(gram.shape[1]):
             for j in range(i + 1):

@@ -21,13 +21,13 @@ class Scratch:
     """A thread's memory. Its arrays grow to what is asked for, and are used again."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Array] = {}
+        self._kept: dict[tuple[str, str], Array] = {}
 
     def __call__(self, name: str, dtype: Any, rows: int, width: int = kernels.BLOCK) -> Array:
         """An array [rows, width] that holds anything, under a name of its use."""
         dtype = np.dtype(dtype)
         padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin on cache lines
-        key = f"{name} {dtype}"
+        key = name, dtype.char
         kept = self._kept.get(key)
         if kept is None or len(kept) < rows * padded:
             kept = self._kept[key] = np.zeros(rows * padded, dtype)

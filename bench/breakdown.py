@@ -1,6 +1,6 @@
 """What the time of a method is made of: processor time of reading, of each kernel, and of the rest.
 
-    python bench/profile.py [--data DIR] [--method ties] [--family tiny-0.1b]
+    python bench/breakdown.py [--data DIR] [--method ties] [--family tiny-0.1b]
 
 One thread, into the null sink, on the base and two experts; times are of the thread, so that other work
 on the machine counts less. Kernels compile in a first run that is not counted.
