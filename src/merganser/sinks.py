@@ -336,6 +336,42 @@ class ModuleSink(StateDictSink):
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
 
 
+class LiveSink(NullSink):
+    """The tensors of a live model on any device and of any dtype: each range is converted as it comes.
+
+    Raises:
+        MerganserError: when the model has a tensor of the merge in another shape, or not in one piece.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor | None], specs: Mapping[str, TensorSpec]
+    ) -> None:
+        import torch
+
+        self._flat: dict[str, torch.Tensor | None] = {}
+        self._dtypes = {name: getattr(torch, spec.dtype.name) for name, spec in specs.items()}
+        for name, spec in specs.items():
+            tensor = tensors[name]
+            if tensor is not None and (
+                tuple(tensor.shape) != spec.shape or not tensor.is_contiguous()
+            ):
+                raise MerganserError(
+                    f"the live model's tensor {name!r} is {list(tensor.shape)}, the merge's {spec}"
+                )
+            self._flat[name] = None if tensor is None else tensor.detach().view(-1)
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """See :class:`Sink`. What the model does not have is forgotten."""
+        import torch
+
+        flat, dtype = self._flat[name], self._dtypes[name]
+        if flat is None or not len(data):
+            return
+        numbers = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
+        first = start // dtype.itemsize
+        flat[first : first + len(numbers)].copy_(numbers)
+
+
 def _bytes_of(tensor: torch.Tensor) -> Any:
     import torch
 

@@ -31,6 +31,7 @@ __all__ = [
     "SliceSource",
     "Strictness",
     "exists",
+    "invalid",
     "json_schema",
     "key_name",
     "load",
@@ -252,7 +253,7 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
             found = error.errors(include_url=False)
         unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
         if not unknown:
-            raise _readable(document, found[0]) from None
+            raise invalid(document, found[0]) from None
         for path in dict.fromkeys(_document_path(document.data, e["loc"]) for e in unknown):
             key = str(path[-1])
             where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"
@@ -271,10 +272,19 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
     return ParsedRecipe(recipe, document, data, folder, tuple(warnings), strictness)
 
 
-def _readable(document: Document, entry: Any) -> RecipeError:
-    path = _document_path(document.data, entry["loc"])
+def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:
+    """What pydantic found wrong, as an error with file, line and key.
+
+    Args:
+        document: what was read.
+        entry: one of ``ValidationError.errors()``.
+        inside: the path of the part that was validated.
+    """
+    path = _document_path(document.data, (*inside, *entry["loc"]))
     message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if entry["type"] == "missing":
+    if entry["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif entry["type"] == "missing":
         message = f"the key {entry['loc'][-1]!r} is missing"
     elif not isinstance(entry.get("input"), dict | list):
         message = f"{message[0].lower()}{message[1:]}"

@@ -11,34 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merganser.errors import InputError
+from merganser.evaluation.statistics import Direction, Score
+
+__all__ = ["Direction", "Entry", "Results", "Role", "Score", "as_csv", "read", "write"]
 
 JSON_NAME = "results.json"
 CSV_NAME = "results.csv"
 FORMAT = 1
 
-Direction = Literal["max", "min"]
-"""Whether more of a score is better, or less (such as the number of tokens)."""
-
 Role = Literal["point", "expert", "base"]
 """What a model is in a study: a merge, one of the merged models, or what they were trained from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One scorer's verdict on one model, over the problems of a task.
-
-    Attributes:
-        mean: over problems, of each problem's mean over its samples.
-        error: standard error of the mean, over problems; 0 for one problem.
-        low, high: 95 % interval, by bootstrap over problems.
-        problems: how many.
-    """
-
-    mean: float
-    error: float
-    low: float
-    high: float
-    problems: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,68 @@
+"""What a backend is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Message = Mapping[str, str]
+"""``{"role": "user", "content": "…"}``"""
+
+Prompt = str | Sequence[Message]
+"""A text that is continued as it is, or a conversation that the model's chat template makes one of."""
+
+Finish = Literal["stop", "length"]
+"""Whether the model came to an end, or was cut off at its number of tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        temperature: 0 for the most likely token always.
+        top_p: tokens are drawn from the fewest that have this share of the probability.
+        max_tokens: length at which a completion is cut off.
+        stop: texts that end a completion, and are left out of it.
+        seed: of all that is drawn.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion that is wanted.
+
+    Attributes:
+        prompt: what is completed.
+        sample: which sample of the prompt it is, from 0; with the seed and the prompt it decides what
+            is drawn.
+    """
+
+    prompt: Prompt
+    sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model said.
+
+    Attributes:
+        text: without special tokens.
+        tokens: how many it took, the end token included.
+        finish: why it ended.
+    """
+
+    text: str
+    tokens: int
+    finish: Finish
+
+
+Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
+"""Completes requests, in any order: yields each one's index and its completion as soon as it is there."""

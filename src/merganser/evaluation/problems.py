@@ -1,0 +1,130 @@
+"""Problems from JSON lines: what is asked, and the right answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.evaluation.generation import Message
+
+QUESTIONS = ("prompt", "problem", "question")
+ANSWERS = ("answer", "solution")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem.
+
+    Attributes:
+        id: its own among a task's problems.
+        question: what is asked; empty where there are ``messages``.
+        messages: the conversation that is to be continued; empty where there is a ``question``.
+        answer: the right answer; None if there is none.
+        record: all fields of its line.
+        address: ``file:line``.
+    """
+
+    id: str
+    question: str
+    messages: tuple[Message, ...]
+    answer: str | None
+    record: Mapping[str, Any]
+    address: str
+
+
+def load(file: Path, limit: int | None = None) -> list[Problem]:
+    """Read problems, a JSON object a line.
+
+    A line has ``prompt``, ``problem`` or ``question``, a text (``prompt`` may be a list of messages),
+    or ``messages``; ``answer`` or else ``solution``, a text or a number; ``id`` if it likes; and
+    anything else, for scorers of one's own. Assistants' messages at the end are answers, and left out.
+
+    Args:
+        file: of JSON lines.
+        limit: take only the first ones.
+
+    Raises:
+        InputError: with file and line of what is wrong.
+    """
+    found: list[Problem] = []
+    seen: dict[str, str] = {}
+    for address, record in _records(file):
+        if limit is not None and len(found) >= limit:
+            break
+        problem = _problem(record, address, str(len(found)))
+        other = seen.setdefault(problem.id, address)
+        if other != address:
+            raise InputError(f"{address}: id {problem.id!r} is that of {other} too")
+        found.append(problem)
+    if not found:
+        raise InputError(f"{file}: holds no problems")
+    return found
+
+
+def digest(problem: Problem) -> str:
+    """Changes when anything of a problem does."""
+    text = json.dumps(problem.record, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def digest_all(problems: Iterable[Problem]) -> str:
+    """Changes when any of the problems does, or their order."""
+    return hashlib.sha256(" ".join(map(digest, problems)).encode()).hexdigest()[:16]
+
+
+def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                address = f"{file}:{number}"
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{address}: not JSON ({str(error)[:80]})") from None
+                if not isinstance(record, dict):
+                    raise InputError(f"{address}: a problem is a JSON object")
+                yield address, record
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: problems cannot be read ({str(error)[:120]})") from None
+
+
+def _problem(record: dict[str, Any], address: str, default: str) -> Problem:
+    asked = [key for key in (*QUESTIONS, "messages") if record.get(key) is not None]
+    if not asked:
+        raise InputError(f"{address}: nothing is asked; give problem, prompt or messages")
+    question = record[asked[0]]
+    messages: tuple[Message, ...] = ()
+    if isinstance(question, list):
+        messages, question = _messages(question, asked[0], address), ""
+    elif not isinstance(question, str) or not question.strip():
+        raise InputError(f"{address}: {asked[0]} is a text that is not empty")
+    given = [record[key] for key in ANSWERS if record.get(key) is not None]
+    answer = given[0] if given else None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+        raise InputError(f"{address}: the answer is a text or a number")
+    own = record.get("id", default)
+    if isinstance(own, bool) or not isinstance(own, str | int):
+        raise InputError(f"{address}: id is a text or a whole number")
+    answer = None if answer is None else str(answer)
+    return Problem(str(own), question, messages, answer, record, address)
+
+
+def _messages(entries: list[Any], key: str, address: str) -> tuple[Message, ...]:
+    for entry in entries:
+        good = isinstance(entry, dict) and all(
+            isinstance(entry.get(part), str) for part in ("role", "content")
+        )
+        if not good:
+            raise InputError(f'{address}: {key} is a list of {{"role": …, "content": …}}')
+    while entries and entries[-1]["role"] == "assistant":
+        entries = entries[:-1]
+    if not entries:
+        raise InputError(f"{address}: {key} asks nothing")
+    return tuple({"role": entry["role"], "content": entry["content"]} for entry in entries)

@@ -1,0 +1,186 @@
+"""The story of an evaluation: tasks → what is kept already → a backend → scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from merganser.errors import InputError, ResourceError
+from merganser.evaluation import samples as kept_samples
+from merganser.evaluation.generation import Backend, Prompt, Request
+from merganser.evaluation.samples import Sample
+from merganser.evaluation.scorers import answer_of
+from merganser.evaluation.statistics import Score, maj_at, pass_at, summarize
+from merganser.evaluation.tasks import Metric, Task, score_names
+
+Progress = Callable[[int, int], None]
+"""Told how many completions are there, of how many."""
+
+Place = tuple[str, str, int]
+"""A sample's task, problem and number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation of one model found.
+
+    Attributes:
+        scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
+        samples: all completions with their scores, in the order of tasks, problems and samples.
+        generated: how many of them were made now; the others were kept.
+    """
+
+    scores: Mapping[str, Score]
+    samples: tuple[Sample, ...]
+    generated: int
+
+
+def evaluate(
+    backend: Backend,
+    tasks: Sequence[Task],
+    *,
+    key: str,
+    samples: Path | None = None,
+    on_progress: Progress = lambda _done, _all: None,
+) -> Evaluation:
+    """Score one model.
+
+    Completions that are kept from the same model, prompt and settings are not made again; they are
+    judged again, so that scorers can be changed without running anything.
+
+    Args:
+        backend: completes prompts; it is not called if everything is kept.
+        tasks: what is asked.
+        key: of the model: changes when its completions might.
+        samples: the file of kept completions, written as they come; None to keep none.
+        on_progress: told of the progress.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    found: dict[Place, Sample] = {}
+    wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
+    if samples is not None and samples.is_file():
+        for each in kept_samples.read(samples, cut_off=True):
+            place = (each.task, each.problem, each.sample)
+            if place in wanted and each.key == wanted[place][1]:
+                found[place] = each
+    kept = len(found)
+    on_progress(kept, len(wanted))
+    with _appending(samples, list(found.values())) as file:
+        for task in tasks:
+            places = [p for p in wanted if p[0] == task.name and p not in found]
+            if not places:
+                continue
+            answers = {problem.id: problem.answer for problem in task.problems}
+            requests = [Request(wanted[place][0], place[2]) for place in places]
+            for index, completion in backend(requests, task.sampling):
+                place = places[index]
+                prompt, own = wanted[place]
+                found[place] = Sample(
+                    *place,
+                    prompt,
+                    completion.text,
+                    completion.tokens,
+                    completion.finish,
+                    answer=answers[place[1]],
+                    key=own,
+                )
+                if file is not None:
+                    file.write(kept_samples.line(found[place]))
+                    file.flush()
+                on_progress(len(found), len(wanted))
+            if lost := [place for place in places if place not in found]:
+                raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
+    judged = judge(tasks, [found[place] for place in wanted])
+    if samples is not None:
+        kept_samples.write(judged, samples)
+    return Evaluation(scores(tasks, judged), tuple(judged), len(wanted) - kept)
+
+
+def judge(tasks: Sequence[Task], samples: Sequence[Sample]) -> list[Sample]:
+    """Samples with their scores by these tasks' scorers.
+
+    Raises:
+        InputError: when there are no samples of a problem.
+        MerganserError: when a scorer fails.
+    """
+    judged: list[Sample] = []
+    for task in tasks:
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            if sample.task == task.name:
+                groups.setdefault(sample.problem, []).append(sample)
+        for problem in task.problems:
+            group = groups.get(problem.id)
+            if not group:
+                raise InputError(
+                    f"task {task.name}: there are no samples of problem {problem.id!r}"
+                )
+            columns = {m.name: m.scorer.judge(problem, group) for m in task.metrics}
+            judged += [
+                replace(sample, scores={name: column[i] for name, column in columns.items()})
+                for i, sample in enumerate(group)
+            ]
+    return judged
+
+
+def scores(tasks: Sequence[Task], samples: Sequence[Sample]) -> dict[str, Score]:
+    """What judged samples are worth, by the names of :func:`merganser.evaluation.tasks.score_names`."""
+    found: dict[str, Score] = {}
+    for task in tasks:
+        groups: dict[str, list[Sample]] = {}
+        for sample in samples:
+            if sample.task == task.name:
+                groups.setdefault(sample.problem, []).append(sample)
+        prefix = f"{task.name}/" if len(tasks) > 1 else ""
+        for metric in task.metrics:
+            found |= {
+                prefix + name: s for name, s in _scores(metric, list(groups.values())).items()
+            }
+    assert list(found) == list(score_names(tasks))
+    return found
+
+
+def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Score]:
+    values = [[sample.scores[metric.name] for sample in group] for group in groups]
+    found = {metric.name: summarize([sum(v) / len(v) for v in values])}
+    verdicts = [[value >= 1.0 for value in v] for v in values]
+    for k in metric.pass_at:
+        found[f"{metric.name}_pass@{k}"] = summarize([pass_at(k, v) for v in verdicts])
+    for k in metric.maj_at:
+        answers = [[answer_of(sample.completion) for sample in group] for group in groups]
+        votes = [maj_at(k, a, v) for a, v in zip(answers, verdicts, strict=True)]
+        found[f"{metric.name}_maj@{k}"] = summarize(votes)
+    return found
+
+
+def _wanted(tasks: Sequence[Task], key: str) -> list[tuple[Place, Prompt, str]]:
+    """Every sample that tasks ask for: its place, its prompt, and the key of all that decides it."""
+    wanted: list[tuple[Place, Prompt, str]] = []
+    for task in tasks:
+        settings = asdict(task.sampling)
+        if task.sampling.temperature == 0:
+            settings |= {"top_p": 1.0, "seed": 0}
+        for problem in task.problems:
+            prompt = task.prompt(problem)
+            facts = json.dumps([key, settings, prompt], sort_keys=True)
+            own = hashlib.sha256(facts.encode()).hexdigest()[:16]
+            wanted += [((task.name, problem.id, i), prompt, own) for i in range(task.samples)]
+    return wanted
+
+
+def _appending(file: Path | None, begun: Sequence[Sample]) -> AbstractContextManager[TextIO | None]:
+    """The file of samples, cut down to those that still hold, open for more."""
+    if file is None:
+        return nullcontext(None)
+    try:
+        kept_samples.write(begun, file)
+        return file.open("a", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,96 @@
+"""What a model said and what it was worth, kept as JSON lines so that nothing is run twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.evaluation.generation import Finish, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion of one problem.
+
+    Attributes:
+        task: the task's name.
+        problem: the problem's id.
+        sample: which sample of the problem it is, from 0.
+        prompt: what the model was given: a text, or a conversation.
+        completion: what it said, without special tokens.
+        tokens: how many tokens that took.
+        finish: ``stop`` where it came to an end, ``length`` where it was cut off.
+        scores: by the scorers' names.
+        answer: the right answer, for those who read the file.
+        key: of all that decided the completion; it is taken again only where this is the same.
+    """
+
+    task: str
+    problem: str
+    sample: int
+    prompt: Prompt
+    completion: str
+    tokens: int
+    finish: Finish
+    scores: Mapping[str, float] = field(default_factory=dict)
+    answer: str | None = None
+    key: str = ""
+
+
+def line(sample: Sample) -> str:
+    """A sample as it is kept."""
+    text = json.dumps(asdict(sample), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "replace").decode() + "\n"
+
+
+def write(samples: Iterable[Sample], file: Path) -> None:
+    """Write all samples, in place of what was there, at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(map(line, samples)), encoding="utf-8")
+    partial.replace(file)
+
+
+def read(file: Path, *, cut_off: bool = False) -> list[Sample]:
+    """Read samples.
+
+    Args:
+        file: of JSON lines.
+        cut_off: forgive a last line that was cut off while it was written.
+
+    Raises:
+        InputError: with file and line of what is wrong.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: samples cannot be read ({str(error)[:120]})") from None
+    found: list[Sample] = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            found.append(_sample(json.loads(text)))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if cut_off and number == len(lines):
+                break
+            raise InputError(f"{file}:{number}: no sample ({str(error)[:80]})") from None
+    return found
+
+
+def _sample(record: dict[str, Any]) -> Sample:
+    sample = Sample(**record)
+    good = (
+        isinstance(sample.completion, str)
+        and isinstance(sample.tokens, int)
+        and isinstance(sample.sample, int)
+        and isinstance(sample.prompt, str | list)
+        and isinstance(sample.scores, dict)
+    )
+    if not good:
+        raise ValueError("a field has another type")
+    return sample

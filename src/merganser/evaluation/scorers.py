@@ -1,0 +1,422 @@
+r"""What completions are judged by: scorers, each a function with its definition in its docstring.
+
+A scorer of one's own is named as ``module:function`` or ``file.py:function``. A plain function is
+called as ``function(completion, problem, **parameters)`` with the completion's text and the problem's
+record, and returns a number; one that is declared with :func:`scorer` is given what those here are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.evaluation.grader import Rule, grade
+from merganser.evaluation.problems import Problem
+from merganser.evaluation.samples import Sample
+from merganser.evaluation.statistics import Direction
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MARK = "__merganser_scorer__"
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A way to judge completions.
+
+    Attributes:
+        name: in tasks and results.
+        function: ``(sample, problem, **parameters)`` to a number; with ``group``
+            ``(samples, problem, **parameters)`` to one number a sample.
+        better: whether more of it is better, or less.
+        group: whether the samples of a problem are judged together.
+        check: ``(problem, **parameters)``; raises what a problem lacks, before anything is generated.
+        parameters: what the function is given beside.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    better: Direction = "max"
+    group: bool = False
+    check: Callable[..., None] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def judge(self, problem: Problem, samples: Sequence[Sample]) -> list[float]:
+        """Judge all samples of one problem.
+
+        Raises:
+            MerganserError: when the function fails, or gives no finite number.
+        """
+        try:
+            if self.group:
+                found = list(self.function(samples, problem, **self.parameters))
+            else:
+                found = [self.function(each, problem, **self.parameters) for each in samples]
+            numbers = [float(value) for value in found]
+            if len(numbers) != len(samples) or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"gave {found!r:.60} for {len(samples)} samples")
+        except MerganserError:
+            raise
+        except Exception as error:  # a user's function may raise whatever it likes
+            reason = " ".join(str(error).split())[:160]
+            raise MerganserError(
+                f"scorer {self.name}: failed on {problem.address} ({type(error).__name__}: {reason})"
+            ) from error
+        return numbers
+
+
+_BUILT_IN: dict[str, Scorer] = {}
+
+
+def scorer(
+    name: str,
+    *,
+    better: Direction = "max",
+    group: bool = False,
+    check: Callable[..., None] | None = None,
+) -> Callable[[Function], Function]:
+    """Declare a function as a scorer; see :class:`Scorer`. The function is returned unchanged."""
+
+    def declare(function: Function) -> Function:
+        made = Scorer(name, function, better, group, check)
+        setattr(function, _MARK, made)
+        if function.__module__ == __name__:
+            _BUILT_IN[name] = made
+        return function
+
+    return declare
+
+
+def names() -> list[str]:
+    """The names of all scorers that come with Merganser."""
+    return sorted(_BUILT_IN)
+
+
+def get(
+    reference: str,
+    parameters: Mapping[str, Any] | None = None,
+    beside: Path | None = None,
+) -> Scorer:
+    """Find a scorer.
+
+    Args:
+        reference: a name, ``module:function`` or ``file.py:function``; modules and files are run.
+        parameters: of the function.
+        beside: the folder that files are looked for in first.
+
+    Raises:
+        RecipeError: when there is none, or it has no such parameters.
+    """
+    if reference in _BUILT_IN:
+        found = _BUILT_IN[reference]
+    elif ":" in reference:
+        found = _imported(reference, beside)
+    else:
+        raise RecipeError(
+            f"there is no scorer {reference!r}; there are {', '.join(names())}, and your own as "
+            "module:function or file.py:function"
+        )
+    return replace(found, parameters=_settled(found, parameters or {}))
+
+
+def _imported(reference: str, beside: Path | None) -> Scorer:
+    place, _, name = reference.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            if beside is not None and (beside / path).is_file():
+                path = beside / path
+            if not path.is_file():
+                raise RecipeError(f"scorer {reference}: no such file")
+            spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except RecipeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RecipeError(
+            f"scorer {reference}: cannot be loaded ({type(error).__name__}: {reason})"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(f"scorer {reference}: there is no function {name!r} in it")
+    declared = getattr(function, _MARK, None)
+    return declared if isinstance(declared, Scorer) else Scorer(name, _Plain(function))
+
+
+class _Plain:
+    """A function of a completion's text and a problem's record, called as a scorer."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, sample: Sample, problem: Problem, **parameters: Any) -> float:
+        return float(self.function(sample.completion, dict(problem.record), **parameters))
+
+
+def _settled(found: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the function's signature has them."""
+    function = found.function.function if isinstance(found.function, _Plain) else found.function
+    known = list(inspect.signature(function).parameters.values())[2:]
+    if any(each.kind is each.VAR_KEYWORD for each in known):
+        return dict(parameters)
+    declared = {each.name: each for each in known}
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception:  # annotations of a user's that cannot be read are no annotations
+        hints = {}
+    settled: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name not in declared:
+            has = ", ".join(declared) or "none"
+            raise RecipeError(f"scorer {found.name}: has no parameter {name!r}; it has {has}")
+        try:
+            settled[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"]
+            raise RecipeError(f"scorer {found.name}: {name}: {told}, found {value!r}") from None
+    for name, each in declared.items():
+        if each.default is each.empty and name not in settled:
+            raise RecipeError(f"scorer {found.name}: needs the parameter {name!r}")
+    return settled
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def _gold(problem: Problem) -> str:
+    if problem.answer is None:
+        raise InputError(f"{problem.address}: has no answer (or solution) to compare with")
+    return problem.answer
+
+
+def _check_gold(problem: Problem, *, rule: Rule = "sound", **_others: Any) -> None:
+    gold = _gold(problem)
+    if rule == "sound" and grade(gold, None, rule) is None:
+        raise InputError(
+            f"{problem.address}: math-verify cannot read the answer {gold[:60]!r}; open-rs would give "
+            "every completion 1 (rule: open-rs does), so correct it, or leave the problem out"
+        )
+
+
+@scorer("accuracy", check=_check_gold)
+def accuracy(sample: Sample, problem: Problem, *, rule: Rule = "sound") -> float:
+    r"""1 if math-verify finds the completion's answer equal to the problem's, else 0.
+
+    As open-rs's ``accuracy_reward`` (knoveleng/open-rs, ``rewards.py``): the answer is LaTeX in a box, or
+    behind "final answer is"; what is neither does not count. What cannot be compared is 0.
+
+    Args:
+        sample: the completion.
+        problem: with its answer.
+        rule: ``sound`` reads an answer that is not in LaTeX marks, such as ``12``, as the content of a
+            box, and refuses the problem if that cannot be read either. ``open-rs`` does as open-rs:
+            such an answer gives **every** completion 1.
+    """
+    verdict = grade(_gold(problem), sample.completion, rule)
+    return 1.0 if verdict is None else verdict
+
+
+def _check_answer(problem: Problem, **_parameters: Any) -> None:
+    _gold(problem)
+
+
+@scorer("exact", check=_check_answer)
+def exact(sample: Sample, problem: Problem) -> float:
+    """1 if :func:`answer_of` the completion is the problem's answer, letter by letter, else 0.
+
+    Spaces at the ends do not count. An answer in a box, such as a worked solution, counts as the box's content.
+    """
+    gold = _gold(problem)
+    return float(answer_of(sample.completion) == (_boxed(gold) or gold).strip())
+
+
+def answer_of(text: str) -> str | None:
+    r"""The answer in a text: the content of the last ``\boxed{}``, else of the last ``<answer>`` tags,
+    else the last number."""
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed.strip()
+    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+    if tagged:
+        return str(tagged[-1]).strip()
+    numbers = re.findall(r"-?\d+(?:[.,]\d+)*", text)
+    return numbers[-1] if numbers else None
+
+
+def _boxed(text: str) -> str | None:
+    """What the last box holds, its braces matched."""
+    begin = text.rfind("\\boxed{")
+    if begin < 0:
+        return None
+    depth = 0
+    for place in range(begin + 6, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[begin + 7 : place]
+    return None
+
+
+# -- format ----------------------------------------------------------------------------------------
+
+
+@scorer("format")
+def format_rule(sample: Sample, problem: Problem) -> float:
+    r"""1 if ``\n</think>\n`` occurs exactly once, else 0: open-rs's ``format_reward``.
+
+    The opening tag comes from the chat template there, and ``<answer>`` tags are not asked for;
+    :func:`think_answer` is the strict rule.
+    """
+    return float(sample.completion.count("\n</think>\n") == 1)
+
+
+@scorer("think_answer")
+def think_answer(sample: Sample, problem: Problem) -> float:
+    """1 if the whole completion is one think block and one answer block, else 0.
+
+    ``<think>…</think><answer>…</answer>``, with nothing but white space around and between, each tag
+    once: the rule of DeepSeek-R1-Zero (arXiv:2501.12948), as strictly as it can be read.
+    """
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    whole = re.fullmatch(
+        r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", sample.completion, re.DOTALL
+    )
+    return float(bool(whole) and all(sample.completion.count(tag) == 1 for tag in tags))
+
+
+@scorer("tag_count")
+def tag_count(sample: Sample, problem: Problem) -> float:
+    r"""0.5 if ``<think>\n`` occurs exactly once, and 0.5 if ``\n</think>\n`` does: open-rs's
+    ``tag_count_reward``."""
+    text = sample.completion
+    return 0.5 * (text.count("<think>\n") == 1) + 0.5 * (text.count("\n</think>\n") == 1)
+
+
+@scorer("reasoning_steps")
+def reasoning_steps(sample: Sample, problem: Problem) -> float:
+    r"""A third for every mark of a step, at most 1: open-rs's ``reasoning_steps_reward``.
+
+    Marks are ``Step 1:``, ``1.`` at the very beginning, a line that begins with ``-`` or ``*``, and ``First,``
+    ``Second,`` ``Next,`` ``Finally,``.
+    """
+    marks = r"(Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,)"
+    return min(1.0, len(re.findall(marks, sample.completion)) / 3)
+
+
+# -- length ----------------------------------------------------------------------------------------
+
+
+@scorer("tokens", better="min")
+def tokens(sample: Sample, problem: Problem) -> float:
+    """How many tokens the completion took, its end token included."""
+    return float(sample.tokens)
+
+
+@scorer("characters", better="min")
+def characters(sample: Sample, problem: Problem) -> float:
+    """How many characters the completion has: what open-rs calls its length."""
+    return float(len(sample.completion))
+
+
+@scorer("length", group=True, check=_check_gold)
+def length(samples: Sequence[Sample], problem: Problem, *, rule: Rule = "sound") -> list[float]:
+    """The length reward of Kimi k1.5 (arXiv:2501.12599), as open-rs's ``len_reward``.
+
+    Among the samples of a problem, with n characters, ``0.5 - (n - n_min) / (n_max - n_min)`` for a right
+    answer, and for a wrong one that or 0, whichever is less; 0 where all are equally long. It compares
+    samples, so a task needs two or more; ``tokens`` tells how long completions are.
+
+    Args:
+        samples: of the problem.
+        problem: with its answer.
+        rule: of :func:`accuracy`. open-rs leaves out samples whose answer cannot be read; here they are right.
+    """
+    if len(samples) < 2:
+        raise RecipeError(
+            "scorer length: compares the samples of a problem, and there is one; give samples: 2 or "
+            "more, or take the scorer tokens"
+        )
+    sizes = [len(sample.completion) for sample in samples]
+    least, most = min(sizes), max(sizes)
+    if least == most:
+        return [0.0] * len(samples)
+    found = []
+    for sample, size in zip(samples, sizes, strict=True):
+        share = 0.5 - (size - least) / (most - least)
+        found.append(share if accuracy(sample, problem, rule=rule) else min(0.0, share))
+    return found
+
+
+@scorer("cosine", check=_check_gold)
+def cosine(
+    sample: Sample,
+    problem: Problem,
+    *,
+    min_value_wrong: float = -1.0,
+    max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5,
+    max_value_correct: float = 1.0,
+    max_length: int = 1000,
+    clamp: bool = True,
+    rule: Rule = "sound",
+) -> float:
+    """Right answers are worth more the shorter they are, wrong ones the longer: open-rs's cosine reward.
+
+    ``a + (b - a) / 2 * (1 + cos(pi n / max_length))`` with n characters; for right answers a and b are the
+    least and most value, for wrong ones the most and least (Yeo et al. 2025, arXiv:2502.03373).
+
+    Args:
+        sample: the completion.
+        problem: with its answer.
+        min_value_wrong: of the shortest wrong answer; open-rs's training script has 0 here, so that
+            there short wrong answers are worth **more**.
+        max_value_wrong: of the longest wrong answer.
+        min_value_correct: of the longest right answer.
+        max_value_correct: of the shortest right answer.
+        max_length: in characters; 3584 in open-rs's Experiment 3.
+        clamp: take what is longer as that long. open-rs does not, and beyond it the cosine turns back:
+            twice the length is worth as much as none.
+        rule: of :func:`accuracy`.
+    """
+    size = len(sample.completion)
+    turn = math.cos(math.pi * (min(size, max_length) if clamp else size) / max_length)
+    if accuracy(sample, problem, rule=rule):
+        low, high = min_value_correct, max_value_correct
+    else:
+        low, high = max_value_wrong, min_value_wrong
+    return low + (high - low) / 2 * (1 + turn)
+
+
+@scorer("repetition")
+def repetition(
+    sample: Sample, problem: Problem, *, ngram: int = 3, max_penalty: float = -1.0
+) -> float:
+    """``(1 - different n-grams / n-grams) * max_penalty``, of lower-cased words: open-rs's repetition penalty.
+
+    Args:
+        sample: the completion.
+        problem: is not looked at.
+        ngram: words of an n-gram.
+        max_penalty: what nothing but repetition is worth; not above 0.
+    """
+    if ngram < 1 or max_penalty > 0:
+        raise RecipeError("scorer repetition: ngram is 1 or more, and max_penalty at most 0")
+    words = sample.completion.lower().split()
+    grams = [tuple(words[i : i + ngram]) for i in range(len(words) - ngram + 1)]
+    return (1 - len(set(grams)) / len(grams)) * max_penalty if grams else 0.0

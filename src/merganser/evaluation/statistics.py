@@ -1,0 +1,103 @@
+"""What scores of samples are worth: means, standard errors, intervals, pass@k and maj@k."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Direction = Literal["max", "min"]
+"""Whether more of a score is better, or less (such as the number of tokens)."""
+
+RESAMPLES = 10_000
+"""Of the bootstrap: the ends of its interval are then known to about 3 % of its width."""
+
+SEED = 20_230_424
+"""Of the bootstrap: the same scores always have the same interval."""
+
+_AT_ONCE = 4_000_000
+"""Numbers that are drawn at once, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One scorer's verdict on one model, over the problems of a task.
+
+    Attributes:
+        mean: over problems, of each problem's mean over its samples.
+        error: standard error of the mean, over problems; 0 for one problem.
+        low, high: 95 % interval, by bootstrap over problems.
+        problems: how many.
+    """
+
+    mean: float
+    error: float
+    low: float
+    high: float
+    problems: int
+
+
+def summarize(values: Sequence[float]) -> Score:
+    """The mean of a value a problem, its standard error, and the percentile bootstrap's 95 % interval.
+
+    Problems are what is drawn: samples of one problem are not independent, so they go in as their
+    mean. The error is s / sqrt(n), with s the standard deviation of n - 1 degrees of freedom.
+
+    Raises:
+        ValueError: when there are no values, or one is not finite.
+    """
+    numbers = np.asarray(values, np.float64)
+    count = len(numbers)
+    if not count or not np.all(np.isfinite(numbers)):
+        raise ValueError("scores are finite numbers, at least one")
+    mean = math.fsum(numbers) / count
+    if count == 1 or np.ptp(numbers) == 0:
+        return Score(mean, 0.0, mean, mean, count)
+    error = float(np.std(numbers, ddof=1)) / math.sqrt(count)
+    random = np.random.default_rng(SEED)
+    means = np.empty(RESAMPLES)
+    step = max(1, _AT_ONCE // count)
+    for start in range(0, RESAMPLES, step):
+        rows = min(step, RESAMPLES - start)
+        means[start : start + rows] = numbers[random.integers(0, count, (rows, count))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Score(mean, error, float(low), float(high), count)
+
+
+def pass_at(k: int, correct: Sequence[bool]) -> float:
+    """Chance that at least one of k samples is right: 1 - C(n - c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374), from n samples with c right ones.
+
+    Raises:
+        ValueError: when there are fewer than k samples.
+    """
+    n, c = len(correct), sum(map(bool, correct))
+    if not 0 < k <= n:
+        raise ValueError(f"pass@{k} needs {k} samples a problem, not {n}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_at(k: int, answers: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """Whether the answer that most of the first k samples give is right (self-consistency,
+    Wang et al. 2022, arXiv:2203.11171).
+
+    Samples without an answer do not vote; where nobody does the vote is wrong. Answers with equally
+    many votes share the verdict, as if one of them was drawn.
+
+    Raises:
+        ValueError: when there are fewer than k samples.
+    """
+    if not 0 < k <= len(answers):
+        raise ValueError(f"maj@{k} needs {k} samples a problem, not {len(answers)}")
+    votes = Counter(answer for answer in answers[:k] if answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    first = {answer: i for i, answer in reversed(list(enumerate(answers[:k])))}
+    winners = [answer for answer, count in votes.items() if count == most]
+    return sum(bool(correct[first[answer]]) for answer in winners) / len(winners)

@@ -1,0 +1,330 @@
+"""The language in which an evaluation is asked for: tasks, their problems, scorers and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merganser import recipe
+from merganser.errors import RecipeError
+from merganser.evaluation import problems as problem_files
+from merganser.evaluation import scorers
+from merganser.evaluation.generation import Message, Prompt, Sampling
+from merganser.evaluation.problems import Problem
+from merganser.evaluation.scorers import Scorer
+from merganser.evaluation.statistics import Direction
+from merganser.recipe import Document, key_name
+
+PROBLEM = "{problem}"
+"""Stands for the problem in a task's template."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "greedy": {"temperature": 0.0, "top_p": 1.0},
+    "open-rs": {
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "max_tokens": 32768,
+        "template": (
+            "Solve this problem of mathematics efficiently and clearly, thinking step by step before "
+            "you answer. The last line of your response must read 'Therefore, the final answer is: "
+            "$\\boxed{ANSWER}$. I hope it is correct' (without the quotes), where ANSWER is nothing but "
+            "the number or expression that solves the problem.\n\n{problem}"
+        ),
+    },
+}
+"""Settings by name. ``open-rs``: those of the open-rs study, without a system prompt. Its instructions are
+told in other words here, but for the last line, which is the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A score of a task.
+
+    Attributes:
+        name: in the results.
+        scorer: what judges the samples.
+        better: whether more or less is better.
+        pass_at, maj_at: the k of pass@k and maj@k that are told too, of verdicts of 0 and 1.
+    """
+
+    name: str
+    scorer: Scorer
+    better: Direction
+    pass_at: tuple[int, ...] = ()
+    maj_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What models are asked, and how they are judged.
+
+    Attributes:
+        name: its own among an evaluation's tasks.
+        problems: what is asked.
+        metrics: how completions are judged.
+        sampling: how they are drawn.
+        samples: how many of each problem.
+        system: a system prompt, or None.
+        template: text around the problem's question, with ``{problem}`` in it.
+        chat: whether the model's chat template is applied; else it is given plain text.
+        preset: the name of the settings that it began with, or None.
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    metrics: tuple[Metric, ...]
+    sampling: Sampling = Sampling()  # noqa: RUF009
+    samples: int = 1
+    system: str | None = None
+    template: str = PROBLEM
+    chat: bool = True
+    preset: str | None = None
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """What a model is given of a problem."""
+        asked = self.template.replace(PROBLEM, problem.question)
+        messages: list[Message] = list(problem.messages) or [{"role": "user", "content": asked}]
+        if self.system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.system})
+        if self.chat:
+            return messages
+        return "\n\n".join(message["content"] for message in messages)
+
+
+# -- the language ----------------------------------------------------------------------------------
+
+
+class Part(BaseModel):
+    """A part of the language: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScorerEntry(Part):
+    """A scorer with its parameters."""
+
+    scorer: str
+    name: str | None = None
+    better: Direction | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    pass_at: list[int] = Field(default_factory=list)
+    maj_at: list[int] = Field(default_factory=list)
+
+
+class TaskEntry(Part):
+    """A task as its author wrote it."""
+
+    name: str | None = Field(default=None, pattern=r"^[\w.+-]+$")
+    problems: str
+    scorers: list[str | ScorerEntry] = Field(min_length=1)
+    preset: str | None = None
+    samples: int = Field(default=1, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    stop: list[str] = Field(default_factory=list)
+    system: str | None = None
+    template: str | None = None
+    chat: bool = True
+    limit: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class Evaluate(Part):
+    """An ``evaluate:`` block, or a file of tasks."""
+
+    tasks: list[TaskEntry] = Field(min_length=1)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: int | None = Field(default=None, ge=1)
+
+
+Kind = TypeVar("Kind", bound=Evaluate)
+
+
+def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]) -> Kind:
+    """Read a block of a document as the language has it.
+
+    Args:
+        document: of a file, or made in Python.
+        path: of the block in it; empty for the whole document.
+        kind: :class:`Evaluate`, or one with more keys.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong.
+    """
+    data: Any = document.data
+    for part in path:
+        data = data[part]
+    if not isinstance(data, dict):
+        raise document.error(f"{key_name(path) or 'tasks'}: a mapping with tasks is wanted", path)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        entry = error.errors(include_url=False)[0]
+        raise recipe.invalid(document, entry, path) from None
+
+
+def make_tasks(
+    block: Evaluate, document: Document, path: tuple[str | int, ...], folder: Path | None
+) -> list[Task]:
+    """Load the problems and scorers that a block names.
+
+    Args:
+        block: as it was read.
+        document, path: where from, for messages.
+        folder: that its files are beside; None for the current one.
+
+    Raises:
+        MerganserError: of the kind that fits, with file and line of what is wrong.
+    """
+    made: list[Task] = []
+    for index, entry in enumerate(block.tasks):
+        place = (*path, "tasks", index)
+        task = _task(entry, document, place, folder or Path())
+        if task.name in [other.name for other in made]:
+            raise document.error(
+                f"{key_name(place)}: two tasks are called {task.name!r}; give each a name", place
+            )
+        made.append(task)
+    return made
+
+
+def load(file: str | Path) -> tuple[Evaluate, list[Task]]:
+    """Read a file of tasks, or the ``evaluate:`` block of a sweep's.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    documents, folder = recipe.read_documents(file)
+    document = documents[0]
+    inside = isinstance(document.data, dict) and "evaluate" in document.data
+    path: tuple[str | int, ...] = ("evaluate",) if inside else ()
+    if inside:  # what else a sweep says there is not asked for here
+        assert isinstance(document.data, dict)
+        own = document.data["evaluate"]
+        known = {k: v for k, v in own.items() if k in Evaluate.model_fields}
+        document = Document({"evaluate": known}, document.text, document.file, document.lines)
+    block = read_block(document, path, Evaluate)
+    return block, make_tasks(block, document, path, folder)
+
+
+def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], folder: Path) -> Task:
+    preset = PRESETS.get(entry.preset, None) if entry.preset is not None else {}
+    if preset is None:
+        raise document.error(
+            f"{key_name(place)}.preset: {entry.preset!r} is none; there are {', '.join(PRESETS)}",
+            (*place, "preset"),
+        )
+    settings = dict(preset)
+    for key in ("temperature", "top_p", "max_tokens", "template"):
+        if (value := getattr(entry, key)) is not None:
+            settings[key] = value
+    template = settings.pop("template", PROBLEM)
+    if PROBLEM not in template:
+        raise document.error(
+            f"{key_name(place)}.template: write {PROBLEM} where the problem belongs",
+            (*place, "template"),
+        )
+    metrics: list[Metric] = []
+    for index, given in enumerate(entry.scorers):
+        where = (*place, "scorers", index)
+        asked = ScorerEntry(scorer=given) if isinstance(given, str) else given
+        try:
+            metrics.append(_metric(asked, entry.samples, folder))
+        except RecipeError as error:
+            raise document.error(f"{key_name(where)}: {error}", where) from None
+        if metrics[-1].name in [metric.name for metric in metrics[:-1]]:
+            raise document.error(
+                f"{key_name(where)}: two scores are called {metrics[-1].name!r}; give one a name",
+                where,
+            )
+    file = folder / Path(entry.problems).expanduser()
+    found = problem_files.load(file, entry.limit)
+    check(metrics, found)
+    return Task(
+        entry.name or file.stem,
+        tuple(found),
+        tuple(metrics),
+        Sampling(stop=tuple(entry.stop), seed=entry.seed, **settings),
+        entry.samples,
+        entry.system,
+        template,
+        entry.chat,
+        entry.preset,
+    )
+
+
+def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:
+    """Ask the scorers whether they can judge problems, before anything is generated.
+
+    Raises:
+        MerganserError: what a problem lacks, with file and line.
+    """
+    for metric in metrics:
+        if metric.scorer.check is not None:
+            for problem in problems:
+                metric.scorer.check(problem, **metric.scorer.parameters)
+
+
+def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
+    found = scorers.get(entry.scorer, entry.parameters, folder)
+    for key, several in (("pass_at", entry.pass_at), ("maj_at", entry.maj_at)):
+        for k in several:
+            if not 0 < k <= samples:
+                raise RecipeError(
+                    f"{key}: {k} of {samples} samples cannot be; samples: {k} or more"
+                )
+    if found.name == "length" and found.group and samples < 2:
+        raise RecipeError("length compares the samples of a problem: give samples: 2 or more")
+    return Metric(
+        entry.name or found.name,
+        found,
+        entry.better or found.better,
+        tuple(entry.pass_at),
+        tuple(entry.maj_at),
+    )
+
+
+def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
+    """All scores of some tasks, in order, and whether more or less of each is better."""
+    found: dict[str, Direction] = {}
+    for task in tasks:
+        prefix = f"{task.name}/" if len(tasks) > 1 else ""
+        for metric in task.metrics:
+            found[prefix + metric.name] = metric.better
+            for k in metric.pass_at:
+                found[f"{prefix}{metric.name}_pass@{k}"] = "max"
+            for k in metric.maj_at:
+                found[f"{prefix}{metric.name}_maj@{k}"] = "max"
+    return found
+
+
+def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """How completions are made and judged, as plain data for results."""
+    return [
+        {
+            "task": task.name,
+            "problems": len(task.problems),
+            "problems_digest": problem_files.digest_all(task.problems),
+            "samples": task.samples,
+            "preset": task.preset,
+            "temperature": task.sampling.temperature,
+            "top_p": task.sampling.top_p,
+            "max_tokens": task.sampling.max_tokens,
+            "stop": list(task.sampling.stop),
+            "seed": task.sampling.seed,
+            "system": task.system,
+            "template": task.template,
+            "chat": task.chat,
+            "scorers": {
+                metric.name: {"scorer": metric.scorer.name, **metric.scorer.parameters}
+                for metric in task.metrics
+            },
+        }
+        for task in tasks
+    ]
