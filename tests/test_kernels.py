@@ -173,3 +173,80 @@ def test_digest_knows_order_and_length() -> None:
 
     texts = [b"", b"\0", b"\0" * 8, b"\0" * 9, b"abcdefgh12345678", b"12345678abcdefgh"]
     assert len({of(text) for text in texts}) == len(texts)
+
+
+def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) -> tuple[list, list]:
+    """The outputs of two combinations of a tile's rows, and all that is reported of them."""
+    k, count = len(rows), 2 * kernels.CELL + 4097
+    factors = np.array([np.arange(1, k + 1) / 3, np.arange(k, 0, -1) * -0.7], np.float32)
+    outs = np.zeros((2, 2 * count), np.uint8)
+    shape = (3, k - 1)
+    sums = np.zeros((*shape, k - 1)), np.zeros(shape), np.zeros((2, *shape)), np.zeros((2, 3))
+    kernels.combine(
+        rows,
+        np.array(codes),
+        count,
+        factors,
+        np.full(2, divisor, np.float32),
+        from_zero,
+        0,
+        0,
+        np.zeros(2, np.uint64),
+        0,
+        np.zeros((2 * k + 2, kernels.BLOCK), np.float32),
+        outs,
+        True,
+        *sums,
+    )
+    return list(outs), list(sums)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize(("divisor", "from_zero"), [(1.0, False), (1.0, True), (1.7, False)])
+@pytest.mark.parametrize("special", [False, True])
+def test_merging_in_registers_is_merging_in_rows(
+    k: int, divisor: float, from_zero: bool, special: bool
+) -> None:
+    """Models stored alike are merged in registers, others in rows of scratch: the same bits."""
+    rng = np.random.default_rng(k)
+    count = 2 * kernels.CELL + 4097
+    halves = rng.integers(0, 2**16, (k, count), dtype=np.uint16)
+    if not special:  # near each other and near one, as models are, some equal, some zero
+        halves = (halves & 0x807F) | np.uint16(0x3F80)
+        halves[:, ::5] = halves[0, ::5]
+        halves[:, ::7] &= np.uint16(0x8000)
+    singles = (halves.astype(np.uint32) << 16).view(np.float32)
+    wide = np.ascontiguousarray(singles).view(np.uint8)
+    narrow = np.zeros_like(wide)
+    narrow[:, : 2 * count] = halves.view(np.uint8)
+    mixed = wide.copy()
+    mixed[0] = narrow[0]
+    outs, sums = told(narrow, [0] * k, divisor, from_zero)
+    for rows, codes in ((wide, [2] * k), (mixed, [0] + [2] * (k - 1))):
+        found, reported = told(rows, codes, divisor, from_zero)
+        for mine, other in zip(outs, found, strict=True):
+            assert np.array_equal(mine, other)
+        for mine, other in zip(sums, reported, strict=True):
+            if not special:
+                assert np.isfinite(mine).all()
+                assert mine == pytest.approx(other, rel=1e-4, abs=1e-2)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_pair_is_measured_as_any_vectors_are(changes: bool) -> None:
+    k, count = 2 + changes, kernels.CELL + 1500
+    halves = np.random.default_rng(0).integers(0x3F00, 0x4000, (k, count), dtype=np.uint16)
+    wide = (halves.astype(np.uint32) << 16).view(np.float32).view(np.uint8)
+    narrow = np.zeros_like(wide)
+    narrow[:, : 2 * count] = halves.view(np.uint8)
+    mixed = wide.copy()
+    mixed[0] = narrow[0]
+    found = []
+    for rows, codes in ((narrow, [0] * k), (wide, [2] * k), (mixed, [0] + [2] * (k - 1))):
+        gram = np.zeros((2, 2, 2))
+        scratch = np.zeros((k, kernels.MEASURE_WIDTH))
+        kernels.measure(rows, np.array(codes), count, changes, scratch, gram)
+        found.append(gram)
+    assert found[0].any()
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
