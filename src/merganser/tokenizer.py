@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import read_json
+from merganser.checkpoints import VOCABULARIES, read_json
 from merganser.errors import InputError
 
 CONTENTS = "tokenizer.json"
@@ -26,8 +26,6 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles of special tokens: ``bos_token`` in tokenizer settings, ``bos_token_id`` in configs."""
-
-_SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 Flags = tuple[bool, ...]
 
@@ -114,13 +112,13 @@ class OutputTokenizer:
 
 def has_tokenizer(folder: Path | None) -> bool:
     """Whether a folder holds a tokenizer in any form."""
-    return folder is not None and any((folder / name).is_file() for name in (CONTENTS, *_SLOW))
+    return folder is not None and any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def fingerprint(folder: Path) -> str:
     """A digest of the files that a vocabulary is read from: equal ones are equal vocabularies."""
     told = hashlib.sha256()
-    for name in (CONTENTS, SETTINGS, "special_tokens_map.json", "added_tokens.json", *_SLOW):
+    for name in (SETTINGS, "special_tokens_map.json", "added_tokens.json", *VOCABULARIES):
         if (folder / name).is_file():
             contents = hashlib.sha256((folder / name).read_bytes())
             told.update(name.encode() + contents.digest())

@@ -21,6 +21,16 @@ TRAINING: tuple[str, ...] = ("fsdp", "dcp", "deepspeed")
 """The same for what a training run saves of its own."""
 
 
+VOCABULARIES: tuple[str, ...] = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Files that a tokenizer's vocabulary may lie in, the first one as transformers has it now."""
+
 Weights = Literal["auto", "shards", "huggingface"]
 """Which weights of a training step are taken where it has both its own shards and a Hugging Face
 folder. ``auto``: those of the folder that is named, if it holds weights; else the shards, which are

@@ -6,7 +6,8 @@ offset, then the tensors' bytes, aligned. Quantised tensors are dequantised as r
 float32; results made of them are bfloat16 unless a dtype is asked for. llama's queries and keys lie
 there with the two halves of each head interleaved, and are read in the order of transformers.
 
-A ``config.json`` beside the file is taken; else one is made of the keys.
+A ``config.json`` beside the file is taken; else one is made of the keys. So are the tokenizer's files, in
+a temporary folder that goes with the checkpoint.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import struct
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +27,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from merganser.checkpoints import Checkpoint, ggml, read_json
+from merganser.checkpoints import VOCABULARIES, Checkpoint, ggml, gguf_tokenizer, read_json
 from merganser.checkpoints.derived import Derived, DerivedCheckpoint, read_stored
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
-from merganser.errors import InputError
+from merganser.errors import InputError, ResourceError
 from merganser.tensors import BY_NAME, FLOAT32, DType, TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -125,6 +129,15 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         model.check(config, given)
     else:
         config = model.config(factors)
+    mine = path.is_dir() or given.is_file()  # else the folder may hold anything
+    folder = beside if mine else home
+    made: Path | None = None
+    notes = []
+    if not (mine and any((beside / name).is_file() for name in VOCABULARIES)):
+        try:
+            made = _companions(gguf_tokenizer.files(keys), beside if mine else None)
+        except ValueError as error:
+            notes.append(f"{label}: no tokenizer can be made of what the file tells: {error}")
     stored = StoredCheckpoint(
         label,
         home,
@@ -132,7 +145,8 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         format="GGUF",
         files=files,
         config=config,
-        path=beside if given.is_file() else home,
+        path=made or folder,
+        notes=notes,
     )
     tensors_of: dict[str, Derived | str] = {}
     for name, entry in entries.items():
@@ -144,13 +158,40 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         ggml.FORMATS[entry.kind].name for entry in entries.values() if entry.kind in ggml.FORMATS
     ]
     told = ", ".join(dict.fromkeys(sorted(kinds, key=lambda kind: (-kinds.count(kind), kind))))
-    return DerivedCheckpoint(
+    opened = DerivedCheckpoint(
         stored,
         tensors_of,
         config,
         repr([(name, entry.kind) for name, entry in entries.items()]),
         format=f"GGUF ({told})" if told else "GGUF",
     )
+    if made is not None:
+        weakref.finalize(opened, shutil.rmtree, made, ignore_errors=True)
+    return opened
+
+
+def _companions(files: Mapping[str, str], beside: Path | None) -> Path | None:
+    """A temporary folder with small files that were made, and those that lie beside the model; None
+    if there are none to make.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    if not files:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="merganser-"))
+    try:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        for file in beside.iterdir() if beside is not None else ():
+            if file.suffix in (".json", ".jinja", ".md") and file.is_file():
+                (folder / file.name).unlink(missing_ok=True)  # what lies there counts
+                (folder / file.name).symlink_to(file.absolute())
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ResourceError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder
 
 
 def _files(path: Path) -> list[Path]:
