@@ -269,6 +269,10 @@ DCP = {
     "dcp-columns-2": ".",
     "dcp-accelerate-2": ".",
     "dcp-edges-4": ".",
+    "dcp-hf-2": "sharded",
+    "dcp-hf-3": ".",
+    "dcp-hf-columns-2": ".",
+    "dcp-hf-edges-4": ".",
     "megatron-4": "global_step_30",
     "megatron-layers-4": "global_step_30/actor",
 }

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from conftest import RecipeFile, assert_one_line, make_model, write_json
+from conftest import RecipeFile, assert_one_line, config, make_model, write_json
 from merganser.checkpoints import open_checkpoint
 from merganser.errors import InputError
 from merganser.merging import merge
@@ -214,3 +214,90 @@ def test_merging_a_step_of_megatron_with_one_of_fsdp(
         assert torch.equal(found.pop(name), tensor), name
     assert not found
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_key_value_heads"] == 2
+
+
+# -- in safetensors --------------------------------------------------------------------------------
+
+
+def changed_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    raw = json.dumps(header).encode()
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(worlds() / "dcp-hf-3", tmp_path / "saved"))
+
+
+def test_whole_tensors_that_torch_joined_are_taken(tmp_path: Path) -> None:
+    whole = shutil.copytree(worlds() / "dcp-hf-2", tmp_path / "saved")
+    assert open_checkpoint(whole).format == "safetensors"
+    for file in whole.glob("model*"):
+        file.unlink()  # it was interrupted
+    write_json(whole / "config.json", config(vocab=33))
+    for folder in (whole, whole / "sharded"):
+        checkpoint = open_checkpoint(folder)
+        assert checkpoint.format == "distributed checkpoint of 2 safetensors"
+        assert checkpoint.config == config(vocab=33)
+
+
+def test_a_model_beside_others_in_safetensors(parts: Path) -> None:
+    """Saved under a name: torch gives every tensor's name the name of its state dict."""
+    expected = set(open_checkpoint(parts).specs)
+    for file in parts.glob("*.safetensors"):
+
+        def change(header: dict[str, Any]) -> None:
+            told = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+            nested = {f"model._orig_mod.{name}": value for name, value in told.items()}
+            header["__metadata__"]["DCP_SHARDING_INFO"] = json.dumps(nested)
+            for name in told:
+                header[f"model._orig_mod.{name}"] = header.pop(name)
+
+        changed_header(file, change)
+    assert set(open_checkpoint(parts).specs) == expected
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_the_parts_of_a_rank_are_missing(parts: Path, rank: int) -> None:
+    write_json(parts / "config.json", config(vocab=33))
+    next(parts.glob(f"shard-0000{rank}-*")).unlink()
+    told = "last ranks are missing" if rank == 3 else "is a file missing?"
+    refused(parts, str(parts), told)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda told: told.pop("lm_head.weight"), "where tensor 'lm_head.weight' begins"),
+        (lambda told: told["lm_head.weight"].clear(), "where tensor 'lm_head.weight' begins"),
+        (lambda told: told["lm_head.weight"].update(saved_offsets=[0]), "'lm_head.weight' begins"),
+        (lambda told: told["lm_head.weight"].update(saved_offsets=[-1, 0]), "begins"),
+        (lambda told: told["lm_head.weight"].update(saved_offsets=[True, 0]), "begins"),
+        (lambda told: told["lm_head.weight"].update(saved_offsets=[1, 0]), "do not join"),
+        (lambda told: told["lm_head.weight"].update(saved_offsets=[2**40, 0]), "do not join"),
+    ],
+)
+def test_places_of_parts_that_cannot_be(
+    parts: Path, change: Callable[[dict[str, Any]], None], part: str
+) -> None:
+    def changed(header: dict[str, Any]) -> None:
+        told = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
+        change(told)
+        header["__metadata__"]["DCP_SHARDING_INFO"] = json.dumps(told)
+
+    changed_header(next(parts.glob("shard-00001-*")), changed)
+    refused(parts, str(parts), part)
+
+
+def test_parts_of_several_dtypes(parts: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        for name, entry in header.items():
+            if name != "__metadata__":
+                entry["dtype"] = "I32"
+
+    changed_header(next(parts.glob("shard-00002-*")), change)
+    refused(parts, str(parts), "several dtypes")

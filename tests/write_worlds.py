@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -155,6 +156,16 @@ def save_distributed(out: Path, state: dict[str, Any], full: Tree, folder: str =
         torch.save(full.state_dict(), out / "full.pt")
 
 
+def save_safetensors(out: Path, sharded: nn.Module, full: Tree, *, joined: bool = False) -> None:
+    """A distributed checkpoint in safetensors; ``joined`` also as whole tensors, as PyTorch joins them."""
+    writer = HuggingFaceStorageWriter(
+        str(out), save_distributed=True, enable_consolidation=joined, thread_count=1
+    )
+    dcp.save(sharded.state_dict(), storage_writer=writer)
+    if dist.get_rank() == 0:
+        torch.save(full.state_dict(), out / "full.pt")
+
+
 def write_distributed(out: Path, line: DeviceMesh) -> None:
     """Distributed checkpoints of this world."""
     world = dist.get_world_size()
@@ -163,7 +174,9 @@ def write_distributed(out: Path, line: DeviceMesh) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer, "step": 3}
     save_distributed(out / f"dcp-{world}", state, qwen())
     if world == 2:
+        save_safetensors(out / "dcp-hf-2", model, qwen(), joined=True)
         columns = fsdp2(qwen(), line, columns=True)
+        save_safetensors(out / "dcp-hf-columns-2", columns, qwen())
         save_distributed(out / "dcp-columns-2", columns.state_dict(), qwen())
         shared = fsdp2(qwen(tied=True), line)
         save_distributed(
@@ -172,8 +185,11 @@ def write_distributed(out: Path, line: DeviceMesh) -> None:
             qwen(tied=True),
             "pytorch_model_fsdp_0",
         )
+    if world == 3:
+        save_safetensors(out / "dcp-hf-3", model, qwen())
     if world == 4:
         uneven = fsdp2(edges(), line)
+        save_safetensors(out / "dcp-hf-edges-4", uneven, edges())
         save_distributed(out / "dcp-edges-4", {"app": {"model": uneven.state_dict()}}, edges())
         save_megatron(out / "megatron-4", {})
         save_megatron(out / "megatron-layers-4", {"numbered": True})

@@ -4,19 +4,25 @@ The format: 8 bytes with the header's length (little-endian), a JSON header that
 tensor's dtype, shape and range of bytes, then the bytes. Headers are checked as the reference
 implementation does: ranges must lie in the file, follow one another without gap or overlap, and
 fit dtype and shape.
+
+PyTorch's distributed checkpoints may be written so too (``HuggingFaceStorageWriter``): the headers' metadata
+then tell where in the whole tensors each rank's parts begin, and the parts are joined as they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import read_index, read_json
-from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
+from merganser.architecture import infer, vocabulary_size
+from merganser.checkpoints import pickled, read_index, read_json, runs
+from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
@@ -25,6 +31,14 @@ MAX_HEADER = 100_000_000
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+SHARDED = "sharded"
+"""Where PyTorch leaves the ranks' parts beside the whole tensors, or before it has joined them."""
+
+_OFFSETS = "DCP_SHARDING_INFO"
+
+Origins = Mapping[str, tuple[int, ...]]
+"""Where in the whole tensors the parts in a file begin."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
@@ -46,6 +60,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         return _build(label, path, [path / SINGLE], None, config)
     loose = sorted(path.glob("*.safetensors"))
     loose = [file for file in loose if not file.name.startswith(("adapter", "consolidated"))]
+    loose = loose or sorted((path / SHARDED).glob("shard-*.safetensors"))
     return _build(label, path, loose, None, config) if loose else None
 
 
@@ -57,9 +72,14 @@ def _build(
     config: Mapping[str, Any],
 ) -> StoredCheckpoint:
     tensors: dict[str, StoredTensor] = {}
+    parts: dict[str, list[StoredTensor]] = {}
     digest = hashlib.sha256()
     for file in files:
-        for name, tensor in _read_header(file, digest).items():
+        found, origins = _read_header(file, digest)
+        for name, tensor in found.items():
+            if wanted is None and origins is not None:
+                parts.setdefault(name, []).append(_at(tensor, origins[name]))
+                continue
             if name in tensors:
                 other = tensors[name].pieces[0].file.name
                 raise InputError(f"{file}: tensor {name!r} is also in {other}")
@@ -70,15 +90,76 @@ def _build(
             raise InputError(
                 f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there"
             )
+    home = path
+    if parts:
+        home = runs.companions(path) if path.is_dir() else path
+        if home.is_dir() and (home / "config.json").is_file():
+            config = read_json(home / "config.json")
+        tensors |= _joined(path, parts, config)
     return StoredCheckpoint(
         label,
         path,
         tensors,
-        format="safetensors",
+        format=f"distributed checkpoint of {len(files)} safetensors" if parts else "safetensors",
         files=files,
         config=config,
+        path=home,
         header_digest=digest.hexdigest(),
     )
+
+
+# -- the parts of ranks ------------------------------------------------------------------------------
+
+
+def _at(tensor: StoredTensor, origin: tuple[int, ...]) -> StoredTensor:
+    """A part of a tensor, which begins at that place of the whole."""
+    shape = tensor.spec.shape
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    [piece] = tensor.pieces
+    placed = Piece(piece.file, piece.offset, shape, strides, origin)
+    return StoredTensor(tensor.spec, (placed,), shape)
+
+
+def _joined(
+    path: Path, parts: Mapping[str, Sequence[StoredTensor]], config: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    """Whole tensors of the ranks' parts; how large they are, only the parts tell.
+
+    Raises:
+        InputError: when parts are missing, or are not of one model.
+    """
+    names = pickled.unwrapped(parts, path)
+    plain = names.values()
+    if all(n.startswith("model.") for n in plain) and any(
+        n.startswith("model.model.") for n in plain
+    ):
+        names = {name: own.removeprefix("model.") for name, own in names.items()}
+    joined = {}
+    for name, own in parts.items():
+        pieces = [piece for part in own for piece in part.pieces]
+        dtypes = {part.spec.dtype for part in own}
+        try:
+            if len(dtypes) > 1 or len({len(piece.size) for piece in pieces}) > 1:
+                raise ValueError("they are of several dtypes or numbers of axes")
+            corners = (map(operator.add, piece.origin, piece.size) for piece in pieces)
+            spec = TensorSpec(dtypes.pop(), tuple(map(max, zip(*corners, strict=True))))
+            joined[names[name]] = StoredTensor.of_pieces(spec, pieces)
+        except ValueError as error:
+            raise InputError(
+                f"{path}: the ranks' parts of tensor {name!r} do not join ({error}); is a file missing?"
+            ) from None
+    specs = {name: tensor.spec for name, tensor in joined.items()}
+    rows = vocabulary_size(config)
+    for name, place in infer(specs, config).places.items():
+        if place.role == "embedding" and rows is not None and specs[name].shape[0] < rows:
+            raise InputError(
+                f"{path}: tensor {name!r} has {specs[name].shape[0]} of {rows} rows that config.json "
+                "tells of; the files of the last ranks are missing"
+            )
+    return joined
+
+
+# -- headers -----------------------------------------------------------------------------------------
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -88,8 +169,11 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, StoredTensor]:
-    """Read and check one file's header; tensors in the order of their bytes."""
+def _read_header(
+    file: Path, digest: hashlib._Hash
+) -> tuple[dict[str, StoredTensor], Origins | None]:
+    """Read and check one file's header: tensors in the order of their bytes, and where they begin in
+    those that they are parts of."""
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -107,7 +191,7 @@ def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, StoredTensor]:
         raise InputError(f"{file}: its header is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
         raise InputError(f"{file}: its header is no JSON object")
-    header.pop("__metadata__", None)
+    told = header.pop("__metadata__", None)
     base = 8 + length
     entries = sorted(
         ((name, *_entry(file, name, entry)) for name, entry in header.items()),
@@ -123,7 +207,22 @@ def _read_header(file: Path, digest: hashlib._Hash) -> dict[str, StoredTensor]:
     if base + position != size:
         state = "is cut off" if base + position > size else "has bytes that belong to no tensor"
         raise InputError(f"{file}: {state} ({size} bytes, its header needs {base + position})")
-    return tensors
+    given = told.get(_OFFSETS) if isinstance(told, dict) else None
+    return tensors, _origins(file, given, tensors) if isinstance(given, str) else None
+
+
+def _origins(file: Path, given: str, tensors: Mapping[str, StoredTensor]) -> Origins:
+    try:
+        places = json.loads(given)
+        found = {name: tuple(places[name]["saved_offsets"]) for name in tensors}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = {}
+    for name, tensor in tensors.items():
+        origin = found.get(name)
+        whole = origin is not None and all(type(n) is int and 0 <= n < 1 << 48 for n in origin)
+        if origin is None or not whole or len(origin) != len(tensor.spec.shape):
+            raise InputError(f"{file}: its {_OFFSETS} does not say where tensor {name!r} begins")
+    return found
 
 
 def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
