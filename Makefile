@@ -58,6 +58,7 @@ $(PEER)/.done:
 bench: $(BIN)/.run $(PEER)/.done
 	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/run.py
 	$(BIN)/python bench/in_memory.py
+	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/studies.py
 
 precision: $(BIN)/.run
 	$(BIN)/pip install --quiet --editable '.[plot]'
