@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import merganser
 from conftest import assert_one_line, make_model, tree, write_json
 from merganser import hub
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.errors import InputError
 from merganser.merging import merge, merge_tensors
+from merganser.output import Partial
 from merganser.tensors import DTYPES
 
 INDEX = "model.safetensors.index.json"
@@ -426,17 +426,17 @@ def test_a_tensor_in_two_loose_files(tmp_path: Path) -> None:
 def test_a_file_truncated_after_planning(
     tmp_path: Path, linear: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, make_empty = tmp_path / "b" / "model.safetensors", merganser.merging._make_empty
+    file, begin = tmp_path / "b" / "model.safetensors", Partial.__init__
 
-    def truncate(folder: Path) -> None:
+    def truncate(self: Partial, *arguments: Any, **options: Any) -> None:
         os.truncate(file, file.stat().st_size - 100)
-        make_empty(folder)
+        begin(self, *arguments, **options)
 
-    monkeypatch.setattr(merganser.merging, "_make_empty", truncate)
+    monkeypatch.setattr(Partial, "__init__", truncate)
     before = {name for name in tree(tmp_path)}
     with pytest.raises(InputError) as error:
         merge(linear, tmp_path / "out")
-    assert_one_line(str(error.value), str(file), "ends within tensor")
+    assert_one_line(str(error.value), str(file), "changed since its header was read")
     assert {name for name in tree(tmp_path)} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "recipe.yml"]
 

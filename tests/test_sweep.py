@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from conftest import RecipeFile, assert_one_line, make_model, tree
 from merganser import cli, engine, merging
 from merganser.checkpoints import safetensors
 from merganser.errors import InputError, OutputExistsError, RecipeError, ResourceError
+from merganser.output import Partial
 from merganser.planning import OVERHEAD
 from merganser.study.language import load_points
 from merganser.study.sweep import _batches, input_bytes, plan_points, sweep
@@ -142,18 +142,20 @@ def test_public_points_are_not_taken_from_private_ones(file: Path, tmp_path: Pat
 def test_a_sweep_that_breaks_keeps_what_is_whole(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Any] = merging._put_in_place
+    real = Partial.put_in_place
 
-    def broken(partial: Path, folder: Path) -> None:
-        if folder.name == "m_w0.7":
+    def broken(self: Partial) -> None:
+        if self.folder.name == "m_w0.7":
             raise ResourceError("the disk is gone")
-        real(partial, folder)
+        real(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(merging, "_put_in_place", broken)
-        with pytest.raises(ResourceError, match="the disk is gone"):
+        patched.setattr(Partial, "put_in_place", broken)
+        with pytest.raises(ResourceError, match="the disk is gone") as error:
             sweep(file, tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["m_w0.3"]
+    assert "1 of 1 files whole, and --resume" in error.value.__notes__[0]
+    names = ["m_w0.3", "m_w0.7.partial"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     result = sweep(file, tmp_path / "out")
     assert [each.merged is None for each in result.points] == [True, False]
 

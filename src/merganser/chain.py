@@ -111,6 +111,7 @@ def merge_all(
     intermediate_dir: str | Path | None = None,
     redo: bool = False,
     force: bool = False,
+    resume: bool | None = False,
     on_step: Callable[[StepResult], None] = lambda _: None,
     **options: Any,
 ) -> list[StepResult]:
@@ -125,7 +126,8 @@ def merge_all(
         out: the output folder.
         intermediate_dir: where the results go that others build on; ``OUT.intermediate`` by default.
         redo: merge intermediate results again, even if they are up to date.
-        force: as in :func:`merganser.merge`; for the output.
+        force, resume: as in :func:`merganser.merge`; for the output. Intermediate results that are
+            unfinished are gone on with where they are the same.
         on_step: told of each result when it is there.
         options: of :func:`merganser.merge`, ``on_event`` included.
 
@@ -133,11 +135,12 @@ def merge_all(
         MerganserError: of the kind that fits; intermediate results that are finished are kept.
     """
     from merganser.merging import check_output, merge
+    from merganser.output import check_space, clear_finished
 
     steps = load_steps(config, options.get("strictness", "normal"))
     folder = Path(os.path.abspath(out))  # noqa: PTH100
     if len(steps) == 1:
-        merged = merge(steps[0].parsed, folder, force=force, **options)
+        merged = merge(steps[0].parsed, folder, force=force, resume=resume, **options)
         result = StepResult(steps[0], folder, merged.plan, merged)
         on_step(result)
         return [result]
@@ -158,12 +161,21 @@ def merge_all(
             intermediate / own if not step.final else folder / own if several else folder
         )
         check_output(plans[step.name], folders[step.name], force or not step.final)
+    kept = [step.name for step in steps if not (step.final or redo)]
+    check_space(
+        {
+            folders[name]: decided
+            for name, decided in plans.items()
+            if decided is not None and not (name in kept and up_to_date(folders[name], decided))
+        }
+    )
     done: dict[str | None, StepResult] = {}
     for step in steps:
         target = folders[step.name]
         bound = step.parsed.bound({name: folders[name] for name in step.needs})
         decided = None if step.final or redo else plan(bound, **planning)
         if decided is not None and up_to_date(target, decided):
+            clear_finished(target)
             result = StepResult(step, target, decided, None)
         else:
             if not step.final:
@@ -173,6 +185,7 @@ def merge_all(
                 target,
                 ancestors=[done[name].plan for name in ancestors(step, steps)],
                 force=force or not step.final,
+                resume=resume if step.final else None,
                 **(options if step.final else options | {"copy_tokenizer": True}),
             )
             result = StepResult(step, target, merged.plan, merged)

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser import __version__, engine, hub, recipe
+from merganser import __version__, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_json
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
-from merganser.errors import OutputExistsError, RecipeError, ResourceError
+from merganser.errors import RecipeError, ResourceError
+from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
-from merganser.release import card, config, manifest, tokenizer
-from merganser.sinks import DigestSink, ModuleSink, NullSink, SafetensorsSink, Sink, StateDictSink
-from merganser.tensors import format_size
+from merganser.release import card, config, files, manifest, tokenizer
+from merganser.sinks import DigestSink, ModuleSink, NullSink, Sink, StateDictSink
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
-
-MARK = ".merganser-partial"
-"""A file in an unfinished output folder that tells that it is one, and may be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +52,7 @@ def merge(
     out: str | Path,
     *,
     force: bool = False,
+    resume: bool | None = False,
     arithmetic: Arithmetic | None = None,
     rounding: Rounding | None = None,
     seed: int | None = None,
@@ -84,6 +79,9 @@ def merge(
         config: a recipe: a file, a mapping, or one that was loaded.
         out: the output folder.
         force: replace an output folder that is not empty; it is kept until the new one is whole.
+        resume: go on with the unfinished merge in ``OUT.partial``, if there is one: from its finished
+            files, to the same bytes. None: if it is the same merge; else it is thrown away. Without
+            ``resume`` it is refused, or thrown away with ``force``.
         arithmetic: ``exact``, or ``mergekit`` or ``mergekit-0.1.4`` for the bits of those releases.
         rounding: ``nearest`` or ``stochastic``.
         seed: for stochastic rounding.
@@ -102,11 +100,12 @@ def merge(
         on_event: told of the progress.
 
     Raises:
-        MerganserError: of the kind that fits; nothing half-written is left behind.
+        MerganserError: of the kind that fits. Files that are finished are kept in ``OUT.partial``,
+            and its notes say so; where there are none, nothing is left behind.
     """
     began = time.perf_counter()
     folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
-    _refuse_existing(folder, force)
+    output.refuse_existing(folder, force)
     decided = plan(
         config,
         arithmetic=arithmetic,
@@ -120,9 +119,12 @@ def merge(
         checkpoints=checkpoints,
     )
     check_output(decided, folder, force)
+    output.check_space({folder: decided})
     planned = time.perf_counter()
     [result] = write_folders(
         {folder: decided},
+        force=force,
+        leftover=_leftover(force, resume),
         threads=threads,
         memory=memory,
         public=public,
@@ -136,9 +138,17 @@ def merge(
     return replace(result, timings=timings)
 
 
+def _leftover(force: bool, resume: bool | None) -> Leftover:
+    if resume is None:
+        return "either"
+    return "resume" if resume else "discard" if force else "refuse"
+
+
 def write_folders(
     plans: Mapping[Path, Plan],
     *,
+    force: bool = False,
+    leftover: Leftover = "refuse",
     threads: int | None = None,
     memory: int | None = None,
     public: bool = False,
@@ -151,51 +161,54 @@ def write_folders(
 
     Args:
         plans: by the folders that they go to, absolute paths that :func:`check_output` lets pass.
+        force: whether folders that are there are replaced.
+        leftover: what becomes of unfinished merges.
         threads, memory, public, write_card, copy_tokenizer, ancestors, on_event: as in :func:`merge`.
 
     Returns:
         A result for each, whose timings are those of all together.
 
     Raises:
-        MerganserError: of the kind that fits; folders that are finished stay, and nothing
-            half-written is left behind.
+        MerganserError: of the kind that fits; folders that are finished stay, and of others, in
+            ``OUT.partial``, the files that are; its notes say so.
     """
     began = time.perf_counter()
-    partials = {folder: _partial(folder) for folder in plans}
-    parents = dict.fromkeys(parent for partial in partials.values() for parent in partial.parents)
-    made_parents = [parent for parent in parents if not parent.exists()]
+    partials: list[Partial] = []
+    manifests: list[dict[str, Any]] = []
     try:
-        for partial in partials.values():
-            _make_empty(partial)
+        for folder, decided in plans.items():
+            partials.append(Partial(folder, decided, force=force, leftover=leftover))
         outcomes = engine.run(
             list(plans.values()),
-            [SafetensorsSink(partials[folder], each.shards) for folder, each in plans.items()],
+            [partial.sink() for partial in partials],
             threads=threads,
             memory=memory,
+            made=[partial.known for partial in partials],
+            on_tensor=lambda index, tensor: partials[index].journal.note_tensor(tensor),
             on_event=on_event,
         )
         merged = time.perf_counter()
-        manifests = []
-        for (folder, decided), outcome in zip(plans.items(), outcomes, strict=True):
+        for partial, outcome in zip(partials, outcomes, strict=True):
             made = _finish_folder(
-                decided,
+                partial.plan,
                 outcome,
-                partials[folder],
-                folder.name,
+                partial.new,
+                partial.folder.name,
                 public,
                 write_card,
                 copy_tokenizer,
                 ancestors,
             )
-            _put_in_place(partials[folder], folder)
+            partial.put_in_place()
             manifests.append(made)
-    except BaseException:
-        for partial in partials.values():
-            shutil.rmtree(partial, ignore_errors=True)
-        for parent in made_parents:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
+    except BaseException as error:
+        notes = output.abandon_all(partials[len(manifests) :])
+        if isinstance(error, OSError):
+            told = f"{error.filename or 'the output'}: {error.strerror}"
+            error = ResourceError(told)
+        for note in notes:
+            error.add_note(note)
+        raise error from None
     finally:
         for decided in plans.values():
             decided.close()
@@ -437,68 +450,10 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
 
     Raises:
         OutputExistsError: when something is there that may not be replaced.
-        ResourceError: when the disk is too small.
     """
-    _refuse_existing(folder, force)
+    output.refuse_existing(folder, force)
     if decided is not None:
-        _refuse_overlap(decided, folder)
-        check_space([decided], folder)
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
-
-
-def _refuse_existing(folder: Path, force: bool) -> None:
-    partial = _partial(folder)
-    if Path.cwd().is_relative_to(folder):
-        raise OutputExistsError(
-            f"{folder}: is where you are; give the output folder a name of its own"
-        )
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputExistsError(f"{folder}: is there already, and is no folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise OutputExistsError(
-            f"{folder}: is there already and not empty; choose another name, or give --force"
-        )
-    if partial.exists() and not (partial / MARK).is_file():
-        raise OutputExistsError(f"{partial}: is there already, and no merge left it; move it away")
-
-
-def _refuse_overlap(decided: Plan, folder: Path) -> None:
-    for given, name in decided.homes.items():
-        path = given.resolve()
-        for target in (folder.resolve(), _partial(folder).resolve()):
-            if path.is_relative_to(target) or target.is_relative_to(path):
-                raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
-
-
-def check_space(plans: Sequence[Plan], folder: Path) -> None:
-    """Refuse merges that do not all fit on the disk of a folder.
-
-    Raises:
-        ResourceError: when the disk is too small.
-    """
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    needed = sum(decided.output_bytes for decided in plans) + 64 * 2**20
-    if free < needed:
-        what = "the merge needs" if len(plans) == 1 else f"the {len(plans)} merges need"
-        raise ResourceError(
-            f"{parent}: has {format_size(free)} free, and {what} {format_size(needed)}"
-        )
-
-
-def _make_empty(folder: Path) -> None:
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        (folder / MARK).touch()
-    except OSError as error:
-        raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
+        output.refuse_overlap(decided, folder)
 
 
 def _finish_folder(
@@ -520,12 +475,12 @@ def _finish_folder(
             },
             "weight_map": {name: shard.file for shard in decided.shards for name in shard.offsets},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        files.write_json(folder / INDEX, index)
     config.write_config(decided, folder, public=public)
     config.write_companions(decided, folder)
     missing = tokenizer.write_tokenizer(decided, folder) if copy_tokenizer else []
     recipes = [manifest.recipe_text(each, public=public) for each in (*ancestors, decided)]
-    (folder / manifest.RECIPE).write_text("---\n".join(recipes), encoding="utf-8")
+    files.write_text(folder / manifest.RECIPE, "---\n".join(recipes))
     made = manifest.build(decided, outcome, __version__)
     made["warnings"] += missing
     if public:
@@ -534,37 +489,6 @@ def _finish_folder(
     if write_card:
         card.write_card(made, recipes[-1], folder, decided.recipe.recipe.name or title)
     return made
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Sync, and give the finished folder its name; an old one steps aside until it has it."""
-    (partial / MARK).unlink()
-    for file in partial.rglob("*"):
-        _sync(file)
-    _sync(partial)
-    old: Path | None = None
-    try:
-        if folder.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
-            old = aside / folder.name
-            folder.rename(old)
-        partial.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        if old is not None and old.exists() and not folder.exists():
-            old.rename(folder)
-        raise ResourceError(f"{folder}: cannot be put in place ({error.strerror})") from None
-    finally:
-        if old is not None:
-            shutil.rmtree(old.parent, ignore_errors=folder.exists())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _warnings(decided: Plan, made: dict[str, Any]) -> tuple[str, ...]:

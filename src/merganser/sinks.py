@@ -9,7 +9,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,8 +111,20 @@ class SafetensorsSink:
 
     wants_digests = True
 
-    def __init__(self, folder: Path, shards: tuple[Extents, ...]) -> None:
-        self._files = [_ShardFile(folder / shard.file, shard) for shard in shards]
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[Extents],
+        on_file: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Make no file yet.
+
+        Args:
+            folder: where they go.
+            shards: the files.
+            on_file: told of each by its name when it is whole and synced, by any thread.
+        """
+        self._files = [_ShardFile(folder / shard.file, shard, on_file) for shard in shards]
         self._places = {
             name: (file, offset)
             for file, shard in zip(self._files, shards, strict=True)
@@ -154,8 +166,9 @@ class _Window:
 class _ShardFile:
     """One output file, opened at its first byte and closed at its last: a large merge has many."""
 
-    def __init__(self, path: Path, shard: Extents) -> None:
+    def __init__(self, path: Path, shard: Extents, on_file: Callable[[str], None]) -> None:
         self.path = path
+        self._on_file = on_file
         self.size = shard.size
         self._header = shard.header
         self._remaining = shard.size
@@ -227,6 +240,8 @@ class _ShardFile:
         try:
             while len(view):
                 count = os.pwrite(self._descriptor, view, position)
+                if count == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view, position = view[count:], position + count
         except OSError as error:
             if (
@@ -256,6 +271,7 @@ class _ShardFile:
             raise _cannot_write(self.path, error) from None
         self._descriptor = CLOSED
         self._spare.clear()
+        self._on_file(self.path.name)
 
     def close(self) -> None:
         if self._descriptor == UNOPENED:  # no tensor of this file has any bytes

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
@@ -37,6 +38,19 @@ folder. ``auto``: those of the folder that is named, if it holds weights; else t
 of higher precision."""
 
 
+class Stamp(NamedTuple):
+    """What tells that a file is another than before, without reading it."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """That of a file, from what the system says of it."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
 class Checkpoint(Protocol):
     """A model at rest. Everything but ``read`` comes from headers and small JSON files.
 
@@ -51,6 +65,7 @@ class Checkpoint(Protocol):
         files: the weight files and their sizes in bytes, for fact sheets and manifests.
         header_digest: a digest of all headers, which changes when any tensor's name, dtype,
             shape or place does.
+        stamps: the weight files as they were when their headers were read.
     """
 
     label: str
@@ -62,6 +77,7 @@ class Checkpoint(Protocol):
     config: Mapping[str, Any]
     files: Mapping[str, int]
     header_digest: str
+    stamps: Mapping[Path, Stamp]
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """Fill a buffer with a tensor's stored bytes from byte ``start`` on; any thread may call.
@@ -102,6 +118,23 @@ def open_checkpoint(
             found.notes = (*(f"{name}: {note}" for note in place.notes), *found.notes)
             return found
     raise InputError(f"{name}: {_what_is_there(place.folder)}")
+
+
+def refuse_changed(checkpoint: Checkpoint) -> None:
+    """Make sure that a checkpoint's files are still those whose headers were read.
+
+    Raises:
+        InputError: when one is gone, or is another.
+    """
+    for file, stamp in checkpoint.stamps.items():
+        try:
+            found = Stamp.of(file.stat())
+        except OSError as error:
+            raise InputError(
+                f"{file}: was there and cannot be read now ({error.strerror})"
+            ) from None
+        if found != stamp:
+            raise InputError(f"{file}: changed while it was read; merge again when it is at rest")
 
 
 def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:

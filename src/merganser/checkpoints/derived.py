@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser.checkpoints import Checkpoint
+from merganser.checkpoints import Checkpoint, Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -78,6 +78,11 @@ class DerivedCheckpoint:
         digests = [checkpoint.header_digest for checkpoint in (inner, *others)]
         facts = repr((digests, told, specs)).encode()
         self.header_digest = hashlib.sha256(facts).hexdigest()
+        self.stamps: Mapping[Path, Stamp] = {
+            file: stamp
+            for checkpoint in (inner, *others)
+            for file, stamp in checkpoint.stamps.items()
+        }
         self._inner = inner
         self._others = tuple(others)
         self._tensors = tensors

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.checkpoints import Stamp
 from merganser.tensors import BY_NAME, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class MemoryCheckpoint:
         self.notes: tuple[str, ...] = ()
         self.config: Mapping[str, Any] = {}
         self.files: Mapping[str, int] = {}
+        self.stamps: Mapping[Path, Stamp] = {}
         self.specs: Mapping[str, TensorSpec] = {
             name: TensorSpec(BY_NAME[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
             for name, tensor in tensors.items()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints import Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -27,6 +28,7 @@ class PlannedCheckpoint:
     home: Path | None = None
     format: str = "planned"
     notes: tuple[str, ...] = ()
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """There is nothing to read.

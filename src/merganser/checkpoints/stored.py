@@ -17,6 +17,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.checkpoints import Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -136,7 +137,9 @@ class Files:
     """Files that are read at any place by any thread; opened when first needed, and the first
     ``KEPT`` kept open: a model's shards may be more than a process may have open."""
 
-    def __init__(self) -> None:
+    def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
+        """Remember what the files were when their headers were read."""
+        self._stamps = stamps
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
 
@@ -150,7 +153,8 @@ class Files:
             what: the tensor's name, for messages.
 
         Raises:
-            InputError: when the file ends before the buffer is full, or cannot be read.
+            InputError: when the file ends before the buffer is full, cannot be read, or is
+                another than it was.
         """
         try:
             descriptor, kept = self._descriptors.get(file), True
@@ -176,6 +180,10 @@ class Files:
             if descriptor is not None:
                 return descriptor, True
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            stamp = self._stamps.get(file)
+            if stamp is not None and stamp != Stamp.of(os.fstat(descriptor)):
+                os.close(descriptor)
+                raise InputError(f"{file}: changed since its header was read; merge again")
             kept = len(self._descriptors) < KEPT
             if kept:
                 self._descriptors[file] = descriptor
@@ -221,8 +229,9 @@ class StoredCheckpoint:
         self.specs: Mapping[str, TensorSpec] = {name: t.spec for name, t in tensors.items()}
         self.config = config
         folder = home if home.is_dir() else home.parent
+        self.stamps: Mapping[Path, Stamp] = {file: Stamp.of(file.stat()) for file in files}
         self.files: Mapping[str, int] = {
-            file.relative_to(folder).as_posix(): file.stat().st_size for file in files
+            file.relative_to(folder).as_posix(): stamp.size for file, stamp in self.stamps.items()
         }
         self.format = format
         self.notes = tuple(notes)
@@ -233,7 +242,7 @@ class StoredCheckpoint:
             for name, tensor in tensors.items()
             if tensor.runs
         }
-        self._files = Files()
+        self._files = Files(self.stamps)
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """See :meth:`merganser.checkpoints.Checkpoint.read`."""

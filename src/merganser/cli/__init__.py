@@ -6,14 +6,23 @@ Commands lie in rooms by what they are about; ``options`` has what they share.
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 
 from merganser import __version__
 from merganser.cli import catalogue, merges, studies
-from merganser.errors import MerganserError
+from merganser.errors import MerganserError, ResourceError
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C or SIGTERM."""
 
 
 class _Group(click.Group):
@@ -22,18 +31,57 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
         try:
-            return super().invoke(ctx)
+            with _stopped_by_sigterm():
+                return super().invoke(ctx)
         except MerganserError as error:
-            click.echo(f"merganser: {error}", err=True)
+            _tell(str(error), error)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("merganser: interrupted; nothing is left behind", err=True)
-            ctx.exit(130)
+        except KeyboardInterrupt as error:
+            _tell("interrupted", error, "nothing half-written is left behind")
+            _leave_if_at_work()
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             sys.stderr.close()
             ctx.exit(1)
+        except OSError as error:
+            _tell(": ".join(str(part) for part in (error.filename, error.strerror) if part), error)
+            ctx.exit(ResourceError.exit_code)
+        except MemoryError as error:
+            _tell("there is not enough memory; give --memory, or fewer --threads", error)
+            ctx.exit(ResourceError.exit_code)
         finally:
             gc.enable()
+
+
+def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
+    """One line: what happened, and what is kept."""
+    notes = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
+    click.echo("; ".join((f"merganser: {message}", *notes)), err=True)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave_if_at_work() -> None:
+    """End the process at once where a thread is in the middle of a long tile."""
+    if any(thread.name.startswith("merge-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

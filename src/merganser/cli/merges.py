@@ -20,6 +20,7 @@ from merganser.cli.options import (
     progress,
     public_option,
     recipe_options,
+    resume_option,
     rounding_options,
     running_options,
     shard_size_option,
@@ -34,6 +35,7 @@ from merganser.cli.options import (
 @recipe_options
 @running_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@resume_option
 @click.option(
     "--sink",
     type=click.Choice(["folder", "null", "digest"]),
@@ -85,7 +87,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
         else:
             from merganser.sinks import DigestSink, NullSink
 
-            for name in ("force", "public", "write_card", "copy_tokenizer"):
+            for name in ("force", "resume", "public", "write_card", "copy_tokenizer"):
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
             result = merging.run_dry(config, chosen, on_event=on_event, **options)
@@ -140,6 +142,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
 @shard_size_option
 @running_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
+@resume_option
 @public_option
 @card_option
 @json_option

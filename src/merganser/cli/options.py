@@ -200,6 +200,12 @@ def mergekit_flags(command: Command) -> Command:
     )
 
 
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the unfinished merge in OUT.partial, from its finished files.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
 )

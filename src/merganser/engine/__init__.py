@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+PATIENCE = 0.5
+"""Seconds that an interrupted run waits for its threads: a tile of some methods takes longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What running one plan gave, beside what went into its sink.
@@ -58,6 +62,8 @@ def run(
     memory: int | None = None,
     tile: int = TILE,
     report: bool = True,
+    made: Sequence[Mapping[str, TensorOutcome]] | None = None,
+    on_tensor: Callable[[int, TensorOutcome], None] = lambda _index, _outcome: None,
     on_event: Listener = ignore,
 ) -> list[Outcome]:
     """Run plans together, each into its sink.
@@ -69,33 +75,34 @@ def run(
         memory: bytes that the process may take, a bound on the buffers; None for no bound.
         tile: elements of a tile, a multiple of the cell's; the result does not depend on it.
         report: whether to measure effective weights.
+        made: of each plan what is known of tensors that were made before, by their names; they are
+            not made again.
+        on_tensor: told of each tensor that is made, with the index of its plan, by any thread.
         on_event: told of the progress.
 
     Returns:
         One outcome for each plan.
 
     Raises:
-        InputError: when a checkpoint turns out to be broken.
+        InputError: when a checkpoint turns out to be broken, or changes while it is read.
         ResourceError: when the memory given is not enough, or an output cannot be written.
     """
     began = time.perf_counter()
     if tile <= 0 or tile % CELL:
         raise ValueError(f"a tile is a multiple of {CELL} elements")
     threads, tile = _within(memory, threads or default_threads(plans), tile, plans)
-    crew = _Crew(plans, sinks, tile, report, on_event)
-    on_event(
-        Started(
-            sum(j.spec.nbytes for p in plans for j in p.jobs),
-            sum(len(p.jobs) for p in plans),
-            threads,
-        )
-    )
+    made = made or [{} for _ in plans]
+    crew = _Crew(plans, sinks, tile, report, made, on_tensor, on_event)
+    to_do = [j for p, known in zip(plans, made, strict=True) for j in p.jobs if j.name not in known]
+    on_event(Started(sum(job.spec.nbytes for job in to_do), len(to_do), threads))
     try:
         crew.run(threads)
         for sink in sinks:
             sink.close()
+        for plan in plans:
+            plan.refuse_changed_inputs()
     except BaseException:
-        for sink in sinks:
+        for sink in sinks if crew.idle else ():
             sink.abort()
         raise
     seconds = time.perf_counter() - began
@@ -139,12 +146,16 @@ class _Crew:
         sinks: Sequence[Sink],
         tile: int,
         report: bool,
+        made: Sequence[Mapping[str, TensorOutcome]],
+        on_tensor: Callable[[int, TensorOutcome], None],
         on_event: Listener,
     ) -> None:
-        self.outcomes: list[dict[str, TensorOutcome]] = [{} for _ in plans]
+        self.outcomes = [dict(known) for known in made]
+        self.idle = True
         self._sinks = sinks
+        self._on_tensor = on_tensor
         self._on_event = on_event
-        self._groups = group_jobs(plans, [sink.wants_digests for sink in sinks], report, tile)
+        self._groups = group_jobs(plans, [sink.wants_digests for sink in sinks], report, tile, made)
         self._open = 0
         self._most_open = 1
         self._ready: deque[Work] = deque()
@@ -172,8 +183,10 @@ class _Crew:
                     thread.join(0.2)  # in steps, so that Ctrl-C is heard
         except BaseException as error:
             self._fail(error)
+            deadline = time.monotonic() + PATIENCE
             for thread in crew:
-                thread.join()
+                thread.join(max(0.0, deadline - time.monotonic()))
+            self.idle = not any(thread.is_alive() for thread in crew)
             raise
         if self._failure is not None:
             raise self._failure
@@ -221,6 +234,7 @@ class _Crew:
                 if last:
                     for plan, outcome in group.outcomes():
                         self.outcomes[plan][outcome.name] = outcome
+                        self._on_tensor(plan, outcome)
                 self._done += made
                 self._on_event(Merged(group.parts[0].job.name, self._done))
         if not last:

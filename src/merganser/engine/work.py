@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from merganser.checkpoints import Checkpoint
+from merganser.engine.digests import digest_of
 from merganser.engine.parts import Array, Part, Sums, seed_of
 from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
@@ -126,8 +126,7 @@ class Group:
         for part in self.parts:
             digest = None
             if part.digests is not None:
-                told = str(part.job.spec).encode() + part.digests.tobytes()
-                digest = hashlib.blake2b(told, digest_size=16).hexdigest()
+                digest = digest_of(part.job.spec, part.digests)
             sources = tuple(read.source for read in part.job.reads)
             measurement = _measurement(part, part.sums) if part.sums is not None else None
             outcome = TensorOutcome(part.job.name, part.job.spec, digest, sources, measurement)
@@ -146,13 +145,20 @@ class Work:
 
 
 def group_jobs(
-    plans: Sequence[Plan], digests: Sequence[bool], report: bool, tile: int
+    plans: Sequence[Plan],
+    digests: Sequence[bool],
+    report: bool,
+    tile: int,
+    made: Sequence[Mapping[str, object]],
 ) -> Iterator[Group]:
-    """Group the jobs of all plans by the first tensor that they read, in the order of the plans."""
+    """Group the jobs of all plans by the first tensor that they read, in the order of the plans;
+    without those whose tensors are made already."""
     together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
     sources = _same_sources(plans)
     for index, plan in enumerate(plans):
         for job in plan.jobs:
+            if job.name in made[index]:
+                continue
             if len(plans) == 1:
                 yield _group(plans, [(index, job)], digests, report, sources, tile)
                 continue

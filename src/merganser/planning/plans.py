@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merganser.architecture import Architecture
-from merganser.checkpoints import Checkpoint, Weights
+from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.methods import Combination, Consensus, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
@@ -195,6 +195,15 @@ class Plan:
         for source in self._all_sources:
             found |= dict.fromkeys(source.folders, source.reference.text)
         return found
+
+    def refuse_changed_inputs(self) -> None:
+        """Make sure that all files are still those whose headers were read.
+
+        Raises:
+            InputError: when one is not.
+        """
+        for source in self._all_sources:
+            refuse_changed(source.checkpoint)
 
     def close(self) -> None:
         """Close all checkpoints."""

@@ -16,6 +16,7 @@ import yaml
 from merganser import methods
 from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
 from merganser.checkpoints import read_json
+from merganser.release import files
 from merganser.tensors import format_size
 
 NAME = "README.md"
@@ -64,7 +65,7 @@ def write_card(
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
     text = card(manifest, config, recipe, title, scores)
-    (folder / NAME).write_text(text, encoding="utf-8")
+    files.write_text(folder / NAME, text)
 
 
 def card(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from merganser.architecture import VOCABULARY_KEYS, sections, stated_tie, vocabulary_size
 from merganser.checkpoints import read_json
 from merganser.planning import Plan, restacked
+from merganser.release import files
 from merganser.tokenizer import map_token_ids
 
 OTHER_FILES = (
@@ -72,8 +71,7 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
     if public:
         config.pop("_name_or_path", None)
     if config:
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
+        files.write_json(folder / "config.json", config)
 
 
 def write_companions(plan: Plan, folder: Path) -> None:
@@ -85,11 +83,9 @@ def write_companions(plan: Plan, folder: Path) -> None:
         if not (model / name).is_file():
             continue
         if name == "generation_config.json" and plan.tokenizer is not None and plan.tokenizer.moved:
-            settings = with_token_ids(plan, read_json(model / name))
-            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            (folder / name).write_text(text, encoding="utf-8")
+            files.write_json(folder / name, with_token_ids(plan, read_json(model / name)))
         else:
-            shutil.copyfile(model / name, folder / name)
+            files.copy(model / name, folder / name)
 
 
 def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import yaml
 from merganser.errors import InputError
 from merganser.methods import Combination
 from merganser.planning import Plan, Source
+from merganser.release import files
 
 if TYPE_CHECKING:
     from merganser.engine import Outcome
@@ -213,8 +214,7 @@ def _renamed(data: Any, named: Mapping[str, str]) -> Any:
 
 def write(manifest: dict[str, Any], folder: Path) -> None:
     """Write the manifest into an output folder."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (folder / NAME).write_text(text, encoding="utf-8")
+    files.write_json(folder / NAME, manifest, indent=1)
 
 
 def read(folder: Path) -> dict[str, Any]:

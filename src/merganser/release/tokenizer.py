@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 from merganser import chat_templates
 from merganser.checkpoints import read_json
 from merganser.planning import Plan
+from merganser.release import files
 from merganser.tokenizer import (
     CONTENTS,
     SETTINGS,
@@ -58,11 +56,11 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
         return lacking if donor.checkpoint.config else []
     for name in FILES:
         if (model / name).is_file():
-            shutil.copyfile(model / name, folder / name)
+            files.copy(model / name, folder / name)
     if (model / _MORE_TEMPLATES).is_dir():
         (folder / _MORE_TEMPLATES).mkdir()
         for file in sorted((model / _MORE_TEMPLATES).glob("*.jinja")):
-            shutil.copyfile(file, folder / _MORE_TEMPLATES / file.name)
+            files.copy(file, folder / _MORE_TEMPLATES / file.name)
     if edit is not None and edit.output.changed:
         _change(edit.output, folder)
     if plan.chat_template is not None and plan.chat_template != chat_templates.of_model(folder):
@@ -74,39 +72,35 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
 
 def _change(output: OutputTokenizer, folder: Path) -> None:
     """Write the files anew that know of the tokens that came or went."""
-    _write(folder / CONTENTS, edited_contents(output))
+    files.write_json(folder / CONTENTS, edited_contents(output))
     for name in (SETTINGS, "special_tokens_map.json"):
         if (folder / name).is_file():
             settings = read_json(folder / name)
             edited = edited_settings(output, settings)
             if edited != settings:
-                _write(folder / name, edited)
+                files.write_json(folder / name, edited)
     if output.dropped:  # what these say of the pieces is not true any more
         for name in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"):
             (folder / name).unlink(missing_ok=True)
     older = folder / "added_tokens.json"
     if older.is_file():
         known = {t: i for t, i in read_json(older).items() if t not in output.dropped}
-        _write(older, known | {each.content: each.id for each in output.new})
+        files.write_json(older, known | {each.content: each.id for each in output.new})
 
 
 def _set_template(template: str, folder: Path) -> None:
     """Put a template where transformers looks first, and take the old one out of all other places."""
-    (folder / chat_templates.FILE).write_text(template, encoding="utf-8")
+    files.write_text(folder / chat_templates.FILE, template)
     (folder / chat_templates.LEGACY_FILE).unlink(missing_ok=True)
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     old = settings.pop("chat_template", None)
     if old is None:
         return
-    _write(folder / SETTINGS, settings)
+    files.write_json(folder / SETTINGS, settings)
     if isinstance(old, list):  # the others keep their names
         named = {e.get("name"): e.get("template") for e in old if isinstance(e, dict)}
         for name, text in named.items():
             plain = isinstance(name, str) and name.replace("_", "").replace("-", "").isalnum()
             if plain and name != "default" and isinstance(text, str):
                 (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
-                (folder / _MORE_TEMPLATES / f"{name}.jinja").write_text(text, encoding="utf-8")
-
-
-def _write(file: Path, data: dict[str, Any]) -> None:
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                files.write_text(folder / _MORE_TEMPLATES / f"{name}.jinja", text)

@@ -13,7 +13,8 @@ from typing import Any
 from merganser.chain import up_to_date
 from merganser.engine.events import Listener, ignore
 from merganser.errors import MerganserError, OutputExistsError
-from merganser.merging import MergeResult, check_output, check_space, write_folders
+from merganser.merging import MergeResult, check_output, write_folders
+from merganser.output import check_space, clear_finished
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
 from merganser.release import manifest
 from merganser.sinks import WINDOW
@@ -194,15 +195,19 @@ def merge_points(
         for point, decided in planned:
             folder = home / point.name
             results[folder] = PointResult(point, folder, decided, None)
-            if not _kept(folder, decided, public):
+            if _kept(folder, decided, public):
+                clear_finished(folder)
+            else:
                 _check(folder, decided, force)
                 to_do[folder] = decided
         if to_do:
-            check_space(list(to_do.values()), home)
+            check_space(to_do)
         batches = _batches(to_do, threads, memory)
         for batch, crew in batches:
             made = write_folders(
                 batch,
+                force=force,
+                leftover="either",
                 threads=crew,
                 memory=memory,
                 public=public,

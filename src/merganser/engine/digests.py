@@ -1,0 +1,40 @@
+"""Digests of tensors (scheme ``mg1``, see ``docs/output.md``): made of those of their cells."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from merganser.engine import kernels
+from merganser.planning import CELL
+from merganser.tensors import TensorSpec
+
+PIECE = 256 * CELL
+"""Bytes that are read at once."""
+
+
+class Reader(Protocol):
+    """Reads a tensor's bytes."""
+
+    def __call__(self, start: int, into: memoryview) -> None:
+        """Fill a buffer from byte ``start`` on."""
+
+
+def digest_of(spec: TensorSpec, cells: np.ndarray[Any, Any]) -> str:
+    """A tensor's digest from those of its cells, uint64 [bytes / CELL, rounded up]."""
+    told = str(spec).encode() + cells.tobytes()
+    return hashlib.blake2b(told, digest_size=16).hexdigest()
+
+
+def read_digest(spec: TensorSpec, read: Reader) -> str:
+    """The digest of a tensor that is read from its first byte to its last."""
+    cells = np.zeros(-(-spec.nbytes // CELL), np.uint64)
+    buffer = np.empty(min(PIECE, spec.nbytes), np.uint8)
+    for start in range(0, spec.nbytes, PIECE):
+        piece = buffer[: min(PIECE, spec.nbytes - start)]
+        read(start, piece.data)
+        first = start // CELL
+        kernels.digest(piece, cells[first : first - (-len(piece) // CELL)])
+    return digest_of(spec, cells)

@@ -1,0 +1,53 @@
+"""Small files of a model, read from an input and written into an output: whose fault it is when they cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError, ResourceError
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file of the output.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    write_bytes(file, text.encode("utf-8"))
+
+
+def write_json(file: Path, data: Any, *, indent: int = 2) -> None:
+    """Write a file of the output as people read JSON.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    write_text(file, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+
+
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file of the output.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file of an input into the output, byte for byte.
+
+    Raises:
+        InputError: when it cannot be read.
+        ResourceError: when the copy cannot be written.
+    """
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error.strerror})") from None
+    write_bytes(target, data)
