@@ -1,11 +1,16 @@
-"""From a model's name to a local folder: the only room that may use the network."""
+"""From a model's name to a local folder, and from a folder to the Hub: the only room that may use the network."""
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from merganser.errors import InputError
+from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.recipe import exists
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -85,3 +90,258 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{name}: no such folder, and the Hub says: {reason}") from None
+
+
+# -- publishing ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What is on the Hub already.
+
+    Attributes:
+        private: whether only its owners see it.
+        files: paths in it.
+    """
+
+    private: bool
+    files: frozenset[str]
+
+
+def check_name(repository: str) -> None:
+    """Refuse what cannot be a repository's name, ``org/name``, without asking the Hub.
+
+    Raises:
+        RecipeError: when it cannot.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        good = repository.count("/") == 1
+    except HFValidationError as error:
+        raise RecipeError(f"{repository}: {_first_sentence(error)}") from None
+    if not good:
+        raise RecipeError(f"{repository}: a repository's name has the form org/name")
+
+
+def account() -> str:
+    """The name of whose token is used.
+
+    Raises:
+        MerganserError: when there is no token, or it is not valid, or the Hub does not answer.
+    """
+    with _explained("whoami"):
+        return str(_api().whoami()["name"])
+
+
+def look(repository: str, revision: str | None = None) -> Repository | None:
+    """What a repository holds; None if there is none that this account can see.
+
+    Raises:
+        MerganserError: when the Hub does not answer.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    with _explained(repository):
+        try:
+            found = _api().model_info(repository)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code == 401:
+                raise
+            return None
+        files = found.siblings
+        if revision is not None:
+            try:
+                files = _api().model_info(repository, revision=revision).siblings
+            except RevisionNotFoundError:
+                files = []
+    return Repository(bool(found.private), frozenset(file.rfilename for file in files or ()))
+
+
+def send(
+    repository: str,
+    files: Mapping[str, Path | bytes],
+    *,
+    private: bool,
+    message: str,
+    revision: str | None = None,
+    remove: Sequence[str] = (),
+    progress: bool = False,
+) -> str:
+    """Put files into a repository, in one commit: it has all of them, or none.
+
+    What the Hub has already is not sent again, so a push that was cut off goes on where it was.
+
+    Args:
+        repository: made if it is not there.
+        files: by their paths in it.
+        private: whether it is made as a private one; one that is there stays what it is.
+        message: of the commit.
+        revision: the branch; made if it is not there.
+        remove: paths that are there and shall not be.
+        progress: whether the library draws bars on stderr.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MerganserError: in one line, with what to do.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    with _explained(repository), _bars(progress):
+        api = _api()
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        additions = [
+            CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+            for path, content in files.items()
+        ]
+        deletions = [CommitOperationDelete(path) for path in remove]
+        done = api.create_commit(
+            repository, [*additions, *deletions], commit_message=message, revision=revision
+        )
+    return str(done.commit_url)
+
+
+def collect(title: str, namespace: str, repositories: Sequence[str], *, private: bool) -> str:
+    """Put repositories into the collection of that title, which is made if it is not there.
+
+    Returns:
+        The collection's address.
+
+    Raises:
+        MerganserError: in one line, with what to do.
+    """
+    with _explained(f"the collection {title!r}"):
+        api = _api()
+        same = [c for c in api.list_collections(owner=namespace) if c.title == title]
+        made = same[0] if same else None
+        if made is None:
+            made = api.create_collection(
+                title, namespace=namespace, private=private, exists_ok=True
+            )
+        for name in repositories:
+            api.add_collection_item(made.slug, name, "model", exists_ok=True)
+    return str(made.url)
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    library: Any = importlib.import_module("huggingface_hub.utils")
+    hidden = library.are_progress_bars_disabled()
+    if not shown:
+        library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            library.enable_progress_bars()
+
+
+def _api() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="merganser")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the Hub's library raises into one line that says what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    again = "run the same command again: what is there is not sent twice"
+    try:
+        yield
+    except MerganserError:
+        raise
+    except LocalTokenNotFoundError:
+        raise MerganserError(
+            "there is no token for the Hub; make one that may write at "
+            f"{constants.ENDPOINT}/settings/tokens, then: hf auth login (or set HF_TOKEN)"
+        ) from None
+    except OfflineModeIsEnabled:
+        raise MerganserError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from None
+    except Exception as error:
+        cause = _http_error(error)
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            todo = {
+                401: "the Hub does not know this token; log in with: hf auth login",
+                403: "this account or its token may not write there; use a token with write access "
+                "to it, or another name",
+                404: "the Hub has no such place for this account; check the name and the token",
+                409: "the Hub says that it changed meanwhile; run the same command again",
+                429: "the Hub asks to wait; try again later",
+            }.get(status, again)
+            said = _first_sentence(cause.server_message or cause)
+            raise MerganserError(f"{what}: {todo} ({status}: {said})") from None
+        if isinstance(error, ValueError):
+            raise MerganserError(f"{what}: {_first_sentence(error)}") from None
+        if isinstance(error, Warning) or not (
+            isinstance(error, RuntimeError | OSError) or "http" in type(error).__module__
+        ):
+            raise
+        raise MerganserError(
+            f"{what}: {constants.ENDPOINT} cannot be reached, or broke off "
+            f"({_first_sentence(cause)}); {again}"
+        ) from None
+
+
+def _http_error(error: BaseException) -> BaseException:
+    """What the library wrapped, if it says more than the wrapper."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _first_sentence(error: object) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+# -- scores --------------------------------------------------------------------------------------
+
+
+def model_index(name: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Scores as the metadata of a model card has them.
+
+    Args:
+        name: the model's.
+        results: keywords of ``huggingface_hub.EvalResult``, a mapping a score.
+    """
+    from huggingface_hub import EvalResult
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    found: list[dict[str, Any]] = eval_results_to_model_index(
+        name, [EvalResult(**result) for result in results]
+    )
+    return found
+
+
+def benchmark_results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Scores on data sets of the Hub, as files in a model's ``.eval_results`` have them.
+
+    Args:
+        results: keywords of ``huggingface_hub.EvalResultEntry``, a mapping a score.
+
+    Raises:
+        MerganserError: when the library is too old for that.
+    """
+    try:
+        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    except ImportError:
+        raise MerganserError(
+            ".eval_results needs a newer library: pip install -U huggingface_hub"
+        ) from None
+    found: list[dict[str, Any]] = eval_result_entries_to_yaml(
+        [EvalResultEntry(**result) for result in results]
+    )
+    return found

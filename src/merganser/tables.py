@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from merganser.recipe.steps import Step
     from merganser.study.diff import Diff
     from merganser.study.language import Point
+    from merganser.study.publishing import Publication, State
     from merganser.study.sweep import SweepResult
 
 LINE_SECONDS = 5.0
@@ -393,6 +394,43 @@ def show_diff(found: Diff) -> None:
 
 def _decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def show_publication(
+    publication: Publication, state: State | None = None, *, on_stderr: bool = False
+) -> None:
+    """What a push will publish: every repository's files, licences, and local paths."""
+    console = Console(stderr=True) if on_stderr else _console()
+    visibility = "private" if publication.private else "PUBLIC: anyone can read and copy it"
+    for package in publication.packages:
+        there = state.repositories[package.repository] if state else None
+        seen = ("private" if there.private else "PUBLIC") if there else visibility
+        known = "" if state is None else ", is there already" if there else ", new"
+        branch = f", branch {publication.revision}" if publication.revision else ""
+        console.print(f"[bold]{escape(package.repository)}[/] ({seen}{known}{escape(branch)})")
+        table = Table(box=None, header_style="dim")
+        table.add_column("file", overflow="fold")
+        table.add_column("size", justify="right")
+        for name, size in package.sizes.items():
+            changed = " (names in place of paths)" if isinstance(package.files[name], bytes) else ""
+            table.add_row(escape(name + changed), format_size(size))
+        table.add_row("[dim]together", format_size(sum(package.sizes.values())))
+        console.print(table)
+        for name in state.stale(package) if state else ():
+            console.print(f"  [yellow]is taken away there:[/] {escape(name)}")
+        licences = ", ".join(
+            f"{name}: {license_ or 'none stated'}" for name, license_ in package.licenses.items()
+        )
+        console.print(f"  licences of the parents: {escape(licences)}")
+        for found in package.disclosed:
+            console.print(
+                f"  [yellow]local path[/] in {escape(found.file)}: {escape(found.path)}",
+                soft_wrap=True,
+            )
+    if publication.collection:
+        console.print(f"collection: {escape(publication.collection)}")
+    if state is not None:
+        console.print(f"as {escape(state.account)}")
 
 
 def show_facts(sheet: dict[str, Any]) -> None:

@@ -53,7 +53,19 @@ def write_card(
     title: str,
     scores: Scores | None = None,
 ) -> None:
-    """Write ``README.md``.
+    """Write ``README.md``; the arguments are those of :func:`card`."""
+    text = card(manifest, recipe, folder, title, scores)
+    files.write_text(folder / NAME, text)
+
+
+def card(
+    manifest: Mapping[str, Any],
+    recipe: str,
+    folder: Path,
+    title: str,
+    scores: Scores | None = None,
+) -> str:
+    """The card's text: front matter and Markdown.
 
     Args:
         manifest: what was merged, and what came of it.
@@ -64,18 +76,6 @@ def write_card(
     """
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
-    text = card(manifest, config, recipe, title, scores)
-    files.write_text(folder / NAME, text)
-
-
-def card(
-    manifest: Mapping[str, Any],
-    config: Mapping[str, Any],
-    recipe: str,
-    title: str,
-    scores: Scores | None = None,
-) -> str:
-    """The card's text: front matter and Markdown; the arguments are those of :func:`write_card`."""
     parts = [
         _front_matter(manifest, config, scores.metadata if scores else {}),
         f"# {inline(title)}\n",

@@ -212,9 +212,14 @@ def _renamed(data: Any, named: Mapping[str, str]) -> Any:
     return named.get(data, data) if isinstance(data, str) else data
 
 
-def write(manifest: dict[str, Any], folder: Path) -> None:
+def as_text(manifest: Mapping[str, Any]) -> str:
+    """The manifest's file."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+
+
+def write(manifest: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest into an output folder."""
-    files.write_json(folder / NAME, manifest, indent=1)
+    files.write_text(folder / NAME, as_text(manifest))
 
 
 def read(folder: Path) -> dict[str, Any]:

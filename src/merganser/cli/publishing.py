@@ -1,0 +1,111 @@
+"""Commands that make a merge known: its card, and the Hub."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from merganser.cli.options import json_option, print_json, progress
+from merganser.errors import RecipeError
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    metavar="SCORE=ORG/NAME:TASK",
+    help="Data set on the Hub that a score was measured on, for .eval_results.",
+)
+def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
+    """Write the card of a merged FOLDER anew, with its scores if it lies in an evaluated study."""
+    from merganser.study import cards
+
+    named = dict(each.partition("=")[::2] for each in benchmarks)
+    cards.rewrite(folder, benchmarks=named)
+    click.echo(f"{folder / 'README.md'}: written")
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("name", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make new repositories that only you see.")
+@click.option("--collection", metavar="TITLE", help="Put them into a collection of that title.")
+@click.option("--revision", metavar="BRANCH", help="Push to a branch, which is made if need be.")
+@click.option("--public", is_flag=True, help="Send names in place of local paths.")
+@click.option(
+    "--with-paths", is_flag=True, help="Send the local paths in card, recipe and manifest."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only show what would be sent; asks nothing of the Hub."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def push(
+    out: Path,
+    name: str,
+    private: bool,
+    collection: str | None,
+    revision: str | None,
+    public: bool,
+    with_paths: bool,
+    yes: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Publish a merged folder OUT as ORG/NAME on the Hub, or a sweep's chosen points as ORG/POINT each.
+
+    Shows what will be public, and asks. A push that was cut off goes on where it was.
+    """
+    from merganser import tables
+    from merganser.study import publishing
+
+    with progress(quiet or as_json) as on_event:
+        decided = publishing.prepare(
+            out,
+            name,
+            private=private,
+            public_names=public,
+            collection=collection,
+            revision=revision,
+            on_event=on_event,
+        )
+    if dry_run:
+        if as_json:
+            print_json(publishing.describe(decided))
+        else:
+            tables.show_publication(decided)
+        return
+    state = publishing.look(decided)
+    if not (as_json and yes):
+        tables.show_publication(decided, state, on_stderr=True)
+    if decided.disclosed and not with_paths:
+        raise RecipeError(
+            f"the files hold {len(decided.disclosed)} local paths; nothing was sent. --public sends "
+            "names in their place, --with-paths sends them as they are"
+            + (" (what --public cannot change, take out by hand)" if public else "")
+        )
+    if not yes:
+        if not _can_ask():
+            raise RecipeError("nothing was sent: there is no terminal to ask at; --yes sends it")
+        click.confirm("Send this?", abort=True, err=True)
+    try:
+        done = publishing.push(decided, state, progress=not (quiet or as_json))
+    except KeyboardInterrupt:
+        click.echo("merganser: interrupted; the same command goes on where it was", err=True)
+        raise click.exceptions.Exit(130) from None
+    if as_json:
+        print_json({"commits": dict(done.commits), "collection": done.collection})
+        return
+    for address in (*done.commits.values(), done.collection):
+        if address is not None:
+            click.echo(address)
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty()

@@ -1,0 +1,228 @@
+"""Cards of a study's points: their scores beside those of the experts, and how they were chosen."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser import hub, recipe
+from merganser.errors import InputError, RecipeError
+from merganser.release import card, manifest
+from merganser.release.card import Scores, inline
+from merganser.study import results as studies
+from merganser.study.results import Entry, Results, Score
+
+PICTURE = "front.png"
+
+EVAL_RESULTS = Path(".eval_results", "merganser.yaml")
+
+_BENCHMARK = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+):(?P<task>[\w.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a folder stands in a study."""
+
+    results: Results
+    entry: Entry
+
+
+def find(folder: Path) -> Place | None:
+    """The study that a folder lies in, if it is one of its points and was scored.
+
+    Raises:
+        InputError: when there are results beside it that cannot be read.
+    """
+    own = folder.resolve()
+    for home in own.parents[:2]:
+        if (home / studies.JSON_NAME).is_file():
+            results = studies.read(home)
+            for entry in results.points:
+                if entry.scores and (home / (entry.folder or entry.name)).resolve() == own:
+                    return Place(results, entry)
+    return None
+
+
+def rewrite(
+    folder: str | Path, place: Place | None = None, benchmarks: Mapping[str, str] | None = None
+) -> None:
+    """Write the card of a merged folder anew, with the scores of the study that it lies in.
+
+    Beside the card are written the front's picture with this point marked, if the study has two scores,
+    and ``.eval_results/merganser.yaml``, if benchmarks are named.
+
+    Args:
+        folder: one that a merge wrote.
+        place: where it stands in a study; looked for beside the folder if None.
+        benchmarks: for names of scores, the data set on the Hub and its task that they were measured on,
+            as ``org/name:task``.
+
+    Raises:
+        InputError: when no merge of this version wrote the folder.
+        RecipeError: when a benchmark is not written so, or its score is not there.
+    """
+    home = Path(folder)
+    made = manifest.read(home)
+    if "conversion" not in made:
+        raise InputError(f"{home}: was written by an earlier version; merge again")
+    place = place or find(home)
+    named = _benchmarks(benchmarks or {}, place)
+    if place is not None:
+        _draw(place, home / PICTURE)
+    if named and place is not None:
+        entries = [
+            {
+                "dataset_id": dataset,
+                "task_id": task,
+                "value": place.entry.scores[name].mean,
+                "notes": _notes(name, place.entry.scores[name]),
+            }
+            for name, (dataset, task) in named.items()
+        ]
+        data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
+        (home / EVAL_RESULTS).parent.mkdir(exist_ok=True)
+        (home / EVAL_RESULTS).write_text(data, encoding="utf-8")
+    (home / card.NAME).write_text(text(home, made, place=place), encoding="utf-8")
+
+
+def text(
+    folder: Path,
+    made: Mapping[str, Any],
+    recipe_text: str | None = None,
+    place: Place | None = None,
+) -> str:
+    """A folder's card.
+
+    Args:
+        folder: with its config, its recipe, and its picture if there is one.
+        made: its manifest.
+        recipe_text: the recipe's text, if another than the folder's shall be shown.
+        place: where it stands in a study; None if it does not.
+    """
+    document = recipe.read_documents(folder / manifest.RECIPE)[0][-1]
+    name = document.data.get("name") if isinstance(document.data, dict) else None
+    title = name if isinstance(name, str) else folder.resolve().name
+    shown = recipe_text if recipe_text is not None else document.text or ""
+    scores = _scores(folder, title, place) if place is not None else None
+    return card.card(made, shown, folder, title, scores)
+
+
+def _scores(folder: Path, title: str, place: Place) -> Scores:
+    results, entry = place.results, place.entry
+    metadata = {"model-index": hub.model_index(title, list(_metrics(results, entry)))}
+    picture = ""
+    if (folder / PICTURE).is_file():
+        picture = f"\n![The front of the study, with this model marked]({PICTURE})\n"
+    return Scores(_section(results, entry) + picture, metadata)
+
+
+def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
+    """Keywords of ``EvalResult``, a score each."""
+    for name, score in entry.scores.items():
+        task, _, scorer = name.rpartition("/")
+        problems = f"problems of {results.name}" + (f", {task}" if task else "")
+        yield {
+            "task_type": "text-generation",
+            "dataset_type": "/".join(filter(None, (results.name, task))),
+            "dataset_name": problems,
+            "metric_type": scorer,
+            "metric_name": name,
+            "metric_value": score.mean,
+            "metric_args": {
+                "standard_error": score.error,
+                "interval_95": [score.low, score.high],
+                "problems": score.problems,
+            },
+        }
+
+
+def _section(results: Results, entry: Entry) -> str:
+    names = [name for name in results.directions if name in entry.scores]
+    arrows = {"max": "↑", "min": "↓"}
+    heads = [f"{inline(name)} {arrows[results.directions[name]]}" for name in names]
+    lines = [
+        "## Scores\n",
+        f"| model | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(names)}",
+    ]
+    shown = [each for each in results.entries if each.role != "point" and each.scores]
+    for each in [*shown, entry]:
+        own = each is entry
+        label = "**this model**" if own else f"`{inline(each.name).replace('`', '')}` ({each.role})"
+        cells = [_cell(each.scores.get(name), bold=own) for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    counts = dict.fromkeys(entry.scores[name].problems for name in names)
+    many = ", ".join(str(count) for count in counts)
+    lines.append(
+        f"\nMean ± standard error over {many} problems, with the 95 % interval by bootstrap over "
+        "problems; ↑ more is better, ↓ less is better. Not rounded in this page's metadata."
+    )
+    if settings := _settings(results.settings):
+        lines.append(f"Measured with {settings}.")
+    values = ", ".join(f"{key} = {value}" for key, value in entry.values.items())
+    of = f"One of {len(results.points)} merges of the study `{inline(results.name)}`"
+    lines.append(f"\n{of}{f', with {inline(values)}' if values else ''}.")
+    if rule := results.chosen.get(entry.name):
+        lines.append(f"Chosen as: {inline(rule)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(score: Score | None, *, bold: bool) -> str:
+    if score is None:
+        return "–"
+    digits = _digits(score.error)
+    mean = f"{score.mean:.{digits}f}"
+    return (
+        f"{f'**{mean}**' if bold else mean} ± {score.error:.{digits}f} "
+        f"({score.low:.{digits}f} to {score.high:.{digits}f})"
+    )
+
+
+def _digits(error: float) -> int:
+    """Decimals that show two digits of an error."""
+    return min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 3
+
+
+def _notes(name: str, score: Score) -> str:
+    return (
+        f"{name}: standard error {score.error:.4g}, 95 % interval {score.low:.4g} to "
+        f"{score.high:.4g}, {score.problems} problems"
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """The settings that are numbers and plain words, which no paths are."""
+    found = [
+        f"{key.replace('_', ' ')} {value}"
+        for key, value in settings.items()
+        if isinstance(value, int | float)
+        or (isinstance(value, str) and re.fullmatch(r"[\w. +:-]{1,60}", value))
+    ]
+    return inline(", ".join(found))
+
+
+def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tuple[str, str]]:
+    found = {}
+    for name, value in given.items():
+        matched = _BENCHMARK.fullmatch(value)
+        if matched is None:
+            raise RecipeError(f"benchmark {value!r}: write it as org/name:task")
+        if place is None or name not in place.entry.scores:
+            known = ", ".join(place.entry.scores) if place else "none"
+            raise RecipeError(f"benchmark of {name!r}: there is no such score; there are: {known}")
+        found[name] = matched["dataset"], matched["task"]
+    return found
+
+
+def _draw(place: Place, file: Path) -> None:
+    """The front in the plane of the first two scores, with this point marked, if there are two."""
+    names = [name for name in place.results.directions if name in place.entry.scores][:2]
+    if len(names) == 2:
+        figures = pictures()
+        figures.save(figures.front(place.results, *names, marked=place.entry.name), file)
