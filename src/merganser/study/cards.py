@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from merganser import hub, recipe
-from merganser.errors import InputError, RecipeError
+from merganser import extras, hub, recipe
+from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.release import card, manifest
 from merganser.release.card import Scores, inline
 from merganser.study import results as studies
@@ -54,8 +54,8 @@ def rewrite(
 ) -> None:
     """Write the card of a merged folder anew, with the scores of the study that it lies in.
 
-    Beside the card are written the front's picture with this point marked, if the study has two scores,
-    and ``.eval_results/merganser.yaml``, if benchmarks are named.
+    Beside the card are written the front's picture with this point marked, if the study has two scores
+    and matplotlib is installed, and ``.eval_results/merganser.yaml``, if benchmarks are named.
 
     Args:
         folder: one that a merge wrote.
@@ -221,8 +221,13 @@ def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tupl
 
 
 def _draw(place: Place, file: Path) -> None:
-    """The front in the plane of the first two scores, with this point marked, if there are two."""
+    """The front in the plane of the first two scores, with this point marked, if it can be drawn."""
     names = [name for name in place.results.directions if name in place.entry.scores][:2]
-    if len(names) == 2:
-        figures = pictures()
-        figures.save(figures.front(place.results, *names, marked=place.entry.name), file)
+    file.unlink(missing_ok=True)
+    if len(names) < 2:
+        return
+    try:
+        figures = extras.load("merganser.study.figures", "plot")
+    except MerganserError:
+        return  # a card without a picture is one too
+    figures.save(figures.front(place.results, *names, marked=place.entry.name), file)
