@@ -13,7 +13,7 @@ import yaml
 
 from merganser import extras, hub, recipe
 from merganser.errors import InputError, MerganserError, RecipeError
-from merganser.release import card, manifest
+from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
 from merganser.study import results as studies
 from merganser.study.results import Entry, Results, Score
@@ -87,8 +87,8 @@ def rewrite(
         ]
         data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
         (home / EVAL_RESULTS).parent.mkdir(exist_ok=True)
-        (home / EVAL_RESULTS).write_text(data, encoding="utf-8")
-    (home / card.NAME).write_text(text(home, made, place=place), encoding="utf-8")
+        files.write_text(home / EVAL_RESULTS, data)
+    files.write_text(home / card.NAME, text(home, made, place=place))
 
 
 def text(
