@@ -83,7 +83,7 @@ def main() -> None:
         found["a point, of writing it"] = time_taken / best.write_s
         shutil.rmtree(root / "out")
 
-        if harness.PEER_SCRIPTS.is_dir():
+        if (harness.PEER_SCRIPTS / "mergekit-yaml").is_file():
             [case] = [case for case in MERGES if case.name == "linear"]
             recipe = harness._write_recipe(case, {"a": a, "b": b}, root / "recipe.yml")
             os.environ["HF_HUB_OFFLINE"] = "1"

@@ -23,15 +23,13 @@ from numba.extending import intrinsic, register_jitable
 
 from merganser.engine.kernels import (
     BLOCK,
-    _along,
     _bits32,
-    _compare,
-    _distance,
     _draw,
     _inner,
     _narrow,
     _sum_of_sizes,
     _widen,
+    survey_block,
 )
 from merganser.planning import CELL
 
@@ -411,7 +409,6 @@ def merge(
         scratch[3 * k + 1],
         scratch[3 * k],
     )
-    one = scratch.dtype.type(1)
     seen = np.zeros((rules.kinds.shape[0], 2), np.int64)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
@@ -437,12 +434,9 @@ def merge(
             if rules.kinds.shape[0] == k:
                 for j in range(size):
                     scratch[0, j] = first[j]
-            _compare(scratch, k, size, gram[here], differ[here])
             _widen(out, out_code, low, size, stored)
-            for i in range(1, k):
-                cross[here, i - 1] += _along(stored, one, first, scratch[k + i], size)
-                ideal[here, i - 1] += _along(exact, one, first, scratch[k + i], size)
-            noise[here] += _distance(stored, exact, size)
+            sums = gram[here], differ[here], ideal[here], cross[here], noise[here : here + 1]
+            survey_block(scratch, k, exact, stored, size, *sums)
 
 
 @register_jitable

@@ -369,8 +369,34 @@ class _Vectors:
         function = cgutils.get_or_insert_function(self.builder.module, kind, name)
         return self.builder.call(function, [a, b, c])
 
-    def total(self, vector: Any) -> Any:
-        """The sum of all places, halves first."""
+    def told(self, found: list[Any], exact: Any, stored: Any, part: Any) -> list[Any]:
+        """What is added up for the report, as products; see :func:`_fuse`."""
+        b = self.builder
+        nothing, ones = (ir.Constant(self.number, [n] * WIDE) for n in (0.0, 1.0))
+        apart = [b.fsub(numbers, found[0]) for numbers in found[1:]]
+        moved = b.fsub(stored, b.fmul(part, found[0]))
+        error = b.fsub(stored, exact)
+        products = [(x, y) for i, x in enumerate(apart) for y in apart[: i + 1]]
+        unequal = [b.fcmp_unordered("!=", x, nothing) for x in apart]
+        products += [(b.select(each, ones, nothing), ones) for each in unequal]
+        products += [(moved, x) for x in apart]
+        return [*products, (error, error)]
+
+    def zeros(self, sums: int) -> list[Any]:
+        """Room for sums."""
+        nothing = ir.Constant(self.number, [0.0] * WIDE)
+        return [cgutils.alloca_once_value(self.builder, nothing) for _ in range(sums)]
+
+    def add(self, products: list[Any], places: list[Any]) -> None:
+        """To the sums."""
+        for place, (x, y) in zip(places, products, strict=True):
+            self.builder.store(self.fma(x, y, self.builder.load(place)), place)
+
+    def totals(self, places: list[Any]) -> list[Any]:
+        """The sums over all lanes, halves first."""
+        return [self._total(self.builder.load(place)) for place in places]
+
+    def _total(self, vector: Any) -> Any:
         lanes = [self.builder.extract_element(vector, ir.IntType(32)(n)) for n in range(WIDE)]
         while len(lanes) > 1:
             middle = len(lanes) // 2
@@ -409,9 +435,7 @@ def _fuse(_context, inputs, coefficients, divisor, plus, share, count, out):
         divide = None if signature.args[2] == types.none else v.spread(args[2])
         zero, part = v.spread(args[3]), v.spread(args[4])
         target = context.make_array(out)(context, builder, args[6]).data
-        nothing = ir.Constant(v.number, [0.0] * WIDE)
-        ones = ir.Constant(v.number, [1.0] * WIDE)
-        places = [cgutils.alloca_once_value(builder, nothing) for _ in range(sums)]
+        places = v.zeros(sums)
         size = args[5].type
         with cgutils.for_range(builder, builder.udiv(args[5], size(WIDE))) as loop:
             at = builder.mul(loop.index, size(WIDE))
@@ -424,18 +448,8 @@ def _fuse(_context, inputs, coefficients, divisor, plus, share, count, out):
                 exact = builder.fdiv(exact, divide)
             rounded = v.narrow(exact)
             v.store(rounded, target, at)
-            stored = v.widen(rounded)
-            apart = [builder.fsub(numbers, found[0]) for numbers in found[1:]]
-            moved = builder.fsub(stored, builder.fmul(part, found[0]))
-            error = builder.fsub(stored, exact)
-            products = [(a, b) for i, a in enumerate(apart) for b in apart[: i + 1]]
-            unequal = [builder.fcmp_unordered("!=", a, nothing) for a in apart]
-            products += [(builder.select(each, ones, nothing), ones) for each in unequal]
-            products += [(moved, a) for a in apart]
-            products.append((error, error))
-            for place, (a, b) in zip(places, products, strict=True):
-                builder.store(v.fma(a, b, builder.load(place)), place)
-        return cgutils.pack_array(builder, [v.total(builder.load(place)) for place in places])
+            v.add(v.told(found, exact, v.widen(rounded), part), places)
+        return cgutils.pack_array(builder, v.totals(places))
 
     found = types.UniTuple(types.float32, sums)
     return found(inputs, coefficients, divisor, plus, share, count, out), generate
@@ -454,8 +468,42 @@ def _few(rows, coefficients, divisor, from_zero, out, report, new, gram, differ,
         sums: Any = _fuse(rows, coefficients, None, plus, share, len(out), out)
     else:
         sums = _fuse(rows, coefficients, divisor, plus, share, len(out), out)
-    if not report:
-        return
+    if report:
+        _tell(sums, k, new, gram, differ, cross, noise)
+
+
+@intrinsic
+def _survey_few(_context, rows, exact, stored, count):
+    """The sums of :func:`_fuse` for an output that was computed elsewhere, all float32, and behind
+    them the inner products of the differences with the exact output's."""
+    k = len(rows)
+    sums = k * (k - 1) // 2 + 2 * (k - 1) + 1
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        v = _Vectors(builder)
+        arrays = [*cgutils.unpack_tuple(builder, args[0]), args[1], args[2]]
+        kinds = [rows.dtype] * k + [exact, stored]
+        data = [
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in zip(kinds, arrays, strict=True)
+        ]
+        places, size = v.zeros(sums + k - 1), args[3].type
+        one = ir.Constant(v.number, [1.0] * WIDE)
+        with cgutils.for_range(builder, builder.udiv(args[3], size(WIDE))) as loop:
+            at = builder.mul(loop.index, size(WIDE))
+            *found, wanted, kept = (v.load(each, at, False) for each in data)
+            moved = builder.fsub(wanted, found[0])
+            ideal = [(moved, builder.fsub(numbers, found[0])) for numbers in found[1:]]
+            v.add([*v.told(found, wanted, kept, one), *ideal], places)
+        return cgutils.pack_array(builder, v.totals(places))
+
+    found = types.UniTuple(types.float32, sums + k - 1)
+    return found(rows, exact, stored, count), generate
+
+
+@register_jitable
+def _tell(sums, k, new, gram, differ, cross, noise):
+    """Add what :func:`_fuse` found; of the inputs only if ``new``. Returns how many sums that were."""
     n = 0
     for i in range(k - 1):
         for j in range(i + 1):
@@ -464,7 +512,49 @@ def _few(rows, coefficients, divisor, from_zero, out, report, new, gram, differ,
     for i in range(k - 1):
         differ[i] += sums[n + i] if new else np.float32(0)
         cross[i] += sums[n + k - 1 + i]
-    noise[0] += sums[n + 2 * (k - 1)]
+    n += 2 * (k - 1)
+    noise[0] += sums[n]
+    return n + 1
+
+
+@register_jitable
+def _tell_all(sums, k, gram, differ, ideal, cross, noise):
+    n = _tell(sums, k, True, gram, differ, cross, noise)
+    for i in range(k - 1):
+        ideal[i] += sums[n + i]
+
+
+def survey_block(scratch, k, exact, stored, size, gram, differ, ideal, cross, noise):
+    """What is reported of a block: rows 0 to k of the scratch are the inputs, those from k on are
+    overwritten; ``exact`` and ``stored`` are the output before and after rounding."""
+
+
+@register_jitable
+def _survey_any(scratch, k, exact, stored, size, gram, differ, ideal, cross, noise):
+    one = scratch.dtype.type(1)
+    _compare(scratch, k, size, gram, differ)
+    for i in range(1, k):
+        cross[i - 1] += _along(stored, one, scratch[0], scratch[k + i], size)
+        ideal[i - 1] += _along(exact, one, scratch[0], scratch[k + i], size)
+    noise[0] += _distance(stored, exact, size)
+
+
+@overload(survey_block)
+def _survey_block(scratch, k, exact, stored, size, gram, differ, ideal, cross, noise):
+    if scratch.dtype != types.float32:
+        return _survey_any
+
+    def survey_block(scratch, k, exact, stored, size, gram, differ, ideal, cross, noise):
+        if size % WIDE or not 2 <= k <= 3:
+            _survey_any(scratch, k, exact, stored, size, gram, differ, ideal, cross, noise)
+        elif k == 2:
+            pair = scratch[0], scratch[1]
+            _tell_all(_survey_few(pair, exact, stored, size), 2, gram, differ, ideal, cross, noise)
+        else:
+            rows = scratch[0], scratch[1], scratch[2]
+            _tell_all(_survey_few(rows, exact, stored, size), 3, gram, differ, ideal, cross, noise)
+
+    return survey_block
 
 
 @register_jitable
@@ -577,21 +667,16 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         noise: float64 [cells].
     """
     k = inputs.shape[0]
-    first = scratch[0]
     stored = scratch[2 * k + 1]
-    one = scratch.dtype.type(1)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = low // CELL
         block = exact[low : low + size]
         for i in range(k):
             _widen(inputs[i], codes[i], low, size, scratch[i])
-        _compare(scratch, k, size, gram[cell], differ[cell])
         _widen(out, out_code, low, size, stored)
-        for i in range(1, k):
-            cross[cell, i - 1] += _along(stored, one, first, scratch[k + i], size)
-            ideal[cell, i - 1] += _along(block, one, first, scratch[k + i], size)
-        noise[cell] += _distance(stored, block, size)
+        sums = gram[cell], differ[cell], ideal[cell], cross[cell], noise[cell : cell + 1]
+        survey_block(scratch, k, block, stored, size, *sums)
 
 
 LANES, CHAINS = 8, 4
