@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import ggufs
 from conftest import assert_one_line, make_model, tree, write_json
 from merganser import hub
 from merganser.checkpoints import Checkpoint, open_checkpoint
@@ -505,6 +507,69 @@ def test_a_model_in_the_cache(offline: Path) -> None:
         assert EMBEDDING in open_checkpoint(found).specs
     with pytest.raises(InputError, match=re.escape("org/name@v2")):
         hub.resolve("org/name", "v2")
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        ([], []),
+        (["duck.gguf"], ["duck.gguf"]),
+        (["duck-Q4_K_M.gguf", "duck.Q8_0.gguf", "duck-q6_k.gguf"], ["duck.Q8_0.gguf"]),
+        (["duck-BF16.gguf", "duck-f16.gguf", "duck-Q8_0.gguf"], ["duck-BF16.gguf"]),
+        (["duck-Q5_K_L.gguf", "duck-Q4_0.gguf", "duck-IQ4_XS.gguf"], ["duck-Q5_K_L.gguf"]),
+        (["duck.gguf", "mmproj-F32.gguf", "duck.imatrix.gguf"], ["duck.gguf"]),
+        (
+            ["f16/duck-f16-00002-of-00002.gguf", "f16/duck-f16-00001-of-00002.gguf", "q.gguf"],
+            ["f16/duck-f16-00001-of-00002.gguf", "f16/duck-f16-00002-of-00002.gguf"],
+        ),
+    ],
+)
+def test_which_gguf_model_of_a_repository(files: list[str], chosen: list[str]) -> None:
+    assert hub.chosen_gguf(files, "org/duck") == chosen
+
+
+@pytest.mark.parametrize(
+    "files", [["a.gguf", "b.gguf"], ["a-F16.gguf", "b-F16.gguf", "c-Q4_0.gguf"]]
+)
+def test_a_repository_whose_names_do_not_tell(files: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        hub.chosen_gguf(files, "org/duck@v1")
+    assert_one_line(str(error.value), "org/duck@v1", *files[:2], f"hf download org/duck {files[0]}")
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_repository_of_gguf_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: bool
+) -> None:
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    for kind in ("Q8_0", "F16"):
+        ggufs.save(repository / f"duck-{kind}.gguf", ggufs.llama(), ggufs.LLAMA, kind)
+    (repository / "README.md").write_text("A duck.")
+    fetched: set[str] = set()
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        cache.mkdir(exist_ok=True)
+        for file in repository.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+                fetched.add(file.name)
+        return str(cache)
+
+    def listed(name: str, **_: object) -> list[str]:
+        if not network:
+            raise ConnectionError
+        return [file.name for file in repository.iterdir()]
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
+    if network:
+        assert open_checkpoint(hub.resolve("org/duck")).format == "GGUF"
+        assert fetched == {"duck-F16.gguf"}
+        return
+    assert hub.resolve("org/duck") == cache  # nothing is known of it
+    shutil.copy(repository / "duck-Q8_0.gguf", cache)
+    assert hub.resolve("org/duck") == cache / "duck-Q8_0.gguf"
 
 
 def test_a_folder_goes_before_the_cache(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from merganser.errors import InputError, MerganserError, RecipeError
@@ -21,6 +21,11 @@ _WANTED = [*_SMALL, "*.safetensors"]
 
 _WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin", "adapter_model.bin"]
 
+_PRECISE = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
+"""Names of GGUF's types as files are called by them, the most precise first."""
+
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+
 
 def is_hub_id(path: str) -> bool:
     """Whether a reference that is no local folder has the form of a Hub id, ``org/name``."""
@@ -32,6 +37,7 @@ def resolve(
 ) -> Path:
     """Find the local folder of a model: a folder, one beside the recipe, or the Hub's cache.
 
+    Of a repository with GGUF files only it is a file: the most precise one that names tell of.
     What is not in the cache is downloaded, unless ``HF_HUB_OFFLINE`` is set.
 
     Args:
@@ -62,7 +68,7 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
 
 
 def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, list_repo_files, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name = f"{repository}@{revision}" if revision else repository
@@ -80,7 +86,17 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
         if not weights:
             return fetch(_SMALL)
         folder = fetch(_WANTED)
-        return folder if any(folder.glob("*.safetensors")) else fetch(_WITHOUT_SAFETENSORS)
+        if any(folder.glob("*.safetensors")):
+            return folder
+        folder = fetch(_WITHOUT_SAFETENSORS)
+        if any(folder.glob("*.bin")):
+            return folder
+        there = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
+        if not constants.HF_HUB_OFFLINE:
+            with suppress(Exception):  # without a network, in whatever way: what is in the cache
+                there = list_repo_files(repository, revision=revision)
+        parts = chosen_gguf(there, name)
+        return fetch([*_SMALL, *parts]) / parts[0] if parts else folder
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(
@@ -90,6 +106,45 @@ def _from_hub(repository: str, revision: str | None, weights: bool) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{name}: no such folder, and the Hub says: {reason}") from None
+
+
+def chosen_gguf(files: Iterable[str], name: str) -> list[str]:
+    """The files of the one GGUF model to take of a repository: the only one, or the most precise by
+    what the names tell, F32 before BF16, F16, Q8_0, Q6_K and so on.
+
+    Args:
+        files: paths of all files in the repository.
+        name: what the repository is called in messages.
+
+    Returns:
+        Its parts in order; empty if there is none.
+
+    Raises:
+        InputError: when the names do not tell.
+    """
+    models: dict[str, list[str]] = {}
+    for file in sorted(files):
+        path = PurePosixPath(file)
+        helper = path.name.startswith("mmproj") or "imatrix" in path.name
+        if path.suffix == ".gguf" and not helper:
+            models.setdefault(_PART.sub("", str(path.with_suffix(""))), []).append(file)
+    ranks = {model: _rank(model) for model in models}
+    best = [model for model in models if ranks[model] == min(ranks.values())]
+    if len(best) > 1:
+        told = ", ".join(models[model][0] for model in best[:3]) + (" …" if len(best) > 3 else "")
+        raise InputError(
+            f"{name}: has several GGUF models ({told}); fetch one with: hf download "
+            f"{name.partition('@')[0]} {models[best[0]][0]}, and name the file that it tells of"
+        )
+    return models[best[0]] if best else []
+
+
+def _rank(model: str) -> int:
+    """How precise a model is by its name; types that are not known come last."""
+    words = re.split(r"[^0-9A-Z_]", PurePosixPath(model).name.upper())
+    known = (rank for rank, kind in enumerate(_PRECISE) for w in words if w == kind)
+    mixed = (rank for rank, kind in enumerate(_PRECISE) for w in words if w[:-2] == kind)
+    return min((*known, *mixed), default=len(_PRECISE))
 
 
 # -- publishing ----------------------------------------------------------------------------------
