@@ -140,21 +140,30 @@ def test_the_digest_of_headers_tells_models_apart(tmp_path: Path) -> None:
         (["config.json"], "no weights"),
         (["config.json", "model.pt"], "name that file"),
         (["adapter_model.safetensors"], "no"),
+        (["global_step_9/data.pt", "global_step_10/data.pt"], "such as global_step_10"),
+        (["actor/optim_world_size_2_rank_0.pt"], "the optimizer's state, but no weights"),
+        (["model/mp_rank_00/model.pt"], "torch_dist"),
+        (["mp_rank_00_model_states.pt"], "*_optim_states.pt"),
+        (["latest_checkpointed_iteration.txt"], "names no step"),
     ],
 )
 def test_what_is_no_checkpoint_says_what_is_there(
     tmp_path: Path, names: list[str], part: str
 ) -> None:
     for name in names:
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("" if name.endswith(".txt") else "{}")
     with pytest.raises(InputError) as error:
         open_checkpoint(tmp_path, "the model")
-    assert_one_line(str(error.value), "the model: ", part)
+    start = str(tmp_path) if names[:1] == ["latest_checkpointed_iteration.txt"] else "the model: "
+    assert_one_line(str(error.value), start, part)
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         open_checkpoint(write_json(tmp_path / "config.json", {}))
+    with pytest.raises(InputError, match="name the folder"):
+        open_checkpoint(write_json(tmp_path / "__0_0.distcp", {}))
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def open_checkpoint(
     Raises:
         InputError: when there is none, or its headers are wrong.
     """
-    from merganser.checkpoints.runs import locate
+    from merganser.checkpoints.runs import locate, what_is_there
 
     path = Path(folder)
     name = label or str(folder)
@@ -117,7 +117,7 @@ def open_checkpoint(
         if found is not None:
             found.notes = (*(f"{name}: {note}" for note in place.notes), *found.notes)
             return found
-    raise InputError(f"{name}: {_what_is_there(place.folder)}")
+    raise InputError(f"{name}: {what_is_there(place.folder)}")
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:
@@ -193,18 +193,3 @@ def read_index(file: Path) -> dict[str, str]:
         if not there:
             raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
     return weight_map
-
-
-def _what_is_there(path: Path) -> str:
-    """Say why a folder is no checkpoint, and what can be done."""
-    if path.is_file():
-        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
-    names = sorted(entry.name for entry in path.iterdir())
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-    if pickles:
-        return (
-            f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
-        )
-    if "config.json" in names:
-        return "has a config.json but no weights (no *.safetensors file)"
-    return "holds no model: neither config.json nor *.safetensors"

@@ -187,6 +187,8 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
                 raise InputError(f"{file}: its data.pkl is too large for what it should be")
             stream.seek(pickled[0])
             data = stream.read(pickled[1])
+    except FileNotFoundError:
+        raise InputError(f"{file}: is missing; fetch it") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     return unpickle(data, file, names, storages)

@@ -101,11 +101,14 @@ def _is_model(folder: Path) -> bool:
 
 def step_number(folder: Path) -> int | None:
     """The training step that a folder's name tells, or that of one up to three above it."""
-    for part in reversed(folder.absolute().parts[-4:]):
-        found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d+)", part)
-        if found:
-            return int(found[1])
-    return None
+    numbers = map(_number, reversed(folder.absolute().parts[-4:]))
+    return next((number for number in numbers if number is not None), None)
+
+
+def _number(name: str) -> int | None:
+    """The step that a folder's own name tells."""
+    found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d+)", name)
+    return int(found[1]) if found else None
 
 
 def _step(path: Path) -> Path:
@@ -127,6 +130,8 @@ def _tracked(tracker: Path) -> Path:
         told = tracker.read_text(encoding="utf-8")[:200].strip()
     except (OSError, ValueError) as error:
         raise InputError(f"{tracker}: cannot be read ({error})") from None
+    if not told:
+        raise InputError(f"{tracker}: names no step; name one of the folders beside it")
     names = [f"global_step_{told}", f"iter_{int(told):07d}"] if told.isdecimal() else [told]
     for name in names:
         step = tracker.parent / name
@@ -176,3 +181,56 @@ def _told(folder: Path, path: Path) -> str:
         if folder != path and folder.is_relative_to(path)
         else f"{folder.name}/"
     )
+
+
+# -- advice ----------------------------------------------------------------------------------------
+
+
+def what_is_there(path: Path) -> str:
+    """Say why a folder or file is no checkpoint, and what can be done."""
+    if path.is_file():
+        if path.name.endswith(".distcp"):
+            return "is a part of a distributed checkpoint; name the folder that it lies in"
+        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
+    for folder in (path, path / "actor"):
+        found = _of_training(folder) if folder.is_dir() else None
+        if found is not None:
+            return found
+    names = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles:
+        return (
+            f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
+        )
+    if "config.json" in names:
+        return "has a config.json but no weights (no *.safetensors file)"
+    return "holds no model: neither config.json nor *.safetensors"
+
+
+def _of_training(folder: Path) -> str | None:
+    """What a folder of a training run lacks; None if it is none."""
+    folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    steps = {name: number for name in folders if (number := _number(name)) is not None}
+    if steps:
+        last = max(steps, key=lambda name: steps[name])
+        return f"holds steps of a run, and no file that names the last; name one, such as {last}"
+    old = folders | {entry.name for entry in (folder / "model").glob("mp_rank_*")}
+    if any(name.startswith("mp_rank_") for name in old):
+        return (
+            "holds a Megatron checkpoint of the older form (mp_rank_*), which cannot be read; "
+            "save it as torch_dist, or export the model as safetensors"
+        )
+    for pattern, told in (
+        (
+            "*_model_states.pt",
+            "holds DeepSpeed's *_model_states.pt, but not the *_optim_states.pt in which the "
+            "weights are float32; fetch them",
+        ),
+        (
+            "optim_world_size_*_rank_*.pt",
+            "holds the optimizer's state, but no weights (model_world_size_*_rank_*.pt)",
+        ),
+    ):
+        if any(folder.glob(pattern)):
+            return told
+    return None
