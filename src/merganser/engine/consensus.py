@@ -567,7 +567,7 @@ def sample_keys(inputs, codes, count, what, scratch, into):
             into[m, low : low + size] = keys[:size]
 
 
-SHIFT = np.uint32(20)
+SHIFT = np.uint32(19)
 BINS = 256
 """Of a row's keys: 32 octaves below its greatest, by three bits of the mantissa."""
 
