@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from merganser.merging import MergeResult
     from merganser.recipe.steps import Step
     from merganser.study.diff import Diff
+    from merganser.study.exploration import Standing
     from merganser.study.language import Point
     from merganser.study.publishing import Publication, State
+    from merganser.study.results import Entry, Score
+    from merganser.study.search import SearchResult
+    from merganser.study.space import Search
     from merganser.study.sweep import SweepResult
 
 LINE_SECONDS = 5.0
@@ -66,6 +70,7 @@ class ProgressBar:
 
         if isinstance(event, Started):
             self.total = event.total_bytes
+            self.began = self.written = time.monotonic()
             if self.progress is not None:
                 self.progress.start()
                 self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
@@ -320,7 +325,7 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
     )
 
 
-def _value(point: Point, key: str) -> str:
+def _value(point: Point | Entry, key: str) -> str:
     from merganser.study.expressions import text
 
     return text(point.values[key]) if key in point.values else "–"
@@ -350,6 +355,108 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         f"{result.seconds:.1f} s",
         highlight=False,
     )
+
+
+def show_search_plan(
+    search: Search, planned: Sequence[tuple[Point, Plan]], *, verbose: bool = False
+) -> None:
+    """Print what a search will try, and a sample of it."""
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "values", "numbers"):
+        table.add_column(column, justify="right" if column == "numbers" else "left")
+    for key, each in search.over.items():
+        table.add_row(escape(key), escape(str(each)), str(len(each.axes)))
+    console.print(table)
+    facts = Table.grid(padding=(0, 2))
+    goals = ", ".join(
+        f"{'most' if d == 'max' else 'least'} {s}" for s, d in search.objectives.items()
+    )
+    limits = ", ".join(
+        f"{score} {word} {value:g}"
+        for score, limit in search.limits.items()
+        for word, value in (("at least", limit.least), ("at most", limit.most))
+        if value is not None
+    )
+    held = search.held_out
+    apart = f"{held:.0%} of the problems" if isinstance(held, float) else ", ".join(held or ())
+    for name, value in (
+        ("wanted", goals),
+        ("with", limits),
+        ("method", f"{search.method}, {search.budget} candidates, seed {search.seed}"),
+        ("held out", apart),
+        ("kept", "the front" if search.keep is None else f"the best {search.keep}"),
+    ):
+        if value:
+            facts.add_row(f"[bold]{name}", escape(value))
+    console.print()
+    console.print(facts)
+    for point, decided in planned if verbose else planned[:1]:
+        values = ", ".join(f"{key}={_value(point, key)}" for key in point.values)
+        console.print(f"\n── a sample: [bold]{escape(values)}[/]\n")
+        show_plan(decided, verbose=verbose)
+
+
+def show_search(result: SearchResult, *, verbose: bool = False) -> None:
+    """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
+    console = _console()
+    held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
+    found = {entry.name: entry for entry in result.found.points}
+    shown = dict.fromkeys([*result.found.chosen, *(found if verbose else ())])
+    keys = list(dict.fromkeys(key for name in shown for key in found[name].values))
+    scores = list(dict.fromkeys([*result.search.objectives, *result.search.limits]))
+    beside = list(result.held_out.directions) if result.held_out else []
+    table = Table(box=None, pad_edge=False)
+    columns = ["candidate", *keys, *scores, *(f"{name}, held out" for name in beside), "chosen"]
+    for i, column in enumerate(columns):
+        number = len(keys) < i < len(columns) - 1
+        table.add_column(escape(column), justify="right" if number else "left")
+    for name in shown:
+        entry, again = found[name], held.get(name)
+        cells = [_score(entry.scores.get(score)) for score in scores]
+        cells += [_score(again.scores.get(score) if again else None) for score in beside]
+        values = [_value(entry, key) for key in keys]
+        table.add_row(*map(escape, (name, *values, *cells, result.found.chosen.get(name, ""))))
+    if shown:
+        console.print(table)
+    else:
+        limits = ", ".join(result.search.limits)
+        console.print(f"no candidate keeps to the constraints on {escape(limits)}")
+    console.print(
+        f"\n{len(result.trials)} candidates, {len(found)} of them different, in {result.seconds:.1f} s",
+        highlight=False,
+    )
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    return f"{score.mean:.4g}" + (f" ±{score.error:.2g}" if score.error else "")
+
+
+def search_line(standing: Standing, search: Search) -> str:
+    """One line about a candidate that was scored: which, its scores, the best so far, the time left."""
+    trial = standing.trial
+    own = ", ".join(f"{name} {_score(trial.scores.get(name))}" for name in search.objectives)
+    own = f"cannot be merged ({trial.invalid})" if trial.invalid else own
+    if not standing.best:
+        best = "none keeps to the constraints yet"
+    elif len(search.objectives) > 1:
+        best = f"{len(standing.best)} on the front"
+    else:
+        first = standing.best[0]
+        [score] = search.objectives
+        best = f"best {_score(first.scores[score])} ({first.candidate.name})"
+    left = f"; about {_duration(standing.seconds_left)} left" if standing.seconds_left else ""
+    which = f"candidate {trial.candidate.number} of {standing.budget}, {trial.candidate.name}"
+    return f"{which}: {own}; {best}{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 MOST_DIFFERENT = 10

@@ -99,6 +99,7 @@ for command in (
     merges.verify,
     merges.convert,
     studies.sweep,
+    studies.search,
     studies.diff,
     publishing.card,
     publishing.push,

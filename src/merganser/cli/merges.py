@@ -180,13 +180,19 @@ def convert(source: str, out: Path, **options: Any) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @json_option
 def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show what merging CONFIG would do, or every point of a sweep, without reading weights."""
+    """Show what merging CONFIG would do, or every point of a sweep, without reading weights.
+
+    Of a search: its ranges, and a candidate from the middle of them.
+    """
     from merganser import chain, planning
-    from merganser.study.language import is_sweep
+    from merganser.study.language import has_block, is_sweep
 
     prepare(options)
     if is_sweep(config):
         _plan_sweep(config, as_json, verbose, options)
+        return
+    if has_block(config, "search"):
+        _plan_search(config, as_json, verbose, options)
         return
     plans = chain.plan_all(config, **options)
     if as_json:
@@ -232,6 +238,26 @@ def _plan_sweep(config: Path, as_json: bool, verbose: bool, options: dict[str, A
         tables.show_point(point)
         tables.show_plan(decided, verbose=True)
     tables.show_points(planned, total)
+    for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
+        click.echo(f"merganser: warning: {warning}", err=True)
+
+
+def _plan_search(config: Path, as_json: bool, verbose: bool, options: dict[str, Any]) -> None:
+    from merganser import planning
+    from merganser.study import exploration
+    from merganser.study.space import load_search
+
+    search = load_search(config, options["strictness"])
+    planned = exploration.plan_samples(search, **options)
+    if as_json:
+        samples = [
+            {"values": point.values, **planning.describe(decided)} for point, decided in planned
+        ]
+        print_json({**exploration.describe(search), "budget": search.budget, "samples": samples})
+        return
+    from merganser import tables
+
+    tables.show_search_plan(search, planned, verbose=verbose)
     for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
         click.echo(f"merganser: warning: {warning}", err=True)
 

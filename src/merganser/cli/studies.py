@@ -80,6 +80,61 @@ def sweep(config: Path, out: Path | None, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@recipe_options
+@running_options
+@click.option("--budget", type=click.IntRange(1), help="How many candidates, in place of CONFIG's.")
+@click.option("--force", is_flag=True, help="Replace folders that are there and something else.")
+@click.option("--no-write", is_flag=True, help="Write no merges, only what was found.")
+@public_option
+@card_option
+@tokenizer_option
+@json_option
+def search(config: Path, out: Path, no_write: bool, **options: Any) -> None:
+    """Search the best values of CONFIG's parameters; write what was found, and the best, to OUT.
+
+    Every candidate is blended and scored in memory. A search that was cut off goes on where it was.
+    """
+    from merganser.study import search as searches
+
+    as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    prepare(options)
+
+    def told(standing: Any, wanted: Any) -> None:
+        if not quiet and not as_json:
+            from merganser import tables
+
+            click.echo(tables.search_line(standing, wanted), err=True)
+
+    with progress(quiet or as_json) as on_event:
+        result = searches.search(
+            config, out, write=not no_write, on_standing=told, on_event=on_event, **options
+        )
+    for each in result.written.points if result.written else ():
+        for warning in each.merged.warnings if each.merged else ():
+            click.echo(f"merganser: warning: {each.point.name}: {warning}", err=True)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(
+            {
+                "candidates": len(result.trials),
+                "seconds": round(result.seconds, 3),
+                "results": asdict(result.found),
+                "held_out": asdict(result.held_out) if result.held_out else None,
+                "folders": [str(each.folder) for each in result.written.points]
+                if result.written
+                else [],
+            }
+        )
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_search(result, verbose=verbose > 0)
+
+
+@click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--base", metavar="C", help="What both come from: compares their changes too.")

@@ -171,7 +171,7 @@ class Pattern:
             self.folder,
             self.strictness,
         )
-        return Point(name, dict(_flat(values)), parsed)
+        return Point(name, flat(values), parsed)
 
 
 def is_sweep(source: Config) -> bool:
@@ -432,12 +432,15 @@ def _words(value: Any) -> str:
 
 def told(values: Values) -> str:
     """Values as people write them: ``w=0.7, method=slerp``."""
-    return ", ".join(f"{key}={text(value)}" for key, value in _flat(values))
+    return ", ".join(f"{key}={text(value)}" for key, value in flat(values).items())
 
 
-def _flat(values: Values, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Values) -> dict[str, Any]:
+    """Values by key; parts of those that are mappings by ``key.part``."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            found |= {f"{key}.{part}": entry for part, entry in flat(value).items()}
         else:
-            yield f"{prefix}{key}", value
+            found[key] = value
+    return found

@@ -29,7 +29,7 @@ class Verdict:
 
     Attributes:
         position: where it is.
-        goals: a number for each objective; less is better.
+        goals: a number for each objective; less is better. Empty if there is none: worse than all others.
         missed: by how much each constraint is missed; 0 where it is kept.
     """
 
@@ -113,8 +113,9 @@ class CmaEs:
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Move towards the better ones."""
-        order = sorted({(sum(v.missed), v.goals[0]) for v in verdicts})
-        ranks = [float(order.index((sum(v.missed), v.goals[0]))) for v in verdicts]
+        keys = [(not v.goals, sum(v.missed), *v.goals) for v in verdicts]
+        order = sorted(set(keys))
+        ranks = [float(order.index(key)) for key in keys]
         self.search.tell(list(zip(self.raw, ranks, strict=True)))
 
 
@@ -126,6 +127,7 @@ class Optuna:
     ) -> None:
         optuna = extras.load("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.failed = optuna.trial.TrialState.FAIL
         distributions = optuna.distributions
         self.space = {
             f"{i}": distributions.FloatDistribution(0.0, 1.0)
@@ -154,7 +156,10 @@ class Optuna:
         for trial, verdict in zip(self.trials, verdicts, strict=True):
             for i, missed in enumerate(verdict.missed):
                 trial.set_constraint(f"{i}", missed)
-            self.study.tell(trial, list(verdict.goals))
+            if verdict.goals:
+                self.study.tell(trial, list(verdict.goals))
+            else:
+                self.study.tell(trial, state=self.failed)
 
 
 class Random:
@@ -191,15 +196,18 @@ class Front:
     def __init__(self, axes: Sequence[Axis], first: int) -> None:
         [self.axis] = axes
         self.first = first
+        self.asked: set[float] = set()
         self.found: dict[float, Verdict] = {}
 
     def ask(self) -> list[Position]:
         """The grid, then one place at a time."""
         count = self.axis.count
-        if not self.found:
+        if not self.asked:
             ends = np.linspace(0, 1 if count is None else count - 1, self.first)
             return [(x,) for x in dict.fromkeys(self._place(end) for end in ends)]
         places = sorted(self.found)
+        if len(places) < 2:
+            return []
         middles = [self._place((a + b) / 2) for a, b in itertools.pairwise(places)]
         goals = np.array([self.found[place].goals for place in places])
         width = np.ptp(goals, axis=0)
@@ -211,7 +219,7 @@ class Front:
         ranked = sorted(
             range(len(middles)), key=lambda i: (behind[i] and behind[i + 1], -gaps[i], places[i])
         )
-        fresh = (middles[i] for i in ranked if middles[i] not in self.found)
+        fresh = (middles[i] for i in ranked if middles[i] not in self.asked)
         return [(place,) for place in itertools.islice(fresh, 1)]
 
     def _place(self, place: float) -> float:
@@ -220,4 +228,6 @@ class Front:
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Remember them."""
         for verdict in verdicts:
-            self.found[verdict.position[0]] = verdict
+            self.asked.add(verdict.position[0])
+            if verdict.goals:
+                self.found[verdict.position[0]] = verdict

@@ -1,229 +1,333 @@
-"""The story of a search: ask for candidates, score them, tell the optimiser, keep the best."""
+"""The story of a search: a file of ranges → candidates scored in memory → the best, scored again and written."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, RecipeError
-from merganser.study import front, optimisers
-from merganser.study.history import History
-from merganser.study.language import Point, told
-from merganser.study.optimisers import Verdict
-from merganser.study.results import Entry, Score
-from merganser.study.space import Position, Search
+from merganser import __version__
+from merganser.engine.events import Listener, ignore
+from merganser.errors import RecipeError
+from merganser.evaluation import tasks as evaluations
+from merganser.evaluation.tasks import Task
+from merganser.planning import Config, Plan, plan
+from merganser.study import exploration, front, results
+from merganser.study.exploration import Candidate, Standing, Trial
+from merganser.study.language import Point
+from merganser.study.live import LiveModel, evaluate_plan
+from merganser.study.results import Entry, Results, Score
+from merganser.study.space import Search, load_search
+from merganser.study.sweep import SweepResult, merge_points, plan_all
 
-Scorer = Callable[["Candidate"], Mapping[str, float | Score]]
-"""Scores a candidate, by the scores' names; a plain number is a score without an error."""
+HELD_OUT = "held_out"
+"""The folder of the results of the chosen candidates on problems that the search has not seen."""
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What a search tries.
-
-    Attributes:
-        number: counted from 1.
-        position: where in the space it is.
-        point: its name, values and recipe.
-    """
-
-    number: int
-    position: Position
-    point: Point
+SAMPLES = "samples"
+"""The folder of completions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A candidate that was scored.
+class SearchResult:
+    """What a search found.
 
     Attributes:
-        candidate: which.
-        scores: by name.
-        same_as: the number of an earlier candidate of the same values, whose scores these are.
+        search: what was searched.
+        trials: every candidate, in their order.
+        found: the results of all candidates that differ, with those that were chosen.
+        held_out: the chosen ones' results on what was held out; None if nothing was.
+        written: what became of the chosen ones' folders; None if none were to be written.
+        seconds: how long it took.
     """
 
-    candidate: Candidate
-    scores: Mapping[str, Score]
-    same_as: int | None = None
-
-    @property
-    def entry(self) -> Entry:
-        """As an entry of a study's results."""
-        point = self.candidate.point
-        return Entry(point.name, "point", values=point.values, scores=self.scores)
+    search: Search
+    trials: tuple[Trial, ...]
+    found: Results
+    held_out: Results | None
+    written: SweepResult | None
+    seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a search is.
-
-    Attributes:
-        trial: the candidate that was scored last.
-        budget: how many there will be.
-        best: the best so far, or the front.
-        seconds_left: about how long it will take; None if nothing was timed yet.
-    """
-
-    trial: Trial
-    budget: int
-    best: tuple[Trial, ...]
-    seconds_left: float | None
-
-
-def explore(
-    search: Search,
-    score: Scorer,
-    folder: Path,
+def search(
+    config: Config,
+    out: str | Path,
     *,
-    settings: Mapping[str, Any] | None = None,
-    prepare: Callable[[Sequence[Candidate]], object] = lambda _: None,
-    on_progress: Callable[[Progress], object] = lambda _: None,
-) -> tuple[Trial, ...]:
-    """Try as many candidates as the budget has, and go on where an earlier run was cut off.
+    budget: int | None = None,
+    write: bool = True,
+    force: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    on_standing: Callable[[Standing, Search], object] = lambda _progress, _search: None,
+    on_event: Listener = ignore,
+    **options: Any,
+) -> SearchResult:
+    """Search the best values of a recipe's parameters, and write the merges that have them.
 
-    The optimiser is asked and told all over again from the start; what the history has a line for is
-    not scored again. So the history is the same however often the search was cut off.
+    Every candidate is blended into one live model and scored; only the chosen ones are written. What
+    was scored is kept in ``OUT/history.jsonl``: a search that was cut off goes on where it was.
 
     Args:
-        search: what is searched.
-        score: scores a candidate.
-        folder: where the history lies.
-        settings: what else decides the scores, as plain data.
-        prepare: told the candidates of a generation that are to be scored, before the first is.
-        on_progress: told of every candidate that is scored.
+        config: a file with ``search:`` and ``evaluate:`` blocks, or a mapping.
+        out: the folder of the history, the results, and the chosen candidates' folders.
+        budget: how many candidates, in place of the file's number.
+        write: whether to write the chosen ones.
+        force: replace folders that hold something else.
+        threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`merganser.merge`.
+        on_standing: told of every candidate that is scored, and of what is searched.
+        options: of :func:`merganser.plan`.
 
     Raises:
         MerganserError: of the kind that fits; what was scored is kept.
     """
-    chooser = optimisers.optimiser(
-        search.method,
-        search.axes,
-        objectives=len(search.objectives),
-        population=search.population,
-        seed=search.seed,
+    began = time.perf_counter()
+    home = Path(out)
+    wanted = load_search(config, options.get("strictness", "normal"))
+    wanted = wanted if budget is None else replace(wanted, budget=budget)
+    block, tasks = load_tasks(wanted)
+    seen, unseen = split(tasks, wanted)
+    check_scores(wanted, seen)
+    for _, decided in exploration.plan_samples(wanted, **options):
+        decided.close()
+    live = LiveModel(
+        device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
-    trials: list[Trial] = []
-    spent: list[float] = []
-    with History(folder, {**describe(search), **(settings or {})}) as history:
-        if len(history.lines) > search.budget:
-            raise RecipeError(
-                f"{history.path}: has {len(history.lines)} candidates already, and the budget is "
-                f"{search.budget}; give --budget {len(history.lines)} or more"
-            )
-        while len(trials) < search.budget and (positions := chooser.ask()):
-            first = len(trials) + 1
-            generation = [
-                Candidate(n, position, search.pattern.point(search.values(position), n))
-                for n, position in enumerate(positions[: search.budget - len(trials)], first)
-            ]
-            prepare([c for c in generation[max(0, len(history.lines) - len(trials)) :]])
-            for candidate in generation:
-                kept = history.lines[candidate.number - 1 : candidate.number]
-                if kept:
-                    trials.append(_recalled(candidate, kept[0], history.path))
-                    continue
-                began = time.monotonic()
-                trials.append(_scored(search, candidate, score, trials))
-                spent.append(time.monotonic() - began)
-                history.append(_line(trials[-1]))
-                left = search.budget - len(trials)
-                on_progress(
-                    Progress(
-                        trials[-1],
-                        search.budget,
-                        best(search, trials),
-                        sum(spent) / len(spent) * left,
-                    )
-                )
-            if len(generation) == len(positions):
-                chooser.tell([_verdict(search, trial) for trial in trials[first - 1 :]])
-    return tuple(trials)
-
-
-def describe(search: Search) -> dict[str, Any]:
-    """What decides a search's candidates, as plain data; without the budget, which may grow."""
-    block = search.pattern.document.data["search"]  # type: ignore[index]
-    told_of = {key: block[key] for key in ("over", "objectives", "constraints") if key in block}
-    how = {"method": search.method, "population": search.population, "seed": search.seed}
-    return {
-        "search": {**told_of, **how, "held_out": block.get("held_out")},
-        "recipe": dict(search.pattern.data),
-    }
-
-
-def _scored(search: Search, candidate: Candidate, score: Scorer, earlier: Sequence[Trial]) -> Trial:
-    for trial in earlier:
-        if trial.candidate.point.values == candidate.point.values:
-            return Trial(candidate, trial.scores, trial.same_as or trial.candidate.number)
-    scores = {
-        name: value if isinstance(value, Score) else Score(value, 0.0, value, value, 1)
-        for name, value in score(candidate).items()
-    }
-    for name in [*search.objectives, *search.limits]:
-        if name not in scores:
-            key = "objectives" if name in search.objectives else "constraints"
-            raise search.error(
-                f"search.{key}.{name}: there is no such score; there are {', '.join(scores)}",
-                key,
-                name,
-            )
-        if not abs(scores[name].mean) < float("inf"):
-            raise InputError(f"candidate {candidate.point.name}: {name} is {scores[name].mean}")
-    return Trial(candidate, scores)
-
-
-def _line(trial: Trial) -> dict[str, Any]:
-    point = trial.candidate.point
-    line = {
-        "candidate": trial.candidate.number,
-        "name": point.name,
-        "values": point.values,
-        "scores": {name: asdict(score) for name, score in trial.scores.items()},
-    }
-    return line | ({} if trial.same_as is None else {"same_as": trial.same_as})
-
-
-def _recalled(candidate: Candidate, line: Mapping[str, Any], path: Path) -> Trial:
-    try:
-        scores = {name: Score(**parts) for name, parts in line["scores"].items()}
-        same = line["candidate"] == candidate.number and line["values"] == candidate.point.values
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: candidate {candidate.number} cannot be read") from None
-    if not same:
-        raise InputError(
-            f"{path}: candidate {candidate.number} was another one ({told(line['values'])}); its "
-            "optimiser was of another version, so choose another OUT"
+    settings = {"merganser": __version__, "tasks": evaluations.describe(seen)}
+    with _Stage(live, seen, home / SAMPLES, options) as stage:
+        trials = exploration.explore(
+            wanted,
+            stage.score,
+            home,
+            settings={"evaluate": settings},
+            prepare=stage.prepare,
+            on_standing=lambda progress: on_standing(progress, wanted),
         )
-    return Trial(candidate, scores, line.get("same_as"))
+    chosen = choose(wanted, trials)
+    points = {t.candidate.name: t.candidate.point for t in trials}
+    entries = [t.entry for t in trials if t.same_as is None and t.invalid is None]
+    found = _results(wanted, seen, entries, chosen, home)
+    held_out = None
+    kept = [point for name in chosen if (point := points[name])]
+    if unseen and kept:
+        with _Stage(live, unseen, home / HELD_OUT / SAMPLES, options) as stage:
+            again = tuple(stage.entry(point) for point in kept)
+        held_out = _results(wanted, unseen, again, chosen, home / HELD_OUT)
+    del live
+    written = None
+    if write and kept:
+        written = merge_points(
+            plan_all(kept, **options),
+            home,
+            force=force,
+            threads=threads,
+            memory=memory,
+            public=public,
+            write_card=write_card,
+            copy_tokenizer=copy_tokenizer,
+            on_event=on_event,
+        )
+        found = _with_folders(found, "", home)
+        held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
+    return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
 
 
-def _verdict(search: Search, trial: Trial) -> Verdict:
-    means = {name: score.mean for name, score in trial.scores.items()}
-    return Verdict(
-        trial.candidate.position,
-        tuple(
-            -means[name] if direction == "max" else means[name]
-            for name, direction in search.objectives.items()
-        ),
-        tuple(limit.missed(means[name]) for name, limit in search.limits.items()),
-    )
+def load_tasks(wanted: Search) -> tuple[evaluations.Evaluate, list[Task]]:
+    """The tasks of a search's ``evaluate:`` block.
 
-
-def best(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The best candidate, or the front of several objectives, among those that keep to all constraints.
-
-    Of equal candidates the first counts. Empty if none keeps to the constraints.
+    Raises:
+        MerganserError: of the kind that fits, with file and line.
     """
-    verdicts = {
-        trial.candidate.point.name: _verdict(search, trial)
-        for trial in trials
-        if trial.same_as is None
-    }
-    good = [t for t in trials if (v := verdicts.get(t.candidate.point.name)) and not any(v.missed)]
-    if len(search.objectives) == 1:
-        return tuple(sorted(good, key=lambda trial: verdicts[trial.candidate.point.name].goals)[:1])
-    names = {each.name for each in front.non_dominated([t.entry for t in good], search.objectives)}
-    return tuple(trial for trial in good if trial.candidate.point.name in names)
+    document: Any = wanted.pattern.document
+    if "evaluate" not in document.data:
+        raise document.error("search: there is no evaluate: block to score candidates", ("search",))
+    block = evaluations.read_block(document, ("evaluate",), evaluations.Evaluate)
+    return block, evaluations.make_tasks(block, document, ("evaluate",), wanted.pattern.folder)
+
+
+def split(tasks: Sequence[Task], wanted: Search) -> tuple[list[Task], list[Task]]:
+    """What candidates are scored on, and what only the chosen ones are.
+
+    A share is taken of the problems of every task, by the digests of their names, so that it stays the
+    same wherever a problem stands in its file.
+
+    Raises:
+        RecipeError: when there is nothing left on one side, or no such task.
+    """
+    apart = wanted.held_out
+    if apart is None:
+        return list(tasks), []
+    if isinstance(apart, tuple):
+        names = [task.name for task in tasks]
+        if unknown := [name for name in apart if name not in names]:
+            raise wanted.error(
+                f"search.held_out: there is no task {unknown[0]!r}; there are {', '.join(names)}",
+                "held_out",
+            )
+        if len(set(apart)) == len(names):
+            raise wanted.error("search.held_out: there is no task left to search with", "held_out")
+        parts = [[t for t in tasks if (t.name in apart) is held] for held in (False, True)]
+        return parts[0], parts[1]
+    seen: list[Task] = []
+    unseen: list[Task] = []
+    for task in tasks:
+        ranked = sorted(
+            task.problems,
+            key=lambda p: hashlib.sha256(f"{wanted.seed} {task.name} {p.id}".encode()).digest(),
+        )
+        count = round(apart * len(ranked))
+        if not 0 < count < len(ranked):
+            raise wanted.error(
+                f"search.held_out: {apart:g} of the {len(ranked)} problems of {task.name!r} leaves "
+                "none on one side",
+                "held_out",
+            )
+        held = {problem.id for problem in ranked[:count]}
+        for part, inside in ((seen, False), (unseen, True)):
+            own = tuple(problem for problem in task.problems if (problem.id in held) is inside)
+            part.append(replace(task, problems=own))
+    return seen, unseen
+
+
+def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
+    """Refuse a search for scores that its tasks do not have.
+
+    Raises:
+        RecipeError: with file and line.
+    """
+    there = evaluations.score_names(tasks)
+    for key, names in (("objectives", wanted.objectives), ("constraints", wanted.limits)):
+        for name in names:
+            if name not in there:
+                raise wanted.error(
+                    f"search.{key}.{name}: there is no such score; there are {', '.join(there)}",
+                    key,
+                    name,
+                )
+
+
+class _Stage:
+    """One live model, and the plans of the candidates that it is going to be."""
+
+    def __init__(
+        self, live: LiveModel, tasks: Sequence[Task], samples: Path, options: Mapping[str, Any]
+    ) -> None:
+        self.live = live
+        self.tasks = tasks
+        self.samples = samples
+        self.options = options
+        self.plans: dict[str, Plan] = {}
+
+    def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
+        """Plan a generation, so that candidates that cannot be are told before any is run."""
+        self._close()
+        problems: dict[int, str] = {}
+        for candidate in candidates:
+            assert candidate.point is not None
+            try:
+                self.plans[candidate.name] = plan(candidate.point.recipe, **self.options)
+            except RecipeError as error:
+                problems[candidate.number] = str(error)
+        return problems
+
+    def score(self, candidate: Candidate) -> Mapping[str, Score]:
+        """Be a candidate, and score it."""
+        assert candidate.point is not None
+        return self._score(candidate.point)
+
+    def entry(self, point: Point) -> Entry:
+        """Plan a point, and score it."""
+        self._close()
+        self.plans[point.name] = plan(point.recipe, **self.options)
+        return Entry(point.name, "point", values=point.values, scores=self._score(point))
+
+    def _score(self, point: Point) -> Mapping[str, Score]:
+        self.samples.mkdir(parents=True, exist_ok=True)
+        file = self.samples / f"{point.name}.jsonl"
+        return evaluate_plan(self.plans[point.name], self.tasks, live=self.live, samples=file)
+
+    def _close(self) -> None:
+        for decided in self.plans.values():
+            decided.close()
+        self.plans = {}
+
+    def __enter__(self) -> _Stage:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._close()
+
+
+# -- what is chosen ------------------------------------------------------------------------------
+
+
+def choose(wanted: Search, trials: Sequence[Trial]) -> dict[str, str]:
+    """Names of the candidates that are kept, with the rule that chose them, the best first.
+
+    Of one objective the best are; of several the front, or of it those without which most of its
+    hypervolume would be lost.
+    """
+    good = exploration.ranked(wanted, trials)
+    if len(wanted.objectives) == 1:
+        [(score, direction)] = wanted.objectives.items()
+        rule = f"the {'highest' if direction == 'max' else 'lowest'} {score}"
+        names = [trial.candidate.name for trial in good]
+        rules = [rule, *(f"number {n} by {score}" for n in range(2, len(names) + 1))]
+        most = len(names) if wanted.keep is None else wanted.keep
+        return dict(zip(names[:most], rules, strict=False))
+    rule = f"on the front of {' and '.join(wanted.objectives)}"
+    names = [trial.candidate.name for trial in good]
+    if wanted.keep is not None and wanted.keep < len(names):
+        volume = front.hypervolume([trial.entry for trial in good], wanted.objectives)
+        order = sorted(names, key=lambda name: -volume.contributions[name])[: wanted.keep]
+        rule += ", among those that add most to its hypervolume"
+        names = [name for name in names if name in order]
+    return dict.fromkeys(names, rule)
+
+
+def _results(
+    wanted: Search,
+    tasks: Sequence[Task],
+    entries: Sequence[Entry],
+    chosen: Mapping[str, str],
+    folder: Path,
+) -> Results:
+    document: Any = wanted.pattern.document
+    samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
+    found = Results(
+        name=Path(document.file).stem if document.file else "search",
+        recipe=document.text or "",
+        directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
+        settings={
+            "search": exploration.describe(wanted)["search"] | {"budget": wanted.budget},
+            "tasks": evaluations.describe(tasks),
+            "merganser": __version__,
+        },
+        entries=tuple(
+            replace(entry, samples=file if (folder / file).is_file() else None)
+            for entry, file in zip(entries, samples, strict=True)
+        ),
+        chosen=chosen,
+    )
+    results.write(found, folder)
+    return found
+
+
+def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, results.Direction]:
+    """What the search says of scores that these tasks have."""
+    there = evaluations.score_names(tasks)
+    return {name: better for name, better in wanted.objectives.items() if name in there}
+
+
+def _with_folders(found: Results, prefix: str, folder: Path) -> Results:
+    entries = tuple(
+        replace(entry, folder=f"{prefix}{entry.name}") if entry.name in found.chosen else entry
+        for entry in found.entries
+    )
+    found = replace(found, entries=entries)
+    results.write(found, folder)
+    return found

@@ -161,7 +161,8 @@ class Search:
         budget: how many candidates there are.
         population: how many are chosen at a time; None for the method's own number.
         seed: of the method.
-        held_out: a share of the problems, or names of tasks, that only the chosen are scored on; None for none.
+        held_out: a share of the problems, or names of tasks, that only the chosen ones are scored on;
+            None for none.
         keep: how many of the best are written; None for the whole front.
     """
 
@@ -229,10 +230,14 @@ def load_search(source: Config, strictness: Strictness = "normal") -> Search:
         _whole(document, block, "population", None, 2, 1000),
         _whole(document, block, "seed", 0, 0, 2**32 - 1),
         _held_out(document, block.get("held_out")),
-        None
-        if block.get("keep", "front" if several else 1) == "front"
-        else _whole(document, block, "keep", 1, 0, 1000, " or front"),
+        _keep(document, block, several),
     )
+
+
+def _keep(document: Document, block: Mapping[str, Any], several: bool) -> int | None:
+    if several and block.get("keep", "front") == "front":
+        return None
+    return int(_whole(document, block, "keep", 1, 0, 1000, ", or front" if several else ""))
 
 
 def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], like: str) -> None:
