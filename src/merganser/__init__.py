@@ -4,7 +4,8 @@ The whole public API, each name imported when it is first used:
 
 * ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
   without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
-  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges.
+  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges, and
+  ``search(file, out)`` files of ranges.
 * ``convert(model, out)``: any model that can be read, as a model folder.
 * ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
 * ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
@@ -26,6 +27,7 @@ _HOMES = {
     "convert": "merganser.merging",
     "plan": "merganser.planning",
     "sweep": "merganser.study.sweep",
+    "search": "merganser.study.search",
     "verify": "merganser.merging",
     "merge_state_dicts": "merganser.merging",
     "merge_tensors": "merganser.merging",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from merganser.planning import Plan, plan
     from merganser.recipe import Recipe
     from merganser.recipe import load as load_recipe
+    from merganser.study.search import search
     from merganser.study.sweep import sweep
 
 

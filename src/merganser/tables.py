@@ -328,7 +328,10 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
 def _value(point: Point | Entry, key: str) -> str:
     from merganser.study.expressions import text
 
-    return text(point.values[key]) if key in point.values else "–"
+    value = point.values.get(key)
+    if isinstance(value, list):
+        return f"[{', '.join(map(text, value))}]"
+    return "–" if value is None else text(value)
 
 
 def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
