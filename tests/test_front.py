@@ -115,6 +115,9 @@ def test_less_may_be_better_and_units_do_not_matter() -> None:
 def test_hypervolume_of_nothing_and_of_one() -> None:
     assert front.hypervolume([], REWARDS).value == 0
     assert front.hypervolume([entry("x", 1, 1)], REWARDS).value == pytest.approx(0.01)
+    one = front.hypervolume([entry("x", 1), entry("y", 3), entry("z", 2)], {"a": "max"})
+    assert one.value == pytest.approx(1.1)
+    assert one.contributions == pytest.approx({"x": 0, "y": 0.5, "z": 0})
 
 
 def test_the_line_of_a_published_front() -> None:

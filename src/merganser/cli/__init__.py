@@ -103,6 +103,7 @@ for command in (
     studies.diff,
     publishing.card,
     publishing.push,
+    studies.report,
     catalogue.inspect,
     catalogue.list_methods,
     catalogue.schema,

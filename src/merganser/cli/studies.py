@@ -170,3 +170,34 @@ def diff(
     from merganser import tables
 
     tables.show_diff(found)
+
+
+@click.command()
+@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--x", metavar="SCORE", help="What the front shows across; by default the first score."
+)
+@click.option("--y", metavar="SCORE", help="What the front shows upwards; by default the second.")
+@click.option(
+    "--distances",
+    is_flag=True,
+    help="Compare the experts' weights too, which reads them once; the report shows it from then on.",
+)
+@click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
+@json_option
+def report(
+    folder: Path, x: str | None, y: str | None, distances: bool, threads: int | None, as_json: bool
+) -> None:
+    """Draw what a study found: OUT/report.html, which holds everything, and OUT/figures.
+
+    Reads results.json and the kept completions.
+    """
+    from merganser.study import report as reports
+
+    if distances:
+        reports.measure(folder, threads=threads)
+    files = [str(file) for file in reports.write(folder, x=x, y=y)]
+    if as_json:
+        print_json({"page": files[0], "figures": files[1:]})
+    else:
+        click.echo(files[0])

@@ -1,7 +1,7 @@
 """Pictures of a study and of what sets models apart: for papers, cards and reports.
 
 Each function makes a :class:`matplotlib.figure.Figure` of its own, without pyplot and its global list
-of figures; :func:`save` and :func:`svg` write one. Colours are those of Okabe and Ito 2008, which
+of figures; :func:`save` writes one. Colours are those of Okabe and Ito 2008, which
 people with any colour vision tell apart.
 """
 
@@ -82,7 +82,11 @@ def _styled(function: Callable[P, F]) -> Callable[P, F]:
     @functools.wraps(function)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> F:
         with matplotlib.rc_context(STYLE), _quiet():
-            return function(*args, **kwargs)
+            figure = function(*args, **kwargs)
+            if figure is not None:
+                figure.draw_without_rendering()  # finds the layout, which then stays
+                figure.set_layout_engine("none")
+            return figure
 
     return drawn
 
@@ -538,19 +542,16 @@ def save(figure: Figure, path: Path) -> None:
         raise ResourceError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def svg(figure: Figure, name: str) -> str:
-    """A picture as an SVG element for a page, whose ids begin with ``name``."""
-    text = io.StringIO()
-    with matplotlib.rc_context(STYLE), _quiet():
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    found = text.getvalue()
-    found = found[found.index("<svg") :]
+def inline(svg: str, name: str) -> str:
+    """An SVG file as an element of a page: ids begin with ``name``, and it is as wide as the page at most."""
+    found = svg[svg.index("<svg") :]
     found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
+    found = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", found)  # of equal images they are equal
     found = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", found)
-    return re.sub(r'<svg [^>]*?width="[^"]*" height="[^"]*"', _scalable, found, count=1)
-
-
-def _scalable(match: re.Match[str]) -> str:
-    """The element's beginning, with a width that fits the page, and no height."""
-    text = re.sub(r' height="[^"]*"', "", match.group())
-    return re.sub(r'width="([^"]*)"', r'style="width:100%;max-width:\1;height:auto"', text)
+    head, tail = found.split(">", 1)
+    width = re.search(r' width="([0-9.]+)pt"', head)
+    if width is not None:  # smaller than half, its letters could not be read
+        points = float(width.group(1))
+        style = f"width:100%;max-width:{points:g}pt;min-width:{points / 2:g}pt;height:auto"
+        head = re.sub(r' (width|height)="[^"]*"', "", head) + f' style="{style}"'
+    return f"{head}>{tail}"

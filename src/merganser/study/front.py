@@ -120,6 +120,10 @@ def hypervolume(
     scaled = (table(complete, directions) * signs - worst) / width
     reference = np.full(len(signs), -margin)
     value, contributions = 0.0, np.zeros(0)
+    if (
+        len(signs) == 1
+    ):  # the library wants two: one more, in which all reach one beyond the reference
+        scaled, reference = np.pad(scaled, ((0, 0), (0, 1))), np.array([-margin, -1.0])
     if complete:
         value = float(moocore.hypervolume(scaled, ref=reference, maximise=True))
         contributions = moocore.hv_contributions(
