@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +21,7 @@ from click.testing import CliRunner
 from conftest import assert_one_line
 from merganser import cli
 from merganser.errors import InputError, RecipeError
+from merganser.evaluation.samples import Sample
 from merganser.study import completions, figures, names, report, results
 from merganser.study.results import Entry, Results, Role, Score
 
@@ -219,8 +219,8 @@ def test_certainty_is_paired_where_there_are_samples(tmp_path: Path) -> None:
 
 
 def test_completions_are_cut_and_chosen(tmp_path: Path) -> None:
-    def sample(problem: int, score: float, text: str) -> dict[str, Any]:
-        return {"task": "t", "problem": str(problem), "scores": {"s": score}, "completion": text}
+    def sample(problem: int, score: float, text: str) -> Sample:
+        return Sample("t", str(problem), 0, "?", text, 1, "stop", {"s": score})
 
     many = completions.MOST_PROBLEMS + 20
     kept = {

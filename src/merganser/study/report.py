@@ -289,7 +289,7 @@ def _completions(found: Results, kept: completions.Kept) -> dict[str, Any]:
     for problem in shown:
         for each in problem["completions"]:
             each["short"] = short[each["name"]]
-    total = len({(s.get("task"), s["problem"]) for each in kept.values() for s in each})
+    total = len({(s.task, s.problem) for each in kept.values() for s in each})
     note = "The first completion of each model."
     if total > len(shown):
         note += f" {len(shown)} of {total} problems: those on which the models differ most."
