@@ -263,7 +263,6 @@ def test_templates_of_chats_and_other_texts_stay_as_they_are() -> None:
             "point merge_w0.7_linear: dtype",
         ),
         ('"{{ w }}"', "{{ w }}", 6, 'a key must be plain text; expressions need quotes: "{{ w }}"'),
-        ("merge_method", "evaluate: x\nmerge_method", 3, "evaluate: studies cannot do that yet"),
         ("parameters: {normalize", "paramters: {normalize", 7, "did you mean 'parameters'"),
     ],
 )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from merganser.study.exploration import Standing
     from merganser.study.language import Point
     from merganser.study.publishing import Publication, State
-    from merganser.study.results import Entry, Score
+    from merganser.study.results import Entry, Results, Score
     from merganser.study.search import SearchResult
     from merganser.study.space import Search
     from merganser.study.sweep import SweepResult
@@ -97,6 +97,51 @@ class ProgressBar:
         """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
+
+
+class ScoringLines:
+    """How far the scoring of models is: one line that is rewritten on a terminal, else one a model; on stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.status: Any = None
+
+    def listen(self, name: str, done: int, everything: int) -> None:
+        """Take a model's name, how many completions are there, and of how many."""
+        if self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status("")
+                self.status.start()
+            self.status.update(f"scoring {escape(name)}: {done} of {everything} completions")
+        elif done == everything:
+            line = f"scored {escape(name)}: {everything} completions"
+            self.console.print(line, highlight=False)
+
+    def stop(self) -> None:
+        """Take the line away."""
+        if self.status is not None:
+            self.status.stop()
+
+
+def show_scores(found: Results) -> None:
+    """Print the scores of a study: a line a model, those that were kept marked."""
+    console = _console()
+    keys = list(dict.fromkeys(key for entry in found.entries for key in entry.values))
+    table = Table(box=None, pad_edge=False)
+    for column in ("model", "", *keys, "effective"):
+        table.add_column(escape(column))
+    for name, direction in found.directions.items():
+        table.add_column(f"{escape(name)} {'↑' if direction == 'max' else '↓'}", justify="right")
+    table.add_column("")
+    for entry in found.entries:
+        values = [_value(entry, key) if key in entry.values else "" for key in keys]
+        weights = ", ".join(_decimal(value) for value in entry.effective.values())
+        cells = [_score(entry.scores.get(name)) for name in found.directions]
+        role = "" if entry.role == "point" else entry.role
+        kept = found.chosen.get(entry.name, "")
+        table.add_row(*map(escape, (entry.name, role, *values, weights, *cells, kept)))
+    console.print(table)
+    console.print("means ± one standard error, over problems", highlight=False)
 
 
 def show_step(step: Step) -> None:

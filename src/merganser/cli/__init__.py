@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from merganser import __version__
-from merganser.cli import catalogue, merges, publishing, studies
+from merganser.cli import catalogue, evaluations, merges, publishing, studies
 from merganser.errors import MerganserError, ResourceError
 
 INTERRUPTED = 130
@@ -100,6 +100,7 @@ for command in (
     merges.convert,
     studies.sweep,
     studies.search,
+    evaluations.evaluate,
     studies.diff,
     studies.report,
     publishing.card,

@@ -258,3 +258,23 @@ class progress:
     def __exit__(self, *_error: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+class scoring:
+    """A line on stderr for every model that is scored, rewritten on a terminal; nothing if quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.lines: Any = None
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        if self.quiet:
+            return lambda _name, _done, _all: None
+        from merganser import tables
+
+        self.lines = tables.ScoringLines()
+        return self.lines.listen  # type: ignore[no-any-return]
+
+    def __exit__(self, *_error: object) -> None:
+        if self.lines is not None:
+            self.lines.stop()

@@ -16,6 +16,7 @@ from merganser.cli.options import (
     public_option,
     recipe_options,
     running_options,
+    scoring,
     tokenizer_option,
 )
 
@@ -35,21 +36,29 @@ from merganser.cli.options import (
 @public_option
 @card_option
 @tokenizer_option
-@click.option("--no-write", is_flag=True, hidden=True)
+@click.option(
+    "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
+)
 @json_option
 def sweep(config: Path, out: Path | None, **options: Any) -> None:
     """Merge all points of the sweep CONFIG in one pass, each into a folder of its name in OUT.
 
-    Points that are there already are kept.
+    Points that are there already are kept. With an evaluate: block base, experts and points are scored
+    in memory first, and only the points that its rule keeps are written.
     """
+    from merganser.study import language
     from merganser.study import sweep as sweeps
 
-    if options.pop("no_write"):
-        raise click.UsageError("--no-write is for evaluation, which is not there yet")
     if out is None:
         raise click.UsageError("give the folder OUT for the points' folders")
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    no_write = options.pop("no_write")
     prepare(options)
+    if language.has_block(config, "evaluate"):
+        _sweep_evaluated(config, out, as_json, quiet, not no_write, options)
+        return
+    if no_write:
+        raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
     with progress(quiet or as_json) as on_event:
         result = sweeps.sweep(config, out, on_event=on_event, **options)
     for each in result.points:
@@ -77,6 +86,27 @@ def sweep(config: Path, out: Path | None, **options: Any) -> None:
         from merganser import tables
 
         tables.show_sweep(result, verbose=verbose > 0)
+
+
+def _sweep_evaluated(
+    config: Path, out: Path, as_json: bool, quiet: bool, write: bool, options: dict[str, Any]
+) -> None:
+    from dataclasses import asdict
+
+    from merganser.study.evaluating import evaluate_sweep
+
+    with progress(quiet or as_json) as on_event, scoring(quiet or as_json) as on_progress:
+        found = evaluate_sweep(
+            config, out, write=write, on_event=on_event, on_progress=on_progress, **options
+        )
+    if not found.chosen:
+        click.echo("merganser: warning: the rule of evaluate.keep keeps no point", err=True)
+    if as_json:
+        print_json(asdict(found))
+    elif not quiet:
+        from merganser import tables
+
+        tables.show_scores(found)
 
 
 @click.command()

@@ -166,6 +166,10 @@ def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]
         return kind.model_validate(data)
     except ValidationError as error:
         entry = error.errors(include_url=False)[0]
+        if entry["type"] == "extra_forbidden":
+            known = {f for each in (kind, TaskEntry, ScorerEntry) for f in each.model_fields}
+            slip = recipe.nearest(str(entry["loc"][-1]), known)
+            entry["msg"] = "unknown key" + (f"; did you mean {slip!r}?" if slip else "")
         raise recipe.invalid(document, entry, path) from None
 
 

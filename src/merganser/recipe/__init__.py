@@ -282,11 +282,9 @@ def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) 
     """
     path = _document_path(document.data, (*inside, *entry["loc"]))
     message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if entry["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif entry["type"] == "missing":
+    if entry["type"] == "missing":
         message = f"the key {entry['loc'][-1]!r} is missing"
-    elif not isinstance(entry.get("input"), dict | list):
+    elif entry["type"] != "extra_forbidden" and not isinstance(entry.get("input"), dict | list):
         message = f"{message[0].lower()}{message[1:]}"
         given = repr(entry.get("input"))
         if given not in message:

@@ -41,9 +41,6 @@ LITERAL = ("chat_template",)
 BLOCKS = ("sweep", "search", "evaluate")
 """Keys of studies, which are no part of the points' recipes."""
 
-RESERVED = ("evaluate",)
-"""Keys of sweeps that are not built yet."""
-
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _WORDS = frozenset({"and", "or", "not", "if", "else", "in", "is", "true", "false", "none"})
 _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
@@ -239,9 +236,6 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     """
     pattern = read_pattern(source, "sweep", strictness)
     document: Any = pattern.document
-    for key in RESERVED:
-        if key in document.data:
-            raise document.error(f"{key}: studies cannot do that yet", (key,))
     grids = list(_grids(document, document.data["sweep"]))
     for grid in grids:
         pattern.check_names({key: len(values) > 1 for key, values in grid.items()})
@@ -287,6 +281,28 @@ def select(points: Sequence[Point], only: Sequence[str]) -> list[Point]:
     if not chosen:
         raise RecipeError(f"--only {' --only '.join(only)}: no point has all of that")
     return chosen
+
+
+def find_point(text: str) -> Point | None:
+    """The point that ``SWEEP.yml#w=0.7`` or ``SWEEP.yml#name`` names; None where a text names no file so.
+
+    Several conditions are joined by ``&``.
+
+    Raises:
+        RecipeError: when the sweep has no such point, or several.
+    """
+    file, mark, fragment = text.rpartition("#")
+    if not mark or not file.endswith((".yml", ".yaml")):
+        return None
+    points = load_points(file)
+    named = [point for point in points if point.name == fragment]
+    if not named and "=" in fragment:
+        named = select(points, fragment.split("&"))
+    if len(named) == 1:
+        return named[0]
+    told_names = ", ".join(point.name for point in named or points)
+    what = "there is no such point; there are" if not named else "that is several points:"
+    raise RecipeError(f"{text}: {what} {told_names}")
 
 
 def _chosen_by(point: Point, key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from merganser import engine, extras
 from merganser.errors import InputError, MerganserError
 from merganser.evaluation import running
+from merganser.evaluation.generation import Backend, Completion, Request, Sampling
 from merganser.evaluation.inference import Inference
 from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
@@ -69,6 +70,27 @@ class LiveModel:
         if self._backend is None:
             raise MerganserError("a live model must become some plan first")
         return self._backend
+
+    def backend_of(
+        self, decided: Plan, on_outcome: Callable[[engine.Outcome], None] | None = None
+    ) -> Backend:
+        """A backend that becomes a plan when it is first asked something.
+
+        Args:
+            decided: the plan.
+            on_outcome: told what the engine measured; None to measure nothing.
+        """
+
+        def backend(
+            requests: Sequence[Request], sampling: Sampling
+        ) -> Iterator[tuple[int, Completion]]:
+            if self.plan is not decided:
+                outcome = self.become(decided, report=on_outcome is not None)
+                if on_outcome is not None:
+                    on_outcome(outcome)
+            return self.backend(requests, sampling)
+
+        return backend
 
     def become(self, decided: Plan, *, report: bool = True) -> engine.Outcome:
         """Be what a plan says.
@@ -199,12 +221,9 @@ def evaluate_plan(
     """
     stage = live or LiveModel()
 
-    def backend(requests: Any, sampling: Any) -> Any:
-        if stage.plan is not decided:
-            stage.become(decided, report=False)
-        return stage.backend(requests, sampling)
-
-    found = running.evaluate(backend, tasks, key=model_key(decided, stage), samples=samples)
+    found = running.evaluate(
+        stage.backend_of(decided), tasks, key=model_key(decided, stage), samples=samples
+    )
     return dict(found.scores)
 
 

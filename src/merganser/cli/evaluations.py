@@ -1,0 +1,78 @@
+"""Commands that score models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from merganser.cli.options import json_option, print_json, scoring
+
+
+@click.command("eval")
+@click.argument("words", nargs=-1, metavar="[MODEL] TASKS")
+@click.option(
+    "--from",
+    "given",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="SAMPLES",
+    help="Judge the completions in this file again, in place of running a model.",
+)
+@click.option(
+    "--samples",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep completions in FILE, and take from it those that are there already.",
+)
+@click.option(
+    "--endpoint",
+    metavar="URL",
+    help="Ask the model that a server calls MODEL, such as http://127.0.0.1:8000/v1; "
+    "OPENAI_API_KEY is sent if it is set.",
+)
+@click.option("--concurrency", type=click.IntRange(1), default=16, help="Requests at once.")
+@click.option(
+    "--device", default=None, help="Where the model runs: cpu, cuda; the file's if not given."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default=None,
+    help="What the model computes in; by default float32 on the CPU, its own dtype on a GPU.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=None, help="Completions at once.")
+@click.option("-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merge.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Score MODEL on the tasks of the file TASKS.
+
+    MODEL is all that can be merged (a folder, a Hub id, a training run or a step of one, MODEL+ADAPTER), a
+    recipe, or a point of a sweep: SWEEP.yml#w=0.7, SWEEP.yml#NAME. It is not written.
+    """
+    from dataclasses import asdict
+
+    from merganser.study import evaluating
+
+    given = options.pop("given")
+    if len(words) != (1 if given else 2):
+        raise click.UsageError(
+            "with --from give only TASKS" if given else "give a model and a file: MODEL TASKS"
+        )
+    with scoring(quiet or as_json) as on_progress:
+        if given:
+            found = evaluating.judge_again(given, words[0])
+        else:
+            endpoint = options.pop("endpoint")
+            token = os.environ.get("OPENAI_API_KEY") if endpoint else None
+            found = evaluating.evaluate_model(
+                *words, endpoint=endpoint, token=token, on_progress=on_progress, **options
+            )
+    if as_json:
+        print_json(asdict(found))
+        return
+    from merganser import tables
+
+    tables.show_scores(found)

@@ -1,0 +1,144 @@
+"""Completions by a server that speaks OpenAI's protocol: vLLM, SGLang, llama.cpp and others."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from merganser.errors import InputError, RecipeError
+from merganser.evaluation.generation import Completion, Request, Sampling
+
+BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+"""Answers after which it is worth asking again."""
+
+
+class Endpoint:
+    """A backend: a model that is served.
+
+    Conversations go to ``/chat/completions``, plain texts to ``/completions``. The seed of each request is
+    made of the task's and the sample's number; whether it makes sampling repeatable is the server's matter.
+
+    Args:
+        url: of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: as the server calls it.
+        token: sent as a bearer token; None for none.
+        concurrency: requests at once.
+        timeout: seconds for one request.
+        retries: how often a request is sent again where the server is busy or not reached.
+        pause: seconds before the first of them, doubled each time; a server's ``Retry-After`` counts more.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        token: str | None = None,
+        concurrency: int = 16,
+        timeout: float = 3600.0,
+        retries: int = 5,
+        pause: float = 1.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise RecipeError(f"--endpoint {url}: write it like http://127.0.0.1:8000/v1")
+        self.url = url.rstrip("/")
+        self.model = model
+        self.token = token
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.retries = retries
+        self.pause = pause
+
+    def __call__(
+        self, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """See :data:`merganser.evaluation.generation.Backend`.
+
+        Raises:
+            InputError: when the server refuses, is not reached, or answers something else.
+        """
+        with ThreadPoolExecutor(self.concurrency) as crew:
+            waiting = {
+                crew.submit(self._complete, request, sampling): i
+                for i, request in enumerate(requests)
+            }
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            except BaseException:
+                crew.shutdown(cancel_futures=True)
+                raise
+
+    def _complete(self, request: Request, sampling: Sampling) -> Completion:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": _seed(sampling.seed, request.sample),
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if isinstance(request.prompt, str):
+            return self._read(self._ask("/completions", body | {"prompt": request.prompt}))
+        messages = [dict(message) for message in request.prompt]
+        return self._read(self._ask("/chat/completions", body | {"messages": messages}))
+
+    def _read(self, reply: Any) -> Completion:
+        try:
+            choice = reply["choices"][0]
+            message = choice.get("message", {})
+            if message.get("reasoning_content") or message.get("reasoning"):
+                raise InputError(
+                    f"{self.url}: takes the reasoning out of answers, so that they cannot be judged as "
+                    "a whole; start it without a reasoning parser"
+                )
+            text = message["content"] if "message" in choice else choice["text"]
+            tokens = reply["usage"]["completion_tokens"]
+            finish = choice["finish_reason"]
+            if not isinstance(tokens, int) or not isinstance(text, str | None):
+                raise TypeError("other types")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.url}: answers in another form than OpenAI's ({error!r:.80})"
+            ) from None
+        return Completion(text or "", tokens, "length" if finish == "length" else "stop")
+
+    def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        data = json.dumps(body).encode()
+        for attempt in range(self.retries + 1):
+            wait = self.pause * 2**attempt
+            try:
+                asked = urllib.request.Request(self.url + path, data, headers)
+                with urllib.request.urlopen(asked, timeout=self.timeout) as reply:
+                    return json.load(reply)
+            except urllib.error.HTTPError as error:
+                with error:
+                    told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+                    problem = f"says {error.code}: {told}"
+                    after = error.headers.get("Retry-After", "")
+                if error.code not in BUSY:
+                    break
+                wait = float(after) if after.isdigit() else wait
+            except (OSError, http.client.HTTPException) as error:
+                problem = f"is not reached ({str(getattr(error, 'reason', error))[:120]})"
+            except ValueError:
+                problem = "answers something that is not JSON"
+            if attempt < self.retries:
+                time.sleep(min(wait, 60.0))
+        raise InputError(f"{self.url}{path}: {problem}")
+
+
+def _seed(seed: int, sample: int) -> int:
+    digest = hashlib.sha256(f"{seed} {sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "little") >> 1

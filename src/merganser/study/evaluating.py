@@ -1,0 +1,481 @@
+"""A sweep that is evaluated: base, experts and every point scored in memory, the chosen ones written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import operator
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from merganser import __version__, engine, recipe
+from merganser.chain import up_to_date
+from merganser.engine.events import Listener, ignore
+from merganser.errors import RecipeError, ResourceError
+from merganser.evaluation import running
+from merganser.evaluation import samples as kept_samples
+from merganser.evaluation import tasks as languages
+from merganser.evaluation.endpoint import Endpoint
+from merganser.evaluation.generation import Backend
+from merganser.evaluation.statistics import Direction
+from merganser.evaluation.tasks import Evaluate, Task
+from merganser.planning import Config, Plan, plan
+from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
+from merganser.recipe.steps import folder_name
+from merganser.sinks import NullSink
+from merganser.study import front, results, sweep
+from merganser.study.language import Point, find_point, read_pattern
+from merganser.study.live import Computing, LiveModel, model_key
+from merganser.study.results import Entry, Results, Role
+
+SAMPLES = "samples"
+"""The folder of completions, beside the points' folders."""
+
+Progress = Callable[[str, int, int], None]
+"""Told of a model's name, how many completions are there, and of how many."""
+
+
+class Study(Evaluate):
+    """An ``evaluate:`` block of a sweep."""
+
+    keep: str | dict[str, str | list[str]] = "all"
+    base: str | None = None
+    experts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model of the study, before it is scored."""
+
+    entry: Entry
+    plan: Plan
+    point: Point | None = None
+
+
+def evaluate_sweep(
+    config: Config,
+    out: str | Path,
+    *,
+    only: Sequence[str] = (),
+    write: bool = True,
+    force: bool = False,
+    threads: int | None = None,
+    memory: int | None = None,
+    public: bool = False,
+    write_card: bool = True,
+    copy_tokenizer: bool = True,
+    on_event: Listener = ignore,
+    on_progress: Progress = lambda _name, _done, _all: None,
+    **options: Any,
+) -> Results:
+    """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
+
+    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``. What is kept there
+    from the same plans, problems and settings is not generated again.
+
+    Args:
+        config: a file with ``sweep:`` and ``evaluate:`` blocks, or a mapping.
+        out: the folder of the study.
+        only: conditions on the points, such as ``w=0.7,0.9``.
+        write: False to write no models, whatever the rule says.
+        force, threads, memory, public, write_card, copy_tokenizer, on_event: as in
+            :func:`merganser.study.sweep.sweep`, for the points that are written.
+        on_progress: told of the completions.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: of the kind that fits; completions that are there are kept.
+    """
+    pattern = read_pattern(config, "sweep", options.get("strictness", "normal"))
+    document = pattern.document
+    block, tasks = load_block(document, pattern.folder)
+    directions = languages.score_names(tasks)
+    rule = parse_rule(block.keep, directions, document)
+    home = Path(os.path.abspath(out))  # noqa: PTH100
+    planned = sweep.plan_points(config, only, **options)
+    with ExitStack() as stack:
+        for _, decided in planned:
+            stack.enter_context(closing(decided))
+        points = [_Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
+        others = _others(block, points, pattern.folder, document, options)
+        for model in others:
+            stack.enter_context(closing(model.plan))
+        _check_names([*others, *points])
+        _make(home / SAMPLES)
+        live = LiveModel(
+            device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
+        )
+        scored = [_score(m, tasks, live, home, on_progress) for m in (*others, *points)]
+        scored = _measured(scored, [*others, *points], threads)
+        chosen = rule(scored)
+        kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
+        if write and kept:
+            sweep.merge_points(
+                kept,
+                home,
+                force=force,
+                threads=threads,
+                memory=memory,
+                public=public,
+                write_card=write_card,
+                copy_tokenizer=copy_tokenizer,
+                on_event=on_event,
+            )
+        plans = {p.entry.name: p.plan for p in points}
+        there = {name for name, decided in plans.items() if up_to_date(home / name, decided)}
+        scored = [replace(e, folder=e.name) if e.name in there else e for e in scored]
+    found = Results(
+        name=Path(document.file).stem if document.file else "study",
+        recipe=document.text or "",
+        directions=directions,
+        settings=_settings(tasks, live),
+        entries=tuple(scored),
+        chosen=chosen,
+    )
+    results.write(found, home)
+    return found
+
+
+def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
+    """The ``evaluate:`` block of a study's file, and its tasks.
+
+    Raises:
+        MerganserError: of the kind that fits, with file and line.
+    """
+    if not isinstance(document.data, dict) or "evaluate" not in document.data:
+        raise document.error("there is no evaluate: block that says how models are scored")
+    block = languages.read_block(document, ("evaluate",), Study)
+    return block, languages.make_tasks(block, document, ("evaluate",), folder)
+
+
+def settle(text: str, beside: Path | None = None, **options: Any) -> Plan:
+    """The plan that is one model as it is.
+
+    Args:
+        text: a reference, as recipes have it.
+        beside: the folder that it is looked for in too.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: when there is none.
+    """
+    data = {"merge_method": "passthrough", "models": [{"model": text}]}
+    parsed = recipe.validate(Document(data), beside, "normal")
+    known = {k: v for k, v in options.items() if k in ("weights", "checkpoints")}
+    return plan(parsed, **known)
+
+
+def _others(
+    block: Study,
+    points: Sequence[_Model],
+    folder: Path | None,
+    document: Document,
+    options: Mapping[str, Any],
+) -> list[_Model]:
+    """The base and the experts of all points, each once: first the bases."""
+    merged: dict[str, ModelReference] = {}
+    bases: dict[str, ModelReference] = {}
+    for point in points:
+        parsed: ParsedRecipe = point.plan.recipe
+        written = parsed.recipe
+        inputs = [written.models or [], written.slices or [], written.modules or {}]
+        merged |= {r.text: r for _, r in model_references(inputs)}
+        if written.base_model is not None:
+            bases[written.base_model.text] = written.base_model
+    if block.base is not None:
+        try:
+            bases = {block.base: recipe.parse_reference(block.base)}
+        except ValueError as error:
+            raise document.error(f"evaluate.base: {error}", ("evaluate", "base")) from None
+    else:
+        bases = {text: r for text, r in bases.items() if text not in merged}
+    wanted: list[tuple[ModelReference, Role]] = [(r, "base") for r in bases.values()]
+    if block.experts:
+        wanted += [(r, "expert") for text, r in merged.items() if text not in bases]
+    taken = {point.entry.name.casefold() for point in points}
+    found: list[_Model] = []
+    for reference, role in wanted:
+        name = folder_name(reference.name)
+        if name.casefold() in taken:
+            name = folder_name(reference.text).strip("._-")[-150:]
+        if name.casefold() in taken:
+            name = f"{name}_{role}{len(found)}"
+        taken.add(name.casefold())
+        decided = settle(reference.text, folder, **options)
+        found.append(_Model(Entry(name, role, model=reference.text), decided))
+    return found
+
+
+def _check_names(models: Sequence[_Model]) -> None:
+    for model in models:
+        if model.point is not None and model.entry.name.casefold() == SAMPLES:
+            raise RecipeError(f"a point cannot be called {SAMPLES!r}: its folder holds completions")
+
+
+def _score(
+    model: _Model, tasks: Sequence[Task], live: LiveModel, home: Path, on_progress: Progress
+) -> Entry:
+    outcome: list[engine.Outcome] = []
+
+    own = f"{SAMPLES}/{model.entry.name}.jsonl"
+    found = running.evaluate(
+        live.backend_of(model.plan, outcome.append if model.point is not None else None),
+        tasks,
+        key=model_key(model.plan, live),
+        samples=home / own,
+        on_progress=lambda done, everything: on_progress(model.entry.name, done, everything),
+    )
+    entry = replace(model.entry, scores=found.scores, samples=own)
+    return _weighed(entry, model, outcome[0]) if outcome else entry
+
+
+def _measured(
+    entries: Sequence[Entry], models: Sequence[_Model], threads: int | None
+) -> list[Entry]:
+    """The weights of points that were not blended now, because all of their completions were there."""
+    missing = [i for i, m in enumerate(models) if m.point and not entries[i].weights]
+    plans = [models[i].plan for i in missing]
+    found = list(entries)
+    for start in range(0, len(plans), sweep.MOST_TOGETHER):
+        some = plans[start : start + sweep.MOST_TOGETHER]
+        outcomes = engine.run(some, [NullSink() for _ in some], threads=threads)
+        for i, outcome in zip(missing[start:], outcomes, strict=False):
+            found[i] = _weighed(found[i], models[i], outcome)
+    return found
+
+
+def _weighed(entry: Entry, model: _Model, outcome: engine.Outcome) -> Entry:
+    """An entry with its requested and effective weights, those of a base left out."""
+    if outcome.report is None:
+        return entry
+    written = model.plan.recipe.recipe
+    inputs = [written.models or [], written.slices or [], written.modules or {}]
+    merged = {r.text for _, r in model_references(inputs)}
+    own = [m for m in outcome.report.models if m.model in merged]
+    return replace(
+        entry,
+        weights={m.model: m.requested for m in own if m.requested is not None},
+        effective={m.model: m.effective for m in own if m.effective is not None},
+    )
+
+
+def _settings(tasks: Sequence[Task], live: LiveModel) -> dict[str, Any]:
+    versions = {"merganser": __version__}
+    for name in ("torch", "transformers", "math-verify"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "tasks": languages.describe(tasks),
+        "device": live.device,
+        "dtype": live.computing,
+        "versions": versions,
+    }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
+# -- which points are kept --------------------------------------------------------------------------
+
+Rule = Callable[[Sequence[Entry]], dict[str, str]]
+"""Names of the points that are kept, with the reason."""
+
+_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_BEST = re.compile(r"(max|min|best)[:\s]\s*(\S+)(?:\s+with\s+(.+))?")
+_CONDITION = re.compile(r"(\S+?)\s*(>=|<=|>|<)\s*(\S+)")
+
+
+def parse_rule(
+    keep: str | Mapping[str, str | list[str]],
+    directions: Mapping[str, Direction],
+    document: Document,
+) -> Rule:
+    """Read which points are written.
+
+    Args:
+        keep: ``all``, ``none``, ``front`` (with all scores, or ``{front: [accuracy, format]}``),
+            ``best: accuracy``, or ``max accuracy with format >= 0.95 and tokens < 500``.
+        directions: the scores that there are.
+        document: for the address of what is wrong.
+
+    Raises:
+        RecipeError: when it is none of these, or speaks of a score that there is not.
+    """
+
+    def error(message: str) -> RecipeError:
+        return document.error(f"evaluate.keep: {message}", ("evaluate", "keep"))
+
+    def known(name: str) -> str:
+        if name not in directions:
+            raise error(f"there is no score {name!r}; there are {', '.join(directions)}")
+        return name
+
+    if not isinstance(keep, str):
+        if len(keep) != 1 or next(iter(keep)) not in ("best", "front"):
+            raise error("a mapping is {best: SCORE} or {front: [SCORE, SCORE]}")
+        [(word, value)] = keep.items()
+        names = [value] if isinstance(value, str) else list(value)
+        if word == "front":
+            chosen = {known(name): directions[name] for name in names}
+            return _front(chosen, f"front of {', '.join(chosen)}")
+        if not isinstance(value, str):
+            raise error("best takes one score")
+        keep = f"best: {value}"
+    text = " ".join(keep.split())
+    if text == "all":
+        return lambda entries: {e.name: text for e in entries if e.role == "point"}
+    if text == "none":
+        return lambda entries: {}
+    if text == "front":
+        return _front(directions, text)
+    match = _BEST.fullmatch(text)
+    if match is None:
+        raise error(
+            f"{text!r} is none of all, none, front, best: SCORE, max SCORE with SCORE >= NUMBER"
+        )
+    way, score, wished = match.groups()
+    known(score)
+    way = directions[score] if way == "best" else way
+    conditions = []
+    for part in wished.split(" and ") if wished else ():
+        condition = _CONDITION.fullmatch(part.strip())
+        try:
+            assert condition is not None
+            limit = float(condition[3])
+        except (AssertionError, ValueError):
+            raise error(f"{part!r} is no condition like format >= 0.95") from None
+        conditions.append((known(condition[1]), _COMPARISONS[condition[2]], limit))
+    return _best(score, way, conditions, text)
+
+
+def _front(directions: Mapping[str, Direction], told: str) -> Rule:
+    def rule(entries: Sequence[Entry]) -> dict[str, str]:
+        found = front.non_dominated(entries, directions)
+        return {entry.name: told for entry in found if entry.role == "point"}
+
+    return rule
+
+
+def _best(
+    score: str,
+    way: str,
+    conditions: Sequence[tuple[str, Callable[[float, float], bool], float]],
+    told: str,
+) -> Rule:
+    def rule(entries: Sequence[Entry]) -> dict[str, str]:
+        allowed = [
+            entry
+            for entry in entries
+            if entry.role == "point"
+            and all(holds(entry.scores[name].mean, limit) for name, holds, limit in conditions)
+        ]
+        if not allowed:
+            return {}
+        most = max if way == "max" else min
+        best = most(allowed, key=lambda entry: entry.scores[score].mean)
+        return {best.name: told}
+
+    return rule
+
+
+# -- one model --------------------------------------------------------------------------------------
+
+
+def evaluate_model(
+    model: str,
+    tasks_file: str | Path,
+    *,
+    samples: Path | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    concurrency: int = 16,
+    device: str | None = None,
+    dtype: Computing | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    on_progress: Progress = lambda _name, _done, _all: None,
+) -> Results:
+    """Score one model, without writing it.
+
+    Args:
+        model: a reference as recipes have it, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
+            model at ``endpoint``.
+        tasks_file: a file of tasks, or one with an ``evaluate:`` block.
+        samples: the file of kept completions; None to keep none.
+        endpoint: URL of a server that speaks OpenAI's protocol; None to run the model here.
+        token: for the server.
+        concurrency: requests at once.
+        device, dtype, batch_size: in place of the file's.
+        threads: of the merge.
+        on_progress: told of the completions.
+
+    Returns:
+        Results of one entry.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    block, tasks = languages.load(tasks_file)
+    live = LiveModel(
+        device=device or block.device,
+        dtype=dtype or block.dtype,
+        batch_size=batch_size or block.batch_size,
+        threads=threads,
+    )
+    with ExitStack() as stack:
+        if endpoint is not None:
+            backend: Backend = Endpoint(endpoint, model, token=token, concurrency=concurrency)
+            key, name = f"endpoint {endpoint} {model}", model
+        else:
+            decided, name = _planned(model)
+            stack.enter_context(closing(decided))
+            key, backend = model_key(decided, live), live.backend_of(decided)
+        found = running.evaluate(
+            backend,
+            tasks,
+            key=key,
+            samples=samples,
+            on_progress=lambda done, everything: on_progress(name, done, everything),
+        )
+    settings = _settings(tasks, live) if endpoint is None else {"endpoint": endpoint}
+    entry = Entry(name, "expert", model=model, scores=found.scores)
+    return Results(name, "", languages.score_names(tasks), settings, (entry,))
+
+
+def judge_again(samples: Path, tasks_file: str | Path) -> Results:
+    """Judge kept completions by the scorers of a file of tasks, without running a model.
+
+    Raises:
+        MerganserError: of the kind that fits, such as where a problem has no completion.
+    """
+    _, tasks = languages.load(tasks_file)
+    judged = running.judge(tasks, kept_samples.read(samples))
+    entry = Entry(samples.stem, "expert", scores=running.scores(tasks, judged))
+    settings = {"tasks": languages.describe(tasks)}
+    return Results(samples.stem, "", languages.score_names(tasks), settings, (entry,))
+
+
+def _planned(model: str) -> tuple[Plan, str]:
+    """The plan of a model, however it is named, and a short name."""
+    point = find_point(model)
+    if point is not None:
+        return plan(point.recipe), point.name
+    if model.endswith((".yml", ".yaml")) and Path(model).is_file():
+        return plan(model), Path(model).stem
+    decided = settle(model)
+    return decided, decided.sources[decided.donor].reference.name
