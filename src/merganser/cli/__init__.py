@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from merganser import __version__
-from merganser.cli import catalogue, evaluations, merges, publishing, studies
+from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
 from merganser.errors import MerganserError, ResourceError
 
 INTERRUPTED = 130
@@ -105,6 +105,8 @@ for command in (
     studies.report,
     publishing.card,
     publishing.push,
+    talking.generate,
+    talking.chat,
     catalogue.inspect,
     catalogue.list_methods,
     catalogue.schema,

@@ -96,9 +96,9 @@ def push(
         click.confirm("Send this?", abort=True, err=True)
     try:
         done = publishing.push(decided, state, progress=not (quiet or as_json))
-    except KeyboardInterrupt:
-        click.echo("merganser: interrupted; the same command goes on where it was", err=True)
-        raise click.exceptions.Exit(130) from None
+    except KeyboardInterrupt as error:
+        error.add_note("the same command goes on where it was")
+        raise
     if as_json:
         print_json({"commits": dict(done.commits), "collection": done.collection})
         return

@@ -6,7 +6,9 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +91,58 @@ class Inference:
             order = order[size:]
             yield from zip(chosen, found, strict=True)
 
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """One completion's text as it comes: the one that a call gives for the prompt's first sample.
+
+        The model works in a thread of its own until it is done, or the iterator is closed. Stop texts are not
+        looked for.
+
+        Returns:
+            The whole completion.
+
+        Raises:
+            InputError: when the model cannot take the prompt.
+            ResourceError: when memory does not suffice.
+        """
+        row = self._encode(prompt)
+        told: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+        closed = threading.Event()
+        feed = _Feed(told, closed)
+
+        def work() -> None:
+            import torch
+
+            try:
+                with torch.inference_mode():
+                    self._generate([row], [Request(prompt)], sampling, streamer=feed)
+            except _Closed:
+                pass
+            except BaseException as error:
+                told.put(error)
+            told.put(None)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        tokens: list[int] = []
+        shown = ""
+        try:
+            while (found := told.get()) is not None:
+                if isinstance(found, BaseException):
+                    if _out_of_memory(found):
+                        raise ResourceError(f"{self.label}: memory does not suffice") from None
+                    raise found
+                tokens += found
+                text = self._completion(tokens, sampling).text
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a letter
+                    yield text[len(shown) :]
+                    shown = text
+            completion = self._completion(tokens, sampling)
+            yield completion.text[len(shown) :]
+            return completion
+        finally:
+            closed.set()
+            worker.join()
+
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             ids = self.tokenizer(prompt)["input_ids"]
@@ -118,6 +172,18 @@ class Inference:
     def _complete(
         self, rows: Sequence[Sequence[int]], requests: Sequence[Request], sampling: Sampling
     ) -> list[Completion]:
+        output = self._generate(rows, requests, sampling)
+        width = max(map(len, rows))
+        return [self._completion(row[width:].tolist(), sampling) for row in output.cpu()]
+
+    def _generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        streamer: Any = None,
+    ) -> torch.Tensor:
+        """Tokens of prompts, padded on the left to one length, and completions, padded on the right."""
         import torch
 
         transformers = extras.load("transformers", "eval")
@@ -142,14 +208,15 @@ class Inference:
         if sampling.temperature > 0:
             processors.append(_drawing([_seeded(r, sampling) for r in requests], sampling, width))
         device = self.model.device
-        output = self.model.generate(
+        output: torch.Tensor = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=processors,
             tokenizer=self.tokenizer if sampling.stop else None,
+            streamer=streamer,
         )
-        return [self._completion(row[width:].tolist(), sampling) for row in output.cpu()]
+        return output
 
     def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
         ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
@@ -182,6 +249,28 @@ class Inference:
         return int(
             min(MOST_AT_ONCE, max(1, MEMORY_SHARE * _free_memory(self.model.device) // each))
         )
+
+
+class _Closed(Exception):
+    """Nobody listens to a stream any more."""
+
+
+class _Feed:
+    """What transformers tells of new tokens, as its ``streamer``: first the prompt, then one at a time."""
+
+    def __init__(self, told: queue.SimpleQueue[Any], closed: threading.Event) -> None:
+        self.told = told
+        self.closed = closed
+        self.begun = False
+
+    def put(self, tokens: torch.Tensor) -> None:
+        if self.closed.is_set():
+            raise _Closed
+        if self.begun:
+            self.told.put([int(token) for token in tokens.flatten()])
+        self.begun = True
+
+    def end(self) -> None: ...
 
 
 def _text(prompt: Prompt) -> str:

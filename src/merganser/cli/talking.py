@@ -1,0 +1,161 @@
+"""Commands that let models speak."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import click
+
+from merganser.cli.options import json_option, print_json
+from merganser.errors import RecipeError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(command: Command) -> Command:
+    """What both commands take."""
+    for option in reversed(
+        [
+            click.option(
+                "--with", "others", multiple=True, metavar="MODEL", help="Another model too."
+            ),
+            click.option(
+                "--max-tokens",
+                type=click.IntRange(1),
+                default=512,
+                show_default=True,
+                help="Length at which an answer is cut off.",
+            ),
+            click.option(
+                "--temperature",
+                type=click.FloatRange(0),
+                default=0.0,
+                show_default=True,
+                help="0 takes the most likely token always.",
+            ),
+            click.option(
+                "--top-p",
+                type=click.FloatRange(0, 1, min_open=True),
+                default=1.0,
+                show_default=True,
+                help="Draw from the fewest tokens of that share of the probability.",
+            ),
+            click.option(
+                "--seed", type=int, default=0, show_default=True, help="Of all that is drawn."
+            ),
+            click.option("--system", metavar="TEXT", help="A system prompt."),
+            click.option("--raw", is_flag=True, help="Plain text, without the chat template."),
+            click.option(
+                "--device", default="auto", show_default=True, help="Such as cpu or cuda:1."
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                default="auto",
+                show_default=True,
+                help="What is computed in; auto is float32 on the CPU.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt")
+@_options
+@json_option
+def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
+    """Let MODEL answer PROMPT (- reads it from stdin).
+
+    MODEL is a folder, a Hub id, a training run, a recipe.yml, or a point of a sweep: SWEEP.yml#w=0.7 or
+    SWEEP.yml#NAME. Merges are blended in memory; nothing is written.
+    """
+    from merganser import tables
+    from merganser.study import talking
+    from merganser.study.live import LiveModel
+
+    gc.enable()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise RecipeError("the prompt is empty")
+    models = [model, *options["others"]]
+    with tables.Columns(models, silent=as_json) as columns:
+        answers = talking.generate(
+            models,
+            text,
+            _sampling(options),
+            system=options["system"],
+            raw=options["raw"],
+            live=LiveModel(device=options["device"], dtype=options["dtype"]),
+            on_text=columns.add,
+        )
+    if as_json:
+        print_json({"prompt": text, "answers": [asdict(answer) for answer in answers]})
+
+
+@click.command()
+@click.argument("model")
+@_options
+def chat(model: str, **options: Any) -> None:
+    """Talk with MODEL, which is what it is for `generate`.
+
+    /reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer.
+    """
+    from merganser import tables
+    from merganser.study import talking
+    from merganser.study.live import LiveModel
+
+    gc.enable()
+    models = [model, *options["others"]]
+    talks = talking.conversations(
+        models,
+        lambda: LiveModel(device=options["device"], dtype=options["dtype"]),
+        system=options["system"],
+        raw=options["raw"],
+    )
+    sampling = _sampling(options)
+    while (text := _said()) is not None:
+        if text == "/quit":
+            break
+        if text == "/reset":
+            for talk in talks:
+                talk.reset()
+        elif text.startswith("/"):
+            click.echo("there are /reset and /quit", err=True)
+        elif text:
+            with tables.Columns(models) as columns:
+                for index, talk in enumerate(talks):
+                    try:
+                        with closing(talk.answer(text, sampling)) as answer:
+                            for part in answer:
+                                columns.add(index, part)
+                    except KeyboardInterrupt:
+                        columns.add(index, " …")
+
+
+def _said() -> str | None:
+    """A line of the user's; None at the end."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 — lines can be edited, and come back
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+
+
+def _sampling(options: dict[str, Any]) -> Any:
+    from merganser.evaluation.generation import Sampling
+
+    return Sampling(
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        max_tokens=options["max_tokens"],
+        seed=options["seed"],
+    )

@@ -1,0 +1,220 @@
+"""Talking with models: folders, Hub ids, training runs, recipes and points of sweeps, none of them written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from merganser.errors import RecipeError
+from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
+from merganser.planning import Plan, plan
+from merganser.study.language import is_sweep
+from merganser.study.live import LiveModel
+from merganser.study.sweep import plan_points
+
+RECIPES = (".yml", ".yaml")
+
+
+def find(reference: str) -> tuple[str, Plan]:
+    """What a reference speaks of: its short name, and the plan to blend it.
+
+    ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points of a sweep,
+    ``recipe.yml`` is a merge, anything else a model as recipes name them.
+
+    Raises:
+        RecipeError: when it is no point, or more than one.
+        InputError: when there is no such model.
+    """
+    file, marked, which = reference.partition("#")
+    if file.endswith(RECIPES) and (marked or Path(file).is_file()):
+        path = Path(file)
+        if not marked:
+            if is_sweep(path):
+                raise RecipeError(f"{file}: is a sweep; say which point: {file}#w=0.7, or by name")
+            return path.stem, plan(path)
+        return _point(path, which)
+    data = {"merge_method": "passthrough", "models": [{"model": reference}]}
+    decided = plan(data)
+    return decided.sources[0].reference.name, decided
+
+
+def _point(file: Path, which: str) -> tuple[str, Plan]:
+    only = which.split("&") if "=" in which else [f"name={which}"]
+    found = plan_points(file, only)
+    if len(found) == 1:
+        [(point, decided)] = found
+        return point.name, decided
+    for _, decided in found:
+        decided.close()
+    names = ", ".join(point.name for point, _ in found[:5])
+    raise RecipeError(f"{file}#{which}: these are {len(found)} points ({names} …); choose one")
+
+
+@dataclass
+class Voice:
+    """A model that can be talked with.
+
+    Attributes:
+        name: for people.
+        live: the model.
+        raw: whether it is given plain text, without its chat template.
+    """
+
+    name: str
+    live: LiveModel
+    raw: bool = False
+
+    @property
+    def chats(self) -> bool:
+        """Whether messages are put into its chat template."""
+        return not self.raw and bool(getattr(self.live.tokenizer, "chat_template", None))
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Messages as the model is given them: as they are, or one after the other as plain text."""
+        if self.chats:
+            return messages
+        return "\n\n".join(message["content"] for message in messages)
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> Generator[str, None, Completion]:
+        """The model's answer as it comes."""
+        return self.live.backend.stream(self.prompt(messages), sampling)
+
+
+@dataclass
+class Conversation:
+    """Messages with one model, to which each answer is added, as far as it came."""
+
+    voice: Voice
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def answer(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
+        """Say something; the answer comes in parts."""
+        self.messages.append({"role": "user", "content": text})
+        parts: list[str] = []
+        try:
+            with closing(self.voice.stream(tuple(self.messages), sampling)) as answer:
+                for part in answer:
+                    parts.append(part)
+                    yield part
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(parts)})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model said.
+
+    Attributes:
+        model: as it was asked for.
+        name: short.
+        text: without special tokens.
+        tokens: how many it took.
+        finish: why it ended: ``stop`` or ``length``.
+    """
+
+    model: str
+    name: str
+    text: str
+    tokens: int
+    finish: str
+
+
+def generate(
+    references: Sequence[str],
+    text: str,
+    sampling: Sampling,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    live: LiveModel | None = None,
+    on_text: Callable[[int, str], None] = lambda index, part: None,
+) -> list[Answer]:
+    """Let models answer, one after the other, in one live model.
+
+    Args:
+        references: the models; see :func:`find`.
+        text: what they are asked.
+        sampling: how they answer.
+        system: a system prompt.
+        raw: give them the text as it is, without a chat template.
+        live: the live model; a new one if None.
+        on_text: told of each part of an answer as it comes, with the model's place in ``references``.
+
+    Raises:
+        MerganserError: of the kind that fits; all models are looked for before the first is asked.
+    """
+    stage = live or LiveModel()
+    answers = []
+    with ExitStack() as stack:
+        found = [find(reference) for reference in references]
+        for _, decided in found:
+            stack.callback(decided.close)
+        for index, (reference, (name, decided)) in enumerate(zip(references, found, strict=True)):
+            stage.become(decided, report=False)
+            voice = Voice(name, stage, raw)
+            messages = Conversation(voice, system).messages
+            if system and not voice.chats:
+                raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+            asked = voice.prompt([*messages, {"role": "user", "content": text}])
+            answer = stage.backend.stream(asked, sampling)
+            said = _heard(answer, partial(on_text, index))
+            answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
+    return answers
+
+
+def _heard(answer: Generator[str, None, Completion], tell: Callable[[str], None]) -> Completion:
+    """An answer as a whole, each part told as it comes."""
+    while True:
+        try:
+            tell(next(answer))
+        except StopIteration as end:
+            said: Completion = end.value
+            return said
+        except BaseException:
+            answer.close()
+            raise
+
+
+def conversations(
+    references: Sequence[str],
+    make: Callable[[], LiveModel] = LiveModel,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+) -> list[Conversation]:
+    """A conversation with each of some models, which all stay in memory.
+
+    Args:
+        references: the models; see :func:`find`.
+        make: makes a live model.
+        system, raw: as in :func:`generate`.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    talks = []
+    for reference in references:
+        name, decided = find(reference)
+        live = make()
+        try:
+            live.become(decided, report=False)
+        finally:
+            decided.close()
+        voice = Voice(name, live, raw)
+        if system and not voice.chats:
+            raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+        talks.append(Conversation(voice, system))
+    return talks
