@@ -20,7 +20,7 @@ import merganser
 from conftest import RecipeFile, assert_one_line, tree
 from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
-from merganser.study import history, results
+from merganser.study import cards, history, results
 from merganser.study.exploration import Candidate, Standing, best, explore
 from merganser.study.optimisers import Front, Verdict
 from merganser.study.space import Axis, load_search
@@ -574,6 +574,9 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     assert [score.problems for score in scored.values()] == [6] * 4
     assert apart.points[0].scores["letters"].problems == 2
     assert apart.chosen == found.chosen
+    place = cards.find(out / name)
+    assert place is not None
+    assert place.entry.scores == apart.points[0].scores
 
     by_hand = load_search(story).pattern.point(
         found.points[int(name[-1]) - 1].values, int(name[-1])

@@ -36,11 +36,14 @@ class Place:
 def find(folder: Path) -> Place | None:
     """The study that a folder lies in, if it is one of its points and was scored.
 
+    Of a search, scores on what was held out go before those that it was chosen by.
+
     Raises:
         InputError: when there are results beside it that cannot be read.
     """
     own = folder.resolve()
-    for home in own.parents[:2]:
+    around = own.parents[:2]
+    for home in (place for parent in around for place in (parent / studies.HELD_OUT, parent)):
         if (home / studies.JSON_NAME).is_file():
             results = studies.read(home)
             for entry in results.points:

@@ -19,6 +19,9 @@ JSON_NAME = "results.json"
 CSV_NAME = "results.csv"
 FORMAT = 1
 
+HELD_OUT = "held_out"
+"""The folder, in that of a search, of the chosen ones' results on problems that it had not seen."""
+
 Role = Literal["point", "expert", "base"]
 """What a model is in a study: a merge, one of the merged models, or what they were trained from."""
 

@@ -19,12 +19,9 @@ from merganser.study import exploration, front, results
 from merganser.study.exploration import Candidate, Standing, Trial
 from merganser.study.language import Point
 from merganser.study.live import LiveModel, evaluate_plan
-from merganser.study.results import Entry, Results, Score
+from merganser.study.results import HELD_OUT, Entry, Results, Score
 from merganser.study.space import Search, load_search
 from merganser.study.sweep import SweepResult, merge_points, plan_all
-
-HELD_OUT = "held_out"
-"""The folder of the results of the chosen candidates on problems that the search has not seen."""
 
 SAMPLES = "samples"
 """The folder of completions."""
