@@ -273,6 +273,7 @@ def _compare(
         based,
         np.empty((3, BLOCK), np.float32),
         np.empty((3, BLOCK)),
+        np.empty(BLOCK, np.uint16),
         sums[cells],
         counts[cells],
     )
