@@ -39,7 +39,7 @@ def study(pair: tuple[Path, Path], recipe_file: RecipeFile, tmp_path: Path) -> P
         name="acc and b",
         recipe=SWEEP,
         directions={"accuracy": "max", "tokens": "min"},
-        settings={"temperature": 0.6, "file": str(tmp_path / "problems.jsonl")},
+        settings={"tasks": [{"task": "sums", "temperature": 0.6, "top_p": 0.95, "samples": 4}]},
         entries=(
             Entry("base", "base", str(tmp_path), scores=SCORES["acc"]),
             Entry("a", "expert", str(tmp_path / "a"), scores=SCORES["acc"]),
@@ -82,8 +82,8 @@ def test_the_numbers_are_those_of_the_results(study: Path) -> None:
                 assert float(number) == pytest.approx(value, abs=0.5000001 * 10**-decimals)
     assert named == {}
     assert "Chosen as: the knee of the front." in card.text
-    assert "w = 0.7" in card.text
-    assert "temperature 0.6" in card.text
+    assert "Completions: 4 a problem, temperature 0.6, top-p 0.95." in card.text
+    assert "One of 2 merges of the study `acc and b`, with w = 0.7." in card.text
     assert str(study.parent) not in card.text
     assert "![" in card.text
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")

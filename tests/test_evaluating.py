@@ -71,6 +71,9 @@ def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_p
         name if e.name == name else None for e in found.points
     ]
     assert (out / name / "model.safetensors").is_file()
+    card = (out / name / "README.md").read_text()
+    assert f"Chosen as: {found.chosen[name]}." in card.replace("&gt;", ">").replace("&lt;", "<")
+    assert (out / name / "front.png").is_file()
     assert sorted(p.name for p in out.iterdir()) == sorted(
         [name, "results.json", "results.csv", "samples"]
     )

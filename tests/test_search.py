@@ -584,7 +584,8 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     merganser.merge(by_hand.recipe, tmp_path / name)
     written = tree(out / name)
     for file, content in tree(tmp_path / name).items():
-        assert file == "merge_manifest.json" or written[file] == content
+        assert file in ("merge_manifest.json", "README.md") or written[file] == content
+    assert "held out of the search" in (out / name / "README.md").read_text()
 
     assert "candidate" not in run("search", story, out).split("chosen")[0].replace(
         "candidate  ", ""

@@ -129,9 +129,9 @@ def test_an_answer_can_be_stopped(sweep: Path, tmp_path: Path) -> None:
     ("model", "told"),
     [
         ("{sweep}", "#w=0.7"),
-        ("{sweep}#w=0.3,0.7", "2 points"),
+        ("{sweep}#w=0.3,0.7", "several points"),
         ("{sweep}#w=0.4", "no point"),
-        ("{sweep}#nothing", "no point"),
+        ("{sweep}#nothing", "no such point"),
         ("{folder}/nowhere.yml#w=1", "nowhere.yml"),
         ("{folder}/nowhere", "nowhere"),
     ],

@@ -22,15 +22,24 @@ PICTURE = "front.png"
 
 EVAL_RESULTS = Path(".eval_results", "merganser.yaml")
 
+_DRAWN = ("temperature", "top_p", "max_tokens", "seed")
+
 _BENCHMARK = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+):(?P<task>[\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a folder stands in a study."""
+    """Where a folder stands in a study.
+
+    Attributes:
+        results: what the study found.
+        entry: the folder's.
+        held_out: whether the scores are of problems that no search has seen.
+    """
 
     results: Results
     entry: Entry
+    held_out: bool = False
 
 
 def find(folder: Path) -> Place | None:
@@ -48,8 +57,19 @@ def find(folder: Path) -> Place | None:
             results = studies.read(home)
             for entry in results.points:
                 if entry.scores and (home / (entry.folder or entry.name)).resolve() == own:
-                    return Place(results, entry)
+                    return Place(results, entry, home.name == studies.HELD_OUT)
     return None
+
+
+def rewrite_all(home: Path, results: Results) -> None:
+    """Write the cards of all points of a study that were written, with their scores.
+
+    Raises:
+        MerganserError: as :func:`rewrite` does.
+    """
+    for entry in results.points:
+        if entry.folder is not None:
+            rewrite(home / entry.folder)
 
 
 def rewrite(
@@ -117,12 +137,12 @@ def text(
 
 
 def _scores(folder: Path, title: str, place: Place) -> Scores:
-    results, entry = place.results, place.entry
-    metadata = {"model-index": hub.model_index(title, list(_metrics(results, entry)))}
+    entry = place.entry
+    metadata = {"model-index": hub.model_index(title, list(_metrics(place.results, entry)))}
     picture = ""
     if (folder / PICTURE).is_file():
         picture = f"\n![The front of the study, with this model marked]({PICTURE})\n"
-    return Scores(_section(results, entry) + picture, metadata)
+    return Scores(_section(place) + picture, metadata)
 
 
 def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
@@ -145,7 +165,8 @@ def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
         }
 
 
-def _section(results: Results, entry: Entry) -> str:
+def _section(place: Place) -> str:
+    results, entry = place.results, place.entry
     names = [name for name in results.directions if name in entry.scores]
     arrows = {"max": "↑", "min": "↓"}
     heads = [f"{inline(name)} {arrows[results.directions[name]]}" for name in names]
@@ -166,10 +187,13 @@ def _section(results: Results, entry: Entry) -> str:
         f"\nMean ± standard error over {many} problems, with the 95 % interval by bootstrap over "
         "problems; ↑ more is better, ↓ less is better. Not rounded in this page's metadata."
     )
-    if settings := _settings(results.settings):
-        lines.append(f"Measured with {settings}.")
+    lines += _settings(results.settings)
+    if place.held_out:
+        lines.append("The problems were held out of the search that found this model.")
     values = ", ".join(f"{key} = {value}" for key, value in entry.values.items())
-    of = f"One of {len(results.points)} merges of the study `{inline(results.name)}`"
+    of = f"A merge of the study `{inline(results.name).replace('`', '')}`"
+    many = len(results.points)
+    of = of if place.held_out or many == 1 else of.replace("A merge", f"One of {many} merges")
     lines.append(f"\n{of}{f', with {inline(values)}' if values else ''}.")
     if rule := results.chosen.get(entry.name):
         lines.append(f"Chosen as: {inline(rule)}.")
@@ -199,15 +223,17 @@ def _notes(name: str, score: Score) -> str:
     )
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
-    """The settings that are numbers and plain words, which no paths are."""
-    found = [
-        f"{key.replace('_', ' ')} {value}"
-        for key, value in settings.items()
-        if isinstance(value, int | float)
-        or (isinstance(value, str) and re.fullmatch(r"[\w. +:-]{1,60}", value))
-    ]
-    return inline(", ".join(found))
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    """A sentence for each task on how completions were drawn; never its texts, or the files that they are from."""
+    tasks = settings.get("tasks")
+    lines = []
+    for task in tasks if isinstance(tasks, list) else []:
+        told = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
+        told += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]
+        told += [f"preset {task['preset']}"] if task.get("preset") else []
+        name = f" of `{task['task']}`" if len(tasks) > 1 and "task" in task else ""
+        lines.append(f"Completions{name}: {inline(', '.join(told))}.")
+    return lines
 
 
 def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tuple[str, str]]:

@@ -27,7 +27,7 @@ from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
 from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
-from merganser.study import front, results, sweep
+from merganser.study import cards, front, results, sweep
 from merganser.study.language import Point, find_point, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
 from merganser.study.results import Entry, Results, Role
@@ -137,6 +137,8 @@ def evaluate_sweep(
         chosen=chosen,
     )
     results.write(found, home)
+    if write_card:
+        cards.rewrite_all(home, found)
     return found
 
 

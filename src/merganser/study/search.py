@@ -15,7 +15,7 @@ from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
 from merganser.planning import Config, Plan, plan
-from merganser.study import exploration, front, results
+from merganser.study import cards, exploration, front, results
 from merganser.study.exploration import Candidate, Standing, Trial
 from merganser.study.language import Point
 from merganser.study.live import LiveModel, evaluate_plan
@@ -130,6 +130,8 @@ def search(
         )
         found = _with_folders(found, "", home)
         held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
+        if write_card:
+            cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
 
 

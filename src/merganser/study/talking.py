@@ -11,9 +11,8 @@ from pathlib import Path
 from merganser.errors import RecipeError
 from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
 from merganser.planning import Plan, plan
-from merganser.study.language import is_sweep
+from merganser.study.language import find_point, is_sweep
 from merganser.study.live import LiveModel
-from merganser.study.sweep import plan_points
 
 RECIPES = (".yml", ".yaml")
 
@@ -28,29 +27,17 @@ def find(reference: str) -> tuple[str, Plan]:
         RecipeError: when it is no point, or more than one.
         InputError: when there is no such model.
     """
-    file, marked, which = reference.partition("#")
-    if file.endswith(RECIPES) and (marked or Path(file).is_file()):
-        path = Path(file)
-        if not marked:
-            if is_sweep(path):
-                raise RecipeError(f"{file}: is a sweep; say which point: {file}#w=0.7, or by name")
-            return path.stem, plan(path)
-        return _point(path, which)
-    data = {"merge_method": "passthrough", "models": [{"model": reference}]}
-    decided = plan(data)
+    point = find_point(reference)
+    if point is not None:
+        return point.name, plan(point.recipe)
+    if reference.endswith(RECIPES) and Path(reference).is_file():
+        if is_sweep(reference):
+            raise RecipeError(
+                f"{reference}: is a sweep; say which point, by values ({reference}#w=0.7) or by name"
+            )
+        return Path(reference).stem, plan(reference)
+    decided = plan({"merge_method": "passthrough", "models": [{"model": reference}]})
     return decided.sources[0].reference.name, decided
-
-
-def _point(file: Path, which: str) -> tuple[str, Plan]:
-    only = which.split("&") if "=" in which else [f"name={which}"]
-    found = plan_points(file, only)
-    if len(found) == 1:
-        [(point, decided)] = found
-        return point.name, decided
-    for _, decided in found:
-        decided.close()
-    names = ", ".join(point.name for point, _ in found[:5])
-    raise RecipeError(f"{file}#{which}: these are {len(found)} points ({names} …); choose one")
 
 
 @dataclass
