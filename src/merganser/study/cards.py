@@ -191,9 +191,9 @@ def _section(place: Place) -> str:
     if place.held_out:
         lines.append("The problems were held out of the search that found this model.")
     values = ", ".join(f"{key} = {value}" for key, value in entry.values.items())
-    of = f"A merge of the study `{inline(results.name).replace('`', '')}`"
-    many = len(results.points)
-    of = of if place.held_out or many == 1 else of.replace("A merge", f"One of {many} merges")
+    count = len(results.points)
+    one = "A merge" if place.held_out or count == 1 else f"One of {count} merges"
+    of = f"{one} of the study `{inline(results.name).replace('`', '')}`"
     lines.append(f"\n{of}{f', with {inline(values)}' if values else ''}.")
     if rule := results.chosen.get(entry.name):
         lines.append(f"Chosen as: {inline(rule)}.")
@@ -225,9 +225,10 @@ def _notes(name: str, score: Score) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
     """A sentence for each task on how completions were drawn; never its texts, or the files that they are from."""
-    tasks = settings.get("tasks")
+    found = settings.get("tasks")
+    tasks = found if isinstance(found, list) else []
     lines = []
-    for task in tasks if isinstance(tasks, list) else []:
+    for task in tasks:
         told = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
         told += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]
         told += [f"preset {task['preset']}"] if task.get("preset") else []
