@@ -104,12 +104,15 @@ class Journal:
                 self.whole[entry["file"]] = entry["tensors"]
             self._size += len(line)
 
-    def keep_what_is_whole(self, plan: Plan, folder: Path) -> dict[str, TensorOutcome]:
+    def keep_what_is_whole(
+        self, plan: Plan, folder: Path, digest_inputs: bool
+    ) -> dict[str, TensorOutcome]:
         """Read the files that it says are whole; those that are not what it says are forgotten.
 
         Args:
             plan: the merge, which is the journal's.
             folder: where the files are.
+            digest_inputs: whether their inputs' digests must be known too.
 
         Returns:
             What is known of their tensors, by name.
@@ -120,6 +123,8 @@ class Journal:
         for shard in plan.shards:
             if shard.file in self.whole:
                 tensors = self.whole[shard.file]
+                if digest_inputs and not all(each["inputs"] for each in tensors.values()):
+                    continue
                 if _is_whole(folder / shard.file, shard, tensors, specs):
                     kept[shard.file] = tensors
                     known |= {name: _outcome(name, specs[name], tensors[name]) for name in tensors}
@@ -242,6 +247,8 @@ def _entry(outcome: TensorOutcome) -> dict[str, Any]:
             measured.share,
             measured.noise,
         ],
+        "nonfinite": outcome.nonfinite,
+        "inputs": outcome.inputs,
     }
 
 
@@ -251,7 +258,15 @@ def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOut
         *arrays, share, noise = entry["measurement"]
         gram, ideal, cross, differ = (np.array(array, np.float64) for array in arrays)
         measured = Measurement(gram, ideal, cross, differ, share, noise)
-    return TensorOutcome(name, spec, entry["digest"], tuple(entry["sources"]), measured)
+    return TensorOutcome(
+        name,
+        spec,
+        entry["digest"],
+        tuple(entry["sources"]),
+        measured,
+        tuple(entry["nonfinite"]),
+        tuple(entry["inputs"]),
+    )
 
 
 def files_of(whole: Sequence[str], plan: Plan) -> int:

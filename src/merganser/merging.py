@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from merganser import __version__, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_json
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
-from merganser.errors import RecipeError, ResourceError
+from merganser.errors import InputError, RecipeError, ResourceError
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
+
+
+OnNonfinite = Literal["warn", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ def merge(
     tensor_names: Names = "same",
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     truncate_embeddings: bool = False,
     write_card: bool = True,
@@ -91,6 +96,9 @@ def merge(
         tensor_names: what becomes of tensors that some models lack; see :func:`merganser.plan`.
         threads: how many; None for as many as pay off.
         memory: bytes that the process may take.
+        digest_inputs: write digests of all tensors that are read into the manifest, not of their
+            headers alone.
+        on_nonfinite: ``warn`` of values that are infinite or not a number, or make them an ``error``.
         public: write short names instead of local paths into card, recipe and manifest.
         truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
         write_card: whether to write ``README.md``.
@@ -127,6 +135,8 @@ def merge(
         leftover=_leftover(force, resume),
         threads=threads,
         memory=memory,
+        digest_inputs=digest_inputs,
+        on_nonfinite=on_nonfinite,
         public=public,
         write_card=write_card,
         copy_tokenizer=copy_tokenizer,
@@ -151,6 +161,8 @@ def write_folders(
     leftover: Leftover = "refuse",
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
@@ -163,7 +175,8 @@ def write_folders(
         plans: by the folders that they go to, absolute paths that :func:`check_output` lets pass.
         force: whether folders that are there are replaced.
         leftover: what becomes of unfinished merges.
-        threads, memory, public, write_card, copy_tokenizer, ancestors, on_event: as in :func:`merge`.
+        threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, ancestors,
+            on_event: as in :func:`merge`.
 
     Returns:
         A result for each, whose timings are those of all together.
@@ -177,14 +190,28 @@ def write_folders(
     manifests: list[dict[str, Any]] = []
     try:
         for folder, decided in plans.items():
-            partials.append(Partial(folder, decided, force=force, leftover=leftover))
+            partials.append(
+                Partial(
+                    folder, decided, force=force, leftover=leftover, digest_inputs=digest_inputs
+                )
+            )
+
+        def take_note(index: int, tensor: engine.TensorOutcome) -> None:
+            if on_nonfinite == "error":
+                _refuse_nonfinite(partials[index].plan, tensor)
+            partials[index].journal.note_tensor(tensor)
+
+        for partial in partials:
+            for tensor in partial.known.values() if on_nonfinite == "error" else ():
+                _refuse_nonfinite(plans[partial.folder], tensor)
         outcomes = engine.run(
             list(plans.values()),
             [partial.sink() for partial in partials],
             threads=threads,
             memory=memory,
+            digest_inputs=digest_inputs,
             made=[partial.known for partial in partials],
-            on_tensor=lambda index, tensor: partials[index].journal.note_tensor(tensor),
+            on_tensor=take_note,
             on_event=on_event,
         )
         merged = time.perf_counter()
@@ -267,6 +294,7 @@ def run_dry(
     *,
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
     on_event: Listener = ignore,
     **options: Any,
 ) -> MergeResult:
@@ -275,7 +303,7 @@ def run_dry(
     Args:
         config: as in :func:`merge`.
         sink: where to; None for nowhere.
-        threads, memory, on_event: as in :func:`merge`.
+        threads, memory, digest_inputs, on_event: as in :func:`merge`.
         options: of :func:`plan`.
     """
     began = time.perf_counter()
@@ -283,7 +311,12 @@ def run_dry(
     planned = time.perf_counter()
     try:
         [outcome] = engine.run(
-            [decided], [sink or NullSink()], threads=threads, memory=memory, on_event=on_event
+            [decided],
+            [sink or NullSink()],
+            threads=threads,
+            memory=memory,
+            digest_inputs=digest_inputs,
+            on_event=on_event,
         )
     finally:
         decided.close()
@@ -295,13 +328,22 @@ def run_dry(
 
 
 def verify(
-    folder: str | Path, *, recompute: bool = False, on_event: Listener = ignore
+    folder: str | Path,
+    *,
+    recompute: bool = False,
+    against: str | Path | None = None,
+    may_differ: Collection[str] = (),
+    on_event: Listener = ignore,
 ) -> list[str]:
-    """Check a merged folder against its manifest.
+    """Check a merged folder against its manifest: every file, and every tensor.
 
     Args:
         folder: one that :func:`merge` wrote.
-        recompute: compute the merge again from its inputs, and compare that too.
+        recompute: compute the merge again from its inputs, and compare that too, with the inputs'
+            own digests where the manifest has them.
+        against: the folder that the recipe's references start from, for ``recompute``, which it
+            implies; the recipe's own if None.
+        may_differ: files that somebody may have edited since.
         on_event: told of the progress.
 
     Returns:
@@ -312,32 +354,41 @@ def verify(
     """
     path = Path(folder)
     stated = manifest.read(path)
+    if not manifest.is_as_written(stated, path):
+        return [f"{manifest.NAME} is not what was written"]
+    problems = manifest.damage(stated, path, may_differ)
     reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
-    checkpoint = open_checkpoint(path)
-    found = run_dry(
-        reading,
-        DigestSink(),
-        on_event=on_event,
-        strictness="lenient",
-        checkpoints={str(path): checkpoint},
-    )
-    problems = manifest.difference(stated, manifest.tensor_digests([found.outcome]))
-    if recompute:
+    try:
+        found = run_dry(
+            reading,
+            DigestSink(),
+            on_event=on_event,
+            strictness="lenient",
+            checkpoints={str(path): open_checkpoint(path)},
+        )
+    except InputError as error:
+        if not problems:
+            raise
+        return [*problems, str(error)]
+    problems += manifest.difference(stated, manifest.tensor_digests([found.outcome]))
+    if recompute or against is not None:
         *_, written = recipe.load_all(path / manifest.RECIPE, "lenient")
-        home = stated["log"].get("recipe_folder")
-        results = stated["log"].get("results") or {}
+        home = against or stated["log"].get("recipe_folder") or path
+        results = {} if against is not None else stated["log"].get("results") or {}
         again = run_dry(
-            replace(written, folder=Path(home) if home else path).bound(
+            replace(written, folder=Path(home)).bound(
                 {name: Path(folder) for name, folder in results.items()}
             ),
             DigestSink(),
             on_event=on_event,
+            digest_inputs=any("tensors" in each for each in stated["inputs"]),
             arithmetic=stated["arithmetic"],
             rounding=stated["rounding"],
             seed=stated["seed"],
             weights=stated.get("weights"),
             tensor_names=stated.get("tensor_names", "same"),
         )
+        problems += manifest.different_inputs(stated, again.manifest)
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
         problems += [f"merged again from the inputs: {problem}" for problem in different]
     return problems
@@ -456,6 +507,28 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
         output.refuse_overlap(decided, folder)
 
 
+def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:
+    """Refuse a tensor with values that are infinite or not a number.
+
+    Raises:
+        InputError: when an input has some, or the output alone.
+    """
+    if not tensor.nonfinite:
+        return
+    job = next(job for job in decided.jobs if job.name == tensor.name)
+    *inputs, made = tensor.nonfinite
+    for read, count in zip(job.reads, inputs, strict=True):
+        if count:
+            label = decided.sources[read.source].checkpoint.label
+            raise InputError(
+                f"{label}: tensor {read.name!r} has {count} values that are infinite or not a number"
+            )
+    raise InputError(
+        f"tensor {tensor.name!r} of the result has {made} values that are infinite or not a number, "
+        "its inputs none; out_dtype: float32 may hold them"
+    )
+
+
 def _finish_folder(
     decided: Plan,
     outcome: engine.Outcome,
@@ -485,9 +558,9 @@ def _finish_folder(
     made["warnings"] += missing
     if public:
         made = manifest.made_public(made)
-    manifest.write(made, folder)
     if write_card:
         card.write_card(made, recipes[-1], folder, decided.recipe.recipe.name or title)
+    manifest.write(made, folder)
     return made
 
 

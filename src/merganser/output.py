@@ -253,7 +253,15 @@ class Partial:
         journal: takes note of files that become whole.
     """
 
-    def __init__(self, folder: Path, plan: Plan, *, force: bool, leftover: Leftover) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        *,
+        force: bool,
+        leftover: Leftover,
+        digest_inputs: bool = False,
+    ) -> None:
         """Take hold of it: of a new one, or of one that was left unfinished.
 
         Args:
@@ -261,6 +269,7 @@ class Partial:
             plan: the merge.
             force: whether the output folder may be replaced.
             leftover: what becomes of an unfinished merge.
+            digest_inputs: whether inputs' digests must be known of files that are gone on with.
 
         Raises:
             OutputExistsError: when another process is at work there, or what is there may not be
@@ -285,7 +294,7 @@ class Partial:
                 raise OutputExistsError(
                     f"{folder}: is there already and not empty; give --force to replace it"
                 )
-            self.known = self._take_over(leftover)
+            self.known = self._take_over(leftover, digest_inputs)
             self.journal.begin(plan)
             _sync(self._path)
         except BaseException as error:
@@ -307,7 +316,7 @@ class Partial:
                 return Lock(self._path / LOCK)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    def _take_over(self, leftover: Leftover) -> dict[str, TensorOutcome]:
+    def _take_over(self, leftover: Leftover, digest_inputs: bool) -> dict[str, TensorOutcome]:
         """Clear up what is there, but for the files that are whole and wanted."""
         stated = self.journal.stated
         if stated is not None and leftover == "refuse":
@@ -324,7 +333,7 @@ class Partial:
                 )
             self.journal.whole = {}
         self.new.mkdir(exist_ok=True)
-        known = self.journal.keep_what_is_whole(self.plan, self.new)
+        known = self.journal.keep_what_is_whole(self.plan, self.new, digest_inputs)
         for entry in self.new.iterdir():
             if entry.name not in self.journal.whole:
                 _remove(entry)

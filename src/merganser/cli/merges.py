@@ -87,7 +87,14 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
         else:
             from merganser.sinks import DigestSink, NullSink
 
-            for name in ("force", "resume", "public", "write_card", "copy_tokenizer"):
+            for name in (
+                "force",
+                "resume",
+                "on_nonfinite",
+                "public",
+                "write_card",
+                "copy_tokenizer",
+            ):
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
             result = merging.run_dry(config, chosen, on_event=on_event, **options)
@@ -267,14 +274,21 @@ def _plan_search(config: Path, as_json: bool, verbose: bool, options: dict[str, 
 @click.option(
     "--recompute", is_flag=True, help="Merge again from the inputs, and compare that too."
 )
+@click.option(
+    "--against",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The same, with inputs that lie in DIR as they lay beside the recipe.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
 @json_option
-def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
+def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_json: bool) -> None:
     """Check a merged FOLDER against its manifest."""
     from merganser import merging
 
     with progress(quiet or as_json) as on_event:
-        problems = merging.verify(folder, recompute=recompute, on_event=on_event)
+        problems = merging.verify(folder, recompute=recompute, against=against, on_event=on_event)
+    recompute = recompute or against is not None
     if as_json:
         print_json({"folder": str(folder), "recomputed": recompute, "problems": problems})
     for problem in problems:
@@ -283,6 +297,6 @@ def verify(folder: Path, recompute: bool, quiet: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(3)
     if not quiet and not as_json:
         click.echo(
-            f"{folder}: every tensor is what was merged"
+            f"{folder}: every file and tensor is what was merged"
             + (", and what its inputs give" if recompute else "")
         )

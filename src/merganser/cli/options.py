@@ -173,6 +173,18 @@ def running_options(command: Command) -> Command:
             help="Memory that the merge may take, such as 500MB.",
         ),
         click.option(
+            "--digest-inputs",
+            is_flag=True,
+            help="Write digests of all tensors that are read into the manifest.",
+        ),
+        click.option(
+            "--on-nonfinite",
+            type=click.Choice(["warn", "error"]),
+            default="warn",
+            show_default=True,
+            help="What becomes of values that are infinite or not a number.",
+        ),
+        click.option(
             "-q/ ",
             "--quiet/--no-quiet",
             default=False,

@@ -62,6 +62,7 @@ def run(
     memory: int | None = None,
     tile: int = TILE,
     report: bool = True,
+    digest_inputs: bool = False,
     made: Sequence[Mapping[str, TensorOutcome]] | None = None,
     on_tensor: Callable[[int, TensorOutcome], None] = lambda _index, _outcome: None,
     on_event: Listener = ignore,
@@ -75,6 +76,7 @@ def run(
         memory: bytes that the process may take, a bound on the buffers; None for no bound.
         tile: elements of a tile, a multiple of the cell's; the result does not depend on it.
         report: whether to measure effective weights.
+        digest_inputs: whether to compute digests of all tensors that are read.
         made: of each plan what is known of tensors that were made before, by their names; they are
             not made again.
         on_tensor: told of each tensor that is made, with the index of its plan, by any thread.
@@ -92,7 +94,7 @@ def run(
         raise ValueError(f"a tile is a multiple of {CELL} elements")
     threads, tile = _within(memory, threads or default_threads(plans), tile, plans)
     made = made or [{} for _ in plans]
-    crew = _Crew(plans, sinks, tile, report, made, on_tensor, on_event)
+    crew = _Crew(plans, sinks, tile, report, digest_inputs, made, on_tensor, on_event)
     to_do = [j for p, known in zip(plans, made, strict=True) for j in p.jobs if j.name not in known]
     on_event(Started(sum(job.spec.nbytes for job in to_do), len(to_do), threads))
     try:
@@ -146,6 +148,7 @@ class _Crew:
         sinks: Sequence[Sink],
         tile: int,
         report: bool,
+        digest_inputs: bool,
         made: Sequence[Mapping[str, TensorOutcome]],
         on_tensor: Callable[[int, TensorOutcome], None],
         on_event: Listener,
@@ -155,7 +158,8 @@ class _Crew:
         self._sinks = sinks
         self._on_tensor = on_tensor
         self._on_event = on_event
-        self._groups = group_jobs(plans, [sink.wants_digests for sink in sinks], report, tile, made)
+        wanted = [sink.wants_digests for sink in sinks]
+        self._groups = group_jobs(plans, wanted, report, tile, made, digest_inputs)
         self._open = 0
         self._most_open = 1
         self._ready: deque[Work] = deque()

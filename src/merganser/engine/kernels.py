@@ -930,6 +930,23 @@ def narrow(numbers, count, code, rounding, seed, start, into):
     _narrow(numbers, count, code, rounding, seed, start, into, 0)
 
 
+@njit(nogil=True, cache=True)
+def count_nonfinite(data, code):
+    """How many of a tile's numbers are infinite or not a number, by their bits."""
+    found = 0
+    if code == 3:
+        for bits in data.view(np.uint64):
+            found += (bits & np.uint64(0x7FF0000000000000)) == np.uint64(0x7FF0000000000000)
+    elif code == 2:
+        for bits in data.view(np.uint32):
+            found += (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    else:
+        exponent = np.uint16(0x7F80 if code == 0 else 0x7C00)
+        for bits in data.view(np.uint16):
+            found += (bits & exponent) == exponent
+    return found
+
+
 @register_jitable
 def _mix(word):
     """A permutation of the 64-bit words in which every bit reaches many."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,8 @@ class Part:
         counted: what the method's ``measure`` found.
         digests: uint64, by cells of the output's bytes; None if not wanted.
         sums: for the report; None if not wanted.
+        nonfinite: (input, count) of values that are infinite or not a number, in tiles where there
+            are any; -1 is the output.
     """
 
     plan: int
@@ -128,6 +130,7 @@ class Part:
     counted: Any = None
     digests: Array | None = None
     sums: Sums | None = None
+    nonfinite: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def codes(self) -> Array:
@@ -147,6 +150,15 @@ class Part:
             and self.combination is not None
             and self.each is None
             and self.job.cast is None
+        )
+
+    def may_be_nonfinite(self, cells: slice) -> bool:
+        """Whether there may be infinities or NaNs in some cells: the sums show it, where there are any."""
+        if self.sums is None:
+            return True
+        told = self.sums
+        return not np.isfinite(
+            told.gram[cells].sum() + told.cross[cells].sum() + told.noise[cells].sum()
         )
 
     @property

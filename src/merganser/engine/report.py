@@ -59,6 +59,9 @@ class TensorOutcome:
         digest: of its bytes, or None.
         sources: the inputs as indices of the plan's sources.
         measurement: None for copies, single inputs, and where no report was asked for.
+        nonfinite: how many values of each input, and last of the output, are infinite or not a
+            number; empty where none is, or the sink wants no digests.
+        inputs: digests of the inputs, if they were asked for.
     """
 
     name: str
@@ -66,6 +69,8 @@ class TensorOutcome:
     digest: str | None
     sources: tuple[int, ...]
     measurement: Measurement | None = None
+    nonfinite: tuple[int, ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

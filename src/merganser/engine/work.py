@@ -55,6 +55,7 @@ class Group:
         tile: elements of a tile.
         batches: parts that one call of the fused kernel serves, once they are prepared.
         left: tiles of the present round that are not done.
+        digests: uint64 for every row, by cells of its bytes; empty if not wanted.
     """
 
     numel: int
@@ -64,6 +65,7 @@ class Group:
     tile: int
     batches: tuple[Batch, ...] = ()
     left: int = 0
+    digests: tuple[Array, ...] = ()
     _preparing: list[Preparation] | None = None
     _waiting: list[tuple[Preparation, Pass]] = field(default_factory=list)
 
@@ -116,6 +118,10 @@ class Group:
             if count:
                 row.checkpoint.read(row.name, start * size, stored[: count * size].data)
 
+    def _input_digest(self, index: int) -> str:
+        row = self.rows[index]
+        return digest_of(row.checkpoint.specs[row.name], self.digests[index])
+
     def _sample(self, start: int, count: int) -> Array:
         inputs = np.empty((len(self.rows), count * self.itemsize), np.uint8)
         self.read(start, count, inputs)
@@ -129,7 +135,16 @@ class Group:
                 digest = digest_of(part.job.spec, part.digests)
             sources = tuple(read.source for read in part.job.reads)
             measurement = _measurement(part, part.sums) if part.sums is not None else None
-            outcome = TensorOutcome(part.job.name, part.job.spec, digest, sources, measurement)
+            inputs = tuple(self._input_digest(row) for row in part.rows) if self.digests else ()
+            outcome = TensorOutcome(
+                part.job.name,
+                part.job.spec,
+                digest,
+                sources,
+                measurement,
+                _counts(part),
+                inputs,
+            )
             yield part.plan, outcome
 
 
@@ -150,6 +165,7 @@ def group_jobs(
     report: bool,
     tile: int,
     made: Sequence[Mapping[str, object]],
+    digest_inputs: bool,
 ) -> Iterator[Group]:
     """Group the jobs of all plans by the first tensor that they read, in the order of the plans;
     without those whose tensors are made already."""
@@ -160,13 +176,13 @@ def group_jobs(
             if job.name in made[index]:
                 continue
             if len(plans) == 1:
-                yield _group(plans, [(index, job)], digests, report, sources, tile)
+                yield _group(plans, [(index, job)], digests, report, sources, tile, digest_inputs)
                 continue
             first = job.reads[0]
             key = (sources[index][first.source], first.name, job.spec.shape)
             together.setdefault(key, []).append((index, job))
     for jobs in together.values():
-        yield _group(plans, jobs, digests, report, sources, tile)
+        yield _group(plans, jobs, digests, report, sources, tile, digest_inputs)
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
@@ -188,6 +204,7 @@ def _group(
     report: bool,
     sources: Sequence[Sequence[int]],
     tile: int,
+    digest_inputs: bool,
 ) -> Group:
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
     parts = []
@@ -220,7 +237,21 @@ def _group(
             part.sums = Sums.zeros(cells, k)
         parts.append(part)
     all_rows = tuple(row for _, row in rows.values())
-    return Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
+    group = Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
+    if digest_inputs:
+        sizes = [spec.numel * row.dtype.itemsize for row in all_rows]
+        group.digests = tuple(np.zeros(-(-size // CELL), np.uint64) for size in sizes)
+    return group
+
+
+def _counts(part: Part) -> tuple[int, ...]:
+    """Values that are infinite or not a number, of all inputs and of the output; empty if there are none."""
+    if not part.nonfinite:
+        return ()
+    counts = [0] * (len(part.rows) + 1)
+    for index, count in part.nonfinite:
+        counts[index] += count
+    return tuple(counts[-1:] * len(counts) if part.copies else counts)
 
 
 def _batches(group: Group) -> Iterator[Batch]:

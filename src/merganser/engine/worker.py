@@ -44,7 +44,24 @@ class Worker:
                 made += self._copy(part, group, inputs, work.start, count)
             elif not part.fused:
                 made += self._put(part, work.start, self._compute(part, group, inputs, work))
+            if part.digests is not None and not part.copies:
+                self._count_nonfinite(part, inputs, work.start, count)
+        for row, stored, cells in zip(group.rows, inputs, group.digests, strict=False):
+            size = row.dtype.itemsize
+            first = work.start * size // CELL
+            told = stored[: count * size]
+            kernels.digest(told, cells[first : first - (-len(told) // CELL)])
         return made
+
+    def _count_nonfinite(self, part: Part, inputs: Array, start: int, count: int) -> None:
+        """Look at the inputs' values one by one where there is reason to."""
+        if not part.may_be_nonfinite(_cells(start, count)):
+            return
+        for index, (row, dtype) in enumerate(zip(part.rows, part.dtypes, strict=True)):
+            stored = inputs[row, : count * dtype.itemsize]
+            found = kernels.count_nonfinite(stored, kernels.CODES[dtype.name])
+            if found:
+                part.nonfinite.append((index, found))
 
     def _read(self, group: Group, start: int, count: int) -> Array:
         inputs = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
@@ -208,9 +225,16 @@ class Worker:
         return len(out)
 
     def _digest(self, part: Part, begin: int, out: Array) -> None:
-        if part.digests is not None:
-            first = begin // CELL
-            kernels.digest(out, part.digests[first : first - (-len(out) // CELL)])
+        if part.digests is None:
+            return
+        first = begin // CELL
+        kernels.digest(out, part.digests[first : first - (-len(out) // CELL)])
+        code = kernels.CODES.get(part.job.spec.dtype.name)
+        size = part.job.spec.dtype.itemsize
+        if code is not None and part.may_be_nonfinite(_cells(begin // size, len(out) // size)):
+            found = kernels.count_nonfinite(out, code)
+            if found:
+                part.nonfinite.append((-1, found))
 
 
 def _cells(start: int, count: int) -> slice:

@@ -17,6 +17,7 @@ from merganser import methods
 from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
 from merganser.checkpoints import read_json
 from merganser.release import files
+from merganser.release import manifest as manifests
 from merganser.tensors import format_size
 
 NAME = "README.md"
@@ -56,6 +57,7 @@ def write_card(
     """Write ``README.md``; the arguments are those of :func:`card`."""
     text = card(manifest, recipe, folder, title, scores)
     files.write_text(folder / NAME, text)
+    manifests.restate(folder, NAME)
 
 
 def card(

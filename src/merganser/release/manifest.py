@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,12 @@ REQUIRED = (
     "log",
 )
 
+UNKNOWN = "sha256:" + 64 * "0"
+"""Stands for the manifest's own digest while that is computed."""
+
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
+"""Files that somebody may load in place of those that were merged."""
+
 SCHEME = "mg1"
 """The digest of tensors: see ``docs/output.md``."""
 
@@ -46,6 +52,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
     """The manifest as plain data. Only ``log`` depends on when and where the merge ran."""
     reported = outcome.report.warnings if outcome.report else ()
     short = names(plan)
+    read, nonfinite = _input_digests(plan, outcome), _nonfinite(plan, outcome)
     return {
         "format": 1,
         "merganser": version,
@@ -71,13 +78,25 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
                 "base": index == plan.base,
                 "header_digest": f"sha256:{source.checkpoint.header_digest}",
                 "files": dict(source.checkpoint.files),
+                **({"tensors": read[index]} if index in read else {}),
             }
             for index, source in enumerate(plan.sources)
         ],
         "effective_weights": outcome.report.as_dict() if outcome.report else None,
-        "warnings": [*(_without_folder(w, plan) for w in plan.warnings), *reported],
+        "warnings": [
+            *(_without_folder(w, plan) for w in plan.warnings),
+            *_told(nonfinite),
+            *reported,
+        ],
+        "nonfinite": nonfinite,
         "files": {
-            shard.file: {"size": shard.size, "tensors": len(shard.offsets)} for shard in plan.shards
+            shard.file: {
+                "size": shard.size,
+                "tensors": len(shard.offsets),
+                "header_size": len(shard.header),
+                "header_digest": _sha256(shard.header),
+            }
+            for shard in plan.shards
         },
         "output_digest": _output_digest(outcome),
         "tensors": {t.name: f"{SCHEME}:{t.digest}" for t in outcome.tensors},
@@ -91,6 +110,52 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             "inputs": inputs_state(plan),
         },
     }
+
+
+def _sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
+    """Digests of the tensors that were read, by sources; empty unless they are known of all."""
+    found: dict[int, dict[str, str]] = {}
+    for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
+        if len(tensor.inputs) != len(job.reads):
+            return {}
+        for read, digest in zip(job.reads, tensor.inputs, strict=True):
+            found.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
+    return found
+
+
+def _nonfinite(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """How many values are infinite or not a number, by tensors of the inputs and of the output."""
+    inputs: dict[str, dict[str, int]] = {}
+    output: dict[str, int] = {}
+    for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
+        *counts, made = tensor.nonfinite or (0,)
+        for read, count in zip(job.reads, counts, strict=False):
+            if count:
+                reference = plan.sources[read.source].reference.text
+                inputs.setdefault(reference, {})[read.name] = count
+        if made:
+            output[job.name] = made
+    return {"inputs": inputs, "output": output}
+
+
+def _told(nonfinite: Mapping[str, Any]) -> list[str]:
+    """Warnings: a line for each model with values that are infinite or not a number."""
+    of = [*nonfinite["inputs"].items(), ("the result", nonfinite["output"])]
+    return [
+        f"{model} has values that are infinite or not a number: {tell_counts(counts)}"
+        for model, counts in of
+        if counts
+    ]
+
+
+def tell_counts(counts: Mapping[str, int]) -> str:
+    """Counts of values by tensors, as a few words."""
+    shown = [f"{count} in {name}" for name, count in list(counts.items())[:3]]
+    return ", ".join(shown) + (f" and {len(counts) - 3} tensors more" if len(counts) > 3 else "")
 
 
 def names(plan: Plan) -> dict[str, str]:
@@ -212,14 +277,88 @@ def _renamed(data: Any, named: Mapping[str, str]) -> Any:
     return named.get(data, data) if isinstance(data, str) else data
 
 
-def as_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest's file."""
-    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+def write(manifest: dict[str, Any], folder: Path) -> None:
+    """Write the manifest into an output folder that has all its other files: their digests are taken
+    into it, and its own into its log."""
+    weights = {NAME, *manifest["files"]}
+    manifest["companions"] = {
+        name: _sha256(file.read_bytes())
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and (name := file.relative_to(folder).as_posix()) not in weights
+    }
+    _write(manifest, folder)
 
 
-def write(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Write the manifest into an output folder."""
+def _write(manifest: dict[str, Any], folder: Path) -> None:
     files.write_text(folder / NAME, as_text(manifest))
+
+
+def as_text(manifest: Mapping[str, Any]) -> str:
+    """The manifest's file, with its own digest in its log."""
+    log = {**manifest["log"], "manifest_digest": UNKNOWN}
+    text = json.dumps({**manifest, "log": log}, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(UNKNOWN, _sha256(text.encode()))
+
+
+def restated(manifest: Mapping[str, Any], changed: Mapping[str, bytes]) -> dict[str, Any]:
+    """A manifest with the digests of files that were written anew."""
+    known = manifest.get("companions", {})
+    fresh = {name: _sha256(data) for name, data in changed.items() if name in known}
+    return {**manifest, "companions": known | fresh} if known else dict(manifest)
+
+
+def restate(folder: Path, name: str) -> None:
+    """Take note of a file that was written anew, in a folder that has a manifest.
+
+    Args:
+        folder: a merged one; nothing is done if it is none.
+        name: of the file.
+    """
+    if not (folder / NAME).is_file():
+        return
+    _write(restated(read(folder), {name: (folder / name).read_bytes()}), folder)
+
+
+def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the manifest itself is what was written, by the digest in its log."""
+    stated = manifest["log"].get("manifest_digest")
+    if stated is None:
+        return "companions" not in manifest  # of a version that wrote neither
+    data = (folder / NAME).read_bytes()
+    return _sha256(data.replace(str(stated).encode(), UNKNOWN.encode())) == stated
+
+
+def damage(
+    manifest: Mapping[str, Any], folder: Path, may_differ: Collection[str] = ()
+) -> list[str]:
+    """Sentences on what is wrong with a folder's files: all but the manifest, and the bytes of tensors."""
+    problems = []
+    for name, digest in manifest.get("companions", {}).items():
+        if name in may_differ and (folder / name).is_file():
+            continue
+        problems += _damaged(folder / name, name, digest, None)
+    for name, facts in manifest.get("files", {}).items():
+        if "header_digest" in facts:
+            size = facts["header_size"]
+            problems += _damaged(
+                folder / name, f"the header of {name}", facts["header_digest"], size
+            )
+    known = {*manifest.get("companions", {}), *manifest.get("files", {})}
+    problems += [
+        f"{file.name} is not in the manifest"
+        for file in sorted(folder.glob("*"))
+        if file.name.endswith(_WEIGHTS) and file.name not in known
+    ]
+    return problems
+
+
+def _damaged(file: Path, what: str, digest: str, size: int | None) -> list[str]:
+    try:
+        with file.open("rb") as stream:
+            found = _sha256(stream.read(size))
+    except OSError as error:
+        return [f"{what} cannot be read ({error.strerror})"]
+    return [] if found == digest else [f"{what} is not what was written"]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -255,6 +394,16 @@ def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:
         if name in found and found[name] != digest
     ]
     return problems
+
+
+def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
+    """Sentences on how inputs differ from a manifest's, as far as both know of their tensors."""
+    return [
+        f"tensor {name!r} of the input {now['reference']} is not what was merged"
+        for before, now in zip(stated["inputs"], again["inputs"], strict=False)
+        for name, digest in before.get("tensors", {}).items()
+        if now.get("tensors", {}).get(name, digest) != digest
+    ]
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:

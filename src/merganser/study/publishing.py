@@ -20,6 +20,9 @@ from merganser.release.disclosure import Disclosed
 from merganser.study import cards
 from merganser.study import results as studies
 
+EDITED = (card.NAME, "generation_config.json")
+"""What people edit before they publish; all else must be what was merged."""
+
 UNSENT = (".git", ".cache", "__pycache__", ".DS_Store")
 """Names of what is never sent."""
 
@@ -238,7 +241,7 @@ def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener)
     if _is_partial(folder):
         raise InputError(f"{folder}: is not finished; merge it again, then push it")
     made = manifest.read(folder)
-    problems = merging.verify(folder, on_event=on_event)
+    problems = merging.verify(folder, may_differ=EDITED, on_event=on_event)
     if problems:
         raise InputError(f"{folder}: {problems[0]}; nothing is sent of a folder that changed")
     files: dict[str, Path | bytes] = dict(_files(folder))
@@ -277,7 +280,8 @@ def _public(
         last = manifest.recipe_made_public(documents[-1].data, manifest.public_names(made))
         text = cards.text(folder, manifest.made_public(made), last, place)
         changed[card.NAME] = text.encode()
-    return changed
+    told = manifest.restated(manifest.made_public(made), changed)
+    return {**changed, manifest.NAME: manifest.as_text(told).encode()}
 
 
 def describe(publication: Publication) -> dict[str, Any]:

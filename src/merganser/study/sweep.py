@@ -13,7 +13,7 @@ from typing import Any
 from merganser.chain import up_to_date
 from merganser.engine.events import Listener, ignore
 from merganser.errors import MerganserError, OutputExistsError
-from merganser.merging import MergeResult, check_output, write_folders
+from merganser.merging import MergeResult, OnNonfinite, check_output, write_folders
 from merganser.output import check_space, clear_finished
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
 from merganser.release import manifest
@@ -128,6 +128,8 @@ def sweep(
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
@@ -145,7 +147,8 @@ def sweep(
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
         force: replace folders that hold something else.
-        threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`merganser.merge`.
+        threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, on_event: as in
+            :func:`merganser.merge`.
         options: of :func:`merganser.plan`.
 
     Raises:
@@ -159,6 +162,8 @@ def sweep(
         force=force,
         threads=threads,
         memory=memory,
+        digest_inputs=digest_inputs,
+        on_nonfinite=on_nonfinite,
         public=public,
         write_card=write_card,
         copy_tokenizer=copy_tokenizer,
@@ -173,6 +178,8 @@ def merge_points(
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
@@ -182,7 +189,8 @@ def merge_points(
 
     Args:
         planned: what :func:`plan_all` gave.
-        out, force, threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`sweep`.
+        out, force, threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer,
+            on_event: as in :func:`sweep`.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
@@ -210,6 +218,8 @@ def merge_points(
                 leftover="either",
                 threads=crew,
                 memory=memory,
+                digest_inputs=digest_inputs,
+                on_nonfinite=on_nonfinite,
                 public=public,
                 write_card=write_card,
                 copy_tokenizer=copy_tokenizer,
