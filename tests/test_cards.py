@@ -88,7 +88,11 @@ def test_the_numbers_are_those_of_the_results(study: Path) -> None:
     assert "![" in card.text
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     after = tree(folder)
-    assert {name for name in after if after[name] != before.get(name)} == {"README.md", "front.png"}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "README.md",
+        "front.png",
+        "merge_manifest.json",
+    }
     assert merganser.verify(folder) == []
 
 

@@ -321,11 +321,11 @@ def restate(folder: Path, name: str) -> None:
 
 def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
     """Whether the manifest itself is what was written, by the digest in its log."""
-    stated = manifest["log"].get("manifest_digest")
+    stated: str | None = manifest["log"].get("manifest_digest")
     if stated is None:
         return "companions" not in manifest  # of a version that wrote neither
     data = (folder / NAME).read_bytes()
-    return _sha256(data.replace(str(stated).encode(), UNKNOWN.encode())) == stated
+    return _sha256(data.replace(stated.encode(), UNKNOWN.encode())) == stated
 
 
 def damage(

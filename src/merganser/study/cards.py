@@ -112,6 +112,7 @@ def rewrite(
         (home / EVAL_RESULTS).parent.mkdir(exist_ok=True)
         files.write_text(home / EVAL_RESULTS, data)
     files.write_text(home / card.NAME, text(home, made, place=place))
+    manifest.restate(home, card.NAME)
 
 
 def text(

@@ -20,7 +20,7 @@ from merganser.release.disclosure import Disclosed
 from merganser.study import cards
 from merganser.study import results as studies
 
-EDITED = (card.NAME, "generation_config.json")
+EDITED = (card.NAME, "config.json", "generation_config.json")
 """What people edit before they publish; all else must be what was merged."""
 
 UNSENT = (".git", ".cache", "__pycache__", ".DS_Store")
