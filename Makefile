@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PEER := .venv-peer
 DEMO := demo-out
 
-.PHONY: help demo demo-smollm2 test lint slow bench precision docs clean
+.PHONY: help demo demo-smollm2 test lint slow bench precision torture docs clean
 
 help:
 	@echo "make demo           train two small experts, merge them, compare (first time: about 3 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make slow           tests that make large files or train a model"
 	@echo "make bench          times and memory against MergeKit and the disk (makes 26 GB of data)"
 	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
+	@echo "make torture        merges cut off at every moment, and all that can fail: docs/reliability.md"
 	@echo "make docs           write docs/methods.md and docs/differences.md anew"
 
 # torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
@@ -63,6 +64,9 @@ bench: $(BIN)/.run $(PEER)/.done
 precision: $(BIN)/.run
 	$(BIN)/pip install --quiet --editable '.[plot]'
 	$(BIN)/python bench/precision.py
+
+torture: $(BIN)/.run
+	$(BIN)/python bench/torture.py --write
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py

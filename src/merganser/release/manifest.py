@@ -290,7 +290,9 @@ def write(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def _write(manifest: dict[str, Any], folder: Path) -> None:
-    files.write_text(folder / NAME, as_text(manifest))
+    text = as_text(manifest)
+    manifest["log"] = json.loads(text)["log"]
+    files.write_text(folder / NAME, text)
 
 
 def as_text(manifest: Mapping[str, Any]) -> str:
