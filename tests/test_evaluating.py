@@ -124,6 +124,8 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "m_w0.3" in done.stdout
     assert not (tmp_path / "out" / "m_w0.3").exists()
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "figures" / "front.svg").is_file()
     asked = run(cli.main, ["eval", f"{file}#w=0.3", str(file), "--json", "-q"])
     assert asked.exit_code == 0, asked.output
     assert json.loads(asked.stdout)["entries"][0]["name"] == "m_w0.3"

@@ -79,6 +79,14 @@ tokenizer_option = click.option(
 )
 
 
+report_option = click.option(
+    "--report/--no-report",
+    "draw",
+    default=True,
+    help="Whether to draw OUT/report.html and OUT/figures of what was found.",
+)
+
+
 def rounding_options(command: Command) -> Command:
     """Options that decide how numbers become those of the result."""
     command = click.option(

@@ -15,6 +15,7 @@ from merganser.cli.options import (
     progress,
     public_option,
     recipe_options,
+    report_option,
     running_options,
     scoring,
     tokenizer_option,
@@ -39,6 +40,7 @@ from merganser.cli.options import (
 @click.option(
     "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
 )
+@report_option
 @json_option
 def sweep(config: Path, out: Path | None, **options: Any) -> None:
     """Merge all points of the sweep CONFIG in one pass, each into a folder of its name in OUT.
@@ -52,10 +54,12 @@ def sweep(config: Path, out: Path | None, **options: Any) -> None:
     if out is None:
         raise click.UsageError("give the folder OUT for the points' folders")
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
-    no_write = options.pop("no_write")
+    no_write, draw = options.pop("no_write"), options.pop("draw")
     prepare(options)
     if language.has_block(config, "evaluate"):
         _sweep_evaluated(config, out, as_json, quiet, not no_write, options)
+        if draw:
+            _draw(out, quiet or as_json)
         return
     if no_write:
         raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
@@ -120,8 +124,9 @@ def _sweep_evaluated(
 @public_option
 @card_option
 @tokenizer_option
+@report_option
 @json_option
-def search(config: Path, out: Path, no_write: bool, **options: Any) -> None:
+def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:
     """Search the best values of CONFIG's parameters; write what was found, and the best, to OUT.
 
     Every candidate is blended and scored in memory. A search that was cut off goes on where it was.
@@ -162,6 +167,22 @@ def search(config: Path, out: Path, no_write: bool, **options: Any) -> None:
         from merganser import tables
 
         tables.show_search(result, verbose=verbose > 0)
+    if draw:
+        _draw(out, quiet or as_json)
+
+
+def _draw(folder: Path, quiet: bool) -> None:
+    """Draw what was found; it is there already, so what is in the way is only a warning."""
+    from merganser.errors import MerganserError
+    from merganser.study import report as reports
+
+    try:
+        page, *_ = reports.write(folder)
+    except MerganserError as error:
+        click.echo(f"merganser: warning: no report: {error}", err=True)
+        return
+    if not quiet:
+        click.echo(f"report: {page}", err=True)
 
 
 @click.command()
