@@ -573,6 +573,15 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     assert [entry.name for entry in found.entries if entry.folder] == [name]
     assert [score.problems for score in scored.values()] == [6] * 4
     assert apart.points[0].scores["letters"].problems == 2
+    for study, problems in ((found, 6), (apart, 2)):
+        experts = [entry for entry in study.entries if entry.role == "expert"]
+        assert [entry.model for entry in experts] == ["./a", "./b"]
+        assert all(entry.scores["letters"].problems == problems for entry in experts)
+    for entry in (*found.points, *apart.points):
+        folder = out if entry in found.points else out / "held_out"
+        assert entry.samples is not None
+        assert (folder / entry.samples).is_file()
+        assert set(entry.weights) == set(entry.effective) == {"./a", "./b"}
     assert apart.chosen == found.chosen
     place = cards.find(out / name)
     assert place is not None
@@ -593,7 +602,11 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     more = json.loads(run("search", story, out, "--budget", "5", "--json", "--no-write"))
     assert more["candidates"] == 5
     assert more["folders"] == []
-    assert len(more["results"]["entries"]) == 5
+    assert [entry["role"] for entry in more["results"]["entries"]] == ["expert"] * 2 + ["point"] * 5
+    again = {entry["name"]: entry for entry in more["results"]["entries"]}
+    for entry in found.points:
+        assert again[entry.name]["scores"]["letters"]["mean"] == scored[entry.name].mean
+        assert again[entry.name]["effective"] == entry.effective
     assert "the budget is 4" in run("search", story, out, code=2)
 
 
@@ -615,7 +628,8 @@ def test_a_search_is_planned(story: Path) -> None:
         ("held_out: 0.25", "held_out: sums", 10, "held_out: there is no task left"),
         ("held_out: 0.25", "held_out: 0.01", 10, "0.01 of the 8 problems of 'sums' leaves none"),
         ("problems:", "problem:", 18, "evaluate.tasks[0]: the key 'problems' is missing"),
-        ("evaluate:", "evaluatee:", 2, "there is no evaluate: block"),
+        ("evaluate:", "evaluatee:", 1, "there is no evaluate: block"),
+        ("evaluate:", "evaluate:\n  keep: all", 17, "evaluate.keep: of a search"),
         ("method: linear", "method: linaer", 11, "merge_method"),
     ],
 )  # fmt: skip

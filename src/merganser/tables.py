@@ -504,13 +504,15 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
     console = _console()
     held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
-    found = {entry.name: entry for entry in result.found.points}
-    shown = dict.fromkeys([*result.found.chosen, *(found if verbose else ())])
+    found = {entry.name: entry for entry in result.found.entries}
+    others = [entry.name for entry in result.found.entries if entry.role != "point"]
+    points = [entry.name for entry in result.found.points]
+    shown = dict.fromkeys([*others, *result.found.chosen, *(points if verbose else ())])
     keys = list(dict.fromkeys(key for name in shown for key in found[name].values))
     scores = list(dict.fromkeys([*result.search.objectives, *result.search.limits]))
     beside = list(result.held_out.directions) if result.held_out else []
     table = Table(box=None, pad_edge=False)
-    columns = ["candidate", *keys, *scores, *(f"{name}, held out" for name in beside), "chosen"]
+    columns = ["model", *keys, *scores, *(f"{name}, held out" for name in beside), ""]
     for i, column in enumerate(columns):
         number = len(keys) < i < len(columns) - 1
         table.add_column(escape(column), justify="right" if number else "left")
@@ -519,14 +521,15 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
         cells = [_score(entry.scores.get(score)) for score in scores]
         cells += [_score(again.scores.get(score) if again else None) for score in beside]
         values = [_value(entry, key) for key in keys]
-        table.add_row(*map(escape, (name, *values, *cells, result.found.chosen.get(name, ""))))
-    if shown:
-        console.print(table)
-    else:
+        role = "" if entry.role == "point" else entry.role
+        why = result.found.chosen.get(name, role)
+        table.add_row(*map(escape, (name, *values, *cells, why)))
+    console.print(table)
+    if not result.found.chosen and result.search.limits:
         limits = ", ".join(result.search.limits)
         console.print(f"no candidate keeps to the constraints on {escape(limits)}")
     console.print(
-        f"\n{len(result.trials)} candidates, {len(found)} of them different, in {result.seconds:.1f} s",
+        f"\n{len(result.trials)} candidates, {len(points)} of them different, in {result.seconds:.1f} s",
         highlight=False,
     )
 

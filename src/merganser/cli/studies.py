@@ -142,9 +142,16 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
 
             click.echo(tables.search_line(standing, wanted), err=True)
 
-    with progress(quiet or as_json) as on_event:
+    silent = quiet or as_json
+    with scoring(silent) as on_progress, progress(silent) as on_event:
         result = searches.search(
-            config, out, write=not no_write, on_standing=told, on_event=on_event, **options
+            config,
+            out,
+            write=not no_write,
+            on_standing=told,
+            on_progress=on_progress,
+            on_event=on_event,
+            **options,
         )
     for each in result.written.points if result.written else ():
         for warning in each.merged.warnings if each.merged else ():

@@ -48,8 +48,14 @@ class Study(Evaluate):
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
-    """A model of the study, before it is scored."""
+class Model:
+    """A model of the study, before it is scored.
+
+    Attributes:
+        entry: its name, and what it is.
+        plan: what makes it.
+        point: which it is, if it is one.
+    """
 
     entry: Entry
     plan: Plan
@@ -100,17 +106,17 @@ def evaluate_sweep(
     with ExitStack() as stack:
         for _, decided in planned:
             stack.enter_context(closing(decided))
-        points = [_Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
-        others = _others(block, points, pattern.folder, document, options)
+        points = [Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
+        others = base_and_experts(block, points, pattern.folder, document, options)
         for model in others:
             stack.enter_context(closing(model.plan))
         _check_names([*others, *points])
-        _make(home / SAMPLES)
+        make(home / SAMPLES)
         live = LiveModel(
             device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
         )
-        scored = [_score(m, tasks, live, home, on_progress) for m in (*others, *points)]
-        scored = _measured(scored, [*others, *points], threads)
+        scored = [score(m, tasks, live, home, on_progress) for m in (*others, *points)]
+        scored = measured(scored, [*others, *points], threads)
         chosen = rule(scored)
         kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
         if write and kept:
@@ -132,7 +138,7 @@ def evaluate_sweep(
         name=Path(document.file).stem if document.file else "study",
         recipe=document.text or "",
         directions=directions,
-        settings=_settings(tasks, live),
+        settings=describe(tasks, live),
         entries=tuple(scored),
         chosen=chosen,
     )
@@ -171,14 +177,25 @@ def settle(text: str, beside: Path | None = None, **options: Any) -> Plan:
     return plan(parsed, **known)
 
 
-def _others(
+def base_and_experts(
     block: Study,
-    points: Sequence[_Model],
+    points: Sequence[Model],
     folder: Path | None,
     document: Document,
     options: Mapping[str, Any],
-) -> list[_Model]:
-    """The base and the experts of all points, each once: first the bases."""
+) -> list[Model]:
+    """The base and the experts of all points, each once: first the bases; plans are open.
+
+    Args:
+        block: which names a base of its own, or wants no experts.
+        points: what is merged.
+        folder: that models are looked for beside.
+        document: for the address of what is wrong.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: when one cannot be read.
+    """
     merged: dict[str, ModelReference] = {}
     bases: dict[str, ModelReference] = {}
     for point in points:
@@ -199,7 +216,7 @@ def _others(
     if block.experts:
         wanted += [(r, "expert") for text, r in merged.items() if text not in bases]
     taken = {point.entry.name.casefold() for point in points}
-    found: list[_Model] = []
+    found: list[Model] = []
     for reference, role in wanted:
         name = folder_name(reference.name)
         if name.casefold() in taken:
@@ -208,19 +225,24 @@ def _others(
             name = f"{name}_{role}{len(found)}"
         taken.add(name.casefold())
         decided = settle(reference.text, folder, **options)
-        found.append(_Model(Entry(name, role, model=reference.text), decided))
+        found.append(Model(Entry(name, role, model=reference.text), decided))
     return found
 
 
-def _check_names(models: Sequence[_Model]) -> None:
+def _check_names(models: Sequence[Model]) -> None:
     for model in models:
         if model.point is not None and model.entry.name.casefold() == SAMPLES:
             raise RecipeError(f"a point cannot be called {SAMPLES!r}: its folder holds completions")
 
 
-def _score(
-    model: _Model, tasks: Sequence[Task], live: LiveModel, home: Path, on_progress: Progress
+def score(
+    model: Model, tasks: Sequence[Task], live: LiveModel, home: Path, on_progress: Progress
 ) -> Entry:
+    """Be a model, and score it; its completions are kept in a folder of ``home`` that exists.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
     outcome: list[engine.Outcome] = []
 
     own = f"{SAMPLES}/{model.entry.name}.jsonl"
@@ -235,9 +257,7 @@ def _score(
     return _weighed(entry, model, outcome[0]) if outcome else entry
 
 
-def _measured(
-    entries: Sequence[Entry], models: Sequence[_Model], threads: int | None
-) -> list[Entry]:
+def measured(entries: Sequence[Entry], models: Sequence[Model], threads: int | None) -> list[Entry]:
     """The weights of points that were not blended now, because all of their completions were there."""
     missing = [i for i, m in enumerate(models) if m.point and not entries[i].weights]
     plans = [models[i].plan for i in missing]
@@ -250,7 +270,7 @@ def _measured(
     return found
 
 
-def _weighed(entry: Entry, model: _Model, outcome: engine.Outcome) -> Entry:
+def _weighed(entry: Entry, model: Model, outcome: engine.Outcome) -> Entry:
     """An entry with its requested and effective weights, those of a base left out."""
     if outcome.report is None:
         return entry
@@ -265,7 +285,8 @@ def _weighed(entry: Entry, model: _Model, outcome: engine.Outcome) -> Entry:
     )
 
 
-def _settings(tasks: Sequence[Task], live: LiveModel) -> dict[str, Any]:
+def describe(tasks: Sequence[Task], live: LiveModel) -> dict[str, Any]:
+    """How completions were made, for results."""
     versions = {"merganser": __version__}
     for name in ("torch", "transformers", "math-verify"):
         try:
@@ -280,7 +301,12 @@ def _settings(tasks: Sequence[Task], live: LiveModel) -> dict[str, Any]:
     }
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
+    """Make a folder, and those that it lies in.
+
+    Raises:
+        ResourceError: when it cannot be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -454,7 +480,7 @@ def evaluate_model(
             samples=samples,
             on_progress=lambda done, everything: on_progress(name, done, everything),
         )
-    settings = _settings(tasks, live) if endpoint is None else {"endpoint": endpoint}
+    settings = describe(tasks, live) if endpoint is None else {"endpoint": endpoint}
     entry = Entry(name, "expert", model=model, scores=found.scores)
     return Results(name, "", languages.score_names(tasks), settings, (entry,))
 

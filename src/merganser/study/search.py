@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,15 @@ from merganser.engine.events import Listener, ignore
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
-from merganser.planning import Config, Plan, plan
-from merganser.study import cards, exploration, front, results
+from merganser.planning import Config, plan
+from merganser.study import cards, evaluating, exploration, front, results
+from merganser.study.evaluating import Model
 from merganser.study.exploration import Candidate, Standing, Trial
 from merganser.study.language import Point
-from merganser.study.live import LiveModel, evaluate_plan
+from merganser.study.live import LiveModel
 from merganser.study.results import HELD_OUT, Entry, Results, Score
 from merganser.study.space import Search, load_search
-from merganser.study.sweep import SweepResult, merge_points, plan_all
-
-SAMPLES = "samples"
-"""The folder of completions."""
+from merganser.study.sweep import MOST_TOGETHER, SweepResult, merge_points, plan_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ def search(
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
-    on_standing: Callable[[Standing, Search], object] = lambda _progress, _search: None,
+    on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
+    on_progress: evaluating.Progress = lambda _name, _done, _all: None,
     on_event: Listener = ignore,
     **options: Any,
 ) -> SearchResult:
@@ -77,6 +77,7 @@ def search(
         force: replace folders that hold something else.
         threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`merganser.merge`.
         on_standing: told of every candidate that is scored, and of what is searched.
+        on_progress: told of the completions of base, experts, and what is scored on what was held out.
         options: of :func:`merganser.plan`.
 
     Raises:
@@ -86,34 +87,47 @@ def search(
     home = Path(out)
     wanted = load_search(config, options.get("strictness", "normal"))
     wanted = wanted if budget is None else replace(wanted, budget=budget)
-    block, tasks = load_tasks(wanted)
+    document, folder = wanted.pattern.document, wanted.pattern.folder
+    block, tasks = evaluating.load_block(document, folder)
+    if "keep" in block.model_fields_set:
+        raise document.error(
+            "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
+        )
     seen, unseen = split(tasks, wanted)
     check_scores(wanted, seen)
-    for _, decided in exploration.plan_samples(wanted, **options):
-        decided.close()
+    with ExitStack() as stack:
+        samples = [
+            Model(Entry(point.name, "point"), stack.enter_context(closing(decided)), point)
+            for point, decided in exploration.plan_samples(wanted, **options)
+        ]
+        others = evaluating.base_and_experts(block, samples, folder, document, options)
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
-    settings = {"merganser": __version__, "tasks": evaluations.describe(seen)}
-    with _Stage(live, seen, home / SAMPLES, options) as stage:
+    with closing(_Stage(live, seen, home, options, threads)) as stage, ExitStack() as plans:
+        for other in others:
+            plans.enter_context(closing(other.plan))
         trials = exploration.explore(
             wanted,
             stage.score,
             home,
-            settings={"evaluate": settings},
+            settings={"merganser": __version__, "tasks": evaluations.describe(seen)},
             prepare=stage.prepare,
-            on_standing=lambda progress: on_standing(progress, wanted),
+            on_standing=lambda standing: on_standing(standing, wanted),
         )
-    chosen = choose(wanted, trials)
-    points = {t.candidate.name: t.candidate.point for t in trials}
-    entries = [t.entry for t in trials if t.same_as is None and t.invalid is None]
-    found = _results(wanted, seen, entries, chosen, home)
-    held_out = None
-    kept = [point for name in chosen if (point := points[name])]
-    if unseen and kept:
-        with _Stage(live, unseen, home / HELD_OUT / SAMPLES, options) as stage:
-            again = tuple(stage.entry(point) for point in kept)
-        held_out = _results(wanted, unseen, again, chosen, home / HELD_OUT)
+        chosen = choose(wanted, trials)
+        tried = [t for t in trials if t.same_as is None and t.invalid is None]
+        points = {t.candidate.name: t.candidate.point for t in tried}
+        kept = [point for name in chosen if (point := points[name])]
+        others = _apart(others, points)
+        beside = [evaluating.score(each, seen, live, home, on_progress) for each in others]
+        found = _results(wanted, seen, live, [*beside, *stage.entries(tried)], chosen, home)
+        held_out = None
+        if unseen and kept:
+            last = _Stage(live, unseen, home / HELD_OUT, options, threads)
+            again = [evaluating.score(m, unseen, live, last.home, on_progress) for m in others]
+            again += [last.entry(point, on_progress) for point in kept]
+            held_out = _results(wanted, unseen, live, again, chosen, last.home)
     del live
     written = None
     if write and kept:
@@ -133,19 +147,6 @@ def search(
         if write_card:
             cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
-
-
-def load_tasks(wanted: Search) -> tuple[evaluations.Evaluate, list[Task]]:
-    """The tasks of a search's ``evaluate:`` block.
-
-    Raises:
-        MerganserError: of the kind that fits, with file and line.
-    """
-    document: Any = wanted.pattern.document
-    if "evaluate" not in document.data:
-        raise document.error("search: there is no evaluate: block to score candidates", ("search",))
-    block = evaluations.read_block(document, ("evaluate",), evaluations.Evaluate)
-    return block, evaluations.make_tasks(block, document, ("evaluate",), wanted.pattern.folder)
 
 
 def split(tasks: Sequence[Task], wanted: Search) -> tuple[list[Task], list[Task]]:
@@ -209,56 +210,103 @@ def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
                 )
 
 
+def _apart(others: Sequence[Model], names: Collection[str]) -> list[Model]:
+    """Base and experts, none of them with the name of a candidate."""
+    taken = {name.casefold() for name in names}
+    return [
+        replace(each, entry=replace(each.entry, name=f"{each.entry.name}_{each.entry.role}"))
+        if each.entry.name.casefold() in taken
+        else each
+        for each in others
+    ]
+
+
 class _Stage:
-    """One live model, and the plans of the candidates that it is going to be."""
+    """One live model, the plans of the candidates that it is going to be, and what became of others.
+
+    Args:
+        live: the model.
+        tasks: what it is asked.
+        home: the folder of the results.
+        options: of :func:`merganser.plan`.
+        threads: of the merge; None for as many as pay off.
+    """
 
     def __init__(
-        self, live: LiveModel, tasks: Sequence[Task], samples: Path, options: Mapping[str, Any]
+        self,
+        live: LiveModel,
+        tasks: Sequence[Task],
+        home: Path,
+        options: Mapping[str, Any],
+        threads: int | None,
     ) -> None:
         self.live = live
         self.tasks = tasks
-        self.samples = samples
+        self.home = home
         self.options = options
-        self.plans: dict[str, Plan] = {}
+        self.threads = threads
+        self.models: dict[str, Model] = {}
+        self.scored: dict[str, Entry] = {}
+        evaluating.make(home / evaluating.SAMPLES)
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
         """Plan a generation, so that candidates that cannot be are told before any is run."""
-        self._close()
+        self.close()
         problems: dict[int, str] = {}
         for candidate in candidates:
             assert candidate.point is not None
             try:
-                self.plans[candidate.name] = plan(candidate.point.recipe, **self.options)
+                self._plan(candidate.point)
             except RecipeError as error:
                 problems[candidate.number] = str(error)
         return problems
 
     def score(self, candidate: Candidate) -> Mapping[str, Score]:
         """Be a candidate, and score it."""
-        assert candidate.point is not None
-        return self._score(candidate.point)
+        return self._score(candidate.name, lambda _name, _done, _all: None).scores
 
-    def entry(self, point: Point) -> Entry:
+    def entry(self, point: Point, on_progress: evaluating.Progress) -> Entry:
         """Plan a point, and score it."""
-        self._close()
-        self.plans[point.name] = plan(point.recipe, **self.options)
-        return Entry(point.name, "point", values=point.values, scores=self._score(point))
+        self.close()
+        self._plan(point)
+        [entry] = self._weighed([self._score(point.name, on_progress)])
+        self.close()
+        return entry
 
-    def _score(self, point: Point) -> Mapping[str, Score]:
-        self.samples.mkdir(parents=True, exist_ok=True)
-        file = self.samples / f"{point.name}.jsonl"
-        return evaluate_plan(self.plans[point.name], self.tasks, live=self.live, samples=file)
+    def entries(self, trials: Sequence[Trial]) -> list[Entry]:
+        """All that was scored, with weights, also of candidates that an earlier run has scored."""
+        found: list[Entry] = []
+        for start in range(0, len(trials), MOST_TOGETHER):
+            self.close()
+            some = trials[start : start + MOST_TOGETHER]
+            for trial in some:
+                if trial.candidate.name not in self.scored and trial.candidate.point is not None:
+                    self._plan(trial.candidate.point)
+            entries = [self.scored.get(trial.candidate.name, trial.entry) for trial in some]
+            found += self._weighed(entries)
+        return found
 
-    def _close(self) -> None:
-        for decided in self.plans.values():
-            decided.close()
-        self.plans = {}
+    def close(self) -> None:
+        """Close all plans."""
+        for model in self.models.values():
+            model.plan.close()
+        self.models = {}
 
-    def __enter__(self) -> _Stage:
-        return self
+    def _plan(self, point: Point) -> None:
+        entry = Entry(point.name, "point", values=point.values)
+        self.models[point.name] = Model(entry, plan(point.recipe, **self.options), point)
 
-    def __exit__(self, *_error: object) -> None:
-        self._close()
+    def _score(self, name: str, on_progress: evaluating.Progress) -> Entry:
+        entry = evaluating.score(self.models[name], self.tasks, self.live, self.home, on_progress)
+        self.scored[name] = entry
+        return entry
+
+    def _weighed(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries with the weights of those that were planned and not blended."""
+        own = [entry for entry in entries if entry.name in self.models]
+        models = [self.models[entry.name] for entry in own]
+        found = {e.name: e for e in evaluating.measured(own, models, self.threads)}
+        return [found.get(entry.name, entry) for entry in entries]
 
 
 # -- what is chosen ------------------------------------------------------------------------------
@@ -291,20 +339,20 @@ def choose(wanted: Search, trials: Sequence[Trial]) -> dict[str, str]:
 def _results(
     wanted: Search,
     tasks: Sequence[Task],
+    live: LiveModel,
     entries: Sequence[Entry],
     chosen: Mapping[str, str],
     folder: Path,
 ) -> Results:
     document: Any = wanted.pattern.document
-    samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
+    samples = [f"{evaluating.SAMPLES}/{entry.name}.jsonl" for entry in entries]
     found = Results(
         name=Path(document.file).stem if document.file else "search",
         recipe=document.text or "",
         directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
         settings={
             "search": exploration.describe(wanted)["search"] | {"budget": wanted.budget},
-            "tasks": evaluations.describe(tasks),
-            "merganser": __version__,
+            **evaluating.describe(tasks, live),
         },
         entries=tuple(
             replace(entry, samples=file if (folder / file).is_file() else None)
