@@ -258,6 +258,21 @@ def test_local_paths_are_shown_and_can_be_taken_out(
     assert hub.files("org/m") == tree(tmp_path / "out")
 
 
+def test_a_card_that_was_edited_is_not_written_anew(
+    hub: StandIn, push: Push, tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    models = [{"model": str(p), "parameters": {"weight": 0.5}} for p in pair]
+    merganser.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    card = tmp_path / "out" / "README.md"
+    card.write_text(card.read_text() + "Trained in ~/runs/acc, see https://example.org/a/b.\n")
+    refused = push(tmp_path / "out", "org/m", "--yes", "-q", "--public")
+    assert refused.exit_code == 2
+    assert_one_line(refused.stderr.splitlines()[-1], "3 local paths", "by hand")
+    assert "local path in README.md: ~/runs/acc\n" in refused.stderr
+    assert "example.org" not in refused.stderr
+    assert hub.repos == {}
+
+
 def test_no_token(hub: StandIn, push: Push, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused = push(folder, "org/m", "--yes", "-q")
