@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("merganser")
+
+SHARED = "MERGANSER_TESTS_SHARED"
+"""The variable with the folder that all workers of a test run share."""
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", *"0123456789+-=?", "user"]
 
@@ -180,6 +184,12 @@ def assert_one_line(message: str, *parts: str) -> None:
     assert len(message.splitlines()) == 1, message
     for part in parts:
         assert part in message, message
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = tmp_path_factory.getbasetemp()
+    os.environ[SHARED] = str(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
 
 
 @pytest.fixture

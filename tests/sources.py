@@ -6,15 +6,14 @@ that must be found there, in their order.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import enum
+import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 import ggufs
-from conftest import config, make_model, save_weights, shapes, write_json
+from conftest import SHARED, config, make_model, save_weights, shapes, write_json
 
 Tensors = dict[str, torch.Tensor]
 Form = Callable[[Path], tuple[Path, Tensors]]
@@ -129,12 +128,20 @@ def save_pickles(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int)
 
 @functools.cache
 def worlds() -> Path:
-    """What training runs of 1 to 4 ranks wrote, made once: see ``write_worlds.py``."""
-    folder = Path(tempfile.mkdtemp(prefix="merganser-worlds-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    script = Path(__file__).with_name("write_worlds.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, folder], env=environment, check=True, timeout=300)
+    """What training runs of 1 to 4 ranks wrote, made once for all workers: see ``write_worlds.py``."""
+    shared = Path(os.environ[SHARED])
+    folder, making = shared / "worlds", shared / "worlds.making"
+    with (shared / "worlds.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(making, ignore_errors=True)  # what another worker did not finish
+            making.mkdir()
+            script = Path(__file__).with_name("write_worlds.py")
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run(
+                [sys.executable, script, making], env=environment, check=True, timeout=300
+            )
+            making.rename(folder)
     return folder
 
 
