@@ -351,8 +351,9 @@ def test_labels_do_not_overlap() -> None:
 
 def test_short_names() -> None:
     assert names.shorten(["accfmt_R4_LR2e-6", "acc_R4_LR2e-6"]) == ["accfmt", "acc"]
-    assert names.shorten(["runs/a/x", "runs/b/x"]) == ["a", "b"]
-    assert names.shorten(["w0.1_linear", "w0.2_linear"]) == ["w0.1", "w0.2"]
+    assert names.shorten(["runs/long/a/x", "runs/long/b/x"]) == ["a", "b"]
+    assert names.shorten(["merge_w0.1_linear", "merge_w0.2_linear"]) == ["w0.1", "w0.2"]
+    assert names.shorten(["m_001", "m_002"]) == ["m_001", "m_002"]
     assert names.shorten(["same"]) == ["same"]
     assert names.shorten(["x" * 99])[0] == "x" * 14 + "…" + "x" * 13
     assert names.shorten([]) == []

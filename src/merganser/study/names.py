@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 LONGEST = 28
 
+SHORT = 12
+"""Where no name is longer, all stay as they are."""
+
 
 def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     """Names without what they all begin and end with, and the rest without its middle.
@@ -14,7 +17,7 @@ def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     ``["accfmt_LR2e-6", "acc_LR2e-6"]`` gives ``["accfmt", "acc"]``.
     """
     parts = [re.split(r"([_/]+)", " ".join(name.split())) for name in names]
-    if len(set(names)) > 1:
+    if len(set(names)) > 1 and max(map(len, names)) > SHORT:
         while all(len(each) > 2 for each in parts) and len({tuple(p[:2]) for p in parts}) == 1:
             parts = [each[2:] for each in parts]
         while all(len(each) > 2 for each in parts) and len({tuple(p[-2:]) for p in parts}) == 1:

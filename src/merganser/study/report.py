@@ -228,7 +228,7 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
             f"{digits((1 + whole.margin) ** len(directions))}."
         ),
         "on_front": sure.on_front,
-        "contributions": whole.contributions,
+        "contributions": whole.contributions if len(directions) > 1 else {},
         "certainty": f"“On the front”: in how many of {front.DRAWS} resamples {how}, no model is better.",
     }
 
@@ -262,7 +262,12 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
         "merged": list(dict.fromkeys(model for point in found.points for model in point.weights)),
         "chosen": list(found.chosen.items()),
         "settings": [
-            (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            (
+                name,
+                value
+                if isinstance(value, str)
+                else json.dumps(value, indent=2, ensure_ascii=False),
+            )
             for name, value in found.settings.items()
         ],
         "version": __version__,
