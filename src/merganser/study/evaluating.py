@@ -23,6 +23,7 @@ from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Backend
 from merganser.evaluation.statistics import Direction
 from merganser.evaluation.tasks import Evaluate, Task
+from merganser.merging import OnNonfinite
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
 from merganser.recipe.steps import folder_name
@@ -71,6 +72,8 @@ def evaluate_sweep(
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
@@ -88,8 +91,8 @@ def evaluate_sweep(
         out: the folder of the study.
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
-        force, threads, memory, public, write_card, copy_tokenizer, on_event: as in
-            :func:`merganser.study.sweep.sweep`, for the points that are written.
+        force, threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer,
+            on_event: as in :func:`merganser.study.sweep.sweep`, for the points that are written.
         on_progress: told of the completions.
         options: of :func:`merganser.plan`.
 
@@ -126,6 +129,8 @@ def evaluate_sweep(
                 force=force,
                 threads=threads,
                 memory=memory,
+                digest_inputs=digest_inputs,
+                on_nonfinite=on_nonfinite,
                 public=public,
                 write_card=write_card,
                 copy_tokenizer=copy_tokenizer,

@@ -15,6 +15,7 @@ from merganser.engine.events import Listener, ignore
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
+from merganser.merging import OnNonfinite
 from merganser.planning import Config, plan
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
@@ -56,6 +57,8 @@ def search(
     force: bool = False,
     threads: int | None = None,
     memory: int | None = None,
+    digest_inputs: bool = False,
+    on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
@@ -75,7 +78,8 @@ def search(
         budget: how many candidates, in place of the file's number.
         write: whether to write the chosen ones.
         force: replace folders that hold something else.
-        threads, memory, public, write_card, copy_tokenizer, on_event: as in :func:`merganser.merge`.
+        threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, on_event: as in
+            :func:`merganser.merge`.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
         options: of :func:`merganser.plan`.
@@ -137,6 +141,8 @@ def search(
             force=force,
             threads=threads,
             memory=memory,
+            digest_inputs=digest_inputs,
+            on_nonfinite=on_nonfinite,
             public=public,
             write_card=write_card,
             copy_tokenizer=copy_tokenizer,
