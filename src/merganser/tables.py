@@ -646,6 +646,10 @@ def show_publication(
         console.print(f"as {escape(state.account)}")
 
 
+MANY = 8
+"""More shards than these are counted, not listed."""
+
+
 def show_facts(sheet: dict[str, Any]) -> None:
     """Print a model's fact sheet."""
     console = _console()
@@ -653,7 +657,9 @@ def show_facts(sheet: dict[str, Any]) -> None:
     for name, value in sheet.items():
         if value is None or value == {} or value == []:
             continue
-        if isinstance(value, dict):
+        if name == "shards" and len(value) > MANY:
+            value = f"{len(value)} files, {min(value)} to {max(value)}"
+        elif isinstance(value, dict):
             value = ", ".join(f"{key} {_large(entry)}" for key, entry in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value))

@@ -57,7 +57,8 @@ class Checkpoint(Protocol):
     Attributes:
         label: its name in messages.
         home: the folder or file that its weights lie in, which no output may touch; None in memory.
-        path: the folder with its ``config.json`` and tokenizer, mostly ``home``; None in memory.
+        path: the folder with its ``config.json`` and tokenizer, mostly ``home``, or a temporary one that
+            is there as long as the checkpoint; None in memory.
         format: what it is stored as, in words.
         notes: what was decided in opening it that its user should know.
         specs: dtype and shape of every tensor, in the order in which they are stored.
