@@ -8,7 +8,7 @@ DEMO := demo-out
 .PHONY: help demo demo-smollm2 test lint slow bench precision torture docs clean
 
 help:
-	@echo "make demo           train two small experts, merge them, compare (first time: about 3 minutes)"
+	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
 	@echo "make demo-smollm2   the same with SmolLM2-135M-Instruct, a published model"
 	@echo "make test           all checks and tests"
 	@echo "make slow           tests that make large files or train a model"
@@ -21,7 +21,7 @@ help:
 $(BIN)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[eval]'
+	$(BIN)/pip install --quiet --editable '.[eval,plot]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run
@@ -62,7 +62,6 @@ bench: $(BIN)/.run $(PEER)/.done
 	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/studies.py
 
 precision: $(BIN)/.run
-	$(BIN)/pip install --quiet --editable '.[plot]'
 	$(BIN)/python bench/precision.py
 
 torture: $(BIN)/.run

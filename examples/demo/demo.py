@@ -1,28 +1,34 @@
-"""The main job, offline, on models that were really trained: train, merge, compare.
+"""The reference study in miniature, offline, on models that were really trained.
 
     python demo.py OUT_DIR
 
-Trains a small base model and two experts of it on sums (once; they are cached), merges the experts
-with the recipes of the reference study at weights 0.9 and 0.7, and scores base, experts and merges on
-sums that none of them has seen.
+Trains a small base model and three experts of it by reinforcement learning (once; they are cached),
+sweeps the weights of two pairs of experts straight from the trainer's shards, scores every merge in
+memory on held-out problems, and writes for each pair the front, a report, and the best merge with its
+card.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import sums
 from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
-RECIPES = HERE.parent / "baselines_openrs"
-EXPERTS = (
-    "baselines_openrs/acc_MRL4096_ROLLOUT4_LR2e-6/global_step_54/actor/huggingface",
-    "baselines_openrs/accfmt_MRL4096_ROLLOUT4_LR2e-6/global_step_30/actor/huggingface",
-)
+PROBLEMS = 200
+SWEEPS = {"acc_accfmt": "think_answer", "acc_len": "tokens"}
+"""The two pairs of experts, and what each trades for accuracy."""
+
+
+def tell(text: str) -> None:
+    """Say what comes next."""
+    Console().print(f"\n[bold cyan]{text}[/]", highlight=False)
 
 
 def run(*command: str, folder: Path) -> None:
@@ -30,7 +36,7 @@ def run(*command: str, folder: Path) -> None:
     shown = " ".join(
         os.path.relpath(word, folder) if word.startswith("/") else word for word in command
     )
-    Console().print(f"\n[bold]$ {shown}[/]", highlight=False)
+    Console().print(f"[bold]$ {shown}[/]", highlight=False)
     program = [sys.executable, "-m"] if command[0] == "merganser" else [sys.executable]
     subprocess.run([*program, *command], cwd=folder, check=True)
 
@@ -41,15 +47,17 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    tell("1. One base model, and three experts rewarded for right answers, for format, for brevity")
     run(str(HERE / "train_experts.py"), ".", folder=out)
-    merges = []
-    for recipe in sorted(RECIPES.glob("*_linear.yml")):
-        merge = f"merges/{recipe.stem}"
-        run("merganser", "plan", str(recipe), folder=out)
-        run("merganser", "merge", str(recipe), merge, "--force", folder=out)
-        merges.append(merge)
-    run("merganser", "verify", merges[-1], folder=out)
-    run(str(HERE / "score.py"), "base", *EXPERTS, *merges, folder=out)
+    sums.write_problems(out / "held_out.jsonl", PROBLEMS)
+    for number, (sweep, score) in enumerate(SWEEPS.items(), 2):
+        shutil.copyfile(HERE / f"{sweep}.yml", out / f"{sweep}.yml")
+        tell(f"{number}. Which weight? Accuracy against {score}: nine merges, scored in memory")
+        run("merganser", "sweep", f"{sweep}.yml", sweep, folder=out)
+        run("merganser", "report", sweep, "--x", "accuracy", "--y", score, folder=out)
+    tell("Done. The front, every score and sample completions side by side:")
+    for sweep in SWEEPS:
+        Console().print(f"  {out / sweep / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
