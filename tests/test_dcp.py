@@ -140,7 +140,7 @@ def test_files_of_two_steps(saved: Path) -> None:
 
 def test_a_missing_file(saved: Path) -> None:
     (saved / "__1_0.distcp").unlink()
-    refused(saved, "__1_0.distcp", "cannot be read")
+    refused(saved, "__1_0.distcp", "is missing; fetch it")
 
 
 @pytest.mark.parametrize("content", [b"", b"N.", b"}.", b"\x80\x04", pickle.dumps({"a": 1})])
