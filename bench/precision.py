@@ -6,7 +6,7 @@ Trains a small model on sums (the one of ``examples/demo``), rounds it to bfloat
 and trains two experts of it in float32 by reinforcement learning at the rate of the reference study, 2e-6
 for 54 and 30 steps; keeps of each its training shards in float32, as verl writes them, and its export to
 bfloat16; and merges them at nine weights in each of the ways of ``WAYS``, all in one pass. Writes a table
-into DIR/precision.md and a plot beside it. Takes less than two minutes of one core, most of it for training.
+into DIR/precision.md and a plot beside it. Takes about two minutes of one core, most of it for training.
 """
 
 from __future__ import annotations
