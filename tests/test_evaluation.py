@@ -236,7 +236,7 @@ def made_tasks(folder: Path, *entries: dict[str, Any]) -> list[tasks.Task]:
     (folder / "tasks.yml").write_text(
         json.dumps({"tasks": [{"problems": "sums.jsonl", **entry} for entry in entries]})
     )
-    return tasks.load(folder / "tasks.yml")[1]
+    return tasks.load(folder / "tasks.yml", tasks.Evaluate)[1]
 
 
 def counting(requests: Any, sampling: Sampling) -> Iterator[tuple[int, Completion]]:

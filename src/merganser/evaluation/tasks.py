@@ -198,8 +198,15 @@ def make_tasks(
     return made
 
 
-def load(file: str | Path) -> tuple[Evaluate, list[Task]]:
+def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | None]:
     """Read a file of tasks, or the ``evaluate:`` block of a sweep's.
+
+    Args:
+        file: of YAML.
+        kind: :class:`Evaluate`, or one with more keys.
+
+    Returns:
+        The block, its tasks, and the folder that the file lies in.
 
     Raises:
         MerganserError: of the kind that fits.
@@ -208,13 +215,8 @@ def load(file: str | Path) -> tuple[Evaluate, list[Task]]:
     document = documents[0]
     inside = isinstance(document.data, dict) and "evaluate" in document.data
     path: tuple[str | int, ...] = ("evaluate",) if inside else ()
-    if inside:  # what else a sweep says there is not asked for here
-        assert isinstance(document.data, dict)
-        own = document.data["evaluate"]
-        known = {k: v for k, v in own.items() if k in Evaluate.model_fields}
-        document = Document({"evaluate": known}, document.text, document.file, document.lines)
-    block = read_block(document, path, Evaluate)
-    return block, make_tasks(block, document, path, folder)
+    block = read_block(document, path, kind)
+    return block, make_tasks(block, document, path, folder), folder
 
 
 def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], folder: Path) -> Task:

@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, model_validator
+
 from merganser import __version__, engine, recipe
 from merganser.chain import up_to_date
 from merganser.engine.events import Listener, ignore
 from merganser.errors import RecipeError, ResourceError
-from merganser.evaluation import running
+from merganser.evaluation import harness, running
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation import tasks as languages
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Backend
-from merganser.evaluation.statistics import Direction
-from merganser.evaluation.tasks import Evaluate, Task
+from merganser.evaluation.harness import HarnessTask
+from merganser.evaluation.statistics import Direction, Score
+from merganser.evaluation.tasks import Evaluate, Task, TaskEntry
 from merganser.merging import OnNonfinite
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
@@ -41,11 +44,27 @@ Progress = Callable[[str, int, int], None]
 
 
 class Study(Evaluate):
-    """An ``evaluate:`` block of a sweep."""
+    """An ``evaluate:`` block of a sweep, with tasks of the lm-evaluation-harness too."""
+
+    tasks: list[TaskEntry] = Field(default_factory=list)
+    lm_eval: list[HarnessTask] = Field(default_factory=list)
 
     keep: str | dict[str, str | list[str]] = "all"
     base: str | None = None
     experts: bool = True
+
+    @model_validator(mode="after")
+    def _names(self) -> Study:
+        if not self.tasks and not self.lm_eval:
+            raise ValueError("there is nothing to score; give tasks")
+        names = [task.score for task in self.lm_eval]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"lm_eval: two scores are called {twice!r}; give one a name")
+        return self
+
+    def directions(self, tasks: Sequence[Task]) -> dict[str, Direction]:
+        """All scores, and whether more or less of each is better."""
+        return languages.score_names(tasks) | {task.score: task.better for task in self.lm_eval}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +121,7 @@ def evaluate_sweep(
     pattern = read_pattern(config, "sweep", options.get("strictness", "normal"))
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
-    directions = languages.score_names(tasks)
+    directions = block.directions(tasks)
     rule = parse_rule(block.keep, directions, document)
     home = Path(os.path.abspath(out))  # noqa: PTH100
     planned = sweep.plan_points(config, only, **options)
@@ -118,8 +137,15 @@ def evaluate_sweep(
         live = LiveModel(
             device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
         )
-        scored = [score(m, tasks, live, home, on_progress) for m in (*others, *points)]
-        scored = measured(scored, [*others, *points], threads)
+        beside = pattern.folder or Path()
+        models = [*others, *points]
+        scored = []
+        for model in models:
+            entry = score(model, tasks, live, home, on_progress)
+            kept_file = home / SAMPLES / f"{model.entry.name}.lm-eval.json"
+            more = _harness(model.plan, block, live, beside, kept_file)
+            scored.append(replace(entry, scores={**entry.scores, **more}))
+        scored = measured(scored, models, threads)
         chosen = rule(scored)
         kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
         if write and kept:
@@ -143,7 +169,7 @@ def evaluate_sweep(
         name=Path(document.file).stem if document.file else "study",
         recipe=document.text or "",
         directions=directions,
-        settings=describe(tasks, live),
+        settings=describe(tasks, live, block.lm_eval),
         entries=tuple(scored),
         chosen=chosen,
     )
@@ -249,17 +275,37 @@ def score(
         MerganserError: of the kind that fits.
     """
     outcome: list[engine.Outcome] = []
-
     own = f"{SAMPLES}/{model.entry.name}.jsonl"
     found = running.evaluate(
         live.backend_of(model.plan, outcome.append if model.point is not None else None),
         tasks,
         key=model_key(model.plan, live),
-        samples=home / own,
+        samples=home / own if tasks else None,
         on_progress=lambda done, everything: on_progress(model.entry.name, done, everything),
     )
-    entry = replace(model.entry, scores=found.scores, samples=own)
+    entry = replace(model.entry, scores=found.scores, samples=own if tasks else None)
     return _weighed(entry, model, outcome[0]) if outcome else entry
+
+
+def _harness(
+    decided: Plan,
+    block: Study,
+    live: LiveModel,
+    beside: Path,
+    file: Path | None = None,
+) -> dict[str, Score]:
+    """Scores on tasks of the lm-evaluation-harness, kept ones taken from a file."""
+    key = model_key(decided, live)
+    found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
+    for task in block.lm_eval:
+        if task.score not in found:
+            backend = live.settled(decided)
+            found[task.score] = harness.evaluate(
+                backend.model, backend.tokenizer, task, beside, block.batch_size
+            )
+            if file is not None:
+                harness.keep(file, key, block.lm_eval, found)
+    return {task.score: found[task.score] for task in block.lm_eval}
 
 
 def measured(entries: Sequence[Entry], models: Sequence[Model], threads: int | None) -> list[Entry]:
@@ -290,16 +336,19 @@ def _weighed(entry: Entry, model: Model, outcome: engine.Outcome) -> Entry:
     )
 
 
-def describe(tasks: Sequence[Task], live: LiveModel) -> dict[str, Any]:
+def describe(
+    tasks: Sequence[Task], live: LiveModel, lm_eval: Sequence[HarnessTask] = ()
+) -> dict[str, Any]:
     """How completions were made, for results."""
     versions = {"merganser": __version__}
-    for name in ("torch", "transformers", "math-verify"):
+    for name in ("torch", "transformers", "math-verify", *(["lm-eval"] if lm_eval else [])):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
         "tasks": languages.describe(tasks),
+        "lm_eval": [task.model_dump(mode="json") for task in lm_eval],
         "device": live.device,
         "dtype": live.computing,
         "versions": versions,
@@ -463,7 +512,7 @@ def evaluate_model(
     Raises:
         MerganserError: of the kind that fits.
     """
-    block, tasks = languages.load(tasks_file)
+    block, tasks, folder = languages.load(tasks_file, Study)
     live = LiveModel(
         device=device or block.device,
         dtype=dtype or block.dtype,
@@ -471,7 +520,10 @@ def evaluate_model(
         threads=threads,
     )
     with ExitStack() as stack:
+        decided: Plan | None = None
         if endpoint is not None:
+            if block.lm_eval:
+                raise RecipeError("lm_eval: tasks of the harness run on models in memory only")
             backend: Backend = Endpoint(endpoint, model, token=token, concurrency=concurrency)
             key, name = f"endpoint {endpoint} {model}", model
         else:
@@ -482,12 +534,14 @@ def evaluate_model(
             backend,
             tasks,
             key=key,
-            samples=samples,
+            samples=samples if tasks else None,
             on_progress=lambda done, everything: on_progress(name, done, everything),
         )
-    settings = describe(tasks, live) if endpoint is None else {"endpoint": endpoint}
-    entry = Entry(name, "expert", model=model, scores=found.scores)
-    return Results(name, "", languages.score_names(tasks), settings, (entry,))
+        more = _harness(decided, block, live, folder or Path()) if decided is not None else {}
+    settings = {"tasks": languages.describe(tasks), "endpoint": endpoint}
+    settings = describe(tasks, live, block.lm_eval) if endpoint is None else settings
+    entry = Entry(name, "expert", model=model, scores={**found.scores, **more})
+    return Results(name, "", block.directions(tasks), settings, (entry,))
 
 
 def judge_again(samples: Path, tasks_file: str | Path) -> Results:
@@ -496,7 +550,7 @@ def judge_again(samples: Path, tasks_file: str | Path) -> Results:
     Raises:
         MerganserError: of the kind that fits, such as where a problem has no completion.
     """
-    _, tasks = languages.load(tasks_file)
+    _, tasks, _ = languages.load(tasks_file, Study)
     judged = running.judge(tasks, kept_samples.read(samples))
     entry = Entry(samples.stem, "expert", scores=running.scores(tasks, judged))
     settings = {"tasks": languages.describe(tasks)}

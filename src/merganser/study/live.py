@@ -84,13 +84,19 @@ class LiveModel:
         def backend(
             requests: Sequence[Request], sampling: Sampling
         ) -> Iterator[tuple[int, Completion]]:
-            if self.plan is not decided:
-                outcome = self.become(decided, report=on_outcome is not None)
-                if on_outcome is not None:
-                    on_outcome(outcome)
-            return self.backend(requests, sampling)
+            return self.settled(decided, on_outcome)(requests, sampling)
 
         return backend
+
+    def settled(
+        self, decided: Plan, on_outcome: Callable[[engine.Outcome], None] | None = None
+    ) -> Inference:
+        """Be what a plan says, if that is not so already; see :meth:`backend_of`."""
+        if self.plan is not decided:
+            outcome = self.become(decided, report=on_outcome is not None)
+            if on_outcome is not None:
+                on_outcome(outcome)
+        return self.backend
 
     def become(self, decided: Plan, *, report: bool = True) -> engine.Outcome:
         """Be what a plan says.

@@ -1,0 +1,155 @@
+"""Tasks of the lm-evaluation-harness (EleutherAI), on a transformers model in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from merganser import extras
+from merganser.errors import InputError, MerganserError, ResourceError
+from merganser.evaluation.statistics import Direction, Score, summarize
+from merganser.evaluation.tasks import Part
+
+
+class HarnessTask(Part):
+    """A task by its name in the harness.
+
+    Attributes:
+        task: its name, such as ``gsm8k``.
+        metric: the one of its metrics that counts, such as ``exact_match``.
+        filter: the harness's filter of answers that it is taken behind.
+        better: whether more or less of it is better.
+        name: of the score; ``task/metric`` if None.
+        limit: the first problems only.
+        num_fewshot: worked examples in the prompt; the task's own number if None.
+        chat: whether the model's chat template is applied.
+        include: a folder with task files of one's own, beside the study's file, in which it is looked for.
+        seed: of the examples that are chosen.
+    """
+
+    task: str
+    metric: str
+    filter: str = "none"
+    better: Direction = "max"
+    name: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    chat: bool = False
+    include: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def score(self) -> str:
+        """The score's name."""
+        return self.name or f"{self.task}/{self.metric}"
+
+
+def evaluate(
+    model: Any, tokenizer: Any, task: HarnessTask, folder: Path, batch_size: int | None = None
+) -> Score:
+    """Score a model on a task of the harness.
+
+    Intervals are ours, from its verdict on each problem; where a metric has none (perplexities, corpus
+    scores) the harness's own standard error is taken, and 1.96 times it for the interval.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        task: what is asked.
+        folder: that ``include`` is beside.
+        batch_size: requests at once; 8 if None.
+
+    Raises:
+        InputError: when there is no such task or metric, or its data cannot be had.
+        MerganserError: when lm-eval is not installed.
+    """
+    harness = extras.load("lm_eval", "lm-eval")
+    managers = extras.load("lm_eval.tasks", "lm-eval")
+    models = extras.load("lm_eval.models.huggingface", "lm-eval")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        found = harness.simple_evaluate(
+            model=models.HFLM(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=batch_size or 8,
+                device=str(model.device),
+            ),
+            tasks=[task.task],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            apply_chat_template=task.chat,
+            task_manager=managers.TaskManager(
+                include_path=str(folder / task.include) if task.include else None,
+                include_defaults=task.include is None,
+            ),
+            random_seed=task.seed,
+            numpy_random_seed=task.seed,
+            torch_random_seed=task.seed,
+            fewshot_random_seed=task.seed,
+            bootstrap_iters=1000,
+            log_samples=True,
+        )
+    except MerganserError:
+        raise
+    except Exception as error:  # the harness and its tasks raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"lm-eval task {task.task}: {type(error).__name__}: {reason}") from error
+    return _score(task, found)
+
+
+def _score(task: HarnessTask, found: Any) -> Score:
+    told = (found or {}).get("results", {}).get(task.task, {})
+    key = f"{task.metric},{task.filter}"
+    if not isinstance(told.get(key), int | float):
+        known = sorted(k for k, v in told.items() if isinstance(v, float) and "stderr" not in k)
+        raise InputError(
+            f"lm-eval task {task.task}: has no metric {task.metric} behind the filter {task.filter}; "
+            f"it has (metric,filter) {', '.join(known) or 'none'}"
+        )
+    rows = [r for r in found["samples"].get(task.task, []) if r["filter"] == task.filter]
+    values = [row.get(task.metric) for row in rows]
+    mean = float(told[key])
+    if values and all(isinstance(value, int | float) for value in values):
+        own = summarize([float(value) for value in values])
+        if abs(own.mean - mean) < 1e-9:
+            return own
+    error = told.get(f"{task.metric}_stderr,{task.filter}")
+    error = float(error) if isinstance(error, int | float) else 0.0
+    return Score(mean, error, mean - 1.96 * error, mean + 1.96 * error, len(rows))
+
+
+def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, Score]:
+    """Scores that are kept from the same model and tasks."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            task.score: Score(**kept[task.score]["value"])
+            for task in tasks
+            if kept.get(task.score, {}).get("of") == [key, task.model_dump(mode="json")]
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def keep(file: Path, key: str, tasks: Sequence[HarnessTask], scores: dict[str, Score]) -> None:
+    """Keep scores, with all that decided them.
+
+    Raises:
+        ResourceError: when they cannot be written.
+    """
+    kept = {
+        task.score: {"of": [key, task.model_dump(mode="json")], "value": asdict(scores[task.score])}
+        for task in tasks
+        if task.score in scores
+    }
+    try:
+        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None
