@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merganser import engine, extras
-from merganser.errors import InputError, MerganserError
+from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import running
 from merganser.evaluation.generation import Backend, Completion, Request, Sampling
 from merganser.evaluation.inference import Inference
@@ -273,11 +273,16 @@ def _numbers(found: Sequence[Any]) -> list[int]:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise RecipeError(f"device: {name!r} is not there ({reason})") from None
+    return name
 
 
 def _quietly(transformers: Any) -> ExitStack:
