@@ -1,0 +1,366 @@
+"""Spoil inputs of every format by the ten thousand, and see that each is merged or refused in one line.
+
+A worker process takes one spoiled folder after the other; it may take no more than 1 GB beyond what it
+begins with, and 5 seconds for each. Everything that it opens for writing, imports, compiles or runs is
+seen by an audit hook. What fails is saved, made as small as it still fails, and counted.
+
+    python bench/fuzz.py --inputs 50000 --seed 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+sys.path[0] = str(Path(__file__).parents[1] / "tests")  # and not here, where a profile.py lies
+
+import mutations
+from merganser.errors import MerganserError
+
+SECONDS = 5.0
+"""Longest that one input may take."""
+
+MEMORY = 2**30
+"""Most bytes that one input may add to the process."""
+
+LONGEST = 600
+"""Most characters of a message, folders left out."""
+
+
+# -- what is seen of an input ------------------------------------------------------------------------
+
+
+class Watch:
+    """An audit hook, which lives as long as the process: what is done outside a folder, or run."""
+
+    WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    CHANGES = ("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate")
+    RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen")
+    NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.gethostbyname")
+
+    def __init__(self, home: Path) -> None:
+        self.home = str(home)
+        self.active = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.active:
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            writes = any(c in str(mode) for c in "wax+") if mode else flags & self.WRITES
+            if writes and not isinstance(path, int) and not self._inside(path):
+                self._tell(f"writes {path!r}")
+        elif event in self.CHANGES:
+            relative = arguments[-1] not in (-1, None) and isinstance(arguments[-1], int)
+            paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
+            if not relative and not all(map(self._inside, paths)):
+                self._tell(f"{event} {paths!r}")
+        elif event in self.RUNS or event in self.NETWORK:
+            self._tell(f"{event} {str(arguments)[:80]}")
+        elif event in ("exec", "compile") and not self._by_import():
+            self._tell(f"{event} {str(arguments)[:80]}")
+
+    def _inside(self, path: Any) -> bool:
+        name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
+        return name.startswith(self.home) or name == "/dev/null"
+
+    def _by_import(self) -> bool:
+        frame = sys._getframe(2)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file.startswith("<frozen importlib") or "/numba/" in file:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _tell(self, what: str) -> None:
+        if len(self.seen) < 10:
+            self.seen.append(what)
+
+
+def peak_memory() -> int:
+    """The greatest resident size since it was reset, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def reset_peak() -> None:
+    """Count the greatest resident size from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+@dataclass
+class Seen:
+    """What became of one input: ``merged``, ``refused``, or how it failed; and where, or the message."""
+
+    what: str
+    told: str
+    seconds: float
+    memory: int
+
+
+def attempt(kind: mutations.Kind, home: Path, watch: Watch) -> Seen:
+    """Do with a folder what a user would."""
+    out = home / "out"
+    reset_peak()
+    before, began = peak_memory(), time.perf_counter()
+    watch.seen.clear()
+    watch.active = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            kind.run(home / "in", out)
+        what, told = "merged", ""
+    except MerganserError as error:
+        what, told = "refused", str(error)
+    except MemoryError:
+        what, told = "memory", _where()
+    except Exception as error:
+        what, told = "crash", f"{type(error).__name__} {_where()}: {str(error)[:200]}"
+    finally:
+        watch.active = False
+    seconds, memory = time.perf_counter() - began, peak_memory() - before
+    for folder in home.iterdir():
+        if folder.name != "in":
+            shutil.rmtree(folder, ignore_errors=True)
+    if watch.seen:
+        what, told = "escape", "; ".join(watch.seen)
+    if what == "refused" and (fault := _fault_of(told, home)):
+        what, told = "message", f"{fault}: {told[:2000]!r}"
+    if memory > MEMORY:
+        what, told = "memory", f"{memory >> 20} MB, {told[:200]}"
+    if seconds > SECONDS:
+        what, told = "hang", f"{seconds:.1f} s, {told[:200]}"
+    return Seen(what, told, seconds, memory)
+
+
+def _where() -> str:
+    """The innermost line of ours that an exception came through."""
+    frames = traceback.extract_tb(sys.exc_info()[2])
+    ours = [f for f in frames if "/merganser/" in f.filename] or list(frames)
+    return f"{Path(ours[-1].filename).name}:{ours[-1].name}:{ours[-1].lineno}"
+
+
+def _fault_of(message: str, home: Path) -> str | None:
+    """What is wrong with a message."""
+    if not message.strip():
+        return "empty"
+    if not message.isprintable():
+        return "not one printable line"
+    if len(message.replace(str(home), "")) > LONGEST:
+        return "too long"
+    return "names a Python type" if re.search(r"Traceback|<class '|object at 0x", message) else None
+
+
+# -- the worker --------------------------------------------------------------------------------------
+
+
+def work(kind: mutations.Kind, seed: int, first: int, count: int, home: Path, pipe: Connection) -> None:
+    """Take inputs until told to stop, and tell of each before and after it."""
+    watch = Watch(home)
+    inside = home / "in"
+    write(kind.files, inside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kind.run(inside, home / "out")  # loads all that merging needs
+    for folder in (home / "out", home / "out.intermediate"):
+        shutil.rmtree(folder, ignore_errors=True)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + 2**28, resource.RLIM_INFINITY))
+    known: set[str] = set()
+    for number in range(first, first + count):
+        rng = random.Random(f"{kind.name} {seed} {number}")
+        files = kind.spoiled(rng)
+        write(files, home / "now")
+        pipe.send(("begin", number))
+        write(files, inside)
+        seen = attempt(kind, home, watch)
+        write({name: kind.files[name] for name in files}, inside)
+        mark = seen.what + re.sub(r"'[^']*'|\d+", "", seen.told.replace(str(home), ""))[:200]
+        if mark not in known:  # something new came of it: go on from there
+            known.add(mark)
+            kind.keep(files)
+        if seen.what not in ("merged", "refused"):
+            files = minimised(kind, files, seen, home, watch)
+        pipe.send(("end", number, seen, files if seen.what not in ("merged", "refused") else None))
+    pipe.send(("done",))
+
+
+def write(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files below a folder."""
+    for name, data in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+
+
+def minimised(
+    kind: mutations.Kind, files: dict[str, bytes], seen: Seen, home: Path, watch: Watch
+) -> dict[str, bytes]:
+    """Files that fail in the same way with as little in them as a few tries find."""
+    mark = seen.what, seen.told.split(":")[0]
+    left = 60 if seen.seconds < 0.5 else 0
+    for name in files:
+        data = files[name]
+        step = max(1, len(data) // 4)
+        while step and left:
+            at = 0
+            while at < len(data) and left:
+                left -= 1
+                fewer = data[:at] + data[at + step :]
+                write(files | {name: fewer}, home / "in")
+                again = attempt(kind, home, watch)
+                if (again.what, again.told.split(":")[0]) == mark:
+                    data = fewer
+                    files = files | {name: data}
+                else:
+                    at += step
+            step //= 4
+    write({name: kind.files[name] for name in files}, home / "in")
+    return files
+
+
+# -- the run -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """What came of one kind's inputs."""
+
+    kind: str
+    counts: Counter[str] = field(default_factory=Counter)
+    memory: int = 0
+    longest: float = 0.0
+    seconds: float = 0.0
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+def run_kind(kind: mutations.Kind, count: int, seed: int, saved: Path) -> Tally:
+    """Try a kind's inputs, in a worker that is started anew when it dies or hangs."""
+    tally = Tally(kind.name)
+    context = multiprocessing.get_context("fork")
+    began, number = time.perf_counter(), 0
+    while number < count:
+        home = Path(tempfile.mkdtemp(prefix="merganser-fuzz-", dir=_fast_folder()))
+        ours, theirs = context.Pipe()
+        arguments = (kind, seed, number, count - number, home, theirs)
+        worker = context.Process(target=work, args=arguments, daemon=True)
+        worker.start()
+        theirs.close()
+        current = None
+        try:
+            while True:
+                wait = 120.0 if current is None else 12 * SECONDS
+                if not ours.poll(wait):
+                    worker.kill()
+                    _count(tally, Seen("hang", "killed", wait, 0), _files(home / "now"), saved)
+                    break
+                event = ours.recv()
+                if event[0] == "done":
+                    break
+                current = event[1]
+                if event[0] == "end":
+                    _count(tally, event[2], event[3], saved)
+                    number = current + 1
+        except EOFError:
+            worker.join()
+            told = f"the process died with {worker.exitcode}"
+            _count(tally, Seen("crash", told, 0.0, 0), _files(home / "now"), saved)
+        if sum(tally.counts.values()) > number:
+            number = (current if current is not None else number) + 1
+        worker.join()
+        shutil.rmtree(home, ignore_errors=True)
+    tally.seconds = time.perf_counter() - began
+    return tally
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return mutations.read_tree(folder)
+
+
+def _count(tally: Tally, seen: Seen, files: Mapping[str, bytes] | None, saved: Path) -> None:
+    tally.counts[seen.what] += 1
+    tally.memory = max(tally.memory, seen.memory)
+    tally.longest = max(tally.longest, seen.seconds)
+    if files is None:
+        return
+    mark = f"{seen.what}: {seen.told.split(': ')[0]}"[:200]
+    tally.failures[mark] = tally.failures.get(mark, 0) + 1
+    if tally.failures[mark] <= 3:
+        name = hashlib.sha256(mark.encode()).hexdigest()[:8] + f"-{tally.failures[mark]}"
+        write(files, saved / tally.kind / name)
+        (saved / tally.kind / name / "told.txt").write_text(f"{seen.what}: {seen.told}\n")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=50_000, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", default="", help="only these, with commas between")
+    parser.add_argument("--saved", type=Path, default=Path("fuzz-out"), help="where failures go")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = mutations.kinds(Path(folder))
+    chosen = [kinds[name] for name in given.kinds.split(",")] if given.kinds else [*kinds.values()]
+    tallies = []
+    for kind in chosen:
+        tally = run_kind(kind, -(-given.inputs // len(chosen)), given.seed, given.saved)
+        tallies.append(tally)
+        print(row(tally), flush=True)
+        for mark, times in tally.failures.items():
+            print(f"    {times:5} {mark}", flush=True)
+    print(row(total(tallies)))
+    if given.json:
+        given.json.write_text(json.dumps([vars(tally) for tally in tallies], indent=1))
+    sys.exit(any(tally.failures for tally in tallies))
+
+
+def row(tally: Tally) -> str:
+    """A line of the table."""
+    counts = tally.counts
+    shown = [sum(counts.values())]
+    shown += [counts[w] for w in ("merged", "refused", "crash", "message", "hang", "memory", "escape")]
+    cells = [tally.kind, *map(str, shown), f"{tally.memory >> 20} MB", f"{tally.longest:.2f} s"]
+    return f"| {' | '.join(cells)} |"
+
+
+def total(tallies: list[Tally]) -> Tally:
+    """All kinds together."""
+    made = Tally("all")
+    for tally in tallies:
+        made.counts += tally.counts
+        made.memory = max(made.memory, tally.memory)
+        made.longest = max(made.longest, tally.longest)
+    return made
+
+
+if __name__ == "__main__":
+    main()
