@@ -53,7 +53,15 @@ class Watch:
     """An audit hook, which lives as long as the process: what is done outside a folder, or run."""
 
     WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    CHANGES = ("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate")
+    CHANGES = (
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.rename",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+    )
     RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen")
     NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.gethostbyname")
 
@@ -76,20 +84,26 @@ class Watch:
             paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
             if not relative and not all(map(self._inside, paths)):
                 self._tell(f"{event} {paths!r}")
-        elif event in self.RUNS or event in self.NETWORK:
-            self._tell(f"{event} {str(arguments)[:80]}")
-        elif event in ("exec", "compile") and not self._by_import():
+        elif (
+            event in self.RUNS
+            or event in self.NETWORK
+            or (event in ("exec", "compile") and not self._is_harmless())
+        ):
             self._tell(f"{event} {str(arguments)[:80]}")
 
     def _inside(self, path: Any) -> bool:
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
         return name.startswith(self.home) or name == "/dev/null"
 
-    def _by_import(self) -> bool:
+    def _is_harmless(self) -> bool:
         frame = sys._getframe(2)
         while frame is not None:
             file = frame.f_code.co_filename
             if file.startswith("<frozen importlib") or "/numba/" in file:
+                return True
+            if (
+                frame.f_code.co_name == "literal_eval"
+            ):  # which makes a tree of a number, and runs nothing
                 return True
             frame = frame.f_back
         return False
@@ -177,16 +191,13 @@ def _fault_of(message: str, home: Path) -> str | None:
 # -- the worker --------------------------------------------------------------------------------------
 
 
-def work(kind: mutations.Kind, seed: int, first: int, count: int, home: Path, pipe: Connection) -> None:
+def work(
+    kind: mutations.Kind, seed: int, first: int, count: int, home: Path, pipe: Connection
+) -> None:
     """Take inputs until told to stop, and tell of each before and after it."""
     watch = Watch(home)
     inside = home / "in"
     write(kind.files, inside)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        kind.run(inside, home / "out")  # loads all that merging needs
-    for folder in (home / "out", home / "out.intermediate"):
-        shutil.rmtree(folder, ignore_errors=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + 2**28, resource.RLIM_INFINITY))
     known: set[str] = set()
@@ -206,6 +217,20 @@ def work(kind: mutations.Kind, seed: int, first: int, count: int, home: Path, pi
             files = minimised(kind, files, seen, home, watch)
         pipe.send(("end", number, seen, files if seen.what not in ("merged", "refused") else None))
     pipe.send(("done",))
+
+
+def warm_up(kind: mutations.Kind) -> None:
+    """Merge what is right, so that all that merging imports and compiles is there before workers are."""
+    import huggingface_hub  # noqa: F401
+
+    with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inside = Path(folder) / "in"
+        write(kind.files, inside)
+        for name, seeds in {"recipe.yml": [kind.files["recipe.yml"]], **kind.seeds}.items():
+            for number, data in enumerate(seeds):
+                write({name: data}, inside)
+                kind.run(inside, Path(folder) / f"out{number}")
 
 
 def write(files: Mapping[str, bytes], folder: Path) -> None:
@@ -260,6 +285,7 @@ class Tally:
 def run_kind(kind: mutations.Kind, count: int, seed: int, saved: Path) -> Tally:
     """Try a kind's inputs, in a worker that is started anew when it dies or hangs."""
     tally = Tally(kind.name)
+    warm_up(kind)
     context = multiprocessing.get_context("fork")
     began, number = time.perf_counter(), 0
     while number < count:
@@ -347,7 +373,9 @@ def row(tally: Tally) -> str:
     """A line of the table."""
     counts = tally.counts
     shown = [sum(counts.values())]
-    shown += [counts[w] for w in ("merged", "refused", "crash", "message", "hang", "memory", "escape")]
+    shown += [
+        counts[w] for w in ("merged", "refused", "crash", "message", "hang", "memory", "escape")
+    ]
     cells = [tally.kind, *map(str, shown), f"{tally.memory >> 20} MB", f"{tally.longest:.2f} s"]
     return f"| {' | '.join(cells)} |"
 

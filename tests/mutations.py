@@ -6,6 +6,7 @@ Changes know the format: they edit JSON trees, opcodes of pickles, fields of hea
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -13,7 +14,6 @@ import pickletools
 import random
 import re
 import shutil
-import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,14 +31,74 @@ NUMBERS: list[Any] = [0, -1, 1, 2, 3, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2*
 NUMBERS += [2**63 - 1, 2**63, 2**64, 10**12, 10**40, -(2**63), 0.5, -0.0, 1e308, 5e-324, 1e16]
 NUMBERS += [math.nan, math.inf, -math.inf]
 TEXTS: list[Any] = ["", "0", "12", "1e5", "a", "..", ".", "../x", "../../etc/passwd", "/etc/passwd"]
-TEXTS += ["\0", "a\0b", "a\nb", "\x1b[31m", "|", "`", "---", "<b>", "\ud800", "😀", "x" * 5000, "NaN"]
+TEXTS += [
+    "\0",
+    "a\0b",
+    "a\nb",
+    "\x1b[31m",
+    "|",
+    "`",
+    "---",
+    "<b>",
+    "\ud800",
+    "😀",
+    "x" * 5000,
+    "NaN",
+]
 TEXTS += ["model", "F32", "BF16", "I64", "float32", "auto", "union", "base", "{{ w }}", "(a+)+$"]
 SHAPES: list[Any] = [None, True, False, [], {}, [[]], [None], {"": None}, [0] * 300, {"content": 1}]
 
-TOKENS = [b"&a ", b"*a", b"!!python/object:os.system ", b"<<: *a", b"? ", b"- ", b"{{", b"}}", b"{%"]
-TOKENS += [b"|\n", b">", b"%YAML 1.1", b"---\n", b"...", b"!!int ", b"!!binary ", b"!!set ", b"[", b"]"]
-TOKENS += [b"{", b"}", b": ", b", ", b"\n", b"\t", b"'", b'"', b"\\", b"\xff", b"\0", b"0x", b"1:1:1", b".inf"]
-TOKENS += [b"2001-01-01", b"1e999", b"**", b"|round", b"|int", b"[0]", b".a", b" if ", b"~", b"9" * 30]
+TOKENS = [
+    b"&a ",
+    b"*a",
+    b"!!python/object:os.system ",
+    b"<<: *a",
+    b"? ",
+    b"- ",
+    b"{{",
+    b"}}",
+    b"{%",
+]
+TOKENS += [
+    b"|\n",
+    b">",
+    b"%YAML 1.1",
+    b"---\n",
+    b"...",
+    b"!!int ",
+    b"!!binary ",
+    b"!!set ",
+    b"[",
+    b"]",
+]
+TOKENS += [
+    b"{",
+    b"}",
+    b": ",
+    b", ",
+    b"\n",
+    b"\t",
+    b"'",
+    b'"',
+    b"\\",
+    b"\xff",
+    b"\0",
+    b"0x",
+    b"1:1:1",
+    b".inf",
+]
+TOKENS += [
+    b"2001-01-01",
+    b"1e999",
+    b"**",
+    b"|round",
+    b"|int",
+    b"[0]",
+    b".a",
+    b" if ",
+    b"~",
+    b"9" * 30,
+]
 """What is inserted into texts: of YAML, JSON and expressions."""
 
 
@@ -52,6 +112,8 @@ class Kind:
         targets: patterns of the files that are spoiled.
         change: spoils one of them, by its name.
         run: does with the folder what a user would; the second argument is where output may go.
+        seeds: more that is right, by file.
+        found: what did something new when it was tried, by file.
     """
 
     name: str
@@ -59,6 +121,7 @@ class Kind:
     targets: tuple[str, ...]
     change: Callable[[str, bytes, random.Random], bytes]
     run: Callable[[Path, Path], None]
+    seeds: dict[str, list[bytes]] = field(default_factory=dict)
     found: dict[str, list[bytes]] = field(default_factory=dict)
 
     def spoiled(self, rng: random.Random) -> dict[str, bytes]:
@@ -67,7 +130,9 @@ class Kind:
         chosen = rng.sample(names, 1 + (len(names) > 1 and rng.random() < 0.1))
         made = {}
         for name in chosen:
-            data = rng.choice([self.files[name], *self.found.get(name, [])])
+            data = rng.choice([self.files[name], *self.seeds.get(name, [])])
+            if name in self.found and rng.random() < 0.4:
+                data = rng.choice(self.found[name])
             for _ in range(rng.choice([1, 1, 1, 2, 3, 6])):
                 data = self.change(name, data, rng)
             made[name] = data[: 2**21]
@@ -127,7 +192,13 @@ def places(data: Any) -> list[tuple[Any, Any]]:
     found, left = [], [data]
     while left:
         part = left.pop()
-        keys = list(part) if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        keys = (
+            list(part)
+            if isinstance(part, dict)
+            else range(len(part))
+            if isinstance(part, list)
+            else ()
+        )
         for key in keys:
             found.append((part, key))
             left.append(part[key])
@@ -161,7 +232,9 @@ def of_tree(data: Any, rng: random.Random) -> Any:
             if isinstance(part[key], int | float) and not isinstance(part[key], bool):
                 part[key] = rng.choice([-part[key], part[key] + 1, part[key] - 1, str(part[key])])
             elif isinstance(part[key], str):
-                part[key] = rng.choice([part[key] * 2, part[key][:-1], rng.choice(TEXTS) + part[key]])
+                part[key] = rng.choice(
+                    [part[key] * 2, part[key][:-1], rng.choice(TEXTS) + part[key]]
+                )
             else:
                 part[key] = nasty(rng)
         case _:
@@ -220,20 +293,97 @@ def of_safetensors(data: bytes, rng: random.Random) -> bytes:
         return of_bytes(data, rng)
     length = int.from_bytes(data[:8], "little")
     header, body = data[8 : 8 + length], data[8 + length :]
-    header = of_json(header, rng)
+    header = _lawful(header, rng) if rng.random() < 0.3 else of_json(header, rng)
     if rng.random() < 0.1:  # a name twice
         header = header.replace(b'"model.norm.weight"', b'"lm_head.weight"', 1)
     stated = len(header) if rng.random() < 0.9 else rng.choice([0, 1, 2**63, 2**64 - 1, 10**8 + 1])
     return stated.to_bytes(8, "little") + header + body
 
 
-_OPCODES = [op for op in pickletools.opcodes]
-_PIECES = [b"N", b"]", b"}", b")", b"(", b"0", b"2", b"t", b"\x85", b"\x86", b"\x87", b"R", b"b", b"s"]
-_PIECES += [b"u", b"a", b"e", b"h\x00", b"q\x00", b"j\x00\x00\x00\x00", b"r\xff\xff\xff\x1f", b"\x94", b"1"]
-_PIECES += [b"\x8f", b"\x90", b"\x91", b"K\x01", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\xff" * 9, b"Q", b"\x81"]
-_PIECES += [b"\x93", b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch\nSize\n", b"ccollections\nOrderedDict\n"]
-_PIECES += [b"ctorch._utils\n_rebuild_tensor_v2\n", b"\x96" + b"\xff" * 7 + b"\x00", b"\x8c\x01x", b"G" + b"\x7f" * 8]
-_PIECES += [b"B\xff\xff\xff\x7f", b"T\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"I10\n", b"L99999999999L\n", b"."]
+def _lawful(header: bytes, rng: random.Random) -> bytes:
+    """A header that still fits the bytes, but tells something else of them."""
+    try:
+        data = json.loads(header)
+        name = rng.choice([name for name in data if name != "__metadata__"])
+        entry = data[name]
+        width = {"F32": ["I32", "U32"], "BF16": ["F16", "I16"], "F16": ["BF16"]}
+        match rng.randrange(4):
+            case 0:
+                entry["dtype"] = rng.choice(width.get(entry["dtype"], ["F32"]))
+            case 1:
+                entry["shape"] = rng.choice(
+                    [[1, *entry["shape"]], entry["shape"][::-1], [*entry["shape"], 1]]
+                )
+            case 2:
+                new = rng.choice(
+                    [str(rng.choice(TEXTS)), name + ".x", name.replace("0", "9"), f"{name}_scale"]
+                )
+                data = {new if key == name else key: value for key, value in data.items()}
+            case _:
+                entry["shape"] = [math.prod(entry["shape"])]
+        return json.dumps(data).encode()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return of_json(header, rng)
+
+
+_PIECES = [
+    b"N",
+    b"]",
+    b"}",
+    b")",
+    b"(",
+    b"0",
+    b"2",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"R",
+    b"b",
+    b"s",
+]
+_PIECES += [
+    b"u",
+    b"a",
+    b"e",
+    b"h\x00",
+    b"q\x00",
+    b"j\x00\x00\x00\x00",
+    b"r\xff\xff\xff\x1f",
+    b"\x94",
+    b"1",
+]
+_PIECES += [
+    b"\x8f",
+    b"\x90",
+    b"\x91",
+    b"K\x01",
+    b"J\xff\xff\xff\xff",
+    b"\x8a\x09" + b"\xff" * 9,
+    b"Q",
+    b"\x81",
+]
+_PIECES += [
+    b"\x93",
+    b"cos\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"ctorch\nSize\n",
+    b"ccollections\nOrderedDict\n",
+]
+_PIECES += [
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"\x96" + b"\xff" * 7 + b"\x00",
+    b"\x8c\x01x",
+    b"G" + b"\x7f" * 8,
+]
+_PIECES += [
+    b"B\xff\xff\xff\x7f",
+    b"T\xff\xff\xff\x7f",
+    b"X\xff\xff\xff\x7f",
+    b"I10\n",
+    b"L99999999999L\n",
+    b".",
+]
 
 
 def of_pickle(data: bytes, rng: random.Random) -> bytes:
@@ -287,10 +437,8 @@ def of_archive(data: bytes, rng: random.Random) -> bytes:
 def of_gguf(data: bytes, rng: random.Random) -> bytes:
     """Change a field of the header, found by reading it."""
     fields: list[tuple[int, int]] = []
-    try:
+    with contextlib.suppress(IndexError, KeyError):
         _fields_of_gguf(data, fields)
-    except (struct.error, IndexError, KeyError):
-        pass
     if not fields or rng.random() < 0.15:
         return of_bytes(data[: rng.choice([len(data), 4096])], rng)
     at, width = rng.choice(fields)
@@ -522,21 +670,28 @@ def kinds(folder: Path) -> dict[str, Kind]:
     tokenizer["added_tokens"] = [AddedToken("<x>", 22, AS_SPECIAL).entry()]
     write_json(home / "b/tokenizer.json", tokenizer)
     settings = json.loads((home / "b/tokenizer_config.json").read_text())
-    settings["added_tokens_decoder"] = {"22": {"content": "<x>", "special": True}, "23": {"content": "<y>"}}
+    settings["added_tokens_decoder"] = {
+        "22": {"content": "<x>", "special": True},
+        "23": {"content": "<y>"},
+    }
     settings["additional_special_tokens"] = ["<x>", {"content": "<z>"}]
-    settings["chat_template"] = [{"name": "default", "template": "{{ messages[0].content }} and so on"}]
+    settings["chat_template"] = [
+        {"name": "default", "template": "{{ messages[0].content }} and so on"}
+    ]
     write_json(home / "b/tokenizer_config.json", settings)
     (home / "b/chat_template.jinja").unlink()
-    write_json(home / "b/special_tokens_map.json", {"eos_token": {"content": "</s>"}, "pad_token": "<x>"})
+    write_json(
+        home / "b/special_tokens_map.json", {"eos_token": {"content": "</s>"}, "pad_token": "<x>"}
+    )
     write_json(home / "b/added_tokens.json", {"<y>": 23, "<w>": 24})
     add("tokenizer", home, (r"b/(tok|spec|added).*\.json", r"a/(tokenizer.*\.json|chat.*)"))
     home = pair("recipe", SLERP, layers=2)
     add("recipe", home, (r"recipe\.yml",), chained)
     for text in (LINEAR, UNION, CHAIN, SLICES.replace("4", "2").replace("3", "2")):
-        made[-1].found.setdefault("recipe.yml", []).append(text.encode())
+        made[-1].seeds.setdefault("recipe.yml", []).append(text.encode())
     home = pair("sweep", SWEEP, layers=1)
     add("sweep", home, (r"recipe\.yml",), planning)
-    made[-1].found["recipe.yml"] = [SWEEP_2.encode()]
+    made[-1].seeds["recipe.yml"] = [SWEEP_2.encode()]
     home = pair("pickle", LINEAR, layers=1)
     _pickled(home / "a")
     add("pickle", home, (r"a/.*\.bin",))
@@ -615,7 +770,7 @@ def _fsdp(folder: Path) -> None:
         mesh = DeviceMesh("cpu", [0, 1])
         parts = {}
         for name, whole in tensors.items():
-            local = (list(whole.chunk(2)) + [whole[:0]])[rank].clone()
+            local = [*whole.chunk(2), whole[:0]][rank].clone()
             parts[name] = DTensor.from_local(
                 local, mesh, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
             )
@@ -665,4 +820,3 @@ def _gguf(home: Path) -> Path:
     write_json(home / "b/config.json", settings)
     (home / "recipe.yml").write_text(LINEAR)
     return home
-

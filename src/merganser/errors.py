@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+LONGEST = 600
+"""Most characters of a message; names from files may have millions."""
+
 
 class MerganserError(Exception):
     """Anything that Merganser says no to. Its text is one line that tells what, where, what to do."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text as one printable line, the middle of a long one left out: what files hold may end up in
+    it, and neither breaks the line nor steers the terminal."""
+    if len(text) > LONGEST:
+        text = f"{text[: 2 * LONGEST // 3]} … {text[-LONGEST // 3 + 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 class RecipeError(MerganserError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from merganser import __version__, engine, hub, output, recipe
-from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_json
+from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, RecipeError, ResourceError
@@ -282,7 +282,9 @@ def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Chec
     except ValueError as error:
         raise RecipeError(str(error)) from None
     folder = companions(hub.resolve(lender.path, lender.revision, weights=False))
-    lent = read_json(folder / "config.json")
+    lent = read_config(folder)
+    if not lent:
+        raise InputError(f"{base}: has no config.json to lend")
     checkpoint = open_checkpoint(hub.resolve(model.path, model.revision), source, weights=weights)
     checkpoint.path, checkpoint.config = folder, lent
     return {f"{model.path}@{model.revision}" if model.revision else model.path: checkpoint}

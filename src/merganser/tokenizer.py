@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,9 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles of special tokens: ``bos_token`` in tokenizer settings, ``bos_token_id`` in configs."""
+
+MAX_ID = 1 << 24
+"""More than any id of a token; memory grows with the greatest."""
 
 Flags = tuple[bool, ...]
 
@@ -137,16 +140,14 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary:
     added = {
         entry["content"]: tuple(bool(entry.get(name)) for name in FLAGS)
         for entry in contents.get("added_tokens") or []
+        if entry["content"] in tokens
     }
     roles, special = _special(settings, _optional(folder / "special_tokens_map.json"))
     beside = {
-        token: _flags_of(entry)
-        for _, token, entry in sorted(
-            (int(number), str(entry.get("content", "")), entry)
-            for number, entry in (settings.get("added_tokens_decoder") or {}).items()
-        )
+        token: _flags_of(entry) for number, token, entry in _decoder(settings, folder / SETTINGS)
     }
     older = _optional(folder / "added_tokens.json")
+    _check_ids(older, folder / "added_tokens.json")
     beside |= {t: PLAIN for t in sorted(older, key=lambda t: int(older[t])) if t not in beside}
     beside |= {token: AS_SPECIAL for token in special if token not in beside}
     loose = []
@@ -156,6 +157,34 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary:
             tokens[token] = max(tokens.values(), default=-1) + 1
             loose.append(token)
     return Vocabulary(label, folder, tokens, added, roles, tuple(loose))
+
+
+def _decoder(settings: Mapping[str, Any], file: Path) -> list[tuple[int, str, Mapping[str, Any]]]:
+    """The added tokens that settings list, by their ids: id, text and settings.
+
+    Raises:
+        InputError: when that is no such list.
+    """
+    listed = settings.get("added_tokens_decoder") or {}
+    well_formed = isinstance(listed, dict) and all(
+        number.isdecimal()
+        and len(number) < 9
+        and isinstance(entry, dict)
+        and isinstance(entry.get("content", ""), str)
+        for number, entry in listed.items()
+    )
+    if not well_formed:
+        raise InputError(f"{file}: its added_tokens_decoder is malformed")
+    found = ((int(n), entry.get("content", ""), entry) for n, entry in listed.items())
+    return sorted(found, key=lambda each: each[:2])
+
+
+def _check_ids(ids: Mapping[str, Any], file: Path) -> None:
+    """Refuse what is no vocabulary: ids of another type, or out of all proportion."""
+    if not all(isinstance(n, int) and not isinstance(n, bool) for n in ids.values()):
+        raise InputError(f"{file}: its vocabulary is malformed")
+    if ids and not 0 <= min(ids.values()) <= max(ids.values()) < MAX_ID:
+        raise InputError(f"{file}: its ids do not all lie between 0 and {MAX_ID}")
 
 
 def read_contents(folder: Path, label: str) -> dict[str, Any]:
@@ -213,7 +242,10 @@ def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         return vocab
-    return {entry[0]: i for i, entry in enumerate(vocab)}
+    pieces = {entry[0]: i for i, entry in enumerate(vocab)}
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise TypeError
+    return pieces
 
 
 def _ids(contents: Mapping[str, Any], file: Path) -> Mapping[str, int]:
@@ -222,6 +254,7 @@ def _ids(contents: Mapping[str, Any], file: Path) -> Mapping[str, int]:
     rule is not as simple, and the library itself is asked."""
     try:
         pieces = dict(_pieces(contents["model"]))
+        _check_ids(pieces, file)
         if max(pieces.values(), default=-1) + 1 == len(pieces):
             for entry in contents.get("added_tokens") or []:
                 pieces.setdefault(entry["content"], len(pieces))
@@ -263,7 +296,8 @@ def _special(*settings: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
                 roles.setdefault(role, token)
         for key in ("additional_special_tokens", "extra_special_tokens"):
             more = each.get(key) or []
-            named += map(text, more.values() if isinstance(more, dict) else more)
+            more = [*more.values()] if isinstance(more, dict) else more
+            named += map(text, more if isinstance(more, list) else [more])
     ordered = [*roles.values(), *(token for token in named if token is not None)]
     return roles, list(dict.fromkeys(ordered))
 
@@ -349,6 +383,7 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
         added = {token: entry for token, entry in added.items() if token not in output.dropped}
     for each in output.new:  # after the others: a rule may bring back a token that was left out
         added[each.content] = each.entry()
+    added = {token: entry for token, entry in added.items() if token in output.tokens}
     for token, entry in added.items():
         entry["id"] = output.tokens[token]
     contents["added_tokens"] = sorted(added.values(), key=lambda entry: int(entry["id"]))
@@ -371,9 +406,11 @@ def _drop_pieces(model: dict[str, Any], dropped: frozenset[str]) -> None:
         model["merges"] = [m for m in model["merges"] if not dropped.intersection(_merged(m))]
 
 
-def _merged(merge: str | Sequence[str]) -> tuple[str, ...]:
+def _merged(merge: object) -> tuple[str, ...]:
     """The parts of a merge and what they make; older files write the parts as one text."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return ()
     return (*parts, "".join(parts))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from merganser.checkpoints import read_json
+from merganser.checkpoints.small_files import read_text
 
 FILE = "chat_template.jinja"
 """Where transformers looks first."""
@@ -38,7 +39,7 @@ def of_model(folder: Path) -> str | None:
         InputError: when a file that should hold it is broken.
     """
     if (folder / FILE).is_file():
-        return (folder / FILE).read_text(encoding="utf-8")
+        return read_text(folder / FILE)
     for file in (folder / LEGACY_FILE, folder / "tokenizer_config.json"):
         found = read_json(file).get("chat_template") if file.is_file() else None
         if isinstance(found, list):  # several, each with a name
@@ -72,14 +73,10 @@ def check(template: str) -> None:
         raise ValueError(
             f"{template[:40]!r} is neither auto, nor one of {', '.join(names())}, nor a Jinja template"
         )
-    try:
-        from jinja2 import TemplateSyntaxError
-        from jinja2.ext import Extension
-        from jinja2.nodes import Node
-        from jinja2.parser import Parser
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:
-        return  # nothing here can render it either
+    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2.ext import Extension
+    from jinja2.nodes import Filter, Node, Test
+    from jinja2.parser import Parser
 
     class Generation(Extension):
         """The tag by which transformers finds what the assistant said."""
@@ -90,8 +87,15 @@ def check(template: str) -> None:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    extensions = [Generation, "jinja2.ext.loopcontrols"]
-    try:
-        ImmutableSandboxedEnvironment(extensions=extensions).from_string(template)
+    extensions: list[str | type[Extension]] = [Generation, "jinja2.ext.loopcontrols"]
+    try:  # only parsed: compiling it would compute what is constant, such as "x" * 10**10
+        grammar = Environment(extensions=extensions)
+        tree = Parser(grammar, template).parse()
     except TemplateSyntaxError as error:
         raise ValueError(f"is no Jinja template: {error.message}, line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("is no Jinja template: nested too deep") from None
+    unknown = [each.name for each in tree.find_all(Filter) if each.name not in grammar.filters]
+    unknown += [each.name for each in tree.find_all(Test) if each.name not in grammar.tests]
+    if unknown:
+        raise ValueError(f"is no Jinja template: there is no {unknown[0][:40]!r} in Jinja")

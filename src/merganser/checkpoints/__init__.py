@@ -6,14 +6,28 @@ A new format is one module with a class that keeps :class:`Checkpoint`, and one 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from merganser.checkpoints.small_files import read_config, read_index, read_json
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
+
+__all__ = [
+    "FORMATS",
+    "TRAINING",
+    "VOCABULARIES",
+    "Checkpoint",
+    "Stamp",
+    "Weights",
+    "as_numbers",
+    "open_checkpoint",
+    "read_config",
+    "read_index",
+    "read_json",
+]
 
 FORMATS: tuple[str, ...] = ("safetensors", "pickled", "gguf")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
@@ -156,41 +170,3 @@ def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoin
     from merganser.checkpoints.adapter import adapted
 
     return adapted(made, adapter)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file of a checkpoint.
-
-    Raises:
-        InputError: when it is missing, broken, or no object.
-    """
-    try:
-        if path.stat().st_size > 64 * 2**20:
-            raise InputError(f"{path}: too large for what it should be")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({str(error)[:120]})") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: holds no JSON object")
-    return data
-
-
-def read_index(file: Path) -> dict[str, str]:
-    """Read which file each tensor lies in from an index of shards.
-
-    Raises:
-        InputError: when it names files that are missing, or lie elsewhere.
-    """
-    weight_map = read_json(file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{file}: has no weight_map")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-            raise InputError(f"{file}: tensor {name!r} points outside the folder, to {shard!r}")
-        try:
-            there = (file.parent / shard).is_file()
-        except (OSError, ValueError):
-            there = False
-        if not there:
-            raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
-    return weight_map

@@ -20,7 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 HEAD = "lm_head.weight"
 """The name of the head that a model gets whose adapter unties it from its embedding."""
+
+MAX_STEPS = 10**9
+"""Most steps, at worst, of matching modules' names with patterns: some seconds."""
 
 KEPT_FACTORS = 4
 """Right factors that are kept in memory, while tiles of their tensors are read."""
@@ -108,12 +111,15 @@ class Adapter:
     folder: Path
     config: Mapping[str, Any]
     weights: Checkpoint
+    steps: list[int] = field(default_factory=lambda: [0])
+    """What matching patterns has cost so far, at worst."""
 
     def scale(self, module: str) -> tuple[float, int]:
         """What a module's product of factors is multiplied by, and its rank."""
         rank = self._by_pattern("rank_pattern", module, self.config.get("r", 8))
         alpha = self._by_pattern("alpha_pattern", module, self.config.get("lora_alpha", 8))
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        known = isinstance(rank, int) and isinstance(alpha, int | float)
+        if not known or not 0 < rank < 2**31 or not math.isfinite(alpha):
             raise InputError(
                 f"{self.folder / CONFIG}: r {rank!r} or lora_alpha {alpha!r} is no number"
             )
@@ -124,13 +130,40 @@ class Adapter:
         patterns = self.config.get(key) or {}
         try:
             for pattern, value in patterns.items():
-                if re.match(rf"(.*\.)?({pattern})$", module):
+                found, wildcards = _pattern(pattern)
+                self.steps[0] += _cost(len(module), wildcards)
+                if self.steps[0] > MAX_STEPS:
+                    raise ValueError("matching them all would take too long")
+                if found.match(module):
                     return value
-        except (re.error, AttributeError, RecursionError):
+        except (re.error, ValueError, AttributeError, RecursionError, OverflowError) as error:
+            reason = f"{str(error)[:80]}; " if isinstance(error, ValueError) else ""
             raise InputError(
-                f"{self.folder / CONFIG}: {key} holds a pattern that is none"
+                f"{self.folder / CONFIG}: {key} holds a pattern that cannot be used ({reason}write "
+                "the modules' names)"
             ) from None
         return default
+
+
+@lru_cache(maxsize=4096)
+def _pattern(text: str) -> tuple[re.Pattern[str], int]:
+    """A pattern of PEFT's, and how many things in it can match in several ways.
+
+    Python's matching may take a time that is exponential in the name's length. It cannot where nothing
+    is repeated but single characters, and nothing looks around or back.
+
+    Raises:
+        ValueError: when it is more than that.
+    """
+    plain = re.sub(r"\\.", "x", text)
+    if len(text) > 256 or "(?" in plain or re.search(r"\)[*+?{]|\\[1-9]", text):
+        raise ValueError(f"{text[:40]!r} repeats groups, looks around or is very long")
+    return re.compile(rf"(.*\.)?({text})$"), len(re.findall(r"[*+?{|]", plain))
+
+
+def _cost(length: int, wildcards: int) -> int:
+    """Steps that matching a name may take, at worst."""
+    return int(max(length, 2) ** (wildcards + 1) // math.factorial(wildcards + 1)) + 1
 
 
 def open_adapter(folder: Path) -> Adapter:

@@ -18,14 +18,26 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from merganser.checkpoints.stored import Piece
 from merganser.errors import InputError
 from merganser.tensors import BY_NAME, DType
 
-MAX_PICKLE = 2**28
+MAX_PICKLE = 2**26
 """Greatest size of a pickle, in bytes; that of a model with 10,000 tensors has about 2 MB."""
+
+MAX_STEPS = 1 << 22
+"""Most steps of unpickling, each of which may make an object; a tensor takes 30, a sharded one 100."""
+
+MAX_DIRECTORY = 2**24
+"""Greatest size of a zip archive's directory, in bytes; an entry takes about 80."""
+
+MAX_AXES = 16
+"""More axes than any tensor has."""
+
+MAX_RANKS = 1 << 14
+"""Most integers that are read one by one, such as those of a mesh of ranks."""
 
 _MAGIC_OF_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What a file of PyTorch before 1.6 begins with."""
@@ -71,7 +83,7 @@ class PickledTensor:
         Raises:
             ValueError: when it is none.
         """
-        if self.dtype.floating or math.prod(self.size) > 2**20:
+        if self.dtype.floating or math.prod(self.size) > MAX_RANKS:
             raise ValueError(f"{self.dtype}{list(self.size)} is no list of ranks")
         content, width = self.content(), self.dtype.itemsize
         return [
@@ -137,6 +149,9 @@ class Function:
         raise pickle.UnpicklingError("it tries to change a function")
 
 
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a structure raises that is not what it should be."""
+
 Names = Mapping[tuple[str, str], Any]
 """What a pickle may name: module and name, and what it gets for that."""
 
@@ -144,6 +159,10 @@ Names = Mapping[tuple[str, str], Any]
 def record(name: str) -> type[Record]:
     """A class of records."""
     return type(name, (Record,), {"__slots__": ()})
+
+
+_KEYS = (str, int, float, bytes, type(None), DType, Record)
+"""What keys of dictionaries may be, or tuples of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +239,19 @@ def unpickle(
         raise InputError(f"{file}: its pickle is damaged ({reason})") from None
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
+    """Python's own machine, in Python, so that each of its steps can be looked at.
+
+    The one in C calls what it is told to, lets a pickle overwrite the fields of any object, allocates
+    whatever it claims to need, and takes keys whose hash is never done. This one makes plain data and
+    stand-ins, and counts.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(
         self, data: bytes, file: Path, names: Names, storages: Mapping[str, tuple[int, int]]
     ) -> None:
@@ -228,6 +259,56 @@ class _Unpickler(pickle.Unpickler):
         self._file = file
         self._names = names
         self._storages = storages
+        self._steps = 0
+
+    def step(self, count: int = 1) -> None:
+        """Count work."""
+        self._steps += count
+        if self._steps > MAX_STEPS:
+            raise pickle.UnpicklingError(f"it takes more than {MAX_STEPS} steps")
+
+    def call(self) -> None:
+        """REDUCE: what is called must be a stand-in for that."""
+        arguments = self.stack.pop()
+        called = self.stack[-1]
+        made = isinstance(called, type) and issubclass(called, Record | Dictionary)
+        if not isinstance(arguments, tuple) or not (made or isinstance(called, Function)):
+            raise pickle.UnpicklingError("it calls what is no function")
+        self.step(sum(len(a) for a in arguments if isinstance(a, list | tuple | dict | str)))
+        self.stack[-1] = called(*arguments)
+
+    def build(self) -> None:
+        """BUILD: only records and dictionaries have a state."""
+        state = self.stack.pop()
+        if not isinstance(self.stack[-1], Record | Dictionary):
+            raise pickle.UnpicklingError("it tries to change what has no state")
+        self.step(len(state) if isinstance(state, dict | tuple) else 1)
+        self.stack[-1].__setstate__(state)
+
+    def set_item(self) -> None:
+        """SETITEM: one key and its value."""
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set([key, value])
+
+    def set_items(self) -> None:
+        """SETITEMS: keys and values since the mark."""
+        self._set(self.pop_mark())
+
+    def make_dictionary(self) -> None:
+        """DICT: the same, into a new one."""
+        items = self.pop_mark()
+        self.append({})
+        self._set(items)
+
+    def _set(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise pickle.UnpicklingError("it sets keys of what has none")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            flat = key if isinstance(key, tuple) and len(key) <= MAX_AXES else (key,)
+            if not all(isinstance(part, _KEYS) for part in flat):
+                raise pickle.UnpicklingError(f"a {type(key).__name__} is no key")
+            target[key] = value
 
     def find_class(self, module: str, name: str) -> Any:
         """Give the stand-in; refuse what is not listed."""
@@ -244,7 +325,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Find a storage: ``("storage", type, key, device, number of elements)``."""
         kind, storage_type, key, _, count = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
+        known = isinstance(storage_type, _StorageType) and isinstance(key, str)
+        if kind != "storage" or not known:
             raise pickle.UnpicklingError("it names what is no storage")
         dtype = storage_type.dtype
         nbytes = _number(count) * (dtype.itemsize if dtype is not None else 1)
@@ -256,6 +338,46 @@ class _Unpickler(pickle.Unpickler):
                 f"{self._file}: its storage {key!r} has {size} bytes and needs {nbytes}; fetch it again"
             )
         return _Storage(self._file, offset, nbytes, dtype)
+
+
+_REFUSED = frozenset(
+    pickle.EMPTY_SET
+    + pickle.ADDITEMS
+    + pickle.FROZENSET
+    + pickle.EXT1
+    + pickle.EXT2
+    + pickle.EXT4
+    + pickle.INST
+    + pickle.OBJ
+    + pickle.PERSID
+    + pickle.BYTEARRAY8
+    + pickle.NEXT_BUFFER
+    + pickle.READONLY_BUFFER
+)
+"""Opcodes that nothing of PyTorch's needs."""
+
+_OWN = {
+    pickle.REDUCE: _Unpickler.call,
+    pickle.BUILD: _Unpickler.build,
+    pickle.SETITEM: _Unpickler.set_item,
+    pickle.SETITEMS: _Unpickler.set_items,
+    pickle.DICT: _Unpickler.make_dictionary,
+}
+
+
+def _counted(operation: Callable[[Any], None]) -> Callable[[Any], None]:
+    def counted(machine: _Unpickler) -> None:
+        machine.step()
+        operation(machine)
+
+    return counted
+
+
+_Unpickler.dispatch = {
+    code: _counted(_OWN.get(bytes([code]), operation))
+    for code, operation in pickle._Unpickler.dispatch.items()  # type: ignore[attr-defined, unused-ignore]
+    if code not in _REFUSED
+}
 
 
 # -- the archive -----------------------------------------------------------------------------------
@@ -272,6 +394,12 @@ class _Window(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def read(self, size: int = -1) -> bytes:
+        """As every file; but of a directory with millions of entries nothing is read."""
+        if size > MAX_DIRECTORY:
+            raise zipfile.BadZipFile
+        return super().read(size) or b""
 
     def seekable(self) -> bool:
         return True
@@ -353,8 +481,20 @@ def _open(
 
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise pickle.UnpicklingError(f"{str(value)[:20]!r} is no size")
+        told = repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__
+        raise ValueError(f"{told} is no size")
     return value
+
+
+def sizes_of(values: Any = ()) -> tuple[int, ...]:
+    """Sizes, strides or offsets along each axis; what ``torch.Size`` makes.
+
+    Raises:
+        ValueError: when they are none.
+    """
+    if not isinstance(values, list | tuple) or len(values) > MAX_AXES:
+        raise ValueError("a tensor has no size")
+    return tuple(map(_number, values))
 
 
 def _tensor(
@@ -364,7 +504,7 @@ def _tensor(
         raise pickle.UnpicklingError("a tensor has no storage")
     if metadata:
         raise pickle.UnpicklingError("a tensor is conjugated or negated on the fly")
-    sizes, strides = tuple(map(_number, size)), tuple(map(_number, stride))
+    sizes, strides = sizes_of(size), sizes_of(stride)
     if len(sizes) != len(strides):
         raise pickle.UnpicklingError("a tensor has more axes than steps")
     last = _number(offset) + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
@@ -430,7 +570,7 @@ _STORAGES = {
 
 TENSORS: Names = {
     ("collections", "OrderedDict"): Dictionary,
-    ("torch", "Size"): Function(tuple),
+    ("torch", "Size"): Function(sizes_of),
     ("torch", "device"): Function(lambda *names: None),
     ("torch.serialization", "_get_layout"): Function(lambda name: None),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor_v2),

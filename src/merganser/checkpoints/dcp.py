@@ -8,10 +8,11 @@ FSDP, accelerate and TorchTitan write this, and Megatron-core in its format ``to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import archive, megatron, pickled, read_json, runs
+from merganser.checkpoints import archive, megatron, pickled, read_config, runs
 from merganser.checkpoints.archive import Names, PickledTensor, Record, record
 from merganser.checkpoints.stored import Parts, Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
@@ -74,7 +75,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     if not isinstance(content, Metadata):
         raise InputError(f"{file}: holds no metadata of a distributed checkpoint")
     home = runs.companions(path)
-    config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
+    config = read_config(home)
     fields = content.fields
     try:
         places = _places(path, fields["storage_data"])
@@ -88,7 +89,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
             for name, key in parameters.items()
             if nest or not name.startswith(_OPTIMIZERS)
         }
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except archive.MALFORMED as error:
         raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
     kind = "distributed checkpoint"
     if megatron.is_megatron(parts):
@@ -135,9 +136,18 @@ def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[str, dict[tuple[in
             )
         if told.get("transform_descriptors"):
             raise InputError(f"{folder / METADATA}: its chunks are compressed; save them without")
-        place = folder / relative, int(told["offset"]), int(told["length"])
-        found.setdefault(where["fqn"], {})[tuple(where.get("offset") or ())] = place
+        at, length = archive.sizes_of((told["offset"], told["length"]))
+        origin = archive.sizes_of(where.get("offset") or ())
+        found.setdefault(where["fqn"], {})[origin] = folder / relative, at, length
+    _refuse_overlap(folder, [place for chunks in found.values() for place in chunks.values()])
     return found
+
+
+def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
+    """No byte belongs to two chunks, so that reading all of them takes no longer than the files are."""
+    for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
+        if file == other and begin < at + length:
+            raise InputError(f"{folder / METADATA}: two chunks share bytes of {file.name!r}")
 
 
 def _refuse_cut_off(
@@ -172,10 +182,11 @@ def _nested(stored: Mapping[str, Any], paths: Any) -> dict[str, Any]:
 def _parts(
     file: Path, name: str, fields: Mapping[str, Any], places: Mapping[tuple[int, ...], Place]
 ) -> Parts:
-    dtype, shape = _dtype(fields["properties"]), tuple(fields["size"])
+    dtype, shape = _dtype(fields["properties"]), archive.sizes_of(fields["size"])
     pieces: list[Piece] = []
     for chunk in fields["chunks"]:
-        origin, size = tuple(chunk.fields["offsets"]), tuple(chunk.fields["sizes"])
+        origin = archive.sizes_of(chunk.fields["offsets"])
+        size = archive.sizes_of(chunk.fields["sizes"])
         if 0 in size:
             continue
         if origin not in places:

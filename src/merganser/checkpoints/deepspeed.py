@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import archive, pickled, read_json, runs
+from merganser.checkpoints import archive, pickled, read_config, runs
 from merganser.checkpoints.archive import Function, Names, PickledTensor, record
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor, cut
 from merganser.errors import InputError
@@ -73,12 +73,12 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         parts = {name: parts[name] for name in (*order, *parts)}
         names = pickled.unwrapped(parts, path)
         tensors = {names[n]: StoredTensor.of_pieces(*part) for n, part in parts.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except archive.MALFORMED as error:
         raise InputError(
             f"{path}: the ranks' parts do not join ({error}); are they of one step of one run?"
         ) from None
     home = runs.companions(path)
-    config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
+    config = read_config(home)
     ranks = "1 rank" if len(optimizers) == 1 else f"{len(optimizers)} ranks"
     return StoredCheckpoint(
         label,

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import Checkpoint, archive, pickled, read_json, runs
+from merganser.checkpoints import Checkpoint, archive, pickled, read_config, read_json, runs
 from merganser.checkpoints.archive import Function, Names, PickledTensor, Record, record
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
@@ -122,13 +122,13 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     for name in parts[0]:
         try:
             tensors[name] = _joined([part[name] for part in parts])
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        except archive.MALFORMED as error:
             raise InputError(
                 f"{path}: the ranks' parts of tensor {name!r} do not join ({error}); are they of one "
                 "step of one run?"
             ) from None
     home = runs.companions(path)
-    config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
+    config = read_config(home)
     ranks = "1 rank" if len(files) == 1 else f"{len(files)} ranks"
 
     def checkpoint(own: Mapping[str, StoredTensor]) -> StoredCheckpoint:
@@ -291,7 +291,7 @@ Placed = list[tuple[PickledTensor, tuple[int, ...]]]
 def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
     """The global shape, and every rank's part with its place; of replicas the first."""
     spec = parts[0].fields["_spec"].fields
-    shape = tuple(spec["tensor_meta"].arguments[0])
+    shape = archive.sizes_of(spec["tensor_meta"].arguments[0])
     mesh_shape, ranks = _mesh(spec["mesh"], len(parts))
     placements = tuple(spec["placements"])
     kinds = [(type(p), p.fields.get("dim")) for p in placements]
@@ -334,7 +334,10 @@ def _mesh(mesh: Record, world: int) -> tuple[tuple[int, ...], list[int]]:
     """A mesh's shape, and its ranks in order; it cannot have more than there are."""
     fields = mesh.fields
     if "mesh" in fields:  # PyTorch up to 2.8
-        return fields["mesh"].size, fields["mesh"].integers()
+        mesh_shape, ranks = fields["mesh"].size, fields["mesh"].integers()
+        if len(ranks) > world:
+            raise ValueError(f"its mesh has more than {world} ranks")
+        return mesh_shape, ranks
     axes = _axes(fields["_layout"].fields)
     if math.prod(n for axis in axes for n, _ in axis) > world:
         raise ValueError(f"its mesh has more than {world} ranks")
@@ -367,7 +370,7 @@ def _flat(value: Any) -> list[int]:
 
 def _of_sharded(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
     """The global shape, and every part with its place; of parts in the same place the first."""
-    shapes = {tuple(part.state[1].fields["size"]) for part in parts}
+    shapes = {archive.sizes_of(part.state[1].fields["size"]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"some have it as {list(shapes.pop())}, others as {list(shapes.pop())}")
     placed: dict[tuple[int, ...], PickledTensor] = {}
@@ -377,5 +380,5 @@ def _of_sharded(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
             if tensor.size != tuple(where["shard_sizes"]):
                 raise ValueError(f"{list(tensor.size)} where {where['shard_sizes']} is due")
             if 0 not in tensor.size:
-                placed.setdefault(tuple(where["shard_offsets"]), tensor)
+                placed.setdefault(archive.sizes_of(where["shard_offsets"]), tensor)
     return shapes.pop(), [(tensor, origin) for origin, tensor in placed.items()]

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from merganser.checkpoints import VOCABULARIES, Checkpoint, ggml, gguf_tokenizer, read_json
+from merganser.checkpoints import VOCABULARIES, Checkpoint, ggml, gguf_tokenizer, read_config
 from merganser.checkpoints.derived import Derived, DerivedCheckpoint, read_stored
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError, ResourceError
@@ -46,8 +46,11 @@ ARCHITECTURES = {
 MAX_HEADER = 256 * 2**20
 """Greatest size of all before the tensors' bytes; real ones, with their vocabularies, take 10 MB."""
 
-MAX_ENTRIES = 1 << 22
-"""Greatest number of keys, tensors and texts of arrays; real vocabularies have under 2^20 entries."""
+MAX_ENTRIES = 1 << 21
+"""Greatest number of texts; real vocabularies and their merges have under 2^20."""
+
+MAX_NAMED = 1 << 16
+"""Greatest number of keys, and of tensors."""
 
 _BFLOAT16 = BY_NAME["bfloat16"]
 _UINT8 = BY_NAME["uint8"]
@@ -125,7 +128,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     beside = path if path.is_dir() else path.parent
     given = beside / "config.json"
     if given.is_file():
-        config = read_json(given)
+        config = read_config(beside)
         model.check(config, given)
     else:
         config = model.config(factors)
@@ -318,7 +321,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
                 )
                 raise stream.wrong(f"{what}; GGUF of versions 2 and 3, little-endian, can be read")
             tensors, count = stream.number("Q"), stream.number("Q")
-            if max(tensors, count) > MAX_ENTRIES:
+            if max(tensors, count) > MAX_NAMED:
                 raise stream.wrong(f"its header claims {tensors} tensors and {count} keys")
             keys = {}
             for _ in range(count):
@@ -555,17 +558,21 @@ def _factors(entry: Entry | None) -> Array | None:
         return None
     with entry.file.open("rb") as stream:
         stream.seek(entry.offset)
-        return np.frombuffer(stream.read(4 * entry.shape[0]), "<f4")
+        return np.frombuffer(stream.read(4 * entry.shape[0]), "<f4") if entry.shape[0] else None
 
 
 def _llama3(factors: Array, head: int, theta: float) -> dict[str, Any] | None:
     """The config of llama 3's stretched positions, of which all versions differ in the factor only."""
-    low, high, context, factor = 1.0, 4.0, 8192, float(f"{factors.max():.6g}")
+    low, high, context = 1.0, 4.0, 8192
+    if factors.shape != (len(range(0, head, 2)),) or not theta > 0:
+        return None
+    factor = float(f"{factors.max():.6g}")
     waves = 2 * math.pi * theta ** (np.arange(0, head, 2) / head)
     smooth = np.clip((context / waves - low) / (high - low), 0.0, 1.0)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-3):
-        return None
+    with np.errstate(all="ignore"):  # factors of damaged files may be anything
+        expected = 1 / ((1 - smooth) / factor + smooth)
+        if not np.allclose(factors, expected, rtol=1e-3):
+            return None
     return {
         "rope_type": "llama3",
         "factor": factor,

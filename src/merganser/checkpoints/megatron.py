@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.archive import MALFORMED
 from merganser.checkpoints.stored import Parts, cut
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
@@ -78,7 +79,7 @@ def renamed(
                 if new in found:
                     raise ValueError(f"{new} is there twice")
                 found[new] = made
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise InputError(
                 f"{file}: tensor {name!r} is not what a dense {kind} of its config.json has ({error})"
             ) from None

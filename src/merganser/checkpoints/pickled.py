@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import archive, read_index, read_json
+from merganser.checkpoints import archive, read_config, read_index
 from merganser.checkpoints.archive import PickledTensor
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
@@ -50,7 +50,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         wanted, files = None, sorted(path.glob("pytorch_model-*-of-*.bin"))
     if not files:
         return None
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = read_config(path)
     return _build(label, path, files, wanted, config)
 
 

@@ -12,7 +12,6 @@ then tell where in the whole tensors each rank's parts begin, and the parts are 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import operator
 import os
@@ -21,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import infer, vocabulary_size
-from merganser.checkpoints import pickled, read_index, read_json, runs
-from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
+from merganser.checkpoints import pickled, read_config, read_index, runs
+from merganser.checkpoints.small_files import parse_json
+from merganser.checkpoints.stored import MAX_TENSORS, Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
 MAX_HEADER = 100_000_000
 """The reference implementation's limit on a header's bytes."""
+
+MAX_AXES = 16
+"""More axes than any tensor has."""
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -51,7 +54,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         if path.suffix != ".safetensors":
             return None
         return _build(label, path, [path], None, {})
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = read_config(path)
     if (path / INDEX).is_file():
         wanted = read_index(path / INDEX)
         files = [path / name for name in sorted(set(wanted.values()))]
@@ -94,7 +97,7 @@ def _build(
     if parts:
         home = runs.companions(path) if path.is_dir() else path
         if home.is_dir() and (home / "config.json").is_file():
-            config = read_json(home / "config.json")
+            config = read_config(home)
         tensors |= _joined(path, parts, config)
     return StoredCheckpoint(
         label,
@@ -151,9 +154,9 @@ def _joined(
     specs = {name: tensor.spec for name, tensor in joined.items()}
     rows = vocabulary_size(config)
     for name, place in infer(specs, config).places.items():
-        if place.role == "embedding" and rows is not None and specs[name].shape[0] < rows:
+        if place.role == "embedding" and rows is not None and specs[name].shape[:1] < (rows,):
             raise InputError(
-                f"{path}: tensor {name!r} has {specs[name].shape[0]} of {rows} rows that config.json "
+                f"{path}: tensor {name!r} is {specs[name]} and not of the {rows} rows that config.json "
                 "tells of; the files of the last ranks are missing"
             )
     return joined
@@ -184,14 +187,16 @@ def _read_header(
                 )
             raw = stream.read(length)
         digest.update(raw)
-        header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
+        header = parse_json(raw, _refuse_duplicates)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{file}: its header is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
         raise InputError(f"{file}: its header is no JSON object")
     told = header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise InputError(f"{file}: has {len(header)} tensors; at most {MAX_TENSORS} can be read")
     base = 8 + length
     entries = sorted(
         ((name, *_entry(file, name, entry)) for name, entry in header.items()),
@@ -213,9 +218,9 @@ def _read_header(
 
 def _origins(file: Path, given: str, tensors: Mapping[str, StoredTensor]) -> Origins:
     try:
-        places = json.loads(given)
+        places = parse_json(given.encode())
         found = {name: tuple(places[name]["saved_offsets"]) for name in tensors}
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         found = {}
     for name, tensor in tensors.items():
         origin = found.get(name)
@@ -231,7 +236,8 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
         whole = [*shape, begin, end]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: the header's entry of tensor {name!r} is malformed") from None
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in whole) or end < begin:
+    sizes = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in whole)
+    if not sizes or end < begin or len(shape) > MAX_AXES:
         raise InputError(f"{file}: tensor {name!r} has an impossible shape or range")
     if not isinstance(dtype, str) or dtype not in BY_TAG:
         raise InputError(f"{file}: tensor {name!r} is of the unknown type {str(dtype)[:20]!r}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoints import Stamp
+from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -29,6 +30,12 @@ SPAN = 1 << 16
 
 KEPT = 128
 """Files of a checkpoint that are kept open."""
+
+MAX_TENSORS = 1 << 19
+"""Most tensors of a checkpoint; a mixture of 384 experts has 140,000."""
+
+MAX_NAME = 512
+"""Most characters of a tensor's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +230,9 @@ class StoredCheckpoint:
             notes: see the protocol.
             header_digest: a digest of the headers; one of the tensors and their places if None.
         """
+        _check_names(label, tensors)
+        for file in files if home.is_dir() else ():
+            refuse_foreign_link(file)
         self.label = label
         self.path: Path | None = path or home
         self.home: Path | None = home
@@ -319,6 +329,15 @@ class StoredCheckpoint:
     def close(self) -> None:
         """Close the files."""
         self._files.close()
+
+
+def _check_names(label: str, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse names that no model has: they end up in messages, cards and other programs' files."""
+    if len(tensors) > MAX_TENSORS:
+        raise InputError(f"{label}: has {len(tensors)} tensors; at most {MAX_TENSORS} can be read")
+    for name in tensors:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise InputError(f"{label}: has a tensor of the impossible name {name[:80]!r}")
 
 
 def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from merganser import chat_templates, hub
 from merganser.architecture import Place, stated_tie, vocabulary_size
-from merganser.checkpoints import read_json
+from merganser.checkpoints import read_config, read_json
 from merganser.checkpoints.gathered import (
     FILL,
     MEAN,
@@ -194,7 +194,7 @@ class Aligner:
     def _outside(self, reference: ModelReference) -> _Model:
         """A model that gives nothing but its tokenizer."""
         folder = hub.resolve(reference.path, reference.revision, self.parsed.folder, weights=False)
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config = read_config(folder)
         vocabulary = self._vocabulary(folder, reference.text)
         source = self.sources[self.donor]
         return _Model(replace(source, reference=reference), vocabulary, (), vocabulary_size(config))

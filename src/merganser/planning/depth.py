@@ -7,7 +7,7 @@ how many there are of a kind at the start, or a period. Which key is which is da
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,7 +221,9 @@ class _Stack:
     def _of(self, source: Source, name: str) -> Mapping[str, Any]:
         architecture, config = source.architecture, source.checkpoint.config
         module = architecture.modules.get(name) or architecture.main
-        return _section(config, module.section) if module.section is not None else {}
+        section = _section(config, module.section) if module.section is not None else {}
+        _check(section, source)
+        return section
 
     def _depth(self, source: Source, name: str) -> int:
         architecture = source.architecture
@@ -292,7 +294,7 @@ class _Stack:
 
     def _step(self) -> None:
         """Qwen's mixtures have experts in every so many layers, but for those that are listed."""
-        steps = {s: section.get("decoder_sparse_step", 1) for s, section in self.sections.items()}
+        steps = {s: section.get("decoder_sparse_step") or 1 for s, section in self.sections.items()}
         if "decoder_sparse_step" not in self.section or set(steps.values()) == {1}:
             return
         lists = {s: section.get("mlp_only_layers") or () for s, section in self.sections.items()}
@@ -313,8 +315,8 @@ class _Stack:
                 continue
             first = []
             for source, layer in self.origins:
-                count = self.sections[source].get(rule.key, own)
-                first.append(layer < count)
+                count = self.sections[source].get(rule.key)
+                first.append(layer < (own if count is None else count))
             leading = first.index(False) if False in first else self.depth
             self.section[rule.key] = leading
             if any(first[leading:]):
@@ -360,6 +362,31 @@ class _Stack:
             f"{self.donor.reference} is one number for all of them, and programs will take some "
             "layers for what they are not; stack ranges that keep its order"
         )
+
+
+def _check(section: Mapping[str, Any], source: Source) -> None:
+    """Refuse a section whose words on layers are of other types than they are everywhere.
+
+    Raises:
+        InputError: naming the first such key.
+    """
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    right: dict[str, Callable[[Any], bool]] = dict.fromkeys(
+        NUMBERS, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
+    )
+    right |= dict.fromkeys(NUMBERED_KEYS, lambda v: isinstance(v, dict))
+    right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
+    right["decoder_sparse_step"] = lambda v: whole(v, 1)
+    for key, is_right in right.items():
+        value = section.get(key)
+        if value is not None and not is_right(value):
+            raise InputError(
+                f"{source.reference}: its config.json has {key} {str(value)[:40]!r}, which tells nothing "
+                "of layers; correct it"
+            )
 
 
 def _period_of(marked: Sequence[bool]) -> tuple[int, int] | None:

@@ -25,6 +25,9 @@ Levels = tuple[tuple[Path, Mapping[str, Setting]], ...]
 Layers = tuple[tuple[int, int], ...]
 """What one output layer is made of: sources, and layers of theirs."""
 
+MAX_LAYERS = 4096
+"""Most layers that a recipe may stack."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -381,6 +384,9 @@ class Layout:
                     )
                 starts.append(given.layer_range[0])
             length = piece.sources[0].layer_range[1] - starts[0]
+            if len(layers) + length > MAX_LAYERS:
+                here: Path = (*part.path, "slices", i)
+                raise self.parsed.error(f"{key_name(here)}: more than {MAX_LAYERS} layers", here)
             for offset in range(length):
                 made_of = tuple(
                     (e.source, start + offset) for e, start in zip(listed, starts, strict=True)

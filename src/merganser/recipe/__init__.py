@@ -46,6 +46,9 @@ __all__ = [
 
 Strictness = Literal["lenient", "normal", "strict"]
 
+MAX_UNKNOWN = 100
+"""Most keys without a meaning that a recipe may have."""
+
 
 @dataclass(frozen=True)
 class ParsedRecipe:
@@ -254,6 +257,8 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
         unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
         if not unknown:
             raise invalid(document, found[0]) from None
+        if len(unknown) > MAX_UNKNOWN:
+            raise document.error(f"{len(unknown)} keys have no meaning; this is no recipe")
         for path in dict.fromkeys(_document_path(document.data, e["loc"]) for e in unknown):
             key = str(path[-1])
             where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"

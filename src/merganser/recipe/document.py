@@ -152,11 +152,17 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, line: int) -> object:
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
+            if isinstance(value, int) and abs(value) > 2**64:
+                raise ValueError("a number is too large")
+            if isinstance(value, str):
+                value.encode("utf-8")  # YAML can write half a character, no file can
+            return value
         except yaml.YAMLError:
             raise
         except Exception as error:  # PyYAML lets through whatever int(), float() and date() raise
             tag = node.tag.removeprefix("tag:yaml.org,2002:")
+            error = getattr(error, "reason", None) or error
             raise self.error(f"{node.value[:40]!r} is no {tag} ({error})", line) from None
 
     def error(self, problem: str, line: int) -> RecipeError:
@@ -190,4 +196,8 @@ class _Reader:
             braces = isinstance(node, yaml.MappingNode)  # what YAML makes of {{ w }}
             hint = '; expressions need quotes: "{{ w }}"' if braces else ""
             raise RecipeError(f"a key must be plain text{hint}", file=self.file, line=line)
+        try:
+            node.value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise self.error("a key holds half a character", node.start_mark.line + 1) from None
         return str(node.value)

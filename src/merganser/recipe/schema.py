@@ -135,7 +135,7 @@ class ModelTokenSource(_Part):
     kind: Literal["model_token"]
     model: Reference
     token: str | None = None
-    token_id: Annotated[int, Field(ge=0)] | None = None
+    token_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 
     @model_validator(mode="after")
     def _one_token(self) -> ModelTokenSource:
@@ -178,7 +178,7 @@ class Tokenizer(_Part):
 
     source: Literal["union", "base"] | Reference = "union"
     tokens: dict[str, TokenRule] | None = None
-    pad_to_multiple_of: Annotated[int, Field(gt=0)] | None = None
+    pad_to_multiple_of: Annotated[int, Field(gt=0, le=2**20)] | None = None
 
 
 class Recipe(_Part):

@@ -16,6 +16,7 @@ import yaml
 from merganser import methods
 from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
 from merganser.checkpoints import read_json
+from merganser.errors import one_line
 from merganser.release import files
 from merganser.release import manifest as manifests
 from merganser.tensors import format_size
@@ -310,7 +311,7 @@ def _name(entry: Mapping[str, Any]) -> str:
     """An input for people: linked if it is on the Hub, else its short name; never a local path."""
     if entry["hub"] and not entry["adapter"]:
         return _link(entry["hub"][0])
-    own = f"`{inline(entry['name']).replace('`', '')}`"
+    own = f"`{_flat(entry['name']).replace('`', '').replace('|', chr(92) + '|')}`"
     linked = " with ".join(map(_link, entry["hub"]))
     return f"{own} ({linked})" if linked else own
 
@@ -335,8 +336,13 @@ def _join(names: list[str]) -> str:
 
 def inline(text: str) -> str:
     """Text that stays on its line and cannot become markup."""
-    flat = " ".join(text.split())
-    return flat.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    marked = re.sub(r"([\\\[\]`*|])", r"\\\1", _flat(text))
+    return marked.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _flat(text: str) -> str:
+    """Text on one line, of a length that people read."""
+    return one_line(" ".join(text.split()))[:300]
 
 
 def _literal(text: str) -> str:

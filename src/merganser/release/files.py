@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.errors import InputError, ResourceError
 
 
@@ -43,9 +44,10 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file of an input into the output, byte for byte.
 
     Raises:
-        InputError: when it cannot be read.
+        InputError: when it cannot be read, or is a link out of its folder.
         ResourceError: when the copy cannot be written.
     """
+    refuse_foreign_link(source)
     try:
         data = source.read_bytes()
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merganser.checkpoints import read_json
 from merganser.errors import InputError
 from merganser.methods import Combination
 from merganser.planning import Plan, Source
@@ -187,19 +188,13 @@ def _on_the_hub(source: Source) -> list[str]:
 def _license(model: Path | None) -> str | None:
     """The licence that a parent's own card states."""
     readme = model / "README.md" if model is not None else None
-    if readme is None or not readme.is_file() or readme.stat().st_size > 2**20:
+    if readme is None or not readme.is_file():
         return None
-    found = re.match(
-        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    if found is None:
-        return None
-    try:
-        data = yaml.safe_load(found[1])
-    except (yaml.YAMLError, RecursionError):
-        return None
-    stated = data.get("license") if isinstance(data, dict) else None
-    return stated if isinstance(stated, str) and re.fullmatch(r"[\w.+-]{1,40}", stated) else None
+    with readme.open("rb") as stream:  # YAML of others may grow without end; one line is enough
+        text = stream.read(2**16).decode("utf-8", "replace").replace("\r\n", "\n")
+    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    stated = front and re.search(r"^license: *([\"']?)([\w.+-]{1,40})\1 *(#.*)?$", front[1], re.M)
+    return stated[2] if stated else None
 
 
 def _conversion(plan: Plan) -> str | None:
@@ -375,14 +370,23 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"
         )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != 1 or not isinstance(data["tensors"], dict):
+        data = read_json(file)
+        if data.get("format") != 1:
             raise ValueError("another format")
         if missing := [key for key in REQUIRED if key not in data]:
             raise ValueError(f"lacks {missing[0]}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mappings, texts = (
+            (data["tensors"], data["log"]),
+            (data["merganser"], data["plan"], data["method"]),
+        )
+        entries = data["inputs"] if isinstance(data["inputs"], list) else [None]
+        if not all(isinstance(each, dict) for each in (*mappings, *entries)):
+            raise ValueError("another format")
+        if not all(isinstance(each, str) for each in (*texts, *data["tensors"].values())):
+            raise ValueError("another format")
+    except ValueError as error:
         raise InputError(f"{file}: is no manifest that this version knows ({error})") from None
-    return dict(data)
+    return data
 
 
 def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:

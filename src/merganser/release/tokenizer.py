@@ -100,7 +100,11 @@ def _set_template(template: str, folder: Path) -> None:
     if isinstance(old, list):  # the others keep their names
         named = {e.get("name"): e.get("template") for e in old if isinstance(e, dict)}
         for name, text in named.items():
-            plain = isinstance(name, str) and name.replace("_", "").replace("-", "").isalnum()
+            plain = (
+                isinstance(name, str)
+                and len(name) < 64
+                and name.replace("_", "").replace("-", "").isalnum()
+            )
             if plain and name != "default" and isinstance(text, str):
                 (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
                 files.write_text(folder / _MORE_TEMPLATES / f"{name}.jinja", text)

@@ -7,6 +7,7 @@ nothing is compiled or run. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal, DecimalExcep
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
+from jinja2.parser import Parser
 
 MAX_TEXT = 4096
 """Most characters of a text that holds expressions, and of what becomes of it."""
@@ -60,7 +62,7 @@ def parse(text: str) -> Template | None:
     if len(text) > MAX_TEXT:
         raise ValueError(f"a text with expressions has at most {MAX_TEXT} characters")
     try:
-        tree = _GRAMMAR.parse(text)
+        tree = Parser(_GRAMMAR, text).parse()
     except TemplateSyntaxError as error:
         raise ValueError(f"cannot be read: {error.message}") from None
     except RecursionError:
@@ -124,6 +126,8 @@ def text(value: Any) -> str:
 def _exact(value: Any) -> Any:
     """Floats as the decimal numbers that people wrote."""
     if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a number is too large")
         return Decimal(repr(value))
     if isinstance(value, Mapping):
         return {key: _exact(entry) for key, entry in value.items()}

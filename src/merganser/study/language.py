@@ -35,6 +35,9 @@ Values = Mapping[str, Any]
 
 MAX_POINTS = 1000
 
+MAX_LINES = 500_000
+"""Most keys and list entries of all points' recipes together."""
+
 LITERAL = ("chat_template",)
 """Keys whose text is Jinja of their own, and stays as it is."""
 
@@ -340,6 +343,12 @@ def _grids(document: Document, block: Any) -> Iterator[dict[str, list[Any]]]:
         total += math.prod(len(values) for values in grid.values())
         if total > MAX_POINTS:
             raise document.error(f"{key_name(path)}: more than {MAX_POINTS} points", path)
+        if total * len(document.lines) > MAX_LINES:
+            raise document.error(
+                f"{key_name(path)}: {total} points of a recipe with {len(document.lines)} keys and entries "
+                "are too many; make several files of it",
+                path,
+            )
         yield grid
 
 

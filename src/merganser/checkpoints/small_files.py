@@ -1,0 +1,176 @@
+"""The small files beside weights: JSON, indices, texts. Read within bounds, and only where they belong.
+
+Whoever made a checkpoint wrote them, so nothing in them is taken on trust: not their size, not how deep
+they are nested, not the numbers in them, and not where a link leads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from merganser.errors import InputError
+
+MAX_BYTES = 64 * 2**20
+"""Greatest size of a JSON file; the largest tokenizers have 35 MB."""
+
+MAX_ENTRIES = 1 << 22
+"""Most entries of all lists and mappings of a file together; the largest tokenizers have 2 million."""
+
+MAX_DEPTH = 64
+"""How deep lists and mappings may be nested."""
+
+MAX_DIGITS = 40
+"""Digits of a whole number: ``model_max_length`` is often 10^30."""
+
+MAX_TEXT = 16 * 2**20
+"""Greatest size of a file that is read as a text, such as a chat template."""
+
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def parse_json(raw: bytes, pairs: Pairs | None = None) -> Any:
+    """JSON as data, within bounds of memory and depth.
+
+    Args:
+        raw: the file's bytes.
+        pairs: makes a mapping of keys and values; a dictionary in which the last of equal keys wins
+            if None.
+
+    Raises:
+        ValueError: when it is no JSON, or more than any checkpoint has.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_ENTRIES:
+        raise ValueError(f"more than {MAX_ENTRIES} entries")
+    try:
+        data = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level: list[Any] = [[data]]
+    for _ in range(MAX_DEPTH + 2):
+        entries = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [each for part in entries for each in part if isinstance(each, dict | list)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half of a character by itself fits no file
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    return data
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a small file of a checkpoint.
+
+    Raises:
+        InputError: when it is missing, broken, too large, no object, or lies elsewhere.
+    """
+    refuse_foreign_link(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: too large for what it should be")
+        with path.open("rb") as stream:
+            data = parse_json(stream.read(MAX_BYTES + 1))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({str(error)[:120]})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds no JSON object")
+    return data
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder, or an empty mapping if there is none.
+
+    Raises:
+        InputError: when it is broken, or what is read of it everywhere is of another type.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    config = read_json(file)
+    classes = config.get("architectures")
+    if classes is not None and not _is_texts(classes):
+        raise InputError(f"{file}: architectures is no list of names")
+    if not isinstance(config.get("model_type", ""), str | NoneType):
+        raise InputError(f"{file}: model_type is no name")
+    return config
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Read which file each tensor lies in from an index of shards.
+
+    Raises:
+        InputError: when it names files that are missing, or lie elsewhere.
+    """
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{file}: has no weight_map")
+    there: set[str] = set()
+    for name, shard in weight_map.items():
+        if isinstance(shard, str) and shard in there:
+            continue
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+            told = repr(shard)[:80]
+            raise InputError(f"{file}: tensor {name[:80]!r} points outside the folder, to {told}")
+        if not _is_file(file.parent / shard):
+            raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
+        there.add(shard)
+    return weight_map
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # too long a name, or a NUL in it
+        return False
+
+
+def read_text(file: Path) -> str:
+    """Read a file of text, such as a chat template.
+
+    Raises:
+        InputError: when it is no text, too large, or lies elsewhere.
+    """
+    refuse_foreign_link(file)
+    try:
+        if file.stat().st_size > MAX_TEXT:
+            raise InputError(f"{file}: too large for what it should be")
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as a text ({str(error)[:120]})") from None
+
+
+def refuse_foreign_link(file: Path) -> None:
+    """Refuse a link out of its folder, which might bring any file of the user's into an output.
+
+    Fine are links into the blobs of the Hub's cache, and those to files of the same name, as people
+    make them to keep models elsewhere.
+
+    Raises:
+        InputError: for any other link.
+    """
+    if not file.is_symlink():
+        return
+    home, target = file.parent.resolve(), file.resolve()
+    inside = target.is_relative_to(home) or target.name == file.name
+    if not inside and target.parent not in _blobs([home, *home.parents]):
+        raise InputError(
+            f"{file}: is a link out of its folder, to {target}; if that is meant, put the file itself there"
+        )
+
+
+def _blobs(folders: Sequence[Path]) -> list[Path]:
+    """Where a Hub's cache keeps the files of its snapshots."""
+    return [folder.parent / "blobs" for folder in folders if folder.name == "snapshots"]
