@@ -687,7 +687,12 @@ def kinds(folder: Path) -> dict[str, Kind]:
     add("tokenizer", home, (r"b/(tok|spec|added).*\.json", r"a/(tokenizer.*\.json|chat.*)"))
     home = pair("recipe", SLERP, layers=2)
     add("recipe", home, (r"recipe\.yml",), chained)
-    for text in (LINEAR, UNION, CHAIN, SLICES.replace("4", "2").replace("3", "2")):
+    for text in (
+        LINEAR,
+        UNION,
+        CHAIN,
+        SLICES.replace("[0, 4]", "[0, 2]").replace("[1, 3]", "[1, 2]"),
+    ):
         made[-1].seeds.setdefault("recipe.yml", []).append(text.encode())
     home = pair("sweep", SWEEP, layers=1)
     add("sweep", home, (r"recipe\.yml",), planning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from conftest import make_model, tree
-from hostile import ATTACKS, HEAD
+from hostile import ATTACKS, HARMLESS, HEAD
+from merganser.checkpoints import archive, open_checkpoint
+from merganser.errors import InputError
+from merganser.release import card, manifest
+from merganser.tensors import DTYPES
 
 SECONDS = 5
 MEMORY = 2**30
@@ -52,22 +57,30 @@ def _merge(folder: Path, errors: Path) -> int:
         return int(code or 0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm() -> None:
-    """What a merge imports and compiles is there before the processes are forked."""
-    import merganser.chain
-    import merganser.engine.kernels
-    import merganser.release.facts
+@pytest.fixture(scope="module")
+def pair_of_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all attacks spoil; merged once, so that all that this needs is there before processes are
+    forked."""
+    import huggingface_hub
+    import jinja2  # noqa: F401
+
     import merganser.study.sweep  # noqa: F401
+    from merganser.cli import main
 
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "work"
+    assert huggingface_hub.__version__
+    folder = tmp_path_factory.mktemp("hostile")
     for seed, name in enumerate("ab"):
         make_model(folder / name, hidden=8, seed=seed)
     (folder / "recipe.yml").write_text(HEAD % 1)
+    arguments = ["merge", str(folder / "recipe.yml"), str(folder / "out"), "-q"]
+    assert not main(arguments, standalone_mode=False)
+    shutil.rmtree(folder / "out")
     return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path, pair_of_models: Path) -> Path:
+    return Path(shutil.copytree(pair_of_models, tmp_path / "work"))
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
@@ -82,6 +95,84 @@ def test_an_attack_is_refused_in_one_line(models: Path, name: str) -> None:
     assert lines[0].isprintable()
     assert len(lines[0].replace(str(models), "")) < 650
     assert memory < MEMORY
+    shutil.rmtree(
+        models / "out.partial", ignore_errors=True
+    )  # which a refusal may leave, to go on from
     after = {name: data for name, data in tree(models).items() if len(data) < 2**20}
     assert after == before
     assert sorted(entry.name for entry in models.parent.iterdir()) == ["errors.txt", "work"]
+
+
+@pytest.mark.parametrize("name", sorted(HARMLESS))
+def test_an_attack_that_comes_to_nothing(models: Path, name: str) -> None:
+    HARMLESS[name](models)
+    code, told, memory = in_a_process(models)
+    assert code == 0, told
+    assert memory < MEMORY
+    assert sorted(entry.name for entry in models.iterdir()) == ["a", "b", "out", "recipe.yml"]
+    assert sorted(entry.name for entry in models.parent.iterdir()) == ["errors.txt", "work"]
+    assert "<script" not in (models / "out/README.md").read_text()
+
+
+# -- what the fuzzer and the corpus found, each by itself --------------------------------------------
+
+
+def test_messages_are_one_printable_line_of_bounded_length() -> None:
+    told = str(InputError("a\nb\x1b[2J\ud800" + "x" * 10**6 + "end"))
+    assert told.isprintable()
+    assert len(told) < 700
+    assert told.startswith("a b\\x1b[2J\\ud800xxx")
+    assert told.endswith("end")
+
+
+def test_a_pickle_cannot_change_what_all_share(tmp_path: Path) -> None:
+    before = repr(DTYPES)
+    for code in (b"ctorch\nfloat32\n]\x8c\x04evilab.", b"ctorch\nFloatStorage\n]Nab."):
+        with pytest.raises(InputError, match="no state"):
+            archive.unpickle(b"\x80\x02" + code, tmp_path / "x.pt")
+    assert repr(DTYPES) == before
+
+
+def test_links_into_a_hubs_cache_and_to_files_of_the_same_name_work(tmp_path: Path) -> None:
+    home = tmp_path / "models--x--y"
+    made = make_model(tmp_path / "made", hidden=8)
+    snapshot = home / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (tmp_path / "same").mkdir()
+    for number, file in enumerate(sorted(made.iterdir())):
+        file.rename(home / f"blobs/{number}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    opened = open_checkpoint(snapshot)
+    assert opened.config["model_type"] == "qwen2"
+    opened.close()
+    plain = make_model(tmp_path / "plain", hidden=8)
+    for file in sorted(plain.iterdir()):
+        (tmp_path / "same" / file.name).symlink_to(file)
+    open_checkpoint(tmp_path / "same").close()
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("../../../elsewhere")
+    (tmp_path / "elsewhere").write_text("{}")
+    with pytest.raises(InputError, match="link out of its folder"):
+        open_checkpoint(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("license: mit", "mit"),
+        ("license: 'apache-2.0'  # as it was", "apache-2.0"),
+        ("x: 1\nlicense: mit\ny: 2", "mit"),
+        ("a: &a [1]\nlicense: *a", None),
+        ("license: [mit]", None),
+        ("license: <script>", None),
+    ],
+)
+def test_a_parents_licence_is_one_plain_line(tmp_path: Path, text: str, found: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{text}\n---\n# x\n")
+    assert manifest._license(tmp_path) == found
+
+
+def test_text_in_a_card_cannot_become_markup() -> None:
+    shown = card.inline("a|b [x](javascript:y) `c`\n# **d** <b>")
+    assert shown == "a\\|b \\[x\\](javascript:y) \\`c\\` # \\*\\*d\\*\\* &lt;b&gt;"

@@ -125,6 +125,8 @@ def open_checkpoint(
     name = label or str(folder)
     if not path.exists():
         raise InputError(f"{name}: no such model")
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"{name}: is neither a file nor a folder")
     place = locate(path, weights)
     for module in TRAINING if place.shards else FORMATS:
         opener = importlib.import_module(f"{__name__}.{module}")

@@ -193,6 +193,8 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
         InputError: when it is cut off, compressed, damaged, of another format, or names what it may
             not.
     """
+    if not file.is_file():  # a pipe would be waited for
+        raise InputError(f"{file}: is missing, or no file")
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size

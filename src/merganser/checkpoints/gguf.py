@@ -208,7 +208,7 @@ def _files(path: Path) -> list[Path]:
             return []
         first = path
     else:
-        found = sorted(path.glob(f"*{SUFFIX}"))
+        found = [file for file in sorted(path.glob(f"*{SUFFIX}")) if file.is_file()]
         starts = [
             file for file in found if (m := _SPLIT.fullmatch(file.name)) is None or int(m[2]) == 1
         ]

@@ -135,9 +135,11 @@ def _tracked(tracker: Path) -> Path:
     names = [f"global_step_{told}", f"iter_{int(told):07d}"] if told.isdecimal() else [told]
     for name in names:
         step = tracker.parent / name
-        if Path(name).name == name and name not in ("", ".", "..") and step.is_dir():
-            return step
-    raise InputError(f"{tracker}: names step {told!r}, but {tracker.parent / names[0]} is missing")
+        with suppress(OSError, ValueError):  # too long a name, or a NUL in it
+            if Path(name).name == name and name not in ("", ".", "..") and step.is_dir():
+                return step
+    missing = tracker.parent / names[0][:60]
+    raise InputError(f"{tracker}: names step {told[:60]!r}, but {missing} is missing")
 
 
 def _shards(step: Path) -> Path | None:

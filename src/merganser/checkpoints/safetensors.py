@@ -64,6 +64,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     loose = sorted(path.glob("*.safetensors"))
     loose = [file for file in loose if not file.name.startswith(("adapter", "consolidated"))]
     loose = loose or sorted((path / SHARDED).glob("shard-*.safetensors"))
+    loose = [file for file in loose if file.is_file()]  # a pipe would be waited for
     return _build(label, path, loose, None, config) if loose else None
 
 
