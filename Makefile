@@ -61,6 +61,9 @@ bench: $(BIN)/.run $(PEER)/.done
 	$(BIN)/python bench/in_memory.py
 	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/studies.py
 
+torture: $(BIN)/.dev
+	$(BIN)/python bench/fuzz.py
+
 precision: $(BIN)/.run
 	$(BIN)/python bench/precision.py
 
