@@ -341,6 +341,7 @@ def _count(tally: Tally, seen: Seen, files: Mapping[str, bytes] | None, saved: P
     if tally.failures[mark] <= 3:
         name = hashlib.sha256(mark.encode()).hexdigest()[:8] + f"-{tally.failures[mark]}"
         write(files, saved / tally.kind / name)
+        (saved / tally.kind / name).mkdir(parents=True, exist_ok=True)
         (saved / tally.kind / name / "told.txt").write_text(f"{seen.what}: {seen.told}\n")
 
 
