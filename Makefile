@@ -61,14 +61,12 @@ bench: $(BIN)/.run $(PEER)/.done
 	$(BIN)/python bench/in_memory.py
 	PEER_BIN=$(abspath $(PEER)/bin) $(BIN)/python bench/studies.py
 
-torture: $(BIN)/.dev
-	$(BIN)/python bench/fuzz.py
-
 precision: $(BIN)/.run
 	$(BIN)/python bench/precision.py
 
-torture: $(BIN)/.run
+torture: $(BIN)/.dev
 	$(BIN)/python bench/torture.py --write
+	$(BIN)/python bench/fuzz.py
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py

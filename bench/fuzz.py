@@ -37,7 +37,7 @@ import mutations
 from merganser.errors import MerganserError
 
 SECONDS = 5.0
-"""Longest that one input may take."""
+"""Longest that one input may take of the processor; twelve times as long and it is killed."""
 
 MEMORY = 2**30
 """Most bytes that one input may add to the process."""
@@ -139,7 +139,7 @@ def attempt(kind: mutations.Kind, home: Path, watch: Watch) -> Seen:
     """Do with a folder what a user would."""
     out = home / "out"
     reset_peak()
-    before, began = peak_memory(), time.perf_counter()
+    before, began = peak_memory(), time.process_time()
     watch.seen.clear()
     watch.active = True
     try:
@@ -155,7 +155,7 @@ def attempt(kind: mutations.Kind, home: Path, watch: Watch) -> Seen:
         what, told = "crash", f"{type(error).__name__} {_where()}: {str(error)[:200]}"
     finally:
         watch.active = False
-    seconds, memory = time.perf_counter() - began, peak_memory() - before
+    seconds, memory = time.process_time() - began, peak_memory() - before
     for folder in home.iterdir():
         if folder.name != "in":
             shutil.rmtree(folder, ignore_errors=True)

@@ -379,6 +379,7 @@ def _check(section: Mapping[str, Any], source: Source) -> None:
     )
     right |= dict.fromkeys(NUMBERED_KEYS, lambda v: isinstance(v, dict))
     right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
+    right["block_types"] = lambda v: isinstance(v, list)
     right["decoder_sparse_step"] = lambda v: whole(v, 1)
     for key, is_right in right.items():
         value = section.get(key)
