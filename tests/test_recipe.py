@@ -597,7 +597,7 @@ def test_every_mistake_has_its_file_line_and_key(
 @pytest.mark.parametrize(
     "layers",
     ["[0]", "[0, 1, 2]", "[0, x]", "[0, 1.5]", "[-1, 2]", "[2, 1]", "[0, true]", "[0, .inf]", "7",
-     "[0, [1]]", f"[0, {'9' * 400}]", f"[0, '{'9' * 400}']"],
+     "[0, [1]]", f"[0, '{'9' * 400}']"],
 )  # fmt: skip
 def test_layer_ranges_are_two_whole_numbers(recipe_file: RecipeFile, layers: str) -> None:
     file = recipe_file(

@@ -194,7 +194,7 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
             not.
     """
     if not file.is_file():  # a pipe would be waited for
-        raise InputError(f"{file}: is missing, or no file")
+        raise InputError(f"{file}: cannot be read (it is missing, or no file)")
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
