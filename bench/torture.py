@@ -621,7 +621,7 @@ def page(lines: list[Line], seconds: float) -> str:
     rows = "".join(f"| {line.what} | {line.times} | {line.found} |\n" for line in lines)
     return f"""# What happens when things break
 
-Measured by `make torture` ({seconds / 60:.0f} minutes on 2 cores); the tests have short versions of all of it.
+Measured by `make torture` ({seconds / 60:.0f} minutes); the tests have short versions.
 
 | what is done | times | what comes of it |
 |---|---|---|
