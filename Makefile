@@ -47,7 +47,7 @@ lint: $(BIN)/.dev
 	$(BIN)/python docs/make.py --check
 
 slow: $(BIN)/.dev
-	$(BIN)/pip install --quiet gguf
+	$(BIN)/pip install --quiet --editable '.[lm-eval]'
 	$(BIN)/python -m pytest -m slow
 
 $(PEER)/.done:
