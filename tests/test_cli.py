@@ -178,7 +178,7 @@ def test_the_schema_is_json() -> None:
 def test_verify_finds_damage(linear: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("merge", linear, out)
-    assert "every tensor" in run("verify", out).stdout
+    assert "every file and tensor" in run("verify", out).stdout
     assert printed("verify", out) == {"folder": str(out), "recomputed": False, "problems": []}
     content = bytearray((out / "model.safetensors").read_bytes())
     content[-1] ^= 1

@@ -14,7 +14,8 @@ import merganser
 from merganser import load_recipe
 from merganser.recipe import parse_reference
 from merganser.recipe.steps import load_steps
-from merganser.study.language import is_sweep, load_points
+from merganser.study.language import has_block, is_sweep, load_points
+from merganser.study.space import load_search
 from peers import Tensors, load, make_model, unit
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,14 @@ def test_every_recipe_plans(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(text, encoding="utf-8")
-    parsed = [p.recipe for p in load_points(recipe)] if is_sweep(recipe) else [load_recipe(recipe)]
+    if has_block(recipe, "search"):
+        search = load_search(recipe)
+        middle = tuple(0.5 if axis.count is None else 0 for axis in search.axes)
+        parsed = [search.pattern.point(search.values(middle), 0).recipe]
+    elif is_sweep(recipe):
+        parsed = [point.recipe for point in load_points(recipe)]
+    else:
+        parsed = [load_recipe(recipe)]
     told = [mentioned(each.data) for each in parsed]
     for i, reference in enumerate(dict.fromkeys(model for models, _ in told for model in models)):
         folder = tmp_path / parse_reference(reference).path

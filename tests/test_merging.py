@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -234,10 +235,14 @@ def test_the_manifest_tells_what_went_in_and_came_out(out: Path, linear: Path) -
     assert manifest["method"] == "linear"
     assert manifest["plan"] == merganser.plan(linear).digest
     assert [entry["reference"] for entry in manifest["inputs"]] == ["./a", "./b"]
+    content = (out / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
     assert manifest["files"] == {
         "model.safetensors": {
-            "size": (out / "model.safetensors").stat().st_size,
+            "size": len(content),
             "tensors": len(weights(out)),
+            "header_size": header,
+            "header_digest": f"sha256:{hashlib.sha256(content[:header]).hexdigest()}",
         }
     }
     assert set(manifest["tensors"]) == set(weights(out))
@@ -467,8 +472,10 @@ def test_tensors_that_are_missing_added_or_relabelled(
     out: Path, change: Any, parts: list[str]
 ) -> None:
     rewritten(out, change)
-    [problem] = verify(out)
-    assert_one_line(problem, *parts)
+    problems = verify(out)
+    assert any(all(part in problem for part in parts) for problem in problems), problems
+    for problem in problems:
+        assert_one_line(problem)
 
 
 def test_recomputing_finds_inputs_that_changed(out: Path, linear: Path) -> None:
@@ -692,7 +699,7 @@ def test_titles_and_names_cannot_become_markup(tmp_path: Path) -> None:
     merge(recipe_of(folder, name="# a |\n<script> b"), tmp_path / "out")
     card = without_code((tmp_path / "out" / "README.md").read_text())
     assert "<script>" not in card
-    assert "<b>" not in card
+    assert "<b>" not in re.sub("`[^`\n]*`", "", card)
     assert "\n# # a \\| &lt;script&gt; b\n" in card
     front_matter(card)
 

@@ -194,7 +194,8 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
             not.
     """
     if not file.is_file():  # a pipe would be waited for
-        raise InputError(f"{file}: cannot be read (it is missing, or no file)")
+        what = "is no file" if file.exists() else "is missing; fetch it again"
+        raise InputError(f"{file}: {what}")
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
