@@ -144,7 +144,7 @@ def merge(
         on_event=on_event,
     )
     plan_s, total_s = planned - began, time.perf_counter() - began
-    timings = {"plan_s": round(plan_s, 3)} | result.timings | {"total_s": round(total_s, 3)}
+    timings = result.timings | {"plan_s": round(plan_s, 3), "total_s": round(total_s, 3)}
     return replace(result, timings=timings)
 
 
