@@ -14,6 +14,7 @@ from conftest import assert_one_line, make_model
 from merganser import cli
 from merganser.errors import InputError
 from merganser.planning import CELL
+from merganser.study import ranks
 from merganser.study.diff import diff
 from peers import _ordered, load
 
@@ -117,3 +118,36 @@ def test_the_picture(pair: tuple[Path, Path], tmp_path: Path, form: str) -> None
     again = CliRunner().invoke(cli.main, ["diff", a, b, "--figure", str(tmp_path / "diff.doc")])
     assert again.exit_code == 2
     assert "must end in" in again.output
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (1, 9), (30, 30)])
+@pytest.mark.parametrize("true", [1, 3, 24])
+def test_effective_ranks_are_those_of_the_singular_values(
+    shape: tuple[int, int], true: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "AT_ONCE", 100)
+    generator = torch.Generator().manual_seed(1)
+    left = torch.randn(shape[0], true, generator=generator, dtype=torch.float64)
+    matrix = left @ torch.randn(true, shape[1], generator=generator, dtype=torch.float64)
+    singular = torch.linalg.svdvals(matrix)
+    shares = singular[singular > 1e-7 * singular[0]] / singular.sum()
+    wanted = float(torch.exp(-(shares * shares.log()).sum()))
+    found = ranks.effective_rank(shape, lambda begin, end: matrix[begin:end].numpy())
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert 1 - 1e-9 <= found <= min(*shape, true) + 1e-9
+
+
+def test_ranks_of_models(tmp_path: Path) -> None:
+    step = torch.outer(torch.arange(1.0, 33.0), torch.arange(1.0, 17.0)) / 64
+    for name, scale in (("a", 0.0), ("b", 1.0)):
+        make_model(tmp_path / name, seed=1, extra={"model.step": scale * step})
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    found = diff(a, b, rank=True)
+    ranked = {tensor.name: tensor.rank for tensor in found.tensors}
+    assert ranked.pop("model.step") == pytest.approx(1.0)
+    assert set(ranked.values()) == {None}
+    assert found.as_dict()["whole"]["effective_rank"] == pytest.approx(1.0)
+    assert "effective_rank" not in diff(a, b).as_dict()["whole"]
+    printed = CliRunner().invoke(cli.main, ["diff", a, b, "--rank"])
+    assert printed.exit_code == 0, printed.output
+    assert "effective rank" in printed.output

@@ -583,13 +583,13 @@ def show_diff(found: Diff) -> None:
     }
     for title, groups in parts.items():
         table = Table(box=None, pad_edge=False)
-        columns = diff.figures(found.tensors, found.based)
+        columns = found.figures(found.tensors)
         for column in (title, *columns):
             table.add_column(
                 column.replace("_", " "), justify="left" if column == title else "right"
             )
         for name, tensors in groups.items():
-            values = diff.figures(tensors, found.based).values()
+            values = found.figures(tensors).values()
             table.add_row(escape(name), *("–" if v is None else f"{v:.4g}" for v in values))
         console.print(table)
         console.print()

@@ -203,6 +203,9 @@ def _draw(folder: Path, quiet: bool) -> None:
     metavar="FILE",
     help="Draw it too: a picture of layers and kinds of tensors, .png, .svg or .pdf.",
 )
+@click.option(
+    "--rank", is_flag=True, help="Effective ranks of the matrices' differences too; takes long."
+)
 @json_option
 def diff(
     first: str,
@@ -210,6 +213,7 @@ def diff(
     base: str | None,
     threads: int | None,
     figure: Path | None,
+    rank: bool,
     as_json: bool,
 ) -> None:
     """Show what sets the models A and B apart, by layers, roles and tensors."""
@@ -219,7 +223,7 @@ def diff(
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
     figures = extras.load("merganser.study.figures", "plot") if figure else None
-    found = diffs.diff(first, second, base=base, threads=threads)
+    found = diffs.diff(first, second, base=base, threads=threads, rank=rank)
     if figures and figure:
         figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
     if as_json:

@@ -925,6 +925,12 @@ def combine_each(inputs, codes, count, coefficients, length, by_rows, start, scr
 
 
 @njit(nogil=True, cache=True)
+def widen(stored, code, count, into):
+    """Stored bytes as ``count`` float32 or float64 numbers."""
+    _widen(stored, code, 0, count, into)
+
+
+@njit(nogil=True, cache=True)
 def narrow(numbers, count, code, rounding, seed, start, into):
     """Round ``count`` float32 or float64 numbers into stored bytes."""
     _narrow(numbers, count, code, rounding, seed, start, into, 0)

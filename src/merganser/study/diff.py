@@ -15,10 +15,11 @@ import numpy as np
 from merganser import hub, recipe
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
+from merganser.engine import kernels
 from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
 from merganser.planning import CELL, TILE
-from merganser.study import distances
+from merganser.study import distances, ranks
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,6 +36,7 @@ class TensorDiff:
         sums: [FIGURES] squared lengths of the difference and of A; with a base of both changes, and
             their inner product; elements changed to the same side, and in both; lengths of the
             changes' sum and of both, element by element; squared length of the base.
+        rank: the effective rank of a matrix's difference, if it was asked for.
     """
 
     name: str
@@ -43,10 +45,11 @@ class TensorDiff:
     elements: int
     histogram: Array
     sums: Array
+    rank: float | None = None
 
-    def figures(self, based: bool) -> dict[str, float | None]:
+    def figures(self, based: bool, ranked: bool = False) -> dict[str, float | None]:
         """What the sums say: see :func:`figures`."""
-        return figures([self], based)
+        return figures([self], based, ranked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,14 @@ class Diff:
     Attributes:
         tensors: what both have.
         based: whether the figures of a base are there.
+        ranked: whether effective ranks are.
         skipped: tensors that were not compared, each with the reason.
     """
 
     tensors: tuple[TensorDiff, ...]
     based: bool
     skipped: Mapping[str, str]
+    ranked: bool = False
 
     def groups(self, key: str) -> dict[str, list[TensorDiff]]:
         """The tensors by ``layer`` or ``role``; those of no layer are under ``–``."""
@@ -70,6 +75,10 @@ class Diff:
             value = getattr(tensor, key)
             found.setdefault("–" if value is None else str(value), []).append(tensor)
         return found
+
+    def figures(self, tensors: Iterable[TensorDiff]) -> dict[str, float | None]:
+        """What is known of some of the tensors: see :func:`figures`."""
+        return figures(tensors, self.based, self.ranked)
 
     def cells(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """Figures by kind of tensor (or role, where there are many kinds), then by layer, for a picture."""
@@ -81,20 +90,20 @@ class Diff:
             row = found.setdefault(kinds[tensor.name], {})
             row.setdefault("–" if tensor.layer is None else str(tensor.layer), []).append(tensor)
         return {
-            kind: {layer: figures(chosen, self.based) for layer, chosen in row.items()}
+            kind: {layer: self.figures(chosen) for layer, chosen in row.items()}
             for kind, row in found.items()
         }
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return {
-            "whole": figures(self.tensors, self.based),
+            "whole": self.figures(self.tensors),
             "ulps": histogram(self.tensors),
-            "layers": {k: figures(v, self.based) for k, v in self.groups("layer").items()},
-            "roles": {k: figures(v, self.based) for k, v in self.groups("role").items()},
+            "layers": {k: self.figures(v) for k, v in self.groups("layer").items()},
+            "roles": {k: self.figures(v) for k, v in self.groups("role").items()},
             "cells": self.cells(),
             "tensors": {
-                t.name: {"role": t.role, "layer": t.layer, **t.figures(self.based)}
+                t.name: {"role": t.role, "layer": t.layer, **self.figures([t])}
                 | {"ulps": histogram([t])}
                 for t in self.tensors
             },
@@ -127,7 +136,9 @@ def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
     return {name: int(count) for name, count in zip(names, total, strict=True)}
 
 
-def figures(tensors: Iterable[TensorDiff], based: bool) -> dict[str, float | None]:
+def figures(
+    tensors: Iterable[TensorDiff], based: bool, ranked: bool = False
+) -> dict[str, float | None]:
     """Shares and lengths over some tensors.
 
     Returns:
@@ -135,7 +146,8 @@ def figures(tensors: Iterable[TensorDiff], based: bool) -> dict[str, float | Non
         the same over A's. With a base also ``relative_a`` and ``relative_b``, the changes' norms over the
         base's; ``cosine`` of the changes; ``same_sign``, the share of the elements that both changed
         in which they went to the same side; ``interference``, the share of the changes' L1 norms that
-        cancels in their sum. None where it is not defined.
+        cancels in their sum. If ``ranked``, ``effective_rank``, the mean over the matrices. None where it is
+        not defined.
     """
     chosen = list(tensors)
     elements = sum(t.elements for t in chosen)
@@ -155,6 +167,9 @@ def figures(tensors: Iterable[TensorDiff], based: bool) -> dict[str, float | Non
             "same_sign": _ratio(agree, both),
             "interference": _ratio(sides - joint, sides),
         }
+    if ranked:
+        ranks = [t.rank for t in chosen if t.rank is not None]
+        found["effective_rank"] = _ratio(math.fsum(ranks), len(ranks))
     return found
 
 
@@ -162,13 +177,22 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def diff(first: str, second: str, *, base: str | None = None, threads: int | None = None) -> Diff:
+def diff(
+    first: str,
+    second: str,
+    *,
+    base: str | None = None,
+    threads: int | None = None,
+    rank: bool = False,
+) -> Diff:
     """Compare two models tensor by tensor, reading each byte once.
 
     Args:
         first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes.
         base: what both were trained from, to compare their changes too.
         threads: how many; None for one a core.
+        rank: whether to find the effective ranks of the matrices' differences, see
+            :func:`merganser.study.ranks.effective_rank`: reads the matrices again, and takes long.
 
     Raises:
         RecipeError: when one is no reference to a model.
@@ -192,13 +216,15 @@ def diff(first: str, second: str, *, base: str | None = None, threads: int | Non
             except BaseException:
                 crew.shutdown(cancel_futures=True)
                 raise
+        found = [_rank(models, own) if rank else None for own in names]
     return Diff(
         tuple(
-            TensorDiff(name, role, layer, numel, counts.sum(axis=0), sums.sum(axis=0))
-            for (name, role, layer, numel), sums, counts in tensors
+            TensorDiff(name, role, layer, numel, counts.sum(axis=0), sums.sum(axis=0), each)
+            for ((name, role, layer, numel), sums, counts), each in zip(tensors, found, strict=True)
         ),
         base is not None,
         skipped,
+        rank,
     )
 
 
@@ -277,3 +303,27 @@ def _compare(
         sums[cells],
         counts[cells],
     )
+
+
+def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
+    """The effective rank of a tensor's difference, if it is a matrix."""
+    pairs = [(checkpoint, name) for name, (checkpoint, _) in zip(names, models, strict=True)][:2]
+    shape = pairs[0][0].specs[pairs[0][1]].shape
+    if len(shape) != 2 or 0 in shape:
+        return None
+
+    def rows(begin: int, end: int) -> Array:
+        one, other = (_numbers(*pair, begin * shape[1], (end - begin) * shape[1]) for pair in pairs)
+        return np.subtract(other, one, out=one).reshape(-1, shape[1])
+
+    return ranks.effective_rank((shape[0], shape[1]), rows)
+
+
+def _numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
+    """Elements of a tensor in float64."""
+    dtype = checkpoint.specs[name].dtype
+    stored = np.empty(count * dtype.itemsize, np.uint8)
+    checkpoint.read(name, start * dtype.itemsize, stored.data)
+    numbers = np.empty(count)
+    kernels.widen(stored, CODES[dtype.name], count, numbers)
+    return numbers
