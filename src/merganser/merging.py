@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from merganser import __version__, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
@@ -27,6 +28,33 @@ INDEX = "model.safetensors.index.json"
 
 
 OnNonfinite = Literal["warn", "error"]
+
+
+class Writing(TypedDict, total=False):
+    """Options of :func:`merge` that say how folders are written, and never what a merge is."""
+
+    force: bool
+    threads: int | None
+    memory: int | None
+    digest_inputs: bool
+    on_nonfinite: OnNonfinite
+    public: bool
+    write_card: bool
+    copy_tokenizer: bool
+    on_event: Listener
+
+
+def sort_options(options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
+    """Options of a merge, apart: those of :class:`Writing`, and those of :func:`plan`.
+
+    Raises:
+        TypeError: when there is another.
+    """
+    writing = {name: value for name, value in options.items() if name in Writing.__annotations__}
+    planning = {name: value for name, value in options.items() if name not in writing}
+    if unknown := set(planning) - set(inspect.signature(plan).parameters):
+        raise TypeError(f"a merge has no option {unknown.pop()!r}")
+    return cast(Writing, writing), planning
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from merganser import __version__, engine, recipe
 from merganser.chain import up_to_date
-from merganser.engine.events import Listener, ignore
 from merganser.errors import RecipeError, ResourceError
 from merganser.evaluation import harness, running
 from merganser.evaluation import samples as kept_samples
@@ -26,7 +25,7 @@ from merganser.evaluation.generation import Backend
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction, Score
 from merganser.evaluation.tasks import Evaluate, Task, TaskEntry
-from merganser.merging import OnNonfinite
+from merganser.merging import sort_options
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
 from merganser.recipe.steps import folder_name
@@ -88,15 +87,6 @@ def evaluate_sweep(
     *,
     only: Sequence[str] = (),
     write: bool = True,
-    force: bool = False,
-    threads: int | None = None,
-    memory: int | None = None,
-    digest_inputs: bool = False,
-    on_nonfinite: OnNonfinite = "warn",
-    public: bool = False,
-    write_card: bool = True,
-    copy_tokenizer: bool = True,
-    on_event: Listener = ignore,
     on_progress: Progress = lambda _name, _done, _all: None,
     **options: Any,
 ) -> Results:
@@ -110,26 +100,26 @@ def evaluate_sweep(
         out: the folder of the study.
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
-        force, threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer,
-            on_event: as in :func:`merganser.study.sweep.sweep`, for the points that are written.
         on_progress: told of the completions.
-        options: of :func:`merganser.plan`.
+        options: of :func:`merganser.merge`.
 
     Raises:
         MerganserError: of the kind that fits; completions that are there are kept.
     """
-    pattern = read_pattern(config, "sweep", options.get("strictness", "normal"))
+    writing, planning = sort_options(options)
+    threads = writing.get("threads")
+    pattern = read_pattern(config, "sweep", planning.get("strictness", "normal"))
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
     directions = block.directions(tasks)
     rule = parse_rule(block.keep, directions, document)
     home = Path(os.path.abspath(out))  # noqa: PTH100
-    planned = sweep.plan_points(config, only, **options)
+    planned = sweep.plan_points(config, only, **planning)
     with ExitStack() as stack:
         for _, decided in planned:
             stack.enter_context(closing(decided))
         points = [Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
-        others = base_and_experts(block, points, pattern.folder, document, options)
+        others = base_and_experts(block, points, pattern.folder, document, planning)
         for model in others:
             stack.enter_context(closing(model.plan))
         _check_names([*others, *points])
@@ -149,19 +139,7 @@ def evaluate_sweep(
         chosen = rule(scored)
         kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
         if write and kept:
-            sweep.merge_points(
-                kept,
-                home,
-                force=force,
-                threads=threads,
-                memory=memory,
-                digest_inputs=digest_inputs,
-                on_nonfinite=on_nonfinite,
-                public=public,
-                write_card=write_card,
-                copy_tokenizer=copy_tokenizer,
-                on_event=on_event,
-            )
+            sweep.merge_points(kept, home, **writing)
         plans = {p.entry.name: p.plan for p in points}
         there = {name for name, decided in plans.items() if up_to_date(home / name, decided)}
         scored = [replace(e, folder=e.name) if e.name in there else e for e in scored]
@@ -174,7 +152,7 @@ def evaluate_sweep(
         chosen=chosen,
     )
     results.write(found, home)
-    if write_card:
+    if writing.get("write_card", True):
         cards.rewrite_all(home, found)
     return found
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from merganser import __version__
-from merganser.engine.events import Listener, ignore
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
-from merganser.merging import OnNonfinite
+from merganser.merging import sort_options
 from merganser.planning import Config, plan
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
@@ -54,17 +53,8 @@ def search(
     *,
     budget: int | None = None,
     write: bool = True,
-    force: bool = False,
-    threads: int | None = None,
-    memory: int | None = None,
-    digest_inputs: bool = False,
-    on_nonfinite: OnNonfinite = "warn",
-    public: bool = False,
-    write_card: bool = True,
-    copy_tokenizer: bool = True,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: evaluating.Progress = lambda _name, _done, _all: None,
-    on_event: Listener = ignore,
     **options: Any,
 ) -> SearchResult:
     """Search the best values of a recipe's parameters, and write the merges that have them.
@@ -77,19 +67,18 @@ def search(
         out: the folder of the history, the results, and the chosen candidates' folders.
         budget: how many candidates, in place of the file's number.
         write: whether to write the chosen ones.
-        force: replace folders that hold something else.
-        threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, on_event: as in
-            :func:`merganser.merge`.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
-        options: of :func:`merganser.plan`.
+        options: of :func:`merganser.merge`.
 
     Raises:
         MerganserError: of the kind that fits; what was scored is kept.
     """
     began = time.perf_counter()
     home = Path(out)
-    wanted = load_search(config, options.get("strictness", "normal"))
+    writing, planning = sort_options(options)
+    threads = writing.get("threads")
+    wanted = load_search(config, planning.get("strictness", "normal"))
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
     block, tasks = evaluating.load_block(document, folder)
@@ -102,13 +91,13 @@ def search(
     with ExitStack() as stack:
         samples = [
             Model(Entry(point.name, "point"), stack.enter_context(closing(decided)), point)
-            for point, decided in exploration.plan_samples(wanted, **options)
+            for point, decided in exploration.plan_samples(wanted, **planning)
         ]
-        others = evaluating.base_and_experts(block, samples, folder, document, options)
+        others = evaluating.base_and_experts(block, samples, folder, document, planning)
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
-    with closing(_Stage(live, seen, home, options, threads)) as stage, ExitStack() as plans:
+    with closing(_Stage(live, seen, home, planning, threads)) as stage, ExitStack() as plans:
         for other in others:
             plans.enter_context(closing(other.plan))
         trials = exploration.explore(
@@ -128,29 +117,17 @@ def search(
         found = _results(wanted, seen, live, [*beside, *stage.entries(tried)], chosen, home)
         held_out = None
         if unseen and kept:
-            last = _Stage(live, unseen, home / HELD_OUT, options, threads)
+            last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
             again = [evaluating.score(m, unseen, live, last.home, on_progress) for m in others]
             again += [last.entry(point, on_progress) for point in kept]
             held_out = _results(wanted, unseen, live, again, chosen, last.home)
     del live
     written = None
     if write and kept:
-        written = merge_points(
-            plan_all(kept, **options),
-            home,
-            force=force,
-            threads=threads,
-            memory=memory,
-            digest_inputs=digest_inputs,
-            on_nonfinite=on_nonfinite,
-            public=public,
-            write_card=write_card,
-            copy_tokenizer=copy_tokenizer,
-            on_event=on_event,
-        )
+        written = merge_points(plan_all(kept, **planning), home, **writing)
         found = _with_folders(found, "", home)
         held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
-        if write_card:
+        if writing.get("write_card", True):
             cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
 

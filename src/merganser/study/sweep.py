@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from merganser.chain import up_to_date
-from merganser.engine.events import Listener, ignore
 from merganser.errors import MerganserError, OutputExistsError
-from merganser.merging import MergeResult, OnNonfinite, check_output, write_folders
+from merganser.merging import MergeResult, Writing, check_output, sort_options, write_folders
 from merganser.output import check_space, clear_finished
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
 from merganser.release import manifest
@@ -125,15 +123,6 @@ def sweep(
     out: str | Path,
     *,
     only: Sequence[str] = (),
-    force: bool = False,
-    threads: int | None = None,
-    memory: int | None = None,
-    digest_inputs: bool = False,
-    on_nonfinite: OnNonfinite = "warn",
-    public: bool = False,
-    write_card: bool = True,
-    copy_tokenizer: bool = True,
-    on_event: Listener = ignore,
     **options: Any,
 ) -> SweepResult:
     """Merge all points of a sweep, each into the folder of its name in ``out``.
@@ -146,51 +135,24 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        force: replace folders that hold something else.
-        threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, on_event: as in
-            :func:`merganser.merge`.
-        options: of :func:`merganser.plan`.
+        options: of :func:`merganser.merge`; ``force`` replaces folders that hold something else.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
     """
-    if unknown := set(options) - set(inspect.signature(plan).parameters):
-        raise TypeError(f"sweep() has no option {unknown.pop()!r}")
-    return merge_points(
-        plan_points(config, only, **options),
-        out,
-        force=force,
-        threads=threads,
-        memory=memory,
-        digest_inputs=digest_inputs,
-        on_nonfinite=on_nonfinite,
-        public=public,
-        write_card=write_card,
-        copy_tokenizer=copy_tokenizer,
-        on_event=on_event,
-    )
+    writing, planning = sort_options(options)
+    return merge_points(plan_points(config, only, **planning), out, **writing)
 
 
 def merge_points(
-    planned: Sequence[tuple[Point, Plan]],
-    out: str | Path,
-    *,
-    force: bool = False,
-    threads: int | None = None,
-    memory: int | None = None,
-    digest_inputs: bool = False,
-    on_nonfinite: OnNonfinite = "warn",
-    public: bool = False,
-    write_card: bool = True,
-    copy_tokenizer: bool = True,
-    on_event: Listener = ignore,
+    planned: Sequence[tuple[Point, Plan]], out: str | Path, **writing: Unpack[Writing]
 ) -> SweepResult:
     """Merge planned points, each into the folder of its name in ``out``; closes their plans.
 
     Args:
         planned: what :func:`plan_all` gave.
-        out, force, threads, memory, digest_inputs, on_nonfinite, public, write_card, copy_tokenizer,
-            on_event: as in :func:`sweep`.
+        out: the folder of all points.
+        writing: how; see :class:`merganser.merging.Writing`.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
@@ -203,28 +165,17 @@ def merge_points(
         for point, decided in planned:
             folder = home / point.name
             results[folder] = PointResult(point, folder, decided, None)
-            if _kept(folder, decided, public):
+            if _kept(folder, decided, writing.get("public", False)):
                 clear_finished(folder)
             else:
-                _check(folder, decided, force)
+                _check(folder, decided, writing.get("force", False))
                 to_do[folder] = decided
         if to_do:
             check_space(to_do)
-        batches = _batches(to_do, threads, memory)
+        batches = _batches(to_do, writing.get("threads"), writing.get("memory"))
         for batch, crew in batches:
-            made = write_folders(
-                batch,
-                force=force,
-                leftover="either",
-                threads=crew,
-                memory=memory,
-                digest_inputs=digest_inputs,
-                on_nonfinite=on_nonfinite,
-                public=public,
-                write_card=write_card,
-                copy_tokenizer=copy_tokenizer,
-                on_event=on_event,
-            )
+            how: Writing = {**writing, "threads": crew}
+            made = write_folders(batch, leftover="either", **how)
             for folder, merged in zip(batch, made, strict=True):
                 point = results[folder].point
                 results[folder] = PointResult(point, folder, merged.plan, merged)
