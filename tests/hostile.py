@@ -630,6 +630,19 @@ several(
 )
 
 
+def settings(**changes: Any) -> Attack:
+    """The tokenizer's settings with other entries, and a recipe that asks for the models' template."""
+
+    def made(folder: Path) -> None:
+        for name in "ab":
+            file = folder / name / "tokenizer_config.json"
+            write_json(file, json.loads(file.read_text()) | changes)
+        with (folder / "recipe.yml").open("a") as recipe:
+            recipe.write("chat_template: auto\n")
+
+    return made
+
+
 # -- what comes to nothing ---------------------------------------------------------------------------
 
 HARMLESS: dict[str, Attack] = {
@@ -637,6 +650,9 @@ HARMLESS: dict[str, Attack] = {
     "a name of many numbers": renamed("model.layers." + "0." * 200 + "weight"),
     "a name like markup": renamed("</td><script>alert(1)</script>|`**[x](y)"),
     "layers without number": config_with(num_hidden_layers=10**9),
+    "templates whose names are no names": settings(
+        chat_template=[{"name": ["default"], "template": "x"}, {"name": {}}, {"template": []}, 5]
+    ),
     "a template that would never be done": more(
         "chat_template: \"{{ 'x' * 10 ** 10 }} and {{ 10 ** 10 ** 10 }}\"\n"
     ),

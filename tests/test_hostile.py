@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from conftest import make_model, tree
-from hostile import ATTACKS, HARMLESS, HEAD
+from hostile import ATTACKS, HARMLESS, HEAD, linked
 from merganser.checkpoints import archive, open_checkpoint
 from merganser.errors import InputError
+from merganser.merging import merge
 from merganser.release import card, manifest
 from merganser.tensors import DTYPES
 
@@ -101,6 +102,14 @@ def test_an_attack_is_refused_in_one_line(models: Path, name: str) -> None:
     after = {name: data for name, data in tree(models).items() if len(data) < 2**20}
     assert after == before
     assert sorted(entry.name for entry in models.parent.iterdir()) == ["errors.txt", "work"]
+
+
+def test_a_link_elsewhere_is_refused_before_anything_is_merged(models: Path) -> None:
+    linked("vocab.txt", "passwd")(models)
+    before = tree(models)
+    with pytest.raises(InputError, match=r"vocab\.txt: is a link out of its folder"):
+        merge(models / "recipe.yml", models / "out", shard_size="1kB")
+    assert tree(models) == before  # several files could have been whole by then
 
 
 @pytest.mark.parametrize("name", sorted(HARMLESS))

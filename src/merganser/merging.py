@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from merganser import __version__, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
 from merganser.checkpoints.runs import companions
+from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, RecipeError, ResourceError
 from merganser.output import Leftover, Partial
@@ -218,6 +219,7 @@ def write_folders(
     manifests: list[dict[str, Any]] = []
     try:
         for folder, decided in plans.items():
+            _refuse_foreign_links(decided, copy_tokenizer)
             partials.append(
                 Partial(
                     folder, decided, force=force, leftover=leftover, digest_inputs=digest_inputs
@@ -535,6 +537,17 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
     output.refuse_existing(folder, force)
     if decided is not None:
         output.refuse_overlap(decided, folder)
+
+
+def _refuse_foreign_links(decided: Plan, copy_tokenizer: bool) -> None:
+    """Refuse small files that cannot be copied into the output, before any weight is merged.
+
+    Raises:
+        InputError: when one is a link out of its folder.
+    """
+    tokenizers = tokenizer.copied(decided) if copy_tokenizer else []
+    for file in (*config.copied(decided), *tokenizers):
+        refuse_foreign_link(file)
 
 
 def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:

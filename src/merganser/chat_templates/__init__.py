@@ -6,8 +6,9 @@ The named ones were written for Merganser after the published descriptions of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from merganser.checkpoints import read_json
 from merganser.checkpoints.small_files import read_text
@@ -42,14 +43,24 @@ def of_model(folder: Path) -> str | None:
         return read_text(folder / FILE)
     for file in (folder / LEGACY_FILE, folder / "tokenizer_config.json"):
         found = read_json(file).get("chat_template") if file.is_file() else None
-        if isinstance(found, list):  # several, each with a name
-            by_name = {e.get("name"): e.get("template") for e in found if isinstance(e, dict)}
-            found = by_name.get("default")
+        if isinstance(found, list):
+            found = by_name(found).get("default")
         elif isinstance(found, dict):
             found = found.get("default")
         if isinstance(found, str) and found.strip():
             return found
     return None
+
+
+def by_name(templates: Sequence[Any]) -> dict[str, str]:
+    """Several templates of a model, each a mapping with ``name`` and ``template``; what is none is left out."""
+    return {
+        entry["name"]: entry["template"]
+        for entry in templates
+        if isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+    }
 
 
 def commonest(templates: Iterable[str | None]) -> str | None:

@@ -74,18 +74,22 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
         files.write_json(folder / "config.json", config)
 
 
-def write_companions(plan: Plan, folder: Path) -> None:
-    """Copy the donor's generation config and processors, byte for byte but for token ids that moved."""
+def copied(plan: Plan) -> list[Path]:
+    """The donor's other small files, which the output gets."""
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
-        return
-    for name in OTHER_FILES:
-        if not (model / name).is_file():
-            continue
-        if name == "generation_config.json" and plan.tokenizer is not None and plan.tokenizer.moved:
-            files.write_json(folder / name, with_token_ids(plan, read_json(model / name)))
+        return []
+    return [model / name for name in OTHER_FILES if (model / name).is_file()]
+
+
+def write_companions(plan: Plan, folder: Path) -> None:
+    """Copy the donor's generation config and processors, byte for byte but for token ids that moved."""
+    for file in copied(plan):
+        is_generation = file.name == "generation_config.json"
+        if is_generation and plan.tokenizer is not None and plan.tokenizer.moved:
+            files.write_json(folder / file.name, with_token_ids(plan, read_json(file)))
         else:
-            files.copy(model / name, folder / name)
+            files.copy(file, folder / file.name)
 
 
 def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,22 @@ FILES = (
 _MORE_TEMPLATES = "additional_chat_templates"
 
 
+def _home(plan: Plan) -> Path | None:
+    """The folder that the output's tokenizer comes from."""
+    edit = plan.tokenizer
+    model = edit.output.start.folder if edit else plan.sources[plan.donor].checkpoint.path
+    return model if model is not None and model.is_dir() else None
+
+
+def copied(plan: Plan) -> list[Path]:
+    """The files of the tokenizer that the output gets, if only to be changed there."""
+    model = _home(plan)
+    if model is None:
+        return []
+    more = sorted((model / _MORE_TEMPLATES).glob("*.jinja"))
+    return [*(model / name for name in FILES if (model / name).is_file()), *more]
+
+
 def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     """Write the output's tokenizer and its chat template.
 
@@ -51,16 +67,11 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     """
     edit, donor = plan.tokenizer, plan.sources[plan.donor]
     lacking = [f"{donor.reference} has no tokenizer, so the output has none"]
-    model = edit.output.start.folder if edit is not None else donor.checkpoint.path
-    if model is None or not model.is_dir():
+    model = _home(plan)
+    if model is None:
         return lacking if donor.checkpoint.config else []
-    for name in FILES:
-        if (model / name).is_file():
-            files.copy(model / name, folder / name)
-    if (model / _MORE_TEMPLATES).is_dir():
-        (folder / _MORE_TEMPLATES).mkdir()
-        for file in sorted((model / _MORE_TEMPLATES).glob("*.jinja")):
-            files.copy(file, folder / _MORE_TEMPLATES / file.name)
+    for file in copied(plan):
+        files.copy(file, folder / file.relative_to(model))
     if edit is not None and edit.output.changed:
         _change(edit.output, folder)
     if plan.chat_template is not None and plan.chat_template != chat_templates.of_model(folder):
@@ -98,13 +109,7 @@ def _set_template(template: str, folder: Path) -> None:
         return
     files.write_json(folder / SETTINGS, settings)
     if isinstance(old, list):  # the others keep their names
-        named = {e.get("name"): e.get("template") for e in old if isinstance(e, dict)}
-        for name, text in named.items():
-            plain = (
-                isinstance(name, str)
-                and len(name) < 64
-                and name.replace("_", "").replace("-", "").isalnum()
-            )
-            if plain and name != "default" and isinstance(text, str):
-                (folder / _MORE_TEMPLATES).mkdir(exist_ok=True)
+        for name, text in chat_templates.by_name(old).items():
+            plain = len(name) < 64 and name.replace("_", "").replace("-", "").isalnum()
+            if plain and name != "default":
                 files.write_text(folder / _MORE_TEMPLATES / f"{name}.jinja", text)
