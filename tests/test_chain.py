@@ -456,6 +456,7 @@ def document(name: str | None, *models: str) -> str:
     [
         ([document("x", "a"), document("x", "b")], 6, ["'x'", "twice", "line 1"]),
         ([document("x y", "a"), document("x?y", "b")], 6, ["'x?y'", "same folder"]),
+        ([document("Stage", "a"), document("stage", "b")], 6, ["'stage'", "same folder"]),
         ([document(None, "a"), document(None, "b")], 5, ["no name", "line 1"]),
         ([document("x", "y"), document("y", "a", "x")], 4, ["circle", "'x' needs 'y' needs 'x'"]),
         ([document("x", "x"), document(None, "x")], 4, ["circle", "'x' needs 'x'"]),

@@ -142,6 +142,15 @@ def test_a_pickle_cannot_change_what_all_share(tmp_path: Path) -> None:
     assert repr(DTYPES) == before
 
 
+def test_messages_name_what_a_pickle_names_and_nothing_of_ours(tmp_path: Path) -> None:
+    form = archive.record("ZeroStageEnum")
+    names = {("a", "ZeroStageEnum"): form, ("a", "call"): archive.Function(len)}
+    told = archive.unpickle(
+        b"\x80\x02]ca\nZeroStageEnum\naca\nZeroStageEnum\n)Raca\ncall\na.", tmp_path, names
+    )
+    assert str(told) == "[ZeroStageEnum, a ZeroStageEnum, a function]"
+
+
 def test_links_into_a_hubs_cache_and_to_files_of_the_same_name_work(tmp_path: Path) -> None:
     home = tmp_path / "models--x--y"
     made = make_model(tmp_path / "made", hidden=8)

@@ -96,7 +96,14 @@ class PickledTensor:
         return Piece(self.file, self.offset, self.size, self.stride, begin)
 
 
-class Record:
+class _Named(type):
+    """Classes that messages call what the pickle calls them."""
+
+    def __repr__(cls) -> str:
+        return cls.__name__
+
+
+class Record(metaclass=_Named):
     """An object of a class that a pickle may name, as inert as a form that was filled in.
 
     Attributes:
@@ -118,6 +125,9 @@ class Record:
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
+
+    def __repr__(self) -> str:
+        return f"a {type(self).__name__}"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -147,6 +157,9 @@ class Function:
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("it tries to change a function")
+
+    def __repr__(self) -> str:
+        return "a function"
 
 
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)

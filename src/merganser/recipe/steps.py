@@ -72,7 +72,7 @@ def _check_names(recipes: Sequence[ParsedRecipe]) -> None:
     seen: dict[str | None, ParsedRecipe] = {}
     for parsed in recipes:
         name = parsed.recipe.name or None
-        key = folder_name(name) if name else None
+        key = folder_key(name) if name else None
         if key in seen:
             other = seen[key].document.lines.get(("name",) if name else ())
             if name is None:
@@ -81,7 +81,8 @@ def _check_names(recipes: Sequence[ParsedRecipe]) -> None:
                     "last merge need one, such as name: stage1"
                 )
             raise parsed.error(
-                f"name: {name!r} is given twice (first in line {other}), or makes the same folder",
+                f"name: {name!r} is given twice (first in line {other}), or makes the same folder, "
+                "on some disks at least",
                 ("name",),
             )
         if key == "":
@@ -92,6 +93,12 @@ def _check_names(recipes: Sequence[ParsedRecipe]) -> None:
 def folder_name(name: str) -> str:
     """A name as that of a folder, which lies nowhere else."""
     return re.sub(r"[^\w.+-]+", "-", name).strip(".-")
+
+
+def folder_key(name: str) -> str:
+    """What is equal for names whose folders are the same on a disk that does not tell capitals from
+    small letters."""
+    return folder_name(name).casefold()
 
 
 def _uses(parsed: ParsedRecipe, names: set[str]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

@@ -26,7 +26,7 @@ import yaml
 from merganser import recipe
 from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, ParsedRecipe, Strictness, key_name
-from merganser.recipe.steps import folder_name
+from merganser.recipe.steps import folder_key, folder_name
 from merganser.study import expressions
 from merganser.study.expressions import Template, text
 
@@ -245,7 +245,7 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     points: dict[str, Point] = {}
     for values in itertools.chain.from_iterable(_combinations(grid) for grid in grids):
         point = pattern.point(values)
-        other = points.setdefault(folder_name(point.name).casefold(), point)
+        other = points.setdefault(folder_key(point.name), point)
         if other is not point:
             raise document.error(
                 f"name: the points {told(other.values)} and {told(point.values)} are both called "
