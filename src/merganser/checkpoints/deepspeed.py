@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from merganser.checkpoints import archive, pickled, read_config, runs
 from merganser.checkpoints.archive import Function, Names, PickledTensor, record
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor, cut
 from merganser.errors import InputError
-from merganser.tensors import TensorSpec
+from merganser.tensors import DType, TensorSpec
 
 _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
@@ -168,6 +169,17 @@ def _joined(vectors: Sequence[PickledTensor]) -> list[Piece]:
     return pieces
 
 
+def _cut(pieces: Sequence[Piece], begin: int, count: int, dtype: DType) -> list[Piece]:
+    """A range of numbers that lie in pieces one behind the other."""
+    first = bisect_right(pieces, begin, key=_start) - 1
+    last = bisect_left(pieces, begin + count, key=_start)
+    return cut(pieces[max(0, first) : last], (begin,), (count,), dtype.itemsize)
+
+
+def _start(piece: Piece) -> int:
+    return piece.origin[0]
+
+
 Named = Iterator[tuple[str, tuple[TensorSpec, list[Piece], tuple[int, ...]]]]
 """Tensors by name: what they are, their pieces, and the shape that these are blocks of."""
 
@@ -192,7 +204,7 @@ def _frozen(states: Sequence[Mapping[str, Any]], stage: int) -> Named:
             yield name, _whole(shares[0])
             continue
         spec = TensorSpec(shares[0].dtype, _shape(stated))
-        block = cut(_joined(shares), (0,), (spec.numel,), spec.dtype.itemsize)
+        block = _cut(_joined(shares), 0, spec.numel, spec.dtype)
         yield name, (spec, block, (spec.numel,))
 
 
@@ -212,7 +224,7 @@ def _of_stage_2(
             if offset + count > available:
                 raise ValueError(f"they end within {name!r}")
             dtype = ranks[0].dtype
-            block = cut(pieces, (offset,), (count,), dtype.itemsize)
+            block = _cut(pieces, offset, count, dtype)
             yield name, (TensorSpec(dtype, shape), block, (count,))
             offset += count + (padding[index] if padding is not None else 0)
         unit = 2 * len(ranks)
@@ -235,7 +247,7 @@ def _of_stage_3(
         for rank, pieces in enumerate(ranks):
             begin = rank * share
             count = max(0, min(share, spec.numel - begin))
-            for piece in cut(pieces, (offset,), (count,), dtype.itemsize):
+            for piece in _cut(pieces, offset, count, dtype):
                 block.append(replace(piece, origin=(piece.origin[0] + begin,)))
         yield name, (spec, block, (spec.numel,))
         offset += share

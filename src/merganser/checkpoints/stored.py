@@ -13,7 +13,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ MAX_TENSORS = 1 << 19
 
 MAX_NAME = 512
 """Most characters of a tensor's name."""
+
+MAX_CUTS = 1 << 20
+"""Most parts that a tensor's pieces are cut into to see whether they overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class StoredTensor:
             grid = (spec.numel,)
             overlap = any(a.origin[0] + a.size[0] != b.origin[0] for a, b in pairwise(pieces))
         else:
-            overlap = any(_meet(a, b) for a, b in combinations(pieces, 2))
+            overlap = _overlap(pieces)
         if overlap:
             raise ValueError("its pieces overlap")
         return cls(spec, tuple(pieces), grid)
@@ -353,9 +356,40 @@ def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
     return True
 
 
-def _meet(a: Piece, b: Piece) -> bool:
-    axes = zip(a.origin, a.size, b.origin, b.size, strict=True)
-    return all(begin < other + m and other < begin + n for begin, n, other, m in axes)
+def _overlap(pieces: Sequence[Piece]) -> bool:
+    """Whether any two blocks share an element.
+
+    The tensor is cut into slabs wherever a block begins or ends along an axis, these along the next
+    axis, and so on; along the last axis it is enough to look at neighbours. Shards of a mesh are cut
+    at the same places, so that each lies in one slab.
+
+    Raises:
+        ValueError: when the blocks are cut in so many ways that this would take long.
+    """
+    slabs = [pieces]
+    for axis in range(len(pieces[0].size) - 1):
+        slabs = [slab for whole in slabs for slab in _slabs(whole, axis)]
+        if sum(map(len, slabs)) > MAX_CUTS:
+            raise ValueError("its pieces are cut in too many ways")
+    for slab in slabs:
+        ends = sorted((piece.origin[-1], piece.size[-1]) for piece in slab)
+        if any(begin + n > after for (begin, n), (after, _) in pairwise(ends)):
+            return True
+    return False
+
+
+def _slabs(pieces: Sequence[Piece], axis: int) -> list[list[Piece]]:
+    """The blocks between any two neighbouring places at which one begins or ends along an axis."""
+    spans = [(piece.origin[axis], piece.origin[axis] + piece.size[axis]) for piece in pieces]
+    places = {at: i for i, at in enumerate(sorted({at for span in spans for at in span}))}
+    ranges = [range(places[begin], places[end]) for begin, end in spans]
+    if sum(map(len, ranges)) > MAX_CUTS:
+        raise ValueError("its pieces are cut in too many ways")
+    slabs: list[list[Piece]] = [[] for _ in places]
+    for piece, crossed in zip(pieces, ranges, strict=True):
+        for i in crossed:
+            slabs[i].append(piece)
+    return [slab for slab in slabs if len(slab) > 1]
 
 
 def _flat(piece: Piece, grid: tuple[int, ...]) -> Piece:
