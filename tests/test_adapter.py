@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 import merganser
 from conftest import assert_one_line, change_config, write_json
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
+from merganser.checkpoints.derived import SCRATCH
 from merganser.errors import InputError, OutputExistsError
+from merganser.planning import CELL, buffer_bytes
 from merganser.release.facts import inspect
 from wrappers import assert_ranges_agree, assert_tiles_are_cheap, cut_off, tensor, tensors, whole
 
@@ -340,6 +342,18 @@ def test_tiles_are_read_fast_and_in_little_memory(tmp_path: Path, dora: bool) ->
     model, adapter = handmade(tmp_path, 1536, 4480, 16, use_dora=dora)
     whole(opened(*handmade(tmp_path / "small", 4, 4, 2, use_dora=dora)), "w.weight")  # compiled
     assert_tiles_are_cheap(opened(model, adapter), "w.weight")
+
+
+def test_the_memory_that_a_plan_tells_of_is_enough_for_the_adapter(tmp_path: Path) -> None:
+    """By as much as computing a tile may take, for every thread."""
+    model, adapter = handmade(tmp_path, 1536, 4480, 16)
+    plain, applied = (
+        merganser.plan({"merge_method": "passthrough", "models": [{"model": name}]})
+        for name in (str(model), f"{model}+{adapter}")
+    )
+    widths = [p.sources[0].checkpoint.specs["w.weight"].dtype.itemsize for p in (plain, applied)]
+    added = buffer_bytes([applied], CELL) - buffer_bytes([plain], CELL)
+    assert added == CELL * (widths[1] * (1 + SCRATCH) - widths[0])
 
 
 # -- what is refused -------------------------------------------------------------------------------

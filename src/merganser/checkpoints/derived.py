@@ -21,6 +21,10 @@ from merganser.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
 
+SCRATCH = 4
+"""How many times its own size a range may take while it is computed, kept factors included: what all
+wrappers are held to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Derived:
@@ -103,6 +107,17 @@ class DerivedCheckpoint:
         whole = np.empty((last - first) * size, np.uint8)  # the range cuts elements
         tensor.fill(first, whole)
         into[:] = whole[start - first * size :][: len(into)].data
+
+    def scratch(self, name: str) -> int:
+        """Bytes an element that reading a tensor takes for the time being, beside what is read."""
+        tensor = self._tensors[name]
+        inner = self._inner
+        if isinstance(tensor, str):
+            return inner.scratch(tensor) if isinstance(inner, DerivedCheckpoint) else 0
+        levels = 1
+        while isinstance(inner, DerivedCheckpoint):  # one range computed from another
+            levels, inner = levels + 1, inner._inner
+        return levels * SCRATCH * tensor.spec.dtype.itemsize
 
     def close(self) -> None:
         """Close what it is made of."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
+from merganser.checkpoints.derived import DerivedCheckpoint
 from merganser.methods import Combination, Consensus, Method
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
@@ -257,15 +258,20 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
             elements = (
                 job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
             )
-            reads = sum(
-                plan.sources[r.source].checkpoint.specs[r.name].dtype.itemsize for r in job.reads
-            )
+            inputs = [(plan.sources[r.source].checkpoint, r.name) for r in job.reads]
+            reads = sum(checkpoint.specs[name].dtype.itemsize for checkpoint, name in inputs)
+            reads += max((_scratch(checkpoint, name) for checkpoint, name in inputs), default=0)
             in_torch = job.method != "copy" and (
                 plan.method.form == "tensor" or job.cast is not None
             )
             numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
     return most
+
+
+def _scratch(checkpoint: Checkpoint, name: str) -> int:
+    """Bytes an element that reading a tensor takes: one that is dequantised, or has an adapter."""
+    return checkpoint.scratch(name) if isinstance(checkpoint, DerivedCheckpoint) else 0
 
 
 def _described(plan: Plan) -> dict[str, Any] | None:
