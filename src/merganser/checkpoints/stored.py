@@ -233,7 +233,7 @@ class StoredCheckpoint:
             notes: see the protocol.
             header_digest: a digest of the headers; one of the tensors and their places if None.
         """
-        _check_names(label, tensors)
+        _check_names(home, tensors)
         for file in files if home.is_dir() else ():
             refuse_foreign_link(file)
         self.label = label
@@ -334,13 +334,13 @@ class StoredCheckpoint:
         self._files.close()
 
 
-def _check_names(label: str, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_names(home: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse names that no model has: they end up in messages, cards and other programs' files."""
     if len(tensors) > MAX_TENSORS:
-        raise InputError(f"{label}: has {len(tensors)} tensors; at most {MAX_TENSORS} can be read")
+        raise InputError(f"{home}: has {len(tensors)} tensors; at most {MAX_TENSORS} can be read")
     for name in tensors:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise InputError(f"{label}: has a tensor of the impossible name {name[:80]!r}")
+            raise InputError(f"{home}: has a tensor of the impossible name {name[:80]!r}")
 
 
 def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
