@@ -8,7 +8,8 @@ Magnitudes are compared as the bits of float32, which are ordered like the numbe
 of these in the tensor: how many of them in each cell is counted beforehand.
 
 numba keeps machine code by the time of the file that holds a loop, not by that of the files it calls
-into: whoever changes :mod:`kernels` must touch this file, or remove the cache.
+into: whoever changes :mod:`kernels`, :mod:`few` or :mod:`vectors` must touch this file (and that of
+:mod:`kernels`), or remove the cache.
 """
 
 from __future__ import annotations
@@ -18,9 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from merganser.engine.few import (
+    count_words,
+    draw_bits,
+    draw_words,
+    keys_few,
+    merge_few,
+    norms_few,
+    scan_few,
+    scan_keys,
+)
 from merganser.engine.kernels import (
     BLOCK,
     _bits32,
@@ -28,9 +38,11 @@ from merganser.engine.kernels import (
     _inner,
     _narrow,
     _sum_of_sizes,
+    _tell_all,
     _widen,
     survey_block,
 )
+from merganser.engine.vectors import WIDE
 from merganser.planning import CELL
 
 ALL, NOTHING, BETWEEN, DRAWN, MASKED = range(5)
@@ -48,11 +60,11 @@ L1, L2, LINF = range(3)
 NORMS = {"l1": L1, "l2": L2, "linf": LINF}
 """Norms that can be added up."""
 
+MOST = 3
+"""Inputs that the loops of :mod:`few` are made for."""
+
 ABSENT = np.uint32(0xFFFFFFFF)
 """A key above all others."""
-
-LANES = 16
-"""Elements that are looked at in one step, where vectors are written by hand."""
 
 
 class Rules(NamedTuple):
@@ -161,13 +173,13 @@ def _pack(_context, keep, at, mask, byte):
     """The truth of 16 bytes as 16 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, half = ir.VectorType(ir.IntType(8), LANES), ir.IntType(LANES)
+        vector, half = ir.VectorType(ir.IntType(8), WIDE), ir.IntType(WIDE)
         source = context.make_array(signature.args[0])(context, builder, args[0]).data
         target = context.make_array(signature.args[2])(context, builder, args[2]).data
         read = builder.bitcast(builder.gep(source, [args[1]]), vector.as_pointer())
         written = builder.bitcast(builder.gep(target, [args[3]]), half.as_pointer())
         found = builder.load(read, align=1)
-        true = builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * LANES))
+        true = builder.icmp_unsigned("!=", found, ir.Constant(vector, [0] * WIDE))
         builder.store(builder.bitcast(true, half), written, align=1)
         return context.get_dummy_value()
 
@@ -179,8 +191,8 @@ def _unpack(_context, mask, byte, keep, at):
     """Sixteen bits as bytes of 0 and 1."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector, half = ir.VectorType(ir.IntType(8), LANES), ir.IntType(LANES)
-        bits = ir.VectorType(ir.IntType(1), LANES)
+        vector, half = ir.VectorType(ir.IntType(8), WIDE), ir.IntType(WIDE)
+        bits = ir.VectorType(ir.IntType(1), WIDE)
         source = context.make_array(signature.args[0])(context, builder, args[0]).data
         target = context.make_array(signature.args[2])(context, builder, args[2]).data
         read = builder.bitcast(builder.gep(source, [args[1]]), half.as_pointer())
@@ -214,10 +226,10 @@ def _kept(change, size, rules, m, cell, seen, index, keys, keep, into, factor):
             keep[j] = _draw(seed, index + j) < chance
         if mask.shape[0]:
             keep[size:] = 0
-            for j in range(0, size, LANES):
+            for j in range(0, size, WIDE):
                 _pack(keep, j, mask, (index + j) >> 3)
     else:
-        for j in range(0, size, LANES):
+        for j in range(0, size, WIDE):
             _unpack(rules.masks[m], (index + j) >> 3, keep, j)
     for j in range(size):
         into[j] = factor * change[j] if keep[j] else nil
@@ -242,51 +254,45 @@ def _select(scratch, k, size, rules, cell, seen, index, keys, keep, factors):
         _kept(change, size, rules, m, cell, seen[m], index, keys, keep, into, factors[m])
 
 
-@intrinsic
-def _scan(_context, keys, at, into, to, low, high, guess, other):
-    """Store those of 16 keys that lie in a bracket, but for two guesses, side by side.
+@register_jitable
+def _are_few(inputs, codes, rules, itemsize):
+    """Whether the loops of :mod:`few` can do it: for bfloat16 (1), for float32 (2), or not at all (0)."""
+    k = inputs.shape[0]
+    if not 2 <= k <= MOST or rules.kinds.shape[0] != k - 1 or itemsize != 4:
+        return 0
+    if np.all(codes == 0):
+        return 1
+    return 2 if np.all(codes == 2) else 0
 
-    Returns how many these are, how many equal each guess, and how many lie above the bracket, in 16
-    bits each. One compressing store does what a loop over single keys takes ten times as long for.
-    """
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word, vector = ir.IntType(32), ir.VectorType(ir.IntType(32), LANES)
-        bits = ir.VectorType(ir.IntType(1), LANES)
-        lanes = ir.Constant(ir.VectorType(word, LANES), [0] * LANES)
-        source = context.make_array(signature.args[0])(context, builder, args[0]).data
-        target = context.make_array(signature.args[2])(context, builder, args[2]).data
-        read = builder.bitcast(builder.gep(source, [args[1]]), vector.as_pointer())
-        found = builder.load(read, align=4)
-
-        def spread(number: Any) -> Any:
-            empty = ir.Constant(vector, ir.Undefined)
-            return builder.shuffle_vector(
-                builder.insert_element(empty, number, word(0)), empty, lanes
-            )
-
-        bottom, top, first, second = (spread(number) for number in args[4:8])
-        above = builder.icmp_unsigned(">", found, top)
-        one, two = (builder.icmp_unsigned("==", found, g) for g in (first, second))
-        inside = builder.icmp_unsigned(">=", found, bottom)
-        for outside in (above, one, two):
-            inside = builder.and_(inside, builder.not_(outside))
-        kind = ir.FunctionType(ir.VoidType(), [vector, word.as_pointer(), bits])
-        store = cgutils.get_or_insert_function(
-            builder.module, kind, "llvm.masked.compressstore.v16i32"
-        )
-        builder.call(store, [found, builder.gep(target, [args[3]]), inside])
-        packed = ir.IntType(64)(0)
-        for place, mask in enumerate((inside, one, two, above)):
-            count = builder.zext(
-                builder.ctpop(builder.bitcast(mask, ir.IntType(LANES))), ir.IntType(64)
-            )
-            packed = builder.or_(packed, builder.shl(count, ir.IntType(64)(16 * place)))
-        return packed
-
-    number = types.uint32
-    arguments = (keys, types.intp, into, types.intp, number, number, number, number)
-    return types.int64(*arguments), generate
+@register_jitable
+def _keep_block(rules, cell, index, size, cuts, bits):
+    """What is kept of a block, as :mod:`few` takes it; or False, where ties must be counted one by one."""
+    for m in range(rules.kinds.shape[0]):
+        rule = rules.kinds[m]
+        cuts[m, 0], cuts[m, 1] = 0, ABSENT
+        begin = index >> 3
+        end = begin + (size >> 3)
+        if rule == MASKED:
+            bits[m, : size >> 3] = rules.masks[m, begin:end]
+            continue
+        if rule == DRAWN:
+            draw_bits(rules.seeds[m], rules.chances[m], index, size, bits, m)
+            if rules.masks.shape[1]:
+                rules.masks[m, begin:end] = bits[m, : size >> 3]
+            continue
+        bits[m, : size >> 3] = 0xFF
+        if rule == NOTHING:
+            cuts[m, 0] = ABSENT
+        elif rule == BETWEEN:
+            high = _cut(rules.cuts[m, 0], rules.allowed[m, 0, cell], rules.present[m, 0, cell])
+            low = _cut(rules.cuts[m, 1], rules.allowed[m, 1, cell], rules.present[m, 1, cell])
+            if high == ABSENT and rules.cuts[m, 0] != ABSENT:
+                return False
+            if low == ABSENT and rules.cuts[m, 1] != ABSENT:
+                return False
+            cuts[m, 0], cuts[m, 1] = low, high
+    return True
 
 
 @register_jitable
@@ -352,6 +358,37 @@ def _agree(scratch, k, size, least, slack, agreed, into):
         into[j] = into[j] if agreed[j] >= least else into.dtype.type(0)
 
 
+@register_jitable
+def _merge_few(
+    few, inputs, low, size, cuts, bits, a, w, total, c, elect, divide, out, report, told
+):
+    """A block of :func:`merge`, with the factors ``a``, the weights ``w`` and the scale ``c``."""
+    n, s = low, size
+    t, by_total, by_count = total, divide == WEIGHTS, divide == COUNTED
+    if inputs.shape[0] == 2:
+        if few == 1:
+            pair: Any = merge_few(
+                2, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
+            )
+        else:
+            pair = merge_few(
+                2, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
+            )
+        if report:
+            _tell_all(pair, 2, *told)
+        return
+    if few == 1:
+        three: Any = merge_few(
+            3, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
+        )
+    else:
+        three = merge_few(
+            3, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
+        )
+    if report:
+        _tell_all(three, 3, *told)
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def merge(
     inputs,
@@ -410,12 +447,39 @@ def merge(
         scratch[3 * k],
     )
     seen = np.zeros((rules.kinds.shape[0], 2), np.int64)
+    few = _are_few(inputs, codes, rules, scratch.itemsize)
+    if out_code != 0 or rounding != 0 or least > 0:
+        few = 0
+    cuts, bits = np.empty((k - 1, 2), np.uint32), np.empty((k - 1, BLOCK // 8), np.uint8)
+    parts, shares = factors.astype(np.float32), weights.astype(np.float32)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = (start + low) // CELL
         here = low // CELL
         if low % CELL == 0:
             seen[:] = 0
+        if few and size % WIDE == 0 and _keep_block(rules, cell, start + low, size, cuts, bits):
+            here = here if report else 0
+            told = gram[here], differ[here], ideal[here], cross[here], noise[here : here + 1]
+            total_of, scale_of = np.float32(total_weight), np.float32(scale)
+            _merge_few(
+                few,
+                inputs,
+                low,
+                size,
+                cuts,
+                bits,
+                parts,
+                shares,
+                total_of,
+                scale_of,
+                elect,
+                divide,
+                out,
+                report,
+                told,
+            )
+            continue
         _changes(inputs, codes, low, size, scratch)
         if rules.kinds.shape[0] == k:
             first = scratch[3 * k + 2]
@@ -450,6 +514,27 @@ def _add_up(numbers, norm):
     return _sum_of_sizes(numbers, BLOCK) if norm == L1 else _inner(numbers, numbers, BLOCK)
 
 
+@register_jitable
+def _norms_few(few, inputs, low, cuts, bits, norm, sums):
+    """A block of :func:`norms`."""
+    k, squares = inputs.shape[0], norm == L2
+    if k == 2 and few == 1:
+        _put_norms(norms_few(2, 2, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
+    elif k == 2:
+        _put_norms(norms_few(2, 4, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
+    elif few == 1:
+        _put_norms(norms_few(3, 2, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
+    else:
+        _put_norms(norms_few(3, 4, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
+
+
+@register_jitable
+def _put_norms(found, k, sums):
+    for m in range(k - 1):
+        sums[m, 0] += found[2 * m]
+        sums[m, 1] += found[2 * m + 1]
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def norms(
     inputs,
@@ -475,12 +560,17 @@ def norms(
     """
     k = inputs.shape[0]
     seen = np.zeros((rules.kinds.shape[0], 2), np.int64)
+    few = _are_few(inputs, codes, rules, scratch.itemsize) if norm != LINF else 0
+    cuts, bits = np.empty((k - 1, 2), np.uint32), np.empty((k - 1, BLOCK // 8), np.uint8)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = (start + low) // CELL
         here = low // CELL
         if low % CELL == 0:
             seen[:] = 0
+        if few and size == BLOCK and _keep_block(rules, cell, start + low, size, cuts, bits):
+            _norms_few(few, inputs, low, cuts, bits, norm, sums[here])
+            continue
         _changes(inputs, codes, low, size, scratch)
         _select(scratch, k, size, rules, cell, seen, start + low, keys, keep, factors)
         for i in range(1, k):
@@ -513,41 +603,34 @@ def tally(
         fill: int64 [m], how many of them.
     """
     k = inputs.shape[0]
+    halves, singles = np.all(codes == 0), np.all(codes == 2)
+    few = scratch.itemsize == 4 and (halves or singles)
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         here = low // CELL
-        _changes(inputs, codes, low, size, scratch)
+        whole = -(-size // WIDE) * WIDE
+        wide = not few or size < whole or np.any(what == VARIANCE)
+        if wide:
+            _changes(inputs, codes, low, size, scratch)
         for m in range(what.shape[0]):
-            if what[m] == VARIANCE:
-                _spread(scratch, k, size, scratch[3 * k])
-                _keys(scratch[3 * k], size, keys)
-            else:
-                _keys(scratch[k + what[m]], size, keys)
             bottom, top, guess, other = lows[m], highs[m], guesses[m, 0], guesses[m, 1]
-            row = found[m]
-            n: Any = fill[m]
-            same = also = more = 0
-            whole = size // LANES * LANES
-            for j in range(0, whole, LANES):
-                counts: Any = _scan(keys, j, row, n, bottom, top, guess, other)
-                n += counts & 0xFFFF
-                same += (counts >> 16) & 0xFFFF
-                also += (counts >> 32) & 0xFFFF
-                more += counts >> 48
-            for j in range(whole, size):
-                if keys[j] == guess:
-                    same += 1
-                elif keys[j] == other:
-                    also += 1
-                elif keys[j] > top:
-                    more += 1
-                elif keys[j] >= bottom:
-                    row[n] = keys[j]
-                    n += 1
-            above[m] += more
-            equal[m, 0, here] += same
-            equal[m, 1, here] += also
-            fill[m] = n
+            row, n = found[m], fill[m]
+            if wide:
+                if what[m] == VARIANCE:
+                    _spread(scratch, k, size, scratch[3 * k])
+                    _keys(scratch[3 * k], size, keys)
+                else:
+                    _keys(scratch[k + what[m]], size, keys)
+                keys[size:whole] = guess  # these are counted too
+                counts: Any = scan_keys(keys, whole, bottom, top, guess, other, row, n)
+            elif halves:
+                counts = scan_few(2, inputs, low, size, what[m], bottom, top, guess, other, row, n)
+            else:
+                counts = scan_few(4, inputs, low, size, what[m], bottom, top, guess, other, row, n)
+            fill[m] += counts[0]
+            equal[m, 0, here] += counts[1] - (whole - size)
+            equal[m, 1, here] += counts[2]
+            above[m] += counts[3]
 
 
 @njit(nogil=True, cache=True)
@@ -572,6 +655,90 @@ BINS = 256
 """Of a row's keys: 32 octaves below its greatest, by three bits of the mantissa."""
 
 
+ROW = {
+    "keys": np.uint32,
+    "draws": np.uint32,
+    "bins": np.uint8,
+    "kept": np.uint8,
+    "near": np.uint8,
+    "ordered": np.uint32,
+    "places": np.int32,
+}
+
+
+class Row(NamedTuple):
+    """Room for a row whose changes are ranked, as much as :func:`room_of` says; its dtypes are ROW.
+
+    Attributes:
+        keys: of the changes.
+        draws: their upper halves.
+        bins: which bin a key is in.
+        kept: the result.
+        near: where a draw may lie between the thresholds of its bin.
+        ordered: the keys by their bins.
+        places: of keys that are not alone in their bin.
+    """
+
+    keys: Any
+    draws: Any
+    bins: Any
+    kept: Any
+    near: Any
+    ordered: Any
+    places: Any
+
+
+def room_of(length: int) -> int:
+    """Elements of a row, and some more, for whole vectors from any place on."""
+    return (-(-length // WIDE) + 1) * WIDE
+
+
+@register_jitable
+def _row_keys(inputs, codes, model, begin, length, scratch, keys):
+    """The keys of a row's changes; returns the greatest."""
+    if length % WIDE == 0 and scratch.itemsize == 4:
+        if codes[0] == 0 and codes[model] == 0:
+            return keys_few(2, inputs, begin, length, model, keys)
+        if codes[0] == 2 and codes[model] == 2:
+            return keys_few(4, inputs, begin, length, model, keys)
+    greatest = np.uint32(0)
+    first, change = scratch[0], scratch[1]
+    for low in range(0, length, BLOCK):
+        size = min(BLOCK, length - low)
+        _widen(inputs[0], codes[0], begin + low, size, first)
+        _widen(inputs[model], codes[model], begin + low, size, change)
+        for j in range(size):
+            key: Any = _bits32(np.float32(abs(change[j] - first[j])))
+            keys[low + j] = key
+            greatest = max(greatest, key)
+    return greatest
+
+
+@register_jitable
+def _histogram(row, length, greatest, counts, sole, mixed):
+    """Sorts keys into bins: ``counts`` of them, ``sole`` one of each bin's keys, and whether there are
+    others, ``mixed``."""
+    keys, bins = row.keys, row.bins
+    floor = np.int32(greatest >> SHIFT) - np.int32(BINS - 1)
+    floor = max(np.int32(0), floor)
+    for n in range(length):
+        bins[n] = max(np.int32(0), np.int32(keys[n] >> SHIFT) - floor)
+    counts[:] = 0
+    mixed[:] = False
+    for n in range(length):  # in four histograms, as most changes may be of one bin
+        b = bins[n]
+        counts[n & 3, b] += 1
+        sole[b] = keys[n]
+    others = 0
+    for n in range(length):
+        row.places[others] = n
+        others += keys[n] != sole[bins[n]]
+    for n in row.places[:others]:
+        mixed[bins[n]] = True
+    for b in range(BINS):
+        counts[0, b] += counts[1, b] + counts[2, b] + counts[3, b]
+
+
 @register_jitable
 def _threshold(chance):
     """Draws below it come with this probability."""
@@ -580,23 +747,22 @@ def _threshold(chance):
     return np.uint64(max(chance, 0.0) * 18446744073709551616.0)
 
 
+@register_jitable
+def _sort_by_bin(row, length, counts, ends):
+    """Orders a row's keys by their bins; ``ends`` of which are then known."""
+    end = 0
+    for b in range(BINS):
+        ends[b] = end
+        end += counts[b]
+    for n in range(length):
+        b = row.bins[n]
+        row.ordered[ends[b]] = row.keys[n]
+        ends[b] += 1
+
+
 @njit(nogil=True, cache=True)
 def draw_by_rank(
-    inputs,
-    codes,
-    rows,
-    length,
-    model,
-    density,
-    epsilon,
-    seed,
-    start,
-    scratch,
-    keys,
-    draws,
-    places,
-    keep,
-    mask,
+    inputs, codes, rows, length, model, density, epsilon, seed, start, scratch, row, mask
 ):
     """Sets the bits of those changes that are kept by their rank in their row.
 
@@ -612,82 +778,74 @@ def draw_by_rank(
         seed: of the draws.
         start: first element in the tensor; a multiple of 8.
         scratch: [3 k + 3, BLOCK].
-        keys: uint32 [length], draws: uint64 [length], places: int64 [length]: for a row.
-        keep: uint8 [2, length]: for a row.
+        row: see :class:`Row`.
         mask: uint8, bits of the whole tensor, to be set.
     """
-    bins = np.zeros((4, BINS), np.int32)
+    counts = np.zeros((4, BINS), np.int32)
+    ends = np.zeros(BINS, np.int64)
     sole = np.zeros(BINS, np.uint32)
     mixed = np.zeros(BINS, np.bool_)
     surely, hardly = np.zeros(BINS, np.uint64), np.zeros(BINS, np.uint64)
-    first, change = scratch[0], scratch[1]
+    upper = np.zeros(BINS, np.uint32)
     step = 2.0 * epsilon / (length - 1) if length > 1 else 0.0
     lowest = density - epsilon if length > 1 else density
-    kept, bin_of = keep[0], keep[1]
-    for row in range(rows):
-        begin = row * length
-        place = start + begin
-        greatest = np.uint32(0)
-        for low in range(0, length, BLOCK):
-            size = min(BLOCK, length - low)
-            _widen(inputs[0], codes[0], begin + low, size, first)
-            _widen(inputs[model], codes[model], begin + low, size, change)
-            for j in range(size):
-                key: Any = _bits32(np.float32(abs(change[j] - first[j])))
-                keys[low + j] = key
-                greatest = max(greatest, key)
-            for j in range(size):
-                draws[low + j] = _draw(seed, place + low + j)
-        floor = np.int32(greatest >> SHIFT) - np.int32(BINS - 1)
-        for n in range(length):
-            bin_of[n] = (
-                max(np.int32(0), np.int32(keys[n] >> SHIFT) - floor)
-                if floor > 0
-                else keys[n] >> SHIFT
-            )
-        bins[:] = 0
-        mixed[:] = False
-        for n in range(length):  # in four histograms, as most changes may be of one bin
-            b = bin_of[n]
-            bins[n & 3, b] += 1
-            sole[b] = keys[n]
-        for n in range(length):
-            if keys[n] != sole[bin_of[n]]:
-                mixed[bin_of[n]] = True
+    keys, draws, bins, kept, near = row.keys, row.draws, row.bins, row.kept, row.near
+    room = len(kept) - WIDE
+    for index in range(rows):
+        place = start + index * length
+        greatest = _row_keys(inputs, codes, model, index * length, length, scratch, keys)
+        draw_words(seed, place, room, draws)
+        _histogram(row, length, greatest, counts, sole, mixed)
         below = 0.0
+        widest = np.uint64(0)
         for b in range(BINS):
-            count = bins[0, b] + bins[1, b] + bins[2, b] + bins[3, b]
+            count = counts[0, b]
             if count == 0:
                 continue
             last = below + count - 1.0
             if mixed[b]:
                 surely[b] = _threshold(lowest + step * below)
                 hardly[b] = _threshold(lowest + step * last)
+                widest = max(widest, hardly[b] - surely[b])
             else:
                 surely[b] = _threshold(lowest + step * 0.5 * (below + last))
                 hardly[b] = surely[b]
             below = last + 1.0
-        unsure = 0
+        for b in range(BINS):
+            upper[b] = surely[b] >> np.uint64(32)
+        span = np.uint32(min(np.uint64(0xFFFFFFFF), (widest >> np.uint64(32)) + np.uint64(1)))
         for n in range(length):
-            b = bin_of[n]
-            kept[n] = draws[n] < surely[b]
-            places[unsure] = n
-            unsure += (draws[n] >= surely[b]) & (draws[n] < hardly[b])
-        for n in places[:unsure]:
-            key = keys[n]
-            less = 0
-            equal = 0
-            for other in range(length):
-                less += keys[other] < key
-                equal += keys[other] == key
-            kept[n] = draws[n] < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
+            sure = upper[bins[n]]
+            kept[n] = draws[n] < sure
+            near[n] = np.uint32(draws[n] - sure) <= span
+        ordered = False
+        words = near.view(np.uint64)
+        for word in range(len(words)):
+            if words[word] == 0:
+                continue
+            for n in range(8 * word, min(8 * word + 8, length)):
+                if not near[n]:
+                    continue
+                b = bins[n]
+                drawn = _draw(seed, place + n)
+                kept[n] = drawn < surely[b]
+                if kept[n] or drawn >= hardly[b]:
+                    continue
+                if not ordered:
+                    _sort_by_bin(row, length, counts[0], ends)
+                    ordered = True
+                end = ends[b]
+                begin = end - counts[0, b]
+                counted: Any = count_words(row.ordered, begin, end, keys[n])
+                less, equal = begin + counted[0], counted[1]
+                kept[n] = drawn < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
         n = 0
         while n < length and (place + n) & 7:
             mask[(place + n) >> 3] |= kept[n] << np.uint8((place + n) & 7)
             n += 1
-        while n + LANES <= length:
+        while n + WIDE <= length:
             _pack(kept, n, mask, (place + n) >> 3)
-            n += LANES
+            n += WIDE
         while n < length:
             mask[(place + n) >> 3] |= kept[n] << np.uint8((place + n) & 7)
             n += 1

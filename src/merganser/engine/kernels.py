@@ -20,6 +20,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
+from merganser.engine.vectors import DOUBLES, WIDE, Vectors, summations
 from merganser.planning import CELL
 
 BLOCK = 4096
@@ -311,99 +312,6 @@ def _compare(rows, k, size, gram, differ):
 
 # -- one merge of few models, to bfloat16 ----------------------------------------------------------
 
-WIDE = 16
-"""Elements that are merged at once, in registers."""
-
-
-class _Vectors:
-    """Code for vectors of WIDE numbers in float32."""
-
-    word = ir.VectorType(ir.IntType(32), WIDE)
-    half = ir.VectorType(ir.IntType(16), WIDE)
-    number = ir.VectorType(ir.FloatType(), WIDE)
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-
-    def _all(self, bits: int) -> Any:
-        return ir.Constant(self.word, [bits] * WIDE)
-
-    def widen(self, halves: Any) -> Any:
-        """As :func:`_from_bfloat16`."""
-        words = self.builder.zext(halves, self.word)
-        return self.builder.bitcast(self.builder.shl(words, self._all(16)), self.number)
-
-    def narrow(self, numbers: Any) -> Any:
-        """As :func:`_to_bfloat16`."""
-        b = self.builder
-        bits = b.bitcast(numbers, self.word)
-        high = b.lshr(bits, self._all(16))
-        odd = b.and_(high, self._all(1))
-        near = b.lshr(b.add(b.add(bits, odd), self._all(0x7FFF)), self._all(16))
-        unordered = b.fcmp_unordered("uno", numbers, numbers)
-        chosen = b.select(unordered, b.or_(high, self._all(0x40)), near)
-        return b.trunc(chosen, self.half)
-
-    def load(self, data: Any, place: Any, halves: bool) -> Any:
-        """The numbers from a place on."""
-        kind = self.half if halves else self.number
-        pointer = self.builder.bitcast(self.builder.gep(data, [place]), kind.as_pointer())
-        found = self.builder.load(pointer, align=2 if halves else 4)
-        return self.widen(found) if halves else found
-
-    def store(self, halves: Any, data: Any, place: Any) -> None:
-        """To a place on."""
-        pointer = self.builder.bitcast(self.builder.gep(data, [place]), self.half.as_pointer())
-        self.builder.store(halves, pointer, align=2)
-
-    def spread(self, value: Any) -> Any:
-        """One number in all places."""
-        empty = ir.Constant(self.number, ir.Undefined)
-        first = self.builder.insert_element(empty, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(first, empty, self._all(0))
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        """a * b + c, rounded once."""
-        kind = ir.FunctionType(self.number, [self.number] * 3)
-        name = f"llvm.fma.v{WIDE}f32"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        return self.builder.call(function, [a, b, c])
-
-    def told(self, found: list[Any], exact: Any, stored: Any, part: Any) -> list[Any]:
-        """What is added up for the report, as products; see :func:`_fuse`."""
-        b = self.builder
-        nothing, ones = (ir.Constant(self.number, [n] * WIDE) for n in (0.0, 1.0))
-        apart = [b.fsub(numbers, found[0]) for numbers in found[1:]]
-        moved = b.fsub(stored, b.fmul(part, found[0]))
-        error = b.fsub(stored, exact)
-        products = [(x, y) for i, x in enumerate(apart) for y in apart[: i + 1]]
-        unequal = [b.fcmp_unordered("!=", x, nothing) for x in apart]
-        products += [(b.select(each, ones, nothing), ones) for each in unequal]
-        products += [(moved, x) for x in apart]
-        return [*products, (error, error)]
-
-    def zeros(self, sums: int) -> list[Any]:
-        """Room for sums."""
-        nothing = ir.Constant(self.number, [0.0] * WIDE)
-        return [cgutils.alloca_once_value(self.builder, nothing) for _ in range(sums)]
-
-    def add(self, products: list[Any], places: list[Any]) -> None:
-        """To the sums."""
-        for place, (x, y) in zip(places, products, strict=True):
-            self.builder.store(self.fma(x, y, self.builder.load(place)), place)
-
-    def totals(self, places: list[Any]) -> list[Any]:
-        """The sums over all lanes, halves first."""
-        return [self._total(self.builder.load(place)) for place in places]
-
-    def _total(self, vector: Any) -> Any:
-        lanes = [self.builder.extract_element(vector, ir.IntType(32)(n)) for n in range(WIDE)]
-        while len(lanes) > 1:
-            middle = len(lanes) // 2
-            pairs = zip(lanes[:middle], lanes[middle:], strict=True)
-            lanes = [self.builder.fadd(*pair) for pair in pairs]
-        return lanes[0]
-
 
 @intrinsic
 def _fuse(_context, inputs, coefficients, divisor, plus, share, count, out):
@@ -428,7 +336,7 @@ def _fuse(_context, inputs, coefficients, divisor, plus, share, count, out):
     sums = k * (k - 1) // 2 + 2 * (k - 1) + 1
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _Vectors(builder)
+        v = Vectors(builder)
         arrays = cgutils.unpack_tuple(builder, args[0])
         rows = [context.make_array(inputs.dtype)(context, builder, a).data for a in arrays]
         factors = [v.spread(each) for each in cgutils.unpack_tuple(builder, args[1])]
@@ -480,7 +388,7 @@ def _survey_few(_context, rows, exact, stored, count):
     sums = k * (k - 1) // 2 + 2 * (k - 1) + 1
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _Vectors(builder)
+        v = Vectors(builder)
         arrays = [*cgutils.unpack_tuple(builder, args[0]), args[1], args[2]]
         kinds = [rows.dtype] * k + [exact, stored]
         data = [
@@ -488,7 +396,7 @@ def _survey_few(_context, rows, exact, stored, count):
             for kind, array in zip(kinds, arrays, strict=True)
         ]
         places, size = v.zeros(sums + k - 1), args[3].type
-        one = ir.Constant(v.number, [1.0] * WIDE)
+        one = v.constant(1.0)
         with cgutils.for_range(builder, builder.udiv(args[3], size(WIDE))) as loop:
             at = builder.mul(loop.index, size(WIDE))
             *found, wanted, kept = (v.load(each, at, False) for each in data)
@@ -679,62 +587,29 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         survey_block(scratch, k, block, stored, size, *sums)
 
 
-LANES, CHAINS = 8, 4
-"""A sum runs in so many chains of vectors of float64: enough to keep a processor busy, and in an order
-of its own, so that it is the same on every processor."""
-
 MEASURED = 1024
-"""Elements that are measured at once, a multiple of LANES * CHAINS."""
+"""Elements that are measured at once, a multiple of DOUBLES * CHAINS."""
 
 MEASURE_WIDTH = MEASURED + 64
 """Of the rows of scratch for that: were they a page apart, they would evict each other."""
 
 
-def _summations(builder: Any, count: Any, sums: int, terms: Any) -> list[Any]:
-    """Code for several sums over ``count`` elements, a multiple of LANES * CHAINS; ``terms(place)``
-    gives for each the LANES numbers from a place on."""
-    vector = ir.VectorType(ir.DoubleType(), LANES)
-    size = count.type
-    zero = ir.Constant(vector, [0.0] * LANES)
-    chains = [
-        [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)] for _ in range(sums)
-    ]
-    steps = builder.udiv(count, size(LANES * CHAINS))
-    with cgutils.for_range(builder, steps) as loop:
-        begin = builder.mul(loop.index, size(LANES * CHAINS))
-        for number in range(CHAINS):
-            found = terms(builder.add(begin, size(number * LANES)))
-            for chain, term in zip(chains, found, strict=True):
-                builder.store(builder.fadd(builder.load(chain[number]), term), chain[number])
-    return [_joined(builder, [builder.load(part) for part in chain]) for chain in chains]
-
-
-def _joined(builder: Any, parts: list[Any]) -> Any:
-    """The sum of all lanes of four vectors."""
-    parts = [builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3])]
-    total = builder.fadd(*parts)
-    lanes = [builder.extract_element(total, ir.IntType(32)(n)) for n in range(LANES)]
-    while len(lanes) > 1:
-        lanes = [builder.fadd(lanes[n], lanes[n + 1]) for n in range(0, len(lanes), 2)]
-    return lanes[0]
-
-
 def _load(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """A function that gives the LANES numbers of an array from a place on, as float64. Arrays of
+    """A function that gives the DOUBLES numbers of an array from a place on, as float64. Arrays of
     uint16 hold bfloat16."""
     data = context.make_array(kind)(context, builder, value).data
     bits = {types.uint16: 16, types.float32: 32, types.float64: 64}[kind.dtype]
     stored = {16: ir.IntType(16), 32: ir.FloatType(), 64: ir.DoubleType()}[bits]
 
     def vector(element: Any) -> Any:
-        return ir.VectorType(element, LANES)
+        return ir.VectorType(element, DOUBLES)
 
     def load(place: Any) -> Any:
         pointer = builder.bitcast(builder.gep(data, [place]), vector(stored).as_pointer())
         found = builder.load(pointer, align=bits // 8)
         if bits == 16:
             word = ir.IntType(32)
-            high = ir.Constant(vector(word), [16] * LANES)
+            high = ir.Constant(vector(word), [16] * DOUBLES)
             found = builder.shl(builder.zext(found, vector(word)), high)
             found = builder.bitcast(found, vector(ir.FloatType()))
         return found if bits == 64 else builder.fpext(found, vector(ir.DoubleType()))
@@ -748,7 +623,7 @@ def _inner(_context, a, b, count):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, y = (_load(context, builder, signature.args[n], args[n]) for n in (0, 1))
-        [total] = _summations(builder, args[2], 1, lambda p: [builder.fmul(x(p), y(p))])
+        [total] = summations(builder, args[2], 1, lambda p: [builder.fmul(x(p), y(p))])
         return total
 
     return types.float64(a, b, types.intp), generate
@@ -771,7 +646,7 @@ def _inner_of_pair(_context, a, b, base, count):
                 left, right = (builder.fsub(each, load(place)) for each in (left, right))
             return [builder.fmul(*pair) for pair in ((left, left), (right, right), (left, right))]
 
-        return cgutils.pack_array(builder, _summations(builder, args[3], 3, terms))
+        return cgutils.pack_array(builder, summations(builder, args[3], 3, terms))
 
     return types.UniTuple(types.float64, 3)(a, b, base, count), generate
 
@@ -782,10 +657,10 @@ def _sum_of_sizes(_context, a, count):
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x = _load(context, builder, signature.args[0], args[0])
-        vector = ir.VectorType(ir.DoubleType(), LANES)
+        vector = ir.VectorType(ir.DoubleType(), DOUBLES)
         kind = ir.FunctionType(vector, [vector])
-        size = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{LANES}f64")
-        [total] = _summations(builder, args[1], 1, lambda p: [builder.call(size, [x(p)])])
+        size = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fabs.v{DOUBLES}f64")
+        [total] = summations(builder, args[1], 1, lambda p: [builder.call(size, [x(p)])])
         return total
 
     return types.float64(a, types.intp), generate

@@ -10,6 +10,7 @@ import numpy as np
 
 from merganser.engine import consensus as loops
 from merganser.engine import kernels
+from merganser.engine.vectors import WIDE
 from merganser.methods import Combination, Consensus, Method, MostVaried
 from merganser.planning import CELL, TensorJob
 from merganser.tensors import FLOAT64, DType
@@ -88,7 +89,7 @@ class Facts:
 
     def make_room(self, size: int) -> None:
         """Masks of nothing: a bit for every element, and a few more."""
-        shape = len(self.rules.chances), -(-size // 8) + loops.LANES
+        shape = len(self.rules.chances), -(-size // 8) + WIDE
         self.rules = self.rules._replace(masks=np.zeros(shape, np.uint8))
 
 

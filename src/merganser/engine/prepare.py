@@ -16,6 +16,7 @@ import numpy as np
 from merganser.engine import consensus as loops
 from merganser.engine import kernels
 from merganser.engine.parts import Array, Facts, Part, Scratch
+from merganser.engine.vectors import WIDE
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
 from merganser.planning import CELL, TILE
@@ -339,7 +340,7 @@ class _Varied:
             scratch("keys", np.uint32, 1)[0],
             above,
             np.zeros((1, 2, -(-count // CELL)), np.int64),
-            np.zeros((1, loops.LANES), np.uint32),
+            np.zeros((1, WIDE), np.uint32),
             fill,
         )
         with self._lock:
@@ -500,7 +501,7 @@ class _Tally:
         m, cells = len(self.selections), _cells(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
         equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
-        found = scratch("found", np.uint32, m, count + loops.LANES)
+        found = scratch("found", np.uint32, m, count + WIDE)
         loops.tally(
             inputs,
             codes,
@@ -550,10 +551,8 @@ class _Ranks:
         inputs, codes = self.part.stored(inputs, count)
         facts, keep = self.part.facts, self.part.consensus.keep
         rows = scratch("consensus", self.part.wide, 3 * len(inputs) + 3)
-        keys = scratch("row", np.uint32, 1, self.length)[0]
-        draws = scratch("draws", np.uint64, 1, self.length)[0]
-        places = scratch("places", np.int64, 1, self.length)[0]
-        kept = scratch("kept", np.uint8, 2, self.length)
+        room = loops.room_of(self.length)
+        row = loops.Row(*(scratch(name, kind, 1, room)[0] for name, kind in loops.ROW.items()))
         assert not isinstance(keep, MostVaried)
         for i, rule in enumerate(keep):
             if isinstance(rule, Ranked) and facts.rules.kinds[i] == loops.MASKED:
@@ -568,10 +567,7 @@ class _Ranks:
                     facts.rules.seeds[i],
                     start,
                     rows,
-                    keys,
-                    draws,
-                    places,
-                    kept,
+                    row,
                     facts.rules.masks[i],
                 )
 
