@@ -686,6 +686,27 @@ def test_public_names_are_put_for_paths_and_nothing_else(
     }
 
 
+def test_public_names_change_no_key_of_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: RecipeFile
+) -> None:
+    """A model that is called ``a`` gets another name beside ``other/a``, and only the model does."""
+    make_model(tmp_path / "other" / "a")
+    make_model(tmp_path / "a", seed=1)
+    text = "merge_method: linear\nmodels:\n- model: other/a\n- model: a\nparameters: {weight: 1}\n"
+    file = recipe_file(text + "license: mit\n")
+    own, public = merge(file, tmp_path / "own"), merge(file, tmp_path / "out", public=True)
+    made = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert made.keys() == own.manifest.keys()
+    assert made["tensors"] == own.manifest["tensors"]
+    assert [entry["reference"] for entry in made["inputs"]] == ["a", "a-2"]
+    assert [m["model"] for m in made["effective_weights"]["models"]] == ["a", "a-2"]
+    worst = made["effective_weights"]["worst_tensors"]
+    assert {w["tensor"] for w in worst} <= made["tensors"].keys()
+    assert {w["model"] for w in worst} <= {"a", "a-2"}
+    assert made["warnings"] == public.manifest["warnings"] == own.manifest["warnings"]
+    assert verify(tmp_path / "out") == []
+
+
 def test_public_names_tell_models_apart(tmp_path: Path) -> None:
     folders = [make_model(tmp_path / "acc" / f"global_step_{i}", seed=i) for i in (10, 20)]
     merge(recipe_of(*folders), tmp_path / "out", public=True)

@@ -238,14 +238,46 @@ def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with names for models in place of references, and no local folder in it."""
+    """The manifest with names for models in place of references, and no local folder in it.
+
+    References stand by themselves in known places, and as paths in warnings; all else stays, whatever
+    letters a short path has in common with it.
+    """
     named = public_names(manifest)
-    log = {"log": manifest["log"] | {"recipe_folder": None, "results": {}}}
-    text = json.dumps(dict(manifest) | log)
-    for reference in sorted(named, key=len, reverse=True):
-        text = text.replace(json.dumps(reference)[1:-1], json.dumps(named[reference])[1:-1])
-    public: dict[str, Any] = json.loads(text)
+    report = manifest.get("effective_weights")
+    nonfinite = manifest.get("nonfinite")
+    public = {
+        **manifest,
+        "inputs": [{**entry, "reference": entry["name"]} for entry in manifest["inputs"]],
+        "warnings": _renamed_in(manifest.get("warnings", []), named),
+        "log": {**manifest["log"], "recipe_folder": None, "results": {}},
+    }
+    if report:
+        public["effective_weights"] = report | {
+            key: [
+                {**each, "model": named.get(each["model"], each["model"])}
+                for each in report.get(key, [])
+            ]
+            for key in ("models", "worst_tensors")
+        }
+        public["effective_weights"]["warnings"] = _renamed_in(report.get("warnings", []), named)
+    if nonfinite:
+        inputs = {named.get(name, name): counts for name, counts in nonfinite["inputs"].items()}
+        public["nonfinite"] = {**nonfinite, "inputs": inputs}
     return public
+
+
+def _renamed_in(texts: Sequence[str], named: Mapping[str, str]) -> list[str]:
+    """Sentences with other names for the paths that they speak of; a plain word may be just that."""
+    longest = sorted((path for path in named if "/" in path), key=len, reverse=True)
+    if not longest:
+        return list(texts)
+    words = (
+        re.escape(each) if Path(each).is_absolute() else rf"(?<![\w./-]){re.escape(each)}(?![\w-])"
+        for each in longest
+    )
+    word = re.compile("|".join(words))
+    return [word.sub(lambda found: named[found[0]], text) for text in texts]
 
 
 def recipe_text(plan: Plan, *, public: bool = False) -> str:
