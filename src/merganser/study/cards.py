@@ -226,8 +226,7 @@ def _notes(name: str, score: Score) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
     """A sentence for each task on how completions were drawn; never its texts, or the files that they are from."""
-    found = settings.get("tasks")
-    tasks = found if isinstance(found, list) else []
+    tasks = settings.get("tasks", [])
     lines = []
     for task in tasks:
         told = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from merganser import recipe
 from merganser.errors import InputError
 from merganser.evaluation.statistics import Direction, Score
 
@@ -91,22 +94,37 @@ def read(folder: Path) -> Results:
     """What a study found, from its folder.
 
     Raises:
-        InputError: there is no such file, or it is not one that this version writes.
+        InputError: there is no such file, or it is not one that this version writes: with the key of the
+            first thing that is wrong.
     """
     path = folder / JSON_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise InputError(f"{path}: written by another version; evaluate again")
-        entries = tuple(
-            Entry(**{**entry, "scores": {k: Score(**v) for k, v in entry["scores"].items()}})
-            for entry in content.pop("entries")
-        )
-        return Results(**content, entries=entries)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise InputError(f"{path}: not there; has this study been evaluated?") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the results of a study ({error})") from None
+    document = recipe.Document(content, file=str(path))
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{path}: not the results of a study")
+    if content.pop("format") != FORMAT:
+        raise InputError(f"{path}: written by another version; evaluate again")
+    try:
+        found = TypeAdapter(Results).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = recipe.invalid(document, error.errors(include_url=False)[0])
+        raise InputError(str(problem)) from None
+    names = [entry.name for entry in found.entries]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path}: entries: two are called {twice!r}")
+    tasks = found.settings.get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise InputError(f"{path}: settings.tasks: a list of mappings is wanted")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def as_csv(results: Results) -> str:
