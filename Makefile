@@ -20,8 +20,8 @@ help:
 # torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
 $(BIN)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[eval,plot]'
+	$(BIN)/pip install --quiet --no-compile torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile --editable '.[eval,plot]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from merganser.errors import InputError, RecipeError
 from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
 from merganser.recipe import Document
-from merganser.study import evaluating, results
+from merganser.study import evaluating, report, results
 from merganser.study.evaluating import evaluate_model, evaluate_sweep, judge_again, parse_rule
 from merganser.study.live import LiveModel
 from merganser.study.results import Entry
@@ -48,6 +49,27 @@ def file(tmp_path: Path, recipe_file: RecipeFile) -> Path:
     ]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return recipe_file(SWEEP)
+
+
+def test_experts_are_compared_from_wherever_a_report_is_asked_for(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths of models are those that the study saw, not what lies where the report is drawn."""
+    evaluate_sweep(file, tmp_path / "study" / "out", write=False)
+    home = tmp_path / "study" / "out"
+    assert results.read(home).places[-1] == "../.."
+    told = json.loads(report.measure(home).read_text())
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("a", "b"):
+        peers.make_model(elsewhere / name, seed=7, layers=1)
+    monkeypatch.chdir(elsewhere)
+    for place in (home, Path("..", "study", "out")):
+        assert json.loads(report.measure(place).read_text()) == told
+    assert told[0]["whole"]["relative"] > 0
+    shutil.move(tmp_path / "a", tmp_path / "gone")
+    shutil.move(elsewhere / "a", tmp_path / "gone too")
+    with pytest.raises(InputError, match=r"^\./a: "):
+        report.measure(home)
 
 
 def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_path: Path) -> None:

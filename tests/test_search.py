@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import merganser
-from conftest import RecipeFile, assert_one_line, tree
+from conftest import RecipeFile, assert_one_line, make_model, tree
 from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
 from merganser.study import cards, history, results
@@ -605,6 +605,16 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
         assert again[entry.name]["scores"]["letters"]["mean"] == scored[entry.name].mean
         assert again[entry.name]["effective"] == entry.effective
     assert "the budget is 4" in run("search", story, out, code=2)
+
+
+def test_scores_of_other_weights_are_not_taken_for_these(story: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("search", story, out, "--budget", "2", "--no-write", "--no-report")
+    before = (out / history.NAME).read_bytes()
+    make_model(tmp_path / "b", seed=5)
+    told = run("search", story, out, "--no-write", code=2)
+    assert_one_line(told.strip(), f"{out / history.NAME}: ", "the model ./b changed", "another OUT")
+    assert (out / history.NAME).read_bytes() == before
 
 
 def test_a_search_is_planned(story: Path) -> None:

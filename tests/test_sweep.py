@@ -18,6 +18,7 @@ from merganser.checkpoints import safetensors
 from merganser.errors import InputError, OutputExistsError, RecipeError, ResourceError
 from merganser.output import Partial
 from merganser.planning import OVERHEAD
+from merganser.study import evaluating
 from merganser.study.language import load_points
 from merganser.study.sweep import _batches, input_bytes, plan_points, sweep
 
@@ -87,6 +88,19 @@ def test_one_pass_is_separate_merges_bit_for_bit(
         assert without_log(tree(each.folder)) == alone
         sizes.add(len(alone["merge_manifest.json"]["tensors"]))
     assert len(sizes) == 2
+
+
+def test_a_sweep_that_wants_scores_is_not_silently_left_unscored(
+    file: Path, tmp_path: Path
+) -> None:
+    file.write_text(
+        file.read_text() + "evaluate: {tasks: [{problems: p.jsonl, scorers: [exact]}]}\n"
+    )
+    with pytest.raises(RecipeError) as refused:
+        merganser.sweep(file, tmp_path / "out")
+    assert_one_line(str(refused.value), f"{file}: ", "merganser.evaluate_sweep()")
+    assert not (tmp_path / "out").exists()
+    assert merganser.evaluate_sweep is evaluating.evaluate_sweep
 
 
 def test_every_input_is_read_once(

@@ -28,7 +28,7 @@ SWEEPS = {"acc_accfmt": "think_answer", "acc_len": "tokens"}
 
 def tell(text: str) -> None:
     """Say what comes next."""
-    Console().print(f"\n[bold cyan]{text}[/]", highlight=False)
+    Console().print(f"\n[bold cyan]{text}[/]", highlight=False, soft_wrap=True)
 
 
 def run(*command: str, folder: Path) -> None:
@@ -36,9 +36,12 @@ def run(*command: str, folder: Path) -> None:
     shown = " ".join(
         os.path.relpath(word, folder) if word.startswith("/") else word for word in command
     )
-    Console().print(f"[bold]$ {shown}[/]", highlight=False)
-    program = [sys.executable, "-m"] if command[0] == "merganser" else [sys.executable]
-    subprocess.run([*program, *command], cwd=folder, check=True)
+    Console().print(f"[bold]$ {shown}[/]", highlight=False, soft_wrap=True)
+    name, *words = command
+    program = [sys.executable, *(["-m", name] if name == "merganser" else []), *words]
+    # Models as small as these are quicker on one thread, and much so where anything else runs.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(program, cwd=folder, env=environment, check=True)
 
 
 def main() -> None:
@@ -48,12 +51,12 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     tell("1. One base model, and three experts rewarded for right answers, for format, for brevity")
-    run(str(HERE / "train_experts.py"), ".", folder=out)
+    run("python", str(HERE / "train_experts.py"), ".", folder=out)
     sums.write_problems(out / "held_out.jsonl", PROBLEMS)
     for number, (sweep, score) in enumerate(SWEEPS.items(), 2):
         shutil.copyfile(HERE / f"{sweep}.yml", out / f"{sweep}.yml")
         tell(f"{number}. Which weight? Accuracy against {score}: nine merges, scored in memory")
-        run("merganser", "sweep", f"{sweep}.yml", sweep, folder=out)
+        run("merganser", "sweep", f"{sweep}.yml", sweep, "--no-report", folder=out)
         run("merganser", "report", sweep, "--x", "accuracy", "--y", score, folder=out)
     tell("Done. The front, every score and sample completions side by side:")
     for sweep in SWEEPS:

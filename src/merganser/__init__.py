@@ -4,8 +4,8 @@ The whole public API, each name imported when it is first used:
 
 * ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
   without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
-  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges, and
-  ``search(file, out)`` files of ranges.
+  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges,
+  ``evaluate_sweep(file, out)`` those that say how they are scored, and ``search(file, out)`` files of ranges.
 * ``convert(model, out)``: any model that can be read, as a model folder.
 * ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
 * ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
@@ -27,6 +27,7 @@ _HOMES = {
     "convert": "merganser.merging",
     "plan": "merganser.planning",
     "sweep": "merganser.study.sweep",
+    "evaluate_sweep": "merganser.study.evaluating",
     "search": "merganser.study.search",
     "verify": "merganser.merging",
     "merge_state_dicts": "merganser.merging",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from merganser.planning import Plan, plan
     from merganser.recipe import Recipe
     from merganser.recipe import load as load_recipe
+    from merganser.study.evaluating import evaluate_sweep
     from merganser.study.search import search
     from merganser.study.sweep import sweep
 

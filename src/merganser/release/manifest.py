@@ -212,12 +212,25 @@ def _conversion(plan: Plan) -> str | None:
 
 def inputs_state(plan: Plan) -> str:
     """Changes when a file of an input does, as far as sizes and times tell."""
-    facts = []
-    for path in plan.homes:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        status = [(file.name, file.stat()) for file in files if file.is_file()]
-        facts.append([(name, s.st_size, s.st_mtime_ns) for name, s in status])
+    facts = [_state(path) for path in plan.homes]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def input_states(plan: Plan) -> dict[str, str]:
+    """The same by the names of the models, to tell which of them changed."""
+    facts: dict[str, list[Any]] = {}
+    for path, name in plan.homes.items():
+        facts.setdefault(name, []).append(_state(path))
+    return {
+        name: hashlib.sha256(json.dumps(own).encode()).hexdigest() for name, own in facts.items()
+    }
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a folder's files, or of one file."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    status = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [(name, s.st_size, s.st_mtime_ns) for name, s in status]
 
 
 def _output_digest(outcome: Outcome) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import yaml
 
 from merganser import extras, hub, recipe
 from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.evaluation.statistics import decimals
 from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
 from merganser.study import results as studies
@@ -204,17 +204,12 @@ def _section(place: Place) -> str:
 def _cell(score: Score | None, *, bold: bool) -> str:
     if score is None:
         return "–"
-    digits = _digits(score.error)
+    digits = decimals([score.error])
     mean = f"{score.mean:.{digits}f}"
     return (
         f"{f'**{mean}**' if bold else mean} ± {score.error:.{digits}f} "
         f"({score.low:.{digits}f} to {score.high:.{digits}f})"
     )
-
-
-def _digits(error: float) -> int:
-    """Decimals that show two digits of an error."""
-    return min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 3
 
 
 def _notes(name: str, score: Score) -> str:

@@ -19,6 +19,7 @@ from merganser.engine import kernels
 from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
 from merganser.planning import CELL, TILE
+from merganser.recipe import ModelReference
 from merganser.study import distances, ranks
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -178,10 +179,10 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def diff(
-    first: str,
-    second: str,
+    first: str | ModelReference,
+    second: str | ModelReference,
     *,
-    base: str | None = None,
+    base: str | ModelReference | None = None,
     threads: int | None = None,
     rank: bool = False,
 ) -> Diff:
@@ -231,12 +232,12 @@ def diff(
 Model = tuple[Checkpoint, Architecture]
 
 
-def _open(name: str, stack: ExitStack) -> Model:
+def _open(name: str | ModelReference, stack: ExitStack) -> Model:
     try:
         reference = recipe.parse_reference(name)
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    checkpoint = open_checkpoint(hub.resolve(reference.path, reference.revision), name)
+    checkpoint = open_checkpoint(hub.resolve(reference.path, reference.revision), reference.text)
     adapter = reference.adapter and hub.resolve(reference.adapter, reference.adapter_revision)
     opened = as_numbers(checkpoint, adapter or None)
     stack.enter_context(closing(opened))

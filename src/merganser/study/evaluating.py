@@ -150,6 +150,7 @@ def evaluate_sweep(
         settings=describe(tasks, live, block.lm_eval),
         entries=tuple(scored),
         chosen=chosen,
+        places=results.places(home, pattern.folder),
     )
     results.write(found, home)
     if writing.get("write_card", True):

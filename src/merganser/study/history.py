@@ -16,6 +16,9 @@ from merganser.errors import InputError, OutputExistsError, ResourceError
 NAME = "history.jsonl"
 FORMAT = 1
 
+INPUTS = "inputs"
+"""Among a history's settings: what changes with the files of each model that is merged, by its name."""
+
 
 class History:
     """A file of JSON lines: what the search is, then a line for every candidate, in their order.
@@ -96,12 +99,18 @@ class History:
         if there.get("format") != FORMAT or not isinstance(there.get("settings"), dict):
             raise InputError(f"{self.path}: not the history of a search of this version")
         if there.get("digest") != wanted["digest"]:
-            changed = differing(there["settings"], json.loads(json.dumps(wanted["settings"])))
-            what = ", ".join(changed[:3]) or "settings"
-            raise OutputExistsError(
-                f"{self.path}: is of another search, which differs in {what}; "
-                "choose another OUT, or remove it"
-            )
+            before, now = there["settings"], json.loads(json.dumps(wanted["settings"]))
+            changed = differing(before, now)
+            files = [
+                name
+                for name, state in now.get(INPUTS, {}).items()
+                if before.get(INPUTS, {}).get(name) != state
+            ]
+            what = "is of another search, which differs in "
+            what += ", ".join(changed[:3]) or "settings"
+            if files and all(each.startswith(f"{INPUTS}.") for each in changed):
+                what = f"the scores in it are of other weights: the model {files[0]} changed"
+            raise OutputExistsError(f"{self.path}: {what}; choose another OUT, or remove it")
 
 
 def digest(settings: Mapping[str, Any]) -> str:

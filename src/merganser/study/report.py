@@ -365,12 +365,13 @@ def measure(folder: Path, *, threads: int | None = None) -> Path:
         pairs[experts[0].name, experts[1].name] = (experts[0], experts[1])
     if not pairs:
         raise RecipeError(f"{folder}: has no pair of experts to compare")
-    base = next((e.model for e in found.entries if e.role == "base" and e.model), None)
+    bases = [e for e in found.entries if e.role == "base" and e.model][:1]
     measured = []
     for a, b in pairs.values():
-        assert a.model is not None
-        assert b.model is not None
-        whole = diff(a.model, b.model, base=base, threads=threads)
+        first, second, *base = (
+            results.reference(found, folder, e.model) for e in (a, b, *bases) if e.model is not None
+        )
+        whole = diff(first, second, base=base[0] if base else None, threads=threads)
         title = f"{short[a.name]} and {short[b.name]}"
         measured.append({"title": title, "whole": whole.as_dict()["whole"], "cells": whole.cells()})
     path = folder / DISTANCES

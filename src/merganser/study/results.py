@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from merganser import recipe
 from merganser.errors import InputError
 from merganser.evaluation.statistics import Direction, Score
+from merganser.recipe.references import ModelReference, exists
 
 __all__ = ["Direction", "Entry", "Results", "Role", "Score", "as_csv", "read", "write"]
 
@@ -67,6 +69,8 @@ class Results:
         settings: how completions were made: sampling, seed, presets, number of problems, versions.
         entries: base, experts, points, in the order in which they are shown.
         chosen: names of the points that were kept, with the rule that chose them.
+        places: folders that relative paths of models were looked for in, in that order, as seen from the
+            results' folder.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Results:
     settings: Mapping[str, Any]
     entries: tuple[Entry, ...]
     chosen: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     @property
     def points(self) -> tuple[Entry, ...]:
@@ -125,6 +130,46 @@ def read(folder: Path) -> Results:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number")
+
+
+def places(home: Path, beside: Path | None) -> tuple[str, ...]:
+    """Where a study looks for models now, for its results: here, and beside its file.
+
+    Args:
+        home: the results' folder.
+        beside: the folder of the study's file; None if it has none.
+    """
+    folders = [Path.cwd(), *([] if beside is None else [beside])]
+    return tuple(dict.fromkeys(os.path.relpath(f.resolve(), home.resolve()) for f in folders))
+
+
+def reference(found: Results, folder: Path, model: str) -> ModelReference:
+    """A model of a study, found wherever this is called from.
+
+    Args:
+        found: what lies in the folder.
+        folder: the study's.
+        model: as an entry names it.
+
+    Raises:
+        InputError: when it is no reference.
+    """
+    homes = [folder / place for place in found.places]
+
+    def located(path: str) -> str:
+        if Path(path).expanduser().is_absolute():
+            return path
+        return next((str(home / path) for home in homes if exists(str(home / path))), path)
+
+    if (whole := located(model)) != model:
+        return ModelReference(model, whole)
+    try:
+        parsed = recipe.parse_reference(model)
+    except ValueError as error:
+        raise InputError(f"{folder / JSON_NAME}: {error}") from None
+    return replace(
+        parsed, path=located(parsed.path), adapter=parsed.adapter and located(parsed.adapter)
+    )
 
 
 def as_csv(results: Results) -> str:

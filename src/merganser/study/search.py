@@ -16,9 +16,11 @@ from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
 from merganser.planning import Config, plan
+from merganser.release import manifest
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
 from merganser.study.exploration import Candidate, Standing, Trial
+from merganser.study.history import INPUTS
 from merganser.study.language import Point
 from merganser.study.live import LiveModel
 from merganser.study.results import HELD_OUT, Entry, Results, Score
@@ -94,6 +96,11 @@ def search(
             for point, decided in exploration.plan_samples(wanted, **planning)
         ]
         others = evaluating.base_and_experts(block, samples, folder, document, planning)
+        inputs = {
+            name: state
+            for sample in samples
+            for name, state in manifest.input_states(sample.plan).items()
+        }
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
@@ -104,7 +111,11 @@ def search(
             wanted,
             stage.score,
             home,
-            settings={"merganser": __version__, "tasks": evaluations.describe(seen)},
+            settings={
+                "merganser": __version__,
+                "tasks": evaluations.describe(seen),
+                INPUTS: inputs,
+            },
             prepare=stage.prepare,
             on_standing=lambda standing: on_standing(standing, wanted),
         )
@@ -342,6 +353,7 @@ def _results(
             for entry, file in zip(entries, samples, strict=True)
         ),
         chosen=chosen,
+        places=results.places(folder, wanted.pattern.folder),
     )
     results.write(found, folder)
     return found

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
 from merganser.chain import up_to_date
-from merganser.errors import MerganserError, OutputExistsError
+from merganser.errors import MerganserError, OutputExistsError, RecipeError
 from merganser.merging import MergeResult, Writing, check_output, sort_options, write_folders
 from merganser.output import check_space, clear_finished
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
 from merganser.release import manifest
 from merganser.sinks import WINDOW
-from merganser.study.language import Point, load_points, select
+from merganser.study.language import Point, has_block, load_points, select
 
 MOST_TOGETHER = 32
 """Points of one pass where no memory is given: each takes some buffers and an open file."""
@@ -138,8 +138,15 @@ def sweep(
         options: of :func:`merganser.merge`; ``force`` replaces folders that hold something else.
 
     Raises:
+        RecipeError: the file wants its points scored, which :func:`merganser.evaluate_sweep` does.
         MerganserError: of the kind that fits; points that are finished are kept.
     """
+    if has_block(config, "evaluate"):
+        name = "" if isinstance(config, Mapping) else f"{config}: "
+        raise RecipeError(
+            f"{name}the evaluate: block wants the points scored, and merganser.sweep() only writes them; "
+            "call merganser.evaluate_sweep(), or take the block out"
+        )
     writing, planning = sort_options(options)
     return merge_points(plan_points(config, only, **planning), out, **writing)
 
