@@ -132,7 +132,9 @@ def test_everything_is_there(tmp_path: Path) -> None:
     for entry in found.entries:
         assert entry.name in text
         for score in entry.scores.values():
-            assert report.digits(score.mean) in text
+            assert report.digits(score.low) in page
+        for name, places in {"accuracy": 3, "format": 3, "tokens": 1}.items():
+            assert f"{entry.scores[name].mean:.{places}f}  ± " in text
     for words in ("Hypervolume", "reference", "temperature", "accuracy, with format >= 0.5"):
         assert words in text
     assert found.recipe in text
@@ -360,7 +362,14 @@ def test_short_names() -> None:
 
 
 def test_numbers_as_people_write_them() -> None:
-    written = {0.5: "0.5", 0.12345: "0.1235", 1234.5678: "1235", 0.0: "0", 1e-9: "1e-09"}
+    written = {
+        0.5: "0.5",
+        0.12345: "0.1235",
+        1234.5678: "1235",
+        0.0: "0",
+        1e-9: "1e−09",
+        -0.25: "−0.25",
+    }
     assert {value: report.digits(value) for value in written} == written
     assert report.signed(-0.25) == "−0.25"
     assert report.signed(0.25) == "+0.25"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from merganser import tables
 from merganser.errors import InputError
 from merganser.study import results
-from merganser.study.results import Entry, Results, Score
+from merganser.study.results import Direction, Entry, Results, Score
 
 STUDY = Results(
     name="pair",
@@ -77,3 +80,34 @@ def test_a_wrong_type_is_told_with_file_and_key(
     assert str(refused.value).startswith(f"{file}: ")
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_table_of_scores_fits_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names by what sets them apart, numbers whole; scores that find no room come below."""
+    names = [f"merge_accfmt_MRL4096_ROLLOUT4_LR2e-6_w{w / 10}_linear" for w in range(1, 10)]
+    directions: dict[str, Direction] = {f"score_{n}": "min" if n % 2 else "max" for n in range(6)}
+    score = Score(0.86, 0.0142, 0.8, 0.9, 200)
+    found = replace(
+        STUDY,
+        directions=directions,
+        entries=(
+            replace(STUDY.entries[0], scores=dict.fromkeys(directions, score)),
+            *(
+                Entry(name, "point", values={"w": 0.1}, scores=dict.fromkeys(directions, score))
+                for name in names
+            ),
+        ),
+        chosen={names[6]: "best score_0"},
+    )
+    monkeypatch.setattr(tables, "_console", lambda: Console(width=width))
+    tables.show_scores(found)
+    *lines, kept = capsys.readouterr().out.splitlines()
+    assert kept == f"* kept, best score_0: {names[6]}"
+    assert max(map(len, lines)) <= width
+    assert sum(line.count("0.860 ±0.014") for line in lines) == 60
+    assert sum(line.count("↑") + line.count("↓") for line in lines) == 6
+    assert any(line.startswith("* w0.7 ") for line in lines)
+    assert lines.count("") == {60: 2, 80: 1, 100: 1}[width]

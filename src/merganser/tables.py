@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -23,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merganser.architecture import DEFAULT, Module
+from merganser.evaluation.statistics import decimals
 from merganser.methods import Method
 from merganser.planning import Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
@@ -127,24 +130,87 @@ class ScoringLines:
 
 
 def show_scores(found: Results) -> None:
-    """Print the scores of a study: a line a model, those that were kept marked."""
+    """Print the scores of a study: a line a model, those that were kept marked and told below."""
+    from merganser.study.lines import labels
+
     console = _console()
+    short = labels(found)
     keys = list(dict.fromkeys(key for entry in found.entries for key in entry.values))
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "", *keys, "effective"):
-        table.add_column(escape(column))
+    blank = "  " if found.chosen else ""
+    names = [("* " if e.name in found.chosen else blank) + short[e.name] for e in found.entries]
+    columns = [
+        _Column(f"{blank}model", names),
+        _Column("", ["" if e.role == "point" else e.role for e in found.entries]),
+        *(_Column(k, [_value(e, k) if k in e.values else "" for e in found.entries]) for k in keys),
+    ]
+    if any(_is_moved(entry) for entry in found.entries):
+        weights = [", ".join(map(_decimal, entry.effective.values())) for entry in found.entries]
+        columns.append(_Column("effective", weights))
     for name, direction in found.directions.items():
-        table.add_column(f"{escape(name)} {'↑' if direction == 'max' else '↓'}", justify="right")
-    table.add_column("")
-    for entry in found.entries:
-        values = [_value(entry, key) if key in entry.values else "" for key in keys]
-        weights = ", ".join(_decimal(value) for value in entry.effective.values())
-        cells = [_score(entry.scores.get(name)) for name in found.directions]
-        role = "" if entry.role == "point" else entry.role
-        kept = found.chosen.get(entry.name, "")
-        table.add_row(*map(escape, (entry.name, role, *values, weights, *cells, kept)))
-    console.print(table)
+        title = f"{name} {'↑' if direction == 'max' else '↓'}"
+        columns.append(_Column(title, _scores([e.scores.get(name) for e in found.entries]), True))
+    _print_columns(console, columns)
     console.print("means ± one standard error, over problems", highlight=False)
+    for name, rule in found.chosen.items():
+        told = f"* kept, {escape(rule)}: [bold]{escape(name)}[/]"
+        console.print(told, highlight=False, soft_wrap=True)
+
+
+def _is_moved(entry: Entry) -> bool:
+    """Whether rounding made other weights of those that were asked for."""
+    pairs = ((entry.weights.get(model), got) for model, got in entry.effective.items())
+    return any(asked is None or abs(got - asked) > 0.02 for asked, got in pairs)
+
+
+def _scores(scores: Sequence[Score | None]) -> list[str]:
+    """A column of scores, all with as many decimals as the largest error has in two digits."""
+    places = decimals(score.error for score in scores if score is not None)
+    return [
+        "–"
+        if score is None
+        else f"{score.mean:.{places}f}" + (f" ±{score.error:.{places}f}" if score.error else "")
+        for score in scores
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table that may be too wide."""
+
+    title: str
+    cells: Sequence[str]
+    right: bool = False
+
+    @property
+    def width(self) -> int:
+        """In characters."""
+        return max(map(cell_len, [self.title, *self.cells]))
+
+
+GAP = 2
+"""Blanks between columns."""
+
+
+def _print_columns(console: Console, columns: Sequence[_Column]) -> None:
+    """Print a table; where the terminal is too narrow, several below each other, all with the first column."""
+    first, *others = columns
+    while True:
+        room, count = console.width - first.width, 0
+        while count < len(others) and (room := room - GAP - others[count].width) >= 0:
+            count += 1
+        count = max(1, count)
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        shown = [first, *others[:count]]
+        for column in shown:
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(escape(column.title), justify=justify, overflow="fold")
+        for row in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*map(escape, row))
+        console.print(table)
+        others = others[count:]
+        if not others:
+            return
+        console.print()
 
 
 class Columns:
@@ -511,20 +577,24 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     keys = list(dict.fromkeys(key for name in shown for key in found[name].values))
     scores = list(dict.fromkeys([*result.search.objectives, *result.search.limits]))
     beside = list(result.held_out.directions) if result.held_out else []
-    table = Table(box=None, pad_edge=False)
-    columns = ["model", *keys, *scores, *(f"{name}, held out" for name in beside), ""]
-    for i, column in enumerate(columns):
-        number = len(keys) < i < len(columns) - 1
-        table.add_column(escape(column), justify="right" if number else "left")
-    for name in shown:
-        entry, again = found[name], held.get(name)
-        cells = [_score(entry.scores.get(score)) for score in scores]
-        cells += [_score(again.scores.get(score) if again else None) for score in beside]
-        values = [_value(entry, key) for key in keys]
-        role = "" if entry.role == "point" else entry.role
-        why = result.found.chosen.get(name, role)
-        table.add_row(*map(escape, (name, *values, *cells, why)))
-    console.print(table)
+    entries = [found[name] for name in shown]
+    again = [held.get(name) for name in shown]
+    why = [result.found.chosen.get(e.name, "" if e.role == "point" else e.role) for e in entries]
+    columns = [
+        _Column("model", list(shown)),
+        *(_Column(key, [_value(entry, key) for entry in entries]) for key in keys),
+        *(_Column(name, _scores([e.scores.get(name) for e in entries]), True) for name in scores),
+        *(
+            _Column(
+                f"{name}, held out",
+                _scores([e.scores.get(name) if e else None for e in again]),
+                True,
+            )
+            for name in beside
+        ),
+        _Column("", why),
+    ]
+    _print_columns(console, columns)
     if not result.found.chosen and result.search.limits:
         limits = ", ".join(result.search.limits)
         console.print(f"no candidate keeps to the constraints on {escape(limits)}")

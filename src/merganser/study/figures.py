@@ -550,8 +550,8 @@ def inline(svg: str, name: str) -> str:
     found = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", found)
     head, tail = found.split(">", 1)
     width = re.search(r' width="([0-9.]+)pt"', head)
-    if width is not None:  # smaller than half, its letters could not be read
+    if width is not None:  # smaller than that, its letters could not be read
         points = float(width.group(1))
-        style = f"width:100%;max-width:{points:g}pt;min-width:{points / 2:g}pt;height:auto"
+        style = f"width:100%;max-width:{points:g}pt;min-width:{0.58 * points:g}pt;height:auto"
         head = re.sub(r' (width|height)="[^"]*"', "", head) + f' style="{style}"'
     return f"{head}>{tail}"

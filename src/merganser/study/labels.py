@@ -66,6 +66,7 @@ def place(
             ha="center",
             va="center",
             zorder=8,
+            bbox={"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none", "alpha": 0.8},
         )
         text.set_in_layout(False)
         box = text.get_window_extent(renderer)

@@ -70,6 +70,13 @@ def members(results: Results, point: Entry) -> tuple[str, ...]:
     return tuple(known.get(name, name) for name in point.weights)
 
 
+def labels(results: Results) -> dict[str, str]:
+    """What each entry, and each merged model, is called where room is scarce, by its own name."""
+    names = [point.name for point in results.points]
+    short = dict(zip(names, shorten(names, 40), strict=True)) | short_names(results)
+    return {e.model: short[e.name] for e in results.entries if e.model is not None} | short
+
+
 def short_names(results: Results) -> dict[str, str]:
     """Short names of the models that are no points, by their own."""
     experts = [e.name for e in results.entries if e.role == "expert"]

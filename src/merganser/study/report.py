@@ -17,9 +17,9 @@ from markupsafe import Markup
 
 from merganser import __version__, extras
 from merganser.errors import InputError, RecipeError, ResourceError
+from merganser.evaluation.statistics import decimals
 from merganser.study import completions, front, results
-from merganser.study.lines import Line, gap, lines, plain, short_names
-from merganser.study.names import shorten
+from merganser.study.lines import Line, gap, labels, lines, plain, short_names
 from merganser.study.results import Results
 
 if TYPE_CHECKING:
@@ -112,8 +112,12 @@ def _content(
     known = lines(found)
     interval = "Bars are 95 % intervals, by bootstrap over problems."
     content: dict[str, Any] = {"results": found, "front": None, "planes": [], "curves": None}
+    content["in_plane"] = []
     if x and y:
         hollow = "Hollow: another model is at least as good in both scores, and better in one."
+        plane = {name: found.directions[name] for name in (x, y)}
+        if len(found.directions) > 2:
+            content["in_plane"] = [e.name for e in front.non_dominated(found.entries, plane)]
         content["front"] = picture(
             "front",
             figures.front(found, x, y),
@@ -254,8 +258,12 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
     return {
         "summary": f"{', '.join(parts)}; {scores}"
         + (f" on {problems} problems." if problems else "."),
-        "short": _short(found),
+        "short": labels(found),
         "keys": _keys(found),
+        "places": {
+            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            for name in found.directions
+        },
         "gaps": gaps,
         "several": len(known) > 1,
         "weights": [point for point in found.points if point.weights],
@@ -269,16 +277,10 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
                 else json.dumps(value, indent=2, ensure_ascii=False),
             )
             for name, value in found.settings.items()
+            if value not in ([], {}, None)
         ],
         "version": __version__,
     }
-
-
-def _short(found: Results) -> dict[str, str]:
-    """What the page calls each entry, and each merged model, where room is scarce."""
-    names = [point.name for point in found.points]
-    short = dict(zip(names, shorten(names, 40), strict=True)) | short_names(found)
-    return {e.model: short[e.name] for e in found.entries if e.model is not None} | short
 
 
 def _keys(found: Results) -> list[str]:
@@ -289,7 +291,7 @@ def _keys(found: Results) -> list[str]:
 
 
 def _completions(found: Results, kept: completions.Kept) -> dict[str, Any]:
-    short = _short(found)
+    short = labels(found)
     shown = completions.for_page(kept)
     for problem in shown:
         for each in problem["completions"]:
@@ -313,7 +315,7 @@ def _render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"digits": digits, "signed": signed, "plain": plain}
+    environment.filters |= {"digits": digits, "fixed": fixed, "signed": signed, "plain": plain}
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
@@ -332,14 +334,19 @@ def digits(value: float, count: int = 4) -> str:
         return "0"
     size = math.floor(math.log10(abs(value)))
     if not -5 < size < 12:
-        return f"{value:.{count}g}"
-    text = f"{value:.{max(0, count - 1 - size)}f}"
+        return f"{value:.{count}g}".replace("-", "−")
+    text = f"{value:.{max(0, count - 1 - size)}f}".replace("-", "−")
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def fixed(value: float, places: int) -> str:
+    """A number with some decimals, as its whole column has them."""
+    return f"{value:.{places}f}".replace("-", "−")
 
 
 def signed(value: float) -> str:
     """A difference: with its sign, which is a true minus."""
-    return f"+{digits(value, 3)}" if value > 0 else digits(value, 3).replace("-", "−")
+    return f"+{digits(value, 3)}" if value > 0 else digits(value, 3)
 
 
 # -- what sets experts apart ---------------------------------------------------------------------

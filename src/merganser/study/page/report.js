@@ -45,7 +45,8 @@ if (held) {
     answers.replaceChildren(...problem.completions.map((each) => {
       const card = element("article", "", "answer");
       const facts = element("p", "");
-      for (const [name, score] of Object.entries(each.scores)) {
+      const told = Object.entries(each.scores).filter(([name, score]) => name !== "tokens" || score !== each.tokens);
+      for (const [name, score] of told) {
         const kind = score === 1 ? "full" : score === 0 ? "none" : "";
         facts.append(element("span", name + " " + Number(score.toPrecision(3)), kind), " · ");
       }
