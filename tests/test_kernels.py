@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from merganser.engine import kernels, reference
 from merganser.methods import Combination
+from stamps import CALLED, SOURCE, stamped
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 EVERY_HALF = np.arange(65536, dtype=np.uint16)
@@ -250,3 +251,8 @@ def test_a_pair_is_measured_as_any_vectors_are(changes: bool) -> None:
     assert found[0].any()
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_machine_code_is_made_anew_where_what_it_calls_has_changed(name: str) -> None:
+    assert stamped(name) == (SOURCE / name).read_text(), "run python tests/stamps.py"

@@ -7,9 +7,7 @@ Magnitudes are compared as the bits of float32, which are ordered like the numbe
 *key* here. A change is above a cut if its key is greater than the cut's, or equal and among the first
 of these in the tensor: how many of them in each cell is counted beforehand.
 
-numba keeps machine code by the time of the file that holds a loop, not by that of the files it calls
-into: whoever changes :mod:`kernels`, :mod:`few` or :mod:`vectors` must touch this file (and that of
-:mod:`kernels`), or remove the cache.
+Whoever changes :mod:`kernels`, :mod:`few` or :mod:`vectors` must run ``python tests/stamps.py``.
 """
 
 from __future__ import annotations
@@ -44,6 +42,9 @@ from merganser.engine.kernels import (
 )
 from merganser.engine.vectors import WIDE
 from merganser.planning import CELL
+
+_CALLED = "79013c581cca6754 8bc24d4eccea410c 767bfb0b89e84afe"
+"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
 
 ALL, NOTHING, BETWEEN, DRAWN, MASKED = range(5)
 """Rules for one model's changes: all or none are kept, those between two cuts, those whose draw is low

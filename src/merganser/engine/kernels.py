@@ -23,6 +23,9 @@ from numba.extending import intrinsic, overload, register_jitable
 from merganser.engine.vectors import DOUBLES, WIDE, Vectors, summations
 from merganser.planning import CELL
 
+_CALLED = "79013c581cca6754"
+"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
+
 BLOCK = 4096
 """Elements that are worked on at once: a few rows of float32 fit the first-level cache."""
 

@@ -11,6 +11,9 @@ from numba.extending import register_jitable
 from merganser.engine.kernels import BLOCK, _bits32, _bits64, _in_vectors, _widen
 from merganser.planning import CELL
 
+_CALLED = "767bfb0b89e84afe"
+"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
+
 BUCKETS = 18
 """Of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and all beyond."""
 
