@@ -655,6 +655,9 @@ SHIFT = np.uint32(19)
 BINS = 256
 """Of a row's keys: 32 octaves below its greatest, by three bits of the mantissa."""
 
+FEW = 16
+"""Keys that are not like the others of their bin are few if they are at most this part of a row."""
+
 
 ROW = {
     "keys": np.uint32,
@@ -715,29 +718,101 @@ def _row_keys(inputs, codes, model, begin, length, scratch, keys):
     return greatest
 
 
+class Bins(NamedTuple):
+    """The keys of a row by their leading bits: arrays of BINS.
+
+    Attributes:
+        counts: int32 [4, BINS], in the first row how many keys there are in each.
+        begins: int64, how many there are in the bins before.
+        sole: uint32, one of a bin's keys.
+        others: int32 [2, BINS], how many differ from that, and how many of these are less; if there are
+            not few of them in the row, only whether there are any.
+        surely, hardly: uint64, draws below are kept, or are not, whatever the key in the bin.
+        upper: uint32, the upper halves of ``surely``.
+    """
+
+    counts: Any
+    begins: Any
+    sole: Any
+    others: Any
+    surely: Any
+    hardly: Any
+    upper: Any
+
+
 @register_jitable
-def _histogram(row, length, greatest, counts, sole, mixed):
-    """Sorts keys into bins: ``counts`` of them, ``sole`` one of each bin's keys, and whether there are
-    others, ``mixed``."""
-    keys, bins = row.keys, row.bins
+def _histogram(row, length, greatest, bins):
+    """Sorts keys into bins; returns how many differ from the sole key of their bin, and puts their
+    places into ``row.places``."""
+    keys, bin_of = row.keys, row.bins
     floor = np.int32(greatest >> SHIFT) - np.int32(BINS - 1)
     floor = max(np.int32(0), floor)
     for n in range(length):
-        bins[n] = max(np.int32(0), np.int32(keys[n] >> SHIFT) - floor)
-    counts[:] = 0
-    mixed[:] = False
+        bin_of[n] = max(np.int32(0), np.int32(keys[n] >> SHIFT) - floor)
+    bins.counts[:] = 0
+    bins.others[:] = 0
     for n in range(length):  # in four histograms, as most changes may be of one bin
-        b = bins[n]
-        counts[n & 3, b] += 1
-        sole[b] = keys[n]
+        b = bin_of[n]
+        bins.counts[n & 3, b] += 1
+        bins.sole[b] = keys[n]
     others = 0
     for n in range(length):
         row.places[others] = n
-        others += keys[n] != sole[bins[n]]
+        others += keys[n] != bins.sole[bin_of[n]]
+    few = others <= length // FEW
     for n in row.places[:others]:
-        mixed[bins[n]] = True
+        b = bin_of[n]
+        if few:
+            bins.others[0, b] += 1
+            bins.others[1, b] += keys[n] < bins.sole[b]
+        else:
+            bins.others[0, b] = 1
     for b in range(BINS):
-        counts[0, b] += counts[1, b] + counts[2, b] + counts[3, b]
+        bins.counts[0, b] += bins.counts[1, b] + bins.counts[2, b] + bins.counts[3, b]
+    return others
+
+
+@register_jitable
+def _set_thresholds(bins, few, lowest, step):
+    """The chances of each bin's keys; of its sole key if there are ``few`` others, which are then
+    looked at one by one. Returns the greatest distance between the two, in upper halves."""
+    below = 0
+    widest = np.uint64(0)
+    for b in range(BINS):
+        count = bins.counts[0, b]
+        bins.begins[b] = below
+        if count == 0:
+            continue
+        if few or bins.others[0, b] == 0:
+            alike = count - bins.others[0, b]
+            rank = below + bins.others[1, b] + 0.5 * (alike - 1)
+            bins.surely[b] = bins.hardly[b] = _threshold(lowest + step * rank)
+        else:
+            bins.surely[b] = _threshold(lowest + step * below)
+            bins.hardly[b] = _threshold(lowest + step * (below + count - 1))
+            widest = max(widest, bins.hardly[b] - bins.surely[b])
+        below += count
+    for b in range(BINS):
+        bins.upper[b] = bins.surely[b] >> np.uint64(32)
+    return np.uint32(min(np.uint64(0xFFFFFFFF), (widest >> np.uint64(32)) + np.uint64(few == 0)))
+
+
+@register_jitable
+def _keep_others(row, bins, others, lowest, step, seed, place):
+    """Decides on the few keys that differ from the sole one of their bin."""
+    for i in range(others):
+        row.ordered[i] = row.keys[row.places[i]]
+    before = 0
+    for b in range(BINS):  # from here on: others in the bins before
+        before, bins.others[1, b] = before + bins.others[0, b], before
+    for n in row.places[:others]:
+        b, key = row.bins[n], row.keys[n]
+        found: Any = count_words(row.ordered, 0, others, key)
+        less = bins.begins[b] + found[0] - bins.others[1, b]
+        if bins.sole[b] < key:
+            less += bins.counts[0, b] - bins.others[0, b]
+        drawn = _draw(seed, place + n)
+        row.kept[n] = drawn < _threshold(lowest + step * (less + 0.5 * (found[1] - 1)))
 
 
 @register_jitable
@@ -749,16 +824,37 @@ def _threshold(chance):
 
 
 @register_jitable
-def _sort_by_bin(row, length, counts, ends):
+def _sort_by_bin(row, length, bins, ends):
     """Orders a row's keys by their bins; ``ends`` of which are then known."""
-    end = 0
-    for b in range(BINS):
-        ends[b] = end
-        end += counts[b]
+    ends[:] = bins.begins
     for n in range(length):
         b = row.bins[n]
         row.ordered[ends[b]] = row.keys[n]
         ends[b] += 1
+
+
+@register_jitable
+def _keep_near(row, length, bins, ends, lowest, step, seed, place):
+    """Decides where a draw may lie between the thresholds of its bin."""
+    ordered = False
+    words = row.near.view(np.uint64)
+    for word in range(len(words)):
+        if words[word] == 0:
+            continue
+        for n in range(8 * word, min(8 * word + 8, length)):
+            if not row.near[n]:
+                continue
+            b = row.bins[n]
+            drawn = _draw(seed, place + n)
+            row.kept[n] = drawn < bins.surely[b]
+            if row.kept[n] or drawn >= bins.hardly[b]:
+                continue
+            if not ordered:
+                _sort_by_bin(row, length, bins, ends)
+                ordered = True
+            found: Any = count_words(row.ordered, bins.begins[b], ends[b], row.keys[n])
+            less, equal = bins.begins[b] + found[0], found[1]
+            row.kept[n] = drawn < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
 
 
 @njit(nogil=True, cache=True)
@@ -769,7 +865,8 @@ def draw_by_rank(
 
     The rank ``r`` of a change among those of its row, by ascending magnitude (equal ones share the
     mean of their ranks), gives it the probability ``density + epsilon (2 r / (length - 1) - 1)``. A
-    histogram narrows the rank down; only where the draw falls between is it counted out.
+    histogram tells the ranks where the keys of a bin are all the same, or nearly all; elsewhere it
+    narrows them down, and only where the draw falls between is the rank counted out.
 
     Args:
         inputs, codes: as in :func:`merge`; whole rows.
@@ -782,64 +879,33 @@ def draw_by_rank(
         row: see :class:`Row`.
         mask: uint8, bits of the whole tensor, to be set.
     """
-    counts = np.zeros((4, BINS), np.int32)
+    bins = Bins(
+        np.zeros((4, BINS), np.int32),
+        np.zeros(BINS, np.int64),
+        np.zeros(BINS, np.uint32),
+        np.zeros((2, BINS), np.int32),
+        np.zeros(BINS, np.uint64),
+        np.zeros(BINS, np.uint64),
+        np.zeros(BINS, np.uint32),
+    )
     ends = np.zeros(BINS, np.int64)
-    sole = np.zeros(BINS, np.uint32)
-    mixed = np.zeros(BINS, np.bool_)
-    surely, hardly = np.zeros(BINS, np.uint64), np.zeros(BINS, np.uint64)
-    upper = np.zeros(BINS, np.uint32)
     step = 2.0 * epsilon / (length - 1) if length > 1 else 0.0
     lowest = density - epsilon if length > 1 else density
-    keys, draws, bins, kept, near = row.keys, row.draws, row.bins, row.kept, row.near
-    room = len(kept) - WIDE
+    draws, kept, near = row.draws, row.kept, row.near
     for index in range(rows):
         place = start + index * length
-        greatest = _row_keys(inputs, codes, model, index * length, length, scratch, keys)
-        draw_words(seed, place, room, draws)
-        _histogram(row, length, greatest, counts, sole, mixed)
-        below = 0.0
-        widest = np.uint64(0)
-        for b in range(BINS):
-            count = counts[0, b]
-            if count == 0:
-                continue
-            last = below + count - 1.0
-            if mixed[b]:
-                surely[b] = _threshold(lowest + step * below)
-                hardly[b] = _threshold(lowest + step * last)
-                widest = max(widest, hardly[b] - surely[b])
-            else:
-                surely[b] = _threshold(lowest + step * 0.5 * (below + last))
-                hardly[b] = surely[b]
-            below = last + 1.0
-        for b in range(BINS):
-            upper[b] = surely[b] >> np.uint64(32)
-        span = np.uint32(min(np.uint64(0xFFFFFFFF), (widest >> np.uint64(32)) + np.uint64(1)))
+        greatest = _row_keys(inputs, codes, model, index * length, length, scratch, row.keys)
+        draw_words(seed, place, len(draws) - WIDE, draws)
+        others = _histogram(row, length, greatest, bins)
+        few = others <= length // FEW
+        span = _set_thresholds(bins, few, lowest, step)
         for n in range(length):
-            sure = upper[bins[n]]
+            sure = bins.upper[row.bins[n]]
             kept[n] = draws[n] < sure
             near[n] = np.uint32(draws[n] - sure) <= span
-        ordered = False
-        words = near.view(np.uint64)
-        for word in range(len(words)):
-            if words[word] == 0:
-                continue
-            for n in range(8 * word, min(8 * word + 8, length)):
-                if not near[n]:
-                    continue
-                b = bins[n]
-                drawn = _draw(seed, place + n)
-                kept[n] = drawn < surely[b]
-                if kept[n] or drawn >= hardly[b]:
-                    continue
-                if not ordered:
-                    _sort_by_bin(row, length, counts[0], ends)
-                    ordered = True
-                end = ends[b]
-                begin = end - counts[0, b]
-                counted: Any = count_words(row.ordered, begin, end, keys[n])
-                less, equal = begin + counted[0], counted[1]
-                kept[n] = drawn < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
+        _keep_near(row, length, bins, ends, lowest, step, seed, place)
+        if few:
+            _keep_others(row, bins, others, lowest, step, seed, place)
         n = 0
         while n < length and (place + n) & 7:
             mask[(place + n) >> 3] |= kept[n] << np.uint8((place + n) & 7)
