@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import subprocess
 import sys
 import warnings
@@ -457,6 +459,20 @@ def loaded(*commands: list[str | Path]) -> set[str]:
         check=True,
     )
     return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def test_help_names_every_command_in_a_whole_sentence_and_examples_are_commands() -> None:
+    text = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "...\n" not in text.partition("Options:")[2]
+    assert max(map(len, text.splitlines())) <= 80
+    for name, command in main.commands.items():
+        assert f"  {name} " in text
+        shown = CliRunner().invoke(main, [name, "--help"], prog_name="merganser").output
+        examples = re.findall(rf"^    merganser {name} (.*)$", shown, re.M)
+        assert len(examples) == shown.count("\n    merganser ")
+        assert examples or name in ("inspect", "schema")
+        for example in examples:
+            command.make_context(name, shlex.split(example, comments=True))
 
 
 def test_help_loads_nothing() -> None:

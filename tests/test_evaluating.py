@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import peers
 from conftest import RecipeFile, assert_one_line
 from merganser import cli
-from merganser.errors import InputError, RecipeError
+from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
 from merganser.recipe import Document
@@ -70,6 +70,26 @@ def test_experts_are_compared_from_wherever_a_report_is_asked_for(
     shutil.move(elsewhere / "a", tmp_path / "gone too")
     with pytest.raises(InputError, match=r"^\./a: "):
         report.measure(home)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("sums.jsonl", "sum.jsonl", 12, "problems: there is no file"),
+        ("sums.jsonl", "sum.jsonl", 12, "did you mean 'sums.jsonl'?"),
+        ("[exact, tokens]", "[exat, tokens]", 14, "no scorer 'exat'; did you mean 'exact'?"),
+        ("[exact, tokens]", "[xyz, tokens]", 14, "and your own as module:function"),
+        ("max exact", "max exat", 15, "no score 'exat'; did you mean 'exact'?"),
+        ("max exact", "max xyz", 15, "no score 'xyz'; there are exact, tokens"),
+    ],
+)
+def test_slips_in_what_is_scored(
+    file: Path, tmp_path: Path, old: str, new: str, line: int, told: str
+) -> None:
+    file.write_text(SWEEP.replace(old, new))
+    with pytest.raises(MerganserError) as refused:
+        evaluate_sweep(file, tmp_path / "out")
+    assert_one_line(str(refused.value), f"{file}:{line}: evaluate.", told)
 
 
 def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_path: Path) -> None:

@@ -645,6 +645,48 @@ def test_a_model_that_is_not_there(
     assert_one_line(str(error.value), path, part)
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("runs/acc/global_step_31/actor", "runs/acc/global_step_30/actor"),
+        ("runs/acd/global_step_30/actor", "runs/acc/global_step_30/actor"),
+        ("./rnus/acc/global_step_30/actor", "runs/acc/global_step_30/actor"),
+        ("rums", "runs"),
+        ("runs/elsewhere/actor", None),
+    ],
+)
+def test_a_model_that_is_nearly_there(
+    tmp_path: Path,
+    recipe_file: RecipeFile,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    meant: str | None,
+) -> None:
+    """The line that names it, and the folder that was meant, beside the recipe or here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "runs" / "acc" / "global_step_30" / "actor").mkdir(parents=True)
+    (tmp_path / "away").mkdir()
+    recipe = recipe_file(f"merge_method: passthrough\nmodels:\n- model: {path}\n")
+    for place in (tmp_path, tmp_path / "away"):
+        monkeypatch.chdir(place)
+        with pytest.raises(InputError) as error:
+            planning.plan(recipe)
+        assert str(error.value).startswith(f"{recipe}:3: {path}: no such folder")
+        if meant is None:
+            assert "did you mean" not in str(error.value)
+        else:
+            assert_one_line(str(error.value), f"did you mean {meant}?")
+
+
+def test_a_filter_that_is_nearly_a_part_of_names(linear: Path) -> None:
+    text = linear.read_text()
+    linear.write_text(text + "parameters: {weight: [{filter: mlpp, value: 1}, {value: 1}]}\n")
+    assert any(
+        "the filter 'mlpp' matches no tensor; did you mean 'mlp'?" in warning
+        for warning in planning.plan(linear).warnings
+    )
+
+
 def test_relative_paths_are_found_from_here_and_from_the_recipe(
     linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

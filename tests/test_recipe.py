@@ -634,6 +634,7 @@ def test_sources_of_a_slice_are_equally_long(recipe_file: RecipeFile) -> None:
         (HEAD + BODY + "Dtype: float16\n", 3, "Dtype", "dtype"),
         (HEAD + BODY + "out-dtype: float16\n", 3, "out-dtype", "out_dtype"),
         (HEAD + BODY + "basemodel: a\n", 3, "basemodel", "base_model"),
+        (HEAD + BODY + "modles: [{model: a}]\n", 3, "modles", "models"),
         (HEAD + "models:\n- model: a\n  paramters: {weight: 1}\n", 4, "paramters", "parameters"),
         (
             HEAD + "slices:\n- sources:\n  - model: a\n    layer_range: [0, 1]\n    layer_rnge: 7\n",

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,12 +21,37 @@ from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
 from merganser.errors import MerganserError, ResourceError
 
+COMMANDS: Mapping[str, Sequence[click.Command]] = {
+    "Merge": (merges.plan, merges.merge, merges.verify, merges.convert),
+    "Study": (
+        studies.sweep,
+        studies.search,
+        evaluations.evaluate,
+        studies.report,
+        studies.diff,
+    ),
+    "Try": (talking.generate, talking.chat),
+    "Publish": (publishing.card, publishing.push),
+    "Look up": (catalogue.inspect, catalogue.list_methods, catalogue.schema),
+}
+"""All commands, as help lists them."""
+
 INTERRUPTED = 130
 """The exit code after Ctrl-C or SIGTERM."""
 
 
 class _Group(click.Group):
     """Turns errors into one line on stderr and their exit code."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """By what they are for, each with its first sentence."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                room = formatter.width - 6 - width
+                formatter.write_dl(
+                    [(f"{c.name:{width}}", c.get_short_help_str(room)) for c in commands]
+                )
 
     def invoke(self, ctx: click.Context) -> Any:
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
@@ -89,26 +114,15 @@ def _leave_if_at_work() -> None:
 def main() -> None:
     """Merge language-model checkpoints at the speed of the disk.
 
-    The recipes are MergeKit's YAML files. Start with: merganser plan RECIPE
+    The recipes are MergeKit's YAML files.
+
+    \b
+    Start with:
+      merganser plan recipe.yml
+      merganser merge recipe.yml OUT
     """
 
 
-for command in (
-    merges.merge,
-    merges.plan,
-    merges.verify,
-    merges.convert,
-    studies.sweep,
-    studies.search,
-    evaluations.evaluate,
-    studies.diff,
-    studies.report,
-    publishing.card,
-    publishing.push,
-    talking.generate,
-    talking.chat,
-    catalogue.inspect,
-    catalogue.list_methods,
-    catalogue.schema,
-):
-    main.add_command(command)
+for _commands in COMMANDS.values():
+    for _command in _commands:
+        main.add_command(_command)

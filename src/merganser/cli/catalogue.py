@@ -47,15 +47,23 @@ def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
 )
 @json_option
 def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
-    """List the merge methods, or tell all about the one called NAME."""
-    from merganser import methods
+    """List the merge methods, or tell all about the one called NAME.
+
+    \b
+    Examples:
+      merganser methods
+      merganser methods ties
+    """
+    from merganser import methods, recipe
 
     for file in method_files:
         methods.load_file(file)
     known = [methods.get(each) for each in ([name] if name else methods.names())]
     found = [method for method in known if method is not None]
     if not found:
-        raise RecipeError(f"there is no method {name!r}; known are {', '.join(methods.names())}")
+        raise RecipeError(
+            f"there is no method {name!r}; {recipe.instead(name or '', methods.names())}"
+        )
     if as_json:
         print_json([methods.describe(method) for method in found])
         return

@@ -51,6 +51,12 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
 
     MODEL is all that can be merged (a folder, a Hub id, a training run or a step of one, MODEL+ADAPTER), a
     recipe, or a point of a sweep: SWEEP.yml#w=0.7, SWEEP.yml#NAME. It is not written.
+
+    \b
+    Examples:
+      merganser eval runs/acc tasks.yml --samples acc.jsonl
+      merganser eval sweep.yml#w=0.7 tasks.yml
+      merganser eval my-model tasks.yml --endpoint http://127.0.0.1:8000/v1
     """
     from dataclasses import asdict
 

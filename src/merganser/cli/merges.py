@@ -65,6 +65,12 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     """Merge the models of the recipe CONFIG into the folder OUT.
 
     CONFIG may hold several recipes, divided by ---, that build on each other by their names.
+
+    \b
+    Examples:
+      merganser merge recipe.yml OUT
+      merganser merge recipe.yml OUT --rounding stochastic --seed 1
+      merganser merge recipe.yml OUT --arithmetic mergekit
     """
     from merganser import chain, merging
 
@@ -158,6 +164,12 @@ def convert(source: str, out: Path, **options: Any) -> None:
 
     SOURCE is a folder, a file, a training run or a step of one, a Hub id, MODEL+ADAPTER: all that
     can be merged.
+
+    \b
+    Examples:
+      merganser convert runs/acc/global_step_54 OUT --dtype bfloat16
+      merganser convert base+runs/lora OUT
+      merganser convert model.gguf OUT
     """
     from merganser import merging
     from merganser.tokenizer import has_tokenizer
@@ -187,9 +199,15 @@ def convert(source: str, out: Path, **options: Any) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @json_option
 def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show what merging CONFIG would do, or every point of a sweep, without reading weights.
+    """Show what merging CONFIG would do, without reading weights.
 
-    Of a search: its ranges, and a candidate from the middle of them.
+    Of a sweep: every point. Of a search: its ranges, and a candidate from the middle of them.
+
+    \b
+    Examples:
+      merganser plan recipe.yml
+      merganser plan recipe.yml -v          # every tensor
+      merganser plan sweep.yml
     """
     from merganser import chain, planning
     from merganser.study.language import has_block, is_sweep
@@ -283,7 +301,13 @@ def _plan_search(config: Path, as_json: bool, verbose: bool, options: dict[str, 
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
 @json_option
 def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_json: bool) -> None:
-    """Check a merged FOLDER against its manifest."""
+    """Check a merged FOLDER against its manifest.
+
+    \b
+    Examples:
+      merganser verify OUT
+      merganser verify OUT --recompute
+    """
     from merganser import merging
 
     with progress(quiet or as_json) as on_event:

@@ -21,7 +21,15 @@ from merganser.errors import RecipeError
     help="Data set on the Hub that a score was measured on, for .eval_results.",
 )
 def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
-    """Write the card of a merged FOLDER anew, with its scores if it lies in an evaluated study."""
+    """Write the card of a merged FOLDER anew.
+
+    With its scores, if it lies in an evaluated study.
+
+    \b
+    Examples:
+      merganser card STUDY/merge_w0.4
+      merganser card STUDY/merge_w0.4 --benchmark accuracy=org/dataset:task
+    """
     from merganser.study import cards
 
     named = dict(each.partition("=")[::2] for each in benchmarks)
@@ -58,9 +66,16 @@ def push(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Publish a merged folder OUT as ORG/NAME on the Hub, or a sweep's chosen points as ORG/POINT each.
+    """Publish a merged folder, or a study's choice, on the Hub.
 
-    Shows what will be public, and asks. A push that was cut off goes on where it was.
+    OUT becomes ORG/NAME; of a sweep the chosen points become ORG/POINT each. Shows what will be public, and
+    asks. A push that was cut off goes on where it was.
+
+    \b
+    Examples:
+      merganser push OUT org/name --dry-run
+      merganser push OUT org/name --private
+      merganser push STUDY org --collection "Merges of acc and accfmt"
     """
     from merganser import tables
     from merganser.study import publishing

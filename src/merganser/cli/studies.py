@@ -24,7 +24,7 @@ from merganser.cli.options import (
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("out", type=click.Path(path_type=Path))
 @recipe_options
 @running_options
 @click.option(
@@ -42,17 +42,22 @@ from merganser.cli.options import (
 )
 @report_option
 @json_option
-def sweep(config: Path, out: Path | None, **options: Any) -> None:
-    """Merge all points of the sweep CONFIG in one pass, each into a folder of its name in OUT.
+def sweep(config: Path, out: Path, **options: Any) -> None:
+    """Merge all points of the sweep CONFIG in one pass.
 
-    Points that are there already are kept. With an evaluate: block base, experts and points are scored
-    in memory first, and only the points that its rule keeps are written.
+    Each goes into a folder of its name in OUT; points that are there already are kept. With an evaluate:
+    block base, experts and points are scored in memory first, and only the points that its rule keeps are
+    written.
+
+    \b
+    Examples:
+      merganser sweep sweep.yml OUT
+      merganser sweep sweep.yml OUT --only w=0.7,0.9
+      merganser sweep study.yml OUT --no-write      # scores only
     """
     from merganser.study import language
     from merganser.study import sweep as sweeps
 
-    if out is None:
-        raise click.UsageError("give the folder OUT for the points' folders")
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     no_write, draw = options.pop("no_write"), options.pop("draw")
     prepare(options)
@@ -127,9 +132,15 @@ def _sweep_evaluated(
 @report_option
 @json_option
 def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:
-    """Search the best values of CONFIG's parameters; write what was found, and the best, to OUT.
+    """Search the best values of CONFIG's parameters.
 
-    Every candidate is blended and scored in memory. A search that was cut off goes on where it was.
+    Every candidate is blended and scored in memory; what was found, and the best, is written to OUT. A
+    search that was cut off goes on where it was.
+
+    \b
+    Examples:
+      merganser search search.yml OUT
+      merganser search search.yml OUT --budget 200
     """
     from merganser.study import search as searches
 
@@ -216,7 +227,15 @@ def diff(
     rank: bool,
     as_json: bool,
 ) -> None:
-    """Show what sets the models A and B apart, by layers, roles and tensors."""
+    """Show what sets the models A and B apart.
+
+    By layers, roles and tensors; with a base, how their changes of it agree.
+
+    \b
+    Examples:
+      merganser diff acc accfmt
+      merganser diff acc accfmt --base base --figure apart.png
+    """
     from merganser import extras
     from merganser.study import diff as diffs
 
@@ -250,9 +269,15 @@ def diff(
 def report(
     folder: Path, x: str | None, y: str | None, distances: bool, threads: int | None, as_json: bool
 ) -> None:
-    """Draw what a study found: OUT/report.html, which holds everything, and OUT/figures.
+    """Draw what a study found, on one page that opens offline.
 
-    Reads results.json and the kept completions.
+    Reads OUT/results.json and the kept completions; writes OUT/report.html, which holds everything, and
+    OUT/figures.
+
+    \b
+    Examples:
+      merganser report OUT
+      merganser report OUT --x accuracy --y format --distances
     """
     from merganser.study import report as reports
 

@@ -76,6 +76,11 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
 
     MODEL is a folder, a Hub id, a training run, a recipe.yml, or a point of a sweep: SWEEP.yml#w=0.7 or
     SWEEP.yml#NAME. Merges are blended in memory; nothing is written.
+
+    \b
+    Examples:
+      merganser generate OUT "What is 12 + 30?"
+      merganser generate sweep.yml#w=0.7 "What is 12 + 30?" --with base
     """
     from merganser import tables
     from merganser.study import talking
@@ -104,9 +109,15 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
 @click.argument("model")
 @_options
 def chat(model: str, **options: Any) -> None:
-    """Talk with MODEL, which is what it is for `generate`.
+    """Talk with MODEL.
 
+    MODEL is a folder, a Hub id, a training run, a recipe.yml, or a point of a sweep, as for generate.
     /reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer.
+
+    \b
+    Examples:
+      merganser chat OUT
+      merganser chat sweep.yml#w=0.7 --with sweep.yml#w=0.3
     """
     from merganser import tables
     from merganser.study import talking

@@ -92,7 +92,8 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise InputError(f"{address}: a problem is a JSON object")
                 yield address, record
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: problems cannot be read ({str(error)[:120]})") from None
+        reason = getattr(error, "strerror", None) or str(error)[:120]
+        raise InputError(f"{file}: problems cannot be read ({reason})") from None
 
 
 def _problem(record: dict[str, Any], address: str, default: str) -> Problem:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from merganser import recipe
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation.grader import Rule, grade
 from merganser.evaluation.problems import Problem
@@ -123,9 +124,10 @@ def get(
     elif ":" in reference:
         found = _imported(reference, beside)
     else:
+        hint = recipe.instead(reference, names())
+        own = ", and your own as module:function or file.py:function"
         raise RecipeError(
-            f"there is no scorer {reference!r}; there are {', '.join(names())}, and your own as "
-            "module:function or file.py:function"
+            f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"
         )
     return replace(found, parameters=_settled(found, parameters or {}))
 

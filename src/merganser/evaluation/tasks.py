@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merganser import recipe
-from merganser.errors import RecipeError
+from merganser.errors import InputError, RecipeError
 from merganser.evaluation import problems as problem_files
 from merganser.evaluation import scorers
 from merganser.evaluation.generation import Message, Prompt, Sampling
@@ -250,6 +250,13 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
                 where,
             )
     file = folder / Path(entry.problems).expanduser()
+    if not recipe.exists(str(file)):
+        there = file.parent.iterdir() if file.parent.is_dir() else iter(())
+        slip = recipe.nearest(file.name, [each.name for each in there], cutoff=0.65)
+        hint = f"; did you mean {slip!r}?" if slip else ""
+        address = document.address((*place, "problems"))
+        told = f"{key_name((*place, 'problems'))}: there is no file {file}{hint}"
+        raise InputError(f"{address}: {told}" if address else told)
     found = problem_files.load(file, entry.limit)
     check(metrics, found)
     return Task(

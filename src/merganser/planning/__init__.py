@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path as FilePath
 
 from merganser import hub, methods, recipe
 from merganser.architecture import Architecture, infer, without_layers
@@ -139,7 +140,7 @@ class _Planner:
         self.method = self._find_method()
         self._check_parameter_names()
         self.references = self._references()
-        opened = [self._open(reference, checkpoints) for reference, _ in self.references.values()]
+        opened = [self._open(each, checkpoints, at) for each, at in self.references.values()]
         self.index = {text: i for i, text in enumerate(self.references)}
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
@@ -157,8 +158,7 @@ class _Planner:
         name = self.recipe.merge_method
         method = methods.get(name, self.arithmetic)
         if method is None:
-            known = methods.names()
-            hint = _nearest(name, known) or f"known are {', '.join(known)}"
+            hint = recipe.instead(name, methods.names())
             raise self.parsed.error(
                 f"merge_method: there is no method {name!r}; {hint}", ("merge_method",)
             )
@@ -246,7 +246,9 @@ class _Planner:
             found.setdefault(base.text, (base, ("base_model",)))
         return found
 
-    def _open(self, reference: ModelReference, given: Mapping[str, Checkpoint]) -> Source:
+    def _open(
+        self, reference: ModelReference, given: Mapping[str, Checkpoint], at: Path = ()
+    ) -> Source:
         here = self.parsed.folder
         alone = (
             reference.path
@@ -257,16 +259,24 @@ class _Planner:
         published = False
         if checkpoint is None:
             published = hub.local_folder(reference.path, here) is None
-            folder = hub.resolve(reference.path, reference.revision, here)
+            folder = self._found(reference.path, reference.revision, at)
             checkpoint = open_checkpoint(folder, reference.text, weights=self.weights)
         adapter, published_adapter = None, False
         if reference.adapter is not None:
             published_adapter = hub.local_folder(reference.adapter, here) is None
-            adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
+            adapter = self._found(reference.adapter, reference.adapter_revision, at)
         checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes
         architecture = _architecture(reference, checkpoint)
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
+
+    def _found(self, path: str, revision: str | None, at: Path) -> FilePath:
+        """The folder of a model; if there is none, the error names the line that asks for it."""
+        try:
+            return hub.resolve(path, revision, self.parsed.folder)
+        except InputError as error:
+            address = self.parsed.document.address(at) if at else ""
+            raise InputError(f"{address}: {error}" if address else str(error)) from None
 
     def _named_like(self, source: Source, donor: Source) -> Source:
         """A source with the donor's names of experts, which are those of the output."""
@@ -374,7 +384,17 @@ class _Planner:
                 for rule in setting.rules:
                     known = self.method.parameter(name) is not None
                     if known and rule.filter and not any(rule.matches(tensor) for tensor in names):
-                        self._warn((*path, name), f"the filter {rule.filter!r} matches no tensor")
+                        parts = dict.fromkeys(
+                            part for tensor in names for part in tensor.split(".")
+                        )
+                        slip = recipe.nearest(
+                            rule.filter, [part for part in parts if part.isidentifier()]
+                        )
+                        self._warn(
+                            (*path, name),
+                            f"the filter {rule.filter!r} matches no tensor"
+                            + (f"; did you mean {slip!r}?" if slip else ""),
+                        )
 
     def _digest(self, jobs: Sequence[TensorJob], shards: Sequence[Shard]) -> str:
         facts = {
@@ -425,8 +445,3 @@ def _counts(names: Iterator[str]) -> dict[str, int]:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    found = recipe.nearest(name, known, cutoff=0.6)
-    return f"did you mean {found!r}?" if found else None

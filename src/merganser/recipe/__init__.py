@@ -202,10 +202,19 @@ def json_schema() -> dict[str, Any]:
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.8) -> str | None:
     """The known name that ``word`` is evidently a slip for, or None."""
-    known = list(known)
     folded = {name.lower().replace("-", "_"): name for name in known}
-    found = difflib.get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=cutoff)
+    asked = word.lower().replace("-", "_")
+    # Letters that changed places are the slip that is nearest: ``modles`` is ``models``, not ``modules``.
+    swapped = [name for name in folded if len(word) > 3 and sorted(name) == sorted(asked)]
+    found = swapped[:1] or difflib.get_close_matches(asked, folded, n=1, cutoff=cutoff)
     return folded[found[0]] if found else None
+
+
+def instead(word: str, known: Iterable[str]) -> str:
+    """What there is in place of a name that there is not, as the end of a message: the nearest, or all."""
+    known = list(known)
+    slip = nearest(word, known, cutoff=0.6)
+    return f"did you mean {slip!r}?" if slip else f"there are {', '.join(known) or 'none'}"
 
 
 def judge_unknown(

@@ -410,6 +410,8 @@ def read(folder: Path) -> dict[str, Any]:
         InputError: when there is none, or it is no manifest.
     """
     file = folder / NAME
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     if not file.is_file():
         raise InputError(
             f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"

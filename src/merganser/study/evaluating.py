@@ -383,7 +383,7 @@ def parse_rule(
 
     def known(name: str) -> str:
         if name not in directions:
-            raise error(f"there is no score {name!r}; there are {', '.join(directions)}")
+            raise error(f"there is no score {name!r}; {recipe.instead(name, directions)}")
         return name
 
     if not isinstance(keep, str):

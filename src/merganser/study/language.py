@@ -256,8 +256,13 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     return list(points.values())
 
 
-def select(points: Sequence[Point], only: Sequence[str]) -> list[Point]:
+def select(points: Sequence[Point], only: Sequence[str], written: str = "--only ") -> list[Point]:
     """The points that some conditions choose, each of the form ``w=0.7,0.9``; all of them must hold.
+
+    Args:
+        points: to choose from.
+        only: the conditions.
+        written: what stands before a condition where it was written, for messages.
 
     Raises:
         RecipeError: when a condition speaks of what the sweep does not have.
@@ -266,19 +271,19 @@ def select(points: Sequence[Point], only: Sequence[str]) -> list[Point]:
     for condition in only:
         key, equals, wanted = condition.partition("=")
         if not equals:
-            raise RecipeError(f"--only {condition}: write it like w=0.7,0.9")
+            raise RecipeError(f"{written}{condition}: write it like w=0.7,0.9")
         key = key.strip()
         known = sorted({name for point in points for name in point.values} | {"name"})
         if key not in known:
             raise RecipeError(
-                f"--only {condition}: the sweep has no {key!r}; it has {', '.join(known)}"
+                f"{written}{condition}: the sweep has no {key!r}; it has {', '.join(known)}"
             )
         there = {point.name: _chosen_by(point, key) for point in points}
         asked = {_canonical(entry) for entry in wanted.split(",")}
         if missing := sorted(asked - set(there.values())):
             values = ", ".join(dict.fromkeys(there.values()))
             raise RecipeError(
-                f"--only {condition}: no point has {key} = {missing[0]}; there are {values}"
+                f"{written}{condition}: no point has {key} = {missing[0]}; there are {values}"
             )
         chosen = [point for point in chosen if there[point.name] in asked]
     if not chosen:
@@ -300,7 +305,7 @@ def find_point(text: str) -> Point | None:
     points = load_points(file)
     named = [point for point in points if point.name == fragment]
     if not named and "=" in fragment:
-        named = select(points, fragment.split("&"))
+        named = select(points, fragment.split("&"), f"{file}#")
     if len(named) == 1:
         return named[0]
     told_names = ", ".join(point.name for point in named or points)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from merganser import __version__, extras
+from merganser import __version__, extras, recipe
 from merganser.errors import InputError, RecipeError, ResourceError
 from merganser.evaluation.statistics import decimals
 from merganser.study import completions, front, results
@@ -82,7 +82,7 @@ def _plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, st
     names = list(found.directions)
     for name in (x, y):
         if name is not None and name not in names:
-            raise RecipeError(f"there is no score {name!r}; there are: {', '.join(names)}")
+            raise RecipeError(f"there is no score {name!r}; {recipe.instead(name, names)}")
     x = x or next((name for name in names if name != y), None)
     return x, y or next((name for name in names if name != x), None)
 
