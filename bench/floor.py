@@ -116,6 +116,20 @@ _WRITERS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+def reading(inputs: Sequence[Path], *, cold: bool) -> dict[str, float]:
+    """Seconds to read files one after the other, and all at once; ``cold`` from the disk."""
+    reads: dict[str, float] = {}
+    for name, read in (("in turn", _read_in_turn), ("at once", _read_at_once)):
+        if name == "at once" and len(inputs) == 1:
+            continue
+        if cold:
+            forget(inputs)
+        started = time.perf_counter()
+        read(inputs)
+        reads[name] = time.perf_counter() - started
+    return reads
+
+
 def measure(
     inputs: Sequence[Path],
     write_like: Sequence[Path],
@@ -129,18 +143,7 @@ def measure(
     ``write_like`` are files whose bytes stand for one output; a case that writes several outputs
     asks for ``copies``. ``scratch`` is a folder on the file system that merges write to.
     """
-    if cold:
-        forget(inputs)
-    reads: dict[str, float] = {}
-    started = time.perf_counter()
-    _read_in_turn(inputs)
-    reads["in turn"] = time.perf_counter() - started
-    if len(inputs) > 1:
-        if cold:
-            forget(inputs)
-        started = time.perf_counter()
-        _read_at_once(inputs)
-        reads["at once"] = time.perf_counter() - started
+    reads = reading(inputs, cold=cold)
 
     writes: dict[str, float] = {}
     for name, write in _WRITERS.items():

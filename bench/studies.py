@@ -2,10 +2,11 @@
 
     python bench/studies.py [--data DIR] [--json]
 
-Whole processes on the pair of 1.777 B experts, inputs in the page cache, each beside its floor in the same
-run: the sweep beside reading both inputs once and writing nine outputs with the best of ``cp``, ``dd`` and
-``dd oflag=direct``, and beside nine times MergeKit's time for one point (``PEER_BIN`` names the folder
-of its commands); ``diff`` beside reading both inputs. The sweep's reads are counted by the kernel.
+Whole processes on the pair of 1.777 B experts, inputs in the page cache where nothing else is said, each
+beside its floor in the same run: the sweep beside reading both inputs once and writing nine outputs with
+the best of ``cp``, ``dd`` and ``dd oflag=direct``, and beside nine times MergeKit's time for one point
+(``PEER_BIN`` names the folder of its commands); ``diff`` beside reading both inputs, also where these come
+from the disk. The sweep's reads are counted by the kernel.
 The live model is in ``bench/in_memory.py``. Needs 36 GB of disk.
 """
 
@@ -97,6 +98,12 @@ def main() -> None:
         time_taken, _ = seconds([merganser, "diff", str(a), str(b), "--json"])
         found["diff, s"] = time_taken
         found["diff, of reading both"] = time_taken / best.read_s
+        cold = min(floor.reading(files, cold=True).values())
+        floor.forget(files)
+        time_taken, _ = seconds([merganser, "diff", str(a), str(b), "--json"])
+        found["reading both from the disk, s"] = cold
+        found["diff from the disk, s"] = time_taken
+        found["diff from the disk, of reading"] = time_taken / cold
     if arguments.json:
         print(json.dumps(found))
         return
