@@ -468,7 +468,7 @@ def test_help_names_every_command_in_a_whole_sentence_and_examples_are_commands(
     for name, command in main.commands.items():
         assert f"  {name} " in text
         shown = CliRunner().invoke(main, [name, "--help"], prog_name="merganser").output
-        examples = re.findall(rf"^    merganser {name} (.*)$", shown, re.M)
+        examples = re.findall(rf"^    merganser {name}\b(.*)$", shown, re.M)
         assert len(examples) == shown.count("\n    merganser ")
         assert examples or name in ("inspect", "schema")
         for example in examples:
