@@ -177,10 +177,14 @@ def _section(place: Place) -> str:
         f"|---|{'---:|' * len(names)}",
     ]
     shown = [each for each in results.entries if each.role != "point" and each.scores]
+    places = {
+        name: decimals(e.scores[name].error for e in (*shown, entry) if name in e.scores)
+        for name in names
+    }
     for each in [*shown, entry]:
         own = each is entry
         label = "**this model**" if own else f"`{inline(each.name).replace('`', '')}` ({each.role})"
-        cells = [_cell(each.scores.get(name), bold=own) for name in names]
+        cells = [_cell(each.scores.get(name), places[name], bold=own) for name in names]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     counts = dict.fromkeys(entry.scores[name].problems for name in names)
     many = ", ".join(str(count) for count in counts)
@@ -201,14 +205,13 @@ def _section(place: Place) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(score: Score | None, *, bold: bool) -> str:
+def _cell(score: Score | None, places: int, *, bold: bool) -> str:
     if score is None:
         return "–"
-    digits = decimals([score.error])
-    mean = f"{score.mean:.{digits}f}"
+    mean = f"{score.mean:.{places}f}"
     return (
-        f"{f'**{mean}**' if bold else mean} ± {score.error:.{digits}f} "
-        f"({score.low:.{digits}f} to {score.high:.{digits}f})"
+        f"{f'**{mean}**' if bold else mean} ± {score.error:.{places}f} "
+        f"({score.low:.{places}f} to {score.high:.{places}f})"
     )
 
 

@@ -279,7 +279,8 @@ def _label_points(
         colour = INK if only or len(chosen) == 1 else COLOURS[n % len(COLOURS)]
         for number, entry in line.points:
             shown[entry.name] = (plain(round(number, 6)), colour)
-        paths.append([(e.scores[x].mean, e.scores[y].mean) for _, e in _both(line, x, y)])
+        along = [(e.scores[x].mean, e.scores[y].mean) for _, e in _both(line, x, y)]
+        paths += [along, [along[0], along[-1]]]
     for name, short in short_names(results).items():
         if only is None or only.ends is None or name in {e.name for e in only.ends}:
             shown[name] = (short, INK)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patheffects import withStroke
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -66,7 +67,7 @@ def place(
             ha="center",
             va="center",
             zorder=8,
-            bbox={"boxstyle": "square,pad=0.05", "fc": "white", "ec": "none", "alpha": 0.8},
+            path_effects=[withStroke(linewidth=2.0, foreground="white")],
         )
         text.set_in_layout(False)
         box = text.get_window_extent(renderer)
