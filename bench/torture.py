@@ -24,9 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,9 @@ from merganser.study.sweep import sweep
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 SHARDS = "256kB"
+
+WORKERS = 2
+"""Processes that share the work of a chapter."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def make_model(folder: Path, seed: int, side: int, layers: int) -> Path:
 
 def write_recipes(home: Path, side: int = 128, layers: int = 12) -> tuple[Path, Path]:
     """Two models, a recipe that merges them, and a sweep."""
+    home.mkdir(exist_ok=True)
     for seed, name in enumerate("ab"):
         make_model(home / name, seed, side, layers)
     models = [{"model": f"./{n}", "parameters": {"weight": w}} for n, w in (("a", 0.3), ("b", 0.7))]
@@ -153,7 +159,9 @@ def in_process(
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         except BaseException as error:
-            print(f"Traceback: {error!r}", file=sys.stderr)
+            where = traceback.extract_tb(error.__traceback__)[-6:]
+            places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(where))
+            print(f"Traceback: {error!r} in {places}", file=sys.stderr)
         finally:
             after()
             sys.stderr.flush()
@@ -237,12 +245,15 @@ def kills(home: Path, count: int, seed: int) -> list[Line]:
 
 SHIM = r"""
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -326,6 +337,41 @@ int rename(const char *a, const char *b) {
 int mkdir(const char *a, mode_t m) {
     REAL("mkdir", mkdir_t); if (hit("mkdir", is_ours(a))) FAIL; return real(a, m);
 }
+int unlink(const char *a) {
+    typedef int (*t)(const char *); REAL("unlink", t);
+    if (hit("unlink", is_ours(a))) FAIL; return real(a);
+}
+int close(int d) {
+    REAL("close", fd_t);
+    if (hit("close", is_ours_open(d))) { real(d); FAIL; }
+    return real(d);
+}
+int stat64(const char *a, struct stat64 *s) {
+    typedef int (*t)(const char *, struct stat64 *); REAL("stat64", t);
+    if (hit("stat", is_ours(a))) FAIL; return real(a, s);
+}
+int lstat64(const char *a, struct stat64 *s) {
+    typedef int (*t)(const char *, struct stat64 *); REAL("lstat64", t);
+    if (hit("stat", is_ours(a))) FAIL; return real(a, s);
+}
+int fstat64(int d, struct stat64 *s) {
+    typedef int (*t)(int, struct stat64 *); REAL("fstat64", t);
+    if (hit("stat", is_ours_open(d))) FAIL; return real(d, s);
+}
+int fstatat64(int d, const char *a, struct stat64 *s, int f) {
+    typedef int (*t)(int, const char *, struct stat64 *, int); REAL("fstatat64", t);
+    if (hit("stat", is_ours(a))) FAIL; return real(d, a, s, f);
+}
+int stat(const char *a, struct stat *s) { return stat64(a, (struct stat64 *)s); }
+int lstat(const char *a, struct stat *s) { return lstat64(a, (struct stat64 *)s); }
+int fstat(int d, struct stat *s) { return fstat64(d, (struct stat64 *)s); }
+int fstatat(int d, const char *a, struct stat *s, int f) {
+    return fstatat64(d, a, (struct stat64 *)s, f);
+}
+DIR *opendir(const char *a) {
+    typedef DIR *(*t)(const char *); REAL("opendir", t);
+    if (hit("list", is_ours(a))) { errno = fault; return NULL; } return real(a);
+}
 int open64(const char *path, int flags, ...) {
     REAL("open64", open_t);
     va_list rest; va_start(rest, flags); mode_t mode = va_arg(rest, mode_t); va_end(rest);
@@ -349,123 +395,172 @@ KINDS = {
     "read": (5, 0),
     "write": (5, 28, 0),
     "fsync": (5,),
+    "close": (5,),
     "truncate": (5,),
     "rename": (5,),
     "mkdir": (28,),
+    "unlink": (5,),
+    "list": (5,),
+    "stat": (5,),
 }
 """Calls, and what becomes of each: EIO, ENOSPC, EACCES, or only half of what was asked (0)."""
 
+NAMES = {5: "EIO", 28: "ENOSPC", 13: "EACCES", 0: "half of it"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command whose calls fail in turn.
+
+    Attributes:
+        words: what it is called with; ``RECIPE``, ``SWEEP`` and ``OUT`` stand for paths.
+        makes: where an ``out`` lies that is like what it makes.
+        again: what is added to go on with it.
+        old: whether ``OUT`` was there before.
+    """
+
+    words: str
+    makes: str
+    again: str = ""
+    old: bool = False
+
+
+COMMANDS = (
+    Command("merge RECIPE OUT --shard-size 32kB -j 1 -q", "merged", "--resume"),
+    Command("merge RECIPE OUT --shard-size 32kB -j 1 -q --force", "merged", "--resume", old=True),
+    Command("sweep SWEEP OUT --shard-size 32kB -j 1 -q", "swept"),
+    Command("verify OUT -q", "old", old=True),
+)
+
 
 def faults(home: Path, seed: int) -> list[Line]:
-    """Let every single call of a merge fail in turn; the processes are forked from one that has the
-    library in front of the system's."""
+    """Let every single call of some commands fail in turn, in two processes that have the library in
+    front of the system's."""
     if shutil.which("gcc") is None:
         return [Line("I/O faults", "0", "skipped: there is no gcc", True)]
-    recipe, _ = write_recipes(home, side=64, layers=2)
     (home / "shim.c").write_text(SHIM)
-    library = home.parent / "shim.so"
+    library = home / "shim.so"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(home / "shim.c"), "-ldl"],
         check=True,
     )
-    merge(recipe, home / "undisturbed" / "out", shard_size="32kB", threads=1)
-    asked = {
-        "recipe": str(recipe),
-        "home": str(home),
-        "kinds": KINDS,
-        "out": str(home.parent / "faults.json"),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, "--faults", json.dumps(asked)],
-        env=os.environ | {"LD_PRELOAD": str(library)},
-    )
-    if done.returncode:
+    workers = []
+    for part in range(WORKERS):
+        place = home / f"worker{part}"
+        recipe, several = write_recipes(place, side=64, layers=2)
+        merge(recipe, place / "merged/out", shard_size="32kB", threads=1)
+        sweep(several, place / "swept/out", shard_size="32kB", threads=1)
+        shutil.copytree(place / "swept/out/m_w0.2", place / "old/out")
+        command = [sys.executable, __file__, "--faults", str(place), "--part", str(part)]
+        workers.append(subprocess.Popen(command, env=os.environ | {"LD_PRELOAD": str(library)}))
+    if any([worker.wait() for worker in workers]):
         return [Line("I/O faults", "0", "the harness broke", False)]
+    parts = [json.loads((home / f"worker{part}/tally.json").read_text()) for part in range(WORKERS)]
     lines = []
-    for name, counts in json.loads((home.parent / "faults.json").read_text()).items():
+    for name in parts[0]:
+        counts = {key: sum(part[name][key] for part in parts) for key in parts[0][name]}
         found = (
             f"{counts['wrong']} wrong folders, {counts['unclear']} unclear errors; "
-            f"{counts['finished']} finished all the same, {counts['resumed']} after `--resume`"
+            f"{counts['finished']} finished all the same, {counts['resumed']} when done again"
         )
         good = counts["wrong"] == counts["unclear"] == 0
         lines.append(Line(name, str(counts["calls"]), found, good))
     return lines
 
 
-def fault_worker(asked: dict[str, Any]) -> None:
-    """The process with the library: forks a merge for every call that is to fail."""
+def fault_worker(home: Path, part: int) -> None:
+    """A process with the library: forks a command for every call that is to fail."""
     import ctypes
 
-    merge(asked["recipe"], Path(asked["home"]) / "warm", shard_size="32kB", threads=1)
     library = ctypes.CDLL(None)
-    recipe, home = asked["recipe"], Path(asked["home"])
-    names = {5: "EIO", 28: "ENOSPC", 13: "EACCES", 0: "half of it"}
-    wanted = finished(home / "undisturbed" / "out")
-    out, count = home / "out", home.parent / "count"
-    arguments = ["merge", recipe, out, "--shard-size", "32kB", "-j", "1", "-q"]
+    count = home.with_suffix(".count")
+    merge(home / "recipe.yml", home / "warm", shard_size="32kB", threads=1)
+    verify(home / "warm")
+    # Errors of the system must get their words where they arise: the last resort is taken away.
+    vars(sys.modules["merganser.cli"])["OSError"] = KeyboardInterrupt
 
-    def attempt(kind: str, at: int, fault: int) -> tuple[int, str, int]:
+    def attempt(words: list[str], kind: str, at: int, fault: int) -> tuple[int, str, int]:
         code, told = in_process(
-            *arguments,
+            *words,
             before=lambda: library.fault_arm(kind.encode(), str(home).encode(), at, fault),
             after=lambda: count.write_text(str(library.fault_disarm())),
         )
         return code, told, int(count.read_text())
 
     results = {}
-    for kind, errors in asked["kinds"].items():
-        code, told, calls = attempt(kind, -1, 5)
-        assert code == 0, (kind, told)
-        shutil.rmtree(out)
+    for kind, errors in KINDS.items():
         for fault in errors:
-            tally: dict[str, Any] = dict.fromkeys(
-                ("wrong", "unclear", "finished", "resumed", "calls"), 0
-            )
-            tally["told"] = []
-            for at in range(calls):
-                code, told, _ = attempt(kind, at, fault)
-                tally["calls"] += 1
-                whole = out.exists() and finished(out) == wanted
-                tally["wrong"] += out.exists() and not whole
-                clear = (
-                    len(told.splitlines()) == 1 and "Traceback" not in told and code in (1, 2, 3, 4)
-                )
-                if code != 0 and not clear:
-                    tally["unclear"] += 1
-                    tally["told"].append(f"{kind} {at} {names[fault]}: {code}: {told[-300:]}")
-                if code == 0 and not whole:
-                    tally["wrong"] += 1
-                tally["finished"] += whole
-                if not whole:
-                    again, told = in_process(*arguments, "--resume")
-                    whole = again == 0 and finished(out) == wanted
-                    tally["resumed"] += whole
-                    if not whole:
-                        tally["wrong"] += 1
-                        tally["told"].append(f"{kind} {at} not resumed: {told[-300:]}")
-                for each in (out, home / "out.partial"):
-                    shutil.rmtree(each, ignore_errors=True)
-            results[f"`{kind}` that gives {names[fault]}"] = tally
-            print(f"    {kind} {names[fault]}: {tally}", file=sys.stderr, flush=True)
-    Path(asked["out"]).write_text(json.dumps(results))
+            tally = dict.fromkeys(("calls", "wrong", "unclear", "finished", "resumed"), 0)
+            name = f"`{kind}` that gives {NAMES[fault]}"
+            failing = partial(attempt, kind=kind, fault=fault)
+            for command in COMMANDS:
+                _let_fail(command, home, part, name, failing, tally)
+            results[name] = tally
+    (home / "tally.json").write_text(json.dumps(results))
+
+
+def _let_fail(
+    command: Command,
+    home: Path,
+    part: int,
+    name: str,
+    attempt: Callable[..., tuple[int, str, int]],
+    tally: dict[str, int],
+) -> None:
+    """Let calls of a kind fail in turn: every one of a part of them."""
+    out = home / "out"
+    places = {"RECIPE": "recipe.yml", "SWEEP": "sweep.yml", "OUT": "out"}
+    words = [str(home / places[word]) if word in places else word for word in command.words.split()]
+    wanted = finished(home / command.makes / "out")
+    old = finished(home / "old/out") if command.old else {}
+
+    def begin() -> None:
+        for each in (out, home / "out.partial"):
+            shutil.rmtree(each, ignore_errors=True)
+        if command.old:
+            shutil.copytree(home / "old/out", out)
+
+    begin()
+    code, told, calls = attempt(words, at=-1)
+    assert code == 0, told
+    for at in range(part, calls, WORKERS):
+        begin()
+        code, told, _ = attempt(words, at=at)
+        now = finished(out) if out.exists() else {}
+        points = {name.split("/")[0] for name in now} if command.makes == "swept" else set()
+        some = {n: d for n, d in wanted.items() if n.split("/")[0] in points}
+        wrong = now not in (old, wanted, some if points else old) or (code == 0 and now != wanted)
+        lines = told.splitlines()
+        clear = code in (2, 3, 4) and all(line.startswith("merganser: ") for line in lines)
+        clear = clear and (len(lines) == 1 or (lines != [] and words[0] == "verify"))
+        tally["calls"] += 1
+        tally["finished"] += code == 0
+        tally["unclear"] += code != 0 and not clear
+        if code != 0:
+            again, more = in_process(*words, *command.again.split())
+            done = again == 0 and finished(out) == wanted
+            tally["resumed"] += done
+            wrong = wrong or not done
+            told += more
+        tally["wrong"] += wrong
+        if wrong or (code != 0 and not clear):
+            print(f"    {command.words}: {name}, call {at}: {code}: {told[-600:]}", file=sys.stderr)
+    begin()
 
 
 # -- flipped bits ----------------------------------------------------------------------------------
 
 
 def flips(home: Path, seed: int) -> list[Line]:
-    """Flip a bit of every byte of a small folder in turn, and every bit of its safetensors header."""
+    """Flip every bit of a small folder in turn."""
     recipe, _ = write_recipes(home, side=16, layers=1)
     out = home / "out"
     merge(recipe, out)
     places = []
     for file in sorted(each for each in out.rglob("*") if each.is_file()):
-        data = file.read_bytes()
-        header = data.find(b"}}") + 2 if file.suffix == ".safetensors" else 0
-        for place in range(len(data)):
-            bits = range(8) if place < header else (place % 8,)
-            places += [(file.relative_to(out), place, bit) for bit in bits]
-    copies = [home / str(worker) for worker in range(4)]
+        size = file.stat().st_size
+        places += [(file.relative_to(out), at, bit) for at in range(size) for bit in range(8)]
+    copies = [home / str(worker) for worker in range(WORKERS)]
     children = []
     for worker, copy in enumerate(copies):
         shutil.copytree(out, copy / "out")
@@ -476,7 +571,7 @@ def flips(home: Path, seed: int) -> list[Line]:
     for line in missed:
         print(f"    not named: {line}", file=sys.stderr)
     sizes = sum(file.stat().st_size for file in out.rglob("*"))
-    what = f"flipped bits of a folder of {sizes:,} bytes"
+    what = f"flipped bits of a folder of {sizes:,} bytes, every one"
     found = f"{len(missed)} not named by `verify`"
     return [Line(what, f"{len(places):,}", found, not missed)]
 
@@ -572,18 +667,16 @@ def _without_check(arguments: list[str | Path]) -> None:
 
 
 def together(home: Path, seed: int) -> list[Line]:
-    """Eight merges at once, each with a bound on its memory."""
+    """Eight merges at once, each held to a bound on its memory by the system."""
     recipe, _ = write_recipes(home, side=1024, layers=8)
     merge(recipe, home / "undisturbed" / "out")
     wanted = finished(home / "undisturbed" / "out")
     bound = 300 * 2**20
-    command = [sys.executable, "-m", "merganser", "merge", str(recipe)]
+    limit, kind = limited(bound)
+    command = [*limit, sys.executable, "-m", "merganser", "merge", str(recipe), "-q"]
     began = time.perf_counter()
     running = [
-        subprocess.Popen(
-            [*command, str(home / str(i) / "out"), "--memory", str(bound), "-q"],
-            stderr=subprocess.PIPE,
-        )
+        subprocess.Popen([*command, str(home / str(i) / "out"), "--memory", str(bound)])
         for i in range(8)
     ]
     peaks = dict.fromkeys(range(8), 0)
@@ -598,11 +691,26 @@ def together(home: Path, seed: int) -> list[Line]:
     )
     most = max(peaks.values())
     found = (
-        f"{good} finished with identical bytes in {seconds:.0f} s; the largest took "
-        f"{most / 2**20:.0f} MB of the {bound / 2**20:.0f} MB given (resident, measured; "
-        "it is Merganser's own bound, not a limit of the system)"
+        f"{good} finished with identical bytes in {seconds:.0f} s, each held to 300 MiB by {kind}; "
+        f"the largest was resident with {most / 2**20:.0f} MiB"
     )
-    return [Line("merges at once, `--memory 300MiB` each", "8", found, good == 8 and most <= bound)]
+    what = "merges at once, with `--memory 300MiB` each"
+    return [Line(what, "8", found, good == 8 and most <= bound)]
+
+
+def limited(bound: int) -> tuple[list[str], str]:
+    """What goes before a command so that the system gives it no more memory, and what that is called."""
+    scope = ["systemd-run", "--scope", "--quiet", "--collect"]
+    scope += ["-p", f"MemoryMax={bound}", "-p", "MemorySwapMax=0"]
+    private = ["prlimit", f"--data={bound}"]
+    for prefix, kind in (
+        (scope, "a cgroup (`MemoryMax`)"),
+        (private, "the system (`ulimit -d`: memory of its own; no cgroup could be made here)"),
+    ):
+        with suppress(FileNotFoundError):
+            if subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+                return prefix, kind
+    return [], "Merganser alone (the system has no limits here)"
 
 
 def _resident(process: int) -> int:
@@ -619,21 +727,26 @@ def _resident(process: int) -> int:
 def page(lines: list[Line], seconds: float) -> str:
     """The table, and what it says."""
     rows = "".join(f"| {line.what} | {line.times} | {line.found} |\n" for line in lines)
+    commands = ", ".join(f"`{command.words.partition(' --shard')[0]}`" for command in COMMANDS)
     return f"""# What happens when things break
 
-Measured by `make torture` ({seconds / 60:.0f} minutes); the tests have short versions.
+Measured by `make torture`, which writes this page, in one go on {date.today():%-d %B %Y} ({seconds / 60:.0f} minutes
+on {len(os.sched_getaffinity(0))} cores that had other work too). The tests have short versions.
 
 | what is done | times | what comes of it |
 |---|---|---|
 {rows}
 - *wrong* is a folder with its final name that is not, byte for byte, what an undisturbed merge writes (or what was
-  there before): weights, config, tokenizer, card and manifest but for its `log`.
+  there before): weights, config, tokenizer, card and manifest but for its `log`; or one that cannot be finished.
 - Kills come at random moments of the whole command, after imports; each is gone on with, and killed again,
   until it is done.
-- Faults are injected into every single call of the kind in turn, below Python, by a library in front of C's. An
-  error is clear if it is one line, without a traceback, with an exit code of its kind. Calls that do half of what
-  was asked must make no difference.
-- Bits: one of every byte of every file, manifest included, and every bit of the safetensors header.
+- Faults are injected into every single call of the kind in turn, below Python, by a library in front of C's, in
+  {commands}
+  (`OUT` was there before in two of them, with `--force` and `verify`); the command is then done again, with `--resume`
+  if it merges. An error is clear if it is one line, without a traceback, with an exit code of its kind, and was told by
+  whoever met it: the command line's last resort is switched off. `verify` may name several things in a line each. Calls
+  that do half of what was asked must make no difference; `list` is reading a folder.
+- Bits: every bit of every file, the manifest's and the card's included.
 - The disk is filled behind the merge's back, after its check; one that is too small from the start is refused before
   anything is written.
 """
@@ -646,10 +759,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="kills,faults,flips,disk,together")
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
-    parser.add_argument("--faults", help=argparse.SUPPRESS)
+    parser.add_argument("--faults", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.faults:
-        fault_worker(json.loads(asked.faults))
+        fault_worker(asked.faults, asked.part)
         return
     chapters: dict[str, Callable[[Path], list[Line]]] = {
         "kills": lambda home: kills(home, asked.kills, asked.seed),

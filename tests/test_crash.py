@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from conftest import RecipeFile, assert_one_line, tree
 from merganser import journal, output
 from merganser.chain import merge_all
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
-from merganser.merging import merge
+from merganser.merging import merge, verify
 from merganser.study.sweep import sweep
 
 SHARDS = "4kB"
@@ -436,3 +437,83 @@ def test_a_place_that_may_not_be_written_is_one_line(
     with pytest.raises(ResourceError) as error:
         merge(linear, tmp_path / "out")
     assert_one_line(str(error.value), "out.partial", "Read-only file system")
+
+
+def test_a_folder_whose_new_name_is_not_on_the_disk_steps_back(
+    linear: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last sync of all fails: nothing has been put in place, and ``--resume`` does it."""
+    out, sync = tmp_path / "out", output._sync
+
+    def failing(path: Path) -> None:
+        if path == out.parent:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "_sync", failing)
+        with pytest.raises(ResourceError, match="cannot be put in place"):
+            merge(linear, out, shard_size=SHARDS)
+    assert not out.exists()
+    merge(linear, out, shard_size=SHARDS, resume=True)
+    assert without_log(out) == undisturbed
+    assert not output.partial_of(out).exists()
+
+
+def test_what_cannot_be_cleared_away_spoils_no_finished_merge(
+    linear: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: output.Partial) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(output.Partial, "_remove", failing)
+    merge(linear, tmp_path / "out", shard_size=SHARDS)
+    assert without_log(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "fate"),
+    [
+        ("a", InputError, "looked at"),  # and is not taken for a model on the Hub
+        ("a/config.json", InputError, "read"),
+        ("a/model.safetensors", InputError, "read"),
+        ("a/tokenizer.json", InputError, ""),
+        ("out", ResourceError, "looked at"),
+        ("out.partial", ResourceError, ""),
+    ],
+)
+def test_a_file_that_cannot_even_be_looked_at(
+    linear: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    error: type[MerganserError],
+    fate: str,
+) -> None:
+    stat = Path.stat
+
+    def failing(self: Path, **how: Any) -> os.stat_result:
+        if self.is_absolute() and self == linear.parent / path:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    with pytest.raises(error) as caught:
+        merge(linear, linear.parent / "out")
+    assert_one_line(str(caught.value), str(linear.parent / path), "Input/output error", fate)
+
+
+def test_a_merged_folder_that_cannot_be_read_is_told(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, glob = tmp_path / "out", Path.glob
+    merge(linear, out)
+
+    def failing(self: Path, pattern: str) -> Any:
+        if self == out:
+            raise OSError(errno.EIO, "Input/output error")
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", failing)
+    with pytest.raises(InputError, match=r"out: cannot be read \(Input/output error\)"):
+        verify(out)

@@ -149,6 +149,7 @@ def test_messages_name_what_a_pickle_names_and_nothing_of_ours(tmp_path: Path) -
         b"\x80\x02]ca\nZeroStageEnum\naca\nZeroStageEnum\n)Raca\ncall\na.", tmp_path, names
     )
     assert str(told) == "[ZeroStageEnum, a ZeroStageEnum, a function]"
+    assert repr(archive.Dictionary) == "Dictionary"
 
 
 def test_links_into_a_hubs_cache_and_to_files_of_the_same_name_work(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST = 600
 """Most characters of a message; names from files may have millions."""
 
@@ -53,3 +56,23 @@ class OutputExistsError(MerganserError):
     """The output folder holds something already, and nobody said that it may go."""
 
     exit_code = 2
+
+
+@contextmanager
+def told_as(kind: type[MerganserError], fate: str, what: object) -> Iterator[None]:
+    """Tell what the system refuses as an error of ours: ``FILE: cannot be read (Permission denied)``.
+
+    Args:
+        kind: whose fault it is: an input's, or the output's.
+        fate: what cannot be: ``read``, ``written``.
+        what: named where the system does not say which file it was.
+
+    Raises:
+        MerganserError: of that kind, for an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"{error.filename or what}: cannot be {fate} ({error.strerror or error})"
+        ) from None

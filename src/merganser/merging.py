@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
@@ -15,7 +15,7 @@ from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_con
 from merganser.checkpoints.runs import companions
 from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.engine.events import Listener, ignore
-from merganser.errors import InputError, RecipeError, ResourceError
+from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
@@ -261,8 +261,7 @@ def write_folders(
     except BaseException as error:
         notes = output.abandon_all(partials[len(manifests) :])
         if isinstance(error, OSError):
-            told = f"{error.filename or 'the output'}: {error.strerror}"
-            error = ResourceError(told)
+            error = _whose_fault(error, plans.values())
         for note in notes:
             error.add_note(note)
         raise error from None
@@ -537,6 +536,15 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
     output.refuse_existing(folder, force)
     if decided is not None:
         output.refuse_overlap(decided, folder)
+
+
+def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
+    """What the system refused as an error of an input, if it is a file there, or of the output."""
+    told = f"{error.filename or 'the output'}: {error.strerror}"
+    for home in (home for decided in plans for home in decided.homes):
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
+            return InputError(told)
+    return ResourceError(told)
 
 
 def _refuse_foreign_links(decided: Plan, copy_tokenizer: bool) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from merganser.engine import TensorOutcome
-from merganser.errors import InputError, OutputExistsError, ResourceError
+from merganser.errors import InputError, OutputExistsError, ResourceError, told_as
 from merganser.journal import Journal, difference, files_of
 from merganser.planning import Plan
 from merganser.sinks import SafetensorsSink
@@ -51,7 +51,13 @@ def refuse_existing(folder: Path, force: bool) -> None:
 
     Raises:
         OutputExistsError: when it is.
+        ResourceError: when that cannot be told.
     """
+    with told_as(ResourceError, "looked at", folder):
+        _refuse_existing(folder, force)
+
+
+def _refuse_existing(folder: Path, force: bool) -> None:
     partial = partial_of(folder)
     if Path.cwd().is_relative_to(folder):
         raise OutputExistsError(
@@ -86,11 +92,13 @@ def refuse_overlap(plan: Plan, folder: Path) -> None:
 
     Raises:
         OutputExistsError: when it does.
+        ResourceError: when that cannot be told.
     """
-    for given, name in plan.homes.items():
-        for target in (folder, partial_of(folder)):
-            if _holds(target, given) or _holds(given, target):
-                raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
+    with told_as(ResourceError, "looked at", folder):
+        for given, name in plan.homes.items():
+            for target in (folder, partial_of(folder)):
+                if _holds(target, given) or _holds(given, target):
+                    raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
 
 
 def _holds(outer: Path, inner: Path) -> bool:
@@ -111,8 +119,13 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
         plans: by the folders that they go to.
 
     Raises:
-        ResourceError: when a disk is too small.
+        ResourceError: when a disk is too small, or that cannot be told.
     """
+    with told_as(ResourceError, "looked at", "the output"):
+        _check_space(plans)
+
+
+def _check_space(plans: Mapping[Path, Plan]) -> None:
     disks: dict[int, tuple[Path, list[Path]]] = {}
     for folder in plans:
         parent = folder.absolute().parent
@@ -145,11 +158,11 @@ def _written(folder: Path, plan: Plan) -> int:
 def clear_finished(folder: Path) -> None:
     """Take away what a merge left beside a folder that it had finished when it was killed."""
     partial = partial_of(folder)
-    if not _is_filled(folder) or partial.is_symlink() or not _is_ours(partial):
-        return
-    if (partial / NEW).exists():
-        return
     with suppress(OSError, OutputExistsError):
+        if not _is_filled(folder) or partial.is_symlink() or not _is_ours(partial):
+            return
+        if (partial / NEW).exists():
+            return
         lock = Lock(partial / LOCK)
         for name in (OLD, JOURNAL):
             _remove(partial / name)
@@ -374,15 +387,18 @@ class Partial:
                 self.folder.rename(old)
             try:
                 self.new.rename(self.folder)
+                _sync(self.folder.parent)
             except BaseException:
+                if not self.new.exists():
+                    self.folder.rename(self.new)
                 self._bring_back_old()
                 raise
-            _sync(self.folder.parent)
         except OSError as error:
             raise ResourceError(
                 f"{self.folder}: cannot be put in place ({error.strerror})"
             ) from None
-        self._remove()
+        with suppress(OSError):  # the output is whole: what else lies there does no harm
+            self._remove()
 
     def abandon(self) -> str | None:
         """Leave it: with its finished files, if there are any that can be gone on with, else without

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from merganser.checkpoints.small_files import read_config, read_index, read_json
-from merganser.errors import InputError
+from merganser.errors import InputError, told_as
 from merganser.tensors import TensorSpec
 
 __all__ = [
@@ -119,10 +119,13 @@ def open_checkpoint(
     Raises:
         InputError: when there is none, or its headers are wrong.
     """
+    with told_as(InputError, "read", folder):
+        return _opened(Path(folder), label or str(folder), weights)
+
+
+def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     from merganser.checkpoints.runs import locate, what_is_there
 
-    path = Path(folder)
-    name = label or str(folder)
     if not path.exists():
         raise InputError(f"{name}: no such model")
     if not path.is_file() and not path.is_dir():

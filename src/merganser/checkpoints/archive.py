@@ -136,7 +136,7 @@ class Record(metaclass=_Named):
         return {name: v for part in parts if isinstance(part, dict) for name, v in part.items()}
 
 
-class Dictionary(dict[Any, Any]):
+class Dictionary(dict[Any, Any], metaclass=_Named):
     """Stands in for ``OrderedDict``; attributes, such as a state dict's metadata, are dropped."""
 
     def __setstate__(self, state: Any) -> None:

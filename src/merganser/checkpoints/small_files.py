@@ -73,8 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: when it is missing, broken, too large, no object, or lies elsewhere.
     """
-    refuse_foreign_link(path)
     try:
+        refuse_foreign_link(path)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: too large for what it should be")
         with path.open("rb") as stream:
@@ -143,8 +143,8 @@ def read_text(file: Path) -> str:
     Raises:
         InputError: when it is no text, too large, or lies elsewhere.
     """
-    refuse_foreign_link(file)
     try:
+        refuse_foreign_link(file)
         if file.stat().st_size > MAX_TEXT:
             raise InputError(f"{file}: too large for what it should be")
         return file.read_text(encoding="utf-8")

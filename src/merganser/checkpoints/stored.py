@@ -12,6 +12,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -179,7 +180,8 @@ class Files:
                     position += count
             finally:
                 if not kept:
-                    os.close(descriptor)
+                    with suppress(OSError):
+                        os.close(descriptor)
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
@@ -203,7 +205,8 @@ class Files:
         """Close them; reading opens them again."""
         with self._lock:
             while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+                with suppress(OSError):  # nothing was written
+                    os.close(self._descriptors.popitem()[1])
 
 
 class StoredCheckpoint:

@@ -12,7 +12,7 @@ from merganser import hub, methods, recipe
 from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.checkpoints.experts import named_like
-from merganser.errors import InputError, RecipeError
+from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.depth import restacked
@@ -103,16 +103,17 @@ def plan(
     except ValueError as error:
         raise RecipeError(f"shard size: {error}") from None
     parsed = recipe.load(config, strictness)
-    return _Planner(
-        parsed,
-        checkpoints or {},
-        arithmetic or parsed.recipe.arithmetic or "exact",
-        rounding or parsed.recipe.rounding or "nearest",
-        seed if seed is not None else parsed.recipe.seed or 0,
-        weights or parsed.recipe.weights or "auto",
-        truncate_embeddings,
-        tensor_names,
-    ).plan(size)
+    with told_as(InputError, "read", "a model"):
+        return _Planner(
+            parsed,
+            checkpoints or {},
+            arithmetic or parsed.recipe.arithmetic or "exact",
+            rounding or parsed.recipe.rounding or "nearest",
+            seed if seed is not None else parsed.recipe.seed or 0,
+            weights or parsed.recipe.weights or "auto",
+            truncate_embeddings,
+            tensor_names,
+        ).plan(size)
 
 
 class _Planner:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from merganser.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,19 @@ def parse_reference(value: object) -> ModelReference:
 
 
 def exists(path: str) -> bool:
-    """Whether a path is there; False too for what no file system takes as one."""
+    """Whether a path is there; False too for what no file system takes as one.
+
+    Raises:
+        InputError: when that cannot be told, so that no folder is taken for a name on the Hub.
+    """
     try:
         return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long, an unknown home, a NUL
+    except (RuntimeError, ValueError):  # an unknown home, a NUL
         return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise InputError(f"{path}: cannot be looked at ({error.strerror})") from None
 
 
 def _from_text(text: str) -> ModelReference:

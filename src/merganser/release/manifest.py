@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merganser.checkpoints import read_json
-from merganser.errors import InputError
+from merganser.errors import InputError, ResourceError, told_as
 from merganser.methods import Combination
 from merganser.planning import Plan, Source
 from merganser.release import files
@@ -187,11 +187,14 @@ def _on_the_hub(source: Source) -> list[str]:
 
 def _license(model: Path | None) -> str | None:
     """The licence that a parent's own card states."""
-    readme = model / "README.md" if model is not None else None
-    if readme is None or not readme.is_file():
+    if model is None:
         return None
-    with readme.open("rb") as stream:  # YAML of others may grow without end; one line is enough
-        text = stream.read(2**16).decode("utf-8", "replace").replace("\r\n", "\n")
+    readme = model / "README.md"
+    with told_as(InputError, "read", readme):
+        if not readme.is_file():
+            return None
+        with readme.open("rb") as stream:  # YAML of others may grow without end; one line is enough
+            text = stream.read(2**16).decode("utf-8", "replace").replace("\r\n", "\n")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     stated = front and re.search(r"^license: *([\"']?)([\w.+-]{1,40})\1 *(#.*)?$", front[1], re.M)
     return stated[2] if stated else None
@@ -228,8 +231,9 @@ def input_states(plan: Plan) -> dict[str, str]:
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of a folder's files, or of one file."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    status = [(file.name, file.stat()) for file in files if file.is_file()]
+    with told_as(InputError, "read", path):
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        status = [(file.name, file.stat()) for file in files if file.is_file()]
     return [(name, s.st_size, s.st_mtime_ns) for name, s in status]
 
 
@@ -321,11 +325,12 @@ def write(manifest: dict[str, Any], folder: Path) -> None:
     """Write the manifest into an output folder that has all its other files: their digests are taken
     into it, and its own into its log."""
     weights = {NAME, *manifest["files"]}
-    manifest["companions"] = {
-        name: _sha256(file.read_bytes())
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and (name := file.relative_to(folder).as_posix()) not in weights
-    }
+    with told_as(ResourceError, "read", folder):
+        manifest["companions"] = {
+            name: _sha256(file.read_bytes())
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and (name := file.relative_to(folder).as_posix()) not in weights
+        }
     _write(manifest, folder)
 
 
@@ -366,7 +371,8 @@ def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
     stated: str | None = manifest["log"].get("manifest_digest")
     if stated is None:
         return "companions" not in manifest  # of a version that wrote neither
-    data = (folder / NAME).read_bytes()
+    with told_as(InputError, "read", folder / NAME):
+        data = (folder / NAME).read_bytes()
     return _sha256(data.replace(stated.encode(), UNKNOWN.encode())) == stated
 
 
@@ -386,11 +392,12 @@ def damage(
                 folder / name, f"the header of {name}", facts["header_digest"], size
             )
     known = {*manifest.get("companions", {}), *manifest.get("files", {})}
-    problems += [
-        f"{file.name} is not in the manifest"
-        for file in sorted(folder.glob("*"))
-        if file.name.endswith(_WEIGHTS) and file.name not in known
-    ]
+    with told_as(InputError, "read", folder):
+        problems += [
+            f"{file.name} is not in the manifest"
+            for file in sorted(folder.glob("*"))
+            if file.name.endswith(_WEIGHTS) and file.name not in known
+        ]
     return problems
 
 
@@ -410,13 +417,14 @@ def read(folder: Path) -> dict[str, Any]:
         InputError: when there is none, or it is no manifest.
     """
     file = folder / NAME
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"
-        )
     try:
+        with told_as(InputError, "read", file):
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder")
+            if not file.is_file():
+                raise InputError(
+                    f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"
+                )
         data = read_json(file)
         if data.get("format") != 1:
             raise ValueError("another format")
