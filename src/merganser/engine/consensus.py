@@ -359,35 +359,34 @@ def _agree(scratch, k, size, least, slack, agreed, into):
         into[j] = into[j] if agreed[j] >= least else into.dtype.type(0)
 
 
-@register_jitable
-def _merge_few(
-    few, inputs, low, size, cuts, bits, a, w, total, c, elect, divide, out, report, told
-):
-    """A block of :func:`merge`, with the factors ``a``, the weights ``w`` and the scale ``c``."""
-    n, s = low, size
-    t, by_total, by_count = total, divide == WEIGHTS, divide == COUNTED
-    if inputs.shape[0] == 2:
-        if few == 1:
-            pair: Any = merge_few(
-                2, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
-            )
-        else:
-            pair = merge_few(
-                2, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
-            )
+def _steps_for(k: int, stored: int) -> tuple[Any, Any]:
+    """Blocks of :func:`merge` and of :func:`norms` in registers, for k inputs of ``stored`` bytes."""
+
+    @register_jitable
+    def merge_block(inputs, low, size, cuts, bits, numbers, how, out, report, told):
+        a, w, t, c = numbers
+        elect, weighted, counted = how
+        n, s = low, size
+        found: Any = merge_few(
+            k, stored, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
+        )
         if report:
-            _tell_all(pair, 2, *told)
-        return
-    if few == 1:
-        three: Any = merge_few(
-            3, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
-        )
-    else:
-        three = merge_few(
-            3, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, by_total, by_count, out, report
-        )
-    if report:
-        _tell_all(three, 3, *told)
+            _tell_all(found, k, *told)
+
+    @register_jitable
+    def norms_block(inputs, low, cuts, bits, squares, sums):
+        found: Any = norms_few(k, stored, inputs, low, BLOCK, cuts, bits, squares)
+        for m in range(k - 1):
+            sums[m, 0] += found[2 * m]
+            sums[m, 1] += found[2 * m + 1]
+
+    return merge_block, norms_block
+
+
+_merge_two, _norms_two = _steps_for(2, 2)
+_merge_two_wide, _norms_two_wide = _steps_for(2, 4)
+_merge_three, _norms_three = _steps_for(3, 2)
+_merge_three_wide, _norms_three_wide = _steps_for(3, 4)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -452,7 +451,13 @@ def merge(
     if out_code != 0 or rounding != 0 or least > 0:
         few = 0
     cuts, bits = np.empty((k - 1, 2), np.uint32), np.empty((k - 1, BLOCK // 8), np.uint8)
-    parts, shares = factors.astype(np.float32), weights.astype(np.float32)
+    numbers = (
+        factors.astype(np.float32),
+        weights.astype(np.float32),
+        np.float32(total_weight),
+        np.float32(scale),
+    )
+    how = elect, divide == WEIGHTS, divide == COUNTED
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         cell = (start + low) // CELL
@@ -462,24 +467,11 @@ def merge(
         if few and size % WIDE == 0 and _keep_block(rules, cell, start + low, size, cuts, bits):
             here = here if report else 0
             told = gram[here], differ[here], ideal[here], cross[here], noise[here : here + 1]
-            total_of, scale_of = np.float32(total_weight), np.float32(scale)
-            _merge_few(
-                few,
-                inputs,
-                low,
-                size,
-                cuts,
-                bits,
-                parts,
-                shares,
-                total_of,
-                scale_of,
-                elect,
-                divide,
-                out,
-                report,
-                told,
-            )
+            block = inputs, low, size, cuts, bits, numbers, how, out, report, told
+            if k == 2:
+                _merge_two(*block) if few == 1 else _merge_two_wide(*block)
+            else:
+                _merge_three(*block) if few == 1 else _merge_three_wide(*block)
             continue
         _changes(inputs, codes, low, size, scratch)
         if rules.kinds.shape[0] == k:
@@ -513,27 +505,6 @@ def _add_up(numbers, norm):
             largest = max(largest, np.float64(abs(numbers[n])))
         return largest
     return _sum_of_sizes(numbers, BLOCK) if norm == L1 else _inner(numbers, numbers, BLOCK)
-
-
-@register_jitable
-def _norms_few(few, inputs, low, cuts, bits, norm, sums):
-    """A block of :func:`norms`."""
-    k, squares = inputs.shape[0], norm == L2
-    if k == 2 and few == 1:
-        _put_norms(norms_few(2, 2, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
-    elif k == 2:
-        _put_norms(norms_few(2, 4, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
-    elif few == 1:
-        _put_norms(norms_few(3, 2, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
-    else:
-        _put_norms(norms_few(3, 4, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
-
-
-@register_jitable
-def _put_norms(found, k, sums):
-    for m in range(k - 1):
-        sums[m, 0] += found[2 * m]
-        sums[m, 1] += found[2 * m + 1]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -570,7 +541,11 @@ def norms(
         if low % CELL == 0:
             seen[:] = 0
         if few and size == BLOCK and _keep_block(rules, cell, start + low, size, cuts, bits):
-            _norms_few(few, inputs, low, cuts, bits, norm, sums[here])
+            block = inputs, low, cuts, bits, norm == L2, sums[here]
+            if k == 2:
+                _norms_two(*block) if few == 1 else _norms_two_wide(*block)
+            else:
+                _norms_three(*block) if few == 1 else _norms_three_wide(*block)
             continue
         _changes(inputs, codes, low, size, scratch)
         _select(scratch, k, size, rules, cell, seen, start + low, keys, keep, factors)
