@@ -180,7 +180,7 @@ def test_slips_are_one_line(tmp_path: Path) -> None:
     written(study(), tmp_path)
     with pytest.raises(RecipeError) as wrong:
         report.write(tmp_path, x="speed")
-    assert_one_line(str(wrong.value), "no score 'speed'; there are: accuracy, format, tokens")
+    assert_one_line(str(wrong.value), "no score 'speed'; there are accuracy, format, tokens")
     (tmp_path / "0.jsonl").write_text('{"problem": 1}\n')
     with pytest.raises(InputError, match=r"0\.jsonl:1: no sample"):
         report.write(tmp_path)
