@@ -7,7 +7,7 @@ Times are of whole processes on the pair of 1.777 B models (and their base, wher
 place of bfloat16, against the same merge computed and stored in float64: the largest, and the share
 of elements that are more than half a unit off; elements below a thousandth of their tensor's root mean
 square are left out. Random methods have no reference.
-Writes ``bench/METHODS.md``.
+Writes ``bench/METHODS.md``; the lines of methods that are not measured stay.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _pairs(out: Path, exact: Path) -> Iterator[tuple[Any, Any]]:
                     )
 
 
-def line(case: Case, runs: Sequence[harness.Run], error: dict[str, str]) -> str:
+def line(case: Case, runs: Sequence[harness.Run], error: dict[str, str], when: str) -> str:
     """A method's row of the table."""
     good = {r.contestant: r for r in sorted(runs, key=lambda r: -r.durable_s) if not r.problem}
     problems = {r.contestant: r.problem for r in runs if r.problem}
@@ -104,12 +104,21 @@ def line(case: Case, runs: Sequence[harness.Run], error: dict[str, str]) -> str:
         memory(peer),
         error.get("merganser", "–"),
         error.get("mergekit", "–"),
+        when,
     ]
     return f"| {' | '.join(cells)} |"
 
 
-HEADER = """| method | Merganser s | × floor | MergeKit s | faster | MB | MergeKit MB | error, ulp | MergeKit's error |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
+def kept() -> dict[str, str]:
+    """The lines of the page as it is, by method."""
+    lines = PAGE.read_text().splitlines() if PAGE.exists() else []
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+
+
+HEADER = (
+    "| method | Merganser s | × floor | MergeKit s | faster | MB | MergeKit MB | error, ulp | "
+    "MergeKit's error | measured, commit |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---|"
+)
 
 
 def main() -> None:
@@ -127,7 +136,7 @@ def main() -> None:
     subprocess.run([*maker, harness.WARM_UP_FAMILY, "qwen2-1.5b"], check=True)
     bench = harness.Bench(arguments.data, cold=False)
     where = harness.machine()
-    lines: list[str] = []
+    when = f"{where['date'][:10]}, {where['commit']}"
     for case in cases:
         contestants = harness.contestants_of(case, skip_mergekit=arguments.skip_mergekit)
         runs = harness.run_case(bench, case, contestants, arguments.repeat)
@@ -136,16 +145,20 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=bench.data) as scratch:
                 for contestant in contestants:
                     found[contestant] = errors(bench, case, contestant, Path(scratch))
-        lines.append(line(case, runs, found))
-        print(lines[-1], flush=True)
+        name = case.name.removeprefix("method-")
+        lines = kept() | {name: line(case, runs, found, when)}
+        print(lines[name], flush=True)
+        order = [c.name.removeprefix("method-") for c in METHODS]
+        rows = [lines[method] for method in order if method in lines]
         PAGE.write_text(
-            "# All methods\n\nMade by `bench/methods.py`: two experts of 1.777 B parameters (and "
-            f"their base), bfloat16. {where['date']}, commit {where['commit']}, {where['cpu']}, "
-            f"{where['cores']} cores, {where['memory']} memory; inputs in the page cache; "
-            f"{arguments.repeat} run(s) each, the fastest shown; errors in units in the last place "
-            "of bfloat16 against float64, the largest, and the share of elements more than half a "
-            "unit off (elements below a thousandth of their tensor's root mean square left out)."
-            f"\n\n{HEADER}\n" + "\n".join(lines) + "\n",
+            "# All methods\n\nMade by `bench/methods.py`, which measures the methods that it is asked "
+            "for and leaves the other lines: two experts of 1.777 B parameters (and their base), "
+            f"bfloat16; {where['cpu']}, {where['cores']} cores, {where['memory']} memory; inputs in "
+            "the page cache; errors in units in the last place of bfloat16 against float64, the "
+            "largest, and the share of elements more than half a unit off (elements below a "
+            "thousandth of their tensor's root mean square left out). Where a sign is elected, or "
+            "agreement counted, single elements that lie on the line fall to the other side of it "
+            f"in float64.\n\n{HEADER}\n" + "\n".join(rows) + "\n",
             encoding="utf-8",
         )
 
