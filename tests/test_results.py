@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import merganser
 from merganser import tables
 from merganser.errors import InputError
 from merganser.study import results
@@ -111,3 +112,17 @@ def test_the_table_of_scores_fits_the_terminal(
     assert sum(line.count("↑") + line.count("↓") for line in lines) == 6
     assert any(line.startswith("* w0.7 ") for line in lines)
     assert lines.count("") == {60: 2, 80: 1, 100: 1}[width]
+
+
+def test_names_are_folded_where_there_is_no_room_and_never_cut(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [{"model": str(path), "parameters": {"weight": 1}} for path in pair]
+    plan = merganser.plan({"merge_method": "linear", "models": models})
+    monkeypatch.setattr(tables, "_console", lambda: Console(width=60))
+    tables.show_plan(plan)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 60
+    letters = "".join(line[8:].split("  ")[0] for line in shown.splitlines()[2:8])
+    assert str(pair[0]) in letters

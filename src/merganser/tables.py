@@ -265,6 +265,17 @@ class Columns:
         return grid
 
 
+def _table(columns: Sequence[str], right: Sequence[str] = (), title: str | None = None) -> Table:
+    """A table whose names are folded where there is no room, never cut; numbers stand on the right, whole."""
+    table = Table(title=title and escape(title), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        if column in right:
+            table.add_column(escape(column), justify="right", no_wrap=True)
+        else:
+            table.add_column(escape(column), overflow="fold")
+    return table
+
+
 def show_step(step: Step) -> None:
     """Print which of several merges is told of next."""
     role = "output" if step.final else "intermediate result"
@@ -276,13 +287,11 @@ def show_step(step: Step) -> None:
 def show_plan(plan: Plan, *, verbose: bool = False) -> None:
     """Print a plan for people."""
     console = _console()
-    models = Table(
-        title=f"{escape(plan.method.title)} merge", title_justify="left", box=None, pad_edge=False
+    models = _table(
+        ("", "model", "layers", "tensors", "dtypes", "size"),
+        right=("layers", "tensors", "size"),
+        title=f"{plan.method.title} merge",
     )
-    for column in ("", "model", "layers", "tensors", "dtypes", "size"):
-        models.add_column(
-            column, justify="right" if column in ("layers", "tensors", "size") else "left"
-        )
     for i, source in enumerate(plan.sources):
         specs = source.checkpoint.specs
         dtypes = ", ".join(dict.fromkeys(spec.dtype.name for spec in specs.values()))
@@ -326,6 +335,7 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         changes += f", {len(output.dropped)} left out" if output.dropped else ""
         text = f"{output.start.label}'s{changes}; {len(output.tokens):,} tokens, {plan.vocabulary:,} rows"
         tokenizer = [("tokenizer", text)]
+    threads = default_threads([plan])
     for name, value in (
         ("output", f"{plan.parameters:,} parameters, {plan.dtype}, {how}"),
         *tokenizer,
@@ -334,7 +344,7 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         (
             "needs",
             f"{format_size(plan.output_bytes)} of disk, about {format_size(memory_needed(plan))} of memory "
-            f"({default_threads([plan])} threads)",
+            f"({threads} thread{'s' if threads > 1 else ''})",
         ),
         ("plan", plan.digest[:16]),
     ):
@@ -344,16 +354,10 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
 
 def _jobs_table(plan: Plan, verbose: bool) -> Table:
     """Tensors by role; with ``verbose`` one by one."""
-    table = Table(box=None, pad_edge=False)
-    for column in (
-        "tensor" if verbose else "tensors",
-        "count",
-        "parameters",
-        "from",
-        "method",
-        "numbers",
-    ):
-        table.add_column(column, justify="right" if column in ("count", "parameters") else "left")
+    title = "tensor" if verbose else "tensors"
+    table = _table(
+        (title, "count", "parameters", "from", "method", "numbers"), right=("count", "parameters")
+    )
     groups: dict[tuple[Any, ...], list[TensorJob]] = {}
     for job in plan.jobs:
         alike = job.role, job.method, tuple(job.numbers), tuple(r.source for r in job.reads)
@@ -399,9 +403,7 @@ def _number(value: Any) -> str:
 
 def _layers_table(plan: Plan, module: str, layers: Sequence[Sequence[tuple[int, int]]]) -> Table:
     """Which layers the output's layers are, runs of them on one line."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("output layers" + ("" if module == DEFAULT else f" of {module}"))
-    table.add_column("made of")
+    table = _table(("output layers" + ("" if module == DEFAULT else f" of {module}"), "made of"))
     begin = 0
     for end in range(1, len(layers) + 1):
         next_in_all = tuple((s, i + end - begin) for s, i in layers[begin])
@@ -430,9 +432,8 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     console = _console()
     report = result.outcome.report
     if report is not None:
-        table = Table(box=None, pad_edge=False)
-        for column in ("model", "weight", "normalised", "effective", "differs"):
-            table.add_column(column, justify="left" if column == "model" else "right")
+        numbers = ("weight", "normalised", "effective", "differs")
+        table = _table(("model", *numbers), right=numbers)
         for model in report.models:
             requested, effective = _decimal(model.requested), _decimal(model.effective)
             moved = (
@@ -448,13 +449,11 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
             )
         console.print(table)
         if verbose and report.worst:
-            worst = Table(
-                title="farthest from what was asked", title_justify="left", box=None, pad_edge=False
+            worst = _table(
+                ("tensor", "model", "normalised", "effective"),
+                right=("normalised", "effective"),
+                title="farthest from what was asked",
             )
-            for column in ("tensor", "model", "normalised", "effective"):
-                worst.add_column(
-                    column, justify="left" if column in ("tensor", "model") else "right"
-                )
             for tensor, name, wanted, got in report.worst:
                 worst.add_row(escape(tensor), escape(name), _decimal(wanted), _decimal(got))
             console.print(worst)
@@ -476,9 +475,7 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
     """Print the points of a sweep for people, and what they take together."""
     console = _console()
     keys = list(dict.fromkeys(key for point, _ in planned for key in point.values))
-    table = Table(box=None, pad_edge=False)
-    for column in ("point", *keys, "method", "dtype", "size", "plan"):
-        table.add_column(escape(column), justify="right" if column == "size" else "left")
+    table = _table(("point", *keys, "method", "dtype", "size", "plan"), right=("size",))
     for point, decided in planned:
         values = [_value(point, key) for key in keys]
         facts = [decided.method.name, decided.dtype.name, format_size(decided.output_bytes)]
@@ -504,9 +501,7 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     """Print what a sweep made: a line a point; with ``verbose`` each point's own table."""
     console = _console()
     keys = list(dict.fromkeys(key for each in result.points for key in each.point.values))
-    table = Table(box=None, pad_edge=False)
-    for column in ("point", *keys, "effective weights", ""):
-        table.add_column(escape(column))
+    table = _table(("point", *keys, "effective weights", ""))
     for each in result.points:
         if verbose and each.merged is not None:
             show_result(each.merged, verbose=True)
