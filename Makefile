@@ -66,7 +66,7 @@ precision: $(BIN)/.run
 
 torture: $(BIN)/.dev
 	$(BIN)/python bench/torture.py --write
-	$(BIN)/python bench/fuzz.py
+	$(BIN)/python bench/fuzz.py --write
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py

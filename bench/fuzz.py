@@ -4,7 +4,10 @@ A worker process takes one spoiled folder after the other; it may take no more t
 begins with, and 5 seconds for each. Everything that it opens for writing, imports, compiles or runs is
 seen by an audit hook. What fails is saved, made as small as it still fails, and counted.
 
-    python bench/fuzz.py --inputs 50000 --seed 1
+    python bench/fuzz.py --inputs 50000 --seed 1 --write
+    python bench/fuzz.py --replay fuzz-out/config/1a2b3c4d-1
+
+With ``--write`` the figures go into ``docs/hostile.md``. With ``--replay`` one saved input is tried again.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -43,8 +48,18 @@ programs take the caches away, and the shorter time counts."""
 PATIENCE = 12 * SECONDS, 120 * SECONDS
 """After so much of the processor's time, or by the clock on the wall, a worker is killed."""
 
+SLOW = 1.0
+"""Seconds above which the slowest input of each kind is saved, to be looked at."""
+
 MEMORY = 2**30
 """Most bytes that one input may add to the process."""
+
+TOLD = "told.txt"
+"""What became of an input, beside its saved files."""
+
+PAGE = Path(__file__).parents[1] / "docs" / "hostile.md"
+
+BEGIN, END = "<!-- figures: written by bench/fuzz.py -->\n", "<!-- end of figures -->\n"
 
 LONGEST = 600
 """Most characters of a message, folders left out."""
@@ -81,12 +96,12 @@ class Watch:
         if event == "open":
             path, mode, flags = arguments
             writes = any(c in str(mode) for c in "wax+") if mode else flags & self.WRITES
-            if writes and not isinstance(path, int) and not self._inside(path):
+            if writes and not isinstance(path, int) and not self._may_change([path]):
                 self._tell(f"writes {path!r}")
         elif event in self.CHANGES:
             relative = arguments[-1] not in (-1, None) and isinstance(arguments[-1], int)
             paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-            if not relative and not all(map(self._inside, paths)):
+            if not relative and not self._may_change(paths):
                 self._tell(f"{event} {paths!r}")
         elif (
             event in self.RUNS
@@ -95,12 +110,18 @@ class Watch:
         ):
             self._tell(f"{event} {str(arguments)[:80]}")
 
+    def _may_change(self, paths: list[Any]) -> bool:
+        if all(map(self._inside, paths)):
+            return True
+        cached = all("__pycache__" in os.fsdecode(path) for path in paths)
+        return cached and self._is_harmless()  # a kernel that was compiled for the first time
+
     def _inside(self, path: Any) -> bool:
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
         return name.startswith(self.home) or name == "/dev/null"
 
     def _is_harmless(self) -> bool:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             file = frame.f_code.co_filename
             if file.startswith("<frozen importlib") or "/numba/" in file:
@@ -222,7 +243,8 @@ def work(
             kind.keep(files)
         if seen.what not in ("merged", "refused"):
             files = minimised(kind, files, seen, home, watch)
-        pipe.send(("end", number, seen, files if seen.what not in ("merged", "refused") else None))
+        told = seen.what not in ("merged", "refused") or seen.seconds > SLOW
+        pipe.send(("end", number, seen, files if told else None))
     pipe.send(("done",))
 
 
@@ -358,18 +380,28 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _count(tally: Tally, seen: Seen, files: Mapping[str, bytes] | None, saved: Path) -> None:
+    slowest = seen.seconds > tally.longest
     tally.counts[seen.what] += 1
     tally.memory = max(tally.memory, seen.memory)
     tally.longest = max(tally.longest, seen.seconds)
     if files is None:
         return
+    if seen.what in ("merged", "refused"):
+        if slowest:
+            shutil.rmtree(saved / tally.kind / "slowest", ignore_errors=True)
+            _save(saved / tally.kind / "slowest", files, f"{seen.seconds:.1f} s: {seen.told}")
+        return
     mark = f"{seen.what}: {seen.told.split(': ')[0]}"[:200]
     tally.failures[mark] = tally.failures.get(mark, 0) + 1
     if tally.failures[mark] <= 3:
         name = hashlib.sha256(mark.encode()).hexdigest()[:8] + f"-{tally.failures[mark]}"
-        write(files, saved / tally.kind / name)
-        (saved / tally.kind / name).mkdir(parents=True, exist_ok=True)
-        (saved / tally.kind / name / "told.txt").write_text(f"{seen.what}: {seen.told}\n")
+        _save(saved / tally.kind / name, files, f"{seen.what}: {seen.told}")
+
+
+def _save(folder: Path, files: Mapping[str, bytes], told: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(files, folder)
+    (folder / TOLD).write_text(f"{told}\n")
 
 
 def main() -> None:
@@ -380,9 +412,14 @@ def main() -> None:
     parser.add_argument("--kinds", default="", help="only these, with commas between")
     parser.add_argument("--saved", type=Path, default=Path("fuzz-out"), help="where failures go")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--write", action="store_true", help="write them into docs/hostile.md")
+    parser.add_argument("--replay", type=Path, help="try one saved input again")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kinds = mutations.kinds(Path(folder))
+    if given.replay:
+        print(replayed(kinds[given.replay.absolute().parent.name], given.replay))
+        return
     chosen = [kinds[name] for name in given.kinds.split(",")] if given.kinds else [*kinds.values()]
     tallies = []
     for kind in chosen:
@@ -394,7 +431,42 @@ def main() -> None:
         for mark, times in tally.failures.items():
             print(f"    {times:5} {mark}", flush=True)
     print(row(total(tallies)))
+    if given.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        figures = page(tallies, given.inputs, given.seed)
+        PAGE.write_text(before + BEGIN + figures + END + rest.partition(END)[2], encoding="utf-8")
     sys.exit(any(tally.failures for tally in tallies))
+
+
+def replayed(kind: mutations.Kind, saved: Path) -> Seen:
+    """Try a saved input again, by itself."""
+    warm_up(kind)
+    home = Path(tempfile.mkdtemp(prefix="merganser-fuzz-", dir=_fast_folder()))
+    files = {name: data for name, data in _files(saved).items() if name != TOLD}
+    write({**kind.files, **files}, home / "in")
+    seen = attempt(kind, home, Watch(home))
+    shutil.rmtree(home)
+    return seen
+
+
+def page(tallies: list[Tally], inputs: int, seed: int) -> str:
+    """The figures as a part of ``docs/hostile.md``."""
+    whole = total(tallies)
+    minutes = sum(tally.seconds for tally in tallies) / 60
+    header = "| kind | inputs | merged | refused | crashes | messages | hangs | memory | escapes "
+    header += "| most memory | longest |\n|---|" + "---:|" * 10
+    rows = "\n".join(map(row, [*tallies, whole]))
+    command = f"python bench/fuzz.py --inputs {inputs} --seed {seed} --write"
+    return f"""
+`{command}`, {date.today():%-d %B %Y}, {minutes:.0f} minutes on one core.
+A *crash* is any exception but Merganser's own, a *message* one that is not a printable line of bounded length, a *hang*
+more than {SECONDS:.0f} s of the processor, *memory* more than 1 GiB; *escapes* are writes elsewhere, and all that is
+run, compiled or sent.
+
+{header}
+{rows}
+
+"""
 
 
 def row(tally: Tally) -> str:
