@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import assert_one_line
-from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.evaluation import grader, problems, running, samples, scorers, statistics, tasks
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Completion, Request, Sampling
@@ -278,6 +278,18 @@ def test_several_samples_and_tasks(tmp_path: Path) -> None:
     again = running.evaluate(counting, [one, two], key="m", samples=file)
     assert (again.generated, again.scores) == (0, found.scores)
     assert running.evaluate(counting, [one, two], key="other", samples=file).generated == 14
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    with (
+        pytest.raises(ResourceError, match=r"full: cannot be written \(No space left on device\)"),
+        samples.appending(tmp_path / "full") as add,
+    ):
+        add(sample("a"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        samples.write([sample("a")], tmp_path / "file" / "x.jsonl")
 
 
 def test_problems_of_several_forms(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import merganser
 from merganser import tables
-from merganser.errors import InputError
+from merganser.errors import InputError, ResourceError
 from merganser.study import results
 from merganser.study.results import Direction, Entry, Results, Score
 
@@ -36,6 +36,12 @@ def test_written_and_read(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / results.CSV_NAME).read_text().splitlines()))
     assert [row["accuracy_mean"] for row in rows] == ["0.5", ""]
     assert rows[1]["w"] == "0.9"
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / results.JSON_NAME).symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match=r"cannot be written \(No space left on device\)"):
+        results.write(STUDY, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "entries": 3}'])

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
-from merganser.errors import InputError, ResourceError
+from merganser.errors import InputError
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation.generation import Backend, Prompt, Request
 from merganser.evaluation.samples import Sample
@@ -72,7 +71,7 @@ def evaluate(
                 found[place] = each
     kept = len(found)
     on_progress(kept, len(wanted))
-    with _appending(samples, list(found.values())) as file:
+    with _appending(samples, list(found.values())) as add:
         for task in tasks:
             places = [p for p in wanted if p[0] == task.name and p not in found]
             if not places:
@@ -91,9 +90,7 @@ def evaluate(
                     answer=answers[place[1]],
                     key=own,
                 )
-                if file is not None:
-                    file.write(kept_samples.line(found[place]))
-                    file.flush()
+                add(found[place])
                 on_progress(len(found), len(wanted))
             if lost := [place for place in places if place not in found]:
                 raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
@@ -175,12 +172,11 @@ def _wanted(tasks: Sequence[Task], key: str) -> list[tuple[Place, Prompt, str]]:
     return wanted
 
 
-def _appending(file: Path | None, begun: Sequence[Sample]) -> AbstractContextManager[TextIO | None]:
-    """The file of samples, cut down to those that still hold, open for more."""
+def _appending(
+    file: Path | None, begun: Sequence[Sample]
+) -> AbstractContextManager[Callable[[Sample], None]]:
+    """Adds to the file of samples, which is cut down to those that still hold."""
     if file is None:
-        return nullcontext(None)
-    try:
-        kept_samples.write(begun, file)
-        return file.open("a", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None
+        return nullcontext(lambda _sample: None)
+    kept_samples.write(begun, file)
+    return kept_samples.appending(file)

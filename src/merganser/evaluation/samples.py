@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError
+from merganser.errors import InputError, ResourceError, told_as
 from merganser.evaluation.generation import Finish, Prompt
 
 
@@ -48,11 +49,38 @@ def line(sample: Sample) -> str:
 
 
 def write(samples: Iterable[Sample], file: Path) -> None:
-    """Write all samples, in place of what was there, at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("".join(map(line, samples)), encoding="utf-8")
-    partial.replace(file)
+    """Write all samples, in place of what was there, at once.
+
+    Raises:
+        ResourceError: when they cannot be written.
+    """
+    with told_as(ResourceError, "written", file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(file.name + ".partial")
+        partial.write_text("".join(map(line, samples)), encoding="utf-8")
+        partial.replace(file)
+
+
+@contextmanager
+def appending(file: Path) -> Iterator[Callable[[Sample], None]]:
+    """Give a function that adds a sample to a file; it is in the file when that returns.
+
+    Raises:
+        ResourceError: when it cannot be written, by that function too.
+    """
+    with told_as(ResourceError, "written", file):
+        stream = file.open("a", encoding="utf-8")
+
+    def add(sample: Sample) -> None:
+        with told_as(ResourceError, "written", file):
+            stream.write(line(sample))
+            stream.flush()
+
+    try:
+        yield add
+    finally:
+        with suppress(OSError):  # what it holds is told of already
+            stream.close()
 
 
 def read(file: Path, *, cut_off: bool = False) -> list[Sample]:

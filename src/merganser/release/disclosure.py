@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merganser.errors import InputError, told_as
 from merganser.release import manifest
 
 LOOKED_AT = (".md", ".yml", ".yaml", ".json", ".csv", ".jsonl", ".txt")
@@ -88,9 +89,10 @@ def made_public(
 
 def _text(content: Path | bytes) -> str:
     if isinstance(content, Path):
-        if content.stat().st_size > MOST_BYTES:
-            return ""
-        content = content.read_bytes()
+        with told_as(InputError, "read", content):
+            if content.stat().st_size > MOST_BYTES:
+                return ""
+            content = content.read_bytes()
     return content.decode("utf-8", errors="replace")
 
 

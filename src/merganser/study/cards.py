@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from merganser import extras, hub, recipe
-from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.errors import InputError, MerganserError, RecipeError, ResourceError, told_as
 from merganser.evaluation.statistics import decimals
 from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
@@ -109,7 +109,6 @@ def rewrite(
             for name, (dataset, task) in named.items()
         ]
         data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
-        (home / EVAL_RESULTS).parent.mkdir(exist_ok=True)
         files.write_text(home / EVAL_RESULTS, data)
     files.write_text(home / card.NAME, text(home, made, place=place))
     manifest.restate(home, card.NAME)
@@ -251,7 +250,8 @@ def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tupl
 def _draw(place: Place, file: Path) -> None:
     """The front in the plane of the first two scores, with this point marked, if it can be drawn."""
     names = [name for name in place.results.directions if name in place.entry.scores][:2]
-    file.unlink(missing_ok=True)
+    with told_as(ResourceError, "removed", file):
+        file.unlink(missing_ok=True)
     if len(names) < 2:
         return
     try:

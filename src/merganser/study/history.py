@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,7 +63,7 @@ class History:
             else:
                 self._write(head)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
         self.lines = found[1:]
 
@@ -73,7 +74,8 @@ class History:
 
     def close(self) -> None:
         """Let others open it."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written was told of
+            self._file.close()
 
     def __enter__(self) -> History:
         return self

@@ -14,7 +14,7 @@ from typing import Any
 
 from merganser import hub, merging, recipe
 from merganser.engine.events import Listener, ignore
-from merganser.errors import InputError, MerganserError
+from merganser.errors import InputError, MerganserError, told_as
 from merganser.release import card, disclosure, manifest
 from merganser.release.disclosure import Disclosed
 from merganser.study import cards
@@ -209,7 +209,8 @@ def push(publication: Publication, state: State, *, progress: bool = True) -> Pu
 
 def _points(home: Path) -> tuple[list[Path], str | None]:
     """The folders of a sweep that are published, and the study's name."""
-    found = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
+    with told_as(InputError, "read", home):
+        found = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
     whole = {each.name: each for each in found if not _is_partial(each)}
     if not (home / studies.JSON_NAME).is_file():
         if not whole:
@@ -276,7 +277,9 @@ def _public(
     documents = recipe.read_documents(folder / manifest.RECIPE)[0]
     changed = disclosure.made_public(files, made, [document.data for document in documents])
     place = cards.find(folder)
-    if (folder / card.NAME).read_text(encoding="utf-8") == cards.text(folder, made, place=place):
+    with told_as(InputError, "read", folder / card.NAME):
+        kept = (folder / card.NAME).read_text(encoding="utf-8")
+    if kept == cards.text(folder, made, place=place):
         last = manifest.recipe_made_public(documents[-1].data, manifest.public_names(made))
         text = cards.text(folder, manifest.made_public(made), last, place)
         changed[card.NAME] = text.encode()

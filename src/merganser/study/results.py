@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from merganser import recipe
-from merganser.errors import InputError
+from merganser.errors import InputError, ResourceError, told_as
 from merganser.evaluation.statistics import Direction, Score
 from merganser.recipe.references import ModelReference, exists
 
@@ -88,11 +88,16 @@ class Results:
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write ``results.json`` and ``results.csv`` into a folder that exists."""
-    content = {"format": FORMAT, **asdict(results)}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / JSON_NAME).write_text(text, encoding="utf-8")
-    (folder / CSV_NAME).write_text(as_csv(results), encoding="utf-8")
+    """Write ``results.json`` and ``results.csv`` into a folder that exists.
+
+    Raises:
+        ResourceError: when they cannot be written.
+    """
+    record = {"format": FORMAT, **asdict(results)}
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in ((JSON_NAME, text), (CSV_NAME, as_csv(results))):
+        with told_as(ResourceError, "written", folder / name):
+            (folder / name).write_text(content, encoding="utf-8")
 
 
 def read(folder: Path) -> Results:
