@@ -227,7 +227,7 @@ def test_points_that_cannot_be_merged_are_named_before_any_is(
     )
     with pytest.raises(InputError) as error:
         sweep(file, tmp_path / "out")
-    assert_one_line(str(error.value), "point m_w0.7: ./gone: no such", "; wrong too: m_w0.9")
+    assert_one_line(str(error.value), "point m_w0.7: ", "./gone: no such", "; wrong too: m_w0.9")
     assert not (tmp_path / "out").exists()
     method = recipe_file(SWEEP.replace("linear", "\"{{ 'linear' if w < 0.5 else 'linaer' }}\""))
     with pytest.raises(RecipeError) as wrong:
