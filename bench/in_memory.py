@@ -3,8 +3,8 @@
     python bench/in_memory.py [--data bench/data] [--repeat 3]
 
 Times the engine alone, in one process, the contestants in turn: one weight into the null sink, nine
-weights in one pass into null sinks, and a new weight written into a live 1.8 B model. Prints a
-table, and with ``--json`` the numbers.
+weights in one pass into null sinks, and a new weight written into a live 1.8 B model, as it is and as
+``evaluate:`` has it on the CPU. Prints a table, and with ``--json`` the numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 import merganser
 from merganser.planning import Plan
 from merganser.sinks import NullSink
+from merganser.study.live import LiveModel
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
@@ -57,12 +58,15 @@ def main() -> None:
     arguments = parser.parse_args()
     plans = [linear(arguments.data, weight) for weight in WEIGHTS]
     model = AutoModelForCausalLM.from_pretrained(arguments.data / "qwen2-1.5b/a", dtype="bfloat16")
+    wide = LiveModel(device="cpu", dtype="float32")
+    wide.become(plans[0])
     contestants: dict[str, Callable[[], object]] = {
         "one weight, null sink": lambda: merganser.run(plans[:1], [NullSink()]),
         "nine weights in one pass, null sinks": lambda: merganser.run(
             plans, [NullSink() for _ in plans]
         ),
         "live 1.8 B model, new weight": lambda: merganser.blend(model, plans[4]),
+        "the same, computing in float32": lambda: wide.become(plans[4]),
     }
     for work in contestants.values():  # load compiled code, and the inputs into the page cache
         work()
