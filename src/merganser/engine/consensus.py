@@ -261,28 +261,33 @@ def _are_few(inputs, codes, rules, itemsize):
     k = inputs.shape[0]
     if not 2 <= k <= MOST or rules.kinds.shape[0] != k - 1 or itemsize != 4:
         return 0
-    if np.all(codes == 0):
+    for code in codes:
+        if code != codes[0]:
+            return 0
+    if codes[0] == 0:
         return 1
-    return 2 if np.all(codes == 2) else 0
+    return 2 if codes[0] == 2 else 0
 
 
 @register_jitable
 def _keep_block(rules, cell, index, size, cuts, bits):
     """What is kept of a block, as :mod:`few` takes it; or False, where ties must be counted one by one."""
+    first, count = index >> 3, size >> 3
     for m in range(rules.kinds.shape[0]):
         rule = rules.kinds[m]
         cuts[m, 0], cuts[m, 1] = 0, ABSENT
-        begin = index >> 3
-        end = begin + (size >> 3)
         if rule == MASKED:
-            bits[m, : size >> 3] = rules.masks[m, begin:end]
+            for n in range(count):
+                bits[m, n] = rules.masks[m, first + n]
             continue
         if rule == DRAWN:
             draw_bits(rules.seeds[m], rules.chances[m], index, size, bits, m)
             if rules.masks.shape[1]:
-                rules.masks[m, begin:end] = bits[m, : size >> 3]
+                for n in range(count):
+                    rules.masks[m, first + n] = bits[m, n]
             continue
-        bits[m, : size >> 3] = 0xFF
+        for n in range(count):
+            bits[m, n] = 0xFF
         if rule == NOTHING:
             cuts[m, 0] = ABSENT
         elif rule == BETWEEN:
