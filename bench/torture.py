@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -433,9 +433,9 @@ COMMANDS = (
 )
 
 
-def faults(home: Path, seed: int) -> list[Line]:
+def faults(home: Path, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Line]:
     """Let every single call of some commands fail in turn, in two processes that have the library in
-    front of the system's."""
+    front of the system's; only calls of some kinds where that is asked for."""
     if shutil.which("gcc") is None:
         return [Line("I/O faults", "0", "skipped: there is no gcc", True)]
     (home / "shim.c").write_text(SHIM)
@@ -452,6 +452,7 @@ def faults(home: Path, seed: int) -> list[Line]:
         sweep(several, place / "swept/out", shard_size="32kB", threads=1)
         shutil.copytree(place / "swept/out/m_w0.2", place / "old/out")
         command = [sys.executable, __file__, "--faults", str(place), "--part", str(part)]
+        command += ["--calls", ",".join(kinds)]
         workers.append(subprocess.Popen(command, env=os.environ | {"LD_PRELOAD": str(library)}))
     if any([worker.wait() for worker in workers]):
         return [Line("I/O faults", "0", "the harness broke", False)]
@@ -468,7 +469,7 @@ def faults(home: Path, seed: int) -> list[Line]:
     return lines
 
 
-def fault_worker(home: Path, part: int) -> None:
+def fault_worker(home: Path, part: int, kinds: Sequence[str]) -> None:
     """A process with the library: forks a command for every call that is to fail."""
     import ctypes
 
@@ -488,8 +489,8 @@ def fault_worker(home: Path, part: int) -> None:
         return code, told, int(count.read_text())
 
     results = {}
-    for kind, errors in KINDS.items():
-        for fault in errors:
+    for kind in kinds:
+        for fault in KINDS[kind]:
             tally = dict.fromkeys(("calls", "wrong", "unclear", "finished", "resumed"), 0)
             name = f"`{kind}` that gives {NAMES[fault]}"
             failing = partial(attempt, kind=kind, fault=fault)
@@ -761,13 +762,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
     parser.add_argument("--faults", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--calls", default=",".join(KINDS), help="only faults of these")
     asked = parser.parse_args()
     if asked.faults:
-        fault_worker(asked.faults, asked.part)
+        fault_worker(asked.faults, asked.part, asked.calls.split(","))
         return
     chapters: dict[str, Callable[[Path], list[Line]]] = {
         "kills": lambda home: kills(home, asked.kills, asked.seed),
-        "faults": lambda home: faults(home, asked.seed),
+        "faults": lambda home: faults(home, asked.seed, asked.calls.split(",")),
         "flips": lambda home: flips(home, asked.seed),
         "disk": lambda home: disk(home, asked.seed),
         "together": lambda home: together(home, asked.seed),

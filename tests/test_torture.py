@@ -1,8 +1,9 @@
-"""The harness of ``make torture``, a little of it: random kills, full disks, flipped bits."""
+"""The harness of ``make torture``, a little of it: random kills, full disks, faults."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,10 +23,18 @@ def torture() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("chapter", ["kills", "disk"])
+@pytest.mark.parametrize("chapter", ["kills", "disk", "faults"])
 def test_nothing_is_lost(torture: ModuleType, tmp_path: Path, chapter: str) -> None:
-    arguments = {"kills": (8, 1), "disk": (1,)}[chapter]
+    arguments = {"kills": (8, 1), "disk": (1,), "faults": (1, ("rename",))}[chapter]
     lines = getattr(torture, chapter)(tmp_path, *arguments)
     assert lines
     for line in lines:
         assert line.good, line
+
+
+def test_a_limit_of_the_system_holds(torture: ModuleType) -> None:
+    prefix, kind = torture.limited(300 * 2**20)
+    if not prefix:
+        pytest.skip("the system has none here")
+    command = [*prefix, sys.executable, "-c", "bytearray(400 * 2**20)"]
+    assert subprocess.run(command, capture_output=True).returncode != 0, kind
