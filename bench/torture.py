@@ -728,7 +728,6 @@ def _resident(process: int) -> int:
 def page(lines: list[Line], seconds: float) -> str:
     """The table, and what it says."""
     rows = "".join(f"| {line.what} | {line.times} | {line.found} |\n" for line in lines)
-    commands = ", ".join(f"`{command.words.partition(' --shard')[0]}`" for command in COMMANDS)
     return f"""# What happens when things break
 
 Measured by `make torture`, which writes this page, in one go on {date.today():%-d %B %Y} ({seconds / 60:.0f} minutes
@@ -741,12 +740,11 @@ on {len(os.sched_getaffinity(0))} cores that had other work too). The tests have
   there before): weights, config, tokenizer, card and manifest but for its `log`; or one that cannot be finished.
 - Kills come at random moments of the whole command, after imports; each is gone on with, and killed again,
   until it is done.
-- Faults are injected into every single call of the kind in turn, below Python, by a library in front of C's, in
-  {commands}
-  (`OUT` was there before in two of them, with `--force` and `verify`); the command is then done again, with `--resume`
-  if it merges. An error is clear if it is one line, without a traceback, with an exit code of its kind, and was told by
-  whoever met it: the command line's last resort is switched off. `verify` may name several things in a line each. Calls
-  that do half of what was asked must make no difference; `list` is reading a folder.
+- Faults are injected into every single call of the kind in turn, below Python, by a library in front of C's: in a merge,
+  a merge with `--force` over an old folder, a sweep of three points, and `verify`. The command is then done again, with
+  `--resume` if it is a merge. An error is clear if it is one line, without a traceback, with an exit code of its kind,
+  and was told by whoever met it: the command line's last resort is switched off. `verify` may name several things in a
+  line each. Calls that do half of what was asked must make no difference; `list` is reading a folder.
 - Bits: every bit of every file, the manifest's and the card's included.
 - The disk is filled behind the merge's back, after its check; one that is too small from the start is refused before
   anything is written.
