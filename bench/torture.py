@@ -740,7 +740,7 @@ on {len(os.sched_getaffinity(0))} cores that had other work too). The tests have
   there before): weights, config, tokenizer, card and manifest but for its `log`; or one that cannot be finished.
 - Kills come at random moments of the whole command, after imports; each is gone on with, and killed again,
   until it is done.
-- Faults are injected into every single call of the kind in turn, below Python, by a library in front of C's: in a merge,
+- Faults are injected into every single call of the kind in turn, below Python, by a library before C's: in a merge,
   a merge with `--force` over an old folder, a sweep of three points, and `verify`. The command is then done again, with
   `--resume` if it is a merge. An error is clear if it is one line, without a traceback, with an exit code of its kind,
   and was told by whoever met it: the command line's last resort is switched off. `verify` may name several things in a
