@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0
 """Off a terminal a line is written this often."""
 
+BAR_WIDTH = 80
+"""What the bar of a merge takes without the tensor's name."""
+
 
 class ProgressBar:
     """Listens to the engine: a bar on a terminal, else a line now and then; always on stderr."""
@@ -68,11 +71,12 @@ class ProgressBar:
         )
         self.task: Any = None
         self.total = 0
+        self.compiled = False
         self.began = self.written = time.monotonic()
 
     def listen(self, event: Event) -> None:
         """Take an event of the engine."""
-        from merganser.engine.events import Finished, Merged, Started
+        from merganser.engine.events import Compiling, Finished, Merged, Started
 
         if isinstance(event, Started):
             self.total = event.total_bytes
@@ -80,11 +84,16 @@ class ProgressBar:
             if self.progress is not None:
                 self.progress.start()
                 self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
+        elif isinstance(event, Compiling):
+            self.console.print("compiling the loops, once on this machine", style="dim")
+            self.compiled = True
         elif isinstance(event, Merged):
+            if self.compiled:  # that is no part of the rate
+                self.began, self.compiled = time.monotonic(), False
             if self.progress is not None:
-                self.progress.update(
-                    self.task, completed=event.done_bytes, tensor=escape(event.tensor)
-                )
+                room = self.console.width - BAR_WIDTH
+                tensor = escape(event.tensor[-room:]) if room > 0 else ""
+                self.progress.update(self.task, completed=event.done_bytes, tensor=tensor)
             elif time.monotonic() - self.written > LINE_SECONDS:
                 self._line(event.done_bytes)
         elif isinstance(event, Finished):

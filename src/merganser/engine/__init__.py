@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
+from merganser.engine.events import Compiling, Event, Finished, Listener, Merged, Started, ignore
 from merganser.engine.report import ModelWeight, Report, TensorOutcome, summarize
 from merganser.engine.work import Group, Work, group_jobs
 from merganser.engine.worker import Worker
@@ -174,7 +174,15 @@ class _Crew:
         Raises:
             Whatever the first thread that failed raised.
         """
+        from numba.core import event
+
         self._most_open = threads + 1
+        compiles = event.RecordingListener()  # type: ignore[no-untyped-call]
+        with event.install_listener("numba:compile", compiles):
+            self._run(threads, compiles.buffer)
+
+    def _run(self, threads: int, compiles: Sequence[object]) -> None:
+        told = False
         crew = [
             threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True)
             for i in range(threads)
@@ -185,6 +193,10 @@ class _Crew:
             for thread in crew:
                 while thread.is_alive():
                     thread.join(0.2)  # in steps, so that Ctrl-C is heard
+                    if compiles and not told:
+                        with self._counting:
+                            self._on_event(Compiling())
+                        told = True
         except BaseException as error:
             self._fail(error)
             deadline = time.monotonic() + PATIENCE

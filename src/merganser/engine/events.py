@@ -16,6 +16,11 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Compiling:
+    """Loops are made into machine code, which is kept: the first merge of its kind on a machine."""
+
+
+@dataclass(frozen=True, slots=True)
 class Merged:
     """A tile of an output tensor is done."""
 
@@ -30,7 +35,7 @@ class Finished:
     seconds: float
 
 
-Event = Started | Merged | Finished
+Event = Started | Compiling | Merged | Finished
 Listener = Callable[[Event], None]
 
 
