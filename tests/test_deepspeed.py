@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 
 from archives import edited
 from conftest import RecipeFile, assert_one_line, save_weights
-from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints import deepspeed, open_checkpoint
+from merganser.checkpoints.archive import PickledTensor
 from merganser.errors import InputError
 from merganser.merging import merge
 from merganser.release.facts import inspect
+from merganser.tensors import FLOAT32
 from sources import Tensors, deepspeed_classes, model, zero
 
 MODEL = "mp_rank_00_model_states.pt"
@@ -228,3 +231,15 @@ def test_other_classes_are_refused(step: Path) -> None:
 def test_a_step_that_is_missing(step: Path, told: str) -> None:
     (step / "latest").write_text(told)
     refused(step, str(step / "latest"), "missing")
+
+
+def test_many_vectors_are_cut_in_no_time() -> None:
+    """Files of others may have as many as they like."""
+    n = 5_000
+    vectors = [[PickledTensor(Path("x"), 16 * i, FLOAT32, (4,), (1,)) for i in range(n)]]
+    shapes = [{f"w{i}": (4,) for i in range(n)}]
+    began = time.process_time()
+    made = list(deepspeed._of_stage_3(shapes, vectors, {}))
+    assert time.process_time() - began < 5
+    assert [block[0].offset for _, (_, block, _) in made] == [16 * i for i in range(n)]
+    assert all(len(block) == 1 for _, (_, block, _) in made)
