@@ -364,34 +364,84 @@ def _agree(scratch, k, size, least, slack, agreed, into):
         into[j] = into[j] if agreed[j] >= least else into.dtype.type(0)
 
 
-def _steps_for(k: int, stored: int) -> tuple[Any, Any]:
-    """Blocks of :func:`merge` and of :func:`norms` in registers, for k inputs of ``stored`` bytes."""
-
-    @register_jitable
-    def merge_block(inputs, low, size, cuts, bits, numbers, how, out, report, told):
-        a, w, t, c = numbers
-        elect, weighted, counted = how
-        n, s = low, size
-        found: Any = merge_few(
-            k, stored, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
-        )
-        if report:
-            _tell_all(found, k, *told)
-
-    @register_jitable
-    def norms_block(inputs, low, cuts, bits, squares, sums):
-        found: Any = norms_few(k, stored, inputs, low, BLOCK, cuts, bits, squares)
-        for m in range(k - 1):
-            sums[m, 0] += found[2 * m]
-            sums[m, 1] += found[2 * m + 1]
-
-    return merge_block, norms_block
+# Blocks of :func:`merge` and of :func:`norms` in registers, for two and three inputs, in bfloat16 and in
+# float32. They must not be closures of one function: numba gives these names that only a process knows
+# apart, and code of other processes comes from the cache.
 
 
-_merge_two, _norms_two = _steps_for(2, 2)
-_merge_two_wide, _norms_two_wide = _steps_for(2, 4)
-_merge_three, _norms_three = _steps_for(3, 2)
-_merge_three_wide, _norms_three_wide = _steps_for(3, 4)
+@register_jitable
+def _merge_two(inputs, low, size, cuts, bits, numbers, how, out, report, told):
+    a, w, t, c = numbers
+    elect, weighted, counted = how
+    n, s = low, size
+    found: Any = merge_few(
+        2, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
+    )
+    if report:
+        _tell_all(found, 2, *told)
+
+
+@register_jitable
+def _merge_two_wide(inputs, low, size, cuts, bits, numbers, how, out, report, told):
+    a, w, t, c = numbers
+    elect, weighted, counted = how
+    n, s = low, size
+    found: Any = merge_few(
+        2, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
+    )
+    if report:
+        _tell_all(found, 2, *told)
+
+
+@register_jitable
+def _merge_three(inputs, low, size, cuts, bits, numbers, how, out, report, told):
+    a, w, t, c = numbers
+    elect, weighted, counted = how
+    n, s = low, size
+    found: Any = merge_few(
+        3, 2, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
+    )
+    if report:
+        _tell_all(found, 3, *told)
+
+
+@register_jitable
+def _merge_three_wide(inputs, low, size, cuts, bits, numbers, how, out, report, told):
+    a, w, t, c = numbers
+    elect, weighted, counted = how
+    n, s = low, size
+    found: Any = merge_few(
+        3, 4, inputs, n, s, cuts, bits, a, w, t, c, elect, weighted, counted, out, report
+    )
+    if report:
+        _tell_all(found, 3, *told)
+
+
+@register_jitable
+def _put_norms(found, k, sums):
+    for m in range(k - 1):
+        sums[m, 0] += found[2 * m]
+        sums[m, 1] += found[2 * m + 1]
+
+
+@register_jitable
+def _norms_two(inputs, low, cuts, bits, squares, sums):
+    _put_norms(norms_few(2, 2, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
+
+
+@register_jitable
+def _norms_two_wide(inputs, low, cuts, bits, squares, sums):
+    _put_norms(norms_few(2, 4, inputs, low, BLOCK, cuts, bits, squares), 2, sums)
+
+
+@register_jitable
+def _norms_three(inputs, low, cuts, bits, squares, sums):
+    _put_norms(norms_few(3, 2, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
+
+
+@register_jitable
+def _norms_three_wide(inputs, low, cuts, bits, squares, sums):
+    _put_norms(norms_few(3, 4, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
