@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import zipfile
 from collections.abc import Callable
@@ -30,3 +31,13 @@ def edited(source: Path, target: Path, change: Callable[[bytes], bytes]) -> Path
         return changed
 
     return rezipped(source, target, only_pickles)
+
+
+def by_name(member: enum.Enum, _protocol: int) -> tuple[Any, ...]:
+    """How Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+    return getattr, (type(member), member.name)
+
+
+def by_value(member: enum.Enum, _protocol: int) -> tuple[Any, ...]:
+    """How all other releases do."""
+    return type(member), (member.value,)

@@ -231,7 +231,8 @@ def share_of(tensor: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
 def deepspeed_classes() -> Iterator[tuple[Any, Any]]:
     """Classes that pickle under the names of DeepSpeed's loss scaler and stages."""
     scaler = type("LossScaler", (), {"__init__": lambda self: setattr(self, "cur_scale", 1.0)})
-    stages = enum.IntEnum("ZeroStageEnum", [("one", 1), ("two", 2), ("three", 3)])
+    names = ["disabled", "optimizer_states", "gradients", "weights"]
+    stages = enum.IntEnum("ZeroStageEnum", names, start=0)
     homes = {
         "deepspeed.runtime.fp16.loss_scaler": scaler,
         "deepspeed.runtime.zero.config": stages,

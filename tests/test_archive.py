@@ -15,10 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor.metadata import MEM_FORMAT_ENCODING
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from archives import rezipped
 from conftest import assert_one_line
-from merganser.checkpoints import archive
+from merganser.checkpoints import archive, dcp, deepspeed, fsdp
 from merganser.errors import InputError
 
 
@@ -109,6 +111,136 @@ def test_tricks_of_pickles(tmp_path: Path, code: bytes) -> None:
     state = {key: dict(attributes) for key, attributes in before.items()}
     refused(with_pickle(tmp_path, code))
     assert {key: dict(attributes) for key, attributes in before.items()} == state
+
+
+# -- getattr, with which some releases of Python pickle members of enumerations ---------------------
+
+
+def text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
+
+
+def named(module: str, name: str, protocol: int = 0) -> bytes:
+    if protocol >= 4:
+        return text(module) + text(name) + b"\x93"
+    return f"c{module}\n{name}\n".encode()
+
+
+@pytest.mark.parametrize("protocol", [0, 4])
+@pytest.mark.parametrize("builtins", ["builtins", "__builtin__"])
+@pytest.mark.parametrize(
+    ("module", "kind", "names", "values"),
+    [
+        (module, kind, room.NAMES, {member.name: member.value for member in members})
+        for room in (dcp, fsdp)
+        for module, kind, members in (
+            ("torch.distributed.checkpoint", "_MEM_FORMAT_ENCODING", _MEM_FORMAT_ENCODING),
+            ("torch.distributed._shard.sharded_tensor", "MEM_FORMAT_ENCODING", MEM_FORMAT_ENCODING),
+        )
+    ]
+    + [
+        (
+            "deepspeed.runtime.zero",
+            "ZeroStageEnum",
+            deepspeed.NAMES,
+            {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3},
+        )
+    ],
+)
+def test_members_by_name_are_those_by_value(
+    tmp_path: Path,
+    module: str,
+    kind: str,
+    names: archive.Names,
+    values: dict[str, int],
+    builtins: str,
+    protocol: int,
+) -> None:
+    module += ".config" if kind == "ZeroStageEnum" else ".metadata"
+    cls = named(module, kind, protocol)
+    for member, value in values.items():
+        asked = named(builtins, "getattr", protocol) + b"(" + cls + text(member) + b"tR."
+        by_name = archive.unpickle(asked, tmp_path, names)
+        by_value = archive.unpickle(cls + b"K" + bytes([value]) + b"\x85R.", tmp_path, names)
+        assert type(by_name) is type(by_value) is names[module, kind]
+        assert by_name.arguments == by_value.arguments == (value,)
+        assert by_name.state is by_value.state is None
+
+
+LISTED: archive.Names = {
+    **archive.GETATTR,
+    ("a", "Kind"): archive.enumeration("Kind", A=1),
+    ("a", "Plain"): archive.record("Plain"),
+    ("a", "call"): archive.Function(len),
+}
+_KIND, _PLAIN, _CALL = (named("a", name) for name in ("Kind", "Plain", "call"))
+_GETATTR = named("builtins", "getattr")
+
+
+def getattr_of(*arguments: bytes) -> bytes:
+    return _GETATTR + b"(" + b"".join(arguments) + b"tR"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (getattr_of(_KIND, text("B")), "the attribute 'B' of Kind"),
+        (getattr_of(_KIND, text("A.real")), "the attribute 'A.real' of Kind"),
+        (getattr_of(_KIND, text("")), "the attribute '' of Kind"),
+        (getattr_of(_KIND, text("a\nb")), "the attribute 'a\\nb' of Kind"),
+        (getattr_of(_KIND, text("x" * 250)), "the attribute '" + "x" * 40 + "' of Kind"),
+        (getattr_of(_KIND, text("__class__")), "the attribute '__class__' of Kind"),
+        (getattr_of(_KIND, text("__subclasses__")), "the attribute '__subclasses__' of Kind"),
+        (getattr_of(_KIND, text("__setstate__")), "the attribute '__setstate__' of Kind"),
+        (getattr_of(_KIND, text("members")), "the attribute 'members' of Kind"),
+        (getattr_of(_PLAIN, text("arguments")), "the attribute 'arguments' of Plain"),
+        (getattr_of(_PLAIN, text("A")), "the attribute 'A' of Plain"),
+        (
+            getattr_of(named("collections", "OrderedDict"), text("fromkeys")),
+            "the attribute 'fromkeys' of Dictionary",
+        ),
+        (getattr_of(_CALL, text("_call")), "the attribute '_call' of a Function"),
+        (getattr_of(_GETATTR, text("__globals__")), "the attribute '__globals__' of a Function"),
+        (getattr_of(named("torch", "float32"), text("name")), "the attribute 'name' of a DType"),
+        (getattr_of(text("x"), text("format")), "the attribute 'format' of a str"),
+        (getattr_of(b"]", text("append")), "the attribute 'append' of a list"),
+        (getattr_of(_KIND + b"K\1\x85R", text("A")), "the attribute 'A' of a Kind"),
+        (getattr_of(getattr_of(_KIND, text("A")), text("A")), "the attribute 'A' of a Kind"),
+        (
+            getattr_of(getattr_of(_KIND, text("A")), text("__class__")),
+            "the attribute '__class__' of a Kind",
+        ),
+        (getattr_of(_KIND, b"K\1"), "a nameless attribute of Kind"),
+        (getattr_of(_KIND, b"N"), "a nameless attribute of Kind"),
+        (getattr_of(_KIND, b"]"), "a nameless attribute of Kind"),
+        (getattr_of(_KIND, b"C\1A"), "a nameless attribute of Kind"),
+        (getattr_of(_KIND, getattr_of(_KIND, text("A"))), "a nameless attribute of Kind"),
+        (getattr_of(_KIND, text("A"), _CALL), "the attribute 'A' of Kind"),
+        (getattr_of(_KIND), "an attribute of nothing"),
+        (getattr_of(named("os", "path"), text("join")), "os.path"),
+        (getattr_of(named("a", "Other"), text("A")), "a.Other"),
+        (getattr_of(named("a", "Kind.A", 4), text("A")), "a.Kind.A"),
+        (named("builtins", "getattr.__self__", 4), "builtins.getattr.__self__"),
+        (named("builtins", "setattr") + b"(" + _KIND + text("A") + b"NtR", "builtins.setattr"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_getattr_gives_what_is_listed_and_no_more(tmp_path: Path, code: bytes, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        archive.unpickle(code + b".", tmp_path / "x.pt", LISTED)
+    assert_one_line(str(error.value), f"x.pt: asks for {told}", "which weights do not need")
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_member_that_is_changed_is_so_for_nobody_else(tmp_path: Path) -> None:
+    asked = getattr_of(_KIND, text("A"))
+    changed, fresh = archive.unpickle(
+        b"(" + asked + b"}" + text("x") + b"Nsb" + asked + b"t.", tmp_path, LISTED
+    )
+    assert (changed.state, fresh.state) == ({"x": None}, None)
+    for code in (_KIND + b"}b.", _GETATTR + b"}b.", _GETATTR + b")\x81."):
+        with pytest.raises(InputError, match="damaged"):
+            archive.unpickle(code, tmp_path, LISTED)
 
 
 def test_what_is_asked_for_is_named_in_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
+from archives import by_name, by_value
 from conftest import RecipeFile, assert_one_line, config, make_model, write_json
 from merganser.checkpoints import open_checkpoint
 from merganser.errors import InputError
@@ -75,6 +77,17 @@ def test_the_model_is_found(
     checkpoint = open_checkpoint(alone(tmp_path / "m", state))
     assert set(checkpoint.specs) == names
     assert [repr(note) in told for told in checkpoint.notes] == [True] * (note is not None)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reduce", [by_name, by_value])
+def test_every_python_s_way_to_pickle_a_memory_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reduce: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", reduce)
+    folder = alone(tmp_path / "m", {"a.w": torch.ones(2)})
+    assert (b"getattr" in (folder / ".metadata").read_bytes()) == (reduce is by_name)
+    assert set(open_checkpoint(folder).specs) == {"a.w"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from archives import edited
+from archives import by_name, by_value, edited
 from conftest import RecipeFile, assert_one_line, save_weights
 from merganser.checkpoints import deepspeed, open_checkpoint
 from merganser.checkpoints.archive import PickledTensor
@@ -61,6 +61,21 @@ def test_a_step_means_its_float32_weights(step: Path, reference: str) -> None:
     assert checkpoint.specs["model.norm.weight"].dtype.name == "float32"
     sheet = inspect(str(step / reference))
     assert (sheet["step"], sheet["missing"]) == (30, [])
+
+
+@pytest.mark.parametrize("reduce", [by_name, by_value])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_python_s_way_to_pickle_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, reduce: Callable[..., Any]
+) -> None:
+    zero(stage, 1)(tmp_path / "a")
+    file = tmp_path / "a/global_step30" / optimizer(0)
+    with deepspeed_classes() as (_, stages):
+        content = torch.load(file, weights_only=False)
+        monkeypatch.setattr(stages, "__reduce_ex__", reduce)
+        torch.save(content, file)
+    assert (b"getattr" in file.read_bytes()) == (reduce is by_name)
+    assert open_checkpoint(tmp_path / "a").format == f"DeepSpeed ZeRO-{stage} of 1 rank"
 
 
 def test_weights_beside_the_step_are_what_its_name_means(step: Path) -> None:

@@ -17,6 +17,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,12 +108,14 @@ class Record(metaclass=_Named):
     """An object of a class that a pickle may name, as inert as a form that was filled in.
 
     Attributes:
+        members: what a pickle may ask of the class itself, by name, and what makes that.
         arguments: what it was made with.
         state: what was put into it afterwards.
     """
 
     __slots__ = ("arguments", "state")
 
+    members: ClassVar[Mapping[str, Callable[[], Any]]] = {}
     arguments: tuple[Any, ...]
     state: Any
 
@@ -169,9 +172,20 @@ Names = Mapping[tuple[str, str], Any]
 """What a pickle may name: module and name, and what it gets for that."""
 
 
-def record(name: str) -> type[Record]:
-    """A class of records."""
-    return type(name, (Record,), {"__slots__": ()})
+def record(name: str, **members: Callable[[], Any]) -> type[Record]:
+    """A class of records, with what a pickle may ask of it by name."""
+    return type(name, (Record,), {"__slots__": (), "members": members})
+
+
+def enumeration(name: str, **values: int) -> type[Record]:
+    """A class of records whose members, asked for by name, are what it makes of their values."""
+    made = record(name)
+    made.members = {member: partial(made, value) for member, value in values.items()}
+    return made
+
+
+class _Unlisted(pickle.UnpicklingError):
+    """A pickle asks for what no list allows; the message says for what."""
 
 
 _KEYS = (str, int, float, bytes, type(None), DType, Record)
@@ -250,6 +264,11 @@ def unpickle(
         return _Unpickler(data, file, {**TENSORS, **(names or {})}, storages or {}).load()
     except InputError:
         raise
+    except _Unlisted as asked:
+        raise InputError(
+            f"{file}: asks for {asked}, which weights do not need, so it is not read; if you trust "
+            "it, load it with torch and save its weights as safetensors"
+        ) from None
     except Exception as error:  # whatever a damaged pickle makes the machine stumble over
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{file}: its pickle is damaged ({reason})") from None
@@ -331,11 +350,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         found = self._names.get((module, name))
         if found is None:
             asked = f"{module}.{name}"[:100]
-            raise InputError(
-                f"{self._file}: asks for {asked if asked.isprintable() else ascii(asked)}, which "
-                "weights do not need, so it is not read; if you trust it, load it with torch and "
-                "save its weights as safetensors"
-            )
+            raise _Unlisted(asked if asked.isprintable() else ascii(asked))
         return found
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -570,6 +585,20 @@ def _rebuild_wrapper_subclass(cls: Any, *arguments: Any) -> Any:
     return cls(*arguments)
 
 
+def _getattr(*asked: Any) -> Any:
+    """Stands in for ``getattr``: knows the members that classes of records list, and no other attribute."""
+    match asked:
+        case [type() as cls, str() as name] if issubclass(cls, Record) and name in cls.members:
+            return cls.members[name]()
+        case [cls, name, *_]:
+            named = isinstance(name, str)
+            told = f"the attribute {name[:40]!r}" if named else "a nameless attribute"
+            owner = repr(cls) if isinstance(cls, _Named) else f"a {type(cls).__name__}"
+            raise _Unlisted(f"{told} of {owner}")
+        case _:
+            raise _Unlisted("an attribute of nothing")
+
+
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -604,3 +633,20 @@ TENSORS: Names = {
     **{("torch", dtype.name): dtype for dtype in BY_NAME.values()},
 }
 """What every pickle may name."""
+
+GETATTR: Names = {(module, "getattr"): Function(_getattr) for module in ("builtins", "__builtin__")}
+"""What pickles with members of enumerations, or with classes within classes, may name.
+
+Python 3.11.0 to 3.11.3 pickle a member as ``getattr(CLASS, NAME)``, all other releases as ``CLASS(VALUE)``.
+"""
+
+MEMORY_FORMATS: Names = {
+    (f"torch.distributed.{module}.metadata", name): enumeration(
+        name, TORCH_CONTIGUOUS_FORMAT=0, TORCH_CHANNELS_LAST=1, TORCH_PRESERVE_FORMAT=2
+    )
+    for module, name in (
+        ("checkpoint", "_MEM_FORMAT_ENCODING"),
+        ("_shard.sharded_tensor", "MEM_FORMAT_ENCODING"),
+    )
+}
+"""The enumerations with which descriptions of sharded tensors tell their memory format."""

@@ -38,9 +38,7 @@ def _names() -> Names:
         (f"{checkpoint}.metadata", "MetadataIndex"),
         (f"{checkpoint}.metadata", "StorageMeta"),
         (f"{checkpoint}.metadata", "TensorProperties"),
-        (f"{checkpoint}.metadata", "_MEM_FORMAT_ENCODING"),
         (f"{sharded}.metadata", "TensorProperties"),
-        (f"{sharded}.metadata", "MEM_FORMAT_ENCODING"),
         (f"{checkpoint}.filesystem", "_StorageInfo"),
         (f"{checkpoint}.filesystem", "_StoragePrefix"),
         ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
@@ -50,7 +48,7 @@ def _names() -> Names:
     for module in ("pathlib", "pathlib._local"):
         for inert in ("Path", "PosixPath", "WindowsPath"):
             names[module, inert] = record(inert)
-    return names
+    return {**names, **archive.GETATTR, **archive.MEMORY_FORMATS}
 
 
 NAMES = _names()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints import archive, pickled, read_config, runs
-from merganser.checkpoints.archive import Function, Names, PickledTensor, record
+from merganser.checkpoints.archive import Function, Names, PickledTensor, enumeration, record
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor, cut
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
@@ -30,12 +30,15 @@ SCALERS = ("LossScaler", "DynamicLossScaler", "LossScalerBase")
 
 NAMES: Names = {
     **{("deepspeed.runtime.fp16.loss_scaler", name): record(name) for name in SCALERS},
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): record("ZeroStageEnum"),
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): enumeration(
+        "ZeroStageEnum", disabled=0, optimizer_states=1, gradients=2, weights=3
+    ),
     ("deepspeed.utils.tensor_fragment", "fragment_address"): record("fragment_address"),
     ("deepspeed.runtime.base_optimizer", "ZeROOptimizer"): record("ZeROOptimizer"),
     ("argparse", "Namespace"): record("Namespace"),
     ("builtins", "set"): Function(list),
     ("__builtin__", "set"): Function(list),
+    **archive.GETATTR,
 }
 """What these files may name beside tensors."""
 

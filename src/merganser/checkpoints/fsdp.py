@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,16 +30,10 @@ SMALL = 2**12
 """Bytes up to which tensors that every rank has whole are compared between the ranks."""
 
 DTensor = record("DTensor")
-ShardedTensor = record("ShardedTensor")
+ProcessGroupState = record("ProcessGroupState")
+ShardedTensor = record("ShardedTensor", ProcessGroupState=lambda: ProcessGroupState)
 Shard = record("Shard")
 Replicate = record("Replicate")
-
-
-def _process_group_state(cls: Any, name: Any) -> Any:
-    """The one attribute that the pickle of a ShardedTensor asks for."""
-    if cls is not ShardedTensor or name != "ProcessGroupState":
-        raise pickle.UnpicklingError(f"it asks for the attribute {str(name)[:40]!r}")
-    return record("ProcessGroupState")
 
 
 def _names() -> Names:
@@ -75,13 +68,10 @@ def _names() -> Names:
         ("sharding_spec.chunk_sharding_spec", "ChunkShardingSpec"),
         ("sharded_tensor.metadata", "ShardedTensorMetadata"),
         ("sharded_tensor.metadata", "TensorProperties"),
-        ("sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
     ):
         names[f"{sharded}.{module}", name] = record(name)
     names["torch.distributed.remote_device", "_remote_device"] = record("_remote_device")
-    for module in ("__builtin__", "builtins"):
-        names[module, "getattr"] = Function(_process_group_state)
-    return names
+    return {**names, **archive.GETATTR, **archive.MEMORY_FORMATS}
 
 
 NAMES = _names()
