@@ -11,14 +11,22 @@ import traceback
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from conftest import make_model, tree
 from hostile import ATTACKS, HARMLESS, HEAD, linked
 from merganser.checkpoints import archive, open_checkpoint
+from merganser.cli import main
 from merganser.errors import InputError
 from merganser.merging import merge
 from merganser.release import card, manifest
 from merganser.tensors import DTYPES
+
+_SEARCH = """
+search: {over: {w: {from: 0, to: 1}}, objectives: {accuracy: max}, method: random, budget: 2}
+evaluate:
+  tasks: [{name: sums, problems: sums.jsonl, scorers: [accuracy]}]
+"""
 
 SECONDS = 5
 MEMORY = 2**30
@@ -44,8 +52,6 @@ def in_a_process(folder: Path) -> tuple[int, str, int]:
 
 
 def _merge(folder: Path, errors: Path) -> int:
-    from merganser.cli import main
-
     os.chdir(folder)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + 2**28, resource.RLIM_INFINITY))
@@ -66,7 +72,6 @@ def pair_of_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import jinja2  # noqa: F401
 
     import merganser.study.sweep  # noqa: F401
-    from merganser.cli import main
 
     assert huggingface_hub.__version__
     folder = tmp_path_factory.mktemp("hostile")
@@ -110,6 +115,25 @@ def test_a_link_elsewhere_is_refused_before_anything_is_merged(models: Path) -> 
     with pytest.raises(InputError, match=r"vocab\.txt: is a link out of its folder"):
         merge(models / "recipe.yml", models / "out", shard_size="1kB")
     assert tree(models) == before  # several files could have been whole by then
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "generation_config.json"])
+@pytest.mark.parametrize("block", ["", "sweep: {w: [0.5, 0.7]}\n", _SEARCH])
+def test_a_plan_tells_of_a_link_elsewhere_as_the_merge_does(
+    models: Path, file: str, block: str
+) -> None:
+    linked(file, "passwd")(models)
+    (models / "sums.jsonl").write_text('{"id": "1", "problem": "1 + 1 =", "answer": "2"}\n')
+    recipe = models / "recipe.yml"
+    with pytest.raises(InputError) as refusal:
+        merge(recipe, models / "out")
+    recipe.write_text(block + HEAD % ('"{{ w }}"' if block else "1"))
+    told = CliRunner().invoke(main, ["plan", str(recipe)])
+    assert (told.exit_code, told.stdout) == (3, "")
+    assert told.stderr == f"merganser: {refusal.value}\n"
+    assert f"{file}: is a link out of its folder" in told.stderr
+    code = CliRunner().invoke(main, ["plan", str(recipe), "--no-copy-tokenizer"]).exit_code
+    assert code == (0 if file == "vocab.txt" else 3)
 
 
 @pytest.mark.parametrize("name", sorted(HARMLESS))

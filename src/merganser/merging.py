@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from merganser import __version__, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
 from merganser.checkpoints.runs import companions
-from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
 from merganser.release import card, config, files, manifest, tokenizer
+from merganser.release.copies import refuse_foreign_links
 from merganser.sinks import DigestSink, ModuleSink, NullSink, Sink, StateDictSink
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def write_folders(
     manifests: list[dict[str, Any]] = []
     try:
         for folder, decided in plans.items():
-            _refuse_foreign_links(decided, copy_tokenizer)
+            refuse_foreign_links([decided], copy_tokenizer)
             partials.append(
                 Partial(
                     folder, decided, force=force, leftover=leftover, digest_inputs=digest_inputs
@@ -545,17 +545,6 @@ def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
             return InputError(told)
     return ResourceError(told)
-
-
-def _refuse_foreign_links(decided: Plan, copy_tokenizer: bool) -> None:
-    """Refuse small files that cannot be copied into the output, before any weight is merged.
-
-    Raises:
-        InputError: when one is a link out of its folder.
-    """
-    tokenizers = tokenizer.copied(decided) if copy_tokenizer else []
-    for file in (*config.copied(decided), *tokenizers):
-        refuse_foreign_link(file)
 
 
 def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:

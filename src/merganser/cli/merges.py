@@ -196,9 +196,10 @@ def convert(source: str, out: Path, **options: Any) -> None:
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @recipe_options
+@tokenizer_option
 @click.option("-v", "--verbose", is_flag=True, help="A line for every tensor.")
 @json_option
-def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **options: Any) -> None:
     """Show what merging CONFIG would do, without reading weights.
 
     Of a sweep: every point. Of a search: its ranges, and a candidate from the middle of them.
@@ -210,16 +211,18 @@ def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
       merganser plan sweep.yml
     """
     from merganser import chain, planning
+    from merganser.release.copies import refuse_foreign_links
     from merganser.study.language import has_block, is_sweep
 
     prepare(options)
     if is_sweep(config):
-        _plan_sweep(config, as_json, verbose, options)
+        _plan_sweep(config, copy_tokenizer, as_json, verbose, options)
         return
     if has_block(config, "search"):
-        _plan_search(config, as_json, verbose, options)
+        _plan_search(config, copy_tokenizer, as_json, verbose, options)
         return
     plans = chain.plan_all(config, **options)
+    refuse_foreign_links((decided for _, decided in plans if decided), copy_tokenizer)
     if as_json:
         found = [
             {
@@ -246,11 +249,15 @@ def plan(config: Path, as_json: bool, verbose: bool, **options: Any) -> None:
             click.echo(f"merganser: warning: {warning}", err=True)
 
 
-def _plan_sweep(config: Path, as_json: bool, verbose: bool, options: dict[str, Any]) -> None:
+def _plan_sweep(
+    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
+) -> None:
     from merganser import planning, tables
+    from merganser.release.copies import refuse_foreign_links
     from merganser.study import sweep as sweeps
 
     planned = sweeps.plan_points(config, **options)
+    refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
     total = sweeps.input_bytes([decided for _, decided in planned])
     if as_json:
         points = [
@@ -267,13 +274,17 @@ def _plan_sweep(config: Path, as_json: bool, verbose: bool, options: dict[str, A
         click.echo(f"merganser: warning: {warning}", err=True)
 
 
-def _plan_search(config: Path, as_json: bool, verbose: bool, options: dict[str, Any]) -> None:
+def _plan_search(
+    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
+) -> None:
     from merganser import planning
+    from merganser.release.copies import refuse_foreign_links
     from merganser.study import exploration
     from merganser.study.space import load_search
 
     search = load_search(config, options["strictness"])
     planned = exploration.plan_samples(search, **options)
+    refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
     if as_json:
         samples = [
             {"values": point.values, **planning.describe(decided)} for point, decided in planned

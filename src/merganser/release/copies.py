@@ -1,0 +1,21 @@
+"""Which small files of the inputs an output gets, and whether it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from merganser.checkpoints.small_files import refuse_foreign_link
+from merganser.planning import Plan
+from merganser.release import config, tokenizer
+
+
+def refuse_foreign_links(plans: Iterable[Plan], copy_tokenizer: bool = True) -> None:
+    """Refuse small files that cannot be copied into an output, before any weight is merged.
+
+    Raises:
+        InputError: when one is a link out of its folder.
+    """
+    for plan in plans:
+        tokenizers = tokenizer.copied(plan) if copy_tokenizer else []
+        for file in (*config.copied(plan), *tokenizers):
+            refuse_foreign_link(file)
