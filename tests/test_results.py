@@ -89,6 +89,21 @@ def test_a_wrong_type_is_told_with_file_and_key(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("number", ["1e999", "1" + 400 * "0"], ids=["float", "integer"])
+def test_a_number_beyond_all_floats_is_refused(number: str, tmp_path: Path) -> None:
+    results.write(STUDY, tmp_path)
+    file = tmp_path / results.JSON_NAME
+    file.write_text(file.read_text().replace('"error": 0.1', f'"error": {number}'))
+    with pytest.raises(InputError, match=rf"results\.json: .*{number[:20]} is no number"):
+        results.read(tmp_path)
+
+
+def test_models_in_unknown_homes_keep_their_names(tmp_path: Path) -> None:
+    found = replace(STUDY, places=(".",))
+    for model in ("~no.such.user/acc", "~no.such.user/acc+runs/lora"):
+        assert results.reference(found, tmp_path, model).text == model
+
+
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_the_table_of_scores_fits_the_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

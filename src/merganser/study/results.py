@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -109,7 +110,12 @@ def read(folder: Path) -> Results:
     """
     path = folder / JSON_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_number,
+            parse_float=_number,
+            parse_int=_number,
+        )
     except FileNotFoundError:
         raise InputError(f"{path}: not there; has this study been evaluated?") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -133,8 +139,12 @@ def read(folder: Path) -> Results:
     return found
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+def _number(text: str) -> float:
+    """A number of a JSON file, if it is one that can be computed with."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no number")
+    return int(text) if text.removeprefix("-").isdigit() else number
 
 
 def places(home: Path, beside: Path | None) -> tuple[str, ...]:
@@ -162,8 +172,6 @@ def reference(found: Results, folder: Path, model: str) -> ModelReference:
     homes = [folder / place for place in found.places]
 
     def located(path: str) -> str:
-        if Path(path).expanduser().is_absolute():
-            return path
         return next((str(home / path) for home in homes if exists(str(home / path))), path)
 
     if (whole := located(model)) != model:
