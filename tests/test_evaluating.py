@@ -76,6 +76,7 @@ def test_experts_are_compared_from_wherever_a_report_is_asked_for(
     ("old", "new", "line", "told"),
     [
         ("sums.jsonl", "sum.jsonl", 12, "problems: there is no file"),
+        ("sums.jsonl", "~no.such.user/sums.jsonl", 12, "problems: there is no file"),
         ("sums.jsonl", "sum.jsonl", 12, "did you mean 'sums.jsonl'?"),
         ("[exact, tokens]", "[exat, tokens]", 14, "no scorer 'exat'; did you mean 'exact'?"),
         ("[exact, tokens]", "[xyz, tokens]", 14, "and your own as module:function"),

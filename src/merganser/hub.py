@@ -7,15 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from merganser.errors import InputError, MerganserError, RecipeError
-from merganser.recipe import exists, nearest
-
-MOST_NAMES = 10_000
-"""Of a folder that are looked through for the one that was meant."""
+from merganser.recipe import exists, nearest_in
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -56,32 +52,26 @@ def resolve(
     local = local_folder(path, beside)
     if local is not None:
         return local
-    slip = _slip(path, beside)
-    hint = f" (did you mean {slip}?)" if slip else ""
     if not is_hub_id(path):
         tried = f" (nor in {beside})" if beside is not None and not Path(path).is_absolute() else ""
-        raise InputError(f"{path}: no such folder{tried}{hint}")
-    return _from_hub(path, revision, weights, hint)
+        raise InputError(f"{path}: no such folder{tried}{_hint(path, beside)}")
+    return _from_hub(path, revision, beside, weights)
 
 
-def _slip(path: str, beside: Path | None) -> str | None:
-    """The path that is there and differs in one name, evidently a slip; None if there is none."""
+def _hint(path: str, beside: Path | None) -> str:
+    """Names the path that is there and differs in one name, evidently a slip; empty if there is none."""
     for home in (Path(), *([] if beside is None else [beside])):
         parts = () if path.startswith("~") else Path(path).parts
         for n, part in enumerate(parts):
             folder = home.joinpath(*parts[:n])
             if exists(str(folder / part)):
                 continue
-            try:
-                there = [entry.name for entry in islice(folder.iterdir(), MOST_NAMES)]
-            except OSError:
-                there = []
-            found = nearest(part, [name for name in there if name[:1] != "."], cutoff=0.65)
-            if found is not None:
+            if found := nearest_in(folder, part):
                 meant = Path(*parts[:n], found, *parts[n + 1 :])
-                return str(meant if exists(str(home / meant)) else Path(*parts[:n], found))
+                whole = meant if exists(str(home / meant)) else Path(*parts[:n], found)
+                return f" (did you mean {whole}?)"
             break
-    return None
+    return ""
 
 
 def local_folder(path: str, beside: Path | None = None) -> Path | None:
@@ -93,7 +83,7 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
     return None
 
 
-def _from_hub(repository: str, revision: str | None, weights: bool, hint: str) -> Path:
+def _from_hub(repository: str, revision: str | None, beside: Path | None, weights: bool) -> Path:
     from huggingface_hub import constants, list_repo_files, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -126,12 +116,14 @@ def _from_hub(repository: str, revision: str | None, weights: bool, hint: str) -
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
         raise InputError(
-            f"{name}: no such folder{hint}, and not in the Hub's cache either ({why}); "
-            f"fetch it with: hf download {repository}"
+            f"{name}: no such folder{_hint(repository, beside)}, and not in the Hub's cache either "
+            f"({why}); fetch it with: hf download {repository}"
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{name}: no such folder{hint}, and the Hub says: {reason}") from None
+        raise InputError(
+            f"{name}: no such folder{_hint(repository, beside)}, and the Hub says: {reason}"
+        ) from None
 
 
 def chosen_gguf(files: Iterable[str], name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,10 +250,9 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
                 f"{key_name(where)}: two scores are called {metrics[-1].name!r}; give one a name",
                 where,
             )
-    file = folder / Path(entry.problems).expanduser()
+    file = folder / os.path.expanduser(entry.problems)  # noqa: PTH111 (which takes unknown homes)
     if not recipe.exists(str(file)):
-        there = file.parent.iterdir() if file.parent.is_dir() else iter(())
-        slip = recipe.nearest(file.name, [each.name for each in there], cutoff=0.65)
+        slip = recipe.nearest_in(file.parent, file.name)
         hint = f"; did you mean {slip!r}?" if slip else ""
         address = document.address((*place, "problems"))
         told = f"{key_name((*place, 'problems'))}: there is no file {file}{hint}"

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ __all__ = [
     "SliceSource",
     "Strictness",
     "exists",
+    "instead",
     "invalid",
     "json_schema",
     "key_name",
@@ -38,6 +40,7 @@ __all__ = [
     "load_all",
     "model_references",
     "nearest",
+    "nearest_in",
     "parse_reference",
     "parse_setting",
     "read_documents",
@@ -48,6 +51,9 @@ Strictness = Literal["lenient", "normal", "strict"]
 
 MAX_UNKNOWN = 100
 """Most keys without a meaning that a recipe may have."""
+
+MOST_NAMES = 10_000
+"""Of a folder that are looked through for the one that was meant."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,15 @@ def instead(word: str, known: Iterable[str]) -> str:
     known = list(known)
     slip = nearest(word, known, cutoff=0.6)
     return f"did you mean {slip!r}?" if slip else f"there are {', '.join(known) or 'none'}"
+
+
+def nearest_in(folder: Path, name: str) -> str | None:
+    """What lies in a folder and has the name that ``name`` is evidently a slip for, or None."""
+    try:
+        there = [entry.name for entry in islice(folder.iterdir(), MOST_NAMES)]
+    except OSError:
+        return None
+    return nearest(name, [each for each in there if not each.startswith(".")], cutoff=0.65)
 
 
 def judge_unknown(
