@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 import merganser
 from conftest import RecipeFile, assert_one_line, change_config, make_model, tree
-from merganser import merging, methods
+from merganser import merging, methods, tables
 from merganser.cli import main
 from merganser.cli.options import MEANINGLESS
+from merganser.engine import events
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
@@ -520,3 +523,34 @@ def test_help_takes_less_than_a_third_of_a_second() -> None:
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
     assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_time_for_compiling_is_no_part_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off a terminal: no line for the tile that had to wait, and then what the tiles after it took."""
+    now = 0.0
+    monkeypatch.setattr(tables.time, "monotonic", lambda: now)
+    bar = tables.ProgressBar()
+    bar.listen(events.Started(40_000_000, 1, 1))
+    bar.listen(events.Compiling())
+    now = 20.0
+    bar.listen(events.Merged("a", 10_000_000))
+    now = 30.0
+    bar.listen(events.Merged("a", 20_000_000))
+    told = capsys.readouterr().err.splitlines()[1:]
+    assert told == ["merging: 50%, 1 MB/s, 20 s left"]
+
+
+def test_the_bar_of_a_merge_takes_the_place_of_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        tables, "Console", lambda **_: Console(file=StringIO(), force_terminal=True)
+    )
+    bar = tables.ProgressBar()
+    for total in (10, 20):
+        bar.listen(events.Started(total, 1, 1))
+        bar.listen(events.Finished(0.1))
+    assert bar.progress is not None
+    assert [task.total for task in bar.progress.tasks] == [20]

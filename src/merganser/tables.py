@@ -70,7 +70,7 @@ class ProgressBar:
             else None
         )
         self.task: Any = None
-        self.total = 0
+        self.total = self.before = 0
         self.compiled = False
         self.began = self.written = time.monotonic()
 
@@ -79,9 +79,11 @@ class ProgressBar:
         from merganser.engine.events import Compiling, Finished, Merged, Started
 
         if isinstance(event, Started):
-            self.total = event.total_bytes
+            self.total, self.before = event.total_bytes, 0
             self.began = self.written = time.monotonic()
             if self.progress is not None:
+                if self.task is not None:  # of the merge before this one
+                    self.progress.remove_task(self.task)
                 self.progress.start()
                 self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
         elif isinstance(event, Compiling):
@@ -89,7 +91,8 @@ class ProgressBar:
             self.compiled = True
         elif isinstance(event, Merged):
             if self.compiled:  # that is no part of the rate
-                self.began, self.compiled = time.monotonic(), False
+                self.began = self.written = time.monotonic()
+                self.before, self.compiled = event.done_bytes, False
             if self.progress is not None:
                 room = self.console.width - BAR_WIDTH
                 tensor = escape(event.tensor[-room:]) if room > 0 else ""
@@ -101,7 +104,7 @@ class ProgressBar:
 
     def _line(self, done: int) -> None:
         self.written = time.monotonic()
-        rate = done / (self.written - self.began)
+        rate = (done - self.before) / (self.written - self.began)
         left = (self.total - done) / rate if rate else 0.0
         self.console.print(
             f"merging: {done / max(self.total, 1):.0%}, {format_size(rate)}/s, {left:.0f} s left",
