@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 from conftest import assert_one_line, make_model
-from merganser import cli
+from merganser import cli, tables
 from merganser.errors import InputError
 from merganser.planning import CELL
 from merganser.study import ranks
@@ -41,7 +42,8 @@ def test_figures_are_those_of_float64(tmp_path: Path, dtype: str) -> None:
         number[:2] = torch.tensor([0.0, -0.0] if i else [-0.0, 0.0], dtype=kind)
         make_model(tmp_path / name, dtype=kind, extra={"model.extra": number})
     c, a, b = (str(tmp_path / name) for name in "abc")
-    found = {t.name: t for t in diff(a, b, base=c, threads=2).tensors}
+    whole = diff(a, b, base=c, threads=2)
+    found = {t.name: t for t in whole.tensors}
     again = {t.name: t for t in diff(a, b, base=c, threads=1).tensors}
     tensors = [load(Path(model)) for model in (a, b, c)]
     assert found.keys() == tensors[0].keys()
@@ -65,7 +67,7 @@ def test_figures_are_those_of_float64(tmp_path: Path, dtype: str) -> None:
             "same_sign": float((da * db > 0).sum() / both.sum()),
             "interference": float(1 - (da + db).abs().sum() / (da.abs().sum() + db.abs().sum())),
         }
-        assert each.figures(True) == pytest.approx(wanted, rel=1e-6, abs=1e-9), name
+        assert whole.figures([each]) == pytest.approx(wanted, rel=1e-6, abs=1e-9), name
         assert each.sums.tolist() == again[name].sums.tolist()
 
 
@@ -151,3 +153,24 @@ def test_ranks_of_models(tmp_path: Path) -> None:
     printed = CliRunner().invoke(cli.main, ["diff", a, b, "--rank"])
     assert printed.exit_code == 0, printed.output
     assert "effective rank" in printed.output
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_tables_of_a_comparison_fit_the_terminal(
+    pair: tuple[Path, Path],
+    width: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Headings and numbers are whole, and names are whole or folded."""
+    a, b = map(str, pair)
+    found = diff(a, b, base=a, rank=True)
+    monkeypatch.setattr(tables, "_console", lambda: Console(width=width))
+    tables.show_diff(found)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= width
+    for heading in found.figures(found.tensors):
+        assert out.count(heading.replace("_", " ")) >= 4, heading
+    if width == 80:
+        assert "\nmodel.layers.1.mlp.gate_proj.weight " in out

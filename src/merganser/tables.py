@@ -204,10 +204,14 @@ GAP = 2
 
 
 def _print_columns(console: Console, columns: Sequence[_Column]) -> None:
-    """Print a table; where the terminal is too narrow, several below each other, all with the first column."""
+    """Print a table; where the terminal is too narrow, several below each other, all with the first column.
+
+    The first column takes half of the terminal at the most: longer names are folded.
+    """
     first, *others = columns
+    most = console.width // 2
     while True:
-        room, count = console.width - first.width, 0
+        room, count = console.width - min(first.width, most), 0
         while count < len(others) and (room := room - GAP - others[count].width) >= 0:
             count += 1
         count = max(1, count)
@@ -215,7 +219,12 @@ def _print_columns(console: Console, columns: Sequence[_Column]) -> None:
         shown = [first, *others[:count]]
         for column in shown:
             justify: Literal["left", "right"] = "right" if column.right else "left"
-            table.add_column(escape(column.title), justify=justify, overflow="fold")
+            table.add_column(
+                escape(column.title),
+                justify=justify,
+                overflow="fold",
+                max_width=most if column is first else None,
+            )
         for row in zip(*(column.cells for column in shown), strict=True):
             table.add_row(*map(escape, row))
         console.print(table)
@@ -651,7 +660,7 @@ def show_diff(found: Diff) -> None:
     from merganser.study import diff
 
     console = _console()
-    ranked = sorted(found.tensors, key=lambda t: -(t.figures(found.based)["relative"] or 0))
+    ranked = sorted(found.tensors, key=lambda t: -(found.figures([t])["relative"] or 0))
     parts = {
         "layer": found.groups("layer"),
         "role": found.groups("role"),
@@ -659,16 +668,12 @@ def show_diff(found: Diff) -> None:
         "all": {"": list(found.tensors)},
     }
     for title, groups in parts.items():
-        table = Table(box=None, pad_edge=False)
-        columns = found.figures(found.tensors)
-        for column in (title, *columns):
-            table.add_column(
-                column.replace("_", " "), justify="left" if column == title else "right"
-            )
-        for name, tensors in groups.items():
-            values = found.figures(tensors).values()
-            table.add_row(escape(name), *("–" if v is None else f"{v:.4g}" for v in values))
-        console.print(table)
+        rows = [found.figures(tensors) for tensors in groups.values()]
+        columns = [
+            _Column(key.replace("_", " "), [_figure(row[key]) for row in rows], True)
+            for key in found.figures(found.tensors)
+        ]
+        _print_columns(console, [_Column(title, list(groups)), *columns])
         console.print()
     total = sum(t.elements for t in found.tensors)
     ulps = Table(box=None, pad_edge=False)
@@ -680,6 +685,10 @@ def show_diff(found: Diff) -> None:
     console.print(ulps)
     for name, reason in found.skipped.items():
         console.print(f"not compared: {name} ({reason})", markup=False, highlight=False)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _decimal(value: float | None) -> str:

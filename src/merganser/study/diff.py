@@ -48,10 +48,6 @@ class TensorDiff:
     sums: Array
     rank: float | None = None
 
-    def figures(self, based: bool, ranked: bool = False) -> dict[str, float | None]:
-        """What the sums say: see :func:`figures`."""
-        return figures([self], based, ranked)
-
 
 @dataclass(frozen=True, slots=True)
 class Diff:
@@ -169,8 +165,8 @@ def figures(
             "interference": _ratio(sides - joint, sides),
         }
     if ranked:
-        ranks = [t.rank for t in chosen if t.rank is not None]
-        found["effective_rank"] = _ratio(math.fsum(ranks), len(ranks))
+        known = [t.rank for t in chosen if t.rank is not None]
+        found["effective_rank"] = _ratio(math.fsum(known), len(known))
     return found
 
 
