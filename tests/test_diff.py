@@ -174,3 +174,15 @@ def test_the_tables_of_a_comparison_fit_the_terminal(
         assert out.count(heading.replace("_", " ")) >= 4, heading
     if width == 80:
         assert "\nmodel.layers.1.mlp.gate_proj.weight " in out
+
+
+def test_what_is_not_finite_has_no_rank(tmp_path: Path) -> None:
+    """Nor does numpy speak of it: here warnings are errors."""
+    inf = torch.inf
+    for seed, name in enumerate("ab"):
+        extra = {"model.x": torch.full((4, 8), inf), "model.y": torch.full((8, 4), inf)}
+        make_model(tmp_path / name, seed=seed, extra=extra)
+    found = diff(str(tmp_path / "a"), str(tmp_path / "b"), rank=True)
+    ranked = {tensor.name: tensor.rank for tensor in found.tensors}
+    assert ranked["model.x"] is ranked["model.y"] is None
+    assert ranked["lm_head.weight"]

@@ -31,15 +31,16 @@ def effective_rank(shape: tuple[int, int], rows: Callable[[int, int], Array]) ->
         The rank, between 1 and the smaller side; None for a matrix of zeros, or one that is not finite.
     """
     height, width = shape
-    if width <= height:
-        gram = np.zeros((width, width))
-        step = max(1, AT_ONCE // width)
-        for begin in range(0, height, step):
-            block = rows(begin, min(height, begin + step))
-            gram += block.T @ block
-    else:
-        whole = rows(0, height)
-        gram = whole @ whole.T
+    with np.errstate(over="ignore", invalid="ignore"):  # it is looked at below
+        if width <= height:
+            gram = np.zeros((width, width))
+            step = max(1, AT_ONCE // width)
+            for begin in range(0, height, step):
+                block = rows(begin, min(height, begin + step))
+                gram += block.T @ block
+        else:
+            whole = rows(0, height)
+            gram = whole @ whole.T
     if not np.isfinite(gram).all() or not gram.any():
         return None
     found = np.linalg.eigvalsh(gram)
