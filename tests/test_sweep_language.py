@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from conftest import RecipeFile, assert_one_line, make_model
 from merganser.errors import RecipeError
 from merganser.sinks import DigestSink
 from merganser.study import expressions
-from merganser.study.language import is_sweep, load_points, select
+from merganser.study.language import find_point, is_sweep, load_points, select
 
 STUDY = """
 name: merge_w{{ w }}_linear
@@ -221,6 +222,20 @@ def test_conditions_that_choose_nothing(only: list[str], complaint: str) -> None
     with pytest.raises(RecipeError) as error:
         select(load_points(sweep({"w": [0.1, 0.2]})), only)
     assert_one_line(str(error.value), complaint)
+
+
+def test_a_point_that_is_named_in_vain_is_told_as_it_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yml"
+    file.write_text(yaml.safe_dump(sweep({"w": [0.1, 0.2]})))
+    for fragment, complaint in (
+        ("w=0.1&name=w0.2", "no point has all"),
+        ("w=0.3", "no point has w = 0.3"),
+        ("v=1", "the sweep has no 'v'"),
+    ):
+        with pytest.raises(RecipeError) as error:
+            find_point(f"{file}#{fragment}")
+        assert_one_line(str(error.value), f"{file}#{fragment.partition('&')[0]}", complaint)
+        assert "--only" not in str(error.value)
 
 
 def test_a_choice_without_else_leaves_the_key_out() -> None:

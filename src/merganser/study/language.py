@@ -287,7 +287,8 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "--only 
             )
         chosen = [point for point in chosen if there[point.name] in asked]
     if not chosen:
-        raise RecipeError(f"--only {' --only '.join(only)}: no point has all of that")
+        conditions = " ".join(f"{written}{condition}" for condition in only)
+        raise RecipeError(f"{conditions}: no point has all of that")
     return chosen
 
 
