@@ -525,6 +525,24 @@ def test_help_takes_less_than_a_third_of_a_second() -> None:
     assert min(seconds() for _ in range(3)) < 0.3
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(5, "Input/output error", "there"), "there: Input/output error"),
+        (OSError("a library's\nown words"), "a library's own words"),
+        (ConnectionError(), "ConnectionError"),
+    ],
+)
+def test_an_error_of_the_system_has_words(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_given: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(merging, "verify", fail)
+    assert refusal("verify", tmp_path, code=4) == told
+
+
 def test_time_for_compiling_is_no_part_of_the_rate(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -540,7 +540,7 @@ def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
 
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
     """What the system refused as an error of an input, if it is a file there, or of the output."""
-    told = f"{error.filename or 'the output'}: {error.strerror}"
+    told = f"{error.filename or 'the output'}: {error.strerror or error}"
     for home in (home for decided in plans for home in decided.homes):
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
             return InputError(told)

@@ -19,7 +19,7 @@ import click
 
 from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
-from merganser.errors import MerganserError, ResourceError
+from merganser.errors import MerganserError, ResourceError, one_line
 
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Merge": (merges.plan, merges.merge, merges.verify, merges.convert),
@@ -69,7 +69,8 @@ class _Group(click.Group):
             sys.stderr.close()
             ctx.exit(1)
         except OSError as error:
-            _tell(": ".join(str(part) for part in (error.filename, error.strerror) if part), error)
+            parts = error.filename, error.strerror or str(error) or type(error).__name__
+            _tell(one_line(": ".join(str(part) for part in parts if part)), error)
             ctx.exit(ResourceError.exit_code)
         except MemoryError as error:
             _tell("there is not enough memory; give --memory, or fewer --threads", error)
