@@ -269,3 +269,10 @@ def test_the_commands(file: Path, tmp_path: Path) -> None:
     text = run("sweep", str(file), out, "--threads", "1", "--memory", "1GB")
     assert "1 of 2 points merged" in text
     assert "is up to date" in text
+
+
+def test_an_option_that_studies_do_not_have_is_told(file: Path, tmp_path: Path) -> None:
+    """They go on by themselves, and have no other file of results."""
+    for option in ("resume", "sink"):
+        with pytest.raises(TypeError, match=rf"^studies have no option '{option}'$"):
+            sweep(file, tmp_path / "out", **{option: True})

@@ -46,7 +46,7 @@ class Writing(TypedDict, total=False):
 
 
 def sort_options(options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
-    """Options of a merge, apart: those of :class:`Writing`, and those of :func:`plan`.
+    """Options of a study's merges, apart: those of :class:`Writing`, and those of :func:`plan`.
 
     Raises:
         TypeError: when there is another.
@@ -54,7 +54,7 @@ def sort_options(options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
     writing = {name: value for name, value in options.items() if name in Writing.__annotations__}
     planning = {name: value for name, value in options.items() if name not in writing}
     if unknown := set(planning) - set(inspect.signature(plan).parameters):
-        raise TypeError(f"a merge has no option {unknown.pop()!r}")
+        raise TypeError(f"studies have no option {min(unknown)!r}")
     return cast(Writing, writing), planning
 
 

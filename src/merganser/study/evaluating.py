@@ -101,7 +101,7 @@ def evaluate_sweep(
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
         on_progress: told of the completions.
-        options: of :func:`merganser.merge`.
+        options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
         MerganserError: of the kind that fits; completions that are there are kept.

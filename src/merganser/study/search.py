@@ -71,7 +71,7 @@ def search(
         write: whether to write the chosen ones.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
-        options: of :func:`merganser.merge`.
+        options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
         MerganserError: of the kind that fits; what was scored is kept.

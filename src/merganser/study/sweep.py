@@ -135,7 +135,8 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        options: of :func:`merganser.merge`; ``force`` replaces folders that hold something else.
+        options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`; ``force``
+            replaces folders that hold something else.
 
     Raises:
         RecipeError: the file wants its points scored, which :func:`merganser.evaluate_sweep` does.
