@@ -17,7 +17,7 @@ from conftest import RecipeFile, assert_one_line, make_model
 from merganser.errors import RecipeError
 from merganser.sinks import DigestSink
 from merganser.study import expressions
-from merganser.study.language import find_point, is_sweep, load_points, select
+from merganser.study.language import find_point, is_sweep, load_points, read_pattern, select
 
 STUDY = """
 name: merge_w{{ w }}_linear
@@ -365,3 +365,11 @@ def test_every_expansion_is_the_recipe_written_by_hand(models: list[str], data: 
                 for outcome in merganser.run(plans, [DigestSink(), DigestSink()])
             ]
             assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(("block", "other"), [("sweep", "search"), ("search", "sweep")])
+def test_the_other_kind_of_study_is_told_with_its_command(block: str, other: str) -> None:
+    with pytest.raises(RecipeError, match=f"no {block}: block .* `merganser {other}` is for"):
+        read_pattern({other: {}, "merge_method": "linear"}, block)
+    with pytest.raises(RecipeError, match=f"no {block}: block .* `merganser merge` merges"):
+        read_pattern({"merge_method": "linear"}, block)

@@ -216,9 +216,9 @@ def read_pattern(source: Config, block: str, strictness: Strictness = "normal") 
     if len(documents) > 1:
         raise documents[1].error(f"a {block} is a file of its own, without further recipes")
     if not isinstance(data, dict) or block not in data:
-        raise document.error(
-            f"there is no {block}: block in this recipe; `merganser merge` merges it"
-        )
+        other = next((key for key in BLOCKS[:2] if isinstance(data, dict) and key in data), None)
+        does = f"{other}` is for its {other}: block" if other else "merge` merges it"
+        raise document.error(f"there is no {block}: block in this recipe; `merganser {does}")
     for key in BLOCKS[:2]:
         if key in data and key != block:
             raise document.error(f"{key}: this is a {block}; give one of both", (key,))
