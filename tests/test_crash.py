@@ -460,6 +460,42 @@ def test_a_folder_whose_new_name_is_not_on_the_disk_steps_back(
     assert not output.partial_of(out).exists()
 
 
+def test_a_lock_that_finds_no_room_is_let_go_of(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays, and the same process can try again."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, before = tmp_path / "new" / "out", tree(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(ResourceError, match="No space left on device"):
+            merge(linear, out)
+    assert tree(tmp_path) == before
+    assert not out.parent.exists()
+    merge(linear, out)
+
+
+def test_what_cannot_be_removed_does_not_keep_the_lock(
+    linear: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, unlink = tmp_path / "out", Path.unlink
+
+    def failing(self: Path, missing_ok: bool = False) -> None:
+        if self.name == output.JOURNAL:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", failing)
+        merge(linear, out, shard_size=SHARDS)
+    merge(linear, out, shard_size=SHARDS, force=True)
+    assert without_log(out) == undisturbed
+    assert not output.partial_of(out).exists()
+
+
 def test_what_cannot_be_cleared_away_spoils_no_finished_merge(
     linear: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,9 +164,11 @@ def clear_finished(folder: Path) -> None:
         if (partial / NEW).exists():
             return
         lock = Lock(partial / LOCK)
-        for name in (OLD, JOURNAL):
-            _remove(partial / name)
-        lock.release()
+        try:
+            for name in (OLD, JOURNAL):
+                _remove(partial / name)
+        finally:
+            lock.release()
         partial.rmdir()
 
 
@@ -206,8 +208,12 @@ class Lock:
                 os.close(self._descriptor)
                 raise
             os.close(self._descriptor)  # it was removed by its holder in the meantime
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     def _is_in_place(self) -> bool:
         try:
@@ -244,8 +250,10 @@ class Lock:
 
     def release(self) -> None:
         """Let go of it; the file is removed if it is still there."""
-        self.file.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        try:
+            self.file.unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
 
     def let_go(self) -> None:
         """Let go of it; the file stays, for the next process."""
@@ -298,6 +306,8 @@ class Partial:
         try:
             self._lock = self._locked()
         except OSError as error:
+            with suppress(OSError):  # it is not there, or has something in it
+                self._path.rmdir()
             self.remove_parents()
             raise ResourceError(f"{self._path}: cannot be made ({error.strerror})") from None
         self.journal = Journal(self._path / JOURNAL)
@@ -422,10 +432,12 @@ class Partial:
         return True
 
     def _remove(self) -> None:
-        self.journal.close()
-        for entry in (self.new, self._path / OLD, self._path / JOURNAL):
-            _remove(entry)
-        self._lock.release()
+        try:
+            self.journal.close()
+            for entry in (self.new, self._path / OLD, self._path / JOURNAL):
+                _remove(entry)
+        finally:
+            self._lock.release()
         try:
             self._path.rmdir()
         except OSError:  # another merge has begun there, or the disk is at fault: nothing is lost
