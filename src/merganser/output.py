@@ -46,6 +46,7 @@ def partial_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
+@told_as(ResourceError, "looked at", "the output")
 def refuse_existing(folder: Path, force: bool) -> None:
     """Refuse an output that is there, or that cannot be one.
 
@@ -53,11 +54,6 @@ def refuse_existing(folder: Path, force: bool) -> None:
         OutputExistsError: when it is.
         ResourceError: when that cannot be told.
     """
-    with told_as(ResourceError, "looked at", folder):
-        _refuse_existing(folder, force)
-
-
-def _refuse_existing(folder: Path, force: bool) -> None:
     partial = partial_of(folder)
     if Path.cwd().is_relative_to(folder):
         raise OutputExistsError(
@@ -87,6 +83,7 @@ def _is_ours(partial: Path) -> bool:
     return names <= {LOCK, JOURNAL, NEW, OLD, f"{Path(JOURNAL).stem}.new"}
 
 
+@told_as(ResourceError, "looked at", "the output")
 def refuse_overlap(plan: Plan, folder: Path) -> None:
     """Refuse an output that lies in an input, or the other way round, by any of their names.
 
@@ -94,11 +91,10 @@ def refuse_overlap(plan: Plan, folder: Path) -> None:
         OutputExistsError: when it does.
         ResourceError: when that cannot be told.
     """
-    with told_as(ResourceError, "looked at", folder):
-        for given, name in plan.homes.items():
-            for target in (folder, partial_of(folder)):
-                if _holds(target, given) or _holds(given, target):
-                    raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
+    for given, name in plan.homes.items():
+        for target in (folder, partial_of(folder)):
+            if _holds(target, given) or _holds(given, target):
+                raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
 
 
 def _holds(outer: Path, inner: Path) -> bool:
@@ -112,6 +108,7 @@ def _holds(outer: Path, inner: Path) -> bool:
     return any(place.exists() and place.samefile(outer) for place in (inner, *inner.parents))
 
 
+@told_as(ResourceError, "looked at", "the output")
 def check_space(plans: Mapping[Path, Plan]) -> None:
     """Refuse merges that do not all fit on their disks, with what is written of them counted.
 
@@ -121,11 +118,6 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
     Raises:
         ResourceError: when a disk is too small, or that cannot be told.
     """
-    with told_as(ResourceError, "looked at", "the output"):
-        _check_space(plans)
-
-
-def _check_space(plans: Mapping[Path, Plan]) -> None:
     disks: dict[int, tuple[Path, list[Path]]] = {}
     for folder in plans:
         parent = folder.absolute().parent
