@@ -65,6 +65,8 @@ def test_what_is_not_results_is_refused(tmp_path: Path, text: str) -> None:
         (("entries", 1, "folder"), 3, "entries[1].folder"),
         (("entries", 1, "weights", "acc"), "0.9", "entries[1].weights.acc"),
         (("entries", 1, "name"), "acc", "two are called 'acc'"),
+        (("entries", 1, "folder"), "a\0b", "entries: 'a\\x00b'"),
+        (("entries", 0, "samples"), "a\0b", "entries: 'a\\x00b'"),
         (("entries", 1), "w0.9", "entries[1]"),
         (("directions", "accuracy"), "up", "directions.accuracy"),
         (("settings", "tasks"), ["sums"], "settings.tasks"),

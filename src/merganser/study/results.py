@@ -133,6 +133,9 @@ def read(folder: Path) -> Results:
     names = [entry.name for entry in found.entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{path}: entries: two are called {twice!r}")
+    paths = [each for e in found.entries for each in (e.name, e.folder, e.samples) if each]
+    if strange := next((each for each in paths if not each.isprintable()), None):
+        raise InputError(f"{path}: entries: {strange!r} is no name of a file")
     tasks = found.settings.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise InputError(f"{path}: settings.tasks: a list of mappings is wanted")
