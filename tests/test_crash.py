@@ -21,6 +21,7 @@ from merganser import journal, output
 from merganser.chain import merge_all
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
 from merganser.merging import merge, verify
+from merganser.recipe import exists
 from merganser.study.sweep import sweep
 
 SHARDS = "4kB"
@@ -537,6 +538,20 @@ def test_a_file_that_cannot_even_be_looked_at(
     with pytest.raises(error) as caught:
         merge(linear, linear.parent / "out")
     assert_one_line(str(caught.value), str(linear.parent / path), "Input/output error", fate)
+
+
+def test_whether_a_model_is_there_is_asked_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.14 on ``Path.exists`` hides errors, and a folder would be taken for a Hub name."""
+
+    def failing(self: Path, **_: Any) -> os.stat_result:
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    monkeypatch.setattr(Path, "exists", lambda _self: False)
+    monkeypatch.setattr(Path, "stat", failing)
+    with pytest.raises(InputError, match=r"a: cannot be looked at \(Input/output error\)"):
+        exists(str(tmp_path / "a"))
 
 
 def test_a_merged_folder_that_cannot_be_read_is_told(

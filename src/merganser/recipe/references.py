@@ -64,6 +64,10 @@ def parse_reference(value: object) -> ModelReference:
     raise ValueError(f"a model is named by a string, not by {value!r}")
 
 
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that say that a path is not there."""
+
+
 def exists(path: str) -> bool:
     """Whether a path is there; False too for what no file system takes as one.
 
@@ -71,11 +75,12 @@ def exists(path: str) -> bool:
         InputError: when that cannot be told, so that no folder is taken for a name on the Hub.
     """
     try:
-        return Path(path).expanduser().exists()
+        Path(path).expanduser().stat()  # from Python 3.14 on Path.exists() says no to any error
+        return True
     except (RuntimeError, ValueError):  # an unknown home, a NUL
         return False
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in _NOWHERE:
             return False
         raise InputError(f"{path}: cannot be looked at ({error.strerror})") from None
 
