@@ -128,8 +128,8 @@ def test_the_table_of_scores_fits_the_terminal(
     )
     monkeypatch.setattr(tables, "_console", lambda: Console(width=width))
     tables.show_scores(found)
-    *lines, kept = capsys.readouterr().out.splitlines()
-    assert kept == f"* kept, best score_0: {names[6]}"
+    *lines, chosen = capsys.readouterr().out.splitlines()
+    assert chosen == f"* chosen, best score_0: {names[6]}"
     assert max(map(len, lines)) <= width
     assert sum(line.count("0.860 ±0.014") for line in lines) == 60
     assert sum(line.count("↑") + line.count("↓") for line in lines) == 6

@@ -142,7 +142,7 @@ class ScoringLines:
 
 
 def show_scores(found: Results) -> None:
-    """Print the scores of a study: a line a model, those that were kept marked and told below."""
+    """Print the scores of a study: a line a model, those that were chosen marked and told below."""
     from merganser.study.lines import labels
 
     console = _console()
@@ -164,7 +164,7 @@ def show_scores(found: Results) -> None:
     _print_columns(console, columns)
     console.print("means ± one standard error, over problems", highlight=False)
     for name, rule in found.chosen.items():
-        told = f"* kept, {escape(rule)}: [bold]{escape(name)}[/]"
+        told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
         console.print(told, highlight=False, soft_wrap=True)
 
 
