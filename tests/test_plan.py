@@ -678,6 +678,23 @@ def test_a_model_that_is_nearly_there(
             assert_one_line(str(error.value), f"did you mean {meant}?")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tokenizer_source: ./c",
+        "tokenizer:\n  source: ./c",
+        "tokenizer:\n  source: union\n  tokens: {a: {source: ./c}}",
+        "tokenizer: {tokens: {a: {source: {kind: model_token, model: ./c, token: a}}}}",
+    ],
+)
+def test_a_tokenizer_that_is_missing_is_told_with_its_line(linear: Path, text: str) -> None:
+    linear.write_text(f"{linear.read_text()}{text}\n")
+    line = next(n for n, each in enumerate(linear.read_text().splitlines(), 1) if "./c" in each)
+    with pytest.raises(InputError) as error:
+        planning.plan(linear)
+    assert_one_line(str(error.value), f"{linear}:{line}: ./c: no such folder")
+
+
 def test_a_filter_that_is_nearly_a_part_of_names(linear: Path) -> None:
     text = linear.read_text()
     linear.write_text(text + "parameters: {weight: [{filter: mlpp, value: 1}, {value: 1}]}\n")

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path as FilePath
 
 from merganser import hub, methods, recipe
 from merganser.architecture import Architecture, infer, without_layers
@@ -247,9 +246,7 @@ class _Planner:
             found.setdefault(base.text, (base, ("base_model",)))
         return found
 
-    def _open(
-        self, reference: ModelReference, given: Mapping[str, Checkpoint], at: Path = ()
-    ) -> Source:
+    def _open(self, reference: ModelReference, given: Mapping[str, Checkpoint], at: Path) -> Source:
         here = self.parsed.folder
         alone = (
             reference.path
@@ -260,24 +257,18 @@ class _Planner:
         published = False
         if checkpoint is None:
             published = hub.local_folder(reference.path, here) is None
-            folder = self._found(reference.path, reference.revision, at)
+            with self.parsed.addressed(at):
+                folder = hub.resolve(reference.path, reference.revision, here)
             checkpoint = open_checkpoint(folder, reference.text, weights=self.weights)
         adapter, published_adapter = None, False
         if reference.adapter is not None:
             published_adapter = hub.local_folder(reference.adapter, here) is None
-            adapter = self._found(reference.adapter, reference.adapter_revision, at)
+            with self.parsed.addressed(at):
+                adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
         checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes
         architecture = _architecture(reference, checkpoint)
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
-
-    def _found(self, path: str, revision: str | None, at: Path) -> FilePath:
-        """The folder of a model; if there is none, the error names the line that asks for it."""
-        try:
-            return hub.resolve(path, revision, self.parsed.folder)
-        except InputError as error:
-            address = self.parsed.document.address(at) if at else ""
-            raise InputError(f"{address}: {error}" if address else str(error)) from None
 
     def _named_like(self, source: Source, donor: Source) -> Source:
         """A source with the donor's names of experts, which are those of the output."""
@@ -297,7 +288,7 @@ class _Planner:
                 self.index,
                 self.base,
                 self.donor,
-                lambda reference: self._open(reference, given),
+                lambda reference, at: self._open(reference, given, at),
                 self._warn,
             )
             aligned = aligner.align()

@@ -89,7 +89,7 @@ class Aligner:
         index: their indices by the text of their references.
         base: the base model's index, or None.
         donor: index of the model whose config the output takes.
-        open_source: opens a model that is not among the inputs.
+        open_source: opens a model that is not among the inputs; told where it is asked for.
         warn: takes what the user should know.
     """
 
@@ -100,7 +100,7 @@ class Aligner:
         index: Mapping[str, int],
         base: int | None,
         donor: int,
-        open_source: Callable[[ModelReference], Source],
+        open_source: Callable[[ModelReference, Path], Source],
         warn: Warn,
     ) -> None:
         self.parsed = parsed
@@ -193,7 +193,12 @@ class Aligner:
 
     def _outside(self, reference: ModelReference) -> _Model:
         """A model that gives nothing but its tokenizer."""
-        folder = hub.resolve(reference.path, reference.revision, self.parsed.folder, weights=False)
+        with self.parsed.addressed(
+            (self.key, "source") if self.key == "tokenizer" else (self.key,)
+        ):
+            folder = hub.resolve(
+                reference.path, reference.revision, self.parsed.folder, weights=False
+            )
         config = read_config(folder)
         vocabulary = self._vocabulary(folder, reference.text)
         source = self.sources[self.donor]
@@ -214,10 +219,10 @@ class Aligner:
     def _more_donors(self) -> list[_Model]:
         """Models that the rules take tokens from and that are not merged."""
         found: dict[str, _Model] = {}
-        for rule in self.rules.values():
+        for token, rule in self.rules.items():
             reference = _donor_of(rule)
             if reference is not None and reference.text not in {*self.index, *found}:
-                source = self.open_source(reference)
+                source = self.open_source(reference, (self.key, "tokens", token, "source"))
                 found[reference.text] = self._model(source, None)
         self.index = {**self.index, **{t: len(self.index) + i for i, t in enumerate(found)}}
         return list(found.values())
