@@ -78,6 +78,7 @@ def test_experts_are_compared_from_wherever_a_report_is_asked_for(
         ("sums.jsonl", "sum.jsonl", 12, "problems: there is no file"),
         ("sums.jsonl", "~no.such.user/sums.jsonl", 12, "problems: there is no file"),
         ("sums.jsonl", "sum.jsonl", 12, "did you mean 'sums.jsonl'?"),
+        ("base: ./base", "base: ./bsae", 10, "./bsae: no such folder"),
         ("[exact, tokens]", "[exat, tokens]", 14, "no scorer 'exat'; did you mean 'exact'?"),
         ("[exact, tokens]", "[xyz, tokens]", 14, "and your own as module:function"),
         ("max exact", "max exat", 15, "no score 'exat'; did you mean 'exact'?"),
@@ -90,7 +91,7 @@ def test_slips_in_what_is_scored(
     file.write_text(SWEEP.replace(old, new))
     with pytest.raises(MerganserError) as refused:
         evaluate_sweep(file, tmp_path / "out")
-    assert_one_line(str(refused.value), f"{file}:{line}: evaluate.", told)
+    assert_one_line(str(refused.value), f"{file}:{line}: ", told)
 
 
 def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_path: Path) -> None:

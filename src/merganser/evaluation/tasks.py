@@ -254,9 +254,9 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
     if not recipe.exists(str(file)):
         slip = recipe.nearest_in(file.parent, file.name)
         hint = f"; did you mean {slip!r}?" if slip else ""
-        address = document.address((*place, "problems"))
-        told = f"{key_name((*place, 'problems'))}: there is no file {file}{hint}"
-        raise InputError(f"{address}: {told}" if address else told)
+        where = (*place, "problems")
+        with document.addressed(where):
+            raise InputError(f"{key_name(where)}: there is no file {file}{hint}")
     found = problem_files.load(file, entry.limit)
     check(metrics, found)
     return Task(

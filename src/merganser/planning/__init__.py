@@ -257,13 +257,13 @@ class _Planner:
         published = False
         if checkpoint is None:
             published = hub.local_folder(reference.path, here) is None
-            with self.parsed.addressed(at):
+            with self.parsed.document.addressed(at):
                 folder = hub.resolve(reference.path, reference.revision, here)
             checkpoint = open_checkpoint(folder, reference.text, weights=self.weights)
         adapter, published_adapter = None, False
         if reference.adapter is not None:
             published_adapter = hub.local_folder(reference.adapter, here) is None
-            with self.parsed.addressed(at):
+            with self.parsed.document.addressed(at):
                 adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
         checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes

@@ -193,7 +193,7 @@ class Aligner:
 
     def _outside(self, reference: ModelReference) -> _Model:
         """A model that gives nothing but its tokenizer."""
-        with self.parsed.addressed(
+        with self.parsed.document.addressed(
             (self.key, "source") if self.key == "tokenizer" else (self.key,)
         ):
             folder = hub.resolve(

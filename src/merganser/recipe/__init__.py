@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from merganser.errors import InputError, RecipeError
+from merganser.errors import RecipeError
 from merganser.recipe.document import Document, key_name, parse_document, parse_documents
 from merganser.recipe.references import ModelReference, exists, parse_reference
 from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
@@ -96,15 +95,6 @@ class ParsedRecipe:
     def error(self, message: str, path: tuple[str | int, ...] = ()) -> RecipeError:
         """An error that names the recipe's file and line."""
         return self.document.error(message, path)
-
-    @contextmanager
-    def addressed(self, path: tuple[str | int, ...]) -> Iterator[None]:
-        """Name the file and line that ask for an input that cannot be had."""
-        try:
-            yield
-        except InputError as error:
-            address = self.document.address(path) if path else ""
-            raise InputError(f"{address}: {error}" if address else str(error)) from None
 
     def oddity(
         self, key: str, path: tuple[str | int, ...], known: Iterable[str], where: str

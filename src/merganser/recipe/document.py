@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import yaml
 
-from merganser.errors import RecipeError
+from merganser.errors import InputError, RecipeError
 
 Path = tuple[str | int, ...]
 
@@ -41,6 +42,15 @@ class Document:
     def address(self, path: Path) -> str:
         """``file:line`` of a path, for warnings; empty for a recipe made in Python."""
         return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
+
+    @contextmanager
+    def addressed(self, path: Path) -> Iterator[None]:
+        """Name the file and line that ask for an input that cannot be had."""
+        try:
+            yield
+        except InputError as error:
+            address = self.address(path) if path else ""
+            raise InputError(f"{address}: {error}" if address else str(error)) from None
 
 
 def key_name(path: Path) -> str:

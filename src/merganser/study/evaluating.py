@@ -234,7 +234,9 @@ def base_and_experts(
         if name.casefold() in taken:
             name = f"{name}_{role}{len(found)}"
         taken.add(name.casefold())
-        decided = settle(reference.text, folder, **options)
+        own = role == "base" and block.base is not None
+        with document.addressed(("evaluate", "base") if own else ()):
+            decided = settle(reference.text, folder, **options)
         found.append(Model(Entry(name, role, model=reference.text), decided))
     return found
 
