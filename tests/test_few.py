@@ -13,6 +13,7 @@ import pytest
 
 from merganser.engine import consensus as loops
 from merganser.engine.kernels import BLOCK
+from merganser.engine.parts import Inputs
 from merganser.planning import CELL
 
 COUNT = CELL + BLOCK + 48
@@ -31,14 +32,13 @@ def numbers(k: int) -> list[Array]:
     return [((row.view(np.uint32) >> 16) << 16).view(np.float32) for row in rows]
 
 
-def stored(rows: list[Array], codes: list[int]) -> tuple[Array, Array]:
+def stored(rows: list[Array], codes: list[int]) -> tuple[Inputs, Array]:
     """The rows as bytes: bfloat16 (0) or float32 (2)."""
-    inputs = np.zeros((len(rows), 4 * COUNT), np.uint8)
-    for row, code, into in zip(rows, codes, inputs, strict=True):
-        halves = (row.view(np.uint32) >> 16).astype(np.uint16)
-        data = (row if code == 2 else halves).view(np.uint8)
-        into[: len(data)] = data
-    return inputs, np.array(codes)
+    halves = [(row.view(np.uint32) >> 16).astype(np.uint16) for row in rows]
+    each = zip(codes, rows, halves, strict=True)
+    return Inputs.of(
+        (row if code == 2 else half).view(np.uint8) for code, row, half in each
+    ), np.array(codes)
 
 
 def rules_of(kind: int, k: int, room: bool) -> loops.Rules:
@@ -77,7 +77,17 @@ def merge(rows: list[Array], codes: list[int], rules: loops.Rules, how: tuple[bo
     sums = [np.zeros((*vector, k - 1)), *(np.zeros(vector) for _ in range(3)), np.zeros(cells)]
     scratch = np.zeros((3 * k + 3, BLOCK), np.float32)
     loops.merge(
-        *(inputs, kinds, COUNT, rules, factors, weights, *how, np.float32(1.3), np.float32(0.8)),
+        *(
+            inputs.places,
+            kinds,
+            COUNT,
+            rules,
+            factors,
+            weights,
+            *how,
+            np.float32(1.3),
+            np.float32(0.8),
+        ),
         *(0, np.zeros(k - 1, np.float32), 0, 0, np.uint64(3), 0, scratch),
         *(np.zeros(BLOCK, np.uint32), np.zeros(BLOCK, np.uint8), out, True, *sums),
     )
@@ -131,7 +141,7 @@ def test_norms(k: int, kind: int, norm: int) -> None:
         scratch = np.zeros((3 * k + 3, BLOCK), np.float32)
         keys, keep = np.zeros(BLOCK, np.uint32), np.zeros(BLOCK, np.uint8)
         ones = np.ones(k - 1, np.float32)
-        loops.norms(inputs, kinds, COUNT, rules, ones, norm, 0, scratch, keys, keep, sums)
+        loops.norms(inputs.places, kinds, COUNT, rules, ones, norm, 0, scratch, keys, keep, sums)
         found.append([sums, rules.masks])
         assert np.all(np.isfinite(sums))
     same(found[0], found[2])
@@ -154,7 +164,7 @@ def test_selection() -> None:
         equal, found = np.zeros((3, 2, 2), np.int64), np.zeros((3, COUNT + 16), np.uint32)
         scratch, keys = np.zeros((12, BLOCK), np.float32), np.zeros(BLOCK, np.uint32)
         loops.tally(
-            *(inputs, kinds, COUNT, what, *bracket, scratch, keys, above, equal, found, fill)
+            *(inputs.places, kinds, COUNT, what, *bracket, scratch, keys, above, equal, found, fill)
         )
         for m, model in enumerate(what):
             change = changes[model - 1]
@@ -192,7 +202,20 @@ def test_draws_by_rank(length: int, codes: list[int]) -> None:
     mask, scratch = np.zeros(size // 8 + 8, np.uint8), np.zeros((9, BLOCK), np.float32)
     density, epsilon, seed = 0.5, 0.4, 77
     loops.draw_by_rank(
-        *(inputs, kinds, rows, length, 1, density, epsilon, np.uint64(seed), 0, scratch, row, mask)
+        *(
+            inputs.places,
+            kinds,
+            rows,
+            length,
+            1,
+            density,
+            epsilon,
+            np.uint64(seed),
+            0,
+            scratch,
+            row,
+            mask,
+        )
     )
     change = np.abs(moved - base)[:size].reshape(rows, length)
     less = np.array([np.searchsorted(np.sort(r), r, side="left") for r in change])

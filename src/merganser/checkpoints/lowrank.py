@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from merganser.compiled import compiled
 
 BLOCK = 256
 """Columns that are summed at once: their part of the right factor stays in the second-level cache."""
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_product(
     weights: Any,
     left: Any,
@@ -61,7 +62,7 @@ def add_product(
                     )
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def _add_rows(left: Any, right: Any, sums: Any) -> None:
     """Add two rows' products with a block: left [2, rank], right [rank, columns], sums [2, columns].
 
@@ -80,14 +81,14 @@ def _add_rows(left: Any, right: Any, sums: Any) -> None:
             two[j] = total + d * y
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _finish(weights: Any, scale: float, sums: Any, by_row: float, by_column: Any, out: Any) -> None:
     for j in range(len(out)):
         number = np.float64(weights[j]) + scale * sums[j]
         out[j] = number * by_row * by_column[j]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_squares(values: Any, by_column: bool, squares: Any) -> None:
     """Add the squares of float64 [rows, columns] to sums of rows, or of columns, in order."""
     for i in range(values.shape[0]):

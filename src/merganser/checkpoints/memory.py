@@ -47,5 +47,9 @@ class MemoryCheckpoint:
             stored = self._bytes[name] = flat.view(torch.uint8).numpy()
         into[:] = stored[start : start + len(into)].data
 
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """The tensors are their owner's: nobody else is to write into them."""
+        return None
+
     def close(self) -> None:
         """Nothing to let go of."""

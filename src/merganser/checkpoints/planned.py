@@ -38,5 +38,9 @@ class PlannedCheckpoint:
         """
         raise InputError(f"{self.label}: is planned, but not merged yet")
 
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """There is nothing to see."""
+        return None
+
     def close(self) -> None:
         """Nothing to let go of."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 import threading
 from bisect import bisect_right
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 SPAN = 1 << 16
 """Bytes that are read in one go even if most of them are not wanted."""
+
+MAPPED = 1 << 17
+"""Bytes from which on it pays to look at a range where it lies, and not to read it."""
+
+POPULATE = 22 if hasattr(os, "RWF_NOWAIT") else 0
+"""Linux's MADV_POPULATE_READ: makes a range's pages be there, or says that they cannot be."""
 
 KEPT = 128
 """Files of a checkpoint that are kept open."""
@@ -185,6 +192,28 @@ class Files:
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
+    def view(self, file: Path, position: int, length: int) -> memoryview | None:
+        """A range of a file where it lies in the page cache, or None where it must be read.
+
+        What is not in memory is read in the ordinary way, by which an error is told as one: in a mapping
+        it would end the process. So would the file's becoming shorter while the range is looked at, so
+        ranges are short, and only looked at where all of them can be had.
+        """
+        descriptor = self._descriptors.get(file)
+        if descriptor is None or not POPULATE:
+            return None
+        begin = position // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            for place in (position, position + length - 1):
+                if os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) == 0:
+                    return None
+            size = position + length - begin
+            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=begin)
+            mapped.madvise(POPULATE)
+        except (OSError, ValueError):  # not in memory, beyond the end, or not to be had so
+            return None
+        return memoryview(mapped)[position - begin :]
+
     def _open(self, file: Path) -> tuple[int, bool]:
         """A file's descriptor, and whether it is kept."""
         with self._lock:
@@ -271,6 +300,16 @@ class StoredCheckpoint:
             self._files.read(piece.file, piece.offset + start, into, name)
         else:
             self._read_runs(name, tensor, starts, start, into)
+
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :meth:`merganser.checkpoints.Checkpoint.view`: what lies in one piece."""
+        tensor = self._tensors[name]
+        piece = tensor.pieces[0] if tensor.pieces else None
+        if length < MAPPED or piece is None or len(self._starts.get(name, ())) != 1:
+            return None
+        if piece.offset % tensor.spec.dtype.itemsize:
+            return None
+        return self._files.view(piece.file, piece.offset + start, length)
 
     def _read_runs(
         self, name: str, tensor: StoredTensor, starts: list[int], start: int, into: memoryview

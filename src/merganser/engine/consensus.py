@@ -6,8 +6,6 @@ scaled, the sign is elected, and the result is rounded, all in the first-level c
 Magnitudes are compared as the bits of float32, which are ordered like the numbers; such a number is a
 *key* here. A change is above a cut if its key is greater than the cut's, or equal and among the first
 of these in the tensor: how many of them in each cell is counted beforehand.
-
-Whoever changes :mod:`kernels`, :mod:`few` or :mod:`vectors` must run ``python tests/stamps.py``.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, register_jitable
 
+from merganser.compiled import compiled
 from merganser.engine.few import (
     count_words,
     draw_bits,
@@ -38,13 +37,11 @@ from merganser.engine.kernels import (
     _sum_of_sizes,
     _tell_all,
     _widen,
+    bytes_of,
     survey_block,
 )
 from merganser.engine.vectors import WIDE
 from merganser.planning import CELL
-
-_CALLED = "79013c581cca6754 8bc24d4eccea410c 767bfb0b89e84afe"
-"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
 
 ALL, NOTHING, BETWEEN, DRAWN, MASKED = range(5)
 """Rules for one model's changes: all or none are kept, those between two cuts, those whose draw is low
@@ -96,7 +93,7 @@ def _changes(inputs, codes, low, size, scratch):
     k = inputs.shape[0]
     first = scratch[0]
     for i in range(k):
-        _widen(inputs[i], codes[i], low, size, scratch[i])
+        _widen(bytes_of(inputs, i), codes[i], low, size, scratch[i])
     for i in range(1, k):
         row, change = scratch[i], scratch[k + i]
         for j in range(size):
@@ -444,7 +441,7 @@ def _norms_three_wide(inputs, low, cuts, bits, squares, sums):
     _put_norms(norms_few(3, 4, inputs, low, BLOCK, cuts, bits, squares), 3, sums)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def merge(
     inputs,
     codes,
@@ -476,7 +473,7 @@ def merge(
     """A tile of a consensus, rounded once.
 
     Args:
-        inputs: uint8 [k, bytes], the stored bytes of a tile of each input, the base first.
+        inputs: intp [k], where the stored bytes of a tile of each input lie, the base first.
         codes: int64 [k], their dtypes.
         count: elements in the tile.
         rules: which changes are kept.
@@ -562,7 +559,7 @@ def _add_up(numbers, norm):
     return _sum_of_sizes(numbers, BLOCK) if norm == L1 else _inner(numbers, numbers, BLOCK)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def norms(
     inputs,
     codes,
@@ -616,7 +613,7 @@ def norms(
                 sums[here, i - 1, 1] += kept
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def tally(
     inputs, codes, count, what, lows, highs, guesses, scratch, keys, above, equal, found, fill
 ):
@@ -664,7 +661,7 @@ def tally(
             above[m] += counts[3]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sample_keys(inputs, codes, count, what, scratch, into):
     """The keys of a few elements: uint32 [m, count]."""
     k = inputs.shape[0]
@@ -739,8 +736,8 @@ def _row_keys(inputs, codes, model, begin, length, scratch, keys):
     first, change = scratch[0], scratch[1]
     for low in range(0, length, BLOCK):
         size = min(BLOCK, length - low)
-        _widen(inputs[0], codes[0], begin + low, size, first)
-        _widen(inputs[model], codes[model], begin + low, size, change)
+        _widen(bytes_of(inputs, 0), codes[0], begin + low, size, first)
+        _widen(bytes_of(inputs, model), codes[model], begin + low, size, change)
         for j in range(size):
             key: Any = _bits32(np.float32(abs(change[j] - first[j])))
             keys[low + j] = key
@@ -887,7 +884,7 @@ def _keep_near(row, length, bins, ends, lowest, step, seed, place):
             row.kept[n] = drawn < _threshold(lowest + step * (less + 0.5 * (equal - 1)))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def draw_by_rank(
     inputs, codes, rows, length, model, density, epsilon, seed, start, scratch, row, mask
 ):

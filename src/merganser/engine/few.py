@@ -39,13 +39,14 @@ class _Code:
         """A pointer to the first element of a row, of an array in C's order."""
         array = self._structure(name)
         length = self.builder.extract_value(array.shape, 1)
-        if isinstance(index, int):
-            index = length.type(index)
-        return self.builder.gep(array.data, [self.builder.mul(length, index)])
+        return self.builder.gep(array.data, [self.builder.mul(length, self._whole(index))])
 
     def element(self, name: str, index: int) -> Any:
         """One element, of an array in C's order."""
-        return self.builder.load(self.builder.gep(self.array(name), [ir.IntType(64)(index)]))
+        return self.builder.load(self.builder.gep(self.array(name), [self._whole(index)]))
+
+    def _whole(self, index: Any) -> Any:
+        return ir.IntType(64)(index) if isinstance(index, int) else index
 
     def _structure(self, name: str) -> Any:
         return self.context.make_array(self.types[name])(self.context, self.builder, self[name])
@@ -53,7 +54,8 @@ class _Code:
     def reader(self, v: Vectors, index: Any, stored: int) -> Callable[[Any], Any]:
         """Loads the numbers of an input from a place behind ``low`` on."""
         kind = ir.IntType(16) if stored == 2 else ir.FloatType()
-        row = self.builder.bitcast(self.row("inputs", index), kind.as_pointer())
+        place = self.builder.load(self.builder.gep(self.array("inputs"), [self._whole(index)]))
+        row = self.builder.inttoptr(place, kind.as_pointer())
         begin = self.builder.gep(row, [self["low"]])
         return lambda place: v.load(begin, place, stored == 2)
 

@@ -19,12 +19,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
+from numba.np.numpy_support import carray
 
+from merganser.compiled import compiled
 from merganser.engine.vectors import DOUBLES, WIDE, Vectors, summations
 from merganser.planning import CELL
-
-_CALLED = "79013c581cca6754"
-"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
 
 BLOCK = 4096
 """Elements that are worked on at once: a few rows of float32 fit the first-level cache."""
@@ -165,6 +164,22 @@ def _stochastic_float32(number, draw):
 
 
 # -- conversions of a block --------------------------------------------------------------------
+
+_ENDLESS = 1 << 60
+
+
+@intrinsic
+def _at(_context: Any, address: Any) -> Any:
+    def generate(_ctx: Any, builder: Any, _sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(address), generate
+
+
+@register_jitable
+def bytes_of(inputs, i):
+    """The stored bytes of an input, from its address on; how many there are only the caller knows."""
+    return carray(_at(inputs[i]), _ENDLESS)
 
 
 @register_jitable
@@ -472,19 +487,22 @@ def _survey_block(scratch, k, exact, stored, size, gram, differ, ideal, cross, n
 def _few_of(inputs, kind, size, low, high, numbers, divisor, from_zero, out, told):
     """:func:`_few` for elements ``low`` to ``high`` of two or three inputs stored as ``kind``."""
     begin, end = size * low, size * high
-    a, b = inputs[0, begin:end].view(kind), inputs[1, begin:end].view(kind)
+    a, b = (
+        bytes_of(inputs, 0)[begin:end].view(kind),
+        bytes_of(inputs, 1)[begin:end].view(kind),
+    )
     first, second = np.float32(numbers[0]), np.float32(numbers[1])
     if inputs.shape[0] == 2:
         _few((a, b), (first, second), divisor, from_zero, out, *told)
     else:
-        c, third = inputs[2, begin:end].view(kind), np.float32(numbers[2])
+        c, third = bytes_of(inputs, 2)[begin:end].view(kind), np.float32(numbers[2])
         _few((a, b, c), (first, second, third), divisor, from_zero, out, *told)
 
 
 # -- the kernels ---------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def combine(
     inputs,
     codes,
@@ -507,7 +525,7 @@ def combine(
     """Several linear combinations of the same inputs, each rounded once.
 
     Args:
-        inputs: uint8 [k, bytes], the stored bytes of a tile of each input.
+        inputs: intp [k], where the stored bytes of a tile of each input lie.
         codes: int64 [k], their dtypes.
         count: elements in the tile.
         coefficients: [p, k] in the dtype that is computed in, one row a combination.
@@ -547,7 +565,7 @@ def combine(
         size = min(BLOCK, count - low)
         cell = low // CELL
         for i in range(k):
-            _widen(inputs[i], codes[i], low, size, scratch[i])
+            _widen(bytes_of(inputs, i), codes[i], low, size, scratch[i])
         if report:
             _compare(scratch, k, size, gram[cell], differ[cell])
         for p in range(coefficients.shape[0]):
@@ -564,7 +582,7 @@ def combine(
                 noise[p, cell] += _distance(stored, exact, size)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, ideal, cross, noise):
     """What :func:`combine` reports, for an output that was computed elsewhere.
 
@@ -584,7 +602,7 @@ def survey(inputs, codes, count, exact, out, out_code, scratch, gram, differ, id
         cell = low // CELL
         block = exact[low : low + size]
         for i in range(k):
-            _widen(inputs[i], codes[i], low, size, scratch[i])
+            _widen(bytes_of(inputs, i), codes[i], low, size, scratch[i])
         _widen(out, out_code, low, size, stored)
         sums = gram[cell], differ[cell], ideal[cell], cross[cell], noise[cell : cell + 1]
         survey_block(scratch, k, block, stored, size, *sums)
@@ -675,7 +693,7 @@ def _widen_vectors(inputs, codes, low, size, changes, scratch):
     the first, whose row is then not a vector but the base. Returns the first vector's row."""
     k = inputs.shape[0]
     for i in range(k):
-        _widen(inputs[i], codes[i], low, size, scratch[i])
+        _widen(bytes_of(inputs, i), codes[i], low, size, scratch[i])
         scratch[i, size:] = 0.0
     if not changes:
         return 0
@@ -688,9 +706,14 @@ def _widen_vectors(inputs, codes, low, size, changes, scratch):
 @register_jitable
 def _measure_pair(inputs, low, high, kind, changes, gram):
     """:func:`measure` of bytes ``low`` to ``high`` of two vectors stored as ``kind``."""
-    a, b = inputs[-2, low:high].view(kind), inputs[-1, low:high].view(kind)
+    k = len(inputs)
+    a, b = (
+        bytes_of(inputs, k - 2)[low:high].view(kind),
+        bytes_of(inputs, k - 1)[low:high].view(kind),
+    )
     if changes:
-        sums: Any = _inner_of_pair(a, b, inputs[0, low:high].view(kind), MEASURED)
+        base = bytes_of(inputs, 0)[low:high].view(kind)
+        sums: Any = _inner_of_pair(a, b, base, MEASURED)
     else:
         sums = _inner_of_pair(a, b, None, MEASURED)
     gram[0, 0] += sums[0]
@@ -698,7 +721,7 @@ def _measure_pair(inputs, low, high, kind, changes, gram):
     gram[1, 0] += sums[2]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def measure(inputs, codes, count, changes, scratch, gram):
     """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
 
@@ -724,7 +747,7 @@ def measure(inputs, codes, count, changes, scratch, gram):
                 gram[cell, i, j] += _inner(scratch[first + i], scratch[first + j], MEASURED)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def measure_rows(inputs, codes, count, changes, length, start, scratch, rows, heads):
     """:func:`measure`, row by row.
 
@@ -757,7 +780,7 @@ def measure_rows(inputs, codes, count, changes, length, start, scratch, rows, he
             n = end
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def measure_columns(inputs, codes, count, changes, length, start, scratch, columns):
     """:func:`measure`, column by column, into float64 [length, m, m]."""
     for low in range(0, count, MEASURED):
@@ -771,7 +794,7 @@ def measure_columns(inputs, codes, count, changes, length, start, scratch, colum
             column = column + 1 if column + 1 < length else 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def combine_each(inputs, codes, count, coefficients, length, by_rows, start, scratch, exact):
     """A linear combination whose coefficients change from row to row, or from column to column.
 
@@ -787,7 +810,7 @@ def combine_each(inputs, codes, count, coefficients, length, by_rows, start, scr
     for low in range(0, count, BLOCK):
         size = min(BLOCK, count - low)
         for i in range(k):
-            _widen(inputs[i], codes[i], low, size, scratch[i])
+            _widen(bytes_of(inputs, i), codes[i], low, size, scratch[i])
         row = (start + low) // length
         column = (start + low) % length
         for e in range(size):
@@ -802,19 +825,19 @@ def combine_each(inputs, codes, count, coefficients, length, by_rows, start, scr
                 row += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def widen(stored, code, count, into):
     """Stored bytes as ``count`` float32 or float64 numbers."""
     _widen(stored, code, 0, count, into)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def narrow(numbers, count, code, rounding, seed, start, into):
     """Round ``count`` float32 or float64 numbers into stored bytes."""
     _narrow(numbers, count, code, rounding, seed, start, into, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_nonfinite(data, code):
     """How many of a tile's numbers are infinite or not a number, by their bits."""
     found = 0
@@ -838,7 +861,7 @@ def _mix(word):
     return word ^ (word >> np.uint64(29))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def digest(data, sums):
     """A 64-bit digest of every CELL bytes of ``data``, a tile's output, into uint64 ``sums``.
 

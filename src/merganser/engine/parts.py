@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,35 @@ class Scratch:
         if kept is None or len(kept) < rows * padded:
             kept = self._kept[key] = np.zeros(rows * padded, dtype)
         return kept[: rows * padded].reshape(rows, padded)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The stored bytes of a tile of each input, wherever they lie.
+
+    Attributes:
+        rows: uint8 [bytes], each as long as its input's elements are wide.
+        places: intp [k], their addresses, which hold as long as the rows are kept: what loops take.
+    """
+
+    rows: tuple[Array, ...]
+    places: Array
+
+    @classmethod
+    def of(cls, rows: Iterable[Array]) -> Inputs:
+        """Of arrays without gaps."""
+        rows = tuple(rows)
+        return cls(rows, np.array([address(row) for row in rows], np.intp))
+
+    def take(self, which: Sequence[int]) -> Inputs:
+        """Some of them."""
+        return Inputs(tuple(self.rows[i] for i in which), self.places[list(which)])
+
+
+def address(array: Array) -> int:
+    """Where an array begins in memory."""
+    found: int = array.__array_interface__["data"][0]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,22 +227,19 @@ class Part:
         """For the draws that decide which of a model's changes are kept."""
         return seed_of(self.plan_seed, f"{self.job.name}/{model}/keep")
 
-    def take(self, inputs: Array) -> Array:
-        """Its own rows of the group's."""
-        return inputs if self.rows == tuple(range(len(inputs))) else inputs[list(self.rows)]
-
-    def stored(self, inputs: Array, count: int) -> tuple[Array, Array]:
-        """Its rows' bytes and their codes; after the cast, if there is one, as float64."""
+    def stored(self, inputs: Inputs) -> tuple[Inputs, Array]:
+        """What its loops take, of its own inputs, and their codes; after the cast, if there is one, as
+        float64."""
         if self.job.cast is None:
             return inputs, self.codes
         from merganser.engine import reference
 
         rows = [
-            reference.widen(row[: count * dtype.itemsize], dtype, self.job.cast, FLOAT64).numpy()
-            for row, dtype in zip(inputs, self.dtypes, strict=True)
+            reference.widen(row, dtype, self.job.cast, FLOAT64).numpy()
+            for row, dtype in zip(inputs.rows, self.dtypes, strict=True)
         ]
         codes = np.full(len(rows), kernels.CODES["float64"])
-        return np.stack(rows).view(np.uint8), codes
+        return Inputs.of(row.view(np.uint8) for row in rows), codes
 
 
 def seed_of(seed: int, use: str) -> int:

@@ -15,14 +15,14 @@ import numpy as np
 
 from merganser.engine import consensus as loops
 from merganser.engine import kernels
-from merganser.engine.parts import Array, Facts, Part, Scratch
+from merganser.engine.parts import Array, Facts, Inputs, Part, Scratch
 from merganser.engine.vectors import WIDE
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
 from merganser.planning import CELL, TILE
 
-Sample = Callable[[int, int], Array]
-"""Reads elements ``start`` to ``start + count`` of a group's tensors: uint8 [rows, bytes]."""
+Sample = Callable[[int, int], Inputs]
+"""Reads elements ``start`` to ``start + count`` of a group's tensors."""
 
 Cut = Literal["cells", "bands", "rows"]
 
@@ -45,7 +45,7 @@ class Pass(Protocol):
     part: Part
     cut: Cut
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
         """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
 
 
@@ -131,10 +131,12 @@ class _WholeGram:
         m = len(part.rows) - self.changes
         self.cells = np.zeros((-(-_numel(shape) // CELL), m, m))
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
-        rows = scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH)
-        kernels.measure(inputs, codes, count, self.changes, rows, self.cells[_cells(start, count)])
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
+        rows = scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH)
+        kernels.measure(
+            inputs.places, codes, count, self.changes, rows, self.cells[_cells(start, count)]
+        )
 
 
 class _RowGrams(_WholeGram):
@@ -143,14 +145,14 @@ class _RowGrams(_WholeGram):
         self.length = max(1, shape[-1])
         self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         rows, heads = (
-            scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH),
+            scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH),
             self.cells[_cells(start, count)],
         )
         kernels.measure_rows(
-            inputs, codes, count, self.changes, self.length, start, rows, self.grams, heads
+            inputs.places, codes, count, self.changes, self.length, start, rows, self.grams, heads
         )
 
     def joined(self) -> Array:
@@ -177,13 +179,14 @@ class _ColumnGrams:
         self._next = 0
         self._lock = threading.Lock()
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         rows, sums = (
-            scratch("measure", np.float64, len(inputs), kernels.MEASURE_WIDTH),
+            scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH),
             np.zeros_like(self.total),
         )
-        kernels.measure_columns(inputs, codes, count, self.changes, self.length, start, rows, sums)
+        places = inputs.places
+        kernels.measure_columns(places, codes, count, self.changes, self.length, start, rows, sums)
         with self._lock:
             self._waiting[start // TILE] = sums
             while self._next in self._waiting:
@@ -208,10 +211,10 @@ class _Counts:
         self.total: Any = None
         self._lock = threading.Lock()
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
         from merganser.engine import reference
 
-        found = reference.measure(self.part, inputs, count)
+        found = reference.measure(self.part, inputs.rows, count)
         with self._lock:
             self.total = found if self.total is None else self.total + found
 
@@ -321,22 +324,22 @@ class _Varied:
         self.total = 0
         self._lock = threading.Lock()
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         work = self.part.wide
         what = np.array([loops.VARIANCE])
         zero = np.zeros(1, np.uint32)  # above a bracket of nothing but zero
         guesses = np.array([[0, HIGHEST + 1]], np.uint32)
         above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
         loops.tally(
-            inputs,
+            inputs.places,
             codes,
             count,
             what,
             zero,
             zero,
             guesses,
-            scratch("consensus", work, 3 * len(inputs) + 3),
+            scratch("consensus", work, 3 * len(codes) + 3),
             scratch("keys", np.uint32, 1)[0],
             above,
             np.zeros((1, 2, -(-count // CELL)), np.int64),
@@ -496,21 +499,21 @@ class _Tally:
             for name in ("low", "high", "guesses")
         )
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         m, cells = len(self.selections), _cells(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
         equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
         found = scratch("found", np.uint32, m, count + WIDE)
         loops.tally(
-            inputs,
+            inputs.places,
             codes,
             count,
             self.what,
             self.lows,
             self.highs,
             self.guesses,
-            scratch("consensus", self.part.wide, 3 * len(inputs) + 3),
+            scratch("consensus", self.part.wide, 3 * len(codes) + 3),
             scratch("keys", np.uint32, 1)[0],
             above,
             equal,
@@ -533,8 +536,9 @@ def _sample_keys(
     what = np.array([s.what for s in selections])
     keys = np.empty((len(selections), len(places) * count), np.uint32)
     for n, place in enumerate(places):
-        inputs, codes = part.stored(part.take(sample(place, count)), count)
-        loops.sample_keys(inputs, codes, count, what, scratch, keys[:, n * count : (n + 1) * count])
+        inputs, codes = part.stored(sample(place, count).take(part.rows))
+        here = keys[:, n * count : (n + 1) * count]
+        loops.sample_keys(inputs.places, codes, count, what, scratch, here)
     return [np.sort(row)[::-1] for row in keys]
 
 
@@ -547,17 +551,17 @@ class _Ranks:
         self.part = part
         self.length = max(1, shape[-1]) if shape else 1
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         facts, keep = self.part.facts, self.part.consensus.keep
-        rows = scratch("consensus", self.part.wide, 3 * len(inputs) + 3)
+        rows = scratch("consensus", self.part.wide, 3 * len(codes) + 3)
         room = loops.room_of(self.length)
         row = loops.Row(*(scratch(name, kind, 1, room)[0] for name, kind in loops.ROW.items()))
         assert not isinstance(keep, MostVaried)
         for i, rule in enumerate(keep):
             if isinstance(rule, Ranked) and facts.rules.kinds[i] == loops.MASKED:
                 loops.draw_by_rank(
-                    inputs,
+                    inputs.places,
                     codes,
                     count // self.length,
                     self.length,
@@ -580,18 +584,18 @@ class _Norms:
         self.norm = norm
         self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))
 
-    def add(self, inputs: Array, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs, count)
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, codes = self.part.stored(inputs)
         facts, work = self.part.facts, self.part.wide
         loops.norms(
-            inputs,
+            inputs.places,
             codes,
             count,
             facts.rules,
-            np.ones(len(inputs) - 1, work),
+            np.ones(len(codes) - 1, work),
             self.norm,
             start,
-            scratch("consensus", work, 3 * len(inputs) + 3),
+            scratch("consensus", work, 3 * len(codes) + 3),
             scratch("keys", np.uint32, 1)[0],
             scratch("keep", np.uint8, 1)[0],
             self.sums[_cells(start, count)],

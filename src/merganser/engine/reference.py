@@ -59,11 +59,10 @@ def _called(part: Part, tensors: list[torch.Tensor]) -> torch.Tensor:
     return result
 
 
-def measure(part: Part, inputs: Bytes, count: int) -> torch.Tensor:
+def measure(part: Part, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
     """What a method's ``measure`` counts in a tile."""
     assert part.method.measure is not None
-    stored = [row[: count * t.itemsize] for row, t in zip(inputs, part.dtypes, strict=True)]
-    tensors = _widened(part, stored, (count,))
+    tensors = _widened(part, inputs, (count,))
     found: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
     return found
 

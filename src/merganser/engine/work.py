@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoints import Checkpoint
+from merganser.checkpoints.derived import look
 from merganser.engine.digests import digest_of
-from merganser.engine.parts import Array, Part, Sums, seed_of
+from merganser.engine.parts import Array, Inputs, Part, Sums, seed_of
 from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
 from merganser.methods import Combination
@@ -25,6 +26,11 @@ class Row:
     checkpoint: Checkpoint
     name: str
     dtype: DType
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +115,22 @@ class Group:
     @property
     def itemsize(self) -> int:
         """Bytes of an element of the widest row."""
-        return max(row.dtype.itemsize for row in self.rows)
+        return max(row.size for row in self.rows)
 
-    def read(self, start: int, count: int, into: Array) -> None:
-        """Read elements ``start`` to ``start + count`` of all rows into uint8 [rows, bytes]."""
-        for row, stored in zip(self.rows, into, strict=True):
-            size = row.dtype.itemsize
-            if count:
-                row.checkpoint.read(row.name, start * size, stored[: count * size].data)
+    def read(self, start: int, count: int, buffer: Array) -> Inputs:
+        """Elements ``start`` to ``start + count`` of all rows, where they lie in memory, or else in a
+        buffer, uint8 [rows, bytes]."""
+        return Inputs.of(
+            look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
+            for row, into in zip(self.rows, buffer, strict=True)
+        )
 
     def _input_digest(self, index: int) -> str:
         row = self.rows[index]
         return digest_of(row.checkpoint.specs[row.name], self.digests[index])
 
-    def _sample(self, start: int, count: int) -> Array:
-        inputs = np.empty((len(self.rows), count * self.itemsize), np.uint8)
-        self.read(start, count, inputs)
-        return inputs
+    def _sample(self, start: int, count: int) -> Inputs:
+        return self.read(start, count, np.empty((len(self.rows), count * self.itemsize), np.uint8))
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
         """What each part yielded, once all tiles are done."""
@@ -239,7 +244,7 @@ def _group(
     all_rows = tuple(row for _, row in rows.values())
     group = Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
     if digest_inputs:
-        sizes = [spec.numel * row.dtype.itemsize for row in all_rows]
+        sizes = [spec.numel * row.size for row in all_rows]
         group.digests = tuple(np.zeros(-(-size // CELL), np.uint64) for size in sizes)
     return group
 

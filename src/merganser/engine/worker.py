@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from merganser.engine import consensus, kernels
-from merganser.engine.parts import Array, Part, Scratch
+from merganser.engine.parts import Array, Inputs, Part, Scratch
 from merganser.engine.work import Batch, Group, Work
 from merganser.errors import InputError
 from merganser.planning import CELL
@@ -34,7 +34,7 @@ class Worker:
         inputs = self._read(group, work.start, count)
         if work.passes:
             for each in work.passes:
-                each.add(each.part.take(inputs), work.start, count, self._scratch)
+                each.add(inputs.take(each.part.rows), work.start, count, self._scratch)
             return 0
         made = 0
         for batch in group.batches:
@@ -45,30 +45,26 @@ class Worker:
             elif not part.fused:
                 made += self._put(part, work.start, self._compute(part, group, inputs, work))
             if part.digests is not None and not part.copies:
-                self._count_nonfinite(part, inputs, work.start, count)
-        for row, stored, cells in zip(group.rows, inputs, group.digests, strict=False):
-            size = row.dtype.itemsize
-            first = work.start * size // CELL
-            told = stored[: count * size]
-            kernels.digest(told, cells[first : first - (-len(told) // CELL)])
+                self._count_nonfinite(part, inputs.take(part.rows), work.start, count)
+        for row, stored, cells in zip(group.rows, inputs.rows, group.digests, strict=False):
+            first = work.start * row.size // CELL
+            kernels.digest(stored, cells[first : first - (-len(stored) // CELL)])
         return made
 
-    def _count_nonfinite(self, part: Part, inputs: Array, start: int, count: int) -> None:
+    def _count_nonfinite(self, part: Part, inputs: Inputs, start: int, count: int) -> None:
         """Look at the inputs' values one by one where there is reason to."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
-        for index, (row, dtype) in enumerate(zip(part.rows, part.dtypes, strict=True)):
-            stored = inputs[row, : count * dtype.itemsize]
+        for index, (stored, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
             found = kernels.count_nonfinite(stored, kernels.CODES[dtype.name])
             if found:
                 part.nonfinite.append((index, found))
 
-    def _read(self, group: Group, start: int, count: int) -> Array:
-        inputs = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
-        group.read(start, count, inputs)
-        return inputs
+    def _read(self, group: Group, start: int, count: int) -> Inputs:
+        buffer = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
+        return group.read(start, count, buffer)
 
-    def _combine(self, batch: Batch, inputs: Array, start: int, count: int) -> int:
+    def _combine(self, batch: Batch, inputs: Inputs, start: int, count: int) -> int:
         first = batch.parts[0]
         dtype = first.job.spec.dtype
         size = count * dtype.itemsize
@@ -80,7 +76,7 @@ class Worker:
         scratch = self._scratch("combine", batch.coefficients.dtype, 2 * len(first.rows) + 2)
         cells = _cells(start, count) if batch.report else slice(0, 0)
         kernels.combine(
-            first.take(inputs),
+            inputs.take(first.rows).places,
             batch.codes,
             count,
             batch.coefficients,
@@ -115,36 +111,34 @@ class Worker:
         aligned = array.ctypes.data % part.job.spec.dtype.itemsize == 0
         return array.reshape(1, size) if aligned else None
 
-    def _copy(self, part: Part, group: Group, inputs: Array, start: int, count: int) -> int:
-        size = count * part.dtypes[0].itemsize
-        taken = inputs[part.rows[0], :size]
+    def _copy(self, part: Part, group: Group, inputs: Inputs, start: int, count: int) -> int:
+        taken = inputs.rows[part.rows[0]]
         for row in part.rows[1:]:
-            if not np.array_equal(taken, inputs[row, :size]):
+            if not np.array_equal(taken, inputs.rows[row]):
                 raise InputError(
                     f"tensor {part.job.name!r} ({part.job.spec.dtype}) cannot be averaged, and differs between "
                     f"{group.rows[part.rows[0]].checkpoint.label} and {group.rows[row].checkpoint.label}"
                 )
         return self._put(part, start, taken)
 
-    def _compute(self, part: Part, group: Group, inputs: Array, work: Work) -> Array:
+    def _compute(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
         """What the kernel for linear combinations does not do: the tile's output, in a buffer."""
-        count = work.stop - work.start
+        count, taken = work.stop - work.start, inputs.take(part.rows)
         out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
         if part.job.consensus is not None:
-            self._agree(part, inputs, work.start, count, out)
+            self._agree(part, taken, work.start, count, out)
             return out
-        taken = part.take(inputs)
         if part.each is not None:
             exact = self._combine_each(part, group, taken, work.start, count)
         else:
-            exact = self._in_torch(part, group, inputs, count)
+            exact = self._in_torch(part, group, taken, count)
         code = kernels.CODES[part.job.spec.dtype.name]
         seed = np.uint64(part.seed)
         kernels.narrow(exact, count, code, part.rounding, seed, work.start, out)
         if part.sums is not None:
             cells, sums = _cells(work.start, count), part.sums
             kernels.survey(
-                taken,
+                taken.places,
                 part.codes,
                 count,
                 exact,
@@ -159,37 +153,33 @@ class Worker:
             )
         return out
 
-    def _in_torch(self, part: Part, group: Group, inputs: Array, count: int) -> Array:
+    def _in_torch(self, part: Part, group: Group, inputs: Inputs, count: int) -> Array:
         from merganser.engine import reference
 
-        stored = [
-            inputs[row, : count * dtype.itemsize]
-            for row, dtype in zip(part.rows, part.dtypes, strict=True)
-        ]
         shape = group.shape if part.whole else (count,)
-        result = reference.compute(part, stored, shape)
+        result = reference.compute(part, inputs.rows, shape)
         return reference.numbers(result, part.wide)
 
     def _combine_each(
-        self, part: Part, group: Group, inputs: Array, start: int, count: int
+        self, part: Part, group: Group, inputs: Inputs, start: int, count: int
     ) -> Array:
         assert part.each is not None
-        stored, codes = part.stored(inputs, count)
+        stored, codes = part.stored(inputs)
         exact: Array = self._scratch("exact", part.wide, 1, count)[0]
         length = group.shape[-1] if part.each_rows else len(part.each)
         scratch = self._scratch("combine", part.wide, len(part.rows))
         kernels.combine_each(
-            stored, codes, count, part.each, length, part.each_rows, start, scratch, exact
+            stored.places, codes, count, part.each, length, part.each_rows, start, scratch, exact
         )
         return exact
 
-    def _agree(self, part: Part, inputs: Array, start: int, count: int, out: Array) -> None:
-        stored, codes = part.stored(part.take(inputs), count)
+    def _agree(self, part: Part, inputs: Inputs, start: int, count: int, out: Array) -> None:
+        stored, codes = part.stored(inputs)
         told, facts, k = part.consensus, part.facts, len(part.rows)
         empty = np.zeros((0, k - 1))
         sums, cells = part.sums, _cells(start, count)
         consensus.merge(
-            stored,
+            stored.places,
             codes,
             count,
             facts.rules,

@@ -15,6 +15,7 @@ import numpy as np
 from merganser import hub, recipe
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
+from merganser.checkpoints.derived import look
 from merganser.engine import kernels
 from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
@@ -281,15 +282,14 @@ def _compare(
     rows, codes = [], []
     for name, (checkpoint, _) in zip(names, models, strict=True):
         dtype = checkpoint.specs[name].dtype
-        row = np.empty(count * dtype.itemsize, np.uint8)
-        checkpoint.read(name, start * dtype.itemsize, row.data)
-        rows.append(row)
+        buffer = np.empty(count * dtype.itemsize, np.uint8)
+        rows.append(look(checkpoint, name, start * dtype.itemsize, buffer))
         codes.append(CODES[dtype.name])
     based = len(rows) == 3
     padded = [*rows, rows[0]][:3]
     first = start // CELL
     cells = slice(first, first - (-count // CELL))
-    distances.compare(  # type: ignore[call-arg]
+    distances.compare(
         *padded,
         np.array([*codes, codes[0]][:3]),
         count,
@@ -319,8 +319,8 @@ def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
 def _numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
     """Elements of a tensor in float64."""
     dtype = checkpoint.specs[name].dtype
-    stored = np.empty(count * dtype.itemsize, np.uint8)
-    checkpoint.read(name, start * dtype.itemsize, stored.data)
+    buffer = np.empty(count * dtype.itemsize, np.uint8)
+    stored = look(checkpoint, name, start * dtype.itemsize, buffer)
     numbers = np.empty(count)
     kernels.widen(stored, CODES[dtype.name], count, numbers)
     return numbers

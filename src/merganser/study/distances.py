@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
 
+from merganser.compiled import compiled
 from merganser.engine.kernels import BLOCK, _bits32, _bits64, _in_vectors, _widen
 from merganser.planning import CELL
-
-_CALLED = "767bfb0b89e84afe"
-"""Digests of the files whose functions are compiled into these: see ``tests/stamps.py``."""
 
 BUCKETS = 18
 """Of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and all beyond."""
@@ -151,7 +148,7 @@ def _sides(a, b, base, count):
     return agree, both, joint, sides
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def compare(a, b, base, codes, count, based, singles, doubles, apart, sums, histogram):
     """Add a tile of two tensors, and of their base, to the sums of its cells.
 
