@@ -290,7 +290,10 @@ class _ShardFile:
 def _buffer() -> mmap.mmap:
     """Memory of one window, in huge pages where there are any: direct I/O takes these in far fewer
     pieces."""
-    buffer = mmap.mmap(-1, WINDOW, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        buffer = mmap.mmap(-1, WINDOW, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        raise MemoryError from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # the system has none
             buffer.madvise(mmap.MADV_HUGEPAGE)
