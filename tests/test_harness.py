@@ -11,6 +11,7 @@ import pytest
 import peers
 from conftest import RecipeFile
 from merganser.errors import InputError
+from merganser.evaluation import harness
 from merganser.study.evaluating import evaluate_model, evaluate_sweep
 from merganser.study.live import LiveModel
 
@@ -81,3 +82,14 @@ def test_a_task_of_the_harness(file: Path, tmp_path: Path, monkeypatch: pytest.M
     file.write_text(SWEEP.lstrip())
     monkeypatch.setattr(LiveModel, "become", None)
     assert evaluate_sweep(file, tmp_path / "out").points == found.points
+
+
+def test_scores_that_cannot_be_read_are_measured_again(tmp_path: Path) -> None:
+    for text in ("[" * 200_000, "[1]", '{"a": 1}', "{"):
+        (tmp_path / "kept.json").write_text(text)
+        assert (
+            harness.read_kept(
+                tmp_path / "kept.json", "", [harness.HarnessTask(task="a", metric="b")]
+            )
+            == {}
+        )

@@ -189,6 +189,9 @@ def test_slips_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="outside"):
         report.write(tmp_path)
     results.write(found, tmp_path)
+    (tmp_path / report.DISTANCES).write_text("[" * 200_000)
+    with pytest.raises(InputError, match="measure again"):
+        report.write(tmp_path)
     (tmp_path / report.DISTANCES).write_text("{}}")
     with pytest.raises(InputError, match="measure again"):
         report.write(tmp_path)

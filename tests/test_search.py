@@ -649,3 +649,21 @@ def test_what_is_wrong_is_told_before_anything_starts(
     assert f"{story}:{line}: " in message
     assert complaint in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[" * 200_000, "history.jsonl:1: not a line"),
+        ('{"format": 1, "digest": "", "settings": {"inputs": "b"}}', "differs in inputs"),
+        (
+            '{"format": 1, "digest": "", "settings": {"inputs": {"./b": "1"}}}',
+            "of other weights: the model ./b changed",
+        ),
+    ],
+)
+def test_histories_that_are_none_or_others_are_told(line: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / history.NAME).write_text(line + "\n")
+    with pytest.raises(MerganserError) as error:
+        history.History(tmp_path, {history.INPUTS: {"./b": "2"}})
+    assert_one_line(str(error.value), told)

@@ -134,7 +134,7 @@ def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, S
             for task in tasks
             if kept.get(task.score, {}).get("of") == [key, task.model_dump(mode="json")]
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 

@@ -101,17 +101,12 @@ class History:
         if there.get("format") != FORMAT or not isinstance(there.get("settings"), dict):
             raise InputError(f"{self.path}: not the history of a search of this version")
         if there.get("digest") != wanted["digest"]:
-            before, now = there["settings"], json.loads(json.dumps(wanted["settings"]))
-            changed = differing(before, now)
-            files = [
-                name
-                for name, state in now.get(INPUTS, {}).items()
-                if before.get(INPUTS, {}).get(name) != state
-            ]
+            changed = differing(there["settings"], json.loads(json.dumps(wanted["settings"])))
             what = "is of another search, which differs in "
             what += ", ".join(changed[:3]) or "settings"
-            if files and all(each.startswith(f"{INPUTS}.") for each in changed):
-                what = f"the scores in it are of other weights: the model {files[0]} changed"
+            if changed and all(each.startswith(f"{INPUTS}.") for each in changed):
+                model = changed[0].removeprefix(f"{INPUTS}.")
+                what = f"the scores in it are of other weights: the model {model} changed"
             raise OutputExistsError(f"{self.path}: {what}; choose another OUT, or remove it")
 
 
@@ -137,7 +132,7 @@ def _read(path: Path, text: bytes) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
             raise InputError(f"{path}:{number}: not a line of a search's history")

@@ -400,5 +400,5 @@ def _distances(folder: Path) -> list[dict[str, Any]]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it, or measure again") from None
