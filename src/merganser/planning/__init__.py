@@ -20,6 +20,7 @@ from merganser.planning.layout import Layout, Path
 from merganser.planning.plans import (
     CELL,
     OVERHEAD,
+    SMALL_TILE,
     TILE,
     Arithmetic,
     Names,
@@ -33,6 +34,7 @@ from merganser.planning.plans import (
     buffer_bytes,
     default_threads,
     describe,
+    in_torch,
     memory_needed,
 )
 from merganser.planning.shards import deal
@@ -43,6 +45,7 @@ from merganser.tensors import DType, TensorSpec, parse_size
 __all__ = [
     "CELL",
     "OVERHEAD",
+    "SMALL_TILE",
     "TILE",
     "Arithmetic",
     "Config",
@@ -57,6 +60,7 @@ __all__ = [
     "buffer_bytes",
     "default_threads",
     "describe",
+    "in_torch",
     "memory_needed",
     "plan",
     "restacked",

@@ -23,6 +23,10 @@ definitions, so that neither depends on how a tensor is cut into tiles."""
 TILE = 16 * CELL
 """Elements that are read and merged at once: large enough that Python has little to do between."""
 
+SMALL_TILE = 2 * CELL
+"""Elements that torch computes with at once: each of its steps goes over all of them, so they should stay in
+the cache."""
+
 OVERHEAD = 210 * 2**20
 """Resident bytes of Python and the libraries, by measurement."""
 
@@ -234,19 +238,28 @@ class Plan:
 
 def default_threads(plans: Sequence[Plan]) -> int:
     """As many threads as pay off: some wait for the disk while others compute; but of many small
-    tensors Python has the most work, which only one thread at a time can do."""
+    tensors Python has the most work, which only one thread at a time can do, and torch has threads of
+    its own for whole tensors."""
     jobs = sum(len(plan.jobs) for plan in plans)
     if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
+        return 1
+    if any(plan.method.whole for plan in plans):
         return 1
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     )
-    return min(32, 2 * cores)
+    slow = any(plan.method.form == "tensor" for plan in plans)
+    return min(32, cores if slow else 2 * cores)
 
 
 def memory_needed(plan: Plan) -> int:
     """Estimate of the resident memory that running a plan takes, in bytes."""
     return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
+
+
+def in_torch(plan: Plan, job: TensorJob) -> bool:
+    """Whether torch computes a job, one step after the other, and no fused loop."""
+    return job.method != "copy" and (plan.method.form == "tensor" or job.cast is not None)
 
 
 def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
@@ -255,16 +268,14 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     for plan in plans:
         whole = plan.method.whole
         for job in plan.jobs:
-            elements = (
-                job.spec.numel if whole and job.method != "copy" else min(tile, job.spec.numel)
-            )
+            slow = in_torch(plan, job)
+            elements = min(SMALL_TILE if slow else tile, job.spec.numel)
+            if whole and job.method != "copy":
+                elements = job.spec.numel
             inputs = [(plan.sources[r.source].checkpoint, r.name) for r in job.reads]
             reads = sum(checkpoint.specs[name].dtype.itemsize for checkpoint, name in inputs)
             reads += max((_scratch(checkpoint, name) for checkpoint, name in inputs), default=0)
-            in_torch = job.method != "copy" and (
-                plan.method.form == "tensor" or job.cast is not None
-            )
-            numbers = 4 * job.work.itemsize * len(job.reads) if in_torch else 0
+            numbers = 4 * job.work.itemsize * len(job.reads) if slow else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
     return most
 
