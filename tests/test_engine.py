@@ -16,7 +16,7 @@ from merganser import engine, methods
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.engine.events import Compiling, Event, Finished, Merged, Started
 from merganser.errors import InputError, MerganserError, ResourceError
-from merganser.planning import CELL, Plan
+from merganser.planning import CELL, Plan, buffer_bytes
 from merganser.sinks import DigestSink, NullSink, StateDictSink
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -181,6 +181,15 @@ def test_slerp_refuses_what_has_no_length() -> None:
 def test_too_little_memory_is_said_before_anything_is_read() -> None:
     with pytest.raises(ResourceError, match="more than the 1 MB given"):
         merged(planned(models()), memory=10**6)
+
+
+@pytest.mark.parametrize("method", ["linear", "ram"])
+def test_less_memory_means_smaller_tiles(method: str) -> None:
+    """For fused loops and for torch, down to a cell: a merge is not refused that would fit."""
+    plan = planned(models(), method, base_model="m0")
+    sizes = [buffer_bytes([plan], tile * CELL) for tile in (1, 2, 4, 8)]
+    assert sizes[0] < sizes[1] <= sizes[2] <= sizes[3]
+    assert (sizes[1] < sizes[2]) == (method == "linear")  # torch has small tiles anyway
 
 
 def test_a_failing_sink_stops_everything_and_is_aborted() -> None:

@@ -15,7 +15,7 @@ from merganser.engine.parts import Array, Inputs, Part, Sums, seed_of
 from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
 from merganser.methods import Combination
-from merganser.planning import CELL, SMALL_TILE, TILE, Plan, TensorJob, in_torch
+from merganser.planning import CELL, TILE, Plan, TensorJob, tile_of
 from merganser.tensors import DType
 
 
@@ -242,8 +242,7 @@ def _group(
             part.sums = Sums.zeros(cells, k)
         parts.append(part)
     all_rows = tuple(row for _, row in rows.values())
-    slow = any(in_torch(plans[index], job) for index, job in jobs)
-    tile = min(tile, SMALL_TILE) if slow else tile
+    tile = min(tile_of(plans[index], job, tile) for index, job in jobs)
     group = Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
     if digest_inputs:
         sizes = [spec.numel * row.size for row in all_rows]

@@ -20,7 +20,6 @@ from merganser.planning.layout import Layout, Path
 from merganser.planning.plans import (
     CELL,
     OVERHEAD,
-    SMALL_TILE,
     TILE,
     Arithmetic,
     Names,
@@ -34,8 +33,8 @@ from merganser.planning.plans import (
     buffer_bytes,
     default_threads,
     describe,
-    in_torch,
     memory_needed,
+    tile_of,
 )
 from merganser.planning.shards import deal
 from merganser.recipe import Config, ModelReference, ParsedRecipe, Setting, Strictness, key_name
@@ -45,7 +44,6 @@ from merganser.tensors import DType, TensorSpec, parse_size
 __all__ = [
     "CELL",
     "OVERHEAD",
-    "SMALL_TILE",
     "TILE",
     "Arithmetic",
     "Config",
@@ -60,10 +58,10 @@ __all__ = [
     "buffer_bytes",
     "default_threads",
     "describe",
-    "in_torch",
     "memory_needed",
     "plan",
     "restacked",
+    "tile_of",
 ]
 
 FORMAT = 1

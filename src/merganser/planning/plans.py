@@ -257,9 +257,14 @@ def memory_needed(plan: Plan) -> int:
     return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
 
 
-def in_torch(plan: Plan, job: TensorJob) -> bool:
+def _in_torch(plan: Plan, job: TensorJob) -> bool:
     """Whether torch computes a job, one step after the other, and no fused loop."""
     return job.method != "copy" and (plan.method.form == "tensor" or job.cast is not None)
+
+
+def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:
+    """How many elements of a job are worked on at once where ``tile`` are of most."""
+    return min(tile, SMALL_TILE) if _in_torch(plan, job) else tile
 
 
 def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
@@ -268,14 +273,13 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
     for plan in plans:
         whole = plan.method.whole
         for job in plan.jobs:
-            slow = in_torch(plan, job)
-            elements = min(SMALL_TILE if slow else tile, job.spec.numel)
+            elements = min(tile_of(plan, job, tile), job.spec.numel)
             if whole and job.method != "copy":
                 elements = job.spec.numel
             inputs = [(plan.sources[r.source].checkpoint, r.name) for r in job.reads]
             reads = sum(checkpoint.specs[name].dtype.itemsize for checkpoint, name in inputs)
             reads += max((_scratch(checkpoint, name) for checkpoint, name in inputs), default=0)
-            numbers = 4 * job.work.itemsize * len(job.reads) if slow else 0
+            numbers = 4 * job.work.itemsize * len(job.reads) if _in_torch(plan, job) else 0
             most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
     return most
 
