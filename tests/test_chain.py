@@ -464,7 +464,11 @@ def document(name: str | None, *models: str) -> str:
         ([document("stage1", "a"), document(None, "b", "stage2")], 9, ["'stage2'", "'stage1'"]),
         ([document("x", "a"), "merge_method: linear\nmodel: []\n"], 7, ["'models'"]),
         ([document("x", "a"), "- a\n"], 6, ["mapping"]),
-        ([document("x", "a"), "a: 1\na: 2\n"], 7, ["'a'", "twice"]),
+        (
+            [document("x", "a"), "merge_method: a\nmerge_method: b\n"],
+            7,
+            ["'merge_method'", "twice"],
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) and len(value) < 2 else None,
 )

@@ -239,6 +239,12 @@ def made_tasks(folder: Path, *entries: dict[str, Any]) -> list[tasks.Task]:
     return tasks.load(folder / "tasks.yml", tasks.Evaluate)[1]
 
 
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tasks.yml").write_text("tasks: []\ntasks: [{preset: open-rs}]\n")
+    with pytest.raises(RecipeError, match=r"tasks\.yml:2: the key 'tasks' is given twice"):
+        tasks.load(tmp_path / "tasks.yml", tasks.Evaluate)
+
+
 def counting(requests: Any, sampling: Sampling) -> Iterator[tuple[int, Completion]]:
     """The right answer in every other sample, in reverse order."""
     for i in reversed(range(len(requests))):

@@ -685,6 +685,84 @@ def test_all_odd_keys_are_told_in_one_go(recipe_file: RecipeFile) -> None:
     assert len(recipe.load(file).warnings) == 3
 
 
+ANCHORS = """
+const_tag: &FIRST a
+const_tag: &SECOND b
+const_tag: &QK 0.8
+scaled: &scaled
+  parameters:
+    scale: [{filter: q_proj, value: *QK}, {value: 1.0}]
+merge_method: passthrough
+slices:
+- sources: [{model: *FIRST, layer_range: [0, 2]}]
+- sources:
+  - model: *SECOND
+    layer_range: [2, 4]
+    <<: *scaled
+"""
+
+
+def test_anchors_under_one_repeated_key_that_means_nothing(recipe_file: RecipeFile) -> None:
+    """The idiom of published recipes; the repeated key is warned of once, with its lines."""
+    file = recipe_file(ANCHORS)
+    for strictness in ("normal", "lenient"):
+        parsed = recipe.load(file, strictness)
+        first, second = (piece.sources[0] for piece in parsed.recipe.slices or [])
+        assert (first.model.text, second.model.text) == ("a", "b")
+        assert second.parameters["scale"].at("q_proj", 0.0) == 0.8
+        repeated, once = parsed.warnings
+        assert_one_line(repeated, f"{file}:3: ", "'const_tag'", "ignored", "lines 1, 2, 3")
+        assert_one_line(once, f"{file}:4: ", "'scaled'", "ignored")
+        assert "lines" not in once
+    with pytest.raises(RecipeError, match="const_tag"):
+        recipe.load(file, "strict")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        (HEAD + BODY + BODY, 3, "models"),
+        (HEAD + HEAD + BODY, 2, "merge_method"),
+        (HEAD + "models:\n- model: a\n  model: b\n", 4, "model"),
+        (HEAD + BODY + "parameters:\n  weight: 1\n  normalize: true\n  weight: 2\n", 6, "weight"),
+        (HEAD + BODY + "parameters:\n  no_such: 1\n  no_such: 2\n", 5, "no_such"),
+        (HEAD + BODY + "x: {a: 1, a: 2}\ndtype: float32\ndtype: float16\n", 5, "dtype"),
+        (HEAD + "dtype: float32\ndtype: float16\n", 3, "dtype"),
+        (HEAD + BODY + "tokenizer:\n  tokens:\n    <t>: {force: true}\n    <t>: {}\n", 6, "<t>"),
+    ],
+)
+def test_a_repeated_key_that_means_something_is_an_error(
+    recipe_file: RecipeFile, text: str, line: int, key: str
+) -> None:
+    file = recipe_file(text)
+    for strictness in ("normal", "lenient", "strict"):
+        with pytest.raises(RecipeError) as error:
+            recipe.load(file, strictness)
+        assert_one_line(str(error.value), f"{file}:{line}: ", repr(key), "twice")
+
+
+def test_a_repeated_key_inside_one_that_means_nothing(recipe_file: RecipeFile) -> None:
+    [warning] = recipe.load(recipe_file(HEAD + BODY + "notes: {a: 1, a: 2}\n")).warnings
+    assert_one_line(warning, "'notes'", "ignored")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("base_model: a\nexperts: [{source_model: b}]\n", ["experts", "mergekit-moe"]),
+        ("genome: {models: [a, b]}\n", ["genome", "mergekit-evolve", "merganser search"]),
+        ("layer_slices: [{model: a, start: 0, end: 1}]\n", ["layer_slices", "bakllama"]),
+    ],
+)
+def test_configurations_of_other_programs_are_named(
+    recipe_file: RecipeFile, text: str, parts: list[str]
+) -> None:
+    file = recipe_file(text)
+    with pytest.raises(RecipeError) as error:
+        recipe.load(file, "lenient")
+    assert_one_line(str(error.value), f"{file}:", "no recipe", *parts)
+
+
 def test_residual_weight_has_no_effect_and_says_so(recipe_file: RecipeFile) -> None:
     file = recipe_file(
         """

@@ -373,3 +373,12 @@ def test_the_other_kind_of_study_is_told_with_its_command(block: str, other: str
         read_pattern({other: {}, "merge_method": "linear"}, block)
     with pytest.raises(RecipeError, match=f"no {block}: block .* `merganser merge` merges"):
         read_pattern({"merge_method": "linear"}, block)
+
+
+def test_a_repeated_key_is_an_error_unless_it_means_nothing(recipe_file: RecipeFile) -> None:
+    points = load_points(recipe_file("tag: &A 0.5\ntag: &B 0.5\n" + STUDY))
+    for point in points:
+        assert_one_line(point.recipe.warnings[0], ":2: ", "'tag'", "lines 1, 2")
+    for text in (STUDY + "dtype: float32\n", STUDY.replace("{w: {", "{w: 1, w: {")):
+        with pytest.raises(RecipeError, match="is given twice"):
+            load_points(recipe_file(text))

@@ -214,6 +214,7 @@ def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | N
     """
     documents, folder = recipe.read_documents(file)
     document = documents[0]
+    document.check_repeated()
     inside = isinstance(document.data, dict) and "evaluate" in document.data
     path: tuple[str | int, ...] = ("evaluate",) if inside else ()
     block = read_block(document, path, kind)

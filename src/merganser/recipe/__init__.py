@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,13 @@ __all__ = [
 ]
 
 Strictness = Literal["lenient", "normal", "strict"]
+
+FOREIGN: Mapping[str, str] = {
+    "experts": "mergekit-moe, which builds a mixture of experts from dense models",
+    "genome": "mergekit-evolve; here `merganser search` looks for the best weights",
+    "layer_slices": "bakllama; MergeKit's slices say the same in a recipe",
+}
+"""Keys by which configurations of MergeKit's other programs are known, and which they are."""
 
 MAX_UNKNOWN = 100
 """Most keys without a meaning that a recipe may have."""
@@ -247,6 +254,9 @@ def judge_unknown(
     if slip is not None and strictness != "lenient":
         raise document.error(f"{name}: unknown key; did you mean {slip!r}?", path)
     message = f"{name}: {where} has no key {key!r}; it is ignored, as MergeKit does"
+    if path in document.repeated:
+        lines = sorted(set(document.repeated[path]))
+        message += f" (given in lines {', '.join(map(str, lines[:5]))}{' …' * (len(lines) > 5)})"
     if strictness == "strict":
         known_text = ", ".join(sorted(known)) or "none"
         raise document.error(f"{name}: {where} has no key {key!r}; it has {known_text}", path)
@@ -270,26 +280,40 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
         raise document.error(
             "search: this is not one merge but a search; `merganser search` runs it", ("search",)
         )
+    if "merge_method" not in document.data:
+        for key, program in FOREIGN.items():
+            if key in document.data:
+                raise document.error(
+                    f"{key}: this is no recipe but a configuration of {program}", (key,)
+                )
     warnings: list[str] = []
     data = document.data
+    ignored: dict[tuple[str | int, ...], None] = {}
     while True:
         try:
             recipe = Recipe.model_validate(data)
             break
         except ValidationError as error:
             found = error.errors(include_url=False)
-        unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
-        if not unknown:
-            raise invalid(document, found[0]) from None
+        unknown = [
+            _document_path(document.data, entry["loc"])
+            for entry in found
+            if entry["type"] == "extra_forbidden"
+        ]
         if len(unknown) > MAX_UNKNOWN:
             raise document.error(f"{len(unknown)} keys have no meaning; this is no recipe")
-        for path in dict.fromkeys(_document_path(document.data, e["loc"]) for e in unknown):
+        ignored |= dict.fromkeys(unknown)
+        document.check_repeated(lambda path: not _inside(path, ignored))
+        if not unknown:
+            raise invalid(document, found[0])
+        for path in dict.fromkeys(unknown):
             key = str(path[-1])
             where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"
             warnings.append(
                 judge_unknown(document, strictness, key, path, valid_keys(path[:-1]), where)
             )
             data = _without(data, path)
+    document.check_repeated(lambda path: not _inside(path, ignored))
     for index, piece in enumerate(recipe.slices or []):
         if piece.residual_weight is not None:
             path = ("slices", index, "residual_weight")
@@ -299,6 +323,11 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
     if strictness == "strict" and warnings:
         raise RecipeError(warnings[0])
     return ParsedRecipe(recipe, document, data, folder, tuple(warnings), strictness)
+
+
+def _inside(path: tuple[str | int, ...], places: Container[tuple[str | int, ...]]) -> bool:
+    """Whether a path is one of some places, or lies in one."""
+    return any(path[: end + 1] in places for end in range(len(path)))
 
 
 def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import yaml
 
@@ -26,12 +26,15 @@ class Document:
         text: the document as its author wrote it, or None if it was made in Python.
         file: its name in messages, or None.
         lines: for the path of every key and list entry, its line, counted from 1.
+        repeated: for the path of every key that is given more than once, all its lines; the last
+            value counts, as in MergeKit.
     """
 
     data: object
     text: str | None = None
     file: str | None = None
     lines: Mapping[Path, int] = field(default_factory=dict)
+    repeated: Mapping[Path, Sequence[int]] = field(default_factory=dict)
 
     def error(self, message: str, path: Path = ()) -> RecipeError:
         """An error that names the file, and the line of ``path`` or of what it lies in."""
@@ -42,6 +45,17 @@ class Document:
     def address(self, path: Path) -> str:
         """``file:line`` of a path, for warnings; empty for a recipe made in Python."""
         return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
+
+    def check_repeated(self, has_meaning: Callable[[Path], bool] = lambda _: True) -> None:
+        """Refuse a repeated key, unless it means nothing: published recipes keep anchors under one.
+
+        Raises:
+            RecipeError: with the line of the key's second value.
+        """
+        for path, lines in self.repeated.items():
+            if has_meaning(path):
+                message = f"the key {path[-1]!r} is given twice"
+                raise replace(self, lines={path: lines[1]}).error(message, path)
 
     @contextmanager
     def addressed(self, path: Path) -> Iterator[None]:
@@ -82,8 +96,8 @@ def parse_document(text: str, file: str | None = None) -> Document:
 def parse_documents(text: str, file: str | None = None) -> list[Document]:
     """Read YAML documents, which ``---`` divides, leaving out empty ones; at least one.
 
-    Refuses duplicate keys, alias bombs and tags that build objects. Each document has its own text,
-    and the file's lines.
+    Refuses alias bombs and tags that build objects. Each document has its own text, and the file's
+    lines. Whoever reads a document's data calls :meth:`Document.check_repeated`.
 
     Raises:
         RecipeError: with file and line.
@@ -95,14 +109,16 @@ def parse_documents(text: str, file: str | None = None) -> list[Document]:
         loader = _Loader(text)
         reader = _Reader(loader, file)
         begins: list[int] = []
-        found: list[tuple[int, object, dict[Path, int]]] = []
+        found: list[tuple[int, Document]] = []
         while loader.check_node():
             node = loader.get_node()
             begins.append(loader.begin if found else 0)
             if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
                 continue
-            reader.lines = {}
-            found.append((len(begins), reader.read(node, ()), reader.lines))
+            reader.lines, reader.repeated = {}, {}
+            data = reader.read(node, ())
+            document = Document(data, text, file, reader.lines, reader.repeated)
+            found.append((len(begins), document))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "cannot be read"
@@ -118,11 +134,11 @@ def parse_documents(text: str, file: str | None = None) -> list[Document]:
     if not found:
         raise RecipeError("the recipe is empty", file=file)
     if len(found) == 1:
-        return [Document(found[0][1], text, file, found[0][2])]
+        return [found[0][1]]
     cuts = [*begins, len(text)]
     return [
-        Document(data, text[cuts[n - 1] : cuts[n]].removeprefix("---").strip() + "\n", file, lines)
-        for n, data, lines in found
+        replace(document, text=text[cuts[n - 1] : cuts[n]].removeprefix("---").strip() + "\n")
+        for n, document in found
     ]
 
 
@@ -137,13 +153,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Reader:
-    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and lets the last
-    of two equal keys win, so mappings and lists are built here; scalars are left to it."""
+    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and repeated keys, so mappings and lists are built here; scalars are left to it."""
 
     def __init__(self, loader: yaml.SafeLoader, file: str | None) -> None:
         self.loader = loader
         self.file = file
         self.lines: dict[Path, int] = {}
+        self.repeated: dict[Path, list[int]] = {}
         self.nodes = 0
 
     def read(self, node: yaml.Node, path: Path) -> object:
@@ -195,7 +211,8 @@ class _Reader:
                 continue
             key = self.key(key_node)
             if key in own:
-                raise RecipeError(f"the key {key!r} is given twice", file=self.file, line=line)
+                first = self.lines[(*path, key)]
+                self.repeated.setdefault((*path, key), [first]).append(line)
             self.lines[(*path, key)] = line
             own[key] = self.read(value_node, (*path, key))
         return inherited | own

@@ -166,8 +166,9 @@ class Pattern:
         own["name"] = name
         written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
         lines = {path: n for path, n in self.document.lines.items() if path[:1] != (self.block,)}
+        repeated = self.document.repeated
         parsed = recipe.validate(
-            _PointDocument(own, written, self.document.file, lines, name),
+            _PointDocument(own, written, self.document.file, lines, repeated, name),
             self.folder,
             self.strictness,
         )
@@ -219,6 +220,7 @@ def read_pattern(source: Config, block: str, strictness: Strictness = "normal") 
         other = next((key for key in BLOCKS[:2] if isinstance(data, dict) and key in data), None)
         does = f"{other}` is for its {other}: block" if other else "merge` merges it"
         raise document.error(f"there is no {block}: block in this recipe; `merganser {does}")
+    document.check_repeated(lambda path: path[0] in BLOCKS)
     for key in BLOCKS[:2]:
         if key in data and key != block:
             raise document.error(f"{key}: this is a {block}; give one of both", (key,))
