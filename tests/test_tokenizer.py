@@ -318,6 +318,22 @@ def test_a_rule_without_a_source(base: Path, chat: Path, tmp_path: Path) -> None
     assert any("<nobody's>" in warning for warning in result.warnings)
 
 
+@pytest.mark.parametrize("with_base", [True, False])
+def test_only_tokens_that_no_model_has_are_called_zero(
+    base: Path, chat: Path, tmp_path: Path, with_base: bool
+) -> None:
+    keys: dict[str, Any] = {"base_model": str(base)} if with_base else {}
+    twin = model(tmp_path / "twin", seed=5)
+    for models in ((base, chat), (base, twin)):
+        for source in ("union", "base", str(models[1])):
+            plan = planning.plan(recipe(*models, **keys, tokenizer_source=source))
+            assert not any("zero" in warning for warning in plan.warnings), source
+    rules = {"w3": {"force": True}, "w4": {"source": {"kind": "zero"}, "force": True}, "<new>": {}}
+    plan = planning.plan(recipe(base, twin, **keys, tokenizer={"tokens": rules}))
+    [warning] = plan.warnings
+    assert_one_line(warning, "no model has token '<new>': the embedding is zero")
+
+
 def test_a_forced_token_without_a_base_is_the_mean(base: Path, chat: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merganser.merge(recipe(base, chat, tokenizer={"tokens": {"w3": {"force": True}}}), out)

@@ -258,8 +258,9 @@ class Aligner:
                 place = output.tokens[token]
                 origin[place], row[place] = self._ruled(donors, token, rule)
                 ruled.add(place)
-        lost = set(np.flatnonzero(origin == ZERO).tolist()) - ruled
-        if lost:
+        owned = (own[:merged] >= 0).any(axis=0)
+        lost = set(np.flatnonzero((origin == ZERO) & ~owned).tolist()) - ruled
+        if lost and any(model.rows is not None for model in donors[:merged]):
             names = [token for token, number in output.tokens.items() if number in lost]
             self.warn(
                 (self.key,),
