@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -303,7 +303,7 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
         if len(unknown) > MAX_UNKNOWN:
             raise document.error(f"{len(unknown)} keys have no meaning; this is no recipe")
         ignored |= dict.fromkeys(unknown)
-        document.check_repeated(lambda path: not _inside(path, ignored))
+        document.check_repeated(ignored)
         if not unknown:
             raise invalid(document, found[0])
         for path in dict.fromkeys(unknown):
@@ -313,7 +313,7 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
                 judge_unknown(document, strictness, key, path, valid_keys(path[:-1]), where)
             )
             data = _without(data, path)
-    document.check_repeated(lambda path: not _inside(path, ignored))
+    document.check_repeated(ignored)
     for index, piece in enumerate(recipe.slices or []):
         if piece.residual_weight is not None:
             path = ("slices", index, "residual_weight")
@@ -323,11 +323,6 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
     if strictness == "strict" and warnings:
         raise RecipeError(warnings[0])
     return ParsedRecipe(recipe, document, data, folder, tuple(warnings), strictness)
-
-
-def _inside(path: tuple[str | int, ...], places: Container[tuple[str | int, ...]]) -> bool:
-    """Whether a path is one of some places, or lies in one."""
-    return any(path[: end + 1] in places for end in range(len(path)))
 
 
 def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:

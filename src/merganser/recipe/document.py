@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -46,14 +46,15 @@ class Document:
         """``file:line`` of a path, for warnings; empty for a recipe made in Python."""
         return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
 
-    def check_repeated(self, has_meaning: Callable[[Path], bool] = lambda _: True) -> None:
-        """Refuse a repeated key, unless it means nothing: published recipes keep anchors under one.
+    def check_repeated(self, ignored: Container[Path] = ()) -> None:
+        """Refuse repeated keys, but for those that are ignored or lie in what is ignored: published
+        recipes hold their anchors under one repeated key.
 
         Raises:
             RecipeError: with the line of the key's second value.
         """
         for path, lines in self.repeated.items():
-            if has_meaning(path):
+            if not any(path[: end + 1] in ignored for end in range(len(path))):
                 message = f"the key {path[-1]!r} is given twice"
                 raise replace(self, lines={path: lines[1]}).error(message, path)
 
@@ -153,7 +154,8 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Reader:
-    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and repeated keys, so mappings and lists are built here; scalars are left to it."""
+    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and repeated keys, so
+    mappings and lists are built here; scalars are left to it."""
 
     def __init__(self, loader: yaml.SafeLoader, file: str | None) -> None:
         self.loader = loader

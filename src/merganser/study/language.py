@@ -220,7 +220,7 @@ def read_pattern(source: Config, block: str, strictness: Strictness = "normal") 
         other = next((key for key in BLOCKS[:2] if isinstance(data, dict) and key in data), None)
         does = f"{other}` is for its {other}: block" if other else "merge` merges it"
         raise document.error(f"there is no {block}: block in this recipe; `merganser {does}")
-    document.check_repeated(lambda path: path[0] in BLOCKS)
+    document.check_repeated({(key,) for key in data if key not in BLOCKS})
     for key in BLOCKS[:2]:
         if key in data and key != block:
             raise document.error(f"{key}: this is a {block}; give one of both", (key,))
