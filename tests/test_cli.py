@@ -26,6 +26,7 @@ from merganser import merging, methods, tables
 from merganser.cli import main
 from merganser.cli.options import MEANINGLESS
 from merganser.engine import events
+from merganser.methods import registry
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:
@@ -293,7 +294,7 @@ def test_a_method_from_a_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(methods, "_registry", dict(methods._registry))
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     recipe = recipe_file(
         """
         merge_method: cli_test_first

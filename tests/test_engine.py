@@ -16,6 +16,7 @@ from merganser import engine, methods
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.engine.events import Compiling, Event, Finished, Merged, Started
 from merganser.errors import InputError, MerganserError, ResourceError
+from merganser.methods import registry
 from merganser.planning import CELL, Plan, buffer_bytes
 from merganser.sinks import DigestSink, NullSink, StateDictSink
 
@@ -234,10 +235,10 @@ def test_compiling_is_told_once() -> None:
 def registered() -> Any:
     """Lets a test register methods, and takes them away afterwards."""
     methods.names()
-    before = dict(methods._registry)
+    before = dict(registry._registry)
     yield
-    methods._registry.clear()
-    methods._registry.update(before)
+    registry._registry.clear()
+    registry._registry.update(before)
 
 
 @pytest.mark.usefixtures("registered")

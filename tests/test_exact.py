@@ -16,7 +16,7 @@ from merganser import methods
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.engine import reference
 from merganser.engine.parts import seed_of
-from merganser.methods import Consensus
+from merganser.methods import SparseDeltas
 from merganser.planning import CELL
 from merganser.sinks import StateDictSink
 from peers import unit
@@ -337,7 +337,7 @@ def test_the_kernel_has_the_bits_of_its_reference(name: str, given: Numbers, sto
         p.argument: (p.default,) * 3 if p.per_model else p.default for p in method.parameters
     }
     told = method.function(**defaults | {arguments[key]: value for key, value in given.items()})
-    assert isinstance(told, Consensus)
+    assert isinstance(told, SparseDeltas)
     seeds = [seed_of(5, f"tensor/{i}/keep") for i in range(3)]
     for out, work in (("bfloat16", torch.float32), ("float64", torch.float64)):
         wide = [tensor.to(work) for tensor in (base, *models)]

@@ -220,7 +220,7 @@ def test_a_method_that_draws_takes_whole_tensors() -> None:
         raise NotImplementedError
 
     with pytest.raises(TypeError, match="elementwise=False"):
-        methods.merge_method("drawn")(drawn)
+        methods.merge_method("drawn", elementwise=True)(drawn)
 
 
 def test_every_method_has_a_variant_or_needs_none() -> None:

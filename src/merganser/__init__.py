@@ -44,6 +44,7 @@ _HOMES = {
     "Gram": "merganser.methods",
     "PerModel": "merganser.methods",
     "Range": "merganser.methods",
+    "SparseDeltas": "merganser.methods",
     "Weight": "merganser.methods",
     "MerganserError": "merganser.errors",
 }
@@ -64,7 +65,15 @@ if TYPE_CHECKING:
         merge_tensors,
         verify,
     )
-    from merganser.methods import Combination, Gram, PerModel, Range, Weight, merge_method
+    from merganser.methods import (
+        Combination,
+        Gram,
+        PerModel,
+        Range,
+        SparseDeltas,
+        Weight,
+        merge_method,
+    )
     from merganser.planning import Plan, plan
     from merganser.recipe import Recipe
     from merganser.recipe import load as load_recipe

@@ -1,4 +1,4 @@
-"""The fused loops for methods that return a :class:`~merganser.methods.Consensus`.
+"""The fused loops for methods that return a :class:`~merganser.methods.SparseDeltas`.
 
 A block of the tile is widened, the changes ``d_i = x_i - x_0`` are formed, those that are kept are
 scaled, the sign is elected, and the result is rounded, all in the first-level cache.

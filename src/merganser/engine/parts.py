@@ -12,7 +12,7 @@ import numpy as np
 from merganser.engine import consensus as loops
 from merganser.engine import kernels
 from merganser.engine.vectors import WIDE
-from merganser.methods import Combination, Consensus, Method, MostVaried
+from merganser.methods import Combination, Method, MostVaried, SparseDeltas
 from merganser.planning import CELL, TensorJob
 from merganser.tensors import FLOAT64, DType
 
@@ -208,7 +208,7 @@ class Part:
         return self.job.based
 
     @property
-    def consensus(self) -> Consensus:
+    def consensus(self) -> SparseDeltas:
         """What its method is, if that is a consensus."""
         assert self.job.consensus is not None
         return self.job.consensus

@@ -10,7 +10,7 @@ import torch
 
 from merganser.engine.parts import Part
 from merganser.errors import MerganserError
-from merganser.methods import Combination, Consensus, Keep, Largest, MostVaried, Random, Ranked
+from merganser.methods import Combination, Keep, Largest, MostVaried, Random, Ranked, SparseDeltas
 from merganser.tensors import DType
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -94,7 +94,9 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
     return result / torch.tensor(coefficients, dtype=result.dtype).sum()
 
 
-def agree(tensors: Sequence[torch.Tensor], told: Consensus, seeds: Sequence[int]) -> torch.Tensor:
+def agree(
+    tensors: Sequence[torch.Tensor], told: SparseDeltas, seeds: Sequence[int]
+) -> torch.Tensor:
     """A consensus of whole tensors: what the fused loops of :mod:`merganser.engine.consensus` compute.
 
     They multiply and add in this order, so that they have its bits; only the norms of rescaling and the
@@ -184,7 +186,7 @@ def _most_varied(changes: Sequence[torch.Tensor], rule: MostVaried) -> torch.Ten
 
 
 def _weighed(
-    told: Consensus, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+    told: SparseDeltas, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
 ) -> tuple[list[float], list[float]]:
     """The models' weights, and the factors that rescale what is kept of their changes."""
     weights = list(told.weights or ())

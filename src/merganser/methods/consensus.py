@@ -14,7 +14,6 @@ from functools import partial
 from typing import Annotated
 
 from merganser.methods import (
-    Consensus,
     Density,
     Keep,
     Largest,
@@ -24,6 +23,7 @@ from merganser.methods import (
     Range,
     Ranked,
     Rescale,
+    SparseDeltas,
     Weight,
     merge_method,
 )
@@ -33,7 +33,7 @@ Gamma = Annotated[Sequence[float], PerModel(default=0.01), Range(0.0, 0.5)]
 Epsilon = Annotated[Sequence[float], PerModel(default=0.15), Range(0.0, 0.5)]
 
 
-_of_the_family = partial(merge_method, base="required", models=(0, None), ignored=("int8_mask",))
+_of_the_family = partial(merge_method, models=(0, None), ignored=("int8_mask",))
 
 
 def _sparse(
@@ -44,14 +44,14 @@ def _sparse(
     lambda_: float,
     *,
     elect: bool,
-) -> Consensus:
+) -> SparseDeltas:
     """The family: sparse changes, with or without an election of signs."""
     factors: tuple[float, ...] = ()
     norm = {True: "l1", False: None, "dare": None}.get(rescale, rescale)
     if rescale == "dare":
         factors = tuple(1.0 / k.density if k is not None and k.density > 0 else 1.0 for k in keep)
     divide = "no" if not normalize else "counted" if elect else "weights"
-    return Consensus(
+    return SparseDeltas(
         tuple(weight),
         tuple(keep),
         factors,
@@ -90,7 +90,7 @@ def ties(
     normalize: bool = True,
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Trim the changes to the largest, elect a sign at every position, and average those that have it.
 
     The result is x_0 + lambda sum(w_i d_i) / sum(w_i), over those models at a position whose change was
@@ -109,7 +109,7 @@ def dare_linear(
     normalize: bool = False,
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Drop changes at random, rescale what is left, and add it up.
 
     x_0 + lambda sum(w_i f_i d_i), a change being kept with the probability of its density. For many
@@ -128,7 +128,7 @@ def dare_ties(
     normalize: bool = False,
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """DARE's random changes, with TIES' election of signs.
 
     As ``dare_linear``, but at every position only those changes count that have the sign of their sum: for
@@ -146,7 +146,7 @@ def breadcrumbs(
     normalize: bool = False,
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Drop the smallest changes and the share gamma of the very largest, and add up the rest.
 
     Of each tensor the share density is kept, below the share gamma of outliers; where both do not fit,
@@ -165,7 +165,7 @@ def breadcrumbs_ties(
     normalize: bool = False,
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Breadcrumbs' changes, with TIES' election of signs.
 
     As ``breadcrumbs``, but at every position only those changes count that have the sign of their sum.
@@ -182,7 +182,7 @@ def della(
     normalize: bool = True,
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Drop changes at random, small ones of a row rather than large ones, and elect signs.
 
     A change is kept with a probability from density - epsilon (the smallest of its row) to density +
@@ -202,7 +202,7 @@ def della_linear(
     normalize: bool = False,
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """DELLA's random changes, added up: x_0 + lambda sum(w_i f_i d_i).
 
     As ``della``, but signs are not elected and weights not normalised: for where ``dare_linear`` drops too
@@ -212,7 +212,7 @@ def della_linear(
 
 
 @_of_the_family("sce", title="SCE", paper="2408.07990")
-def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> Consensus:
+def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> SparseDeltas:
     """Select where the models vary most, calculate weights from energies, erase minority signs.
 
     Positions are selected by the variance of the changes between the models; the weights are each
@@ -222,7 +222,7 @@ def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> Consensus:
     1e-6, which is always so after a light fine-tune; here they are used as they are.
     """
     keep = MostVaried(max(0.0, select_topk)) if select_topk < 1 else ()
-    return Consensus(None, keep, elect=True, divide="counted")
+    return SparseDeltas(None, keep, elect=True, divide="counted")
 
 
 Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0)]
@@ -232,7 +232,6 @@ Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0)]
     "consensus_ta",
     title="Consensus task arithmetic",
     paper="2405.07813",
-    base="required",
     models=(1, None),
 )
 def consensus_ta(
@@ -242,7 +241,7 @@ def consensus_ta(
     k: int = 2,
     normalize: bool = False,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """Task arithmetic, but only where at least k models have a use for the sum.
 
     A model has one where ``|d_i| >= slack_i |m - d_i|``, m being the sum of all changes. For many tasks in
@@ -252,7 +251,7 @@ def consensus_ta(
     """
     keep: tuple[Keep, ...] = (None,) * len(weight)
     divide = "weights" if normalize else "no"
-    return Consensus(
+    return SparseDeltas(
         tuple(weight),
         keep,
         divide=divide,  # type: ignore[arg-type]
@@ -266,7 +265,6 @@ def consensus_ta(
     "consensus_ties",
     title="Consensus TIES",
     paper="2405.07813",
-    base="required",
     models=(1, None),
 )
 def consensus_ties(
@@ -277,13 +275,13 @@ def consensus_ties(
     k: int = 2,
     normalize: bool = True,
     lambda_: Scale = 1.0,
-) -> Consensus:
+) -> SparseDeltas:
     """TIES, but only where at least k models have a use for what it elected; see ``consensus_ta``.
 
     For many tasks that disturb each other. Source: Wang et al. 2024, arXiv:2405.07813.
     """
     divide = "counted" if normalize else "no"
-    return Consensus(
+    return SparseDeltas(
         tuple(weight),
         tuple(_largest(density)),
         elect=True,

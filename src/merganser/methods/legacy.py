@@ -40,7 +40,7 @@ def linear(*, weight: Numbers, normalize: bool) -> Combination:
     return Combination(tuple(weight), divide=normalize, from_zero=True)
 
 
-@variant_of(combination.linear, "mergekit-0.1.4")
+@variant_of(combination.linear, "mergekit-0.1.4", elementwise=True)
 def linear_014(tensors: Sequence[Tensor], *, weight: Numbers, normalize: bool) -> Tensor:
     """Everything in the inputs' dtype, the weights and their sum included."""
     import torch
@@ -51,7 +51,7 @@ def linear_014(tensors: Sequence[Tensor], *, weight: Numbers, normalize: bool) -
     return result / weights.sum(dim=0) if normalize else result
 
 
-@variant_of(combination.task_arithmetic)
+@variant_of(combination.task_arithmetic, elementwise=True)
 def task_arithmetic(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -64,7 +64,7 @@ def task_arithmetic(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=False)
 
 
-@variant_of(combination.slerp, elementwise=False, casts_up=True)
+@variant_of(combination.slerp, casts_up=True)
 def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     """In float32, lengths and the cosine added up from pieces of a million elements."""
     (other,) = tensors
@@ -89,7 +89,7 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
     return [flat[low : low + 2**20] for low in range(0, max(1, len(flat)), 2**20)]
 
 
-@variant_of(combination.nuslerp, elementwise=False)
+@variant_of(combination.nuslerp)
 def nuslerp(
     tensors: Sequence[Tensor],
     base: Tensor | None,
@@ -122,7 +122,7 @@ def nuslerp(
     return result if base is None else base + result
 
 
-@variant_of(combination.multislerp, elementwise=False)
+@variant_of(combination.multislerp)
 def multislerp(
     tensors: Sequence[Tensor],
     base: Tensor | None,
@@ -158,7 +158,7 @@ def multislerp(
     return result if base is None else base + result
 
 
-@variant_of(combination.karcher, elementwise=False)
+@variant_of(combination.karcher)
 def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: float) -> Tensor:
     """Inputs no longer than the tolerance count for the length but not for the direction.
 
@@ -197,7 +197,7 @@ def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: f
     return result
 
 
-@variant_of(combination.model_stock, elementwise=False)
+@variant_of(combination.model_stock)
 def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool) -> Tensor:
     """Products of lengths below 1e-6 count as 1e-6, so that small changes seem less alike."""
     import torch
@@ -370,7 +370,7 @@ def _chances_fit(*, density: Numbers, epsilon: Numbers, **_: Any) -> None:
             )
 
 
-@variant_of(consensus.ties, elementwise=False)
+@variant_of(consensus.ties)
 def ties(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -386,7 +386,7 @@ def ties(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
 
-@variant_of(consensus.dare_linear, elementwise=False)
+@variant_of(consensus.dare_linear)
 def dare_linear(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -403,7 +403,7 @@ def dare_linear(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
 
 
-@variant_of(consensus.dare_ties, elementwise=False)
+@variant_of(consensus.dare_ties)
 def dare_ties(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -420,7 +420,7 @@ def dare_ties(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
 
-@variant_of(consensus.breadcrumbs, elementwise=False)
+@variant_of(consensus.breadcrumbs)
 def breadcrumbs(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -437,7 +437,7 @@ def breadcrumbs(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
 
 
-@variant_of(consensus.breadcrumbs_ties, elementwise=False)
+@variant_of(consensus.breadcrumbs_ties)
 def breadcrumbs_ties(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -454,7 +454,7 @@ def breadcrumbs_ties(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
 
-@variant_of(consensus.della, elementwise=False, check=_chances_fit)
+@variant_of(consensus.della, check=_chances_fit)
 def della(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -472,7 +472,7 @@ def della(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
 
-@variant_of(consensus.della_linear, elementwise=False, check=_chances_fit)
+@variant_of(consensus.della_linear, check=_chances_fit)
 def della_linear(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -490,7 +490,7 @@ def della_linear(
     return _arithmetic(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
 
 
-@variant_of(consensus.sce, elementwise=False)
+@variant_of(consensus.sce)
 def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float) -> Tensor:
     """Energies that add up to less than 1e-6 are taken for equal."""
     import torch
@@ -517,7 +517,7 @@ def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float) -> Tenso
 # -- choices between the models --------------------------------------------------------------------
 
 
-@variant_of(selection.nearswap)
+@variant_of(selection.nearswap, elementwise=True)
 def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     """Distances below 1e-6 count as 1e-6."""
     (other,) = tensors
@@ -525,7 +525,7 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     return share * other + (1 - share) * base
 
 
-@variant_of(selection.ram)
+@variant_of(selection.ram, elementwise=True)
 def ram(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float) -> Tensor:
     """Sums and shares rounded to the inputs' dtype."""
     if not tensors:
@@ -536,7 +536,7 @@ def ram(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float) -> Tensor:
     return base + (changes * active / count.clamp(min=1)).sum(dim=0)
 
 
-@variant_of(selection.ramplus_tl, widens=True, measure=selection.count_shared)
+@variant_of(selection.ramplus_tl, elementwise=True, widens=True, measure=selection.count_shared)
 def ramplus_tl(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -559,7 +559,7 @@ def ramplus_tl(
     return base + parts.sum(dim=0)
 
 
-@variant_of(selection.arcee_fusion, elementwise=False, widens=True)
+@variant_of(selection.arcee_fusion, widens=True)
 def arcee_fusion(tensors: Sequence[Tensor], base: Tensor, generators: Generators) -> Tensor:
     """float32 whatever the inputs are; the quartiles of large tensors are those of a sample."""
     import torch

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 @merge_method(
-    "nearswap", title="NearSwap", base="required", models=(1, 1), symmetric=False, idempotent=True
+    "nearswap",
+    title="NearSwap",
+    models=(1, 1),
+    elementwise=True,
+    symmetric=False,
+    idempotent=True,
 )
 def nearswap(
     tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0)]
@@ -28,7 +33,7 @@ def nearswap(
     return base + share * (other - base)
 
 
-@merge_method("ram", title="RAM", paper="2601.13572", base="required", models=(0, None))
+@merge_method("ram", title="RAM", paper="2601.13572", models=(0, None), elementwise=True)
 def ram(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -67,8 +72,8 @@ def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_
     "ramplus_tl",
     title="RAM+",
     paper="2601.13572",
-    base="required",
     models=(1, None),
+    elementwise=True,
     measure=count_shared,
 )
 def ramplus_tl(
@@ -102,9 +107,7 @@ def ramplus_tl(
 @merge_method(
     "arcee_fusion",
     title="Arcee Fusion",
-    base="required",
     models=(1, 1),
-    elementwise=False,
     symmetric=False,
     idempotent=True,
 )

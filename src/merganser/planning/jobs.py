@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
-from merganser.methods import Combination, Consensus, Method, Parameter
+from merganser.methods import Combination, Method, Parameter, SparseDeltas
 from merganser.planning.layout import Entry, Group, Path
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -91,7 +91,7 @@ class JobMaker:
         elif self.method.gram is None and self.method.form != "tensor":
             made = self._made(group, numbers)
             combination = made if isinstance(made, Combination) else None
-            consensus = made if isinstance(made, Consensus) else None
+            consensus = made if isinstance(made, SparseDeltas) else None
         name = self.method.name
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
@@ -243,9 +243,9 @@ class JobMaker:
             )
         return parameter.default
 
-    def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | Consensus:
+    def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | SparseDeltas:
         """What the method makes of its numbers alone."""
-        made: Combination | Consensus = self._accepted(self.method.function, group, numbers)
+        made: Combination | SparseDeltas = self._accepted(self.method.function, group, numbers)
         found = made.coefficients if isinstance(made, Combination) else made.weights or ()
         if not all(math.isfinite(c) for c in found):
             raise self.parsed.error(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.derived import DerivedCheckpoint
-from merganser.methods import Combination, Consensus, Method
+from merganser.methods import Combination, Method, SparseDeltas
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 from merganser.tokenizer import OutputTokenizer
@@ -74,7 +74,7 @@ class TensorJob:
     cast: DType | None
     layer: int | None
     role: str
-    consensus: Consensus | None = None
+    consensus: SparseDeltas | None = None
     based: bool = False
 
 

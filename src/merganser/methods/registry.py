@@ -1,0 +1,398 @@
+"""The registered merge methods."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from merganser.errors import RecipeError
+from merganser.methods.forms import Vectors
+from merganser.methods.parameters import Parameter
+from merganser.methods.signature import BaseUse, Form, Signature, keyword_only, read_signature
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PACKAGE = "merganser.methods"
+FAMILIES: tuple[str, ...] = ("combination", "consensus", "selection", "legacy")
+"""Modules of this package with built-in methods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a method that is not built in comes from.
+
+    Attributes:
+        source: the file, or the name of the module if there is none.
+        digest: SHA-256 of the file, or of the function's source; None where there is neither.
+    """
+
+    source: str
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered merge method.
+
+    Attributes:
+        name: in recipes.
+        function: as it was written.
+        title: for cards and tables.
+        summary: the first line of its docstring.
+        paper: arXiv number or address of its source, or None.
+        base: whether it works on differences to a base model; with ``none``, a base given in a
+            recipe is an input like the others.
+        models: least and greatest number of inputs, without the base unless ``base`` is ``none``.
+        form: what it returns: a combination, sparse deltas, or a tensor.
+        gram: what it needs the Gram matrix of: its inputs, their changes, or None.
+        vectors: what it takes for one vector, as a function of its parameters.
+        measure: counts things in tiles for a method with ``facts``; see :func:`merge_method`.
+        elementwise: whether it may be given tiles.
+        symmetric: whether the order of (model, parameters) pairs has no meaning.
+        idempotent: whether merging copies of one tensor gives that tensor.
+        arithmetic: the arithmetic that this function is the variant for.
+        casts_up: whether MergeKit computes it in float32 whatever the dtype of its inputs.
+        widens: whether MergeKit's result is float32 whatever the dtype of its inputs.
+        draws: whether it is given random generators.
+        check: raises ValueError for numbers that it refuses, before anything is read.
+        parameters: the recipe's.
+        ignored: parameters that MergeKit accepts here, without effect.
+        origin: where it comes from; None for a built-in method.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    title: str
+    summary: str
+    paper: str | None
+    base: BaseUse
+    models: tuple[int, int | None]
+    form: Form
+    gram: Literal["inputs", "changes"] | None
+    vectors: Callable[..., Vectors]
+    measure: Callable[..., Any] | None
+    elementwise: bool
+    symmetric: bool
+    idempotent: bool
+    arithmetic: str
+    casts_up: bool
+    parameters: tuple[Parameter, ...]
+    ignored: tuple[str, ...]
+    widens: bool = False
+    draws: bool = False
+    check: Callable[..., None] | None = None
+    origin: Origin | None = None
+
+    @property
+    def combination(self) -> bool:
+        """Whether it returns coefficients rather than a tensor."""
+        return self.form == "combination"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs whole tensors in memory."""
+        return self.form == "tensor" and not self.elementwise
+
+    @property
+    def cost(self) -> str:
+        """What it costs, in words: memory, and how often the inputs are read."""
+        passes = "one pass"
+        if self.gram:
+            passes = "two passes: inner products first"
+        elif self.form == "consensus":
+            passes = "one pass, and more where changes are selected or rescaled"
+        elif self.measure:
+            passes = "two passes: counts first"
+        return f"{'whole tensors' if self.whole else 'in tiles'}, {passes}"
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The parameter of that name in recipes, or None."""
+        return next((p for p in self.parameters if p.name == name), None)
+
+
+_registry: dict[tuple[str, str], Method] = {}
+
+
+def merge_method(
+    name: str,
+    *,
+    title: str | None = None,
+    paper: str | None = None,
+    base: BaseUse | None = None,
+    models: tuple[int, int | None] = (1, None),
+    elementwise: bool = False,
+    symmetric: bool = True,
+    idempotent: bool = False,
+    ignored: tuple[str, ...] = (),
+    vectors: Callable[..., Vectors] = lambda **_: "tensor",
+    measure: Callable[..., Any] | None = None,
+    replace: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a function as a merge method and return it unchanged.
+
+    See :class:`Method` for the arguments and :mod:`merganser.methods` for the signature.
+
+    Args:
+        name: in recipes.
+        base: whether the first coefficient of a combination is the base's. The other forms say it
+            in their signature: ``base: Tensor`` requires one, ``base: Tensor | None`` may have one,
+            and sparse deltas always require one.
+        elementwise: whether the method treats every element by itself, so that it may be given
+            tiles of a tensor. A method that is not elementwise is given whole tensors.
+        measure: takes what the method takes but for ``facts``, tile by tile, and returns a float64
+            tensor of counts; ``facts`` is their sum over the whole tensor.
+        replace: whether to take the place of a method that has this name already.
+
+    Raises:
+        TypeError: when the signature is not that of a method, or contradicts the arguments.
+        ValueError: when the name is taken.
+    """
+
+    def register(function: Function) -> Function:
+        signature = read_signature(function)
+        _check_claims(function, signature, elementwise=elementwise, measure=measure)
+        method = Method(
+            name,
+            function,
+            title or name,
+            (inspect.getdoc(function) or "").split("\n")[0],
+            paper,
+            _base(function, signature, base),
+            models,
+            signature.form,
+            signature.gram,
+            vectors,
+            measure,
+            elementwise,
+            symmetric,
+            idempotent,
+            "exact",
+            False,
+            signature.parameters,
+            ignored,
+            draws=signature.draws,
+            origin=_origin(function),
+        )
+        if not replace:
+            _check_name(method)
+        for key in [key for key in _registry if key[0] == name]:
+            del _registry[key]  # variants of a method that is replaced are not the new one's
+        _registry[name, "exact"] = method
+        return function
+
+    return register
+
+
+def variant_of(
+    exact: Callable[..., Any],
+    arithmetic: str = "mergekit",
+    *,
+    elementwise: bool = False,
+    casts_up: bool = False,
+    widens: bool = False,
+    measure: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
+) -> Callable[[Function], Function]:
+    """Register a function as what a method is in another arithmetic, and return it unchanged.
+
+    It has the method's parameters, by the same names, and needs not declare them again; in all that
+    is not named here it is as the method. See :class:`Method` for the arguments.
+
+    Raises:
+        TypeError: when its parameters are others.
+    """
+    method = next(m for m in _registry.values() if m.function is exact)
+
+    def register(function: Function) -> Function:
+        signature = read_signature(function)
+        _check_claims(function, signature, elementwise=elementwise, measure=measure)
+        _base(function, signature, method.base)
+        keywords = {p.name for p in keyword_only(function)}
+        if keywords != {p.argument for p in method.parameters}:
+            raise TypeError(f"{function.__name__}: a variant has the parameters of {method.name}")
+        _registry[method.name, arithmetic] = replace(
+            method,
+            function=function,
+            form=signature.form,
+            gram=signature.gram,
+            measure=measure,
+            elementwise=elementwise,
+            arithmetic=arithmetic,
+            casts_up=casts_up,
+            widens=widens,
+            draws=signature.draws,
+            check=check,
+            origin=_origin(function),
+        )
+        return function
+
+    return register
+
+
+def get(name: str, arithmetic: str = "exact") -> Method | None:
+    """The method of that name, in its variant for an arithmetic if it has one; None if unknown."""
+    _load_families()
+    if (name, "exact") not in _registry:
+        _load_entry_points()
+    return _registry.get((name, arithmetic)) or _registry.get((name, "exact"))
+
+
+def names() -> list[str]:
+    """The names of all methods, those of installed packages included, sorted."""
+    _load_families()
+    _load_entry_points()
+    return sorted({name for name, _ in _registry})
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """A method as plain data for JSON."""
+    described = {
+        "name": method.name,
+        "title": method.title,
+        "summary": method.summary,
+        "description": inspect.getdoc(method.function) or "",
+        "paper": method.paper,
+        "base": method.base,
+        "models": list(method.models),
+        "cost": method.cost,
+        "parameters": [
+            {
+                "name": p.name,
+                "type": p.type.__name__,
+                "per_model": p.per_model,
+                "required": p.required,
+                "default": p.default,
+                "range": [p.range.low, p.range.high] if p.range else None,
+                "choices": list(p.choices),
+            }
+            for p in method.parameters
+        ],
+    }
+    if method.origin is not None:
+        described |= {"source": method.origin.source, "sha256": method.origin.digest}
+    return described
+
+
+def load_file(path: Path) -> None:
+    """Run a Python file that registers methods of the user's own.
+
+    Raises:
+        RecipeError: when it cannot be run.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such Python file with merge methods")
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"merganser_methods_{path.stem}_{place}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"{path}: not a Python file (a file of merge methods ends with .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and type hints look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(f"{path}: cannot be loaded ({type(error).__name__}: {reason})") from error
+
+
+def _check_claims(
+    function: Callable[..., Any],
+    signature: Signature,
+    *,
+    elementwise: bool,
+    measure: Callable[..., Any] | None,
+) -> None:
+    """Refuse arguments of the decorator that contradict the signature."""
+    name = function.__name__
+    if signature.draws and elementwise:  # every tile would be given the same draws
+        raise TypeError(f"{name}: a method with generators is elementwise=False")
+    if elementwise and signature.form != "tensor":
+        raise TypeError(f"{name}: only a method that returns a tensor is elementwise")
+    if signature.facts and measure is None:
+        raise TypeError(
+            f"{name}: a method with facts needs measure=, the function that counts them"
+        )
+    if measure is not None and not signature.facts:
+        raise TypeError(f"{name}: measure= is for a method with a parameter facts")
+
+
+def _base(function: Callable[..., Any], signature: Signature, declared: BaseUse | None) -> BaseUse:
+    """Whether a method has a base, by its signature or, for a combination, by its declaration."""
+    if signature.base is None:
+        return declared or ("optional" if signature.gram == "changes" else "none")
+    if declared is not None and declared != signature.base:
+        says = {
+            "none": "has no parameter base",
+            "optional": "has a parameter base that may be None",
+            "required": "has a parameter base that is never None",
+        }[signature.base]
+        if signature.form == "consensus":
+            says = "returns SparseDeltas, which are added to a base"
+        raise TypeError(
+            f"{function.__name__}: declared with base={declared!r}, but {says}; "
+            "leave base= away, for the signature says it"
+        )
+    return signature.base
+
+
+def _check_name(method: Method) -> None:
+    """Refuse a name that another method has. The same function may be defined again."""
+    if method.origin is not None:
+        _load_families()
+    taken = _registry.get((method.name, "exact"))
+    if taken is None:
+        return
+    same = method.origin is not None and taken.origin is not None
+    if same and _identity(method) == _identity(taken):
+        return
+    whose = "Merganser's own" if taken.origin is None else f"from {taken.origin.source}"
+    raise ValueError(
+        f"there is a method {method.name!r} already, {whose}: choose another name, or say "
+        f"@merge_method({method.name!r}, replace=True)"
+    )
+
+
+def _identity(method: Method) -> tuple[str, str]:
+    assert method.origin is not None
+    return method.origin.source, method.function.__qualname__
+
+
+def _origin(function: Callable[..., Any]) -> Origin | None:
+    """Where a function was written; None in this package."""
+    function = inspect.unwrap(function)
+    module = getattr(function, "__module__", "")
+    if module.startswith(f"{PACKAGE}."):
+        return None
+    file = getattr(function, "__globals__", {}).get("__file__")
+    try:
+        code = Path(file).read_bytes() if file else inspect.getsource(function).encode()
+    except (OSError, TypeError):
+        return Origin(file or module, None)
+    return Origin(file or module, hashlib.sha256(code).hexdigest())
+
+
+def _load_families() -> None:
+    for family in FAMILIES:
+        importlib.import_module(f"{PACKAGE}.{family}")
+
+
+def _load_entry_points() -> None:
+    for entry in entry_points(group=PACKAGE):
+        try:
+            entry.load()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            package = entry.dist.name if entry.dist else entry.value
+            raise RecipeError(
+                f"the installed package {package}: its merge methods cannot be loaded "
+                f"({type(error).__name__}: {reason})"
+            ) from error

@@ -1,0 +1,145 @@
+"""Read what a method is from its signature."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from merganser.methods.forms import Combination, SparseDeltas
+from merganser.methods.parameters import Parameter, PerModel, Range
+
+BaseUse = Literal["none", "optional", "required"]
+Form = Literal["combination", "consensus", "tensor"]
+
+
+class _Tensor:
+    """Stands for torch's Tensor in annotations, so that reading them does not import torch."""
+
+
+_POSITIONAL: dict[Form, tuple[tuple[str, ...], ...]] = {
+    "combination": ((), ("gram",), ("changes",)),
+    "consensus": ((),),
+    "tensor": (
+        ("tensors",),
+        ("tensors", "base"),
+        ("tensors", "facts"),
+        ("tensors", "base", "facts"),
+        ("tensors", "generators"),
+        ("tensors", "base", "generators"),
+    ),
+}
+"""The positional parameters that a method may have, by its form."""
+
+
+class Signature(NamedTuple):
+    """What a method's signature says.
+
+    Attributes:
+        form: what it returns.
+        gram: what it needs the Gram matrix of: its inputs, their changes, or None.
+        draws: whether it takes random generators.
+        facts: whether it takes what its ``measure`` counted.
+        base: whether it works on differences to a base model; None where the signature does not say.
+        parameters: the recipe's.
+    """
+
+    form: Form
+    gram: Literal["inputs", "changes"] | None
+    draws: bool
+    facts: bool
+    base: BaseUse | None
+    parameters: tuple[Parameter, ...]
+
+
+def read_signature(function: Callable[..., Any]) -> Signature:
+    """Read a method's signature.
+
+    Raises:
+        TypeError: when it is not that of a method.
+    """
+    hints = _hints(function)
+    returned = hints.get("return")
+    form: Form = "tensor"
+    if returned is Combination:
+        form = "combination"
+    elif returned is SparseDeltas:
+        form = "consensus"
+    parameters = inspect.signature(function).parameters.values()
+    positional = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+    if positional not in _POSITIONAL[form]:
+        raise TypeError(
+            f"{function.__name__}: a merge method takes (), (gram) or (changes) -> Combination, "
+            f"() -> SparseDeltas, or (tensors, base, facts) -> Tensor, not {list(positional)}; "
+            "a recipe's parameters are keyword-only"
+        )
+    base: BaseUse | None = None
+    if form == "consensus":
+        base = "required"
+    elif form == "tensor":
+        absent = "base" not in positional
+        optional = type(None) in get_args(hints.get("base"))
+        base = "none" if absent else "optional" if optional else "required"
+    gram: Literal["inputs", "changes"] | None = None
+    if "gram" in positional:
+        gram = "inputs"
+    elif "changes" in positional:
+        gram = "changes"
+    return Signature(
+        form,
+        gram,
+        "generators" in positional,
+        "facts" in positional,
+        base,
+        tuple(_read_parameter(function, p, hints.get(p.name)) for p in keyword_only(function)),
+    )
+
+
+def keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """A function's keyword-only parameters."""
+    signature = inspect.signature(function)
+    return [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
+
+
+def _read_parameter(
+    function: Callable[..., Any], parameter: inspect.Parameter, hint: Any
+) -> Parameter:
+    if hint is None:
+        raise TypeError(f"{function.__name__}: parameter {parameter.name} has no type")
+    marks: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *rest = get_args(hint)
+        marks = tuple(rest)
+    per_model = next((mark for mark in marks if isinstance(mark, PerModel)), None)
+    if per_model is not None:
+        hint = get_args(hint)[0]
+    choices: tuple[str, ...] = ()
+    kinds = []
+    for option in (
+        (hint,) if isinstance(hint, type) or get_origin(hint) is Literal else get_args(hint)
+    ):
+        if get_origin(option) is Literal:
+            choices = get_args(option)
+        elif option is not type(None):
+            kinds.append(option)
+    kind = kinds[0] if kinds else str
+    if kind not in (bool, int, float, str):
+        raise TypeError(
+            f"{function.__name__}: parameter {parameter.name} must be a bool, int, float or str"
+        )
+    default = per_model.default if per_model else parameter.default
+    required = default is None if per_model else default is parameter.empty
+    return Parameter(
+        parameter.name.rstrip("_"),
+        parameter.name,
+        kind,
+        per_model is not None,
+        required,
+        None if required else default,
+        next((mark for mark in marks if isinstance(mark, Range)), None),
+        choices,
+    )
