@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from archives import by_name, by_value
 from conftest import RecipeFile, assert_one_line, config, make_model, write_json
-from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints import Weights, open_checkpoint
 from merganser.errors import InputError
 from merganser.merging import merge
 from sources import worlds
@@ -93,7 +93,96 @@ def test_every_python_s_way_to_pickle_a_memory_format(
 @pytest.mark.filterwarnings("ignore")
 def test_what_holds_no_model(tmp_path: Path) -> None:
     refused(alone(tmp_path / "a", {"step": 3}), ".metadata")
-    refused(alone(tmp_path / "b", {"optimizer": {"x": torch.ones(2)}}), "no tensors by name")
+    refused(
+        alone(tmp_path / "b", {"optimizer": {"x": torch.ones(2)}}), "the state of the optimizer"
+    )
+
+
+# -- Megatron's steps with Hugging Face weights ----------------------------------------------------
+
+OPTIMIZER: dict[str, Any] = {"optimizer.distributed.gbuf_idx_0.param": torch.ones(8)}
+ADAPTER: dict[str, Any] = {
+    "decoder.layers.mlp.linear_fc1.adapter.linear_in.weight": torch.ones(2, 4, 16),
+    "decoder.layers.mlp.linear_fc1.adapter.linear_out.weight": torch.ones(2, 32, 4),
+}
+
+
+def megatron_step(run: Path, huggingface: str, parts: dict[str, dict[str, Any]]) -> Path:
+    """A step of verl on Megatron: weights as Hugging Face has them, and folders of dist_ckpt."""
+    actor = run / "global_step_3" / "actor"
+    make_model(actor / huggingface)
+    for folder, state in parts.items():
+        alone(actor / folder / "dist_ckpt", state)
+    (run / "latest_checkpointed_iteration.txt").write_text("3")
+    return actor
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reference", ["", "global_step_3", "global_step_3/actor"])
+def test_weights_beside_the_state_of_an_optimizer(tmp_path: Path, reference: str) -> None:
+    actor = megatron_step(tmp_path, "huggingface", {"": OPTIMIZER})
+    choices: tuple[Weights, ...] = ("auto", "huggingface")
+    for weights in choices:
+        checkpoint = open_checkpoint(tmp_path / reference, weights=weights)
+        assert checkpoint.home == actor / "huggingface"
+        [note] = checkpoint.notes
+        assert_one_line(note, "dist_ckpt/ holds only the state of the optimizer", "huggingface/")
+    with pytest.raises(InputError, match="; the weights are in "):
+        open_checkpoint(tmp_path / reference, weights="shards")
+    refused(actor / "dist_ckpt", f"name {actor / 'huggingface'}")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_optimizer_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    actor = megatron_step(tmp_path, "model/huggingface", {"optimizer": OPTIMIZER})
+    assert open_checkpoint(tmp_path).home == actor / "model/huggingface"
+    assert open_checkpoint(tmp_path).notes == ()
+    refused(actor / "optimizer/dist_ckpt", f"name {actor / 'model/huggingface'}")
+    shutil.rmtree(actor / "model")
+    refused(tmp_path, "the optimizer's state, but no weights (model/huggingface/*.safetensors)")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("huggingface", "folder"), [("huggingface", ""), ("model/huggingface", "model")]
+)
+def test_the_base_model_of_an_adapter_is_not_the_trained_model(
+    tmp_path: Path, huggingface: str, folder: str
+) -> None:
+    actor = megatron_step(tmp_path, huggingface, {folder: {**ADAPTER, **OPTIMIZER}})
+    parts = "holds a LoRA adapter in Megatron's form", "BASE+ADAPTER"
+    refused(tmp_path, *parts, f"{huggingface}/ holds its base model", "--weights huggingface")
+    refused(actor / folder / "dist_ckpt", *parts, str(actor / huggingface))
+    with pytest.raises(InputError, match="LoRA adapter in Megatron's form"):
+        open_checkpoint(tmp_path, weights="shards")
+    for checkpoint in (
+        open_checkpoint(tmp_path, weights="huggingface"),
+        open_checkpoint(actor / huggingface),
+    ):
+        assert checkpoint.home == actor / huggingface
+        [note] = checkpoint.notes
+        assert_one_line(note, "holds the base model without the training", *parts)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_lora_adapter_in_a_distributed_checkpoint(tmp_path: Path) -> None:
+    prefix = "base_model.model.a.q_proj."
+    a, b = torch.randn(2, 4), torch.randn(4, 2)
+    state = {
+        f"{prefix}base_layer.weight": torch.ones(4, 4),
+        f"{prefix}lora_A.default.weight": a,
+        f"{prefix}lora_B.default.weight": b,
+    }
+    folder = alone(tmp_path / "checkpoint-3/pytorch_model_fsdp_0", {"model": state})
+    refused(tmp_path / "checkpoint-3", "lora_alpha")
+    write_json(tmp_path / "checkpoint-3/adapter_config.json", {"r": 2, "lora_alpha": 4})
+    checkpoint = open_checkpoint(tmp_path / "checkpoint-3")
+    assert list(checkpoint.specs) == ["a.q_proj.weight"]
+    buffer = bytearray(64)
+    checkpoint.read("a.q_proj.weight", 0, memoryview(buffer))
+    expected = (1 + 2 * b.double() @ a.double()).float()
+    assert torch.equal(torch.frombuffer(buffer, dtype=torch.float32), expected.reshape(-1))
+    assert checkpoint.home == folder
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from archives import edited
 from conftest import RecipeFile, assert_one_line, make_model, save_weights, tree, write_json
-from merganser.checkpoints import Weights, open_checkpoint
+from merganser.checkpoints import Weights, as_numbers, open_checkpoint
 from merganser.cli import main
 from merganser.errors import InputError, RecipeError
 from merganser.merging import merge
@@ -302,7 +302,38 @@ def test_an_adapter_alone_is_no_model(run: Path) -> None:
     for file in (run / ACTOR).glob("model_*.pt"):
         tensors = torch.load(file)
         torch.save({name: t for name, t in tensors.items() if "lora_" in name}, file)
-    refused(run, str(run / ACTOR), "BASE+", "lora_adapter")
+    refused(run, f"BASE+{run / ACTOR}")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("reference", ["", "global_step_30", "global_step_30/actor"])
+def test_a_step_serves_as_the_adapter_of_a_base_model(
+    tmp_path: Path, run: Path, alone: bool, reference: str
+) -> None:
+    base, (a, b) = full(run), lora(run)
+    write_json(run / ACTOR / "lora_train_meta.json", {"r": 3, "lora_alpha": 6})
+    if alone:  # verl's save_lora_only
+        for file in (run / ACTOR).glob("model_*.pt"):
+            tensors = torch.load(file)
+            torch.save({name: t for name, t in tensors.items() if "lora_" in name}, file)
+    model = tmp_path / "model"
+    model.mkdir()
+    save_weights(model, {name: tensor + 1 for name, tensor in base.items()})
+    shutil.copy(run / ACTOR / "huggingface/config.json", model)
+    checkpoint = as_numbers(open_checkpoint(model), run / reference)
+    assert set(checkpoint.specs) == set(base)
+    for name, tensor in base.items():
+        buffer = bytearray(checkpoint.specs[name].nbytes)
+        checkpoint.read(name, 0, memoryview(buffer))
+        tensor = tensor + 1
+        if name == f"{Q}.weight":
+            tensor = (tensor.double() + 2 * (b.double() @ a.double())).float()
+        assert torch.equal(torch.frombuffer(buffer, dtype=torch.float32), tensor.reshape(-1)), name
+
+
+def test_a_step_without_an_adapter_is_none(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(InputError, match="holds no adapter"):
+        as_numbers(open_checkpoint(run), run)
 
 
 # -- merging ---------------------------------------------------------------------------------------

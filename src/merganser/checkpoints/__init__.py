@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -136,13 +136,33 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     if not path.is_file() and not path.is_dir():
         raise InputError(f"{name}: is neither a file nor a folder")
     place = locate(path, weights)
-    for module in TRAINING if place.shards else FORMATS:
+    checkpoint = (
+        open_training(place.folder, name)
+        if place.shards
+        else _first_known(FORMATS, place.folder, name)
+    )
+    if checkpoint is None:
+        raise InputError(f"{name}: {what_is_there(place.folder)}")
+    if place.shards:
+        from merganser.checkpoints.trained_lora import merged
+
+        checkpoint = merged(checkpoint, place.folder)
+    checkpoint.notes = (*(f"{name}: {note}" for note in place.notes), *checkpoint.notes)
+    return checkpoint
+
+
+def open_training(folder: Path, label: str) -> Checkpoint | None:
+    """Open the shards of a training run, the tensors of an adapter among them; None when there are none."""
+    return _first_known(TRAINING, folder, label)
+
+
+def _first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
+    for module in formats:
         opener = importlib.import_module(f"{__name__}.{module}")
-        found: Checkpoint | None = opener.open_folder(place.folder, name)
-        if found is not None:
-            found.notes = (*(f"{name}: {note}" for note in place.notes), *found.notes)
-            return found
-    raise InputError(f"{name}: {what_is_there(place.folder)}")
+        checkpoint: Checkpoint | None = opener.open_folder(folder, label)
+        if checkpoint is not None:
+            return checkpoint
+    return None
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:

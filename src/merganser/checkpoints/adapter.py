@@ -167,34 +167,48 @@ def _cost(length: int, wildcards: int) -> int:
 
 
 def open_adapter(folder: Path) -> Adapter:
-    """Open the LoRA adapter in a folder, reading headers only.
+    """Open the LoRA adapter in a folder, or in the shards of a training step, reading headers only.
 
     Raises:
         InputError: when there is none, or it is of another kind.
     """
     label = str(folder)
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{label}: holds no adapter ({CONFIG} is missing)")
-    config = read_json(folder / CONFIG)
-    kind = str(config.get("peft_type", "LORA"))
+    settings, weights = _opened(folder, label)
+    kind = str(settings.get("peft_type", "LORA"))
     if kind.upper() != "LORA":
         raise InputError(f"{label}: is an adapter of the kind {kind}; only LORA can be merged")
     for key in _REFUSED:
-        if config.get(key):
+        if settings.get(key):
             raise InputError(
                 f"{label}: its {CONFIG} has {key}, which is not supported; "
                 "merge it with PEFT (merge_and_unload) and use the model that this gives"
             )
-    begun = str(config.get("init_lora_weights")).lower()
+    begun = str(settings.get("init_lora_weights")).lower()
     if begun.startswith(_CHANGED_BASES):
         raise InputError(
             f"{label}: was begun by {begun}, which changed the base model's weights too; convert it to a "
             "plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
+    return Adapter(folder, settings, weights or open_checkpoint(_weights_file(folder), label))
+
+
+def _opened(folder: Path, label: str) -> tuple[Mapping[str, Any], Checkpoint | None]:
+    """The settings of an adapter, and its tensors where they are in the shards of a training step."""
+    if (folder / CONFIG).is_file():
+        return read_json(folder / CONFIG), None
+    from merganser.checkpoints.trained_lora import find
+
+    trained = find(folder)
+    if trained is None:
+        raise InputError(f"{label}: holds no adapter ({CONFIG} is missing)")
+    return trained
+
+
+def _weights_file(folder: Path) -> Path:
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(f"{label}: holds an {CONFIG} but no weights ({WEIGHTS[0]})")
-    return Adapter(folder, config, open_checkpoint(file, label))
+        raise InputError(f"{folder}: holds an {CONFIG} but no weights ({WEIGHTS[0]})")
+    return file
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ FSDP, accelerate and TorchTitan write this, and Megatron-core in its format ``to
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from merganser.checkpoints import archive, megatron, pickled, read_config, runs
 from merganser.checkpoints.archive import Names, PickledTensor, Record, record
@@ -64,22 +64,14 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     file = path / METADATA
     if not file.is_file():
         return None
-    try:
-        if file.stat().st_size > archive.MAX_PICKLE:
-            raise InputError(f"{file}: too large for what it should be")
-        content = archive.unpickle(file.read_bytes(), file, NAMES)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    if not isinstance(content, Metadata):
-        raise InputError(f"{file}: holds no metadata of a distributed checkpoint")
+    fields = _metadata(file)
     home = runs.companions(path)
     config = read_config(home)
-    fields = content.fields
     try:
         places = _places(path, fields["storage_data"])
-        stored = {
-            n: v for n, v in fields["state_dict_metadata"].items() if isinstance(v, TensorStorage)
-        }
+        stored = _stored(fields)
+        if stored and (reason := runs.why_no_model(path, _contents(stored))):
+            raise InputError(f"{path}: {reason}")
         nested = _nested(stored, fields.get("planner_data"))
         parameters, nest = pickled.state_dict(file, nested, str)
         parts = {
@@ -117,6 +109,50 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         if nest not in ("", "model")
         else (),
     )
+
+
+Contents = Literal["model", "adapter", "optimizer"]
+"""What a distributed checkpoint holds: weights, Megatron's LoRA adapter, or neither of them."""
+
+
+def contents(folder: Path) -> Contents:
+    """What a folder with ``.metadata`` holds, by the names of its tensors.
+
+    Raises:
+        InputError: when ``.metadata`` cannot be read.
+    """
+    file = folder / METADATA
+    try:
+        return _contents(_stored(_metadata(file)))
+    except archive.MALFORMED as error:
+        raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
+
+
+def _contents(names: Collection[str]) -> Contents:
+    weights = [name for name in names if not name.startswith(_OPTIMIZERS)]
+    if not weights:
+        return "optimizer"
+    adapted = megatron.is_megatron(weights) and any(".adapter." in name for name in weights)
+    return "adapter" if adapted else "model"
+
+
+def _metadata(file: Path) -> Mapping[str, Any]:
+    """The fields of a ``.metadata`` file."""
+    try:
+        if file.stat().st_size > archive.MAX_PICKLE:
+            raise InputError(f"{file}: too large for what it should be")
+        content = archive.unpickle(file.read_bytes(), file, NAMES)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    if not isinstance(content, Metadata):
+        raise InputError(f"{file}: holds no metadata of a distributed checkpoint")
+    return content.fields
+
+
+def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``.metadata`` that are tensors."""
+    entries = fields["state_dict_metadata"].items()
+    return {name: entry for name, entry in entries if isinstance(entry, TensorStorage)}
 
 
 Place = tuple[Path, int, int]

@@ -91,8 +91,6 @@ EXTRA_NAMES: Names = {
 def open_folder(path: Path, label: str) -> Checkpoint | None:
     """Open a folder of FSDP shards; None when it is none.
 
-    Where a LoRA adapter is trained, its change is added to the weights as they are read.
-
     Raises:
         InputError: when ranks are missing, or what they hold does not join.
     """
@@ -121,49 +119,14 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     config = read_config(home)
     ranks = "1 rank" if len(files) == 1 else f"{len(files)} ranks"
 
-    def checkpoint(own: Mapping[str, StoredTensor]) -> StoredCheckpoint:
-        kind = f"FSDP shards of {ranks}"
-        return StoredCheckpoint(
-            label, path, own, format=kind, files=files, config=config, path=home
-        )
-
-    factors = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
-    if not factors:
-        return checkpoint(tensors)
-    trained = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
-        for name, tensor in tensors.items()
-        if name not in factors
-    }
-    from merganser.checkpoints.adapter import Adapter, applied
-
-    stated = _lora_config(path)
-    if not trained:
-        raise InputError(
-            f"{path}: holds a LoRA adapter only; merge its base model with it: BASE+{path / 'lora_adapter'}"
-        )
-    return applied(checkpoint(trained), Adapter(path, stated, checkpoint(factors)))
-
-
-def _lora_config(path: Path) -> dict[str, Any]:
-    """What verl tells of the adapter that a step trains: its rank and the scale of its change.
-
-    Raises:
-        InputError: when it tells none, or the 0 that a converter of verl's writes.
-    """
-    for name in ("lora_adapter/adapter_config.json", "lora_train_meta.json"):
-        if (path / name).is_file():
-            stated = read_json(path / name)
-            alpha = stated.get("lora_alpha")
-            if not alpha or not stated.get("r"):
-                raise InputError(
-                    f"{path / name}: says lora_alpha {alpha!r} and r {stated.get('r')!r}, with which the "
-                    "adapter does nothing; set them to those of the training"
-                )
-            return stated
-    raise InputError(
-        f"{path}: trains a LoRA adapter, whose lora_alpha and r nothing tells; write "
-        '{"r": …, "lora_alpha": …} to lora_train_meta.json there'
+    return StoredCheckpoint(
+        label,
+        path,
+        tensors,
+        format=f"FSDP shards of {ranks}",
+        files=files,
+        config=config,
+        path=home,
     )
 
 

@@ -8,7 +8,7 @@ each group of heads that share a key and a value, the rows of its queries, of th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ Split = tuple[str, list[tuple[int, int]]]
 """A tensor of the model, and the runs of rows (first row, count) of the packed one that make it up."""
 
 
-def is_megatron(names: Mapping[str, Any]) -> bool:
+def is_megatron(names: Collection[str]) -> bool:
     """Whether these are names of Megatron-core's."""
     return any(name.removeprefix("model.").startswith("decoder.layers.") for name in names)
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from merganser.checkpoints import Weights, read_json
 from merganser.errors import InputError, RecipeError
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.dcp import Contents
 
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
 """Where trainers put config and tokenizer, and sometimes weights."""
@@ -24,6 +27,11 @@ _SHARDS = ("", "dist_ckpt", "model/dist_ckpt", "pytorch_model_fsdp_0")
 _RANK = re.compile(
     r"(?:model(?:_world_size_\d+)?_rank_\d+|(?:bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states)\.pt"
 )
+
+
+_OPTIMIZER_ONLY = "holds only the state of the optimizer"
+_ADAPTER_ONLY = "holds a LoRA adapter in Megatron's form, which cannot be read"
+_EXPORT_ADAPTER = "export the adapter in PEFT's form and merge BASE+ADAPTER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,8 @@ def locate(path: Path, weights: Weights) -> Place:
     here = _told(step, path)
     if shards is None:
         return Place(published or step, False)
+    if published is not None and (contents := _contents(shards)) != "model":
+        return _beside(path, shards, published, contents, weights, named=published == step)
     if published is None:
         if weights == "huggingface":
             raise InputError(f"{step}: has training shards only, no Hugging Face weights")
@@ -79,6 +89,47 @@ def locate(path: Path, weights: Weights) -> Place:
         f"the weights of {published.name}/ are taken with --weights huggingface"
     )
     return Place(shards, True, (note,) if weights == "auto" else ())
+
+
+def _contents(shards: Path) -> Contents:
+    """What training shards hold; weights, where that cannot be read: opening them reports why."""
+    from merganser.checkpoints import dcp
+
+    with suppress(InputError):
+        if (shards / dcp.METADATA).is_file():
+            return dcp.contents(shards)
+    return "model"
+
+
+def _beside(
+    path: Path, shards: Path, published: Path, contents: Contents, weights: Weights, named: bool
+) -> Place:
+    """The Hugging Face weights of a step of Megatron whose shards hold no weights.
+
+    Args:
+        path: as the user named it.
+        shards, published: the folder of the shards, and of the Hugging Face weights.
+        contents: what the shards hold.
+        weights: which are taken.
+        named: whether ``path`` is the Hugging Face folder itself.
+
+    Raises:
+        InputError: when the shards are asked for, or the weights are those before the training.
+    """
+    here, there = _told(shards, path), _told(published, path)
+    if contents == "optimizer":
+        if weights == "shards":
+            raise InputError(f"{path}: {here} {_OPTIMIZER_ONLY}; the weights are in {there}")
+        return Place(
+            published, False, (f"{here} {_OPTIMIZER_ONLY}; the weights of {there} are taken",)
+        )
+    if weights == "shards" or (weights == "auto" and not named):
+        raise InputError(
+            f"{path}: {here} {_ADAPTER_ONLY}, and {there} holds its base model; {_EXPORT_ADAPTER}; "
+            "--weights huggingface takes the base model"
+        )
+    note = f"{there} holds the base model without the training: {here} {_ADAPTER_ONLY}"
+    return Place(published, False, (f"{note}; {_EXPORT_ADAPTER}",))
 
 
 def companions(folder: Path) -> Path:
@@ -209,6 +260,23 @@ def what_is_there(path: Path) -> str:
     return "holds no model: neither config.json nor *.safetensors"
 
 
+def why_no_model(folder: Path, contents: Contents) -> str | None:
+    """Say why a distributed checkpoint is no model; None if it is one."""
+    if contents == "model":
+        return None
+    home = next((home for home in folder.absolute().parents[:2] if _published(home)), None)
+    published = _published(home) if home is not None else None
+    if contents == "adapter":
+        base = f", for the model in {published}" if published is not None else ""
+        return f"{_ADAPTER_ONLY}{base}; {_EXPORT_ADAPTER}"
+    where = (
+        f"name {published}, which holds the weights"
+        if published is not None
+        else "the trainer exports the weights to huggingface/ beside it; fetch that folder"
+    )
+    return f"{_OPTIMIZER_ONLY}; {where}"
+
+
 def _of_training(folder: Path) -> str | None:
     """What a folder of a training run lacks; None if it is none."""
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
@@ -223,6 +291,10 @@ def _of_training(folder: Path) -> str | None:
             "save it as torch_dist, or export the model as safetensors"
         )
     for pattern, told in (
+        (
+            "optimizer/dist_ckpt/.metadata",
+            "holds the optimizer's state, but no weights (model/huggingface/*.safetensors); fetch them",
+        ),
         (
             "*_model_states.pt",
             "holds DeepSpeed's *_model_states.pt, but not the *_optim_states.pt in which the "
