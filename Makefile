@@ -3,41 +3,71 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEER := .venv-peer
+LATEST := .venv-latest
+# Versions come from requirements.lock, which pip reads as constraints: it pins all versions for
+# every Python and system, but no files, so pip takes torch's CPU build wherever one is on offer.
+# (uv.lock names the one file of each package, for torch on Linux several GB of CUDA.)
+LOCK := requirements.lock
+LOCKED := --quiet --constraint $(LOCK) --build-constraint $(LOCK)
+# `make lock UPGRADE=` keeps the versions in the lock and adds what pyproject.toml has new.
+UPGRADE ?= --upgrade
+# `make test-latest TORCH=torch==2.13.0` tests with this torch instead of the newest.
+TORCH ?= torch
 DEMO := demo-out
 
-.PHONY: help demo demo-smollm2 test lint slow bench precision torture docs clean
+.PHONY: help demo demo-smollm2 test test-latest lock lint slow bench precision torture docs clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
 	@echo "make demo-smollm2   the same with SmolLM2-135M-Instruct, a published model"
 	@echo "make test           all checks and tests"
+	@echo "make test-latest    the tests with the newest versions of all dependencies, in $(LATEST)"
+	@echo "make lock           write $(LOCK) with the newest versions that fit together"
 	@echo "make slow           tests that make large files or train a model"
 	@echo "make bench          times and memory against MergeKit and the disk (makes 26 GB of data)"
 	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
 	@echo "make torture        merges cut off at every moment, and all that can fail: docs/reliability.md"
 	@echo "make docs           write docs/methods.md and docs/differences.md anew"
 
-# torch first: where a CPU build is on offer, pip then takes it instead of several GB of CUDA.
-$(BIN)/.run: pyproject.toml
+# The pip of an older Python knows no --build-constraint, so the lock's own pip comes first.
+$(BIN)/.run: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile torch==2.13.0
-	$(BIN)/pip install --quiet --no-compile --editable '.[eval,plot]'
+	$(BIN)/pip install --quiet --constraint $(LOCK) pip
+	$(BIN)/pip install $(LOCKED) --no-compile --editable '.[eval,plot]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run
-	$(BIN)/pip install --quiet 'pip>=25.1'
-	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install $(LOCKED) --group dev
 	@touch $@
 
 demo: $(BIN)/.run
 	$(BIN)/python examples/demo/demo.py $(DEMO)
 
 demo-smollm2: $(BIN)/.run
-	$(BIN)/pip install --quiet gguf
+	$(BIN)/pip install $(LOCKED) gguf
 	$(BIN)/python examples/smollm2/demo.py $(DEMO)/smollm2
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# torch first: what needs it takes the one that is there.
+test-latest:
+	rm -rf $(LATEST)
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install --quiet --upgrade pip
+	$(LATEST)/bin/pip install --quiet $(TORCH)
+	$(LATEST)/bin/pip install --quiet --editable '.[eval,plot]' --group dev
+	$(LATEST)/bin/pip list
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 2 -m "not slow"
+
+# uv resolves for all Pythons and systems at once; it reads metadata and installs nothing.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv
+	.venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
+		--all-extras --group dev --group setup --annotation-style line \
+		--custom-compile-command "make lock" --output-file $(LOCK)
+	@echo "now: make test, and the date of the lock in CHANGELOG.md"
 
 lint: $(BIN)/.dev
 	$(BIN)/ruff check .
@@ -47,13 +77,13 @@ lint: $(BIN)/.dev
 	$(BIN)/python docs/make.py --check
 
 slow: $(BIN)/.dev
-	$(BIN)/pip install --quiet --editable '.[lm-eval]'
+	$(BIN)/pip install $(LOCKED) --editable '.[lm-eval]'
 	$(BIN)/python -m pytest -m slow
 
-$(PEER)/.done:
+$(PEER)/.done: $(LOCK)
 	$(PYTHON) -m venv $(PEER)
-	$(PEER)/bin/pip install --quiet torch==2.13.0
-	$(PEER)/bin/pip install --quiet mergekit==0.1.5
+	$(PEER)/bin/pip install --quiet --constraint $(LOCK) pip
+	$(PEER)/bin/pip install $(LOCKED) mergekit
 	@touch $@
 
 bench: $(BIN)/.run $(PEER)/.done
@@ -73,4 +103,4 @@ docs: $(BIN)/.dev
 	$(BIN)/python docs/differences.py
 
 clean:
-	rm -rf $(VENV) $(PEER) $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER) $(LATEST) .venv-lock $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
+import upstream
+
 RecipeFile = Callable[..., Path]
 
 settings.register_profile(
@@ -22,6 +24,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("merganser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    upstream.mark_tests(items)
+
 
 SHARED = "MERGANSER_TESTS_SHARED"
 """The variable with the folder that all workers of a test run share."""
