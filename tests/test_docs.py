@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import merganser
 from conftest import make_model
@@ -18,6 +19,7 @@ from merganser.sinks import NullSink
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OUTPUT = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 
 
@@ -64,6 +66,19 @@ def test_the_commands_of_the_readme_run() -> None:
     assert len(found) >= 3
     for command in found:
         run(command)
+
+
+def test_the_digest_of_an_input_is_computed_as_described(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    file = model / "model.safetensors"
+    tensors = load_file(file) | {"model.odd.weight": torch.arange(40_003).to(torch.bfloat16)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(model)}]}
+    [stated] = merganser.merge(recipe, tmp_path / "out").manifest["inputs"]
+    [code] = blocks(OUTPUT, "python")
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == stated["digest"]
 
 
 def test_the_targets_that_the_readme_names_are_in_the_makefile() -> None:

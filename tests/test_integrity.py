@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_card_that_is_written_anew_is_taken_note_of(linear: Path, tmp_path: Pa
 
 
 def test_inputs_are_digested_as_they_are_read(linear: Path, tmp_path: Path) -> None:
-    merge(linear, tmp_path / "out", shard_size="4kB", digest_inputs=True)
+    merge(linear, tmp_path / "out", shard_size="4kB", threads=3, memory=300_000_000)
     stated = manifest.read(tmp_path / "out")
     own = merge({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "b")}]},
                 tmp_path / "copy")  # fmt: skip
@@ -87,12 +88,61 @@ def test_inputs_are_digested_as_they_are_read(linear: Path, tmp_path: Path) -> N
     assert_one_line(second, "merged again from the inputs: tensor 'model.norm.weight'")
 
 
-def test_without_being_asked_inputs_are_digested_by_their_headers(
+def test_without_digests_of_contents_inputs_are_known_by_their_headers(
     linear: Path, tmp_path: Path
 ) -> None:
-    stated = merge(linear, tmp_path / "out").manifest
-    assert all("tensors" not in each for each in stated["inputs"])
+    stated = merge(linear, tmp_path / "out", digest_inputs=False).manifest
+    assert all("tensors" not in each and each["digest"] is None for each in stated["inputs"])
     assert all(each["header_digest"].startswith("sha256:") for each in stated["inputs"])
+    assert verify(tmp_path / "out", recompute=True) == []
+
+
+def test_the_digest_of_an_input_is_that_of_its_tensors(linear: Path, tmp_path: Path) -> None:
+    first, second = merge(linear, tmp_path / "out").manifest["inputs"]
+    lines = sorted(f"{name} {digest}\n" for name, digest in second["tensors"].items())
+    assert second["digest"] == f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+    assert first["header_digest"] == second["header_digest"]
+    assert first["digest"] != second["digest"]
+
+
+def published(cache: Path, name: str, commit: str, **model: Any) -> str:
+    """A model in the Hub's cache, its weights stored by their SHA-256; gives that."""
+    home = cache / f"models--{name.replace('/', '--')}"
+    snapshot = make_model(home / "snapshots" / commit, **model)
+    weights = snapshot / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (home / "blobs").mkdir(exist_ok=True)
+    weights.rename(home / "blobs" / digest)
+    weights.symlink_to(Path("../../blobs") / digest)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+    return digest
+
+
+def test_inputs_on_the_hub_are_known_by_their_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, first, later = tmp_path / "hub", "0" * 40, "1" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    digest = published(cache, "org/expert", first, seed=1)
+    local = make_model(tmp_path / "local", seed=2)
+    models = [{"model": "org/expert"}, {"model": str(local)}]
+    data = {"merge_method": "linear", "models": models, "parameters": {"weight": 1.0}}
+    expert, other = merge(data, tmp_path / "out").manifest["inputs"]
+    assert expert["commits"] == {"org/expert": first}
+    assert expert["hashes"] == {"model.safetensors": f"sha256:{digest}"}
+    line = f"model.safetensors sha256:{digest}\n".encode()
+    assert expert["digest"] == f"sha256:{hashlib.sha256(line).hexdigest()}"
+    assert "tensors" not in expert  # it is not read again for digests
+    assert other["commits"] == {}
+    assert len(other["tensors"]) == len(manifest.read(tmp_path / "out")["tensors"])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"[`{first[:12]}`](https://huggingface.co/org/expert/tree/{first})" in text
+    assert f"`{other['digest'][7:23]}` (contents)" in text
+    published(cache, "org/expert", later, seed=3)
+    assert merge(data, tmp_path / "now").manifest["inputs"][0]["commits"] == {"org/expert": later}
+    assert verify(tmp_path / "out", recompute=True) == []  # from the commit that was merged
 
 
 def broken(dtype: torch.dtype, **places: float) -> dict[str, torch.Tensor]:

@@ -15,6 +15,10 @@ from merganser.recipe import exists, nearest_in
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
 _SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
 
 _WANTED = [*_SMALL, "*.safetensors"]
@@ -81,6 +85,24 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
     if beside is not None and exists(str(beside / path)):
         return beside / path
     return None
+
+
+def commit(path: Path | None) -> str | None:
+    """The commit that a folder or file in the Hub's cache is of, by its path; None elsewhere."""
+    parts = path.parts if path is not None else ()
+    for models, snapshots, name in zip(parts, parts[1:], parts[2:], strict=False):
+        if models.startswith("models--") and snapshots == "snapshots":
+            return name if _COMMIT.fullmatch(name) else None
+    return None
+
+
+def sha256(file: Path) -> str | None:
+    """The SHA-256 of a file in the Hub's cache, which stores large files by it; None if it is not known."""
+    try:
+        blob = file.readlink()
+    except (OSError, ValueError):
+        return None
+    return blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None
 
 
 def _from_hub(repository: str, revision: str | None, beside: Path | None, weights: bool) -> Path:

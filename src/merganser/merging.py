@@ -94,7 +94,7 @@ def merge(
     tensor_names: Names = "same",
     threads: int | None = None,
     memory: int | None = None,
-    digest_inputs: bool = False,
+    digest_inputs: bool = True,
     on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     truncate_embeddings: bool = False,
@@ -125,8 +125,8 @@ def merge(
         tensor_names: what becomes of tensors that some models lack; see :func:`merganser.plan`.
         threads: how many; None for as many as pay off.
         memory: bytes that the process may take.
-        digest_inputs: write digests of all tensors that are read into the manifest, not of their
-            headers alone.
+        digest_inputs: write digests of the contents of all inputs into the manifest, and not of
+            their headers alone.
         on_nonfinite: ``warn`` of values that are infinite or not a number, or make them an ``error``.
         public: write short names instead of local paths into card, recipe and manifest.
         truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
@@ -190,7 +190,7 @@ def write_folders(
     leftover: Leftover = "refuse",
     threads: int | None = None,
     memory: int | None = None,
-    digest_inputs: bool = False,
+    digest_inputs: bool = True,
     on_nonfinite: OnNonfinite = "warn",
     public: bool = False,
     write_card: bool = True,
@@ -406,10 +406,12 @@ def verify(
         *_, written = recipe.load_all(path / manifest.RECIPE, "lenient")
         home = against or stated["log"].get("recipe_folder") or path
         results = {} if against is not None else stated["log"].get("results") or {}
+        located = replace(written, folder=Path(home)).bound(
+            {name: Path(folder) for name, folder in results.items()}
+        )
+        commits = {each["reference"]: each.get("commits", {}) for each in stated["inputs"]}
         again = run_dry(
-            replace(written, folder=Path(home)).bound(
-                {name: Path(folder) for name, folder in results.items()}
-            ),
+            located.pinned(commits),
             DigestSink(),
             on_event=on_event,
             digest_inputs=any("tensors" in each for each in stated["inputs"]),

@@ -181,9 +181,10 @@ def running_options(command: Command) -> Command:
             help="Memory that the merge may take, such as 500MB.",
         ),
         click.option(
-            "--digest-inputs",
-            is_flag=True,
-            help="Write digests of all tensors that are read into the manifest.",
+            "--digest-inputs/--no-digest-inputs",
+            default=True,
+            show_default=True,
+            help="Write digests of the inputs' contents into the manifest.",
         ),
         click.option(
             "--on-nonfinite",

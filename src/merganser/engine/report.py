@@ -61,7 +61,7 @@ class TensorOutcome:
         measurement: None for copies, single inputs, and where no report was asked for.
         nonfinite: how many values of each input, and last of the output, are infinite or not a
             number; empty where none is, or the sink wants no digests.
-        inputs: digests of the inputs, if they were asked for.
+        inputs: digests of the inputs, if they were asked for; None for one whose files' hashes are known.
     """
 
     name: str
@@ -70,7 +70,7 @@ class TensorOutcome:
     sources: tuple[int, ...]
     measurement: Measurement | None = None
     nonfinite: tuple[int, ...] = ()
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

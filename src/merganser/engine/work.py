@@ -61,7 +61,7 @@ class Group:
         tile: elements of a tile.
         batches: parts that one call of the fused kernel serves, once they are prepared.
         left: tiles of the present round that are not done.
-        digests: uint64 for every row, by cells of its bytes; empty if not wanted.
+        digests: uint64 for every row, by cells of its bytes; None for one that is not wanted.
     """
 
     numel: int
@@ -71,7 +71,7 @@ class Group:
     tile: int
     batches: tuple[Batch, ...] = ()
     left: int = 0
-    digests: tuple[Array, ...] = ()
+    digests: tuple[Array | None, ...] = ()
     _preparing: list[Preparation] | None = None
     _waiting: list[tuple[Preparation, Pass]] = field(default_factory=list)
 
@@ -125,9 +125,9 @@ class Group:
             for row, into in zip(self.rows, buffer, strict=True)
         )
 
-    def _input_digest(self, index: int) -> str:
-        row = self.rows[index]
-        return digest_of(row.checkpoint.specs[row.name], self.digests[index])
+    def _input_digest(self, index: int) -> str | None:
+        row, cells = self.rows[index], self.digests[index]
+        return None if cells is None else digest_of(row.checkpoint.specs[row.name], cells)
 
     def _sample(self, start: int, count: int) -> Inputs:
         return self.read(start, count, np.empty((len(self.rows), count * self.itemsize), np.uint8))
@@ -176,18 +176,21 @@ def group_jobs(
     without those whose tensors are made already."""
     together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
     sources = _same_sources(plans)
+    known = [[bool(source.hashes) for source in plan.sources] for plan in plans]
     for index, plan in enumerate(plans):
         for job in plan.jobs:
             if job.name in made[index]:
                 continue
             if len(plans) == 1:
-                yield _group(plans, [(index, job)], digests, report, sources, tile, digest_inputs)
+                yield _group(
+                    plans, [(index, job)], digests, report, sources, tile, digest_inputs, known
+                )
                 continue
             first = job.reads[0]
             key = (sources[index][first.source], first.name, job.spec.shape)
             together.setdefault(key, []).append((index, job))
     for jobs in together.values():
-        yield _group(plans, jobs, digests, report, sources, tile, digest_inputs)
+        yield _group(plans, jobs, digests, report, sources, tile, digest_inputs, known)
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
@@ -210,8 +213,10 @@ def _group(
     sources: Sequence[Sequence[int]],
     tile: int,
     digest_inputs: bool,
+    known: Sequence[Sequence[bool]],
 ) -> Group:
     rows: dict[tuple[int, str], tuple[int, Row]] = {}
+    unknown: list[bool] = []
     parts = []
     spec = jobs[0][1].spec
     cells = -(-spec.numel // CELL)
@@ -223,6 +228,7 @@ def _group(
             if key not in rows:
                 checkpoint = plan.sources[read.source].checkpoint
                 rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
+                unknown.append(not known[index][read.source])
             mine.append(rows[key])
         part = Part(
             index,
@@ -246,7 +252,10 @@ def _group(
     group = Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
     if digest_inputs:
         sizes = [spec.numel * row.size for row in all_rows]
-        group.digests = tuple(np.zeros(-(-size // CELL), np.uint64) for size in sizes)
+        group.digests = tuple(
+            np.zeros(-(-size // CELL), np.uint64) if wanted else None
+            for size, wanted in zip(sizes, unknown, strict=True)
+        )
     return group
 
 

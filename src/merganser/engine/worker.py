@@ -47,8 +47,9 @@ class Worker:
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), work.start, count)
         for row, stored, cells in zip(group.rows, inputs.rows, group.digests, strict=False):
-            first = work.start * row.size // CELL
-            kernels.digest(stored, cells[first : first - (-len(stored) // CELL)])
+            if cells is not None:
+                first = work.start * row.size // CELL
+                kernels.digest(stored, cells[first : first - (-len(stored) // CELL)])
         return made
 
     def _count_nonfinite(self, part: Part, inputs: Inputs, start: int, count: int) -> None:

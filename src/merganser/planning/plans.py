@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from merganser import hub
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.derived import DerivedCheckpoint
@@ -95,7 +97,7 @@ class Shard:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """An input of the plan.
 
@@ -120,6 +122,22 @@ class Source:
         """All that it is read from."""
         parts = (self.checkpoint.home, self.checkpoint.path, self.adapter)
         return tuple(dict.fromkeys(part for part in parts if part is not None))
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of every weight file, where the Hub's cache knows all of them; else empty."""
+        found = {file.name: hub.sha256(file) for file in self.checkpoint.stamps}
+        known = {name: digest for name, digest in found.items() if digest is not None}
+        return known if len(known) == len(self.checkpoint.stamps) else {}
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """The commits of the repositories on the Hub that it is read from, by their names."""
+        reference = self.reference
+        parts = [(self.published, reference.path, self.checkpoint.home)]
+        parts += [(self.published_adapter, reference.adapter or "", self.adapter)]
+        found = {name: hub.commit(folder) for published, name, folder in parts if published}
+        return {name: commit for name, commit in found.items() if commit is not None}
 
     @property
     def bare(self) -> bool:

@@ -99,6 +99,23 @@ class ParsedRecipe:
 
         return replace(self, recipe=_mapped(self.recipe, located), results=results)
 
+    def pinned(self, commits: Mapping[str, Mapping[str, str]]) -> ParsedRecipe:
+        """This recipe with the commits of models on the Hub.
+
+        Args:
+            commits: for the texts of references, the commits of the repositories that they name.
+        """
+
+        def at_commit(reference: ModelReference) -> ModelReference:
+            own = commits.get(reference.text, {})
+            return replace(
+                reference,
+                revision=own.get(reference.path, reference.revision),
+                adapter_revision=own.get(reference.adapter or "", reference.adapter_revision),
+            )
+
+        return replace(self, recipe=_mapped(self.recipe, at_commit))
+
     def error(self, message: str, path: tuple[str | int, ...] = ()) -> RecipeError:
         """An error that names the recipe's file and line."""
         return self.document.error(message, path)

@@ -281,8 +281,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 def _reproduce(manifest: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(entry)} | {format_size(sum(entry['files'].values()))} "
-        f"| `{entry['header_digest'].removeprefix('sha256:')[:16]}` |\n"
+        f"| {_name(entry)} | {format_size(sum(entry['files'].values()))} | {_identity(entry)} |\n"
         for entry in manifest["inputs"]
     )
     rounding, arithmetic = manifest["rounding"], manifest["arithmetic"]
@@ -302,9 +301,24 @@ merganser verify OUT
 The same recipe and inputs give the same bytes on any machine: plan `{manifest["plan"][:16]}`, output tensors
 `{manifest["output_digest"][:23]}` (each tensor's digest is in `merge_manifest.json`). Inputs:
 
-| input | weights | sha256 of headers |
+| input | weights | commit, or digest of contents |
 |---|---:|---|
 {rows}"""
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    """What tells an input from its fine-tunes: commits on the Hub, the digest of its contents, or both."""
+    commits: Mapping[str, str] = entry.get("commits", {})
+    links = [
+        f"[`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})"
+        for name, commit in commits.items()
+    ]
+    if len(links) < 1 + entry["adapter"]:
+        kind, digest = "contents", entry.get("digest")
+        if digest is None:
+            kind, digest = "headers only", entry["header_digest"]
+        links.append(f"`{digest.removeprefix('sha256:')[:16]}` ({kind})")
+    return ", ".join(links)
 
 
 def _name(entry: Mapping[str, Any]) -> str:

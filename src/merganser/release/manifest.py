@@ -73,12 +73,15 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
                 "reference": source.reference.text,
                 "name": short[source.reference.text],
                 "hub": _on_the_hub(source),
+                "commits": source.commits,
                 "adapter": source.adapter is not None,
                 "format": source.checkpoint.format,
                 "license": _license(source.checkpoint.path),
                 "base": index == plan.base,
                 "header_digest": f"sha256:{source.checkpoint.header_digest}",
+                "digest": _digest_of_contents(source, read.get(index)),
                 "files": dict(source.checkpoint.files),
+                **({"hashes": hashed(source)} if source.hashes else {}),
                 **({"tensors": read[index]} if index in read else {}),
             }
             for index, source in enumerate(plan.sources)
@@ -118,14 +121,34 @@ def _sha256(data: bytes) -> str:
 
 
 def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
-    """Digests of the tensors that were read, by sources; empty unless they are known of all."""
+    """Digests of the tensors that were read, by sources; only sources all of whose tensors have one."""
     found: dict[int, dict[str, str]] = {}
+    unknown: set[int] = set()
     for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
         if len(tensor.inputs) != len(job.reads):
             return {}
         for read, digest in zip(job.reads, tensor.inputs, strict=True):
-            found.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
-    return found
+            if digest is None:
+                unknown.add(read.source)
+            else:
+                found.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
+    return {source: tensors for source, tensors in found.items() if source not in unknown}
+
+
+def hashed(source: Source) -> dict[str, str]:
+    """The SHA-256 of the files of a source on the Hub, by their names."""
+    return {name: f"sha256:{digest}" for name, digest in source.hashes.items()}
+
+
+def _digest_of_contents(source: Source, tensors: Mapping[str, str] | None) -> str | None:
+    """One digest of an input: of its files' hashes where they are known, else of its tensors' digests."""
+    parts = hashed(source) or tensors
+    return digest_of_parts(parts) if parts else None
+
+
+def digest_of_parts(parts: Mapping[str, str]) -> str:
+    """One digest of named digests, whatever their order."""
+    return _sha256("".join(sorted(f"{name} {digest}\n" for name, digest in parts.items())).encode())
 
 
 def _nonfinite(plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -239,8 +262,7 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
 
 def _output_digest(outcome: Outcome) -> str:
     """One digest of all output tensors, whatever their order and files."""
-    lines = "".join(sorted(f"{t.name} {SCHEME}:{t.digest}\n" for t in outcome.tensors))
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    return digest_of_parts(tensor_digests([outcome]))
 
 
 def _without_folder(warning: str, plan: Plan) -> str:
@@ -459,12 +481,18 @@ def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:
 
 def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """Sentences on how inputs differ from a manifest's, as far as both know of their tensors."""
-    return [
-        f"tensor {name!r} of the input {now['reference']} is not what was merged"
-        for before, now in zip(stated["inputs"], again["inputs"], strict=False)
-        for name, digest in before.get("tensors", {}).items()
-        if now.get("tensors", {}).get(name, digest) != digest
-    ]
+    problems = []
+    for before, now in zip(stated["inputs"], again["inputs"], strict=False):
+        for kind, key in (("tensor", "tensors"), ("file", "hashes")):
+            was, found = before.get(key, {}), now.get(key, {})
+            changed = [name for name in was if found.get(name, was[name]) != was[name]]
+            whose = f"of the input {now['reference']}"
+            if len(changed) == 1:
+                problems.append(f"{kind} {changed[0]!r} {whose} is not what was merged")
+            elif changed:
+                count = f"{len(changed)} of {len(was)} {kind}s"
+                problems.append(f"{count} {whose} are not what was merged, such as {changed[0]!r}")
+    return problems
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:
