@@ -640,10 +640,16 @@ def test_an_untied_head_where_tying_goes_without_saying(zoo: Any, tmp_path: Path
 # -- what the config says of the layers ------------------------------------------------------------
 
 
-def bare(folder: Path, config: dict[str, Any], layers: int, prefix: str = "model.layers.") -> Path:
+def bare(
+    folder: Path,
+    config: dict[str, Any],
+    layers: int,
+    prefix: str = "model.layers.",
+    extra: Tensors | None = None,
+) -> Path:
     """A checkpoint of hardly any weights."""
     folder.mkdir()
-    tensors = {f"{prefix}{i}.w": torch.ones(2, 2) for i in range(layers)}
+    tensors = {f"{prefix}{i}.w": torch.ones(2, 2) for i in range(layers)} | (extra or {})
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"torch_dtype": "float32", **config}))
     return folder
@@ -690,6 +696,23 @@ SLIDING, FULL = "sliding_attention", "full_attention"
         (FIVE | {"interleave_moe_layer_step": 3}, {"num_hidden_layers": 6, "moe_layers": [2, 4]}),
         (FIVE | {"attn_layer_period": 3, "attn_layer_offset": 0},
          {"num_hidden_layers": 6, "attn_layer_period": 5}),
+        (FIVE | {"num_blocks": 5}, {"num_hidden_layers": 6, "num_blocks": 6}),
+        (FIVE | {"per_layer_config": {"03": {"d": 8}, "1": {"d": 4}}},
+         {"num_hidden_layers": 6, "per_layer_config": {"1": {"d": 4}, "3": {"d": 4}, "5": {"d": 8}}}),
+        (FIVE | {"layer_scales": {"2": 0.5}}, {"num_hidden_layers": 6, "layer_scales": {"2": 0.5, "4": 0.5}}),
+        (FIVE | {"kv_source_layers": [0, 0, 2, 2, 4]},
+         {"num_hidden_layers": 6, "kv_source_layers": [0, 0, 2, 0, 4, 4]}),
+        (FIVE | {"ple_layer_ids": [2]}, {"num_hidden_layers": 6, "ple_layer_ids": [2, 4]}),
+        (FIVE | {"rope_scaling_layers": [1, 3]}, {"num_hidden_layers": 6, "rope_scaling_layers": [1, 3, 5]}),
+        (FIVE | {"conv_layers": [8, 16]}, {"num_hidden_layers": 6}),
+        (FIVE | {"moe_layer_start_index": 1, "moe_layer_end_index": 4, "moe_layer_interval": 1},
+         {"num_hidden_layers": 6, "moe_layer_end_index": 5}),
+        (FIVE | {"first_k_dense_replace": 2, "mlp_layer_types": list("ddsss")},
+         {"num_hidden_layers": 6, "mlp_layer_types": list("ddsdss")}),
+        (FIVE | {"attn_layer_period": 3, "layers_block_type": list("maama")},
+         {"num_hidden_layers": 6, "layers_block_type": list("maaaam")}),
+        (FIVE | {"encoder_sparse_step": 2, "model_type": "nllb-moe"},
+         {"num_hidden_layers": 6}),
         (FIVE | {"block_types": ["r", "r", "a"]}, {"num_hidden_layers": 6, "block_types": list("rrarar")}),
         (FIVE | {"attention_layers": list("glglg"), "attention_types": [[["g", "l"], 2]]},
          {"num_hidden_layers": 6, "attention_layers": list("glglgl"), "attention_types": [[list("glglgl"), 1]]}),
@@ -720,14 +743,84 @@ def test_lists_come_from_the_models_that_the_layers_come_from(tmp_path: Path) ->
     [
         {"first_k_dense_replace": 2},
         {"expert_layer_period": 3, "expert_layer_offset": 2},
-        {"num_kv_shared_layers": 2},
+        {"loop_layer_index_start": 1},
+        {"moe_layer_start_index": 2, "moe_layer_end_index": 2},
+        {"decoder_sparse_step": 3, "model_type": "nllb-moe"},
     ],
 )
-def test_what_a_config_cannot_say_is_said(tmp_path: Path, before: dict[str, Any]) -> None:
+def test_what_a_config_cannot_describe_is_refused(tmp_path: Path, before: dict[str, Any]) -> None:
     a = bare(tmp_path / "a", FIVE | before, 5)
-    plan = merganser.plan(stack((a, 0, 3), (a, 1, 4)))
-    [warning] = plan.warnings
-    assert_one_line(warning, "config.json cannot say", next(iter(before)), str(a))
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((a, 0, 3), (a, 1, 4)))
+    assert_one_line(str(error.value), str(a), next(iter(before)), "cannot describe", "order")
+    assert merganser.plan(stack((a, 0, 2), (a, 2, 5)))
+
+
+def test_a_layer_comes_after_the_layer_that_it_takes_keys_from(tmp_path: Path) -> None:
+    a = bare(tmp_path / "a", FIVE | {"kv_source_layers": [0, 1, 0, 1, 4]}, 5)
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((a, 0, 1), (a, 2, 5)))
+    assert_one_line(str(error.value), str(a), "kv_source_layers", "layer 3", "layer 1")
+
+
+@pytest.mark.parametrize(
+    ("cuts", "shared"),
+    [
+        ([(0, 3), (1, 5)], 2),
+        ([(0, 5)], 2),
+        ([(0, 3)], 0),
+        ([(0, 4)], 1),
+        ([(0, 4), (1, 5)], None),
+        ([(0, 2), (3, 5)], None),
+        ([(1, 2), (0, 1), (2, 5)], 2),
+    ],
+)
+def test_layers_that_share_keys_and_values(
+    tmp_path: Path, cuts: list[tuple[int, int]], shared: int | None
+) -> None:
+    """The last two take those of the last full and the last sliding layer before (Gemma 3n)."""
+    types = [FULL, SLIDING, FULL, SLIDING, FULL]
+    a = bare(tmp_path / "a", FIVE | {"num_kv_shared_layers": 2, "layer_types": types}, 5)
+    recipe = stack(*((a, first, stop) for first, stop in cuts))
+    if shared is None:
+        with pytest.raises(InputError) as error:
+            merganser.plan(recipe)
+        assert_one_line(str(error.value), str(a), "num_kv_shared_layers", "cannot describe")
+        return
+    merganser.merge(recipe, tmp_path / "out")
+    assert config_of(tmp_path / "out")["num_kv_shared_layers"] == shared
+
+
+@pytest.mark.parametrize("config", [{}, {"layer_types": list("aabaa")}])
+def test_layers_that_differ_by_their_place_alone(tmp_path: Path, config: dict[str, Any]) -> None:
+    """The config does not say which layers have experts: they keep their places, or stay whole."""
+    extra = {f"model.layers.{i}.experts.w": torch.ones(2, 2) for i in (1, 3)}
+    a = bare(tmp_path / "a", FIVE | config, 5, extra=extra)
+    assert merganser.plan(stack((a, 0, 2), (a, 2, 5)))
+    for cuts in ([(a, 1, 3), (a, 0, 5)], [(a, 0, 2), (a, 1, 4)]):
+        with pytest.raises(InputError) as error:
+            merganser.plan(stack(*cuts))
+        assert_one_line(str(error.value), str(a), "experts.w", "config.json does not say")
+    b = bare(tmp_path / "b", FIVE | {"layer_types": list("xyxyx")}, 5, extra=extra)
+    assert merganser.plan(stack((b, 0, 3), (b, 1, 5)))
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_first_or_last_layer_of_its_own_kind(tmp_path: Path, place: int) -> None:
+    a = bare(tmp_path / "a", FIVE, 5, extra={f"model.layers.{place}.bias": torch.ones(2)})
+    assert merganser.plan(stack((a, 0, 3), (a, 1, 5)))
+    for cuts in ([(a, 0, 5), (a, 0, 5)], [(a, 1, 4)]):
+        with pytest.raises(InputError) as error:
+            merganser.plan(stack(*cuts))
+        assert_one_line(str(error.value), f"layer {place} has a tensor 'bias'")
+
+
+def test_an_order_that_does_not_change_keeps_layers_for_further_tokens(tmp_path: Path) -> None:
+    extra = {f"model.layers.5.{name}": torch.ones(2, 2) for name in ("w", "embed_tokens.weight")}
+    a = bare(tmp_path / "a", FIVE | {"num_nextn_predict_layers": 1}, 5, extra=extra)
+    merganser.merge(stack((a, 0, 3), (a, 3, 5)), tmp_path / "out")
+    assert load(tmp_path / "out").keys() == load(a).keys()
+    assert config_of(tmp_path / "out") == config_of(a)
 
 
 def test_a_config_without_a_layer_count(tmp_path: Path) -> None:

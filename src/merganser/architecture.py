@@ -28,6 +28,7 @@ LAYER_COUNT_KEYS = (
     "decoder_layers",
     "num_decoder_layers",
     "num_global_layers",
+    "num_blocks",  # xLSTM
     "layers",
 )
 """Names that configs give to the number of layers."""
@@ -112,7 +113,7 @@ FIRST_LAYER_ONLY = ("relative_attention_bias", "rel_attn_embed")
 """Tensors that the first layer holds for all: where no other layer has them, they stay with the
 first layer of the output rather than follow a layer (T5, WavLM)."""
 
-SHARED_BY_LAYERS = ("shared_transformer",)
+SHARED_BY_LAYERS = ("shared_transf",)
 """Parts of layers that several of them share, by their numbers, so that those cannot change (Zamba)."""
 
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -216,6 +217,14 @@ class Module:
     def depth(self) -> int:
         """Its number of layers."""
         return next(iter(self.stacks.values()), 0)
+
+    def number_beyond(self, name: str) -> int | None:
+        """How many blocks after the last layer a tensor lies, for predicting further tokens."""
+        if self.stack is None or not name.startswith(self.stack):
+            return None
+        number = re.match(r"\d+", name[len(self.stack) :])
+        past = int(number[0]) - self.depth if number is not None else -1
+        return past if past >= 0 else None
 
 
 @dataclass(frozen=True)

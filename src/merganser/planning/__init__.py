@@ -341,8 +341,8 @@ class _Planner:
         self._report_idle_filters(jobs)
         layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
         config = self.sources[self.donor].checkpoint.config
-        _, unsaid = restacked(config, self.sources, self.donor, layers)
-        self.warnings += [*layout.warnings, *unsaid]
+        restacked(config, self.sources, self.donor, layers)
+        self.warnings += layout.warnings
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
         embeddings = {job.spec.shape for job in jobs if job.role == "embedding"}

@@ -1,148 +1,40 @@
 """What ``config.json`` says of its layers one by one, cut and joined as the layers are.
 
-Configs describe layers in several ways: a count, a list with an entry for each, the numbers of some,
-how many there are of a kind at the start, or a period. Which key is which is data in the tables.
+Configs describe layers in several ways: a count, a list or mapping with an entry for each, the
+numbers of some, how many there are of a kind at the start, or a period. Which key is which is data
+in :mod:`planning.layer_keys`. An order of layers that the config cannot describe is refused.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merganser.architecture import DECODER, ENCODER, Module
 from merganser.errors import InputError
+from merganser.planning.layer_keys import (
+    FROM_ONE,
+    IN_ORDER,
+    KEYED,
+    LEADING,
+    NAMED_AS_NUMBERS,
+    NOT_PER_LAYER,
+    NUMBERS,
+    PER_LAYER,
+    PERIODS,
+    SOURCES,
+    SPANS,
+    Leading,
+    Period,
+    Span,
+)
+from merganser.planning.layer_kinds import check_kinds
 from merganser.planning.plans import Source
 
 Layers = Sequence[Sequence[tuple[int, int]]]
 Section = dict[str, Any]
-
-PER_LAYER = frozenset(
-    {
-        "layer_types",
-        "layers_block_type",
-        "mlp_layer_types",
-        "no_rope_layers",
-        "attention_layers",
-        "block_configs",
-        "hybrid_override_pattern",
-    }
-)
-"""Lists (or texts) with one entry a layer. Any other list as long as the model is deep is treated
-alike; these are named for models so shallow that lengths may coincide."""
-
-NOT_PER_LAYER = frozenset(
-    {
-        "architectures",
-        "eos_token_id",
-        "bos_token_id",
-        "pad_token_id",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "time_step_limit",
-        "mlp_multipliers",
-        "ssm_multipliers",
-        "mtp_layers_block_type",
-        "image_size",
-        "patch_size",
-        "supported_aspect_ratios",
-        "keys_to_ignore_at_inference",
-        "block_types",
-        "attention_types",
-    }
-)
-"""Lists that may be as long as the model is deep by chance."""
-
-NUMBERS = frozenset(
-    {
-        "mlp_only_layers",
-        "moe_layers",
-        "attn_layer_indices",
-        "full_attn_idxs",
-        "hybrid_layer_ids",
-        "cross_attention_layers",
-        "fullatt_block_indexes",
-        "window_block_indices",
-        "deepstack_visual_indexes",
-        "intermediate_layers_indices",
-        "global_attn_idx",
-        "ple_layer_ids",
-    }
-)
-"""Lists of the numbers of some layers. ``pruned_heads`` has them as keys."""
-
-NUMBERED_KEYS = frozenset({"pruned_heads"})
-
-UNSAYABLE = ("num_kv_shared_layers",)
-"""What depends on the order of the layers, and cannot be told of another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leading:
-    """So many layers at the start are of a kind.
-
-    Attributes:
-        key: of their number.
-        instead: a list with an entry a layer that the family reads before this number, if any.
-        kinds: its entries for these layers and for the others.
-        only_if: a key that must be true for the number to mean anything.
-    """
-
-    key: str
-    instead: str | None = None
-    kinds: tuple[str, str] = ("", "")
-    only_if: str | None = None
-
-
-LEADING = (
-    Leading("first_k_dense_replace"),
-    Leading("num_dense_layers"),
-    Leading(
-        "max_window_layers",
-        "layer_types",
-        ("full_attention", "sliding_attention"),
-        "use_sliding_window",
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """Every so many layers there is one of another kind.
-
-    Attributes:
-        key: of the period.
-        at: which of each period it is: a number (-1 for the last), or the key of that number.
-        instead: a list that the family reads before the period, if any.
-        kinds: its entries for these layers and for the others; none if it lists their numbers.
-        implied: model types that have this period without saying so.
-    """
-
-    key: str
-    at: int | str
-    instead: str | None = None
-    kinds: tuple[Any, Any] | None = None
-    implied: Mapping[str, int] | None = None
-
-
-_SLIDING = ("full_attention", "sliding_attention")
-
-PERIODS = (
-    Period(
-        "sliding_window_pattern",
-        -1,
-        "layer_types",
-        _SLIDING,
-        {"gemma2": 2, "cohere2": 4, "gemma3_text": 6},
-    ),
-    Period("global_attn_every_n_layers", 0, "layer_types", _SLIDING),
-    Period("full_attention_interval", -1, "layer_types", ("full_attention", "linear_attention")),
-    Period("no_rope_layer_interval", -1, "no_rope_layers", (0, 1)),
-    Period("interleave_moe_layer_step", -1, "moe_layers"),
-    Period("attn_layer_period", "attn_layer_offset"),
-    Period("expert_layer_period", "expert_layer_offset"),
-)
 
 
 def restacked(
@@ -150,7 +42,7 @@ def restacked(
     sources: Sequence[Source],
     donor: int,
     layers: Mapping[str, Layers],
-) -> tuple[dict[str, Any], list[str]]:
+) -> dict[str, Any]:
     """A config for stacked layers.
 
     Args:
@@ -159,14 +51,10 @@ def restacked(
         donor: which of them the config is of.
         layers: of each stacked module, what its output layers are made of.
 
-    Returns:
-        A new config, and warnings of what it cannot say.
-
     Raises:
-        InputError: when it does not say how many layers there are.
+        InputError: when it does not say how many layers there are, or cannot describe their order.
     """
     edited = copy.deepcopy(dict(config))
-    warnings: list[str] = []
     architecture = sources[donor].architecture
     for name, made_of in layers.items():
         module = architecture.modules.get(name)
@@ -180,11 +68,11 @@ def restacked(
         others = [m for m in architecture.modules.values() if m.name != name and m.stacks]
         own = all(other.section != module.section for other in others)
         stack = _Stack(name, module, _section(edited, module.section), sources, donor, made_of, own)
-        warnings += stack.edit()
+        stack.edit()
         if name == ENCODER and DECODER in architecture.modules and "num_layers" in module.counts:
             depth = architecture.modules[DECODER].depth  # T5's decoder is as deep if not told
             stack.section.setdefault("num_decoder_layers", depth)
-    return edited, warnings
+    return edited
 
 
 def _section(config: Any, path: Sequence[str]) -> dict[str, Any]:
@@ -215,48 +103,72 @@ class _Stack:
         self.donor = sources[donor]
         self.origins = [layer[0] for layer in layers]
         """The first model of each layer, and its layer there: the one that the config speaks for."""
-        self.sections = {s: self._of(sources[s], name) for s, _ in self.origins}
-        self.depths = {s: self._depth(sources[s], name) for s, _ in self.origins}
+        self.modules = {
+            s: sources[s].architecture.module(name) or sources[s].architecture.main
+            for s, _ in self.origins
+        }
+        self.sections = {s: self._of(sources[s], m) for s, m in self.modules.items()}
+        self.depths = {s: m.depth for s, m in self.modules.items()}
+        self.sources = {s: sources[s] for s in self.modules}
+        self.in_order = [layer for _, layer in self.origins] == list(range(self.old))
 
-    def _of(self, source: Source, name: str) -> Mapping[str, Any]:
-        architecture, config = source.architecture, source.checkpoint.config
-        module = architecture.modules.get(name) or architecture.main
+    @staticmethod
+    def _of(source: Source, module: Module) -> Mapping[str, Any]:
+        config = source.checkpoint.config
         section = _section(config, module.section) if module.section is not None else {}
         _check(section, source)
         return section
 
-    def _depth(self, source: Source, name: str) -> int:
-        architecture = source.architecture
-        return (architecture.modules.get(name) or architecture.main).depth
-
-    def edit(self) -> list[str]:
+    def edit(self) -> None:
         """Edit the section; see :func:`restacked`."""
         before = dict(self.section)
         for key in self.module.counts:
             self.section[key] = self.depth
-        for key, value in before.items():
-            if not self.own and not key.startswith(self.module.name):
+        for key, value in self._values(before).items():
+            if key in self.module.counts or not self._speaks_for(key):
                 continue
-            if isinstance(value, list | str) and self._is_per_layer(key, value):
-                self.section[key] = self._joined(key, value)
-            elif key in NUMBERS and isinstance(value, list):
+            if key in SOURCES and isinstance(value, list):
+                self.section[key] = self._taken_from(key, value)
+            elif is_numbers(key, value, self.old):
                 self.section[key] = self._numbers(key)
-            elif key in NUMBERED_KEYS and isinstance(value, dict):
+            elif is_keyed(key, value, self.old):
                 self.section[key] = self._keyed(key)
-        if not self.own:
-            return []
-        if before.get("num_nextn_predict_layers"):
-            self.section["num_nextn_predict_layers"] = 0
-        self._step()
-        self._cycles(before)
-        in_order = [layer for _, layer in self.origins] == list(range(self.old))
-        unsaid = [self._unsaid(key) for key in UNSAYABLE if before.get(key) and not in_order]
-        return [*unsaid, *self._leading(before), *self._periods(before)]
+            elif isinstance(value, list | str) and is_per_layer(key, value, self.old):
+                self.section[key] = self._joined(key, value)
+        if self.own:
+            if before.get("num_nextn_predict_layers") and not self.in_order:
+                self.section["num_nextn_predict_layers"] = 0
+            self._step()
+            self._cycles(before)
+            for key in IN_ORDER:
+                if before.get(key) and not self.in_order:
+                    raise self._unsayable(key)
+            self._shared(before)
+            for leading in LEADING:
+                self._leading(leading, before)
+            for span in SPANS:
+                self._span(span, before)
+        for period in PERIODS:
+            if self._speaks_for(period.key):
+                self._periods(period, before)
+        for s, source in self.sources.items():
+            if self.sections[s]:
+                facts = [self._facts(s, layer) for layer in range(self.depths[s])]
+                placed = [(i, layer) for i, (o, layer) in enumerate(self.origins) if o == s]
+                check_kinds(source, self.modules[s], facts, placed, self.depth)
 
-    def _is_per_layer(self, key: str, value: Sequence[Any]) -> bool:
-        if len(value) != self.old or key in NOT_PER_LAYER or key in NUMBERS:
-            return False
-        return key in PER_LAYER or (self.old > 3 and not isinstance(value, str))
+    def _speaks_for(self, key: str) -> bool:
+        """Whether a key of the section is about this module."""
+        return self.own or key.startswith(self.module.name)
+
+    def _values(self, before: Section) -> Section:
+        """The donor's values; and what only other models say of their layers by number."""
+        values = dict(before)
+        for section in self.sections.values():
+            for key, value in section.items():
+                if values.get(key) is None and (key in KEYED or key in NUMBERS):
+                    values[key] = value
+        return values
 
     def _joined(self, key: str, own: Sequence[Any]) -> Any:
         """The entries that go with the layers: their own models', as long as those have the list."""
@@ -268,16 +180,39 @@ class _Stack:
         return "".join(found) if isinstance(own, str) else found
 
     def _numbers(self, key: str) -> list[int]:
+        first = int(key in FROM_ONE)
         chosen = {source: set(section.get(key) or ()) for source, section in self.sections.items()}
-        return [i for i, (source, layer) in enumerate(self.origins) if layer in chosen[source]]
+        return [
+            i + first
+            for i, (source, layer) in enumerate(self.origins)
+            if layer + first in chosen[source]
+        ]
 
     def _keyed(self, key: str) -> dict[str, Any]:
         given = {s: dict(section.get(key) or {}) for s, section in self.sections.items()}
+        padded = any(len(k) > 1 and k.startswith("0") for keys in given.values() for k in keys)
+        width = len(str(self.depth - 1)) if padded else 0
+        entries = {s: {int(k): v for k, v in keys.items()} for s, keys in given.items()}
         return {
-            str(i): given[source][str(layer)]
+            str(i).zfill(width): entries[source][layer]
             for i, (source, layer) in enumerate(self.origins)
-            if str(layer) in given[source]
+            if layer in entries[source]
         }
+
+    def _taken_from(self, key: str, own: Sequence[int]) -> list[int]:
+        """The numbers of the layers that layers take something from, where those are now."""
+        numbers = []
+        for i, (source, layer) in enumerate(self.origins):
+            wanted = (self.sections[source].get(key) or own)[layer]
+            earlier = [j for j in range(i) if self.origins[j] == (source, wanted)]
+            if wanted != layer and not earlier:
+                raise InputError(
+                    f"{self.sources[source].reference}: by {key} of its config.json, layer {layer} "
+                    f"needs layer {wanted}, which does not come before it in the stack; stack them "
+                    "together"
+                )
+            numbers.append(i if wanted == layer else earlier[-1])
+        return numbers
 
     def _cycles(self, before: Section) -> None:
         """Lists that are repeated until they are as long as the model is deep."""
@@ -305,63 +240,173 @@ class _Stack:
         ]
         self.section["decoder_sparse_step"] = 1
 
-    def _leading(self, before: Section) -> Iterator[str]:
-        for rule in LEADING:
-            own = before.get(rule.key)
-            if not isinstance(own, int):
-                continue
-            if rule.only_if is not None and not before.get(rule.only_if):
-                self.section[rule.key] = self.depth if own == self.old else min(own, self.depth)
-                continue
-            first = []
-            for source, layer in self.origins:
-                count = self.sections[source].get(rule.key)
-                first.append(layer < (own if count is None else count))
-            leading = first.index(False) if False in first else self.depth
-            self.section[rule.key] = leading
-            if any(first[leading:]):
-                if rule.instead is None:
-                    yield self._unsaid(rule.key)
-                elif rule.instead not in before:
-                    self.section[rule.instead] = [rule.kinds[not f] for f in first]
+    def _shared(self, before: Section) -> None:
+        """The last layers, by number, may take keys and values from the last of their type before."""
+        key = "num_kv_shared_layers"
+        if not any(section.get(key) for section in self.sections.values()):
+            return
+        shares = [layer >= self._first_shared(s) for s, layer in self.origins]
+        first = shares.index(True) if True in shares else self.depth
+        types = self._types(self.section, self.depth)
+        for i, (source, layer) in enumerate(self.origins[first:], first):
+            old_types = self._types(self.sections[source], self.depths[source])
+            wanted = _last(old_types, self._first_shared(source), old_types[layer])
+            found = _last(types, first, types[i])
+            there = self.origins[found] if found is not None else None
+            if not shares[i] or there != (None if wanted is None else (source, wanted)):
+                raise self._unsayable(key)
+        self.section[key] = self.depth - first
 
-    def _periods(self, before: Section) -> Iterator[str]:
-        for rule in PERIODS:
-            if rule.instead is not None and isinstance(before.get(rule.instead), list):
-                continue
-            own = self._period(rule, before)
-            if own is None:
-                continue
-            marked = []
-            for source, layer in self.origins:
-                period, at = self._period(rule, self.sections[source]) or own
-                marked.append(layer % period == at)
-            if marked == [i % own[0] == own[1] for i in range(self.depth)]:
-                continue
-            if rule.instead is None:
-                if (found := _period_of(marked)) is not None and isinstance(rule.at, str):
-                    self.section[rule.key], self.section[rule.at] = found
-                else:
-                    yield self._unsaid(rule.key)
-            elif rule.kinds is None:
-                self.section[rule.instead] = [i for i, mark in enumerate(marked) if mark]
-            else:
-                self.section[rule.instead] = [rule.kinds[not mark] for mark in marked]
+    def _first_shared(self, source: int) -> int:
+        shared = self.sections[source].get("num_kv_shared_layers") or 0
+        return self.depths[source] - int(shared)
 
-    def _period(self, rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
-        implied = (rule.implied or {}).get(str(section.get("model_type")))
-        period = section.get(rule.key, section.get(f"_{rule.key}", implied))
-        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-            return None
-        at = section.get(rule.at, 0) if isinstance(rule.at, str) else rule.at
-        return (period, at % period) if isinstance(at, int) else None
+    @staticmethod
+    def _types(section: Mapping[str, Any], depth: int) -> Sequence[object]:
+        types = section.get("layer_types")
+        return types if isinstance(types, list) and len(types) == depth else [None] * depth
 
-    def _unsaid(self, key: str) -> str:
-        return (
-            f"config.json cannot say which of the stacked layers are of which kind: {key} of "
-            f"{self.donor.reference} is one number for all of them, and programs will take some "
-            "layers for what they are not; stack ranges that keep its order"
+    def _leading(self, rule: Leading, before: Section) -> None:
+        own = before.get(rule.key)
+        if not isinstance(own, int):
+            return
+        if rule.only_if is not None and not before.get(rule.only_if):
+            self.section[rule.key] = self.depth if own == self.old else min(own, self.depth)
+            return
+        first = []
+        for source, layer in self.origins:
+            count = self.sections[source].get(rule.key)
+            first.append(layer < (own if count is None else count))
+        leading = first.index(False) if False in first else self.depth
+        self.section[rule.key] = leading
+        if any(first[leading:]) and (rule.instead is None or before.get(rule.instead) is None):
+            if rule.instead is None or rule.kinds is None:
+                raise self._unsayable(rule.key)
+            self.section[rule.instead] = [rule.kinds[not f] for f in first]
+
+    def _span(self, rule: Span, before: Section) -> None:
+        if not isinstance(before.get(rule.last), int):
+            return
+        marked = [_in_span(rule, self.sections[s], self.depths[s], n) for s, n in self.origins]
+        if True not in marked:
+            raise self._unsayable(rule.last)
+        self.section[rule.first] = marked.index(True)
+        self.section[rule.last] = self.depth - 1 - marked[::-1].index(True)
+        for every in dict.fromkeys((before.get(rule.every) or 1, 1)):
+            section = self.section | {rule.every: every}
+            if marked == [_in_span(rule, section, self.depth, i) for i in range(self.depth)]:
+                self.section[rule.every] = every
+                return
+        raise self._unsayable(rule.first)
+
+    def _periods(self, rule: Period, before: Section) -> None:
+        if rule.instead is not None and isinstance(before.get(rule.instead), list):
+            return
+        own = _period(rule, before)
+        if own is None:
+            return
+        marked = []
+        for source, layer in self.origins:
+            period, at = _period(rule, self.sections[source]) or own
+            marked.append(layer % period == at)
+        if marked != [i % own[0] == own[1] for i in range(self.depth)]:
+            if rule.instead is not None and rule.addable:
+                self.section[rule.instead] = (
+                    [i for i, mark in enumerate(marked) if mark]
+                    if rule.kinds is None
+                    else [rule.kinds[not mark] for mark in marked]
+                )
+                return
+            found = _period_of(marked, rule.at)
+            if found is None:
+                raise self._unsayable(rule.key)
+            self.section[rule.key], at = own = found
+            if isinstance(rule.at, str):
+                self.section[rule.at] = at
+        if rule.parts is not None:
+            self.section[rule.parts] = self.depth // own[0]
+            if not self.section[rule.parts] or self.depth // self.section[rule.parts] != own[0]:
+                raise self._unsayable(rule.parts)
+
+    def _facts(self, source: int, layer: int) -> str:
+        """All that a model's config says of one of its layers."""
+        section, depth = self.sections[source], self.depths[source]
+        facts: list[Any] = [layer >= self._first_shared(source)]
+        for key, value in section.items():
+            if is_numbers(key, value, depth):
+                facts.append(layer + (key in FROM_ONE) in value)
+            elif is_keyed(key, value, depth):
+                facts.append({int(k): v for k, v in value.items()}.get(layer))
+            elif key == "block_types" and value:
+                facts.append(value[layer % len(value)])
+            elif isinstance(value, list | str) and is_per_layer(key, value, depth):
+                facts.append(value[layer] == layer if key in SOURCES else value[layer])
+        facts += [layer < (section.get(rule.key) or 0) for rule in LEADING]
+        facts += [_in_span(rule, section, depth, layer) for rule in SPANS]
+        facts.append((layer + 1) % (section.get("decoder_sparse_step") or 1))
+        for period in PERIODS:
+            if (found := _period(period, section)) is not None:
+                facts.append(layer % found[0] == found[1])
+        return json.dumps(facts, sort_keys=True, default=str)
+
+    def _unsayable(self, key: str) -> InputError:
+        return InputError(
+            f"{self.donor.reference}: {key} of its config.json cannot describe the layers in the "
+            "order of the slices, and the model would take some for what they are not; stack ranges "
+            "that keep its order"
         )
+
+
+def is_numbers(key: str, value: object, depth: int) -> bool:
+    """Whether a value lists the numbers of some layers."""
+    if not isinstance(value, list) or key in PER_LAYER or key in SOURCES or key in NOT_PER_LAYER:
+        return False
+    if key in NUMBERS:
+        return True
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+    named = NAMED_AS_NUMBERS.search(key) is not None
+    return named and whole and value == sorted({n for n in value if 0 <= n < depth})
+
+
+def is_keyed(key: str, value: object, depth: int) -> bool:
+    """Whether a value has entries by the numbers of layers."""
+    if not isinstance(value, dict) or not all(str(k).isdecimal() for k in value):
+        return False
+    return key in KEYED or (
+        "layer" in key and bool(value) and all(int(number) < depth for number in value)
+    )
+
+
+def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
+    """Whether a list, or a text, has an entry for each layer."""
+    if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
+        return False
+    return key in PER_LAYER or (depth > 3 and not isinstance(value, str))
+
+
+def _last(types: Sequence[object], stop: int, wanted: object) -> int | None:
+    return next((i for i in range(stop - 1, -1, -1) if types[i] == wanted), None)
+
+
+def _in_span(rule: Span, section: Mapping[str, Any], depth: int, layer: int) -> bool:
+    last = section.get(rule.last)
+    if not isinstance(last, int):
+        return False
+    stop = depth if last == -1 else last + 1
+    first, every = section.get(rule.first) or 0, section.get(rule.every) or 1
+    return first <= layer < stop and (layer + 1) % every == 0
+
+
+def _period(rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
+    """A period that a config has, and which layer of each it is."""
+    kind = str(section.get("model_type"))
+    if rule.only is not None and kind not in rule.only:
+        return None
+    period = section.get(rule.key, section.get(f"_{rule.key}", (rule.implied or {}).get(kind)))
+    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+        return None
+    at = section.get(rule.at, 0) if isinstance(rule.at, str) else rule.at
+    return (period, at % period) if isinstance(at, int) else None
 
 
 def _check(section: Mapping[str, Any], source: Source) -> None:
@@ -375,12 +420,18 @@ def _check(section: Mapping[str, Any], source: Source) -> None:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     right: dict[str, Callable[[Any], bool]] = dict.fromkeys(
-        NUMBERS, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
+        NUMBERS | SOURCES, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
     )
-    right |= dict.fromkeys(NUMBERED_KEYS, lambda v: isinstance(v, dict))
+    right |= dict.fromkeys(
+        KEYED, lambda v: isinstance(v, dict) and all(str(k).isdecimal() for k in v)
+    )
     right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
+    for span in SPANS:
+        right |= {span.first: lambda v: whole(v, 0), span.every: lambda v: whole(v, 1)}
+        right[span.last] = lambda v: whole(v, -1)
+    right["num_kv_shared_layers"] = lambda v: whole(v, 0)
     right["block_types"] = lambda v: isinstance(v, list)
-    right["decoder_sparse_step"] = lambda v: whole(v, 1)
+    right["decoder_sparse_step"] = lambda v: whole(v, 0)
     for key, is_right in right.items():
         value = section.get(key)
         if value is not None and not is_right(value):
@@ -390,12 +441,11 @@ def _check(section: Mapping[str, Any], source: Source) -> None:
             )
 
 
-def _period_of(marked: Sequence[bool]) -> tuple[int, int] | None:
-    """A period and the place in it that give these marks."""
-    if not any(marked):
-        return None
-    first = marked.index(True)
-    for period in range(first + 1, len(marked) + 1):
-        if list(marked) == [i % period == first for i in range(len(marked))]:
-            return period, first
+def _period_of(marked: Sequence[bool], at: int | str) -> tuple[int, int] | None:
+    """A period and the place in it, free or given, that give these marks."""
+    first = marked.index(True) if True in marked else len(marked)
+    for period in range(1, len(marked) + 2):
+        place = first if isinstance(at, str) else at % period
+        if list(marked) == [i % period == place for i in range(len(marked))]:
+            return period, place
     return None

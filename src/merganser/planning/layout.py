@@ -428,8 +428,6 @@ class Layout:
     ) -> Iterator[Group]:
         """The tensors of one output layer."""
         [module] = part.modules
-        output = len(self.layers[module]) - 1
-        own = self._module(self.shape, module)
         rests: dict[str, tuple[Place, tuple[int, ...]]] = {}
         prefixes = []
         for source, layer in made_of:
@@ -469,11 +467,15 @@ class Layout:
             architecture = self.sources[owner].architecture
             own = architecture.names[key]
             place = self._placed(architecture.places[own])
-            if place.layer is not None or place.after_layers != after or place.module != module:
+            stack = self._stack_of(part, owner, module)
+            further = stack.number_beyond(own)
+            if place.layer is not None or place.module != module:
+                continue
+            if after != (place.after_layers or further is not None):
                 continue
             if owner not in here and place.role != "head":
                 continue
-            if _beyond(self._stack_of(part, owner, module), own):
+            if further is not None and not self._in_order(part, listed):
                 self.beyond.setdefault(owner, []).append(own)
                 continue
             group = self._group(part, i, self.shape.names.get(key, own), place, None, 0.0)
@@ -481,6 +483,13 @@ class Layout:
             filled = self._fill(group, listed, [own] * len(listed), shape, may_tie=may_tie)
             if filled is not None:
                 yield filled
+
+    def _in_order(self, part: _Part, listed: Sequence[Entry]) -> bool:
+        """Whether the stack has the layers of the models at its end as they have them."""
+        [module] = part.modules
+        order = [{layer for _, layer in made_of} for made_of in self.layers[module]]
+        depths = {self._stack_of(part, entry.source, module).depth for entry in listed}
+        return depths == {len(order)} and order == [{n} for n in range(len(order))]
 
     def _group(
         self, part: _Part, i: int, name: str, place: Place, layer: int | None, position: float
@@ -510,14 +519,6 @@ def _position(layer: int | None, depth: int) -> float:
     if layer is None:
         return 0.0
     return layer / (depth - 1) if depth > 1 else 1.0
-
-
-def _beyond(module: Module, name: str) -> bool:
-    """Whether a tensor lies in a numbered block after the last layer."""
-    if module.stack is None or not name.startswith(module.stack):
-        return False
-    number = re.match(r"\d+", name[len(module.stack) :])
-    return number is not None and int(number[0]) >= module.depth
 
 
 def _list(names: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ def edited_config(plan: Plan) -> dict[str, Any]:
     if donor.reference.architecture is not None:
         config["architectures"] = [donor.reference.architecture]
     _tell_of_the_head(plan, config, parts)
-    config = restacked(config, plan.sources, plan.donor, plan.layers)[0]
+    config = restacked(config, plan.sources, plan.donor, plan.layers)
     if plan.vocabulary is not None and plan.vocabulary != vocabulary_size(config):
         _set_vocabulary(config, plan.vocabulary)
     return with_token_ids(plan, config)

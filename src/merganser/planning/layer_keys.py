@@ -1,0 +1,172 @@
+"""Which keys of ``config.json`` describe layers one by one, and how: data for :mod:`planning.depth`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PER_LAYER = frozenset(
+    {
+        "layer_types",
+        "layers_block_type",
+        "mlp_layer_types",
+        "no_rope_layers",
+        "attention_layers",
+        "block_configs",
+        "hybrid_override_pattern",
+    }
+)
+"""Lists (or texts) with one entry a layer. Any other list as long as the model is deep is treated
+alike; these are named for models so shallow that lengths may coincide."""
+
+NOT_PER_LAYER = frozenset(
+    {
+        "architectures",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "time_step_limit",
+        "mlp_multipliers",
+        "ssm_multipliers",
+        "mtp_layers_block_type",
+        "image_size",
+        "patch_size",
+        "supported_aspect_ratios",
+        "keys_to_ignore_at_inference",
+        "block_types",
+        "attention_types",
+    }
+)
+"""Lists that may be as long as the model is deep by chance."""
+
+NUMBERS = frozenset(
+    {
+        "mlp_only_layers",
+        "moe_layers",
+        "attn_layer_indices",
+        "full_attn_idxs",
+        "hybrid_layer_ids",
+        "cross_attention_layers",
+        "fullatt_block_indexes",
+        "window_block_indices",
+        "deepstack_visual_indexes",
+        "intermediate_layers_indices",
+        "global_attn_idx",
+        "ple_layer_ids",
+    }
+)
+"""Lists of the numbers of some layers."""
+
+NAMED_AS_NUMBERS = re.compile(
+    r"layers$|layer_(ids|idxs?|indices|indexes)$|(block|attn)_(ids|idxs|indices|indexes)$|_blocks$"
+)
+"""Names of further such lists, where all entries are numbers of layers."""
+
+FROM_ONE = frozenset({"ple_layer_ids"})
+"""Lists of layer numbers that count from 1."""
+
+SOURCES = frozenset({"kv_source_layers"})
+"""Lists with one entry a layer: the number of an earlier layer that this one takes something from."""
+
+KEYED = frozenset({"pruned_heads", "per_layer_config"})
+"""Mappings by layer number, perhaps with leading zeros. A mapping with ``layer`` in its name and
+only numbers of layers as keys is treated alike."""
+
+IN_ORDER = ("loop_layer_index_start", "n_recurrent_layers")
+"""What depends on the order of all layers in a way that no other order has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """So many layers at the start are of a kind.
+
+    Attributes:
+        key: of their number.
+        instead: a list with an entry a layer that the family reads before this number, if any.
+        kinds: its entries for these layers and for the others; none if the list may not be added.
+        only_if: a key that must be true for the number to mean anything.
+    """
+
+    key: str
+    instead: str | None = None
+    kinds: tuple[str, str] | None = None
+    only_if: str | None = None
+
+
+LEADING = (
+    Leading("first_k_dense_replace", "mlp_layer_types"),
+    Leading("num_dense_layers", "mlp_layer_types"),
+    Leading(
+        "max_window_layers",
+        "layer_types",
+        ("full_attention", "sliding_attention"),
+        "use_sliding_window",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Every so many layers there is one of another kind.
+
+    Attributes:
+        key: of the period.
+        at: which of each period it is: a number (-1 for the last), or the key of that number.
+        instead: a list that the family reads before the period, if any.
+        kinds: its entries for these layers and for the others; none if it lists their numbers.
+        addable: whether the list may be added to a config that lacks it.
+        implied: model types that have this period without saying so.
+        only: the model types that read the key so; none for all.
+        parts: the key of the number of periods in all layers, if the family divides by that.
+    """
+
+    key: str
+    at: int | str
+    instead: str | None = None
+    kinds: tuple[Any, Any] | None = None
+    addable: bool = True
+    implied: Mapping[str, int] | None = None
+    only: frozenset[str] | None = None
+    parts: str | None = None
+
+
+_SLIDING = ("full_attention", "sliding_attention")
+_SWITCH, _NLLB = frozenset({"switch_transformers"}), frozenset({"nllb-moe"})
+
+PERIODS = (
+    Period(
+        "sliding_window_pattern",
+        -1,
+        "layer_types",
+        _SLIDING,
+        implied={"gemma2": 2, "cohere2": 4, "gemma3_text": 6},
+    ),
+    Period("global_attn_every_n_layers", 0, "layer_types", _SLIDING),
+    Period("full_attention_interval", -1, "layer_types", ("full_attention", "linear_attention")),
+    Period("no_rope_layer_interval", -1, "no_rope_layers", (0, 1)),
+    Period("interleave_moe_layer_step", -1, "moe_layers"),
+    Period("attn_layer_period", "attn_layer_offset", "layers_block_type", addable=False),
+    Period("expert_layer_period", "expert_layer_offset"),
+    Period("n_layers_per_attn_res_block", 0),
+    Period("encoder_sparse_step", 1, only=_SWITCH, parts="num_sparse_encoder_layers"),
+    Period("decoder_sparse_step", 1, only=_SWITCH, parts="num_sparse_decoder_layers"),
+    Period("encoder_sparse_step", -1, only=_NLLB),
+    Period("decoder_sparse_step", -1, only=_NLLB),
+    Period("cross_attention_frequency", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The layers from one number to another, or every so many of them, are of a kind."""
+
+    first: str
+    last: str
+    every: str
+
+
+SPANS = (Span("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),)
