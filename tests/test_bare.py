@@ -128,7 +128,7 @@ def test_a_head_is_a_tensor_like_the_others(tmp_path: Path) -> None:
     names = {"model.embed_tokens.weight": shape, "lm_head.weight": shape}
     whole = save(tmp_path / "a.safetensors", {n: torch.randn(s) for n, s in names.items()})
     part = save(tmp_path / "b.safetensors", {"model.embed_tokens.weight": torch.randn(shape)})
-    with pytest.raises(InputError, match=r"lm_head.*--tensor-union"):
+    with pytest.raises(InputError, match=r"lm_head.*tensor_names='union'"):
         merganser.plan(linear([whole, part]))
 
 

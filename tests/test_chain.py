@@ -242,7 +242,7 @@ def test_what_no_merge_left_is_not_replaced(three: Path, tmp_path: Path) -> None
     notes.touch()
     with pytest.raises(OutputExistsError) as error:
         merganser.merge_all(three, tmp_path / "out")
-    assert_one_line(str(error.value), str(notes.parent), "--intermediate-dir")
+    assert_one_line(str(error.value), str(notes.parent), "another folder for intermediate results")
     assert notes.exists()
 
 

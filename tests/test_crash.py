@@ -123,7 +123,7 @@ def test_an_unfinished_merge_is_told_of_and_not_touched(linear: Path, tmp_path: 
     before = tree(tmp_path)
     with pytest.raises(OutputExistsError) as error:
         merge(linear, out, shard_size=SHARDS)
-    assert_one_line(str(error.value), "out.partial", "2 of 4 files", "--resume", "--force")
+    assert_one_line(str(error.value), "out.partial", "2 of 4 files", "resume=True", "force=True")
     assert {**tree(tmp_path), "out.partial/lock": b""} == {**before, "out.partial/lock": b""}
     merge(linear, out, shard_size=SHARDS, force=True)
     assert "merge_manifest.json" in tree(out)
@@ -152,7 +152,7 @@ def test_another_merge_is_not_gone_on_with(
         file.write_text(json.dumps({**json.loads(first), "merganser": "0.0"}) + "\n" + rest)
     with pytest.raises(OutputExistsError) as error:
         merge(linear, out, shard_size=SHARDS, resume=True)
-    assert_one_line(str(error.value), "out.partial", "cannot be resumed", told, "--force")
+    assert_one_line(str(error.value), "out.partial", "cannot be resumed", told, "force=True")
     merge(linear, out, shard_size=SHARDS, force=True)
 
 
@@ -178,7 +178,7 @@ def test_a_failure_keeps_finished_files_and_says_so(
         with pytest.raises(ResourceError) as error:
             merge(linear, tmp_path / "out", shard_size=SHARDS, threads=1)
     assert_one_line(str(error.value), "No space left", "free some space")
-    assert "out.partial has 2 of 4 files whole, and --resume" in error.value.__notes__[0]
+    assert "out.partial has 2 of 4 files whole, and resume=True" in error.value.__notes__[0]
     merge(linear, tmp_path / "out", shard_size=SHARDS, resume=True)
     assert without_log(tmp_path / "out") == undisturbed
 

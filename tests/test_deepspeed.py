@@ -84,7 +84,7 @@ def test_weights_beside_the_step_are_what_its_name_means(step: Path) -> None:
     checkpoint = open_checkpoint(step)
     assert checkpoint.format == "safetensors"
     [note] = checkpoint.notes
-    assert_one_line(note, "global_step30/", "--weights shards")
+    assert_one_line(note, "global_step30/", "weights: shards")
     assert open_checkpoint(step, weights="shards").format == "DeepSpeed ZeRO-2 of 3 ranks"
     assert open_checkpoint(step, weights="huggingface").notes == ()
 

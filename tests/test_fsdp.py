@@ -112,7 +112,7 @@ def test_which_weights_are_taken_and_why(
     assert len(checkpoint.notes) == (weights == "auto")
     other = "huggingface" if taken == "float32" else "shards"
     for note in checkpoint.notes:
-        assert_one_line(note, "precision", f"--weights {other}")
+        assert_one_line(note, "precision", f"weights: {other}")
 
 
 def test_weights_that_are_not_there(run: Path) -> None:

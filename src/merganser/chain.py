@@ -215,5 +215,6 @@ def _refuse_others(folder: Path) -> None:
     """Only what a merge left there may be replaced without a word."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
         raise OutputExistsError(
-            f"{folder}: is there already, and no merge left it; choose another --intermediate-dir"
+            f"{folder}: is there already, and no merge left it; move it away, or choose another folder "
+            "for intermediate results"
         )

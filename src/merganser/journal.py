@@ -7,8 +7,6 @@ on takes both from here, so that what it says in the end is what it would have s
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 import os
 import threading
@@ -39,17 +37,9 @@ def identity(plan: Plan) -> dict[str, Any]:
             ]
             for source in plan.sources
         ],
-        "method": _source_digest(plan),
+        "method": plan.method.origin.digest if plan.method.origin else None,
         "plan": plan.digest,
     }
-
-
-def _source_digest(plan: Plan) -> str | None:
-    """Of the file that a method of somebody's own is written in; None for Merganser's."""
-    file = inspect.getsourcefile(plan.method.function)
-    if file is None or Path(file).is_relative_to(Path(__file__).parent):
-        return None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:

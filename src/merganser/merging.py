@@ -403,6 +403,7 @@ def verify(
         return [*problems, str(error)]
     problems += manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute or against is not None:
+        manifest.check_method(stated, path)
         *_, written = recipe.load_all(path / manifest.RECIPE, "lenient")
         home = against or stated["log"].get("recipe_folder") or path
         results = {} if against is not None else stated["log"].get("results") or {}
@@ -423,6 +424,7 @@ def verify(
         )
         problems += manifest.different_inputs(stated, again.manifest)
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
+        problems += manifest.different_method(stated) if different else []
         problems += [f"merged again from the inputs: {problem}" for problem in different]
     return problems
 

@@ -65,7 +65,7 @@ def refuse_existing(folder: Path, force: bool) -> None:
         raise OutputExistsError(f"{folder}: is a mount point; name a folder in it")
     if _is_filled(folder) and not force:
         raise OutputExistsError(
-            f"{folder}: is there already and not empty; choose another name, or give --force"
+            f"{folder}: is there already and not empty; choose another name, or give force=True"
         )
     if partial.is_symlink() or (partial.exists() and not _is_ours(partial)):
         raise OutputExistsError(f"{partial}: is there already, and no merge left it; move it away")
@@ -307,7 +307,7 @@ class Partial:
             self._bring_back_old()
             if _is_filled(folder) and not force:
                 raise OutputExistsError(
-                    f"{folder}: is there already and not empty; give --force to replace it"
+                    f"{folder}: is there already and not empty; give force=True to replace it"
                 )
             self.known = self._take_over(leftover, digest_inputs)
             self.journal.begin(plan)
@@ -337,14 +337,14 @@ class Partial:
         if stated is not None and leftover == "refuse":
             raise OutputExistsError(
                 f"{self._path}: is what a merge left unfinished, with {self._count()} whole; give "
-                "--resume to go on, or --force to begin anew"
+                "resume=True to go on, or force=True to begin anew"
             )
         if stated is None or leftover == "discard":
             self.journal.whole = {}
         elif (reason := difference(stated, self.plan)) is not None:
             if leftover == "resume":
                 raise OutputExistsError(
-                    f"{self._path}: cannot be resumed: {reason}; give --force to begin anew"
+                    f"{self._path}: cannot be resumed: {reason}; give force=True to begin anew"
                 )
             self.journal.whole = {}
         self.new.mkdir(exist_ok=True)
@@ -414,7 +414,7 @@ class Partial:
             return None
         self.journal.close()
         self._lock.let_go()
-        return f"{self._path} has {self._count()} whole, and --resume goes on from there"
+        return f"{self._path} has {self._count()} whole, and resume=True goes on from there"
 
     def _inputs_are_the_same(self) -> bool:
         try:

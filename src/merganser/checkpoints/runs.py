@@ -81,12 +81,12 @@ def locate(path: Path, weights: Weights) -> Place:
     if weights == "huggingface" or (weights == "auto" and published == step):
         note = (
             f"the weights of {_told(published, path)} are taken; the training shards in "
-            f"{shards.name}/, of higher precision, are taken with --weights shards"
+            f"{shards.name}/, of higher precision, are taken with weights: shards"
         )
         return Place(published, False, (note,) if weights == "auto" else ())
     note = (
         f"the training shards in {_told(shards, path)} are taken, for their precision; "
-        f"the weights of {published.name}/ are taken with --weights huggingface"
+        f"the weights of {published.name}/ are taken with weights: huggingface"
     )
     return Place(shards, True, (note,) if weights == "auto" else ())
 

@@ -19,6 +19,7 @@ import click
 
 from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
+from merganser.cli.wording import in_flags
 from merganser.errors import MerganserError, ResourceError, one_line
 
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
@@ -82,7 +83,10 @@ class _Group(click.Group):
 def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
     """One line: what happened, and what is kept."""
     notes = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
-    click.echo("; ".join((f"merganser: {message}", *notes)), err=True)
+    line = "; ".join((f"merganser: {message}", *notes))
+    context = click.get_current_context(silent=True)
+    name = context.invoked_subcommand if context else None
+    click.echo(in_flags(line, main.commands[name]) if name in main.commands else line, err=True)
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from merganser.cli.options import (
     json_option,
+    methods_option,
     print_json,
     weights_option,
 )
@@ -37,16 +37,9 @@ def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
 
 @click.command("methods")
 @click.argument("name", required=False)
-@click.option(
-    "--methods",
-    "method_files",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Python file with merge methods of your own.",
-)
+@methods_option
 @json_option
-def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool) -> None:
+def list_methods(name: str | None, as_json: bool) -> None:
     """List the merge methods, or tell all about the one called NAME.
 
     \b
@@ -56,8 +49,6 @@ def list_methods(name: str | None, method_files: tuple[Path, ...], as_json: bool
     """
     from merganser import methods, recipe
 
-    for file in method_files:
-        methods.load_file(file)
     known = [methods.get(each) for each in ([name] if name else methods.names())]
     found = [method for method in known if method is not None]
     if not found:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from merganser.cli.options import json_option, print_json, scoring
+from merganser.cli.options import json_option, methods_option, print_json, scoring
 
 
 @click.command("eval")
@@ -44,6 +44,7 @@ from merganser.cli.options import json_option, print_json, scoring
 )
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Completions at once.")
 @click.option("-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merge.")
+@methods_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:

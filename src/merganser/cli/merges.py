@@ -14,6 +14,7 @@ from merganser.cli.options import (
     card_option,
     json_option,
     mergekit_flags,
+    methods_option,
     parse_memory,
     prepare,
     print_json,
@@ -309,6 +310,7 @@ def _plan_search(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The same, with inputs that lie in DIR as they lay beside the recipe.",
 )
+@methods_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
 @json_option
 def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_json: bool) -> None:

@@ -43,6 +43,25 @@ MEANINGLESS_VALUES = {
 """The same for options with a value."""
 
 
+def _load_methods(
+    _context: click.Context, _option: click.Parameter, files: tuple[Path, ...]
+) -> None:
+    from merganser import methods
+
+    for file in files:
+        methods.load_file(file)
+
+
+methods_option = click.option(
+    "--methods",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_load_methods,
+    expose_value=False,
+    help="Python file with merge methods of your own; it is run.",
+)
+
 weights_option = click.option(
     "--weights",
     type=click.Choice(["auto", "shards", "huggingface"]),
@@ -149,14 +168,7 @@ def recipe_options(command: Command) -> Command:
             flag_value="strict",
             help="Make every warning of the recipe an error.",
         ),
-        click.option(
-            "--methods",
-            "method_files",
-            multiple=True,
-            metavar="FILE",
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="Python file with merge methods of your own; it is run.",
-        ),
+        methods_option,
     ]
     for option in reversed(options):
         command = option(command)
@@ -234,10 +246,6 @@ json_option = click.option(
 
 def prepare(options: dict[str, Any]) -> None:
     """Give options that several commands share the form that functions take."""
-    from merganser import methods
-
-    for file in options.pop("method_files"):
-        methods.load_file(file)
     options["strictness"] = options["strictness"] or "normal"
     options["tensor_names"] = options["tensor_names"] or "same"
     parse_memory(options)

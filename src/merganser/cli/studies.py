@@ -10,6 +10,7 @@ import click
 from merganser.cli.options import (
     card_option,
     json_option,
+    methods_option,
     prepare,
     print_json,
     progress,
@@ -214,6 +215,7 @@ def _draw(folder: Path, quiet: bool) -> None:
     metavar="FILE",
     help="Draw it too: a picture of layers and kinds of tensors, .png, .svg or .pdf.",
 )
+@methods_option
 @click.option(
     "--rank", is_flag=True, help="Effective ranks of the matrices' differences too; takes long."
 )
@@ -229,12 +231,14 @@ def diff(
 ) -> None:
     """Show what sets the models A and B apart.
 
-    By layers, roles and tensors; with a base, how their changes of it agree.
+    By layers, roles and tensors; with a base, how their changes of it agree. A and B are models, or recipes
+    and points of sweeps, which are merged in memory.
 
     \b
     Examples:
       merganser diff acc accfmt
       merganser diff acc accfmt --base base --figure apart.png
+      merganser diff sweep.yml#w=0.7 acc
     """
     from merganser import extras
     from merganser.study import diff as diffs

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merganser.cli.options import json_option, print_json
+from merganser.cli.options import json_option, methods_option, print_json
 from merganser.errors import RecipeError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -60,6 +60,7 @@ def _options(command: Command) -> Command:
                 show_default=True,
                 help="What is computed in; auto is float32 on the CPU.",
             ),
+            methods_option,
         ]
     ):
         command = option(command)

@@ -19,6 +19,7 @@ from merganser.engine.parts import Array, Facts, Inputs, Part, Scratch
 from merganser.engine.vectors import WIDE
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
+from merganser.methods.checks import check_coefficients, fault
 from merganser.planning import CELL, TILE
 
 Sample = Callable[[int, int], Inputs]
@@ -100,8 +101,14 @@ def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Pre
     for part in parts:
         try:
             found = part.method.function(gram, **part.job.numbers)
-        except ValueError as error:
-            raise MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {error}") from None
+            check_coefficients(part.method, found, gram.shape[-1])
+        except Exception as error:
+            message = fault(part.method, error)
+            if message is None:
+                raise
+            raise MerganserError(
+                f"{part.method.name}, tensor {part.job.name!r}: {message}"
+            ) from error
         part.combination = _on_base(found, part) if part.method.gram == "changes" else found
         if gram.ndim == 2:
             numbers = tuple(float(c) for c in part.combination.coefficients)

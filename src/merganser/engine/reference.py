@@ -11,6 +11,7 @@ import torch
 from merganser.engine.parts import Part
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Keep, Largest, MostVaried, Random, Ranked, SparseDeltas
+from merganser.methods.checks import SAMPLE, check_elementwise, fault
 from merganser.tensors import DType
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -31,8 +32,9 @@ def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torc
     told = part.combination
     result = _called(part, tensors) if told is None else combine(tensors, told)
     if tuple(result.shape) != shape:
-        raise ValueError(
-            f"{part.method.name} made a tensor of shape {list(result.shape)} from {list(shape)}"
+        raise MerganserError(
+            f"{part.method.name}, tensor {part.job.name!r}: returned a tensor of shape "
+            f"{list(result.shape)} for inputs of shape {list(shape)}"
         )
     if part.job.cast is None or part.method.widens:
         return result
@@ -54,16 +56,46 @@ def _called(part: Part, tensors: list[torch.Tensor]) -> torch.Tensor:
         result: torch.Tensor = part.method.function(
             *_positional(part, tensors), **extra, **part.job.numbers
         )
-    except ValueError as error:
-        raise MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {error}") from None
+        if not isinstance(result, torch.Tensor):
+            raise ValueError(f"returned {type(result).__name__}, and not a tensor")
+    except Exception as error:
+        raise _refusal(part, error) from error
     return result
+
+
+def _refusal(part: Part, error: Exception) -> Exception:
+    """The error that tells of an exception in a method's code; the exception itself if it is ours."""
+    message = fault(part.method, error)
+    if message is None:
+        return error
+    return MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {message}")
+
+
+def try_elementwise(part: Part, inputs: Sequence[Bytes]) -> None:
+    """Try a method's claim to be elementwise on the first elements of a tile.
+
+    Raises:
+        MerganserError: when it is not.
+    """
+    sizes = [dtype.itemsize for dtype in part.dtypes]
+    rows = [row[: SAMPLE * size] for row, size in zip(inputs, sizes, strict=True)]
+    count = len(rows[0]) // sizes[0]
+    try:
+        check_elementwise(
+            part.method, lambda tensors: _called(part, tensors), _widened(part, rows, (count,))
+        )
+    except ValueError as error:
+        raise _refusal(part, error) from None
 
 
 def measure(part: Part, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
     """What a method's ``measure`` counts in a tile."""
     assert part.method.measure is not None
     tensors = _widened(part, inputs, (count,))
-    found: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
+    try:
+        found: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
+    except Exception as error:
+        raise _refusal(part, error) from error
     return found
 
 

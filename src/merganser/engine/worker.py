@@ -132,7 +132,7 @@ class Worker:
         if part.each is not None:
             exact = self._combine_each(part, group, taken, work.start, count)
         else:
-            exact = self._in_torch(part, group, taken, count)
+            exact = self._in_torch(part, group, taken, work)
         code = kernels.CODES[part.job.spec.dtype.name]
         seed = np.uint64(part.seed)
         kernels.narrow(exact, count, code, part.rounding, seed, work.start, out)
@@ -154,10 +154,13 @@ class Worker:
             )
         return out
 
-    def _in_torch(self, part: Part, group: Group, inputs: Inputs, count: int) -> Array:
+    def _in_torch(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
         from merganser.engine import reference
 
-        shape = group.shape if part.whole else (count,)
+        own = part.method.origin is not None and part.combination is None
+        if own and part.method.elementwise and work.start == 0:
+            reference.try_elementwise(part, inputs.rows)
+        shape = group.shape if part.whole else (work.stop - work.start,)
         result = reference.compute(part, inputs.rows, shape)
         return reference.numbers(result, part.wide)
 

@@ -47,7 +47,9 @@ class Endpoint:
         pause: float = 1.0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise RecipeError(f"--endpoint {url}: write it like http://127.0.0.1:8000/v1")
+            raise RecipeError(
+                f"{url}: not the address of a server; write it like http://127.0.0.1:8000/v1"
+            )
         self.url = url.rstrip("/")
         self.model = model
         self.token = token

@@ -8,8 +8,9 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,9 @@ from merganser.methods.signature import BaseUse, Form, Signature, keyword_only, 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PACKAGE = "merganser.methods"
+FILE_PREFIX = "merganser_methods_"
+"""Begins the names of modules that are loaded from a file."""
+
 FAMILIES: tuple[str, ...] = ("combination", "consensus", "selection", "legacy")
 """Modules of this package with built-in methods."""
 
@@ -32,10 +36,17 @@ class Origin:
     Attributes:
         source: the file, or the name of the module if there is none.
         digest: SHA-256 of the file, or of the function's source; None where there is neither.
+        package: the installed package that it belongs to, as ``name==version``, or None.
     """
 
     source: str
     digest: str | None
+    package: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The source without its folder."""
+        return Path(self.source).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +301,7 @@ def load_file(path: Path) -> None:
     if not path.is_file():
         raise RecipeError(f"{path}: no such Python file with merge methods")
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"merganser_methods_{path.stem}_{place}"
+    name = f"{FILE_PREFIX}{path.stem}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path}: not a Python file (a file of merge methods ends with .py)")
@@ -373,11 +384,19 @@ def _origin(function: Callable[..., Any]) -> Origin | None:
     if module.startswith(f"{PACKAGE}."):
         return None
     file = getattr(function, "__globals__", {}).get("__file__")
-    try:
+    digest = None
+    with suppress(OSError, TypeError):  # no file, and no source of what is typed at a prompt
         code = Path(file).read_bytes() if file else inspect.getsource(function).encode()
-    except (OSError, TypeError):
-        return Origin(file or module, None)
-    return Origin(file or module, hashlib.sha256(code).hexdigest())
+        digest = hashlib.sha256(code).hexdigest()
+    return Origin(file or module, digest, _package(module))
+
+
+def _package(module: str) -> str | None:
+    """The installed package that a module belongs to, as ``name==version``."""
+    if module == "__main__" or module.startswith(FILE_PREFIX):
+        return None
+    installed = packages_distributions().get(module.partition(".")[0])
+    return f"{installed[0]}=={version(installed[0])}" if installed else None
 
 
 def _load_families() -> None:

@@ -415,6 +415,8 @@ class _Planner:
             output = self.tokenizer.output
             edits = [[each.entry() for each in output.new], sorted(output.dropped)]
             facts["tokenizer"] = [output.start.label, *edits, sorted(self.tokenizer.moved.items())]
+        if self.method.origin is not None:
+            facts["method"] = [self.method.name, self.method.origin.digest]
         if self.chat_template is not None:
             facts["chat_template"] = self.chat_template
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,6 +8,7 @@ from typing import Any
 
 from merganser.errors import InputError
 from merganser.methods import Combination, Method, Parameter, SparseDeltas
+from merganser.methods.checks import check_coefficients, check_sparse_deltas, fault
 from merganser.planning.layout import Entry, Group, Path
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -89,7 +90,7 @@ class JobMaker:
         if based and len(entries) == 1 and not self.method.combination:
             combination = Combination((1.0,))  # no model changes anything in the base
         elif self.method.gram is None and self.method.form != "tensor":
-            made = self._made(group, numbers)
+            made = self._made(group, numbers, len(entries), len(models))
             combination = made if isinstance(made, Combination) else None
             consensus = made if isinstance(made, SparseDeltas) else None
         name = self.method.name
@@ -243,9 +244,20 @@ class JobMaker:
             )
         return parameter.default
 
-    def _made(self, group: Group, numbers: Mapping[str, Any]) -> Combination | SparseDeltas:
+    def _made(
+        self, group: Group, numbers: Mapping[str, Any], inputs: int, models: int
+    ) -> Combination | SparseDeltas:
         """What the method makes of its numbers alone."""
-        made: Combination | SparseDeltas = self._accepted(self.method.function, group, numbers)
+
+        def checked(**numbers: Any) -> Any:
+            result = self.method.function(**numbers)
+            if self.method.combination:
+                check_coefficients(self.method, result, inputs)
+            else:
+                check_sparse_deltas(result, models)
+            return result
+
+        made: Combination | SparseDeltas = self._accepted(checked, group, numbers)
         found = made.coefficients if isinstance(made, Combination) else made.weights or ()
         if not all(math.isfinite(c) for c in found):
             raise self.parsed.error(
@@ -260,10 +272,13 @@ class JobMaker:
         """What a function of the method's gives, unless it refuses the numbers."""
         try:
             return function(**numbers)
-        except ValueError as error:
+        except Exception as error:
+            message = fault(self.method, error)
+            if message is None:
+                raise
             raise self.parsed.error(
-                f"{self.method.name}, tensor {group.name!r}: {error}", ("parameters",)
-            ) from None
+                f"{self.method.name}, tensor {group.name!r}: {message}", ("parameters",)
+            ) from error
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:

@@ -338,8 +338,8 @@ class Layout:
         if self.sources[absent.source].bare or owner.bare:
             raise InputError(
                 f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
-                f"{owner.reference} has; --tensor-intersection (-i) leaves such tensors out, "
-                "--tensor-union (-u) merges them from the models that have them"
+                f"{owner.reference} has; tensor_names='intersection' leaves such tensors out, "
+                "tensor_names='union' merges them from the models that have them"
             )
         matrix = len(owner.checkpoint.specs[present.name].shape) > 1
         needed = matrix if place.layer is not None else place.role == "embedding"

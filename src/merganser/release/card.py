@@ -6,6 +6,7 @@ It is made from what lies in the folder (manifest, config, recipe), so that it c
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,9 +139,8 @@ def _overview(manifest: Mapping[str, Any]) -> str:
     merged = [_name(entry) for entry in inputs if not entry["base"]]
     base = "".join(f" on the base {_name(entry)}" for entry in inputs if entry["base"])
     name = manifest["method"]
-    known = methods.get(name, manifest["arithmetic"])
-    title = known.title if known else name
-    address = _paper(known.paper if known else None)
+    title, paper = _method(manifest)
+    address = _paper(paper)
     method = f"[{title}]({address})" if address else title
     what = "A merge of" if len(inputs) > 1 else "Made from"
     lines = [
@@ -154,6 +154,19 @@ def _overview(manifest: Mapping[str, Any]) -> str:
             "below says which.\n"
         )
     return "\n".join(lines)
+
+
+def _method(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The method's title and paper: of one that is not built in, what the manifest says."""
+    name = manifest["method"]
+    if own := manifest.get("method_source"):
+        return inline(own["title"]), own["paper"]
+    known = methods.get(name, manifest["arithmetic"])
+    return (known.title, known.paper) if known else (name, None)
+
+
+def _is_file(method_source: Mapping[str, Any]) -> bool:
+    return str(method_source["file"]).endswith(".py")
 
 
 def _arithmetic(manifest: Mapping[str, Any]) -> str:
@@ -290,14 +303,24 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
         options += f" --rounding {rounding} --seed {manifest['seed']}"
     if manifest["tensor_names"] != "same":
         options += f" --tensor-{manifest['tensor_names']}"
+    needs, source = "", ""
+    if own := manifest.get("method_source"):
+        digest = f", sha256 `{own['sha256']}`" if own["sha256"] else ""
+        source = f"\nThe method `{manifest['method']}` is not built into Merganser: it comes from "
+        if own["package"]:
+            needs = f" {own['package']}"
+            source += f"the package `{own['package']}`{digest}.\n"
+        else:
+            options += f" --methods {shlex.quote(own['file'])}" if _is_file(own) else ""
+            source += f"`{_flat(own['file']).replace('`', '')}`{digest}.\n"
     return f"""## Reproduce
 
 ```
-pip install merganser=={manifest["merganser"]}
+pip install merganser=={manifest["merganser"]}{needs}
 merganser merge mergekit_config.yml OUT{options}
 merganser verify OUT
 ```
-
+{source}
 The same recipe and inputs give the same bytes on any machine: plan `{manifest["plan"][:16]}`, output tensors
 `{manifest["output_digest"][:23]}` (each tensor's digest is in `merge_manifest.json`). Inputs:
 

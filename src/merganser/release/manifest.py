@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from merganser import methods
 from merganser.checkpoints import read_json
-from merganser.errors import InputError, ResourceError, told_as
-from merganser.methods import Combination
+from merganser.errors import InputError, RecipeError, ResourceError, told_as
+from merganser.methods import Combination, Method
 from merganser.planning import Plan, Source
 from merganser.release import files
 
@@ -59,6 +60,7 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
         "merganser": version,
         "plan": plan.digest,
         "method": plan.method.name,
+        "method_source": method_source(plan),
         "arithmetic": plan.arithmetic,
         "rounding": plan.rounding,
         "seed": plan.seed,
@@ -113,6 +115,20 @@ def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
             "results": {name: str(folder) for name, folder in plan.recipe.results.items()},
             "inputs": inputs_state(plan),
         },
+    }
+
+
+def method_source(plan: Plan) -> dict[str, Any] | None:
+    """Where a method that is not built in comes from, without its folder; None for built-in ones."""
+    method = plan.method
+    if method.origin is None:
+        return None
+    return {
+        "file": method.origin.name,
+        "sha256": method.origin.digest,
+        "package": method.origin.package,
+        "title": method.title,
+        "paper": method.paper,
     }
 
 
@@ -493,6 +509,39 @@ def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> lis
                 count = f"{len(changed)} of {len(was)} {kind}s"
                 problems.append(f"{count} {whose} are not what was merged, such as {changed[0]!r}")
     return problems
+
+
+def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Make sure that the method that a folder was merged by is registered.
+
+    Raises:
+        RecipeError: when it is not built in, and nobody has loaded it.
+    """
+    source, known = manifest.get("method_source"), _method(manifest)
+    if source and (known is None or known.origin is None):
+        place = source["package"] or source["file"]
+        call = "" if source["package"] else f": load_methods({place!r})"
+        raise RecipeError(
+            f"{folder}: was merged by the method {manifest['method']!r} of {place}, which must be loaded "
+            f"first{call}"
+        )
+
+
+def different_method(manifest: Mapping[str, Any]) -> list[str]:
+    """A sentence on how the method differs from a manifest's; empty where it does not."""
+    source, known = manifest.get("method_source"), _method(manifest)
+    before = source["sha256"] if source else None
+    now = known.origin.digest if known and known.origin else None
+    if before == now:
+        return []
+    return [
+        f"the method {manifest['method']!r} is not the one that merged: its sha256 is "
+        f"{now or 'that of a built-in method'}, the manifest says {before or 'a built-in method'}"
+    ]
+
+
+def _method(manifest: Mapping[str, Any]) -> Method | None:
+    return methods.get(manifest["method"], manifest["arithmetic"])
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:

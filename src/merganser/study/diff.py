@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from merganser import hub, recipe
+from merganser import engine, hub, recipe
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.derived import look
+from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.engine import kernels
 from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
-from merganser.planning import CELL, TILE
+from merganser.planning import CELL, TILE, Plan
 from merganser.recipe import ModelReference
+from merganser.sinks import StateDictSink
 from merganser.study import distances, ranks
+from merganser.study.resolving import find_merge
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -186,7 +189,8 @@ def diff(
     """Compare two models tensor by tensor, reading each byte once.
 
     Args:
-        first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes.
+        first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes;
+            recipes and points of sweeps (``SWEEP.yml#w=0.7``), which are merged in memory.
         base: what both were trained from, to compare their changes too.
         threads: how many; None for one a core.
         rank: whether to find the effective ranks of the matrices' differences, see
@@ -234,11 +238,23 @@ def _open(name: str | ModelReference, stack: ExitStack) -> Model:
         reference = recipe.parse_reference(name)
     except ValueError as error:
         raise RecipeError(str(error)) from None
+    if isinstance(name, str) and (merge := find_merge(name)) is not None:
+        return _merged(*merge)
     checkpoint = open_checkpoint(hub.resolve(reference.path, reference.revision), reference.text)
     adapter = reference.adapter and hub.resolve(reference.adapter, reference.adapter_revision)
     opened = as_numbers(checkpoint, adapter or None)
     stack.enter_context(closing(opened))
     return opened, infer(opened.specs, opened.config)
+
+
+def _merged(name: str, plan: Plan) -> Model:
+    """A merge as a model in memory."""
+    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
+    with closing(plan):
+        engine.run([plan], [sink], report=False)
+        config = plan.sources[plan.donor].checkpoint.config
+    checkpoint = MemoryCheckpoint(sink.tensors, name)
+    return checkpoint, infer(checkpoint.specs, config)
 
 
 def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]:

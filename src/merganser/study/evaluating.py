@@ -31,8 +31,9 @@ from merganser.recipe import Document, ModelReference, ParsedRecipe, model_refer
 from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
 from merganser.study import cards, front, results, sweep
-from merganser.study.language import Point, find_point, read_pattern
+from merganser.study.language import Point, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
+from merganser.study.resolving import find
 from merganser.study.results import Entry, Results, Role
 
 SAMPLES = "samples"
@@ -508,7 +509,7 @@ def evaluate_model(
             backend: Backend = Endpoint(endpoint, model, token=token, concurrency=concurrency)
             key, name = f"endpoint {endpoint} {model}", model
         else:
-            decided, name = _planned(model)
+            name, decided = find(model)
             stack.enter_context(closing(decided))
             key, backend = model_key(decided, live), live.backend_of(decided)
         found = running.evaluate(
@@ -536,14 +537,3 @@ def judge_again(samples: Path, tasks_file: str | Path) -> Results:
     entry = Entry(samples.stem, "expert", scores=running.scores(tasks, judged))
     settings = {"tasks": languages.describe(tasks)}
     return Results(samples.stem, "", languages.score_names(tasks), settings, (entry,))
-
-
-def _planned(model: str) -> tuple[Plan, str]:
-    """The plan of a model, however it is named, and a short name."""
-    point = find_point(model)
-    if point is not None:
-        return plan(point.recipe), point.name
-    if model.endswith((".yml", ".yaml")) and Path(model).is_file():
-        return plan(model), Path(model).stem
-    decided = settle(model)
-    return decided, decided.sources[decided.donor].reference.name

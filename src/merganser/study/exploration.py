@@ -128,7 +128,7 @@ def explore(
         if len(history.lines) > search.budget:
             raise RecipeError(
                 f"{history.path}: has {len(history.lines)} candidates already, and the budget is "
-                f"{search.budget}; give --budget {len(history.lines)} or more"
+                f"{search.budget}; give a budget of {len(history.lines)} or more"
             )
         while len(trials) < search.budget and (positions := chooser.ask()):
             first = len(trials) + 1

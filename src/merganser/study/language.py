@@ -258,7 +258,7 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     return list(points.values())
 
 
-def select(points: Sequence[Point], only: Sequence[str], written: str = "--only ") -> list[Point]:
+def select(points: Sequence[Point], only: Sequence[str], written: str = "only: ") -> list[Point]:
     """The points that some conditions choose, each of the form ``w=0.7,0.9``; all of them must hold.
 
     Args:

@@ -168,7 +168,7 @@ def look(publication: Publication) -> State:
     for name, found in there.items():
         if publication.private and found is not None and not found.private:
             raise MerganserError(
-                f"{name}: is there already and public, and --private would not change that; "
+                f"{name}: is there already and public, and private=True would not change that; "
                 "make it private in its settings first, or choose another name"
             )
     return State(account, there)

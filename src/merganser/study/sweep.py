@@ -208,7 +208,7 @@ def _check(folder: Path, decided: Plan, force: bool) -> None:
             raise
         raise OutputExistsError(
             f"{folder}: is there already, from another recipe, other inputs or another version; "
-            "give --force to replace it, or choose another OUT"
+            "give force=True to replace it, or choose another OUT"
         ) from error
 
 

@@ -6,38 +6,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from merganser.errors import RecipeError
 from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
-from merganser.planning import Plan, plan
-from merganser.study.language import find_point, is_sweep
 from merganser.study.live import LiveModel
-
-RECIPES = (".yml", ".yaml")
-
-
-def find(reference: str) -> tuple[str, Plan]:
-    """What a reference speaks of: its short name, and the plan to blend it.
-
-    ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points of a sweep,
-    ``recipe.yml`` is a merge, anything else a model as recipes name them.
-
-    Raises:
-        RecipeError: when it is no point, or more than one.
-        InputError: when there is no such model.
-    """
-    point = find_point(reference)
-    if point is not None:
-        return point.name, plan(point.recipe)
-    if reference.endswith(RECIPES) and Path(reference).is_file():
-        if is_sweep(reference):
-            raise RecipeError(
-                f"{reference}: is a sweep; say which point, by values ({reference}#w=0.7) or by name"
-            )
-        return Path(reference).stem, plan(reference)
-    decided = plan({"merge_method": "passthrough", "models": [{"model": reference}]})
-    return decided.sources[0].reference.name, decided
+from merganser.study.resolving import find
 
 
 @dataclass
