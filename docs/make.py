@@ -14,6 +14,8 @@ TARGET = Path(__file__).parent / "methods.md"
 HEADER = """# Merge methods
 
 Written by `make docs` from the methods' own signatures; `merganser methods NAME` prints the same.
+A value that is not valid is an error, with file and line; a valid one that is not usual is a warning.
+Weights that a method divides by their sum are judged by the quotients.
 """
 
 
@@ -43,15 +45,17 @@ def section(method: Method) -> str:
         f"## `{method.name}`\n\n{inspect.getdoc(method.function)}\n\n"
         f"Takes {count} model{'' if count == '1' else 's'} and {base}. "
         f"{method.cost[0].upper()}{method.cost[1:]}.\n\n"
-        f"| parameter | type | default | sensible values |\n|---|---|---|---|\n{rows}"
+        f"| parameter | type | default | usual values | valid values |\n|---|---|---|---|---|\n{rows}"
     )
 
 
 def row(parameter: Parameter) -> str:
     """One parameter's line of the table."""
     default = "must be given" if parameter.required else f"`{str(parameter.default).lower()}`"
-    values = f"{parameter.range.low:g} to {parameter.range.high:g}" if parameter.range else ""
-    return f"| `{parameter.name}` | {parameter.kind} | {default} | {values} |\n"
+    usual, valid = (
+        (parameter.range.usual_text, parameter.range.valid_text) if parameter.range else ("", "")
+    )
+    return f"| `{parameter.name}` | {parameter.kind} | {default} | {usual} | {valid} |\n"
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def test_files_merge_as_in_mergekit(tmp_path: Path, suffix: str) -> None:
     theirs = mergekit_pytorch(config, tmp_path / "theirs")
     result = merganser.merge(config, tmp_path / "ours", arithmetic="mergekit")
     assert different_bits(load(tmp_path / "ours"), theirs) == {}
-    [warning] = result.warnings
+    warning, sums = result.warnings
+    assert_one_line(sums, "add up to 1", "normalize is false")
     assert_one_line(warning, "models[0].parameters.weight", "first value")
 
 

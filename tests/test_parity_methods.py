@@ -52,7 +52,7 @@ TRIMMED: list[Numbers] = [
 ]
 
 CASES: dict[str, list[Numbers]] = {
-    "slerp": [{"t": 0.35}, {"t": 0.0}, {"t": 1.2}],
+    "slerp": [{"t": 0.35}, {"t": 0.0}, {"t": 0.85}],
     "nuslerp": [
         {},
         {"nuslerp_flatten": False},

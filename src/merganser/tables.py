@@ -786,14 +786,15 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
         console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
         console.print(f"Costs: {method.cost}.", highlight=False)
         table = Table(box=None, pad_edge=False)
-        for column in ("parameter", "type", "default", "sensible values"):
+        for column in ("parameter", "type", "default", "usual values", "valid values"):
             table.add_column(column)
         for parameter in method.parameters:
             table.add_row(
                 parameter.name,
                 parameter.kind,
                 "must be given" if parameter.required else str(parameter.default).lower(),
-                f"{parameter.range.low:g} … {parameter.range.high:g}" if parameter.range else "",
+                parameter.range.usual_text if parameter.range else "",
+                parameter.range.valid_text if parameter.range else "",
             )
         console.print(table)
 

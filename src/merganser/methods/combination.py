@@ -17,6 +17,8 @@ from merganser.methods import (
     merge_method,
 )
 
+Shares = Annotated[Sequence[float], PerModel(normalized_by=True), Range(-2.0, 2.0)]
+
 _PARALLEL = 0.9995
 """Above this cosine slerp and lerp agree to rounding, and MergeKit takes lerp."""
 
@@ -24,22 +26,55 @@ _OPPOSITE = 1e-6
 """Below this sine an obtuse angle is a straight one: near it rounding gives sines of about 1e-8."""
 
 
-@merge_method("linear", title="Linear", paper="2203.05482", idempotent=True)
+_FAR_FROM_ONE = 0.05
+"""How far weights that are not normalised may add up from 1 before a recipe gets a warning."""
+
+
+def _sum_far_from_one(*, weight: Sequence[float], normalize: bool) -> str | None:
+    total = math.fsum(weight)
+    if normalize or abs(total - 1) <= _FAR_FROM_ONE:
+        return None
+    return (
+        f"the weights add up to {total:g}, and normalize is false: the result is about {total:g} "
+        "times as large as the models"
+    )
+
+
+def _check_sum(*, weight: Sequence[float], **flags: Any) -> None:
+    """Refuse weights that are to be divided by a sum of zero.
+
+    Raises:
+        ValueError: when they are.
+    """
+    flag = next((name for name in ("normalize", "normalize_weights") if name in flags), None)
+    if math.fsum(weight) == 0 and (flag is None or flags[flag]):
+        hint = f"; give {flag}: false" if flag else ""
+        raise ValueError(f"the weights add up to 0, so they cannot be normalised{hint}")
+
+
+def sum_is_zero(*, weight: Sequence[float], normalize: bool, **_: Any) -> str | None:
+    """Caution of methods that, as MergeKit, do not normalise weights that add up to zero."""
+    if not normalize or not weight or abs(math.fsum(weight)) >= 1e-8:
+        return None
+    return "the weights add up to 0, so they are not normalised, as in MergeKit"
+
+
+@merge_method(
+    "linear",
+    title="Linear",
+    paper="2203.05482",
+    idempotent=True,
+    check=_check_sum,
+    cautions=(_sum_far_from_one,),
+)
 def linear(*, weight: Weight, normalize: bool = True) -> Combination:
     """Weighted average: sum(w_i x_i), divided by sum(w_i) if normalize.
 
     For models of one family that were trained alike: the first thing to try. Source: Wortsman et al.
     2022, "Model soups", arXiv:2203.05482; with weights between reward experts it is a rewarded soup
     (Ramé et al. 2023, arXiv:2306.04488).
-
-    Raises:
-        ValueError: when the weights are to be normalised and add up to zero.
     """
     total = math.fsum(weight) if normalize else 1.0
-    if total == 0:
-        raise ValueError(
-            "the weights add up to 0, so they cannot be normalised; give normalize: false"
-        )
     return Combination(tuple(w / total for w in weight))
 
 
@@ -62,6 +97,7 @@ def passthrough(
     models=(0, None),
     idempotent=True,
     ignored=("density", "rescale", "int8_mask"),
+    cautions=(sum_is_zero,),
 )
 def task_arithmetic(
     *, weight: Weight, normalize: bool = False, lambda_: Annotated[float, Range(0.0, 2.0)] = 1.0
@@ -85,7 +121,7 @@ def task_arithmetic(
     symmetric=False,
     idempotent=True,
 )
-def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0)]) -> Combination:
+def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)]) -> Combination:
     """From the base (t = 0) to the other model (t = 1) along the great circle between them.
 
     With the angle a between the two flattened tensors: sin((1-t) a) / sin(a) x_0 + sin(t a) / sin(a)
@@ -102,6 +138,12 @@ def _nuslerp_vectors(*, nuslerp_flatten: bool, nuslerp_row_wise: bool, **_: Any)
     return "rows" if nuslerp_row_wise else "columns"
 
 
+def _no_way_between(*, weight: Sequence[float], **_: Any) -> str | None:
+    if abs(math.fsum(weight)) >= 1e-6:
+        return None
+    return "the weights add up to 0; the result is half the way between the models, as in MergeKit"
+
+
 @merge_method(
     "nuslerp",
     title="NuSLERP",
@@ -110,9 +152,10 @@ def _nuslerp_vectors(*, nuslerp_flatten: bool, nuslerp_row_wise: bool, **_: Any)
     models=(2, 2),
     idempotent=True,
     vectors=_nuslerp_vectors,
+    cautions=(_no_way_between,),
 )
 def nuslerp(
-    changes: Gram, *, weight: Weight, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
+    changes: Gram, *, weight: Shares, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
 ) -> Combination:
     """Slerp between two models, with weights: the way goes w_2 / (w_1 + w_2) of the circle.
 
@@ -125,9 +168,20 @@ def nuslerp(
     return Combination(_along_circle(changes, t, parallel=1.0 - 1e-12))
 
 
-@merge_method("multislerp", title="Multi-SLERP", base="optional")
+def _check_sum_of_several(*, weight: Sequence[float], **numbers: Any) -> None:
+    if len(weight) > 1:  # a single model is returned as it is
+        _check_sum(weight=weight, **numbers)
+
+
+@merge_method("multislerp", title="Multi-SLERP", base="optional", check=_check_sum_of_several)
 def multislerp(
-    changes: Gram, *, weight: Weight, normalize_weights: bool = True, eps: float = 1e-8
+    changes: Gram,
+    *,
+    weight: Annotated[
+        Sequence[float], PerModel(normalized_by="normalize_weights"), Range(-2.0, 2.0)
+    ],
+    normalize_weights: bool = True,
+    eps: Annotated[float, Range(0.0, 1e-3, least=0.0)] = 1e-8,
 ) -> Combination:
     """Weighted mean on the sphere: the direction of sum(w_i u_i), as long as sum(w_i |x_i|).
 
@@ -141,10 +195,6 @@ def multislerp(
     if len(weight) == 1:
         return Combination((1.0,))
     total = math.fsum(weight) if normalize_weights else 1.0
-    if total == 0:
-        raise ValueError(
-            "the weights add up to 0, so they cannot be normalised; give normalize_weights: false"
-        )
     weights = np.array(weight) / total
     lengths = np.sqrt(np.diag(changes))
     along = np.divide(weights, lengths, out=np.zeros_like(weights), where=lengths > 0)
@@ -154,13 +204,15 @@ def multislerp(
     return Combination(tuple((along * (weights @ lengths) / resultant).tolist()))
 
 
-@merge_method("karcher", title="Karcher mean", models=(1, None), idempotent=True)
+@merge_method("karcher", title="Karcher mean", models=(1, None), idempotent=True, check=_check_sum)
 def karcher(
     gram: Gram,
     *,
-    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)],
-    max_iter: int = 10,
-    tol: float = 1e-5,
+    weight: Annotated[
+        Sequence[float], PerModel(default=1.0, normalized_by=True), Range(0.0, 1.0, least=0.0)
+    ],
+    max_iter: Annotated[int, Range(1, 1000, least=0)] = 10,
+    tol: Annotated[float, Range(0.0, 1e-2, least=0.0)] = 1e-5,
 ) -> Combination:
     """The point on the sphere that is nearest to all models, by the squares of the angles.
 
@@ -172,8 +224,6 @@ def karcher(
     import numpy as np
 
     total = math.fsum(weight)
-    if total == 0 or min(weight) < 0:
-        raise ValueError("the weights of a Karcher mean are not negative, and not all zero")
     shares = np.array(weight) / total
     lengths = np.sqrt(np.diag(gram))
     length = float(shares @ lengths)

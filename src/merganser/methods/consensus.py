@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from merganser.methods import (
     Density,
@@ -27,10 +27,12 @@ from merganser.methods import (
     Weight,
     merge_method,
 )
+from merganser.methods.combination import sum_is_zero
 
 Scale = Annotated[float, Range(0.0, 2.0)]
-Gamma = Annotated[Sequence[float], PerModel(default=0.01), Range(0.0, 0.5)]
-Epsilon = Annotated[Sequence[float], PerModel(default=0.15), Range(0.0, 0.5)]
+Gamma = Annotated[Sequence[float], PerModel(default=0.01), Range(0.0, 0.5, least=0.0, most=1.0)]
+Epsilon = Annotated[Sequence[float], PerModel(default=0.15), Range(0.0, 0.5, least=0.0, most=0.5)]
+Agreeing = Annotated[int, Range(1, 16, least=0)]
 
 
 _of_the_family = partial(merge_method, models=(0, None), ignored=("int8_mask",))
@@ -67,19 +69,45 @@ def _largest(density: Sequence[float]) -> list[Keep]:
 
 
 def _random(density: Sequence[float]) -> list[Keep]:
-    return [Random(max(0.0, d)) if d < 1 else None for d in density]
+    return [Random(d) if d < 1 else None for d in density]
 
 
 def _ranked(density: Sequence[float], epsilon: Sequence[float]) -> list[Keep]:
     """A spread that leaves [0, 1] is narrowed until it fits, so that the mean stays the density."""
     return [
-        None if d >= 1 else Ranked(max(0.0, d), max(0.0, min(e, d, 1 - d)))
+        None if d >= 1 else Ranked(d, min(e, d, 1 - d))
         for d, e in zip(density, epsilon, strict=True)
     ]
 
 
 def _band(density: Sequence[float], gamma: Sequence[float]) -> list[Keep]:
     return [Largest(d, g) if d < 1 else None for d, g in zip(density, gamma, strict=True)]
+
+
+def _spread_narrowed(*, density: Sequence[float], epsilon: Sequence[float], **_: Any) -> str | None:
+    for d, e in zip(density, epsilon, strict=True):
+        if 0 < d < 1 and e > min(d, 1 - d) + 1e-12:
+            return (
+                f"epsilon {e:g} is narrowed to {min(d, 1 - d):g}, since density {d:g} - epsilon and "
+                "density + epsilon must lie between 0 and 1; MergeKit refuses it"
+            )
+    return None
+
+
+def _outliers_kept(*, density: Sequence[float], gamma: Sequence[float], **_: Any) -> str | None:
+    for d, g in zip(density, gamma, strict=True):
+        if d < 1 < d + g - 1e-12:
+            return (
+                f"density {d:g} and gamma {g:g} are more than a tensor has: the share of outliers "
+                f"that is dropped is {1 - d:g}"
+            )
+    return None
+
+
+def _too_few_to_agree(*, weight: Sequence[float], k: int, **_: Any) -> str | None:
+    if k <= len(weight):
+        return None
+    return f"k is {k}, but there are {len(weight)} models, so nothing of them is merged"
 
 
 @_of_the_family("ties", title="TIES", paper="2306.01708")
@@ -101,7 +129,7 @@ def ties(
     return _sparse(weight, _largest(density), rescale, normalize, lambda_, elect=True)
 
 
-@_of_the_family("dare_linear", title="DARE", paper="2311.03099")
+@_of_the_family("dare_linear", title="DARE", paper="2311.03099", cautions=(sum_is_zero,))
 def dare_linear(
     *,
     weight: Weight,
@@ -137,7 +165,12 @@ def dare_ties(
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=True)
 
 
-@_of_the_family("breadcrumbs", title="Model Breadcrumbs", paper="2312.06795")
+@_of_the_family(
+    "breadcrumbs",
+    title="Model Breadcrumbs",
+    paper="2312.06795",
+    cautions=(_outliers_kept, sum_is_zero),
+)
 def breadcrumbs(
     *,
     weight: Weight,
@@ -156,7 +189,12 @@ def breadcrumbs(
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=False)
 
 
-@_of_the_family("breadcrumbs_ties", title="Model Breadcrumbs with TIES", paper="2312.06795")
+@_of_the_family(
+    "breadcrumbs_ties",
+    title="Model Breadcrumbs with TIES",
+    paper="2312.06795",
+    cautions=(_outliers_kept,),
+)
 def breadcrumbs_ties(
     *,
     weight: Weight,
@@ -173,7 +211,7 @@ def breadcrumbs_ties(
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=True)
 
 
-@_of_the_family("della", title="DELLA", paper="2406.11617")
+@_of_the_family("della", title="DELLA", paper="2406.11617", cautions=(_spread_narrowed,))
 def della(
     *,
     weight: Weight,
@@ -193,7 +231,12 @@ def della(
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=True)
 
 
-@_of_the_family("della_linear", title="DELLA without election", paper="2406.11617")
+@_of_the_family(
+    "della_linear",
+    title="DELLA without election",
+    paper="2406.11617",
+    cautions=(_spread_narrowed, sum_is_zero),
+)
 def della_linear(
     *,
     weight: Weight,
@@ -212,7 +255,9 @@ def della_linear(
 
 
 @_of_the_family("sce", title="SCE", paper="2408.07990")
-def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> SparseDeltas:
+def sce(
+    *, select_topk: Annotated[float, Range(0.01, 1.0, least=0.0, most=1.0)] = 1.0
+) -> SparseDeltas:
     """Select where the models vary most, calculate weights from energies, erase minority signs.
 
     Positions are selected by the variance of the changes between the models; the weights are each
@@ -221,11 +266,14 @@ def sce(*, select_topk: Annotated[float, Range(0.0, 1.0)] = 1.0) -> SparseDeltas
     models", arXiv:2408.07990. MergeKit takes equal weights where the squares' means add up to less than
     1e-6, which is always so after a light fine-tune; here they are used as they are.
     """
-    keep = MostVaried(max(0.0, select_topk)) if select_topk < 1 else ()
+    keep = MostVaried(select_topk) if select_topk < 1 else ()
     return SparseDeltas(None, keep, elect=True, divide="counted")
 
 
-Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0)]
+WeightOrOne = Annotated[
+    Sequence[float], PerModel(default=1.0, normalized_by="normalize"), Range(-2.0, 2.0)
+]
+Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0, least=0.0)]
 
 
 @merge_method(
@@ -233,12 +281,13 @@ Slack = Annotated[Sequence[float], PerModel(default=0.4), Range(0.0, 1.0)]
     title="Consensus task arithmetic",
     paper="2405.07813",
     models=(1, None),
+    cautions=(_too_few_to_agree, sum_is_zero),
 )
 def consensus_ta(
     *,
-    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(-2.0, 2.0)],
+    weight: WeightOrOne,
     slack: Slack,
-    k: int = 2,
+    k: Agreeing = 2,
     normalize: bool = False,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
@@ -266,13 +315,14 @@ def consensus_ta(
     title="Consensus TIES",
     paper="2405.07813",
     models=(1, None),
+    cautions=(_too_few_to_agree,),
 )
 def consensus_ties(
     *,
-    weight: Annotated[Sequence[float], PerModel(default=1.0), Range(-2.0, 2.0)],
+    weight: WeightOrOne,
     density: Density,
     slack: Slack,
-    k: int = 2,
+    k: Agreeing = 2,
     normalize: bool = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:

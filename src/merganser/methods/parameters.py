@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,21 +10,74 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values of a parameter that make sense, ends included: for sliders and searches."""
+    """The values of a numeric parameter, ends included.
+
+    Attributes:
+        low, high: the usual values. A recipe with others gets a warning; the tests of a method draw
+            from these.
+        least, most: the values that have a meaning. Others are an error. By default every finite
+            number has one, as it has for weights, where extrapolation is legitimate.
+    """
 
     low: float
     high: float
+    least: float = -math.inf
+    most: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.least <= self.low <= self.high <= self.most:
+            raise ValueError("a range needs least <= low <= high <= most")
+
+    def usual(self, value: float) -> bool:
+        """Whether a value is a usual one."""
+        return self.low <= value <= self.high
+
+    def check(self, name: str, value: float) -> None:
+        """Refuse a value that has no meaning.
+
+        Raises:
+            ValueError: with the parameter's name and the values that have one.
+        """
+        if not self.least <= value <= self.most:
+            raise ValueError(f"{name} must be {_interval(self.least, self.most)}, not {value:g}")
+
+    @property
+    def usual_text(self) -> str:
+        """The usual values in words."""
+        return _interval(self.low, self.high)
+
+    @property
+    def valid_text(self) -> str:
+        """The values that have a meaning in words."""
+        return _interval(self.least, self.most)
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return "any finite number"
+    if math.isinf(high):
+        return f"at least {low:g}"
+    if math.isinf(low):
+        return f"at most {high:g}"
+    return f"between {low:g} and {high:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class PerModel:
-    """Marks a parameter with one value a model (the base left out, where a method has one)."""
+    """Marks a parameter with one value a model (the base left out, where a method has one).
+
+    Attributes:
+        default: one model's value where a recipe gives none; None if it must give one.
+        normalized_by: the bool parameter with which the method divides the values by their sum, or
+            True if it always does. Usual are then the quotients, whatever the values' size.
+    """
 
     default: float | None = None
+    normalized_by: str | Literal[True] | None = None
 
 
-Weight = Annotated[Sequence[float], PerModel(), Range(-2.0, 2.0)]
-Density = Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 1.0)]
+Weight = Annotated[Sequence[float], PerModel(normalized_by="normalize"), Range(-2.0, 2.0)]
+Density = Annotated[Sequence[float], PerModel(default=1.0), Range(0.01, 1.0, least=0.0, most=1.0)]
 Rescale = bool | Literal["l1", "l2", "linf", "dare"]
 """Give the kept changes of a tensor the norm again that all of them had: ``true`` is ``l1``. ``dare``
 divides by the density instead, which keeps every change's expectation."""
@@ -40,8 +94,9 @@ class Parameter:
         per_model: whether each model has its own.
         required: whether a recipe must give it.
         default: what it is otherwise; for ``per_model`` one model's.
-        range: the values that make sense, or None.
+        range: the usual values, and those that have a meaning; None for any.
         choices: the words that it may be, or may be instead of a number or truth.
+        normalized_by: see :class:`PerModel`.
     """
 
     name: str
@@ -52,6 +107,7 @@ class Parameter:
     default: object = None
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    normalized_by: str | Literal[True] | None = None
 
     @property
     def kind(self) -> str:
@@ -64,7 +120,7 @@ class Parameter:
         """Read a recipe's value as this parameter's type.
 
         Raises:
-            ValueError: when it is none.
+            ValueError: when it is none, or has no meaning.
         """
         if self.choices and isinstance(value, str) and value.lower() not in ("true", "false"):
             if value not in self.choices:
@@ -85,4 +141,7 @@ class Parameter:
             raise ValueError(f"{self.name} is true or false, not {value!r}")
         if self.type is int and value != int(value):
             raise ValueError(f"{self.name} is a whole number, not {value!r}")
-        return self.type(value)
+        number = self.type(value)
+        if self.range is not None:
+            self.range.check(self.name, number)
+        return number

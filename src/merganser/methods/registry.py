@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,8 @@ from merganser.methods.parameters import Parameter
 from merganser.methods.signature import BaseUse, Form, Signature, keyword_only, read_signature
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Caution = Callable[..., str | None]
 
 PACKAGE = "merganser.methods"
 FILE_PREFIX = "merganser_methods_"
@@ -75,6 +78,8 @@ class Method:
         draws: whether it is given random generators.
         check: raises ValueError for numbers that it refuses, before anything is read.
         parameters: the recipe's.
+        cautions: functions of the parameters that return what is odd about a tensor's numbers
+            together, or None.
         ignored: parameters that MergeKit accepts here, without effect.
         origin: where it comes from; None for a built-in method.
     """
@@ -100,6 +105,7 @@ class Method:
     widens: bool = False
     draws: bool = False
     check: Callable[..., None] | None = None
+    cautions: tuple[Caution, ...] = ()
     origin: Origin | None = None
 
     @property
@@ -145,6 +151,8 @@ def merge_method(
     ignored: tuple[str, ...] = (),
     vectors: Callable[..., Vectors] = lambda **_: "tensor",
     measure: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
+    cautions: tuple[Caution, ...] = (),
     replace: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a function as a merge method and return it unchanged.
@@ -190,6 +198,8 @@ def merge_method(
             signature.parameters,
             ignored,
             draws=signature.draws,
+            check=check,
+            cautions=cautions,
             origin=_origin(function),
         )
         if not replace:
@@ -240,7 +250,7 @@ def variant_of(
             casts_up=casts_up,
             widens=widens,
             draws=signature.draws,
-            check=check,
+            check=check or method.check,
             origin=_origin(function),
         )
         return function
@@ -282,6 +292,7 @@ def describe(method: Method) -> dict[str, Any]:
                 "required": p.required,
                 "default": p.default,
                 "range": [p.range.low, p.range.high] if p.range else None,
+                "valid": _finite(p.range.least, p.range.most) if p.range else None,
                 "choices": list(p.choices),
             }
             for p in method.parameters
@@ -290,6 +301,11 @@ def describe(method: Method) -> dict[str, Any]:
     if method.origin is not None:
         described |= {"source": method.origin.source, "sha256": method.origin.digest}
     return described
+
+
+def _finite(*ends: float) -> list[float | None]:
+    """Numbers for JSON, which has no infinity."""
+    return [end if math.isfinite(end) else None for end in ends]
 
 
 def load_file(path: Path) -> None:

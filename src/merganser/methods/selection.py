@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     idempotent=True,
 )
 def nearswap(
-    tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0)]
+    tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0, least=0.0)]
 ) -> Tensor:
     """The base, drawn to the other model where the two are near: by min(1, t / |x_1 - x_0|).
 
@@ -38,7 +38,7 @@ def ram(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,
-    epsilon: Annotated[float, Range(0.0, 1e-3)] = 1e-5,
+    epsilon: Annotated[float, Range(0.0, 1e-3, least=0.0)] = 1e-5,
 ) -> Tensor:
     """Base plus the mean, at every position, of those changes that are larger than epsilon.
 
@@ -81,9 +81,9 @@ def ramplus_tl(
     base: Tensor,
     facts: Tensor,
     *,
-    r: Annotated[float, Range(0.0, 1.0)] = 0.1,
-    alpha: Annotated[float, Range(0.0, 1.0)] = 0.2,
-    epsilon: Annotated[float, Range(0.0, 1e-3)] = 1e-5,
+    r: Annotated[float, Range(0.0, 1.0, least=0.0)] = 0.1,
+    alpha: Annotated[float, Range(0.0, 1.0, least=0.0)] = 0.2,
+    epsilon: Annotated[float, Range(0.0, 1e-3, least=0.0)] = 1e-5,
 ) -> Tensor:
     """RAM, with what a model alone changed made larger the more of its changes it shares.
 

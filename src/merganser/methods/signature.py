@@ -142,4 +142,5 @@ def _read_parameter(
         None if required else default,
         next((mark for mark in marks if isinstance(mark, Range)), None),
         choices,
+        per_model.normalized_by if per_model else None,
     )

@@ -17,6 +17,7 @@ from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.depth import restacked
 from merganser.planning.jobs import JobMaker
 from merganser.planning.layout import Layout, Path
+from merganser.planning.numbers import check_settings
 from merganser.planning.plans import (
     CELL,
     OVERHEAD,
@@ -141,6 +142,7 @@ class _Planner:
         self.warnings = list(parsed.warnings)
         self.method = self._find_method()
         self._check_parameter_names()
+        check_settings(parsed, self.method, self._parameter_blocks(), self._warn)
         self.references = self._references()
         opened = [self._open(each, checkpoints, at) for each, at in self.references.values()]
         self.index = {text: i for i, text in enumerate(self.references)}
@@ -329,6 +331,7 @@ class _Planner:
         )
         maker = JobMaker(self.parsed, self.method, self.sources, self.arithmetic)
         jobs = [maker.job(group) for group in layout.groups()]
+        maker.oddities.report(self._warn)
         if not jobs:
             raise InputError(
                 "the models have no tensor in common"

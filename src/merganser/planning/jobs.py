@@ -10,6 +10,7 @@ from merganser.errors import InputError
 from merganser.methods import Combination, Method, Parameter, SparseDeltas
 from merganser.methods.checks import check_coefficients, check_sparse_deltas, fault
 from merganser.planning.layout import Entry, Group, Path
+from merganser.planning.numbers import Oddities
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
 from merganser.tensors import BY_NAME, FLOAT32, FLOAT64, DType, TensorSpec
@@ -30,6 +31,7 @@ class JobMaker:
         self.method = method
         self.sources = sources
         self.arithmetic = arithmetic
+        self.oddities = Oddities(method)
 
     def job(self, group: Group) -> TensorJob:
         """Settle one group.
@@ -68,9 +70,11 @@ class JobMaker:
         reads = tuple(Read(entry.source, entry.name) for entry in entries)
         if group.place.role == "buffer":
             return self._copy(group, specs[0], reads[:1] if specs[0].dtype.floating else reads)
-        numbers = self._numbers(group, models)
-        if self.method.check is not None:
-            self._accepted(self.method.check, group, numbers)
+        numbers, paths = self._numbers(group, models)
+        if models:
+            if self.method.check is not None:
+                self._accepted(self.method.check, group, numbers)
+            self.oddities.judge(group.name, numbers, paths)
         promoted = _promote([spec.natural for spec in specs])
         given = self.recipe.dtype
         asked = BY_NAME[given] if given else promoted
@@ -193,12 +197,19 @@ class JobMaker:
                 group.entries[0].path[:-2] if group.entries else (),
             )
 
-    def _numbers(self, group: Group, models: Sequence[Entry]) -> dict[str, Any]:
-        """Settle the method's parameters for one tensor: gradients, filters, precedence, types."""
+    def _numbers(
+        self, group: Group, models: Sequence[Entry]
+    ) -> tuple[dict[str, Any], dict[str, list[Path | None]]]:
+        """Settle the method's parameters for one tensor: gradients, filters, precedence, types.
+
+        Returns:
+            The numbers, and where the recipe gives them; None for a default.
+        """
         numbers: dict[str, Any] = {}
+        paths: dict[str, list[Path | None]] = {}
         for parameter in self.method.parameters:
             if parameter.per_model:
-                numbers[parameter.argument] = tuple(
+                found = [
                     self._value(
                         parameter,
                         group,
@@ -207,12 +218,13 @@ class JobMaker:
                         entry,
                     )
                     for entry in models
-                )
+                ]
+                numbers[parameter.argument] = tuple(value for value, _ in found)
             else:
-                numbers[parameter.argument] = self._value(
-                    parameter, group, group.name, group.parameters, None
-                )
-        return numbers
+                found = [self._value(parameter, group, group.name, group.parameters, None)]
+                numbers[parameter.argument] = found[0][0]
+            paths[parameter.argument] = [path for _, path in found]
+        return numbers, paths
 
     def _value(
         self,
@@ -221,7 +233,7 @@ class JobMaker:
         name: str,
         levels: Sequence[tuple[Path, Mapping[str, Setting]]],
         entry: Entry | None,
-    ) -> Any:
+    ) -> tuple[Any, Path | None]:
         for path, parameters in levels:
             setting = parameters.get(parameter.name)
             if setting is None:
@@ -229,20 +241,20 @@ class JobMaker:
             value = setting.at(name, group.position)
             if value is None:
                 continue
+            here = (*path, parameter.name)
             try:
-                return parameter.convert(value)
+                return parameter.convert(value), here
             except ValueError as error:
-                here = (*path, parameter.name)
                 raise self.parsed.error(f"{key_name(here)}: {error}", here) from None
         if parameter.required:
             whose = f" of {self.sources[entry.source].reference}" if entry else ""
-            path = entry.path if entry else ("merge_method",)
+            at = entry.path if entry else ("merge_method",)
             raise self.parsed.error(
                 f"{self.method.name} needs the parameter {parameter.name!r}{whose}, and nothing gives it "
                 f"for tensor {name!r}",
-                path,
+                at,
             )
-        return parameter.default
+        return parameter.default, None
 
     def _made(
         self, group: Group, numbers: Mapping[str, Any], inputs: int, models: int

@@ -1,0 +1,179 @@
+"""Judge a recipe's numbers: each by itself, and those of one tensor together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from merganser.methods import Method, Parameter
+from merganser.planning.layout import Path
+from merganser.recipe import Document, ParsedRecipe, Recipe, Scalar, Setting, key_name
+
+Warn = Callable[[Path, str], None]
+
+ROUNDING = 1e-9
+"""How far a share may leave the usual values before it counts as unusual."""
+
+
+def check_settings(
+    parsed: ParsedRecipe,
+    method: Method,
+    blocks: Iterable[tuple[Path, Mapping[str, Setting], bool]],
+    warn: Warn,
+) -> None:
+    """Check every value that a recipe gives to a parameter, whether or not a tensor takes it.
+
+    Args:
+        parsed: the recipe.
+        method: its method.
+        blocks: the recipe's blocks of parameters: their paths, their settings, and whether they
+            are one model's own.
+        warn: takes what is unusual.
+
+    Raises:
+        RecipeError: for a value of another type, or one that has no meaning.
+    """
+    for path, settings, of_model in blocks:
+        for name, setting in settings.items():
+            parameter = method.parameter(name)
+            if parameter is None or (of_model and not parameter.per_model):
+                continue
+            _check_setting(parsed, parameter, (*path, name), setting, warn)
+            if parameter.per_model and not of_model:
+                _check_lengths(parsed.recipe, (*path, name), setting, warn)
+
+
+def _check_setting(
+    parsed: ParsedRecipe, parameter: Parameter, path: Path, setting: Setting, warn: Warn
+) -> None:
+    unusual: dict[Path, float] = {}
+    for here, value in _values(parsed.document, path, setting):
+        try:
+            number = parameter.convert(value)
+        except ValueError as error:
+            raise parsed.error(f"{key_name(here)}: {error}", here) from None
+        limits = parameter.range
+        if limits is None or parameter.normalized_by is not None or isinstance(number, bool | str):
+            continue
+        assert isinstance(number, int | float)
+        if not limits.usual(number):
+            unusual[here] = number
+    for here, number in list(unusual.items())[:1]:
+        assert parameter.range is not None
+        warn(here, f"{number:g} is unusual for {parameter.name}: {_usually(parameter)}")
+
+
+def _usually(parameter: Parameter) -> str:
+    assert parameter.range is not None
+    return f"it is usually {parameter.range.usual_text}"
+
+
+def _values(document: Document, path: Path, setting: Setting) -> Iterator[tuple[Path, Scalar]]:
+    """A setting's values, with the place of each: a gradient has several, and so have rules."""
+    for i, rule in enumerate(setting.rules):
+        gradient = isinstance(rule.value, tuple)
+        for j, value in enumerate(rule.value if isinstance(rule.value, tuple) else (rule.value,)):
+            inner: Path = (j,) if gradient else ()
+            places = ((*path, i, "value", *inner), (*path, "value", *inner), (*path, *inner))
+            yield next((place for place in places if place in document.lines), path), value
+
+
+def _check_lengths(recipe: Recipe, path: Path, setting: Setting, warn: Warn) -> None:
+    """Warn of a gradient that looks like a list of one value for each model."""
+    counts = set(_model_counts(recipe, path))
+    for rule in setting.rules:
+        value = rule.value
+        if isinstance(value, tuple) and len(value) in counts and len(set(value)) > 1:
+            warn(
+                path,
+                f"{len(value)} values are a gradient over the layers, the same one for every model, "
+                f"not one value for each of {len(value)} models; for that put {path[-1]} under each "
+                "model's own parameters",
+            )
+            return
+
+
+def _model_counts(recipe: Recipe, path: Path) -> Iterator[int]:
+    """How many models a setting of several models is for, with and without a listed base."""
+    base = recipe.base_model.text if recipe.base_model is not None else None
+    forms: list[tuple[Path, Any, Any]] = [((), recipe.models, recipe.slices)]
+    for name, module in (recipe.modules or {}).items():
+        forms.append((("modules", name), module.models, module.slices))
+    for place, models, slices in forms:
+        lists = [((*place, "models"), models or [])]
+        lists += [((*place, "slices", i), each.sources) for i, each in enumerate(slices or [])]
+        for where, entries in lists:
+            holder = path[:-2]  # what has the block of parameters
+            if holder == where[: len(holder)]:
+                yield from (n for n in (len(entries), _without(entries, base)) if n > 1)
+
+
+def _without(entries: Sequence[Any], base: str | None) -> int:
+    return sum(entry.model.text != base for entry in entries)
+
+
+class Oddities:
+    """What is odd about the numbers of some tensors together; each kind makes one warning.
+
+    Args:
+        method: whose numbers they are.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.judged = 0
+        self.found: dict[Hashable, tuple[Path, str, list[str]]] = {}
+
+    def judge(
+        self,
+        tensor: str,
+        numbers: Mapping[str, Any],
+        paths: Mapping[str, Sequence[Path | None]],
+    ) -> None:
+        """Judge the numbers of a tensor.
+
+        Args:
+            tensor: its name.
+            numbers: by the method's arguments.
+            paths: where the recipe gives them, of each model's value; None for a default.
+        """
+        self.judged += 1
+        for parameter in self.method.parameters:
+            if parameter.normalized_by is not None and parameter.range is not None:
+                self._judge_shares(tensor, parameter, numbers, paths[parameter.argument])
+        given = next((path for each in paths.values() for path in each if path is not None), ())
+        for caution in self.method.cautions:
+            if (text := caution(**numbers)) is not None:
+                self._add(caution, given, text, tensor)
+
+    def _judge_shares(
+        self,
+        tensor: str,
+        parameter: Parameter,
+        numbers: Mapping[str, Any],
+        paths: Sequence[Path | None],
+    ) -> None:
+        """Judge values that a method may divide by their sum: then by the quotients."""
+        assert parameter.range is not None
+        by, values = parameter.normalized_by, numbers[parameter.argument]
+        total = math.fsum(values)
+        divided = total != 0 and (by is True or bool(numbers.get(str(by))))
+        for value, path in zip(values, paths, strict=True):
+            share = value / total if divided else value
+            near = min(max(share, parameter.range.low), parameter.range.high)
+            if path is not None and abs(share - near) > ROUNDING:
+                of = f", divided by the sum {total:g} of all," if divided else ""
+                text = f"{value:g}{of} is unusual for {parameter.name}: {_usually(parameter)}"
+                self._add(parameter.name, path, text, tensor)
+                return
+
+    def _add(self, kind: Hashable, path: Path, text: str, tensor: str) -> None:
+        self.found.setdefault(kind, (path, text, []))[2].append(tensor)
+
+    def report(self, warn: Warn) -> None:
+        """Warn of each kind once, with the tensors if it is not all of them."""
+        for path, text, tensors in self.found.values():
+            more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+            these = f" (tensor {tensors[0]}{more})" if len(tensors) < self.judged else ""
+            warn(path, f"{text}{these}")
