@@ -150,8 +150,8 @@ def make_model(
 ) -> Path:
     """Write a random Qwen2-shaped checkpoint with all that a published one has beside it.
 
-    ``head`` tells whether it has an ``lm_head``, by default if it is not tied; ``extra`` are tensors
-    that are added, or put in the place of those of that name.
+    ``head`` says whether it stores an ``lm_head``, by default if it is not tied; in a tied model that is
+    a copy of the embedding. ``extra`` are tensors that are added, or replace those of that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -160,6 +160,8 @@ def make_model(
         name: (0.05 * torch.randn(shape, generator=generator)).to(dtype)
         for name, shape in shapes(layers=layers, hidden=hidden, vocab=vocab, head=head).items()
     }
+    if tied and head:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_weights(folder, tensors | dict(extra or {}), shards)
     write_json(folder / "config.json", config(layers=layers, hidden=hidden, vocab=vocab, tied=tied))
     write_json(folder / "generation_config.json", GENERATION_CONFIG)

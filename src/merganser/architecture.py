@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from merganser import roles
 from merganser.tensors import TensorSpec
 
 LAYER_COUNT_KEYS = (
@@ -159,11 +160,6 @@ _BEFORE_LAYERS = (
     *FIRST_LAYER_ONLY,
 )
 _AFTER_LAYERS = ("embedding_norm",)  # LFM2's final norm, for all its name
-_HEADS = frozenset(
-    {"lm_head", "embed_out", "output_layer", "score", "classifier", "proj_out", "cls"}
-    | {"vocab_projector", "qa_outputs"}
-)
-_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "position_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +173,7 @@ class Place:
         role: a word for people: embedding, head, attention, mlp, norm, buffer, other.
         after_layers: whether it comes after the layers (final norm, head) rather than before.
         module: the part of the model that it belongs to.
+        vocabulary: whether it is an embedding or a head with a row for every token.
     """
 
     stack: str | None
@@ -185,6 +182,7 @@ class Place:
     role: str
     after_layers: bool = False
     module: str = DEFAULT
+    vocabulary: bool = False
 
     def name_at(self, layer: int) -> str:
         """This tensor's name in another layer."""
@@ -290,12 +288,13 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
     modules = {m: _module(m, names, config) for m, names in of_module.items()} or {
         DEFAULT: Module(DEFAULT, {}, None, ())
     }
-    vocabularies = {
+    stated = [
         value
         for section in sections(config)
         for key in VOCABULARY_KEYS
         if isinstance(value := section.get(key), int)
-    }
+    ]
+    vocabularies = roles.vocabulary_sizes(specs, stated)
     places = {
         name: _place(name, spec, modules[parts[name]], vocabularies) for name, spec in specs.items()
     }
@@ -312,7 +311,9 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
 def without_layers(architecture: Architecture) -> Architecture:
     """The same tensors, each by itself: no layers, and no head that an embedding could stand for."""
     places = {
-        name: Place(None, None, name, "other" if place.role == "head" else place.role)
+        name: Place(None, None, name, "other")
+        if place.role == "head"
+        else Place(None, None, name, place.role, vocabulary=place.vocabulary)
         for name, place in architecture.places.items()
     }
     return Architecture({DEFAULT: Module(DEFAULT, {}, None, ())}, places)
@@ -368,6 +369,17 @@ def stated_tie(config: Mapping[str, Any]) -> bool | None:
     """What the config says of the head being the embedding, if it does."""
     said = (section.get("tie_word_embeddings") for section in sections(config))
     return next((value for value in said if isinstance(value, bool)), None)
+
+
+def lends_embedding(config: Mapping[str, Any]) -> bool:
+    """Whether the head of a model that stores none is its embedding. A model without a head, such
+    as ``BertModel``, has none to lend it to, unless the config says so."""
+    stated = stated_tie(config)
+    if stated is not None:
+        return stated
+    classes = config.get("architectures")
+    named = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
+    return not any(n.endswith("Model") and not n.endswith("LMHeadModel") for n in named)
 
 
 def _unwrapped(name: str) -> str:
@@ -469,35 +481,11 @@ def _place(name: str, spec: TensorSpec, module: Module, vocabularies: set[int]) 
     for stack, depth in module.stacks.items():
         found = re.match(r"(\d+)\.(.+)", name[len(stack) :]) if name.startswith(stack) else None
         if found is not None and int(found[1]) < depth:
-            role = _role(name, spec)
-            return Place(stack, int(found[1]), found[2], role, False, module.name)
-    role = _role(name, spec)
+            return Place(stack, int(found[1]), found[2], roles.role(name, spec), False, module.name)
+    role = roles.role(name, spec)
     if role != "buffer":
-        role = _outer_role(name, spec, vocabularies) or role
+        role = roles.outer_role(name, spec, vocabularies) or role
     before = any(word in name for word in _BEFORE_LAYERS)
     after = role == "head" or not before or any(word in name for word in _AFTER_LAYERS)
-    return Place(None, None, name, role, after, module.name)
-
-
-def _outer_role(name: str, spec: TensorSpec, vocabularies: set[int]) -> str | None:
-    """Embedding or head, for a tensor outside the layers that is one."""
-    words = name.split(".")
-    vocabulary = bool(spec.shape) and spec.shape[0] in vocabularies
-    if not _HEADS.isdisjoint(words) or (vocabulary and words[0] in ("head", "output")):
-        return "head"
-    matrix = vocabulary and len(spec.shape) == 2
-    named = "embed" in name or not {"wte", "wpe", "shared"}.isdisjoint(words)
-    return "embedding" if (named and "norm" not in name.lower()) or matrix else None
-
-
-def _role(name: str, spec: TensorSpec) -> str:
-    mask = len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and name.endswith(".bias")
-    if mask or not spec.dtype.floating or name.endswith(_BUFFERS):
-        return "buffer"
-    if "norm" in name.lower() or ".ln_" in name or name.startswith("ln_"):
-        return "norm"
-    if "attn" in name or "attention" in name:
-        return "attention"
-    if "mlp" in name or "feed_forward" in name or "expert" in name or "ffn" in name:
-        return "mlp"
-    return "other"
+    tokens = role in ("embedding", "head") and roles.has_row_per_token(name, spec, vocabularies)
+    return Place(None, None, name, role, after, module.name, tokens)

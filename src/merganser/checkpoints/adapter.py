@@ -244,7 +244,8 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     architecture = infer(checkpoint.specs, checkpoint.config)
     embedding = _embedding(architecture)
     changes = _changes(adapter, checkpoint, embedding)
-    head = next((n for n, place in architecture.places.items() if place.role == "head"), None)
+    heads = (n for n, p in architecture.places.items() if p.role == "head" and p.vocabulary)
+    head = next(heads, None)
     factors = _Factors(adapter.weights)
 
     def made(name: str, change: _Change | None) -> Derived | str:

@@ -12,6 +12,10 @@ from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
 
+class NotMergedYet(InputError):
+    """The weights are asked for before they are merged."""
+
+
 @dataclass
 class PlannedCheckpoint:
     """See :class:`merganser.checkpoints.Checkpoint`; there are no weights to read yet.
@@ -34,9 +38,9 @@ class PlannedCheckpoint:
         """There is nothing to read.
 
         Raises:
-            InputError: always.
+            NotMergedYet: always.
         """
-        raise InputError(f"{self.label}: is planned, but not merged yet")
+        raise NotMergedYet(f"{self.label}: is planned, but not merged yet")
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
         """There is nothing to see."""

@@ -155,7 +155,8 @@ def _joined(
     specs = {name: tensor.spec for name, tensor in joined.items()}
     rows = vocabulary_size(config)
     for name, place in infer(specs, config).places.items():
-        if place.role == "embedding" and rows is not None and specs[name].shape[:1] < (rows,):
+        embedding = place.role == "embedding" and place.vocabulary
+        if embedding and rows is not None and specs[name].shape[:1] < (rows,):
             raise InputError(
                 f"{path}: tensor {name!r} is {specs[name]} and not of the {rows} rows that config.json "
                 "tells of; the files of the last ranks are missing"

@@ -15,6 +15,7 @@ from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.depth import restacked
+from merganser.planning.heads import changed_tie
 from merganser.planning.jobs import JobMaker
 from merganser.planning.layout import Layout, Path
 from merganser.planning.numbers import check_settings
@@ -330,7 +331,8 @@ class _Planner:
             self.parsed, self.sources, self.index, self.base, self.donor, self.tensor_names
         )
         maker = JobMaker(self.parsed, self.method, self.sources, self.arithmetic)
-        jobs = [maker.job(group) for group in layout.groups()]
+        groups = list(layout.groups())
+        jobs = [maker.job(group) for group in groups]
         maker.oddities.report(self._warn)
         if not jobs:
             raise InputError(
@@ -348,8 +350,7 @@ class _Planner:
         self.warnings += layout.warnings
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
-        embeddings = {job.spec.shape for job in jobs if job.role == "embedding"}
-        tied = not any(job.role == "head" and job.spec.shape in embeddings for job in jobs)
+        tied = not any(g.place.role == "head" and g.place.vocabulary for g in groups)
         shards = tuple(deal(jobs, shard_size))
         return Plan(
             self.parsed,
@@ -367,6 +368,7 @@ class _Planner:
             self.tensor_names,
             layers,
             tied,
+            changed_tie(self.sources[self.donor], tied),
             tuple(self.warnings),
             self._digest(jobs, shards),
             self.tokenizer,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from merganser import chat_templates, hub
-from merganser.architecture import Place, stated_tie, vocabulary_size
+from merganser.architecture import Place, lends_embedding, vocabulary_size
 from merganser.checkpoints import read_config, read_json
 from merganser.checkpoints.gathered import (
     FILL,
@@ -24,6 +24,7 @@ from merganser.checkpoints.gathered import (
     vocabulary_axis,
 )
 from merganser.errors import InputError
+from merganser.planning.heads import token_embedding
 from merganser.planning.layout import Path
 from merganser.planning.plans import Source, TokenizerEdit
 from merganser.recipe import ModelReference, ParsedRecipe, key_name
@@ -43,9 +44,6 @@ from merganser.tokenizer import (
 
 Array = np.ndarray[Any, Any]
 Warn = Callable[[Path, str], None]
-
-_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
-_NO_VOCABULARY = ("position", "wpe", "token_type", "pos_emb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,10 +419,9 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
         for name, place in places.items():
             spec = specs[name]
             axis = vocabulary_axis(name, spec)
-            other = place.layer is not None or any(mark in name for mark in _NO_VOCABULARY)
-            if other or spec.shape[axis : axis + 1] != (rows,):
+            if place.layer is not None or spec.shape[axis : axis + 1] != (rows,):
                 continue
-            if axis + 1 < len(spec.shape) and place.role in ("embedding", "head"):
+            if place.vocabulary:
                 matrices.append(name)
             elif axis + 1 == len(spec.shape) and name.endswith("bias") and "norm" not in name:
                 biases.append(name)
@@ -433,14 +430,7 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     found = with_rows(vocabulary_size(source.checkpoint.config))
     if found:
         return found
-    embedding = next(
-        (
-            name
-            for name, spec in specs.items()
-            if len(spec.shape) > 1 and name.split(".")[-2:-1] and name.split(".")[-2] in _EMBEDDINGS
-        ),
-        None,
-    )
+    embedding = token_embedding(source)
     return with_rows(specs[embedding].shape[0]) if embedding is not None else ()
 
 
@@ -487,7 +477,8 @@ def _lends_head(source: Source, name: str, place: Place) -> bool:
     rows as an embedding, for the tokens that come from others have one of each."""
     own = source.architecture
     has_none = own.key(name) not in own.names
-    return place.role == "head" and has_none and stated_tie(source.checkpoint.config) is not False
+    head = place.role == "head" and place.vocabulary
+    return head and has_none and lends_embedding(source.checkpoint.config)
 
 
 def _counterpart(donor: _Model, name: str, place: Place) -> Donor | None:

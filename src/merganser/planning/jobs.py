@@ -53,7 +53,7 @@ class JobMaker:
                 hint = (
                     "; their vocabularies differ: write tokenizer_source: union (or base, or one of "
                     "the models) to align them by their tokens"
-                    if group.place.role in ("embedding", "head")
+                    if group.place.vocabulary
                     and spec.shape[1:] == specs[0].shape[1:]
                     and not (self.recipe.tokenizer or self.recipe.tokenizer_source)
                     else ""

@@ -16,6 +16,7 @@ from merganser.architecture import (
     stated_tie,
 )
 from merganser.errors import InputError
+from merganser.planning.heads import embedding_as_head
 from merganser.planning.plans import Names, Source
 from merganser.recipe import ParsedRecipe, Setting, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
@@ -83,7 +84,7 @@ class Layout:
     Attributes:
         layers: of each module that is a stack of slices, what its output layers are made of;
             filled as the groups are taken.
-        tied_away: heads that are left out, since every model ties them to its embedding.
+        tied_away: heads that are left out, since they are the embedding in every model.
         warnings: what the user should know of what became of which tensors.
     """
 
@@ -122,7 +123,7 @@ class Layout:
     def warnings(self) -> list[str]:
         """See the class."""
         found = [
-            f"{name} is left out: every model ties it to its embedding"
+            f"{name} is left out: in every model it is the embedding, bit for bit"
             for name in sorted(self.tied_away)
         ]
         for absent, names in self.partial.items():
@@ -266,16 +267,16 @@ class Layout:
         *,
         may_tie: bool = True,
     ) -> Group | None:
-        """Find a tensor in the models that the recipe lists for it. A model without a head of its
-        own lends its embedding; other tensors that a model can be without are merged from those
-        that have them.
+        """Find a tensor in the models that the recipe lists for it. A model whose head is its
+        embedding lends that; other tensors that a model can be without are merged from those that
+        have them.
 
         Args:
             group: to be filled.
             listed: the models.
             wanted: the tensor's name in each model, or in one that has it.
             shape: of the tensor.
-            may_tie: whether it is left out if it is a head that all these models tie.
+            may_tie: whether it is left out if it is a head that is the embedding in all models.
 
         Raises:
             InputError: when a model lacks what it must have.
@@ -285,11 +286,11 @@ class Layout:
             architecture = self.sources[entry.source].architecture
             names.append(architecture.names.get(architecture.key(name)))
         lent = [
-            self._lent(entry.source, name, group.place, shape)
+            embedding_as_head(self.sources[entry.source], name, group.place, shape)
             for entry, name in zip(listed, names, strict=True)
         ]
         if None not in lent and may_tie:
-            self.tied_away.add(group.name)  # a second copy of the embedding, as verl writes it
+            self.tied_away.add(group.name)
             return None
         entries: list[Entry] = []
         absent: list[Entry] = []
@@ -309,27 +310,6 @@ class Layout:
             lacking = tuple(dict.fromkeys(entry.source for entry in absent))
             self.partial.setdefault(lacking, []).append(group.name)
         return replace(group, entries=tuple(entries), partial=bool(absent))
-
-    def _lent(
-        self, source: int, own: str | None, place: Place, shape: tuple[int, ...]
-    ) -> str | None:
-        """The embedding that serves a model as this head: if its config ties the two, or if it has
-        no head and does not say that it is not tied."""
-        if place.role != "head":
-            return None
-        checkpoint = self.sources[source].checkpoint
-        tied = stated_tie(checkpoint.config)
-        if tied is False or (tied is None and own is not None):
-            return None
-        places = self.sources[source].architecture.places
-        return next(
-            (
-                name
-                for name, place in places.items()
-                if place.role == "embedding" and checkpoint.specs[name].shape == shape
-            ),
-            None,
-        )
 
     def _require_optional(self, place: Place, absent: Entry, present: Entry) -> None:
         """Refuse to go on without a tensor that a model of this kind cannot lack: a matrix of its

@@ -180,6 +180,7 @@ class Plan:
         layers: of each module that is stacked from slices, what its output layers are made of, as
             (source, layer) pairs; empty where whole models are merged.
         tied: whether the output has no head of its own.
+        tie_word_embeddings: what ``config.json`` must say of that; None where the donor's is right.
         tokenizer: the output's tokenizer, if the recipe asks for one; None for the donor's.
         vocabulary: how many rows its embeddings have, if that was decided; None for the donor's.
         chat_template: the template that the recipe asks for; None to leave it as it is.
@@ -202,6 +203,7 @@ class Plan:
     tensor_names: Names
     layers: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]]
     tied: bool
+    tie_word_embeddings: bool | None
     warnings: tuple[str, ...]
     digest: str
     tokenizer: TokenizerEdit | None = None

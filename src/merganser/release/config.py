@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from merganser.architecture import VOCABULARY_KEYS, sections, stated_tie, vocabulary_size
+from merganser.architecture import VOCABULARY_KEYS, sections, vocabulary_size
 from merganser.checkpoints import read_json
 from merganser.planning import Plan, restacked
 from merganser.release import files
@@ -42,27 +42,20 @@ def edited_config(plan: Plan) -> dict[str, Any]:
         config["torch_dtype"] = plan.dtype.name
     if donor.reference.architecture is not None:
         config["architectures"] = [donor.reference.architecture]
-    _tell_of_the_head(plan, config, parts)
+    if plan.tie_word_embeddings is not None:
+        _set_tie(config, parts, plan.tie_word_embeddings)
     config = restacked(config, plan.sources, plan.donor, plan.layers)
     if plan.vocabulary is not None and plan.vocabulary != vocabulary_size(config):
         _set_vocabulary(config, plan.vocabulary)
     return with_token_ids(plan, config)
 
 
-def _tell_of_the_head(plan: Plan, config: dict[str, Any], parts: list[dict[str, Any]]) -> None:
-    """Say whether the head is the embedding, where that is no longer as the donor had it."""
-    donor = plan.sources[plan.donor]
-    specs, places = donor.checkpoint.specs, donor.architecture.places
-    embeddings = {specs[name].shape for name, p in places.items() if p.role == "embedding"}
-    headed = any(p.role == "head" and specs[n].shape in embeddings for n, p in places.items())
-    said = stated_tie(config)
-    if plan.tied and headed and not said:
-        config["tie_word_embeddings"] = True
-    if not plan.tied and (said or not headed):
-        config["tie_word_embeddings"] = False
-        for part in parts:
-            if part.get("tie_word_embeddings") is True:
-                part["tie_word_embeddings"] = False
+def _set_tie(config: dict[str, Any], parts: list[dict[str, Any]], tied: bool) -> None:
+    """Say whether the head is the embedding."""
+    config["tie_word_embeddings"] = tied
+    for part in parts:
+        if not tied and part.get("tie_word_embeddings") is True:
+            part["tie_word_embeddings"] = False
 
 
 def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:

@@ -1,0 +1,120 @@
+"""Which heads are the embedding: by the config, or measured where a file holds both."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merganser.architecture import (
+    DECODER,
+    DEFAULT,
+    SHARED,
+    TEXT,
+    Place,
+    lends_embedding,
+    stated_tie,
+)
+from merganser.checkpoints import Checkpoint, Stamp
+from merganser.checkpoints.derived import look
+from merganser.checkpoints.planned import NotMergedYet
+from merganser.planning.plans import Source
+from merganser.roles import TOKEN_EMBEDDINGS
+
+BLOCK = 2**22
+"""Bytes that are compared at once."""
+
+_TEXT_MODULES = (DEFAULT, TEXT, DECODER, SHARED)
+
+_compared: dict[tuple[str, tuple[Stamp, ...], str, str], bool] = {}
+"""What :func:`same_bytes` measured in files, so that the points of a sweep read them once."""
+
+
+def embedding_as_head(
+    source: Source, own: str | None, place: Place, shape: tuple[int, ...]
+) -> str | None:
+    """The embedding that a model uses as this head, or None if its head is a tensor of its own.
+
+    A model that stores no head uses its embedding if its config says so, or if its class has such
+    a head and the config says nothing. A model that stores both, although its config ties them
+    (verl writes it so), has one tensor only if both have the same bytes: transformers loads and
+    uses a head that differs.
+
+    Args:
+        source: the model.
+        own: its tensor for the head; None if it has none.
+        place: the head's, in any of the models.
+        shape: the head's.
+    """
+    if place.role != "head" or not place.vocabulary:
+        return None
+    checkpoint = source.checkpoint
+    if own is not None and stated_tie(checkpoint.config) is not True:
+        return None
+    if own is None and not lends_embedding(checkpoint.config):
+        return None
+    embedding = token_embedding(source, shape)
+    if own is None or embedding is None:
+        return embedding
+    return embedding if same_bytes(checkpoint, own, embedding) else None
+
+
+def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
+    """The embedding of a model's tokens that a head may be tied to; those that are known by name
+    before others."""
+    specs = source.checkpoint.specs
+    candidates = [
+        name
+        for name, place in source.architecture.places.items()
+        if place.role == "embedding"
+        and place.vocabulary
+        and not place.after_layers
+        and place.module in _TEXT_MODULES
+        and shape in (None, specs[name].shape)
+    ]
+    known = (n for n in candidates if not TOKEN_EMBEDDINGS.isdisjoint(n.split(".")))
+    return next(known, next(iter(candidates), None))
+
+
+def changed_tie(donor: Source, tied: bool) -> bool | None:
+    """What an output's config has to say of its head, given the donor's; None if that is right.
+
+    A donor that stores a head of its own although its config ties it stays as it is: T5 scales
+    what goes into the head by what its config says.
+    """
+    specs, places = donor.checkpoint.specs, donor.architecture.places
+    heads = {n: p for n, p in places.items() if p.role == "head" and p.vocabulary}
+    stated = stated_tie(donor.checkpoint.config)
+    if tied:
+        return True if heads and not stated else None
+    if heads and not stated:
+        return None
+    own = (embedding_as_head(donor, name, p, specs[name].shape) for name, p in heads.items())
+    return None if heads and None in own else False
+
+
+def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two tensors are the same, bit for bit. Tensors that differ mostly do so in the first
+    block, and no more of them is read."""
+    spec = checkpoint.specs[one]
+    if spec != checkpoint.specs[other]:
+        return False
+    stamps = tuple(checkpoint.stamps.values())
+    key = checkpoint.header_digest, stamps, one, other
+    if stamps and key in _compared:
+        return _compared[key]
+    try:
+        equal = _equal(checkpoint, one, other, spec.nbytes)
+    except NotMergedYet:
+        return False  # a step of a chain stores a head only if it is not the embedding
+    if stamps:
+        _compared[key] = equal
+    return equal
+
+
+def _equal(checkpoint: Checkpoint, one: str, other: str, size: int) -> bool:
+    first, second = (np.empty(min(BLOCK, size), np.uint8) for _ in range(2))
+    for start in range(0, size, BLOCK):
+        a = look(checkpoint, one, start, first[: size - start])
+        b = look(checkpoint, other, start, second[: size - start])
+        if not np.array_equal(a, b):
+            return False
+    return True
