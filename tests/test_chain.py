@@ -130,6 +130,37 @@ def test_a_public_merge_names_no_folder(three: Path, tmp_path: Path) -> None:
     assert len(recipe.load_all(tmp_path / "out" / "mergekit_config.yml")) == 3
 
 
+@pytest.mark.parametrize("public", [False, True])
+def test_a_chain_is_recomputed_from_its_first_inputs(
+    three: Path, tmp_path: Path, public: bool
+) -> None:
+    out = tmp_path / "out"
+    merganser.merge_all(three, out, public=public, rounding="stochastic", seed=5)
+    assert merganser.verify(out, against=tmp_path) == []
+    shutil.rmtree(tmp_path / "out.intermediate")
+    assert merganser.verify(out, against=tmp_path) == []
+    if not public:
+        assert merganser.verify(out, recompute=True) == []
+    make_model(tmp_path / "b", seed=9)
+    *_, last = merganser.verify(out, against=tmp_path)
+    assert_one_line(last, "merged again from the inputs")
+
+
+def test_the_manifest_of_a_chain_names_the_inputs_of_all_recipes(
+    three: Path, tmp_path: Path
+) -> None:
+    merganser.merge_all(three, tmp_path / "out")
+    stated = manifest.read(tmp_path / "out")
+    assert [each["name"] for each in stated["earlier"]] == ["linear", "bfloat16"]
+    first, second = (each["inputs"] for each in stated["earlier"])
+    assert [entry["reference"] for entry in (*first, *second)] == ["a", "b", "c", "linear"]
+    kept = manifest.read(tmp_path / "out.intermediate" / "linear")["inputs"]
+    assert [entry["digest"] for entry in first] == [entry["digest"] for entry in kept]
+    assert len({entry["digest"] for entry in (*first, *second)}) == 4
+    inputs = (tmp_path / "out" / "README.md").read_text().split("commit, or digest")[1]
+    assert [line.split("`")[1] for line in inputs.splitlines()[2:]] == ["a", "b", "c"]
+
+
 def test_intermediates_go_where_they_are_told_to(three: Path, tmp_path: Path) -> None:
     run("merge", three, tmp_path / "out", "-I", tmp_path / "work", "--no-copy-tokenizer")
     assert sorted(p.name for p in (tmp_path / "work").iterdir()) == ["bfloat16", "linear"]

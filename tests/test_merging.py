@@ -687,6 +687,32 @@ def test_public_names_are_put_for_paths_and_nothing_else(
     }
 
 
+def test_public_names_are_put_for_references_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: RecipeFile
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, path in enumerate(("x/linear", "linear", "elsewhere/bfloat16")):
+        make_model(tmp_path / path, seed=seed)
+    file = recipe_file(
+        f"""
+        merge_method: linear
+        models: [{{model: x/linear}}, {{model: {{model: {{path: linear}}}}}}]
+        parameters: {{weight: 1.0}}
+        dtype: bfloat16
+        tokenizer: {{source: {tmp_path}/elsewhere/bfloat16}}
+        """
+    )
+    merge(file, tmp_path / "out", public=True)
+    written = yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
+    assert written == {
+        "merge_method": "linear",
+        "models": [{"model": "linear"}, {"model": {"model": "linear-2"}}],
+        "parameters": {"weight": 1.0},
+        "dtype": "bfloat16",
+        "tokenizer": {"source": "bfloat16"},
+    }
+
+
 def test_public_names_change_no_key_of_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe_file: RecipeFile
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 import merganser
@@ -228,6 +229,28 @@ def test_names_that_cannot_be(push: Push, folder: Path, name: str) -> None:
     refused = push(folder, name, "--yes", "-q")
     assert refused.exit_code == 2
     assert_one_line(refused.stderr.strip(), name)
+
+
+def test_local_paths_of_earlier_recipes_are_taken_out(
+    hub: StandIn, push: Push, tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    first, second = pair
+    file = tmp_path / "recipe.yml"
+    file.write_text(
+        f"name: stage\nmerge_method: passthrough\nmodels: [{{model: {first}}}]\n---\n"
+        f"merge_method: slerp\nbase_model: stage\nmodels: [{{model: {second}}}]\n"
+        "parameters: {t: 0.5}\n"
+    )
+    merganser.merge_all(file, tmp_path / "out")
+    refused = push(tmp_path / "out", "org/m", "--yes", "-q")
+    assert f"local path in mergekit_config.yml: {first}" in refused.stderr
+    assert push(tmp_path / "out", "org/m", "--yes", "-q", "--public").exit_code == 0
+    for name, content in hub.files("org/m").items():
+        assert str(tmp_path).encode() not in content, name
+    texts = hub.files("org/m")["mergekit_config.yml"].decode()
+    stage, last = yaml.safe_load_all(texts)
+    assert stage["models"] == [{"model": first.name}]
+    assert last["base_model"] == "stage"
 
 
 def test_local_paths_are_shown_and_can_be_taken_out(

@@ -6,8 +6,9 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from merganser import __version__
@@ -15,13 +16,14 @@ from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.planned import PlannedCheckpoint
 from merganser.errors import InputError, OutputExistsError
 from merganser.planning import Config, Plan, plan
-from merganser.recipe import model_references
+from merganser.recipe import ParsedRecipe, load_all, model_references
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
 from merganser.release import manifest
 from merganser.release.config import edited_config
 
 if TYPE_CHECKING:
     from merganser.merging import MergeResult
+    from merganser.sinks import Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,10 @@ def merge_all(
             merged = merge(
                 bound,
                 target,
-                ancestors=[done[name].plan for name in ancestors(step, steps)],
+                ancestors=[
+                    (done[name].plan, manifest.read(done[name].folder))
+                    for name in ancestors(step, steps)
+                ],
                 force=force or not step.final,
                 resume=resume if step.final else None,
                 **(options if step.final else options | {"copy_tokenizer": True}),
@@ -192,6 +197,70 @@ def merge_all(
         on_step(result)
         done[step.name] = result
     return list(done.values())
+
+
+def merge_again(
+    folder: Path,
+    against: str | Path | None,
+    sink: Sink,
+    **options: Any,
+) -> MergeResult:
+    """Compute again what a folder holds, from its recipe file, by the settings in its manifest.
+
+    Results that the recipe builds on are read where the merge left them. Those that are gone, that a
+    public manifest does not locate, or that are computed ``against`` other inputs are merged again,
+    into a temporary folder.
+
+    Args:
+        folder: one that a merge wrote.
+        against: the folder that the recipe's references start from; the recipe's own if None.
+        sink: where the result goes.
+        options: of :func:`merganser.merging.run_dry`.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    from merganser.merging import merge, run_dry
+
+    stated = manifest.read(folder)
+    home = Path(against or stated["log"].get("recipe_folder") or folder)
+    results: dict[str, Path] = {}
+    if against is None:
+        kept = stated["log"].get("results") or {}
+        results = {name: Path(path) for name, path in kept.items() if Path(path).is_dir()}
+    *_, written = load_all(folder / manifest.RECIPE, "lenient")
+    steps = load_steps(folder / manifest.RECIPE, "lenient")
+    earlier = {each["name"]: each for each in stated.get("earlier", [])}
+    last = next(step for step in steps if step.name == (written.recipe.name or None))
+
+    def located(parsed: ParsedRecipe, facts: Mapping[str, Any]) -> ParsedRecipe:
+        commits = {each["reference"]: each.get("commits", {}) for each in facts["inputs"]}
+        return replace(parsed, folder=home).bound(results).pinned(commits)
+
+    with TemporaryDirectory(prefix="merganser-") as place:
+        missing = [step for step in steps if step.name in earlier and step.name not in results]
+        for step in missing if set(last.needs) - set(results) else ():
+            facts = earlier[step.name]
+            results[str(step.name)] = Path(place, folder_name(str(step.name)))
+            merge(
+                located(step.parsed, facts),
+                results[str(step.name)],
+                write_card=False,
+                digest_inputs=False,
+                **_settings(facts),
+            )
+        return run_dry(located(written, stated), sink, **_settings(stated), **options)
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a merge, as a manifest has them."""
+    return {
+        "arithmetic": facts["arithmetic"],
+        "rounding": facts["rounding"],
+        "seed": facts["seed"],
+        "weights": facts.get("weights"),
+        "tensor_names": facts.get("tensor_names", "same"),
+    }
 
 
 def up_to_date(folder: Path, decided: Plan) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from merganser import __version__, engine, hub, output, recipe
+from merganser import __version__, chain, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
@@ -18,7 +18,7 @@ from merganser.errors import InputError, MerganserError, RecipeError, ResourceEr
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
-from merganser.release import card, config, files, manifest, tokenizer
+from merganser.release import card, config, files, manifest, naming, tokenizer
 from merganser.release.copies import refuse_foreign_links
 from merganser.sinks import DigestSink, ModuleSink, NullSink, Sink, StateDictSink
 
@@ -100,7 +100,7 @@ def merge(
     truncate_embeddings: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
-    ancestors: Sequence[Plan] = (),
+    ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
     on_event: Listener = ignore,
 ) -> MergeResult:
@@ -132,7 +132,8 @@ def merge(
         truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
         write_card: whether to write ``README.md``.
         copy_tokenizer: whether to write the tokenizer and its companions.
-        ancestors: the merges that the inputs came from, whose recipes go before this one's.
+        ancestors: the merges that the inputs came from, whose recipes go before this one's: their
+            plans and manifests.
         checkpoints: open ones, as in :func:`merganser.plan`.
         on_event: told of the progress.
 
@@ -195,7 +196,7 @@ def write_folders(
     public: bool = False,
     write_card: bool = True,
     copy_tokenizer: bool = True,
-    ancestors: Sequence[Plan] = (),
+    ancestors: Sequence[manifest.Ancestor] = (),
     on_event: Listener = ignore,
 ) -> list[MergeResult]:
     """Run plans in one pass, each into a folder that appears only when it is whole.
@@ -404,23 +405,12 @@ def verify(
     problems += manifest.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute or against is not None:
         manifest.check_method(stated, path)
-        *_, written = recipe.load_all(path / manifest.RECIPE, "lenient")
-        home = against or stated["log"].get("recipe_folder") or path
-        results = {} if against is not None else stated["log"].get("results") or {}
-        located = replace(written, folder=Path(home)).bound(
-            {name: Path(folder) for name, folder in results.items()}
-        )
-        commits = {each["reference"]: each.get("commits", {}) for each in stated["inputs"]}
-        again = run_dry(
-            located.pinned(commits),
+        again = chain.merge_again(
+            path,
+            against,
             DigestSink(),
             on_event=on_event,
             digest_inputs=any("tensors" in each for each in stated["inputs"]),
-            arithmetic=stated["arithmetic"],
-            rounding=stated["rounding"],
-            seed=stated["seed"],
-            weights=stated.get("weights"),
-            tensor_names=stated.get("tensor_names", "same"),
         )
         problems += manifest.different_inputs(stated, again.manifest)
         different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
@@ -581,7 +571,7 @@ def _finish_folder(
     public: bool,
     write_card: bool,
     copy_tokenizer: bool,
-    ancestors: Sequence[Plan],
+    ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
     """All but the weights."""
     if len(decided.shards) > 1:
@@ -596,12 +586,14 @@ def _finish_folder(
     config.write_config(decided, folder, public=public)
     config.write_companions(decided, folder)
     missing = tokenizer.write_tokenizer(decided, folder) if copy_tokenizer else []
-    recipes = [manifest.recipe_text(each, public=public) for each in (*ancestors, decided)]
+    made = manifest.build(decided, outcome, __version__, ancestors)
+    plans = [*(each for each, _ in ancestors), decided]
+    named = made["names"] if public else None
+    recipes = [naming.recipe_text(each, named) for each in plans]
     files.write_text(folder / manifest.RECIPE, "---\n".join(recipes))
-    made = manifest.build(decided, outcome, __version__)
     made["warnings"] += missing
     if public:
-        made = manifest.made_public(made)
+        made = naming.made_public(made)
     if write_card:
         card.write_card(made, recipes[-1], folder, decided.recipe.recipe.name or title)
     manifest.write(made, folder)

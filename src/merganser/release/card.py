@@ -97,7 +97,7 @@ def card(
 def _front_matter(
     manifest: Mapping[str, Any], config: Mapping[str, Any], more: Mapping[str, Any]
 ) -> str:
-    inputs = sorted(manifest["inputs"], key=lambda entry: not entry["base"])
+    inputs = _all_inputs(manifest)
     published = [name for entry in inputs for name in entry["hub"]]
     data: dict[str, Any] = {}
     if published:
@@ -116,6 +116,19 @@ def _front_matter(
         data["tags"] = ["merganser"]
     data |= more
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _all_inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The models that were merged, the base first; in place of an earlier recipe's result, its inputs."""
+    earlier = manifest.get("earlier", [])
+    results = {each["name"] for each in earlier}
+    inputs = sorted(manifest["inputs"], key=lambda entry: not entry["base"])
+    inputs += [entry for each in earlier for entry in each["inputs"]]
+    models: dict[str, Mapping[str, Any]] = {}
+    for entry in inputs:
+        if entry["name"] not in results:
+            models.setdefault(entry["name"], entry)
+    return list(models.values())
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:
@@ -295,7 +308,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 def _reproduce(manifest: Mapping[str, Any]) -> str:
     rows = "".join(
         f"| {_name(entry)} | {format_size(sum(entry['files'].values()))} | {_identity(entry)} |\n"
-        for entry in manifest["inputs"]
+        for entry in _all_inputs(manifest)
     )
     rounding, arithmetic = manifest["rounding"], manifest["arithmetic"]
     options = f" --arithmetic {arithmetic}" if arithmetic != "exact" else ""

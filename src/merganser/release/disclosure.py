@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError, told_as
-from merganser.release import manifest
+from merganser.recipe import ParsedRecipe
+from merganser.release import manifest, naming
 
 LOOKED_AT = (".md", ".yml", ".yaml", ".json", ".csv", ".jsonl", ".txt")
 """Files that people and programs write paths into; weights and vocabularies are not read."""
@@ -47,7 +48,7 @@ def local_paths(
         files: by their names.
         made: the manifest.
     """
-    named = manifest.public_names(made) if made else {}
+    named = naming.public_names(made) if made else {}
     inputs = sorted((r for r, name in named.items() if r != name and "/" in r), key=len)
     found: dict[Disclosed, None] = {}
     for name, content in files.items():
@@ -61,22 +62,22 @@ def local_paths(
 
 
 def made_public(
-    files: Mapping[str, Path | bytes], made: Mapping[str, Any], recipes: list[Any]
+    files: Mapping[str, Path | bytes], made: Mapping[str, Any], recipes: Sequence[ParsedRecipe]
 ) -> dict[str, bytes]:
     """Manifest, recipe and config with names for the models that they refer to, and no local folder.
 
     Args:
         files: of the folder, by their names.
         made: the manifest.
-        recipes: the data of the recipe file's documents.
+        recipes: the recipe file's documents.
 
     Returns:
         The files that change, by their names.
     """
-    named = manifest.public_names(made)
-    texts = [manifest.recipe_made_public(data, named) for data in recipes]
+    named = naming.public_names(made)
+    texts = [naming.recipe_made_public(each, named) for each in recipes]
     changed = {
-        manifest.NAME: manifest.as_text(manifest.made_public(made)),
+        manifest.NAME: manifest.as_text(naming.made_public(made)),
         manifest.RECIPE: "---\n".join(texts),
     }
     if "config.json" in files:

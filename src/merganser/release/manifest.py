@@ -11,14 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from merganser import methods
 from merganser.checkpoints import read_json
 from merganser.errors import InputError, RecipeError, ResourceError, told_as
 from merganser.methods import Combination, Method
 from merganser.planning import Plan, Source
 from merganser.release import files
+from merganser.release.naming import names
 
 if TYPE_CHECKING:
     from merganser.engine import Outcome
@@ -50,44 +49,44 @@ SCHEME = "mg1"
 """The digest of tensors: see ``docs/output.md``."""
 
 
-def build(plan: Plan, outcome: Outcome, version: str) -> dict[str, Any]:
-    """The manifest as plain data. Only ``log`` depends on when and where the merge ran."""
+Ancestor = tuple[Plan, Mapping[str, Any]]
+"""An earlier merge of a chain: its plan, and its manifest."""
+
+
+def build(
+    plan: Plan, outcome: Outcome, version: str, ancestors: Sequence[Ancestor] = ()
+) -> dict[str, Any]:
+    """The manifest as plain data. Only ``log`` depends on when and where the merge ran.
+
+    Args:
+        plan: the merge.
+        outcome: what the engine measured.
+        version: Merganser's.
+        ancestors: the merges that the inputs came from.
+    """
     reported = outcome.report.warnings if outcome.report else ()
-    short = names(plan)
+    short = names([*(each for each, _ in ancestors), plan])
     read, nonfinite = _input_digests(plan, outcome), _nonfinite(plan, outcome)
     return {
         "format": 1,
         "merganser": version,
-        "plan": plan.digest,
-        "method": plan.method.name,
-        "method_source": method_source(plan),
-        "arithmetic": plan.arithmetic,
-        "rounding": plan.rounding,
-        "seed": plan.seed,
-        "weights": plan.weights,
-        "tensor_names": plan.tensor_names,
+        **_settings(plan),
         "dtype": plan.dtype.name,
         "parameters": plan.parameters,
         "conversion": _conversion(plan),
         "layers": {module: len(layers) for module, layers in plan.layers.items()},
         "inputs": [
             {
-                "reference": source.reference.text,
-                "name": short[source.reference.text],
-                "hub": _on_the_hub(source),
-                "commits": source.commits,
-                "adapter": source.adapter is not None,
-                "format": source.checkpoint.format,
-                "license": _license(source.checkpoint.path),
+                **_identity(source, short[source.reference.text]),
                 "base": index == plan.base,
-                "header_digest": f"sha256:{source.checkpoint.header_digest}",
                 "digest": _digest_of_contents(source, read.get(index)),
-                "files": dict(source.checkpoint.files),
                 **({"hashes": hashed(source)} if source.hashes else {}),
                 **({"tensors": read[index]} if index in read else {}),
             }
             for index, source in enumerate(plan.sources)
         ],
+        "earlier": [_earlier(each, stated, short) for each, stated in ancestors],
+        "names": short,
         "effective_weights": outcome.report.as_dict() if outcome.report else None,
         "warnings": [
             *(_without_folder(w, plan) for w in plan.warnings),
@@ -129,6 +128,50 @@ def method_source(plan: Plan) -> dict[str, Any] | None:
         "package": method.origin.package,
         "title": method.title,
         "paper": method.paper,
+    }
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """The digest of a plan, and the settings that its recipe may leave to options."""
+    return {
+        "plan": plan.digest,
+        "method": plan.method.name,
+        "method_source": method_source(plan),
+        "arithmetic": plan.arithmetic,
+        "rounding": plan.rounding,
+        "seed": plan.seed,
+        "weights": plan.weights,
+        "tensor_names": plan.tensor_names,
+    }
+
+
+def _identity(source: Source, name: str) -> dict[str, Any]:
+    """What an input is, as far as its headers and its place tell."""
+    return {
+        "reference": source.reference.text,
+        "name": name,
+        "hub": _on_the_hub(source),
+        "commits": source.commits,
+        "adapter": source.adapter is not None,
+        "format": source.checkpoint.format,
+        "license": _license(source.checkpoint.path),
+        "header_digest": f"sha256:{source.checkpoint.header_digest}",
+        "files": dict(source.checkpoint.files),
+    }
+
+
+def _earlier(plan: Plan, stated: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    """An earlier merge of a chain."""
+    return {
+        "name": plan.recipe.recipe.name,
+        **_settings(plan),
+        "inputs": [
+            {
+                **_identity(source, short[source.reference.text]),
+                "digest": known.get("digest"),
+            }
+            for source, known in zip(plan.sources, stated["inputs"], strict=True)
+        ],
     }
 
 
@@ -196,25 +239,6 @@ def tell_counts(counts: Mapping[str, int]) -> str:
     """Counts of values by tensors, as a few words."""
     shown = [f"{count} in {name}" for name, count in list(counts.items())[:3]]
     return ", ".join(shown) + (f" and {len(counts) - 3} tensors more" if len(counts) > 3 else "")
-
-
-def names(plan: Plan) -> dict[str, str]:
-    """A public name for every model, by its reference: the Hub's, or a short one that no other has."""
-    found: dict[str, str] = {}
-    for source in plan.sources:
-        reference = source.reference
-        parts = [
-            p
-            for p in Path(reference.path).parts
-            if p not in ("/", ".", "..", "actor", "huggingface")
-        ]
-        longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        numbered = [f"{reference.name}-{n}" for n in range(2, len(plan.sources) + 2)]
-        published = source.published and (source.adapter is None or source.published_adapter)
-        longer = [] if source.adapter else longer
-        choices = [reference.text] if published else [reference.name, *longer, *numbered]
-        found[reference.text] = next((c for c in choices if c not in found.values()), choices[-1])
-    return found
 
 
 def _on_the_hub(source: Source) -> list[str]:
@@ -285,78 +309,6 @@ def _without_folder(warning: str, plan: Plan) -> str:
     """A warning with the recipe's name in place of its path, which is another elsewhere."""
     file = plan.recipe.document.file
     return warning.replace(f"{file}:", f"{Path(file).name}:", 1) if file else warning
-
-
-def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Names for the inputs that are no local paths, by the references that the recipe has."""
-    return {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
-
-
-def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with names for models in place of references, and no local folder in it.
-
-    References stand by themselves in known places, and as paths in warnings; all else stays, whatever
-    letters a short path has in common with it.
-    """
-    named = public_names(manifest)
-    report = manifest.get("effective_weights")
-    nonfinite = manifest.get("nonfinite")
-    public = {
-        **manifest,
-        "inputs": [{**entry, "reference": entry["name"]} for entry in manifest["inputs"]],
-        "warnings": _renamed_in(manifest.get("warnings", []), named),
-        "log": {**manifest["log"], "recipe_folder": None, "results": {}},
-    }
-    if report:
-        public["effective_weights"] = report | {
-            key: [
-                {**each, "model": named.get(each["model"], each["model"])}
-                for each in report.get(key, [])
-            ]
-            for key in ("models", "worst_tensors")
-        }
-        public["effective_weights"]["warnings"] = _renamed_in(report.get("warnings", []), named)
-    if nonfinite:
-        inputs = {named.get(name, name): counts for name, counts in nonfinite["inputs"].items()}
-        public["nonfinite"] = {**nonfinite, "inputs": inputs}
-    return public
-
-
-def _renamed_in(texts: Sequence[str], named: Mapping[str, str]) -> list[str]:
-    """Sentences with other names for the paths that they speak of; a plain word may be just that."""
-    longest = sorted((path for path in named if "/" in path), key=len, reverse=True)
-    if not longest:
-        return list(texts)
-    words = (
-        re.escape(each) if Path(each).is_absolute() else rf"(?<![\w./-]){re.escape(each)}(?![\w-])"
-        for each in longest
-    )
-    word = re.compile("|".join(words))
-    return [word.sub(lambda found: named[found[0]], text) for text in texts]
-
-
-def recipe_text(plan: Plan, *, public: bool = False) -> str:
-    """The recipe as its author wrote it; with ``public`` written anew, with names for local paths."""
-    document = plan.recipe.document
-    if public:
-        return recipe_made_public(plan.recipe.data, names(plan))
-    if document.text is not None:
-        return document.text
-    return yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
-
-
-def recipe_made_public(data: Any, named: Mapping[str, str]) -> str:
-    """A recipe written anew, with names for the models that it refers to."""
-    return yaml.safe_dump(_renamed(data, named), sort_keys=False, allow_unicode=True)
-
-
-def _renamed(data: Any, named: Mapping[str, str]) -> Any:
-    """Nested data with other names for models, in references and mappings of their parts."""
-    if isinstance(data, dict):
-        return {key: _renamed(value, named) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_renamed(value, named) for value in data]
-    return named.get(data, data) if isinstance(data, str) else data
 
 
 def write(manifest: dict[str, Any], folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from merganser import hub, merging, recipe
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, told_as
-from merganser.release import card, disclosure, manifest
+from merganser.release import card, disclosure, manifest, naming
 from merganser.release.disclosure import Disclosed
 from merganser.study import cards
 from merganser.study import results as studies
@@ -274,16 +274,16 @@ def _public(
     folder: Path, made: dict[str, Any], files: Mapping[str, Path | bytes]
 ) -> dict[str, bytes]:
     """What is sent in place of files that hold local paths."""
-    documents = recipe.read_documents(folder / manifest.RECIPE)[0]
-    changed = disclosure.made_public(files, made, [document.data for document in documents])
+    recipes = recipe.load_all(folder / manifest.RECIPE, "lenient")
+    changed = disclosure.made_public(files, made, recipes)
     place = cards.find(folder)
     with told_as(InputError, "read", folder / card.NAME):
         kept = (folder / card.NAME).read_text(encoding="utf-8")
     if kept == cards.text(folder, made, place=place):
-        last = manifest.recipe_made_public(documents[-1].data, manifest.public_names(made))
-        text = cards.text(folder, manifest.made_public(made), last, place)
+        last = naming.recipe_made_public(recipes[-1], naming.public_names(made))
+        text = cards.text(folder, naming.made_public(made), last, place)
         changed[card.NAME] = text.encode()
-    told = manifest.restated(manifest.made_public(made), changed)
+    told = manifest.restated(naming.made_public(made), changed)
     return {**changed, manifest.NAME: manifest.as_text(told).encode()}
 
 

@@ -1,0 +1,136 @@
+"""Public names for models, in place of the local paths that recipes and manifests hold."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser import hub
+from merganser.planning import Plan
+from merganser.recipe import ModelReference, ParsedRecipe, model_references
+
+
+def names(plans: Sequence[Plan]) -> dict[str, str]:
+    """A public name for every model that recipes refer to, by its reference: the Hub's, the name of a
+    result that another recipe makes, or a short one that no other has."""
+    found = {name: name for plan in plans for name in plan.recipe.results}
+    references: dict[str, tuple[ModelReference, bool]] = {}
+    for plan in plans:
+        for source in plan.sources:
+            published = source.published and (source.adapter is None or source.published_adapter)
+            references.setdefault(source.reference.text, (source.reference, published))
+        for _, reference in model_references(plan.recipe.recipe):  # a tokenizer's, a token's
+            references.setdefault(reference.text, (reference, _is_published(reference, plan)))
+    for text, (reference, published) in references.items():
+        parts = [
+            p
+            for p in Path(reference.path).parts
+            if p not in ("/", ".", "..", "actor", "huggingface")
+        ]
+        longer = ["-".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        numbered = [f"{reference.name}-{n}" for n in range(2, len(references) + 2)]
+        longer = [] if reference.adapter else longer
+        choices = [text] if published else [reference.name, *longer, *numbered]
+        free = (c for c in choices if c not in found.values())
+        found.setdefault(text, next(free, choices[-1]))
+    return found
+
+
+def _is_published(reference: ModelReference, plan: Plan) -> bool:
+    """Whether all of a model is on the Hub, rather than in a folder."""
+    paths = filter(None, (reference.path, reference.adapter))
+    return all(hub.local_folder(path, plan.recipe.folder) is None for path in paths)
+
+
+def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Names for the models that are no local paths, by the references that the recipes have."""
+    inputs = {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
+    return {**inputs, **manifest.get("names", {})}
+
+
+def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with names for models in place of references, and no local folder in it.
+
+    References stand by themselves in known places, and as paths in warnings; all else stays, whatever
+    letters a short path has in common with it.
+    """
+    named = public_names(manifest)
+    report = manifest.get("effective_weights")
+    nonfinite = manifest.get("nonfinite")
+    public = {
+        **manifest,
+        "inputs": _inputs_made_public(manifest),
+        "earlier": [
+            {**each, "inputs": _inputs_made_public(each)} for each in manifest.get("earlier", [])
+        ],
+        "names": {name: name for name in named.values()},
+        "warnings": _renamed_in(manifest.get("warnings", []), named),
+        "log": {**manifest["log"], "recipe_folder": None, "results": {}},
+    }
+    if report:
+        public["effective_weights"] = report | {
+            key: [
+                {**each, "model": named.get(each["model"], each["model"])}
+                for each in report.get(key, [])
+            ]
+            for key in ("models", "worst_tensors")
+        }
+        public["effective_weights"]["warnings"] = _renamed_in(report.get("warnings", []), named)
+    if nonfinite:
+        inputs = {named.get(name, name): counts for name, counts in nonfinite["inputs"].items()}
+        public["nonfinite"] = {**nonfinite, "inputs": inputs}
+    return public
+
+
+def _inputs_made_public(merge: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{**entry, "reference": entry["name"]} for entry in merge["inputs"]]
+
+
+def _renamed_in(texts: Sequence[str], named: Mapping[str, str]) -> list[str]:
+    """Sentences with other names for the paths that they speak of; a plain word may be just that."""
+    longest = sorted((path for path in named if "/" in path), key=len, reverse=True)
+    if not longest:
+        return list(texts)
+    words = (
+        re.escape(each) if Path(each).is_absolute() else rf"(?<![\w./-]){re.escape(each)}(?![\w-])"
+        for each in longest
+    )
+    word = re.compile("|".join(words))
+    return [word.sub(lambda found: named[found[0]], text) for text in texts]
+
+
+def recipe_text(plan: Plan, public: Mapping[str, str] | None = None) -> str:
+    """The recipe as its author wrote it; or written anew, with public names for models."""
+    document = plan.recipe.document
+    if public is not None:
+        return recipe_made_public(plan.recipe, public)
+    if document.text is not None:
+        return document.text
+    return yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
+
+
+def recipe_made_public(parsed: ParsedRecipe, named: Mapping[str, str]) -> str:
+    """A recipe written anew, with names for the models that it refers to."""
+    data: Any = copy.deepcopy(dict(parsed.data))
+    for path, reference in model_references(parsed.recipe):
+        place = data
+        for key in path[:-1]:
+            place = place[key]
+        name = named.get(reference.text, reference.text)
+        if name != reference.text:
+            place[path[-1]] = _reference(name, place[path[-1]])
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _reference(name: str, written: Any) -> Any:
+    """A reference of another name, in the form that its author chose: a text, or a mapping."""
+    if not isinstance(written, dict):
+        return name
+    model, _, adapter = name.partition("+")
+    parts = {"model": model, "lora": adapter}
+    return {key: parts.get(key, value) for key, value in written.items() if value}
