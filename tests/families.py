@@ -76,6 +76,13 @@ IMAGE = {"image_token_id": 5}
 VIDEO = IMAGE | {"video_token_id": 6, "vision_start_token_id": 7}
 MARKED = {"image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7}
 SIGLIP = VISION | {"model_type": "siglip_vision_model"}
+PER_LAYER = {
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": 64,
+    "num_kv_shared_layers": 0,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+}
 MIXED = ["linear_attention", "full_attention"] * 2
 
 
@@ -137,6 +144,20 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family("Gemma", DECODER),
     "gemma2": Family("Gemma2", DECODER | {"sliding_window": 8}),
     "gemma3_text": Family("Gemma3Text", DECODER | {"sliding_window": 8}),
+    "gemma3n": Family(
+        "Gemma3nText",
+        DECODER
+        | PER_LAYER
+        | {
+            "intermediate_size": [24] * LAYERS,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+        },
+    ),
+    "gemma4": Family(
+        "Gemma4Text", DECODER | PER_LAYER | {"per_layer_config": {3: {"head_dim": 16}}}
+    ),
     "phi": Family("Phi", TEXT),
     "phi3": Family("Phi3", WIDE),
     "cohere": Family("Cohere", TEXT),

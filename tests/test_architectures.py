@@ -130,7 +130,10 @@ def test_a_family_merges_stacks_and_loads(zoo: Any, tmp_path: Path, name: str) -
     origins = [(x, 0), (x, 1), (x, 2), (y, 1), (y, 2), (y, 3)]
     wanted = {}
     for key, place in shape.places.items():
-        if place.module != module.name or place.layer is None:
+        if place.layer_axis is not None:
+            blocks = [t[key].chunk(LAYERS, place.layer_axis)[layer] for t, layer in origins]
+            wanted[key] = torch.cat(blocks, place.layer_axis)
+        elif place.module != module.name or place.layer is None:
             last = place.module == module.name and place.after_layers
             wanted[key] = (y if last else x)[key]
     for i, (tensors, layer) in enumerate(origins):
@@ -358,6 +361,35 @@ def test_a_slice_may_have_a_base_of_its_own(tmp_path: Path) -> None:
     up = "model.layers.{}.mlp.up_proj.weight"
     found = reads(recipe, up.format(0), up.format(1), NORM)
     assert [[source for source, _ in entry] for entry in found] == [[1, 0], [2, 0], [2, 0]]
+
+
+def test_blocks_for_each_layer_are_merged_as_the_layers_are(zoo: Any, tmp_path: Path) -> None:
+    """Stacks of two models a slice: as if both had been stacked first. Numbers must agree."""
+    a, b = zoo("gemma3n")
+    cuts = [(0, 2), (1, 4)]
+    stacked = [tmp_path / "a", tmp_path / "b"]
+    for model, folder in zip((a, b), stacked, strict=True):
+        merganser.merge(stack(*((model, *cut) for cut in cuts)), folder)
+    merganser.merge(average(*stacked), tmp_path / "wanted")
+    pairs = [[slices((m, *cut))[0]["sources"][0] for m in (a, b)] for cut in cuts]
+    recipe = average(a, b, slices=[{"sources": pair} for pair in pairs])
+    del recipe["models"]
+    recipe["parameters"] = {"weight": 0.5}
+    merganser.merge(recipe, tmp_path / "out")
+    assert different_bits(load(tmp_path / "out"), load(tmp_path / "wanted")) == {}
+    recipe["parameters"] = {"weight": [0.1, 0.9]}
+    with pytest.raises(RecipeError) as error:
+        merganser.plan(recipe)
+    assert_one_line(str(error.value), "slices", str(a), "per_layer", "block for each layer")
+    recipe["parameters"] = {
+        "weight": [{"filter": "per_layer_m", "value": 0.5}, {"value": [0.1, 0.9]}]
+    }
+    recipe["parameters"]["weight"].insert(0, {"filter": "per_layer.w", "value": 0.5})
+    assert merganser.plan(recipe)
+    recipe["slices"][1]["sources"] = pairs[1][:1]
+    with pytest.raises(RecipeError) as error:
+        merganser.plan(recipe)
+    assert_one_line(str(error.value), "slices", "embed_tokens_per_layer", "as many models")
 
 
 def test_layers_of_different_kinds(zoo: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,8 @@ LAYER_COUNT_KEYS = (
     "layers",
 )
 """Names that configs give to the number of layers."""
+
+HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads")
 
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
 
@@ -174,6 +176,7 @@ class Place:
         after_layers: whether it comes after the layers (final norm, head) rather than before.
         module: the part of the model that it belongs to.
         vocabulary: whether it is an embedding or a head with a row for every token.
+        layer_axis: the axis along which a tensor outside the layers has a block for each of them.
     """
 
     stack: str | None
@@ -183,6 +186,7 @@ class Place:
     after_layers: bool = False
     module: str = DEFAULT
     vocabulary: bool = False
+    layer_axis: int | None = None
 
     def name_at(self, layer: int) -> str:
         """This tensor's name in another layer."""
@@ -305,7 +309,34 @@ def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Archite
         first_only = any(word in name for word in FIRST_LAYER_ONLY)
         if first_only and (place.stack, place.rest) not in widespread:
             places[name] = Place(None, None, name, place.role, False, place.module)
+        elif place.layer is None:
+            axis = _layer_axis(name, specs[name].shape, modules[place.module], config)
+            if axis is not None:
+                places[name] = replace(place, layer_axis=axis)
     return Architecture(modules, places)
+
+
+def _layer_axis(
+    name: str, shape: Sequence[int], module: Module, config: Mapping[str, Any]
+) -> int | None:
+    """The axis along which a tensor has a block for each layer: its side is the number of layers
+    times a size that the config gives as one for each layer, or times the number of heads where
+    the config has no number for that side."""
+    if module.depth < 2 or module.section is None:
+        return None
+    section: Any = config
+    for key in module.section:
+        section = section[key]
+    numbers = {key: value for key, value in section.items() if _is_count(value)}
+    sizes = {value for key, value in numbers.items() if "per_layer" in key}
+    heads = {numbers[key] for key in HEAD_COUNT_KEYS if key in numbers} - {module.depth, 1}
+    for axis, side in enumerate(shape):
+        size, rest = divmod(side, module.depth)
+        if rest == 0 and "per_layer" in name and size in sizes:
+            return axis
+        if rest == 0 and size in heads and side not in numbers.values():
+            return axis
+    return None
 
 
 def without_layers(architecture: Architecture) -> Architecture:

@@ -15,9 +15,11 @@ from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.depth import restacked
+from merganser.planning.groups import Path
 from merganser.planning.heads import changed_tie
 from merganser.planning.jobs import JobMaker
-from merganser.planning.layout import Layout, Path
+from merganser.planning.layer_blocks import with_joined_blocks
+from merganser.planning.layout import Layout
 from merganser.planning.numbers import check_settings
 from merganser.planning.plans import (
     CELL,
@@ -327,6 +329,7 @@ class _Planner:
                     )
 
     def plan(self, shard_size: int) -> Plan:
+        self.sources = with_joined_blocks(self.parsed, self.sources, self.index)
         layout = Layout(
             self.parsed, self.sources, self.index, self.base, self.donor, self.tensor_names
         )

@@ -24,8 +24,8 @@ from merganser.checkpoints.gathered import (
     vocabulary_axis,
 )
 from merganser.errors import InputError
+from merganser.planning.groups import Path
 from merganser.planning.heads import token_embedding
-from merganser.planning.layout import Path
 from merganser.planning.plans import Source, TokenizerEdit
 from merganser.recipe import ModelReference, ParsedRecipe, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource

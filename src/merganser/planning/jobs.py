@@ -9,7 +9,7 @@ from typing import Any
 from merganser.errors import InputError
 from merganser.methods import Combination, Method, Parameter, SparseDeltas
 from merganser.methods.checks import check_coefficients, check_sparse_deltas, fault
-from merganser.planning.layout import Entry, Group, Path
+from merganser.planning.groups import Entry, Group, Path
 from merganser.planning.numbers import Oddities
 from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
@@ -71,6 +71,15 @@ class JobMaker:
         if group.place.role == "buffer":
             return self._copy(group, specs[0], reads[:1] if specs[0].dtype.floating else reads)
         numbers, paths = self._numbers(group, models)
+        for other in group.alike:
+            if self._numbers(other, self._sides(other)[1])[0] != numbers:
+                raise self.parsed.error(
+                    f"slices: the tensor {group.name!r} of "
+                    f"{self.sources[entries[0].source].reference} has a block for each layer and is "
+                    "merged whole, so its parameters must be the same in all slices; give them for "
+                    "it alone with a filter",
+                    ("slices",),
+                )
         if models:
             if self.method.check is not None:
                 self._accepted(self.method.check, group, numbers)

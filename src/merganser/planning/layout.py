@@ -16,55 +16,14 @@ from merganser.architecture import (
     stated_tie,
 )
 from merganser.errors import InputError
+from merganser.planning.groups import Entry, Group, Layers, Levels, Path
 from merganser.planning.heads import embedding_as_head
 from merganser.planning.plans import Names, Source
-from merganser.recipe import ParsedRecipe, Setting, key_name
+from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
-
-Path = tuple[str | int, ...]
-Levels = tuple[tuple[Path, Mapping[str, Setting]], ...]
-Layers = tuple[tuple[int, int], ...]
-"""What one output layer is made of: sources, and layers of theirs."""
 
 MAX_LAYERS = 4096
 """Most layers that a recipe may stack."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One input of one output tensor, and the settings that come with it, nearest first."""
-
-    source: int
-    name: str
-    path: Path
-    parameters: Mapping[str, Setting]
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One output tensor before its numbers are settled.
-
-    Attributes:
-        name: of the output.
-        place: what it is in its model.
-        layer: the output layer, or None.
-        position: where it lies in the depth of its slice, for gradients.
-        entries: the inputs that have it, in the recipe's order.
-        base: the base model for it, an index of the plan's sources, or None.
-        parameters: the settings above those of the entries, nearest first.
-        partial: whether the recipe lists models that lack this tensor.
-        taken: whether it is taken from its only entry without being merged.
-    """
-
-    name: str
-    place: Place
-    layer: int | None
-    position: float
-    entries: tuple[Entry, ...]
-    base: int | None
-    parameters: Levels
-    partial: bool = False
-    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +308,7 @@ class Layout:
         [module] = part.modules
         layers = self.layers.setdefault(module, [])
         yield from self._outside(part, 0, after=False)
+        yield from self._blocks(part)
         for i, piece in enumerate(slices):
             listed = self._listed(part, i)
             starts = []
@@ -449,7 +409,7 @@ class Layout:
             place = self._placed(architecture.places[own])
             stack = self._stack_of(part, owner, module)
             further = stack.number_beyond(own)
-            if place.layer is not None or place.module != module:
+            if place.layer is not None or place.module != module or place.layer_axis is not None:
                 continue
             if after != (place.after_layers or further is not None):
                 continue
@@ -463,6 +423,35 @@ class Layout:
             filled = self._fill(group, listed, [own] * len(listed), shape, may_tie=may_tie)
             if filled is not None:
                 yield filled
+
+    def _blocks(self, part: _Part) -> Iterator[Group]:
+        """The tensors with a block for each layer, which the first slice's models have joined."""
+        [module] = part.modules
+        first = self._listed(part, 0)
+        for key, owner in self._keys(entry.source for entry in first).items():
+            architecture = self.sources[owner].architecture
+            own = architecture.names[key]
+            place = self._placed(architecture.places[own])
+            if place.layer_axis is None or place.module != module:
+                continue
+            name, shape = (
+                self.shape.names.get(key, own),
+                self.sources[owner].checkpoint.specs[own].shape,
+            )
+            alike = []
+            for i, piece in enumerate(part.slices or []):
+                entries = [
+                    replace(entry, source=there.source)
+                    for entry, there in zip(self._listed(part, i), first, strict=True)
+                ]
+                start, stop = piece.sources[0].layer_range
+                for offset in range(stop - start):
+                    group = self._group(part, i, name, place, None, _position(offset, stop - start))
+                    group = replace(group, base=self._group(part, 0, name, place, None, 0.0).base)
+                    alike.append(self._fill(group, entries, [own] * len(entries), shape))
+            filled = [group for group in alike if group is not None]
+            if filled:
+                yield replace(filled[0], alike=tuple(filled[1:]))
 
     def _in_order(self, part: _Part, listed: Sequence[Entry]) -> bool:
         """Whether the stack has the layers of the models at its end as they have them."""

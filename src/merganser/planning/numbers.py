@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from typing import Any
 
 from merganser.methods import Method, Parameter
-from merganser.planning.layout import Path
+from merganser.planning.groups import Path
 from merganser.recipe import Document, ParsedRecipe, Recipe, Scalar, Setting, key_name
 
 Warn = Callable[[Path, str], None]

@@ -1,0 +1,117 @@
+"""Stacks of models that keep something for every layer in tensors outside the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from merganser.architecture import DEFAULT
+from merganser.checkpoints.derived import Derived, DerivedCheckpoint
+from merganser.checkpoints.layer_blocks import Blocks, JoinedBlocks
+from merganser.errors import RecipeError
+from merganser.planning.groups import Path
+from merganser.planning.plans import Source
+from merganser.recipe import ParsedRecipe, key_name
+from merganser.recipe.schema import OutputSlice
+
+
+def with_joined_blocks(
+    parsed: ParsedRecipe, sources: Sequence[Source], index: Mapping[str, int]
+) -> tuple[Source, ...]:
+    """The sources; those of each stack's first slice with its blocks for all output layers.
+
+    Each model of the first slice has the blocks of all slices' models that are listed at its place.
+
+    Raises:
+        RecipeError: when the slices list their models in ways that blocks cannot be joined in.
+        InputError: when blocks have different shapes.
+    """
+    result = list(sources)
+    for path, module, slices in _stacks(parsed):
+        listed = [sources[index[given.model.text]] for piece in slices for given in piece.sources]
+        owner = next((source for source in listed if _names(source, module)), None)
+        if owner is None:
+            continue
+        _check_slices(parsed, path, slices, f"{owner.reference}: {_names(owner, module)[0]!r}")
+        for place, given in enumerate(slices[0].sources):
+            own = index[given.model.text]
+            layers = [
+                (index[piece.sources[place].model.text], layer)
+                for piece in slices
+                for layer in range(*piece.sources[place].layer_range)
+            ]
+            result[own] = _joined(sources, own, module, layers)
+    return tuple(result)
+
+
+def _stacks(parsed: ParsedRecipe) -> Iterator[tuple[Path, str, Sequence[OutputSlice]]]:
+    recipe = parsed.recipe
+    if recipe.modules is None and recipe.slices:
+        yield ("slices",), DEFAULT, recipe.slices
+    for name, module in (recipe.modules or {}).items():
+        if module.slices:
+            yield ("modules", name, "slices"), name, module.slices
+
+
+def _names(source: Source, module: str) -> list[str]:
+    """The tensors that have a block for each layer of a module."""
+    architecture = source.architecture
+    stacked = (architecture.module(module) or architecture.main).name
+    return [
+        name
+        for name, place in architecture.places.items()
+        if place.layer_axis is not None and place.module == stacked
+    ]
+
+
+def _check_slices(
+    parsed: ParsedRecipe, path: Path, slices: Sequence[OutputSlice], tensor: str
+) -> None:
+    def error(wish: str) -> RecipeError:
+        return parsed.error(
+            f"{key_name(path)}: {tensor} has a block for each layer, so {wish}", path
+        )
+
+    bases = []
+    for piece in slices:
+        base = piece.base_model or parsed.recipe.base_model
+        models = [given.model.text for given in piece.sources]
+        bases.append([base is not None and model == base.text for model in models])
+        if len(set(models)) < len(models):
+            raise error("a slice cannot list a model twice")
+    if any(len(base) != len(bases[0]) for base in bases):
+        raise error("all slices must list as many models")
+    if any(base != bases[0] for base in bases):
+        raise error("all slices must list the base at the same place, or none of them")
+
+
+def _joined(
+    sources: Sequence[Source], own: int, module: str, layers: Sequence[tuple[int, int]]
+) -> Source:
+    """A source whose tensors with blocks have those of other sources' layers."""
+    source = sources[own]
+    tensors: dict[str, Derived | str] = {name: name for name in source.checkpoint.specs}
+    told: list[str] = []
+    order = list(dict.fromkeys((own, *(s for s, _ in layers))))
+    for name in _names(source, module):
+        donors = []
+        for s in order:
+            architecture, checkpoint = sources[s].architecture, sources[s].checkpoint
+            there = architecture.names.get(source.architecture.key(name))
+            place = architecture.places[there] if there is not None else None
+            if there is None or place is None or place.layer_axis is None:
+                return source  # the plan refuses models of different architectures
+            depth = architecture.modules[place.module].depth
+            if any(layer >= depth for donor, layer in layers if donor == s):
+                return source  # the plan refuses ranges beyond the layers
+            donors.append(Blocks(checkpoint, there, place.layer_axis, depth))
+        joined = JoinedBlocks(donors, [(order.index(s), layer) for s, layer in layers])
+        tensors[name] = Derived(joined.spec, joined.fill)
+        told.append(joined.digest())
+    if not told:
+        return source
+    checkpoint = source.checkpoint
+    derived = DerivedCheckpoint(
+        checkpoint, tensors, checkpoint.config, f"blocks {told}", format=checkpoint.format
+    )
+    return replace(source, checkpoint=derived)
