@@ -574,7 +574,7 @@ def test_a_repository_of_gguf_files_only(
     monkeypatch.setattr("huggingface_hub.list_repo_files", listed)
     if network:
         assert open_checkpoint(hub.resolve("org/duck")).format == "GGUF"
-        assert fetched == {"duck-F16.gguf"}
+        assert fetched == {"duck-F16.gguf", "README.md"}
         return
     assert hub.resolve("org/duck") == cache  # nothing is known of it
     shutil.copy(repository / "duck-Q8_0.gguf", cache)

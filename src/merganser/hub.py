@@ -19,7 +19,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_SMALL = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+_SMALL = ["*.json", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "README.md"]
+"""All that is not weights: configs, tokenizers, code (which is copied, not run), and the card, which
+states the licence."""
 
 _WANTED = [*_SMALL, "*.safetensors"]
 

@@ -14,6 +14,7 @@ from merganser.checkpoints.experts import named_like
 from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning.alignment import Aligner, chosen_template, truncated
+from merganser.planning.companions import missing_code, tokens_without_rows
 from merganser.planning.depth import restacked
 from merganser.planning.groups import Path
 from merganser.planning.heads import changed_tie
@@ -351,6 +352,9 @@ class _Planner:
         config = self.sources[self.donor].checkpoint.config
         restacked(config, self.sources, self.donor, layers)
         self.warnings += layout.warnings
+        self.warnings += missing_code(self.sources[self.donor])
+        if self.tokenizer is None:
+            self.warnings += tokens_without_rows(self.sources[self.donor], self.vocabulary)
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
         tied = not any(g.place.role == "head" and g.place.vocabulary for g in groups)

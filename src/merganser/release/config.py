@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import VOCABULARY_KEYS, sections, vocabulary_size
-from merganser.checkpoints import read_json
+from merganser.checkpoints import model_code, read_json
 from merganser.planning import Plan, restacked
+from merganser.planning.companions import PROCESSORS
 from merganser.release import files
 from merganser.tokenizer import map_token_ids
 
-OTHER_FILES = (
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-)
+OTHER_FILES = ("generation_config.json", *PROCESSORS)
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
@@ -68,21 +64,25 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
 
 
 def copied(plan: Plan) -> list[Path]:
-    """The donor's other small files, which the output gets."""
+    """The donor's other small files, which the output gets: those that say how to use the model, and
+    the code that it loads with."""
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
         return []
-    return [model / name for name in OTHER_FILES if (model / name).is_file()]
+    others = [model / name for name in OTHER_FILES if (model / name).is_file()]
+    return [*others, *model_code.find(model, "config.json", *OTHER_FILES).files]
 
 
 def write_companions(plan: Plan, folder: Path) -> None:
-    """Copy the donor's generation config and processors, byte for byte but for token ids that moved."""
+    """Copy the donor's generation config, processors and code, byte for byte but for token ids that
+    moved."""
+    home = plan.sources[plan.donor].checkpoint.path
     for file in copied(plan):
         is_generation = file.name == "generation_config.json"
         if is_generation and plan.tokenizer is not None and plan.tokenizer.moved:
             files.write_json(folder / file.name, with_token_ids(plan, read_json(file)))
-        else:
-            files.copy(file, folder / file.name)
+        elif home is not None:
+            files.copy(file, folder / file.relative_to(home))
 
 
 def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:

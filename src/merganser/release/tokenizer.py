@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser import chat_templates
-from merganser.checkpoints import read_json
+from merganser.checkpoints import model_code, read_json
 from merganser.planning import Plan
 from merganser.release import files
 from merganser.tokenizer import (
@@ -31,7 +31,7 @@ FILES = (
     chat_templates.FILE,
     chat_templates.LEGACY_FILE,
 )
-"""Copied byte for byte, with ``additional_chat_templates/``."""
+"""Copied byte for byte, with ``additional_chat_templates/`` and the tokenizer's own code."""
 
 _MORE_TEMPLATES = "additional_chat_templates"
 
@@ -49,7 +49,8 @@ def copied(plan: Plan) -> list[Path]:
     if model is None:
         return []
     more = sorted((model / _MORE_TEMPLATES).glob("*.jinja"))
-    return [*(model / name for name in FILES if (model / name).is_file()), *more]
+    own = [model / name for name in FILES if (model / name).is_file()]
+    return [*own, *more, *model_code.find(model, SETTINGS).files]
 
 
 def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
@@ -70,15 +71,23 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     model = _home(plan)
     if model is None:
         return lacking if donor.checkpoint.config else []
+    warnings = []
     for file in copied(plan):
-        files.copy(file, folder / file.relative_to(model))
+        target = folder / file.relative_to(model)
+        if target.is_file() and target.suffix == ".py":  # the model's code, which is written first
+            if target.read_bytes() != file.read_bytes():
+                warnings.append(
+                    f"{file} differs from the model's own, which the output has instead"
+                )
+            continue
+        files.copy(file, target)
     if edit is not None and edit.output.changed:
         _change(edit.output, folder)
     if plan.chat_template is not None and plan.chat_template != chat_templates.of_model(folder):
         _set_template(plan.chat_template, folder)
     if edit is None and not has_tokenizer(folder):
-        return lacking
-    return []
+        warnings += lacking
+    return warnings
 
 
 def _change(output: OutputTokenizer, folder: Path) -> None:

@@ -1,0 +1,81 @@
+"""Python files that come with a model: which ones it loads with. They are read, never run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.small_files import read_json, read_text
+
+CUSTOM_GENERATE = "custom_generate"
+"""The folder with a generation loop of the model's own, which transformers loads by its name."""
+
+_MODULE = re.compile(r"\w[\w-]*", re.ASCII)
+
+_IMPORT = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|import\s+\.(\w+)\s*$)", re.MULTILINE)
+"""The imports of neighbouring files that transformers follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCode:
+    """The Python files that some configs name.
+
+    Attributes:
+        files: those in the folder, and the neighbours that they import.
+        missing: names of files that are not in the folder, by the file that names them.
+    """
+
+    files: tuple[Path, ...]
+    missing: tuple[tuple[str, str], ...]
+
+
+def find(folder: Path, *configs: str) -> ModelCode:
+    """Find the code that configs of a folder name in ``auto_map`` and ``custom_pipelines``.
+
+    Code that is named with its repository (``org/name--module.Class``) stays there.
+
+    Raises:
+        InputError: when a config or a code file cannot be read.
+    """
+    to_read = [
+        (module, name)
+        for name in configs
+        if (folder / name).is_file()
+        for module in _modules(read_json(folder / name))
+    ]
+    files: dict[Path, None] = {}
+    missing: dict[tuple[str, str], None] = {}
+    while to_read:
+        module, user = to_read.pop(0)
+        file = folder / f"{module}.py"
+        if file in files:
+            continue
+        if not file.is_file():
+            missing[file.name, user] = None
+            continue
+        files[file] = None
+        imported = {first or second for first, second in _IMPORT.findall(read_text(file))}
+        to_read += [(each, file.name) for each in sorted(imported)]
+    if "config.json" in configs:
+        own = folder / CUSTOM_GENERATE
+        found = [*sorted(own.glob("*.py")), own / "requirements.txt"]
+        files |= dict.fromkeys(file for file in found if file.is_file())
+    return ModelCode(tuple(files), tuple(missing))
+
+
+def _modules(config: dict[str, Any]) -> Iterator[str]:
+    """The modules in a config's references to classes, as ``module.Class``."""
+    by_class = config.get("auto_map")
+    references = [*by_class.values()] if isinstance(by_class, dict) else [by_class]
+    pipelines = config.get("custom_pipelines")
+    for pipeline in pipelines.values() if isinstance(pipelines, dict) else ():
+        references.append(pipeline.get("impl") if isinstance(pipeline, dict) else None)
+    for reference in references:
+        for each in reference if isinstance(reference, list) else [reference]:
+            if isinstance(each, str) and "--" not in each:
+                module, dot, _ = each.partition(".")
+                if dot and _MODULE.fullmatch(module):
+                    yield module
