@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+import yaml
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import save_file
 
 from conftest import TOKENIZER, WORDS, assert_one_line, change_config, make_model, tree, write_json
 from merganser import hub, merge, plan, verify
 from merganser.errors import InputError
+from merganser.study.publishing import prepare
 
 CONFIGURATION = "from transformers import Qwen2Config\n\nclass DuckConfig(Qwen2Config):\n    pass\n"
 MODELLING = """from transformers import Qwen2ForCausalLM
@@ -227,3 +231,38 @@ def test_other_large_numbers_of_a_tokenizer_are_no_tokens(tmp_path: Path) -> Non
     assert plan(average(a)).warnings == ()
     (a / "tokenizer.json").write_text('{"broken": 4096')
     assert plan(average(a)).warnings == ()
+
+
+# -- licences --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_adapter", "of_output"),
+    [("apache-2.0", "cc-by-nc-4.0", None), ("mit", "mit", "mit"), ("mit", None, None)],
+)
+def test_the_licence_of_an_adapter_is_shown_with_its_models(
+    tmp_path: Path, of_model: str, of_adapter: str | None, of_output: str | None
+) -> None:
+    model = make_model(tmp_path / "model")
+    (model / "README.md").write_text(f"---\nlicense: {of_model}\n---\n")
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    write_json(adapter / "adapter_config.json", settings)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    sides = {f"{prefix}.lora_A.weight": torch.ones(1, 16), f"{prefix}.lora_B.weight": torch.ones(16, 1)}  # fmt: skip
+    save_file(sides, adapter / "adapter_model.safetensors")
+    if of_adapter:
+        (adapter / "README.md").write_text(f"---\nlicense: {of_adapter}\n---\n")
+    merge(
+        {"merge_method": "passthrough", "models": [{"model": f"{model}+{adapter}"}]},
+        tmp_path / "out",
+        public=True,
+    )
+    [package] = prepare(tmp_path / "out", "org/name").packages
+    assert package.licenses == {
+        "model+lora (model)": of_model,
+        "model+lora (adapter)": of_adapter,
+    }
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1]).get("license") == of_output

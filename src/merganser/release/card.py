@@ -108,9 +108,9 @@ def _front_matter(
         data["library_name"] = "transformers"
     if _is_causal(config):
         data["pipeline_tag"] = "text-generation"
-    licenses = {entry["license"] for entry in inputs}
-    if len(licenses) == 1 and None not in licenses:
-        data["license"] = licenses.pop()
+    stated = set(manifests.licenses(manifest).values())
+    if len(stated) == 1 and None not in stated:
+        data["license"] = stated.pop()
     data["tags"] = ["merge", "merganser", "mergekit", manifest["method"]]
     if manifest["conversion"]:
         data["tags"] = ["merganser"]

@@ -155,6 +155,7 @@ def _identity(source: Source, name: str) -> dict[str, Any]:
         "adapter": source.adapter is not None,
         "format": source.checkpoint.format,
         "license": _license(source.checkpoint.path),
+        **({"adapter_license": _license(source.adapter)} if source.adapter is not None else {}),
         "header_digest": f"sha256:{source.checkpoint.header_digest}",
         "files": dict(source.checkpoint.files),
     }
@@ -246,6 +247,20 @@ def _on_the_hub(source: Source) -> list[str]:
     reference = source.reference
     parts = (source.published, reference.path), (source.published_adapter, reference.adapter)
     return [name for published, name in parts if published and name is not None]
+
+
+def licenses(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """The licences of all that was merged, by name: of a model with an adapter each by itself. None
+    where no card states one."""
+    found: dict[str, str | None] = {}
+    for entry in manifest["inputs"]:
+        name, own = entry["name"], entry.get("license")
+        if entry.get("adapter"):
+            found[f"{name} (model)"] = own
+            found[f"{name} (adapter)"] = entry.get("adapter_license")
+        else:
+            found[name] = own
+    return found
 
 
 def _license(model: Path | None) -> str | None:

@@ -38,7 +38,7 @@ class Package:
         folder: where it lies.
         repository: ``org/name``.
         files: what is sent, by paths in the repository: a file, or what is sent in its place.
-        licenses: the parents' licences by their names; None where none is stated.
+        licenses: the parents' licences by their names, adapters' too; None where none is stated.
         disclosed: local paths that the files hold.
     """
 
@@ -251,9 +251,8 @@ def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener)
             raise InputError(f"{folder}: has no {name}; a published model needs one")
     if public_names:
         files |= _public(folder, made, files)
-    licenses = {entry["name"]: entry.get("license") for entry in made["inputs"]}
     disclosed = disclosure.local_paths(files, made)
-    return Package(folder, repository, files, licenses, tuple(disclosed))
+    return Package(folder, repository, files, manifest.licenses(made), tuple(disclosed))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
