@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -561,7 +562,7 @@ def story(pair: tuple[Path, Path], tmp_path: Path, recipe_file: RecipeFile) -> P
 def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = run("search", story, out)
-    assert "candidate 4 of 4, m_004: letters" in text
+    assert re.search(r"candidate 4 of 4 \(w=[\d.]+, g=\S+\): letters", text)
     assert "4 candidates, 4 of them different" in text
     found, apart = results.read(out), results.read(out / "held_out")
     scored = {entry.name: entry.scores["letters"] for entry in found.points}

@@ -19,6 +19,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from merganser.openmp import wait_passively
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'merganser' has no attribute {name!r}")
+    wait_passively()
     module, _, attribute = _HOMES[name].partition(":")
     value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from merganser.study.diff import Diff
     from merganser.study.exploration import Standing
     from merganser.study.language import Point
+    from merganser.study.progress import Scored, Scoring, Turn
     from merganser.study.publishing import Publication, State
     from merganser.study.results import Entry, Results, Score
     from merganser.study.search import SearchResult
@@ -118,27 +119,69 @@ class ProgressBar:
 
 
 class ScoringLines:
-    """How far the scoring of models is: one line that is rewritten on a terminal, else one a model; on stderr."""
+    """Listens to a study: one line for the model at work, and one for each model's scores; on stderr.
+
+    On a terminal the line of the model at work is rewritten; elsewhere a new one comes now and then.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.status: Any = None
+        self.turn: Turn | None = None
+        self.began = self.written = time.monotonic()
+        self.first = 0
 
-    def listen(self, name: str, done: int, everything: int) -> None:
-        """Take a model's name, how many completions are there, and of how many."""
-        if self.console.is_terminal:
+    def listen(self, event: Scoring | Scored) -> None:
+        """Take an event of a study."""
+        from merganser.study.progress import Scored
+
+        if event.turn != self.turn:
+            self.turn = event.turn
+            self.began = self.written = time.monotonic()
+            self.first = 0 if isinstance(event, Scored) else event.tokens
+        if isinstance(event, Scored):
+            self.console.print(_scored_line(event), highlight=False, soft_wrap=True)
+        elif self.console.is_terminal:
             if self.status is None:
                 self.status = self.console.status("")
                 self.status.start()
-            self.status.update(f"scoring {escape(name)}: {done} of {everything} completions")
-        elif done == everything:
-            line = f"scored {escape(name)}: {everything} completions"
-            self.console.print(line, highlight=False)
+            self.status.update(Text(self._line(event), no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - self.written > LINE_SECONDS:
+            self.written = time.monotonic()
+            self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, event: Scoring) -> str:
+        """Which model, how far it is, how fast, and about how long all models take still."""
+        parts = [f"{_turn(event.turn)}: {event.done} of {event.total} completions"]
+        tokens, seconds = event.tokens - self.first, time.monotonic() - self.began
+        if tokens and seconds:
+            rate = tokens / seconds
+            parts.append(f"{rate:,.0f} tokens/s")
+            if event.generated:
+                others = event.turn.models - event.turn.number
+                missing = event.total - event.done + others * event.total
+                left = missing * (event.tokens / event.generated) / rate
+                parts.append(f"about {_duration(left)} left")
+        return ", ".join(parts)
 
     def stop(self) -> None:
         """Take the line away."""
         if self.status is not None:
             self.status.stop()
+
+
+def _turn(turn: Turn) -> str:
+    return f"model {turn.number} of {turn.models}, {turn.model}"
+
+
+def _scored_line(event: Scored) -> str:
+    """A model's scores, and how many of its completions are new."""
+    scores = ", ".join(f"{name} {_score(score)}" for name, score in event.scores.items())
+    reused = event.completions - event.generated
+    kept = f", {reused} of them reused" if 0 < reused < event.completions else ""
+    kept = ", all of them reused" if reused == event.completions > 0 else kept
+    count = f" ({event.completions} completions{kept})" if event.completions else ""
+    return escape(f"{_turn(event.turn)}: {scores}{count}")
 
 
 def show_scores(found: Results) -> None:
@@ -628,6 +671,8 @@ def _score(score: Score | None) -> str:
 
 def search_line(standing: Standing, search: Search) -> str:
     """One line about a candidate that was scored: which, its scores, the best so far, the time left."""
+    from merganser.study.language import told
+
     trial = standing.trial
     own = ", ".join(f"{name} {_score(trial.scores.get(name))}" for name in search.objectives)
     own = f"cannot be merged ({trial.invalid})" if trial.invalid else own
@@ -640,7 +685,8 @@ def search_line(standing: Standing, search: Search) -> str:
         [score] = search.objectives
         best = f"best {_score(first.scores[score])} ({first.candidate.name})"
     left = f"; about {_duration(standing.seconds_left)} left" if standing.seconds_left else ""
-    which = f"candidate {trial.candidate.number} of {standing.budget}, {trial.candidate.name}"
+    values = told(trial.candidate.values)
+    which = f"candidate {trial.candidate.number} of {standing.budget} ({values})"
     return f"{which}: {own}; {best}{left}"
 
 

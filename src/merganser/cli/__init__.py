@@ -21,6 +21,7 @@ from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
 from merganser.cli.wording import in_flags
 from merganser.errors import MerganserError, ResourceError, one_line
+from merganser.openmp import wait_passively
 
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Merge": (merges.plan, merges.merge, merges.verify, merges.convert),
@@ -55,6 +56,7 @@ class _Group(click.Group):
                 )
 
     def invoke(self, ctx: click.Context) -> Any:
+        wait_passively()
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
         try:
             with _stopped_by_sigterm():

@@ -290,15 +290,17 @@ class progress:
 
 
 class scoring:
-    """A line on stderr for every model that is scored, rewritten on a terminal; nothing if quiet."""
+    """The progress and the scores of each model on stderr; nothing if quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.lines: Any = None
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
+    def __enter__(self) -> Callable[[Any], None]:
         if self.quiet:
-            return lambda _name, _done, _all: None
+            from merganser.study.progress import ignore
+
+            return ignore
         from merganser import tables
 
         self.lines = tables.ScoringLines()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from merganser.errors import InputError, RecipeError
-from merganser.evaluation.generation import Completion, Request, Sampling
+from merganser.evaluation.generation import Completion, OnTokens, Request, Sampling, ignore_tokens
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which it is worth asking again."""
@@ -59,7 +59,10 @@ class Endpoint:
         self.pause = pause
 
     def __call__(
-        self, requests: Sequence[Request], sampling: Sampling
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
     ) -> Iterator[tuple[int, Completion]]:
         """See :data:`merganser.evaluation.generation.Backend`.
 
@@ -73,7 +76,9 @@ class Endpoint:
             }
             try:
                 for done in as_completed(waiting):
-                    yield waiting[done], done.result()
+                    completion = done.result()
+                    on_tokens(completion.tokens)
+                    yield waiting[done], completion
             except BaseException:
                 crew.shutdown(cancel_futures=True)
                 raise

@@ -64,5 +64,13 @@ class Completion:
     finish: Finish
 
 
+OnTokens = Callable[[int], None]
+"""Called with the number of tokens that were generated since its last call."""
+
+
+def ignore_tokens(_count: int) -> None:
+    """Count nothing."""
+
+
 Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
 """Completes requests, in any order: yields each one's index and its completion as soon as it is there."""

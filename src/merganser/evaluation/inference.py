@@ -15,7 +15,14 @@ import numpy as np
 
 from merganser import extras
 from merganser.errors import InputError, ResourceError
-from merganser.evaluation.generation import Completion, Prompt, Request, Sampling
+from merganser.evaluation.generation import (
+    Completion,
+    OnTokens,
+    Prompt,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +62,12 @@ class Inference:
         self.batch_size = batch_size
 
     def __call__(
-        self, requests: Sequence[Request], sampling: Sampling
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
     ) -> Iterator[tuple[int, Completion]]:
-        """See :data:`merganser.evaluation.generation.Backend`.
+        """See :data:`merganser.evaluation.generation.Backend`; tokens are counted within a batch too.
 
         Raises:
             InputError: when the model cannot take a prompt.
@@ -75,7 +85,10 @@ class Inference:
             try:
                 with torch.inference_mode():
                     found = self._complete(
-                        [rows[i] for i in chosen], [requests[i] for i in chosen], sampling
+                        [rows[i] for i in chosen],
+                        [requests[i] for i in chosen],
+                        sampling,
+                        on_tokens,
                     )
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
@@ -170,9 +183,15 @@ class Inference:
         return [int(i) for i in ids]
 
     def _complete(
-        self, rows: Sequence[Sequence[int]], requests: Sequence[Request], sampling: Sampling
+        self,
+        rows: Sequence[Sequence[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens,
     ) -> list[Completion]:
-        output = self._generate(rows, requests, sampling)
+        # A completion that ends by a stop text is followed by padding, without an end token.
+        ends = [*self.end_tokens, *([self._padding()] if sampling.stop else [])]
+        output = self._generate(rows, requests, sampling, _Counter(len(rows), ends, on_tokens))
         width = max(map(len, rows))
         return [self._completion(row[width:].tolist(), sampling) for row in output.cpu()]
 
@@ -189,8 +208,7 @@ class Inference:
         transformers = extras.load("transformers", "eval")
 
         ends = self.end_tokens
-        pad = self.tokenizer.pad_token_id
-        pad = pad if pad is not None else ends[0] if ends else 0
+        pad = self._padding()
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), pad)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -217,6 +235,11 @@ class Inference:
             streamer=streamer,
         )
         return output
+
+    def _padding(self) -> int:
+        """The token that fills up prompts and completions of a batch."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.end_tokens[0] if self.end_tokens else 0)
 
     def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
         ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
@@ -268,6 +291,24 @@ class _Feed:
             raise _Closed
         if self.begun:
             self.told.put([int(token) for token in tokens.flatten()])
+        self.begun = True
+
+    def end(self) -> None: ...
+
+
+class _Counter:
+    """A ``streamer`` of transformers that counts the tokens of a batch, padding left out."""
+
+    def __init__(self, rows: int, ends: Sequence[int], on_tokens: OnTokens) -> None:
+        self.running = np.ones(rows, bool)
+        self.ends = list(ends)
+        self.on_tokens = on_tokens
+        self.begun = False
+
+    def put(self, tokens: torch.Tensor) -> None:
+        if self.begun:  # the first tokens are the prompts'
+            self.on_tokens(int(self.running.sum()))
+            self.running &= ~np.isin(tokens.flatten().numpy(), self.ends)
         self.begun = True
 
     def end(self) -> None: ...

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,12 @@ from merganser.sinks import NullSink
 from merganser.study import cards, front, results, sweep
 from merganser.study.language import Point, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
+from merganser.study.progress import Listener, Meter, Scored, Turn, ignore
 from merganser.study.resolving import find
 from merganser.study.results import Entry, Results, Role
 
 SAMPLES = "samples"
 """The folder of completions, beside the points' folders."""
-
-Progress = Callable[[str, int, int], None]
-"""Told of a model's name, how many completions are there, and of how many."""
 
 
 class Study(Evaluate):
@@ -88,7 +87,7 @@ def evaluate_sweep(
     *,
     only: Sequence[str] = (),
     write: bool = True,
-    on_progress: Progress = lambda _name, _done, _all: None,
+    on_progress: Listener = ignore,
     **options: Any,
 ) -> Results:
     """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
@@ -131,11 +130,11 @@ def evaluate_sweep(
         beside = pattern.folder or Path()
         models = [*others, *points]
         scored = []
-        for model in models:
-            entry = score(model, tasks, live, home, on_progress)
+        for number, model in enumerate(models, 1):
+            turn = Turn(model.entry.name, number, len(models))
             kept_file = home / SAMPLES / f"{model.entry.name}.lm-eval.json"
-            more = _harness(model.plan, block, live, beside, kept_file)
-            scored.append(replace(entry, scores={**entry.scores, **more}))
+            more = partial(_harness, model.plan, block, live, beside, kept_file)
+            scored.append(score(model, tasks, live, home, on_progress, turn, more))
         scored = measured(scored, models, threads)
         chosen = rule(scored)
         kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
@@ -249,23 +248,43 @@ def _check_names(models: Sequence[Model]) -> None:
 
 
 def score(
-    model: Model, tasks: Sequence[Task], live: LiveModel, home: Path, on_progress: Progress
+    model: Model,
+    tasks: Sequence[Task],
+    live: LiveModel,
+    home: Path,
+    on_progress: Listener,
+    turn: Turn,
+    more: Callable[[], Mapping[str, Score]] = dict,
 ) -> Entry:
     """Be a model, and score it; its completions are kept in a folder of ``home`` that exists.
+
+    Args:
+        model: which.
+        tasks: what it is asked.
+        live: the model in memory that becomes it.
+        home: the study's folder.
+        on_progress: gets an event at each step.
+        turn: of the model, for the events.
+        more: gives further scores of the model, after its tasks.
 
     Raises:
         MerganserError: of the kind that fits.
     """
     outcome: list[engine.Outcome] = []
     own = f"{SAMPLES}/{model.entry.name}.jsonl"
+    meter = Meter(turn, on_progress)
     found = running.evaluate(
-        live.backend_of(model.plan, outcome.append if model.point is not None else None),
+        live.backend_of(
+            model.plan, outcome.append if model.point is not None else None, meter.generated
+        ),
         tasks,
         key=model_key(model.plan, live),
         samples=home / own if tasks else None,
-        on_progress=lambda done, everything: on_progress(model.entry.name, done, everything),
+        on_progress=meter.completed,
     )
-    entry = replace(model.entry, scores=found.scores, samples=own if tasks else None)
+    scores = {**found.scores, **more()}
+    on_progress(Scored(turn, scores, len(found.samples), found.generated))
+    entry = replace(model.entry, scores=scores, samples=own if tasks else None)
     return _weighed(entry, model, outcome[0]) if outcome else entry
 
 
@@ -472,7 +491,7 @@ def evaluate_model(
     dtype: Computing | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
-    on_progress: Progress = lambda _name, _done, _all: None,
+    on_progress: Listener = ignore,
 ) -> Results:
     """Score one model, without writing it.
 
@@ -506,23 +525,29 @@ def evaluate_model(
         if endpoint is not None:
             if block.lm_eval:
                 raise RecipeError("lm_eval: tasks of the harness run on models in memory only")
-            backend: Backend = Endpoint(endpoint, model, token=token, concurrency=concurrency)
-            key, name = f"endpoint {endpoint} {model}", model
+            name, key = model, f"endpoint {endpoint} {model}"
+            meter = Meter(Turn(name), on_progress)
+            served = Endpoint(endpoint, model, token=token, concurrency=concurrency)
+            backend: Backend = partial(served, on_tokens=meter.generated)
         else:
             name, decided = find(model)
             stack.enter_context(closing(decided))
-            key, backend = model_key(decided, live), live.backend_of(decided)
+            meter = Meter(Turn(name), on_progress)
+            key = model_key(decided, live)
+            backend = live.backend_of(decided, on_tokens=meter.generated)
         found = running.evaluate(
             backend,
             tasks,
             key=key,
             samples=samples if tasks else None,
-            on_progress=lambda done, everything: on_progress(name, done, everything),
+            on_progress=meter.completed,
         )
         more = _harness(decided, block, live, folder or Path()) if decided is not None else {}
+        scores = {**found.scores, **more}
+        on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
     settings = {"tasks": languages.describe(tasks), "endpoint": endpoint}
     settings = describe(tasks, live, block.lm_eval) if endpoint is None else settings
-    entry = Entry(name, "expert", model=model, scores={**found.scores, **more})
+    entry = Entry(name, "expert", model=model, scores=scores)
     return Results(name, "", block.directions(tasks), settings, (entry,))
 
 

@@ -11,7 +11,14 @@ from typing import Any, Literal
 from merganser import engine, extras
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import running
-from merganser.evaluation.generation import Backend, Completion, Request, Sampling
+from merganser.evaluation.generation import (
+    Backend,
+    Completion,
+    OnTokens,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
 from merganser.evaluation.inference import Inference
 from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
@@ -72,19 +79,23 @@ class LiveModel:
         return self._backend
 
     def backend_of(
-        self, decided: Plan, on_outcome: Callable[[engine.Outcome], None] | None = None
+        self,
+        decided: Plan,
+        on_outcome: Callable[[engine.Outcome], None] | None = None,
+        on_tokens: OnTokens = ignore_tokens,
     ) -> Backend:
         """A backend that becomes a plan when it is first asked something.
 
         Args:
             decided: the plan.
             on_outcome: told what the engine measured; None to measure nothing.
+            on_tokens: gets the number of tokens at each step.
         """
 
         def backend(
             requests: Sequence[Request], sampling: Sampling
         ) -> Iterator[tuple[int, Completion]]:
-            return self.settled(decided, on_outcome)(requests, sampling)
+            return self.settled(decided, on_outcome)(requests, sampling, on_tokens)
 
         return backend
 

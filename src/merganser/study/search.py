@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from merganser.study.exploration import Candidate, Standing, Trial
 from merganser.study.history import INPUTS
 from merganser.study.language import Point
 from merganser.study.live import LiveModel
+from merganser.study.progress import Listener, Scored, Scoring, Turn, ignore
 from merganser.study.results import HELD_OUT, Entry, Results, Score
 from merganser.study.space import Search, load_search
 from merganser.study.sweep import MOST_TOGETHER, SweepResult, merge_points, plan_all
@@ -56,7 +58,7 @@ def search(
     budget: int | None = None,
     write: bool = True,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
-    on_progress: evaluating.Progress = lambda _name, _done, _all: None,
+    on_progress: Listener = ignore,
     **options: Any,
 ) -> SearchResult:
     """Search the best values of a recipe's parameters, and write the merges that have them.
@@ -109,7 +111,7 @@ def search(
             plans.enter_context(closing(other.plan))
         trials = exploration.explore(
             wanted,
-            stage.score,
+            partial(stage.score, listener=on_progress, budget=wanted.budget),
             home,
             settings={
                 "merganser": __version__,
@@ -124,13 +126,22 @@ def search(
         points = {t.candidate.name: t.candidate.point for t in tried}
         kept = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
-        beside = [evaluating.score(each, seen, live, home, on_progress) for each in others]
+        beside = [
+            evaluating.score(each, seen, live, home, on_progress, turn)
+            for each, turn in _turns(others)
+        ]
         found = _results(wanted, seen, live, [*beside, *stage.entries(tried)], chosen, home)
         held_out = None
         if unseen and kept:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
-            again = [evaluating.score(m, unseen, live, last.home, on_progress) for m in others]
-            again += [last.entry(point, on_progress) for point in kept]
+            again = [
+                evaluating.score(each, unseen, live, last.home, on_progress, turn)
+                for each, turn in _turns(others, more=len(kept))
+            ]
+            again += [
+                last.entry(point, on_progress, Turn(point.name, n, len(others) + len(kept)))
+                for n, point in enumerate(kept, len(others) + 1)
+            ]
             held_out = _results(wanted, unseen, live, again, chosen, last.home)
     del live
     written = None
@@ -255,15 +266,20 @@ class _Stage:
                 problems[candidate.number] = str(error)
         return problems
 
-    def score(self, candidate: Candidate) -> Mapping[str, Score]:
-        """Be a candidate, and score it."""
-        return self._score(candidate.name, lambda _name, _done, _all: None).scores
+    def score(self, candidate: Candidate, listener: Listener, budget: int) -> Mapping[str, Score]:
+        """Be a candidate, and score it; the search itself says its scores."""
 
-    def entry(self, point: Point, on_progress: evaluating.Progress) -> Entry:
+        def listen(event: Scoring | Scored) -> None:
+            if isinstance(event, Scoring):
+                listener(event)
+
+        return self._score(listen, Turn(candidate.name, candidate.number, budget)).scores
+
+    def entry(self, point: Point, on_progress: Listener, turn: Turn) -> Entry:
         """Plan a point, and score it."""
         self.close()
         self._plan(point)
-        [entry] = self._weighed([self._score(point.name, on_progress)])
+        [entry] = self._weighed([self._score(on_progress, turn)])
         self.close()
         return entry
 
@@ -290,9 +306,11 @@ class _Stage:
         entry = Entry(point.name, "point", values=point.values)
         self.models[point.name] = Model(entry, plan(point.recipe, **self.options), point)
 
-    def _score(self, name: str, on_progress: evaluating.Progress) -> Entry:
-        entry = evaluating.score(self.models[name], self.tasks, self.live, self.home, on_progress)
-        self.scored[name] = entry
+    def _score(self, on_progress: Listener, turn: Turn) -> Entry:
+        entry = evaluating.score(
+            self.models[turn.model], self.tasks, self.live, self.home, on_progress, turn
+        )
+        self.scored[turn.model] = entry
         return entry
 
     def _weighed(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -301,6 +319,12 @@ class _Stage:
         models = [self.models[entry.name] for entry in own]
         found = {e.name: e for e in evaluating.measured(own, models, self.threads)}
         return [found.get(entry.name, entry) for entry in entries]
+
+
+def _turns(models: Sequence[Model], more: int = 0) -> list[tuple[Model, Turn]]:
+    """Each model with its turn, where ``more`` models follow them."""
+    total = len(models) + more
+    return [(m, Turn(m.entry.name, n, total)) for n, m in enumerate(models, 1)]
 
 
 # -- what is chosen ------------------------------------------------------------------------------
