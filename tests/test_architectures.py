@@ -110,7 +110,8 @@ def test_a_family_merges_stacks_and_loads(zoo: Any, tmp_path: Path, name: str) -
     family, (a, b) = FAMILIES[name], zoo(name)
     x, y = load(a), load(b)
     merged = merganser.merge(average(a, b), tmp_path / "merged")
-    assert merged.warnings == (f"{a} has no tokenizer, so the output has none",)
+    lacking = (f"{a} has no tokenizer, so the output has none",)
+    assert merged.warnings == (lacking if name != "vit" else ())  # which knows no words
     wanted = {
         n: ((x[n].double() + y[n].double()) / 2).to(x[n].dtype)
         if x[n].dtype.is_floating_point

@@ -62,11 +62,11 @@ def _build(
     config: Mapping[str, Any],
 ) -> StoredCheckpoint:
     tensors: dict[str, StoredTensor] = {}
-    notes = []
+    notes: dict[str, None] = {}
     for file in files:
         found, nest = state_dict(file, archive.load(file))
         if nest:
-            notes.append(f"{label}: the weights are those under {nest!r}")
+            notes[f"{label}: the weights are those under {nest!r}"] = None
         for name, tensor in found.items():
             if name in tensors:
                 other = tensors[name].pieces[0].file.name
@@ -80,7 +80,7 @@ def _build(
                 f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there"
             )
     return StoredCheckpoint(
-        label, path, tensors, format="PyTorch", files=files, config=config, notes=notes
+        label, path, tensors, format="PyTorch", files=files, config=config, notes=[*notes]
     )
 
 

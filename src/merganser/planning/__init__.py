@@ -13,6 +13,7 @@ from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoi
 from merganser.checkpoints.experts import named_like
 from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
+from merganser.planning import effects
 from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.companions import missing_code, tokens_without_rows
 from merganser.planning.depth import restacked
@@ -42,7 +43,14 @@ from merganser.planning.plans import (
     tile_of,
 )
 from merganser.planning.shards import deal
-from merganser.recipe import Config, ModelReference, ParsedRecipe, Setting, Strictness, key_name
+from merganser.recipe import (
+    Config,
+    ModelReference,
+    ParsedRecipe,
+    Setting,
+    Strictness,
+    key_name,
+)
 from merganser.recipe.schema import ModelInput, OutputSlice
 from merganser.tensors import DType, TensorSpec, parse_size
 
@@ -145,7 +153,10 @@ class _Planner:
         self.tensor_names: Names = tensor_names
         self.warnings = list(parsed.warnings)
         self.method = self._find_method()
-        self._check_parameter_names()
+        effects.check_names(
+            parsed, self.method, self._parameter_blocks(), self.warnings, self._warn
+        )
+        effects.check_base(parsed.recipe, self.method, self._forms(), self._warn)
         check_settings(parsed, self.method, self._parameter_blocks(), self._warn)
         self.references = self._references()
         opened = [self._open(each, checkpoints, at) for each, at in self.references.values()]
@@ -181,25 +192,6 @@ class _Planner:
             )
         return method
 
-    def _check_parameter_names(self) -> None:
-        """Every parameter must be one of the method's, where the method looks for it."""
-        known = [parameter.name for parameter in self.method.parameters]
-        for path, parameters, per_model in self._parameter_blocks():
-            for name in parameters:
-                here = (*path, name)
-                parameter = self.method.parameter(name)
-                where = f"the method {self.method.name}"
-                if name in self.method.ignored:
-                    self._warn(here, f"has no effect in {self.method.name}, as in MergeKit")
-                elif parameter is None:
-                    self.warnings.append(self.parsed.oddity(name, here, known, where))
-                elif per_model and not parameter.per_model:
-                    self._warn(
-                        here,
-                        f"{name} is one number for all models; under a model it is ignored, "
-                        "as MergeKit does: put it under the recipe's own parameters",
-                    )
-
     def _forms(
         self,
     ) -> Iterator[tuple[Path, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
@@ -209,18 +201,21 @@ class _Planner:
         for name, module in (self.recipe.modules or {}).items():
             yield ("modules", name), module.models, module.slices
 
-    def _parameter_blocks(self) -> Iterator[tuple[Path, Mapping[str, Setting], bool]]:
-        yield ("parameters",), self.recipe.parameters, False
+    def _parameter_blocks(
+        self,
+    ) -> Iterator[tuple[Path, Mapping[str, Setting], ModelReference | None]]:
+        """The recipe's blocks of parameters, with the model of those that are one model's own."""
+        yield ("parameters",), self.recipe.parameters, None
         for name, module in (self.recipe.modules or {}).items():
-            yield ("modules", name, "parameters"), module.parameters, False
+            yield ("modules", name, "parameters"), module.parameters, None
         for path, models, slices in self._forms():
             for i, model in enumerate(models or []):
-                yield (*path, "models", i, "parameters"), model.parameters, True
+                yield (*path, "models", i, "parameters"), model.parameters, model.model
             for i, piece in enumerate(slices or []):
                 here = (*path, "slices", i)
-                yield (*here, "parameters"), piece.parameters, False
+                yield (*here, "parameters"), piece.parameters, None
                 for j, source in enumerate(piece.sources):
-                    yield (*here, "sources", j, "parameters"), source.parameters, True
+                    yield (*here, "sources", j, "parameters"), source.parameters, source.model
 
     def _warn(self, path: Path, message: str) -> None:
         address = self.parsed.document.address(path)
@@ -322,7 +317,10 @@ class _Planner:
         )
         for path, parameters, _ in self._parameter_blocks():
             for name, setting in parameters.items():
-                if any(isinstance(rule.value, tuple) for rule in setting.rules):
+                if any(
+                    isinstance(rule.value, tuple) and len(set(rule.value)) > 1
+                    for rule in setting.rules
+                ):
                     self._warn(
                         (*path, name),
                         "single files have no layers for a gradient to run over; its first value is "
@@ -347,11 +345,11 @@ class _Planner:
         doubled = [name for name, count in _counts(job.name for job in jobs).items() if count > 1]
         if doubled:
             raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
-        self._report_idle_filters(jobs)
+        effects.check_filters(self.method, self._parameter_blocks(), self.index, jobs, self._warn)
         layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
         config = self.sources[self.donor].checkpoint.config
         restacked(config, self.sources, self.donor, layers)
-        self.warnings += layout.warnings
+        self.warnings += layout.warnings(maker.alone)
         self.warnings += missing_code(self.sources[self.donor])
         if self.tokenizer is None:
             self.warnings += tokens_without_rows(self.sources[self.donor], self.vocabulary)
@@ -382,25 +380,6 @@ class _Planner:
             self.vocabulary,
             self.chat_template,
         )
-
-    def _report_idle_filters(self, jobs: Sequence[TensorJob]) -> None:
-        names = {job.name for job in jobs} | {read.name for job in jobs for read in job.reads}
-        for path, parameters, _ in self._parameter_blocks():
-            for name, setting in parameters.items():
-                for rule in setting.rules:
-                    known = self.method.parameter(name) is not None
-                    if known and rule.filter and not any(rule.matches(tensor) for tensor in names):
-                        parts = dict.fromkeys(
-                            part for tensor in names for part in tensor.split(".")
-                        )
-                        slip = recipe.nearest(
-                            rule.filter, [part for part in parts if part.isidentifier()]
-                        )
-                        self._warn(
-                            (*path, name),
-                            f"the filter {rule.filter!r} matches no tensor"
-                            + (f"; did you mean {slip!r}?" if slip else ""),
-                        )
 
     def _digest(self, jobs: Sequence[TensorJob], shards: Sequence[Shard]) -> str:
         facts = {

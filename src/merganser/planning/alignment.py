@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import repeat
 from pathlib import Path as FilePath
 from typing import Any
@@ -149,7 +150,10 @@ class Aligner:
         rows = specs[tensors[0]].shape[0] if tensors else None
         folder, label = source.checkpoint.path, source.reference.text
         if donor is not None and not has_tokenizer(folder) and rows == donor.rows:
-            self.warn((self.key,), f"{label} has no tokenizer; taken to be that of the base")
+            self.warn(
+                (self.key,),
+                f"{label} has no tokenizer; taken to be that of {donor.source.reference}",
+            )
             return _Model(source, donor.vocabulary, tensors, rows)
         if folder is None:
             raise InputError(f"{label}: has no tokenizer, and {self.key} needs it")
@@ -337,6 +341,7 @@ class Aligner:
         names = {number: token for token, number in donor.tokens.items()}
         roles = start.vocabulary.roles
 
+        @cache  # config.json and generation_config.json name the same tokens
         def new_id(key: str, number: int) -> int | None:
             if number not in names:
                 return number

@@ -32,6 +32,7 @@ class JobMaker:
         self.sources = sources
         self.arithmetic = arithmetic
         self.oddities = Oddities(method)
+        self.alone: dict[str, int] = {}
 
     def job(self, group: Group) -> TensorJob:
         """Settle one group.
@@ -44,6 +45,7 @@ class JobMaker:
             return self._taken(group, group.entries[0])
         base, models = self._sides(group)
         if group.partial and (alone := self._alone(group, base, models)) is not None:
+            self.alone[group.name] = alone.source
             return self._taken(group, alone)
         self._check_inputs(group, base, models)
         entries = (*([base] if base is not None else []), *models)

@@ -78,24 +78,36 @@ class Layout:
             yield from self._stack(part) if part.slices is not None else self._whole_models(part)
         yield from self._rest()
 
-    @property
-    def warnings(self) -> list[str]:
-        """See the class."""
+    def warnings(self, alone: Mapping[str, int]) -> list[str]:
+        """What the user should know of what became of which tensors.
+
+        Args:
+            alone: the source of each output tensor that too few models have to be merged.
+        """
         found = [
             f"{name} is left out: in every model it is the embedding, bit for bit"
             for name in sorted(self.tied_away)
         ]
-        for absent, names in self.partial.items():
+        for absent, partial in self.partial.items():
             lacking = _list(str(self.sources[source].reference) for source in absent)
             verb = "lacks" if len(absent) == 1 else "lack"
-            them = "it" if len(names) == 1 else "them"
-            unknown = (
-                f"; config.json is that of {self.sources[self.donor].reference}, and may not know"
-            )
-            found.append(
-                f"{lacking} {verb} {_summary(names)}: merged from the models that have {them}"
-                + (f"{unknown} {them}" if self.donor in absent else "")
-            )
+            for source in dict.fromkeys(alone.get(name) for name in partial):
+                names = [name for name in partial if alone.get(name) == source]
+                them = "it" if len(names) == 1 else "them"
+                found.append(
+                    f"{lacking} {verb} {_summary(names)}: "
+                    + (
+                        f"merged from the models that have {them}"
+                        if source is None
+                        else f"taken unchanged from {self.sources[source].reference}"
+                    )
+                    + (
+                        f"; config.json is that of {self.sources[self.donor].reference}, and may "
+                        f"not know {them}"
+                        if self.donor in absent
+                        else ""
+                    )
+                )
         for source, names in self.beyond.items():
             found.append(
                 f"{self.sources[source].reference}: {_summary(names)} beyond the layers that "

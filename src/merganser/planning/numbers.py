@@ -8,9 +8,19 @@ from typing import Any
 
 from merganser.methods import Method, Parameter
 from merganser.planning.groups import Path
-from merganser.recipe import Document, ParsedRecipe, Recipe, Scalar, Setting, key_name
+from merganser.recipe import (
+    Document,
+    ModelReference,
+    ParsedRecipe,
+    Recipe,
+    Scalar,
+    Setting,
+    key_name,
+)
 
 Warn = Callable[[Path, str], None]
+Block = tuple[Path, Mapping[str, Setting], ModelReference | None]
+"""Parameters of a recipe: where they stand, what they are, and the model if they are its own."""
 
 ROUNDING = 1e-9
 """How far a share may leave the usual values before it counts as unusual."""
@@ -19,7 +29,7 @@ ROUNDING = 1e-9
 def check_settings(
     parsed: ParsedRecipe,
     method: Method,
-    blocks: Iterable[tuple[Path, Mapping[str, Setting], bool]],
+    blocks: Iterable[Block],
     warn: Warn,
 ) -> None:
     """Check every value that a recipe gives to a parameter, whether or not a tensor takes it.
@@ -27,20 +37,19 @@ def check_settings(
     Args:
         parsed: the recipe.
         method: its method.
-        blocks: the recipe's blocks of parameters: their paths, their settings, and whether they
-            are one model's own.
+        blocks: the recipe's blocks of parameters.
         warn: takes what is unusual.
 
     Raises:
         RecipeError: for a value of another type, or one that has no meaning.
     """
-    for path, settings, of_model in blocks:
+    for path, settings, model in blocks:
         for name, setting in settings.items():
             parameter = method.parameter(name)
-            if parameter is None or (of_model and not parameter.per_model):
+            if parameter is None or (model and not parameter.per_model):
                 continue
             _check_setting(parsed, parameter, (*path, name), setting, warn)
-            if parameter.per_model and not of_model:
+            if parameter.per_model and model is None:
                 _check_lengths(parsed.recipe, (*path, name), setting, warn)
 
 

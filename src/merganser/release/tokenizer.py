@@ -7,6 +7,7 @@ from pathlib import Path
 from merganser import chat_templates
 from merganser.checkpoints import model_code, read_json
 from merganser.planning import Plan
+from merganser.planning.alignment import vocabulary_tensors
 from merganser.release import files
 from merganser.tokenizer import (
     CONTENTS,
@@ -67,11 +68,13 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
         InputError: when a tokenizer cannot be changed as the plan says.
     """
     edit, donor = plan.tokenizer, plan.sources[plan.donor]
-    lacking = [f"{donor.reference} has no tokenizer, so the output has none"]
+    lacking = []
+    if donor.checkpoint.config and vocabulary_tensors(donor):
+        lacking = [f"{donor.reference} has no tokenizer, so the output has none"]
     model = _home(plan)
     if model is None:
-        return lacking if donor.checkpoint.config else []
-    warnings = []
+        return lacking
+    warnings: list[str] = []
     for file in copied(plan):
         target = folder / file.relative_to(model)
         if target.is_file() and target.suffix == ".py":  # the model's code, which is written first
