@@ -87,8 +87,8 @@ def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
     notes = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
     line = "; ".join((f"merganser: {message}", *notes))
     context = click.get_current_context(silent=True)
-    name = context.invoked_subcommand if context else None
-    click.echo(in_flags(line, main.commands[name]) if name in main.commands else line, err=True)
+    command = main.commands.get((context and context.invoked_subcommand) or "")
+    click.echo(in_flags(line, command) if command else line, err=True)
 
 
 @contextmanager
