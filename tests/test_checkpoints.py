@@ -24,7 +24,8 @@ from merganser import hub
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.errors import InputError
-from merganser.merging import merge, merge_tensors
+from merganser.in_memory import merge_tensors
+from merganser.merging import merge
 from merganser.output import Partial
 from merganser.tensors import DTYPES
 

@@ -151,7 +151,7 @@ def test_the_base_model_of_an_adapter_is_not_the_trained_model(
 ) -> None:
     actor = megatron_step(tmp_path, huggingface, {folder: {**ADAPTER, **OPTIMIZER}})
     parts = "holds a LoRA adapter in Megatron's form", "BASE+ADAPTER"
-    refused(tmp_path, *parts, f"{huggingface}/ holds its base model", "--weights huggingface")
+    refused(tmp_path, *parts, f"{huggingface}/ holds its base model", "weights='huggingface'")
     refused(actor / folder / "dist_ckpt", *parts, str(actor / huggingface))
     with pytest.raises(InputError, match="LoRA adapter in Megatron's form"):
         open_checkpoint(tmp_path, weights="shards")

@@ -18,7 +18,7 @@ from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
 from merganser.recipe import Document
 from merganser.study import evaluating, report, results
-from merganser.study.evaluating import evaluate_model, evaluate_sweep, judge_again, parse_rule
+from merganser.study.evaluating import evaluate, evaluate_sweep, judge_again, parse_rule
 from merganser.study.live import LiveModel
 from merganser.study.results import Entry
 
@@ -122,7 +122,7 @@ def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_p
         [name, "results.json", "results.csv", "samples"]
     )
     entry = next(e for e in found.entries if e.name == name)
-    again = evaluate_model(str(out / name), file)
+    again = evaluate(str(out / name), file)
     assert again.entries[0].scores == entry.scores
     assert entry.samples is not None
     assert judge_again(out / entry.samples, file).entries[0].scores == entry.scores

@@ -12,7 +12,7 @@ import peers
 from conftest import RecipeFile
 from merganser.errors import InputError
 from merganser.evaluation import harness
-from merganser.study.evaluating import evaluate_model, evaluate_sweep
+from merganser.study.evaluating import evaluate, evaluate_sweep
 from merganser.study.live import LiveModel
 
 pytest.importorskip("lm_eval")
@@ -74,11 +74,11 @@ def test_a_task_of_the_harness(file: Path, tmp_path: Path, monkeypatch: pytest.M
         assert score.problems == 5
         assert score.mean * 5 == pytest.approx(round(score.mean * 5))
         assert found.chosen == {"m_w0.5": "best: counting/acc"}
-        written = evaluate_model(str(tmp_path / "out" / "m_w0.5"), file)
+        written = evaluate(str(tmp_path / "out" / "m_w0.5"), file)
         assert written.entries[0].scores == point.scores
         file.write_text(file.read_text().replace("metric: acc", "metric: f1, name: counting/acc"))
         with pytest.raises(InputError, match=r"counting: has no metric f1 .* it has .* acc,none"):
-            evaluate_model("./a", file)
+            evaluate("./a", file)
     file.write_text(SWEEP.lstrip())
     monkeypatch.setattr(LiveModel, "become", None)
     assert evaluate_sweep(file, tmp_path / "out").points == found.points

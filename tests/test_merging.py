@@ -30,7 +30,8 @@ from conftest import (
 )
 from merganser import engine, merging
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
-from merganser.merging import blend, merge, merge_state_dicts, merge_tensors, verify
+from merganser.in_memory import blend, merge_state_dicts, merge_tensors
+from merganser.merging import merge, verify
 
 INDEX, MANIFEST = "model.safetensors.index.json", "merge_manifest.json"
 COMPANIONS = (

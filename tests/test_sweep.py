@@ -133,7 +133,7 @@ def test_points_are_kept_until_something_changes(file: Path, tmp_path: Path) -> 
 
     with pytest.raises(OutputExistsError) as error:
         sweep(file, out, rounding="stochastic")
-    assert_one_line(str(error.value), "m_w0.3: is there already, from another recipe", "--force")
+    assert_one_line(str(error.value), "m_w0.3: is there already, from another recipe", "force=True")
     redone = sweep(file, out, rounding="stochastic", force=True, only=["w=0.3"])
     assert redone.points[0].merged is not None
     assert redone.points[0].merged.manifest["rounding"] == "stochastic"
@@ -167,7 +167,7 @@ def test_a_sweep_that_breaks_keeps_what_is_whole(
         patched.setattr(Partial, "put_in_place", broken)
         with pytest.raises(ResourceError, match="the disk is gone") as error:
             sweep(file, tmp_path / "out")
-    assert "1 of 1 files whole, and --resume" in error.value.__notes__[0]
+    assert "1 of 1 files whole, and the next run goes on" in error.value.__notes__[0]
     names = ["m_w0.3", "m_w0.7.partial"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     result = sweep(file, tmp_path / "out")

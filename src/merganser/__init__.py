@@ -1,17 +1,50 @@
 """Merganser merges language-model checkpoints.
 
-The whole public API, each name imported when it is first used:
+This is the whole public API. Each name is imported when it is first used; ``help(merganser.merge)``
+tells all about one. docs/python.md has examples.
 
-* ``merge(config, out)``: a recipe in, a model folder out. ``plan(config)`` decides the same
-  without reading weights, ``verify(folder)`` checks it afterwards. ``merge_all(file, out)`` takes
-  files with several recipes that build on each other, ``sweep(file, out)`` files of many merges,
-  ``evaluate_sweep(file, out)`` those that say how they are scored, and ``search(file, out)`` files of ranges.
-* ``convert(model, out)``: any model that can be read, as a model folder.
-* ``merge_state_dicts(models, method)``, ``merge_tensors(tensors, method)``: the same in memory.
-* ``blend(module, plan)``: a merge into a live model. ``run(plans, sinks)``: many merges in one pass.
-* ``load_recipe(config)``, ``open_checkpoint(folder)``: the parts.
-* ``merge_method``: the decorator that adds a method; ``Combination``, ``Gram``, ``PerModel``,
-  ``Range`` and ``Weight`` are for its signature.
+Merge:
+    merge(config, out)              a recipe in, a model folder out
+    plan(config)                    what a merge will do, from headers alone
+    verify(folder)                  check a merged folder against its manifest
+    convert(model, out)             any model that can be read, as a model folder
+    merge_all(file, out)            several recipes that build on each other
+
+In memory:
+    merge_state_dicts(models, method)
+    merge_tensors(tensors, method)
+    blend(module, plan)             a merge into a live model
+    run(plans, sinks)               many merges in one pass over the inputs
+
+Study:
+    sweep(file, out)                many merges from one file
+    evaluate(model, tasks)          score a model, a recipe, or a point of a sweep
+    evaluate_sweep(file, out)       score all points of a sweep, and write the best
+    search(file, out)               the best values of any parameters
+    diff(a, b)                      what sets two models apart
+    report(folder)                  draw what a study found, on one page
+
+Try:
+    generate(model, prompt)         let a model answer, without writing it
+    LiveModel()                     a model in memory that becomes one merge after the other
+
+Publish:
+    card(folder)                    write the card of a merged folder anew
+    push(folder, name)              publish on the Hub
+
+Look up:
+    inspect(model)                  a model's fact sheet
+    load_recipe(config)             a recipe, checked
+    open_checkpoint(folder)         names, dtypes, shapes and bytes of any model that can be read
+
+Extend (docs/adding.md):
+    merge_method(name)              the decorator that adds a merge method
+    load_methods(file)              run a file of methods
+    Combination, SparseDeltas       what methods may return in place of a tensor
+    Gram, PerModel, Range, Weight   for the signatures of methods
+    Sink                            the base class of where merges go
+
+Plan, Recipe, MergeResult and MerganserError are the types of what these give and raise.
 """
 
 from __future__ import annotations
@@ -21,67 +54,84 @@ from typing import TYPE_CHECKING, Any
 
 from merganser.openmp import wait_passively
 
+if TYPE_CHECKING:
+    from merganser.chain import merge_all as merge_all
+    from merganser.checkpoints import open_checkpoint as open_checkpoint
+    from merganser.engine import run as run
+    from merganser.errors import MerganserError as MerganserError
+    from merganser.in_memory import blend as blend
+    from merganser.in_memory import merge_state_dicts as merge_state_dicts
+    from merganser.in_memory import merge_tensors as merge_tensors
+    from merganser.merge_result import MergeResult as MergeResult
+    from merganser.merging import convert as convert
+    from merganser.merging import merge as merge
+    from merganser.merging import verify as verify
+    from merganser.methods import Combination as Combination
+    from merganser.methods import Gram as Gram
+    from merganser.methods import PerModel as PerModel
+    from merganser.methods import Range as Range
+    from merganser.methods import SparseDeltas as SparseDeltas
+    from merganser.methods import Weight as Weight
+    from merganser.methods import load_file as load_methods
+    from merganser.methods import merge_method as merge_method
+    from merganser.planning import Plan as Plan
+    from merganser.planning import plan as plan
+    from merganser.recipe import Recipe as Recipe
+    from merganser.recipe import load as load_recipe
+    from merganser.release.facts import inspect as inspect
+    from merganser.sinks import Sink as Sink
+    from merganser.study.cards import rewrite as card
+    from merganser.study.diff import diff as diff
+    from merganser.study.evaluating import evaluate as evaluate
+    from merganser.study.evaluating import evaluate_sweep as evaluate_sweep
+    from merganser.study.live import LiveModel as LiveModel
+    from merganser.study.publishing import push as push
+    from merganser.study.report import write as report
+    from merganser.study.search import search as search
+    from merganser.study.sweep import sweep as sweep
+    from merganser.study.talking import generate as generate
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "merge": "merganser.merging",
-    "merge_all": "merganser.chain",
-    "convert": "merganser.merging",
-    "plan": "merganser.planning",
-    "sweep": "merganser.study.sweep",
-    "evaluate_sweep": "merganser.study.evaluating",
-    "search": "merganser.study.search",
-    "verify": "merganser.merging",
-    "merge_state_dicts": "merganser.merging",
-    "merge_tensors": "merganser.merging",
-    "blend": "merganser.merging",
-    "MergeResult": "merganser.merging",
-    "run": "merganser.engine",
-    "Plan": "merganser.planning",
-    "Recipe": "merganser.recipe",
-    "load_recipe": "merganser.recipe:load",
-    "open_checkpoint": "merganser.checkpoints",
-    "merge_method": "merganser.methods",
     "Combination": "merganser.methods",
     "Gram": "merganser.methods",
+    "LiveModel": "merganser.study.live",
+    "MerganserError": "merganser.errors",
+    "MergeResult": "merganser.merge_result",
     "PerModel": "merganser.methods",
+    "Plan": "merganser.planning",
     "Range": "merganser.methods",
+    "Recipe": "merganser.recipe",
+    "Sink": "merganser.sinks",
     "SparseDeltas": "merganser.methods",
     "Weight": "merganser.methods",
-    "MerganserError": "merganser.errors",
+    "blend": "merganser.in_memory",
+    "card": "merganser.study.cards:rewrite",
+    "convert": "merganser.merging",
+    "diff": "merganser.study.diff",
+    "evaluate": "merganser.study.evaluating",
+    "evaluate_sweep": "merganser.study.evaluating",
+    "generate": "merganser.study.talking",
+    "inspect": "merganser.release.facts",
+    "load_methods": "merganser.methods:load_file",
+    "load_recipe": "merganser.recipe:load",
+    "merge": "merganser.merging",
+    "merge_all": "merganser.chain",
+    "merge_method": "merganser.methods",
+    "merge_state_dicts": "merganser.in_memory",
+    "merge_tensors": "merganser.in_memory",
+    "open_checkpoint": "merganser.checkpoints",
+    "plan": "merganser.planning",
+    "push": "merganser.study.publishing",
+    "report": "merganser.study.report:write",
+    "run": "merganser.engine",
+    "search": "merganser.study.search",
+    "sweep": "merganser.study.sweep",
+    "verify": "merganser.merging",
 }
-
-__all__ = ["__version__", *_HOMES]
-
-if TYPE_CHECKING:
-    from merganser.chain import merge_all
-    from merganser.checkpoints import open_checkpoint
-    from merganser.engine import run
-    from merganser.errors import MerganserError
-    from merganser.merging import (
-        MergeResult,
-        blend,
-        convert,
-        merge,
-        merge_state_dicts,
-        merge_tensors,
-        verify,
-    )
-    from merganser.methods import (
-        Combination,
-        Gram,
-        PerModel,
-        Range,
-        SparseDeltas,
-        Weight,
-        merge_method,
-    )
-    from merganser.planning import Plan, plan
-    from merganser.recipe import Recipe
-    from merganser.recipe import load as load_recipe
-    from merganser.study.evaluating import evaluate_sweep
-    from merganser.study.search import search
-    from merganser.study.sweep import sweep
+"""Where each public name is defined. There is no ``__all__``, with which ``help`` would print the
+documentation of every name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -95,4 +145,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_HOMES])

@@ -22,7 +22,7 @@ from merganser.release import manifest
 from merganser.release.config import edited_config
 
 if TYPE_CHECKING:
-    from merganser.merging import MergeResult
+    from merganser.merge_result import MergeResult
     from merganser.sinks import Sink
 
 
@@ -41,6 +41,11 @@ class StepResult:
     folder: Path
     plan: Plan
     merged: MergeResult | None
+
+    def __repr__(self) -> str:
+        if self.merged is not None:
+            return f"StepResult({self.merged!r})"
+        return f"StepResult({str(self.folder)!r}, up to date)"
 
 
 def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan | None]]:

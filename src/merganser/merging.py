@@ -6,24 +6,22 @@ import inspect
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from merganser import __version__, chain, engine, hub, output, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_config
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
+from merganser.merge_result import MergeResult
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
 from merganser.recipe import Strictness
 from merganser.release import card, config, files, manifest, naming, tokenizer
 from merganser.release.copies import refuse_foreign_links
-from merganser.sinks import DigestSink, ModuleSink, NullSink, Sink, StateDictSink
-
-if TYPE_CHECKING:
-    import torch
+from merganser.sinks import DigestSink, NullSink, Sink
 
 INDEX = "model.safetensors.index.json"
 
@@ -56,27 +54,6 @@ def sort_options(options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
     if unknown := set(planning) - set(inspect.signature(plan).parameters):
         raise TypeError(f"studies have no option {min(unknown)!r}")
     return cast(Writing, writing), planning
-
-
-@dataclass(frozen=True, slots=True)
-class MergeResult:
-    """What a merge made.
-
-    Attributes:
-        folder: the output folder, or None for a dry sink.
-        plan: what was decided.
-        outcome: what the engine measured.
-        manifest: the manifest as plain data.
-        warnings: what the user should know, with the recipe's path in full.
-        timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
-    """
-
-    folder: Path | None
-    plan: Plan
-    outcome: engine.Outcome
-    manifest: dict[str, Any]
-    warnings: tuple[str, ...]
-    timings: dict[str, float]
 
 
 def merge(
@@ -417,105 +394,6 @@ def verify(
         problems += manifest.different_method(stated) if different else []
         problems += [f"merged again from the inputs: {problem}" for problem in different]
     return problems
-
-
-def merge_state_dicts(
-    models: Sequence[Mapping[str, torch.Tensor]],
-    method: str,
-    *,
-    base: Mapping[str, torch.Tensor] | None = None,
-    weights: Sequence[float] | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    dtype: str | None = None,
-    **options: Any,
-) -> dict[str, torch.Tensor]:
-    """Merge state dicts in memory.
-
-    Args:
-        models: state dicts with the same names and shapes.
-        method: a merge method's name.
-        base: the base model's state dict, for methods that need one.
-        weights: one ``weight`` a model.
-        parameters: the method's parameters; a list of numbers is one a model where the method takes that.
-        dtype: of the result; that of the inputs if None.
-        options: of :func:`plan`.
-
-    Returns:
-        A new state dict.
-
-    Raises:
-        RecipeError: when a parameter is wrong or missing.
-        InputError: when the state dicts do not fit each other.
-    """
-    from merganser.checkpoints.memory import MemoryCheckpoint
-
-    shared = dict(parameters or {})
-    if not models:
-        raise RecipeError("there are no models to merge")
-    if weights is not None:
-        shared["weight"] = list(weights)
-    for name, value in shared.items():
-        if isinstance(value, list | tuple) and len(value) != len(models):
-            raise RecipeError(f"{name}: {len(value)} numbers for {len(models)} models")
-    entries: list[dict[str, Any]] = []
-    for i in range(len(models)):
-        own = {"weight": weights[i]} if weights is not None else {}
-        own |= {name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)}
-        entries.append({"model": f"model {i}", "parameters": own})
-    data: dict[str, Any] = {
-        "merge_method": method,
-        "models": entries,
-        "dtype": dtype,
-        "parameters": {
-            name: value for name, value in shared.items() if not isinstance(value, list | tuple)
-        },
-    }
-    checkpoints: dict[str, Checkpoint] = {
-        f"model {i}": MemoryCheckpoint(model, f"model {i}") for i, model in enumerate(models)
-    }
-    if base is not None:
-        data["base_model"] = "base"
-        checkpoints["base"] = MemoryCheckpoint(base, "base")
-    decided = plan(data, checkpoints=checkpoints, **options)
-    sink = StateDictSink({job.name: job.spec for job in decided.jobs})
-    engine.run([decided], [sink], report=False)
-    return sink.tensors
-
-
-def merge_tensors(
-    tensors: Sequence[torch.Tensor],
-    method: str,
-    *,
-    base: torch.Tensor | None = None,
-    **options: Any,
-) -> torch.Tensor:
-    """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
-    merged = merge_state_dicts(
-        [{"tensor": t} for t in tensors],
-        method,
-        base=None if base is None else {"tensor": base},
-        **options,
-    )
-    return merged["tensor"]
-
-
-def blend(
-    module: torch.nn.Module, decided: Plan, *, threads: int | None = None, report: bool = False
-) -> engine.Outcome:
-    """Write a merge into a live model on the CPU: the next forward pass sees it.
-
-    Args:
-        module: a model with the plan's tensors, in the plan's dtype.
-        decided: the plan.
-        threads: how many; None for as many as pay off.
-        report: whether to measure effective weights.
-
-    Raises:
-        MerganserError: when the model does not fit the plan.
-    """
-    sink = ModuleSink(module, {job.name: job.spec for job in decided.jobs})
-    [outcome] = engine.run([decided], [sink], threads=threads, report=report)
-    return outcome
 
 
 # -- the output folder -----------------------------------------------------------------------------

@@ -292,6 +292,7 @@ class Partial:
         self.folder = folder
         self.plan = plan
         self._force = force
+        self._leftover = leftover
         self._path = partial_of(folder)
         self.new = self._path / NEW
         self._made = [parent for parent in self._path.parents if not parent.exists()]
@@ -414,7 +415,8 @@ class Partial:
             return None
         self.journal.close()
         self._lock.let_go()
-        return f"{self._path} has {self._count()} whole, and resume=True goes on from there"
+        how = "the next run" if self._leftover == "either" else "resume=True"
+        return f"{self._path} has {self._count()} whole, and {how} goes on from there"
 
     def _inputs_are_the_same(self) -> bool:
         try:

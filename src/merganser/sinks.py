@@ -48,51 +48,44 @@ class Extents(Protocol):
         """Of the whole file, in bytes."""
 
 
-class Sink(Protocol):
-    """Takes the output of one plan.
+class Sink:
+    """Takes the output of one plan: the base class of all sinks, one's own included.
+
+    A sink must define :meth:`write`. The other methods do nothing unless a sink overrides them.
 
     Attributes:
         wants_digests: whether the engine should compute digests of what it writes.
     """
 
-    wants_digests: bool
+    wants_digests = False
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Take a tensor's bytes from byte ``start`` on. The buffer is used again afterwards."""
+        """Take a tensor's bytes from byte ``start`` on.
+
+        Called in any order and from any thread, once for each range. The engine uses the buffer
+        again afterwards, so that what should stay must be copied.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what write() does")
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
         """Memory in which to make these bytes, to be followed by :meth:`commit`: it saves a copy.
-        None where there is none; then :meth:`write` it."""
+        None where there is none; then the engine calls :meth:`write`."""
+        return None
 
     def commit(self, name: str, start: int, length: int) -> None:
-        """The bytes that were reserved are made."""
+        """The bytes that were reserved are there."""
 
     def close(self) -> None:
-        """All has been written: make it last."""
+        """Everything has been written: make it last."""
 
     def abort(self) -> None:
         """The merge failed: let go of what is open."""
 
 
-class NullSink:
+class NullSink(Sink):
     """Forgets everything: to measure the engine alone."""
 
-    wants_digests = False
-
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Do nothing."""
-
-    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
-        """There is no memory."""
-        return None
-
-    def commit(self, name: str, start: int, length: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def abort(self) -> None:
         """Do nothing."""
 
 
@@ -102,7 +95,7 @@ class DigestSink(NullSink):
     wants_digests = True
 
 
-class SafetensorsSink:
+class SafetensorsSink(Sink):
     """Safetensors files with final names, headers and offsets.
 
     Bytes are collected in aligned windows that go to the disk as soon as they are full, past the
@@ -305,14 +298,12 @@ def _cannot_write(path: Path, error: OSError) -> ResourceError:
     return ResourceError(f"{path}: cannot be written ({error.strerror}){hint}")
 
 
-class StateDictSink:
+class StateDictSink(Sink):
     """Tensors in memory, under their output names.
 
     Attributes:
         tensors: the state dict, whole once the merge is done.
     """
-
-    wants_digests = False
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
         import torch
@@ -331,15 +322,6 @@ class StateDictSink:
         """See :class:`Sink`."""
         found: memoryview = self._bytes[name][start : start + length]
         return found
-
-    def commit(self, name: str, start: int, length: int) -> None:
-        """Nothing to do: the bytes are where they belong."""
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def abort(self) -> None:
-        """Nothing to do."""
 
 
 class ModuleSink(StateDictSink):
@@ -366,7 +348,7 @@ class ModuleSink(StateDictSink):
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
 
 
-class LiveSink(NullSink):
+class LiveSink(Sink):
     """The tensors of a live model on any device and of any dtype: each range is converted as it comes.
 
     Raises:

@@ -32,7 +32,7 @@ from merganser.tensors import format_size
 
 if TYPE_CHECKING:
     from merganser.engine.events import Event
-    from merganser.merging import MergeResult
+    from merganser.merge_result import MergeResult
     from merganser.recipe.steps import Step
     from merganser.study.diff import Diff
     from merganser.study.exploration import Standing

@@ -126,7 +126,7 @@ def _beside(
     if weights == "shards" or (weights == "auto" and not named):
         raise InputError(
             f"{path}: {here} {_ADAPTER_ONLY}, and {there} holds its base model; {_EXPORT_ADAPTER}; "
-            "--weights huggingface takes the base model"
+            "weights='huggingface' takes the base model"
         )
     note = f"{there} holds the base model without the training: {here} {_ADAPTER_ONLY}"
     return Place(published, False, (f"{note}; {_EXPORT_ADAPTER}",))

@@ -74,7 +74,7 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
         else:
             endpoint = options.pop("endpoint")
             token = os.environ.get("OPENAI_API_KEY") if endpoint else None
-            found = evaluating.evaluate_model(
+            found = evaluating.evaluate(
                 *words, endpoint=endpoint, token=token, on_progress=on_progress, **options
             )
     if as_json:

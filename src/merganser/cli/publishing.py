@@ -99,18 +99,13 @@ def push(
     state = publishing.look(decided)
     if not (as_json and yes):
         tables.show_publication(decided, state, on_stderr=True)
-    if decided.disclosed and not with_paths:
-        raise RecipeError(
-            f"the files hold {len(decided.disclosed)} local paths; nothing was sent. --public sends "
-            "names in their place, --with-paths sends them as they are"
-            + (" (what --public cannot change, take out by hand)" if public else "")
-        )
+    publishing.check_paths(decided, public=public, with_paths=with_paths)
     if not yes:
         if not _can_ask():
             raise RecipeError("nothing was sent: there is no terminal to ask at; --yes sends it")
         click.confirm("Send this?", abort=True, err=True)
     try:
-        done = publishing.push(decided, state, progress=not (quiet or as_json))
+        done = publishing.send(decided, state, progress=not (quiet or as_json))
     except KeyboardInterrupt as error:
         error.add_note("the same command goes on where it was")
         raise

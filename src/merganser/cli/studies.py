@@ -285,9 +285,8 @@ def report(
     """
     from merganser.study import report as reports
 
-    if distances:
-        reports.measure(folder, threads=threads)
-    files = [str(file) for file in reports.write(folder, x=x, y=y)]
+    written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)
+    files = [str(file) for file in written]
     if as_json:
         print_json({"page": files[0], "figures": files[1:]})
     else:

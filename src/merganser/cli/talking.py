@@ -93,7 +93,7 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
         raise RecipeError("the prompt is empty")
     models = [model, *options["others"]]
     with tables.Columns(models, silent=as_json) as columns:
-        answers = talking.generate(
+        answers = talking.ask(
             models,
             text,
             _sampling(options),

@@ -53,6 +53,10 @@ class Outcome:
     report: Report | None
     seconds: float
 
+    def __repr__(self) -> str:
+        measured = "" if self.report is None else ", with effective weights"
+        return f"Outcome({len(self.tensors)} tensors, {self.seconds:.1f} s{measured})"
+
 
 def run(
     plans: Sequence[Plan],
@@ -88,8 +92,11 @@ def run(
     Raises:
         InputError: when a checkpoint turns out to be broken, or changes while it is read.
         ResourceError: when the memory given is not enough, or an output cannot be written.
+        ValueError: when there is not one sink for each plan.
+        TypeError: when a plan or a sink is something else.
     """
     began = time.perf_counter()
+    _check_arguments(plans, sinks)
     if tile <= 0 or tile % CELL:
         raise ValueError(f"a tile is a multiple of {CELL} elements")
     threads, tile = _within(memory, threads or default_threads(plans), tile, plans)
@@ -113,6 +120,21 @@ def run(
         _outcome(plan, found, report, seconds)
         for plan, found in zip(plans, crew.outcomes, strict=True)
     ]
+
+
+def _check_arguments(plans: Sequence[Plan], sinks: Sequence[Sink]) -> None:
+    if len(plans) != len(sinks):
+        raise ValueError(f"{len(plans)} plans for {len(sinks)} sinks: give one sink for each plan")
+    for each in plans:
+        if not isinstance(each, Plan):
+            raise TypeError(
+                f"run takes plans, not {type(each).__name__}: merganser.plan(recipe) makes one"
+            )
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            raise TypeError(
+                f"run takes sinks, not {type(sink).__name__}: merganser.Sink is their base class"
+            )
 
 
 def _outcome(plan: Plan, found: dict[str, TensorOutcome], report: bool, seconds: float) -> Outcome:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from merganser import notebook
 from merganser.planning import Plan
 from merganser.tensors import TensorSpec
 
@@ -109,6 +110,14 @@ class Report:
     worst: tuple[tuple[str, str, float, float], ...]
     noise: float | None
     warnings: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        columns = ("model", "weight in the recipe", "exact", "effective", "differs")
+        rows = [
+            (m.model, *map(notebook.number, (m.given, m.requested, m.effective, m.differ)))
+            for m in self.models
+        ]
+        return notebook.table(columns, rows, "Effective weights") + notebook.notes(self.warnings)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data for JSON, figures rounded to what they are worth."""

@@ -308,12 +308,13 @@ def _finite(*ends: float) -> list[float | None]:
     return [end if math.isfinite(end) else None for end in ends]
 
 
-def load_file(path: Path) -> None:
+def load_file(path: str | Path) -> None:
     """Run a Python file that registers methods of the user's own.
 
     Raises:
         RecipeError: when it cannot be run.
     """
+    path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: no such Python file with merge methods")
     place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from merganser import hub
+from merganser import hub, notebook
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.derived import DerivedCheckpoint
 from merganser.methods import Combination, Method, SparseDeltas
 from merganser.recipe import ModelReference, ParsedRecipe
-from merganser.tensors import DType, TensorSpec
+from merganser.tensors import DType, TensorSpec, format_size
 from merganser.tokenizer import OutputTokenizer
 
 CELL = 65536
@@ -209,6 +209,47 @@ class Plan:
     tokenizer: TokenizerEdit | None = None
     vocabulary: int | None = None
     chat_template: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """The plan in a few words."""
+        models = f"{len(self.sources)} model{'s' if len(self.sources) > 1 else ''}"
+        return (
+            f"{self.method.name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
+            f"{self.dtype}, {format_size(self.output_bytes)}"
+        )
+
+    def __repr__(self) -> str:
+        count = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return f"Plan({self.summary}, digest {self.digest[:16]}{count})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "method": self.method.name,
+            "arithmetic": self.arithmetic,
+            "rounding": self.rounding,
+            "tensors": f"{len(self.jobs):,}",
+            "parameters": f"{self.parameters:,}",
+            "dtype": self.dtype.name,
+            "files": len(self.shards),
+            "size": format_size(self.output_bytes),
+            "memory": format_size(memory_needed(self)),
+            "digest": self.digest[:16],
+        }
+        models = [
+            (
+                source.reference.text,
+                "base" if index == self.base else "",
+                len(source.checkpoint.specs),
+                source.architecture.depth,
+            )
+            for index, source in enumerate(self.sources)
+        ]
+        return (
+            notebook.facts(facts, "Plan")
+            + notebook.table(("model", "", "tensors", "layers"), models)
+            + notebook.notes(self.warnings)
+        )
 
     @property
     def homes(self) -> dict[Path, str]:

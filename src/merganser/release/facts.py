@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merganser import hub
+from merganser import hub, notebook
 from merganser.architecture import (
     Architecture,
     infer,
@@ -22,9 +22,38 @@ from merganser.errors import RecipeError
 from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.tokenizer import FILES as TOKENIZER_FILES
+from merganser.tensors import format_size
 
 
-def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
+class FactSheet(dict[str, Any]):
+    """Facts about a model, by their names: plain data."""
+
+    def __repr__(self) -> str:
+        return (
+            f"FactSheet({self['model']!r}, {self['tensors']} tensors, {self['parameters']:,} parameters, "
+            f"{format_size(self['size'])})"
+        )
+
+    def _repr_html_(self) -> str:
+        shown = {
+            name.replace("_", " "): value
+            for name, value in self.items()
+            if value not in (None, {}, []) and name not in ("shards", "size")
+        }
+        files = {"files": len(self["shards"]), "size": format_size(self["size"])}
+        return notebook.facts({name: _words(value) for name, value in (shown | files).items()})
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(each)}" for name, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if plain else str(value)
+
+
+def inspect(model: str, weights: Weights = "auto") -> FactSheet:
     """Facts about a model, without reading weights.
 
     Args:
@@ -55,36 +84,38 @@ def inspect(model: str, weights: Weights = "auto") -> dict[str, Any]:
         roles[shape.places[name].role] = roles.get(shape.places[name].role, 0) + spec.numel
     tokenizer = [name for name in TOKENIZER_FILES if _companion(checkpoint, name) is not None]
     stated = next(iter(layer_counts(config)), None)
-    return {
-        "model": model,
-        "format": checkpoint.format,
-        "step": step_number(checkpoint.home) if checkpoint.home is not None else None,
-        "architecture": config.get("architectures") or config.get("model_type"),
-        "parameters": sum(spec.numel for spec in specs.values()),
-        "tensors": len(specs),
-        "layers": shape.depth or stated,
-        "modules": _modules(shape),
-        "by_dtype": dtypes,
-        "by_role": roles,
-        "dtype_in_config": config.get("dtype") or config.get("torch_dtype"),
-        "context_length": next(
-            (
-                s["max_position_embeddings"]
-                for s in sections(config)
-                if "max_position_embeddings" in s
+    return FactSheet(
+        {
+            "model": model,
+            "format": checkpoint.format,
+            "step": step_number(checkpoint.home) if checkpoint.home is not None else None,
+            "architecture": config.get("architectures") or config.get("model_type"),
+            "parameters": sum(spec.numel for spec in specs.values()),
+            "tensors": len(specs),
+            "layers": shape.depth or stated,
+            "modules": _modules(shape),
+            "by_dtype": dtypes,
+            "by_role": roles,
+            "dtype_in_config": config.get("dtype") or config.get("torch_dtype"),
+            "context_length": next(
+                (
+                    s["max_position_embeddings"]
+                    for s in sections(config)
+                    if "max_position_embeddings" in s
+                ),
+                None,
             ),
-            None,
-        ),
-        "vocabulary": vocabulary_size(config),
-        "tied_embeddings": ties_embeddings(config),
-        "tokenizer": tokenizer,
-        "missing": _missing(config, bool(tokenizer), stated, shape.depth),
-        "notes": list(checkpoint.notes),
-        "size": sum(checkpoint.files.values()),
-        "shards": dict(checkpoint.files),
-        "adapter": adapter,
-        "merge": _provenance(path),
-    }
+            "vocabulary": vocabulary_size(config),
+            "tied_embeddings": ties_embeddings(config),
+            "tokenizer": tokenizer,
+            "missing": _missing(config, bool(tokenizer), stated, shape.depth),
+            "notes": list(checkpoint.notes),
+            "size": sum(checkpoint.files.values()),
+            "shards": dict(checkpoint.files),
+            "adapter": adapter,
+            "merge": _provenance(path),
+        }
+    )
 
 
 def _companion(checkpoint: Checkpoint, name: str) -> Path | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser import engine, hub, recipe
+from merganser import engine, hub, notebook, recipe
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.derived import look
@@ -68,6 +68,26 @@ class Diff:
     based: bool
     skipped: Mapping[str, str]
     ranked: bool = False
+
+    def __repr__(self) -> str:
+        changed = self.figures(self.tensors)["changed"] or 0.0
+        skipped = f", {len(self.skipped)} not compared" if self.skipped else ""
+        return f"Diff({len(self.tensors)} tensors, {changed:.3%} of their elements differ{skipped})"
+
+    def _repr_html_(self) -> str:
+        names = list(self.figures(self.tensors))
+        groups = {
+            **{f"layer {key}": tensors for key, tensors in self.groups("layer").items()},
+            **self.groups("role"),
+            "all": list(self.tensors),
+        }
+        rows = [
+            (group, *(notebook.number(self.figures(tensors)[name]) for name in names))
+            for group, tensors in groups.items()
+        ]
+        head = ("", *(name.replace("_", " ") for name in names))
+        skipped = [f"not compared: {name} ({reason})" for name, reason in self.skipped.items()]
+        return notebook.table(head, rows) + notebook.notes(skipped)
 
     def groups(self, key: str) -> dict[str, list[TensorDiff]]:
         """The tensors by ``layer`` or ``role``; those of no layer are under ``–``."""

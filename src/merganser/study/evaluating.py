@@ -479,11 +479,11 @@ def _best(
 # -- one model --------------------------------------------------------------------------------------
 
 
-def evaluate_model(
+def evaluate(
     model: str,
     tasks_file: str | Path,
     *,
-    samples: Path | None = None,
+    samples: str | Path | None = None,
     endpoint: str | None = None,
     token: str | None = None,
     concurrency: int = 16,
@@ -539,7 +539,7 @@ def evaluate_model(
             backend,
             tasks,
             key=key,
-            samples=samples if tasks else None,
+            samples=Path(samples) if samples is not None and tasks else None,
             on_progress=meter.completed,
         )
         more = _harness(decided, block, live, folder or Path()) if decided is not None else {}

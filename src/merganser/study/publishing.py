@@ -14,7 +14,7 @@ from typing import Any
 
 from merganser import hub, merging, recipe
 from merganser.engine.events import Listener, ignore
-from merganser.errors import InputError, MerganserError, told_as
+from merganser.errors import InputError, MerganserError, RecipeError, told_as
 from merganser.release import card, disclosure, manifest, naming
 from merganser.release.disclosure import Disclosed
 from merganser.study import cards
@@ -174,7 +174,58 @@ def look(publication: Publication) -> State:
     return State(account, there)
 
 
-def push(publication: Publication, state: State, *, progress: bool = True) -> Published:
+def push(
+    out: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    public: bool = False,
+    with_paths: bool = False,
+    collection: str | None = None,
+    revision: str | None = None,
+    progress: bool = False,
+) -> Published:
+    """Publish a merged folder, or the chosen points of a study, on the Hub, without asking again.
+
+    A push that was cut off goes on where it was when it is done again.
+
+    Args:
+        out, name, private, collection, revision: as in :func:`prepare`.
+        public: send names in place of local paths in card, recipe, manifest and config.
+        with_paths: send local paths as they are.
+        progress: whether bars are drawn on stderr.
+
+    Raises:
+        MerganserError: in one line, with what to do; nothing is sent where the files hold local paths
+            and nobody said what becomes of them.
+    """
+    publication = prepare(
+        out,
+        name,
+        private=private,
+        public_names=public,
+        collection=collection,
+        revision=revision,
+    )
+    check_paths(publication, public=public, with_paths=with_paths)
+    return send(publication, look(publication), progress=progress)
+
+
+def check_paths(publication: Publication, *, public: bool, with_paths: bool) -> None:
+    """Refuse to send local paths unless somebody said so.
+
+    Raises:
+        RecipeError: when the files hold some.
+    """
+    if publication.disclosed and not with_paths:
+        raise RecipeError(
+            f"the files hold {len(publication.disclosed)} local paths; nothing was sent. public=True "
+            "sends names in their place, with_paths=True sends them as they are"
+            + (" (what public=True cannot change, take out by hand)" if public else "")
+        )
+
+
+def send(publication: Publication, state: State, *, progress: bool = True) -> Published:
     """Send it: a repository after the other, each in one commit; then the collection.
 
     A push that was cut off is gone on with by doing it again: what is there is not sent twice.

@@ -46,12 +46,21 @@ class Picture:
     svg: Markup
 
 
-def write(folder: Path, *, x: str | None = None, y: str | None = None) -> list[Path]:
+def write(
+    folder: str | Path,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    distances: bool = False,
+    threads: int | None = None,
+) -> list[Path]:
     """Write ``report.html`` and ``figures/`` from a folder's ``results.json`` and samples.
 
     Args:
         folder: where the study's results lie.
         x, y: the two scores of the front; by default the first two.
+        distances: compare the experts' weights too, see :func:`measure`.
+        threads: how many, for the distances; None for one a core.
 
     Returns:
         The files that were written, the page first.
@@ -62,8 +71,11 @@ def write(folder: Path, *, x: str | None = None, y: str | None = None) -> list[P
         RecipeError: there is no such score.
         ResourceError: a file cannot be written.
     """
+    folder = Path(folder)
     extras.load("matplotlib", "plot")
     extras.load("moocore", "plot")
+    if distances:
+        measure(folder, threads=threads)
     found = results.read(folder)
     x, y = _plane(found, x, y)
     kept, measured = completions.load(found, folder), _distances(folder)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from merganser import recipe
+from merganser import notebook, recipe
 from merganser.errors import InputError, ResourceError, told_as
 from merganser.evaluation.statistics import Direction, Score
 from merganser.recipe.references import ModelReference, exists
@@ -82,10 +82,38 @@ class Results:
     chosen: Mapping[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        points, chosen = len(self.points), len(self.chosen)
+        scores = ", ".join(self.directions) or "no scores"
+        return (
+            f"Results({self.name!r}, {len(self.entries)} models, {points} of them merges, "
+            f"{chosen} chosen; {scores})"
+        )
+
+    def _repr_html_(self) -> str:
+        values = list(dict.fromkeys(key for entry in self.entries for key in entry.values))
+        rows = [
+            (
+                entry.name,
+                "" if entry.role == "point" else entry.role,
+                *(entry.values.get(key, "") for key in values),
+                *(_shown(entry.scores.get(name)) for name in self.directions),
+                self.chosen.get(entry.name, ""),
+            )
+            for entry in self.entries
+        ]
+        return notebook.table(("model", "", *values, *self.directions, "chosen"), rows, self.name)
+
     @property
     def points(self) -> tuple[Entry, ...]:
         """The merges."""
         return tuple(entry for entry in self.entries if entry.role == "point")
+
+
+def _shown(score: Score | None) -> str:
+    if score is None:
+        return "–"
+    return notebook.number(score.mean) + (f" ± {score.error:.2g}" if score.error else "")
 
 
 def write(results: Results, folder: Path) -> None:

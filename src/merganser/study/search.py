@@ -50,6 +50,12 @@ class SearchResult:
     written: SweepResult | None
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"SearchResult({len(self.trials)} candidates, {self.seconds:.1f} s, {self.found})"
+
+    def _repr_html_(self) -> str:
+        return (self.held_out or self.found)._repr_html_()
+
 
 def search(
     config: Config,

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from merganser import notebook
 from merganser.chain import up_to_date
 from merganser.errors import MerganserError, OutputExistsError, RecipeError
-from merganser.merging import MergeResult, Writing, check_output, sort_options, write_folders
+from merganser.merge_result import MergeResult
+from merganser.merging import Writing, check_output, sort_options, write_folders
 from merganser.output import check_space, clear_finished
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
 from merganser.release import manifest
@@ -52,6 +54,26 @@ class SweepResult:
     points: tuple[PointResult, ...]
     passes: int
     seconds: float
+
+    def __repr__(self) -> str:
+        written = sum(each.merged is not None for each in self.points)
+        return (
+            f"SweepResult({len(self.points)} points, {written} of them written, "
+            f"{self.passes} passes, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        keys = list(dict.fromkeys(key for each in self.points for key in each.point.values))
+        rows = [
+            (
+                each.point.name,
+                *(each.point.values.get(key, "") for key in keys),
+                each.folder,
+                "was there already" if each.merged is None else "written",
+            )
+            for each in self.points
+        ]
+        return notebook.table(("point", *keys, "folder", ""), rows)
 
 
 def plan_points(

@@ -93,6 +93,40 @@ class Answer:
 
 
 def generate(
+    model: str,
+    prompt: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    live: LiveModel | None = None,
+) -> Answer:
+    """Let a model answer a prompt, without writing it.
+
+    Args:
+        model: a reference as recipes have it, a recipe, or a point of a sweep (``SWEEP.yml#w=0.7``).
+        prompt: what it is asked.
+        system: a system prompt.
+        raw: give it the text as it is, without a chat template.
+        max_tokens: length at which the answer is cut off.
+        temperature: 0 takes the most likely token always.
+        top_p: draw from the fewest tokens of that share of the probability.
+        seed: of all that is drawn.
+        live: the live model that becomes this one, so that several calls share its memory, device and
+            dtype; a new one if None.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    [answer] = ask([model], prompt, sampling, system=system, raw=raw, live=live)
+    return answer
+
+
+def ask(
     references: Sequence[str],
     text: str,
     sampling: Sampling,
@@ -160,7 +194,7 @@ def conversations(
     Args:
         references: the models; see :func:`find`.
         make: makes a live model.
-        system, raw: as in :func:`generate`.
+        system, raw: as in :func:`ask`.
 
     Raises:
         MerganserError: of the kind that fits.

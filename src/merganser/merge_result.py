@@ -1,0 +1,50 @@
+"""What a merge gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser import engine, notebook
+from merganser.planning import Plan
+from merganser.tensors import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What a merge made.
+
+    Attributes:
+        folder: the output folder, or None for a dry sink.
+        plan: what was decided.
+        outcome: what the engine measured.
+        manifest: the manifest as plain data.
+        warnings: what the user should know, with the recipe's path in full.
+        timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
+    """
+
+    folder: Path | None
+    plan: Plan
+    outcome: engine.Outcome
+    manifest: dict[str, Any]
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+
+    def __repr__(self) -> str:
+        where = f"{str(self.folder)!r}, " if self.folder else ""
+        count = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return f"MergeResult({where}{self.plan.summary}, {self.timings.get('total_s', 0.0):.1f} s{count})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "folder": self.folder,
+            "method": self.plan.method.name,
+            "parameters": f"{self.plan.parameters:,}",
+            "dtype": self.plan.dtype.name,
+            "size": format_size(self.plan.output_bytes),
+            "seconds": self.timings.get("total_s"),
+        }
+        report = self.outcome.report
+        weights = report._repr_html_() if report else ""
+        return notebook.facts(facts) + weights + notebook.notes(self.warnings)

@@ -1,0 +1,40 @@
+"""HTML tables of results, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+
+def number(value: float | None) -> str:
+    """A figure of four digits, or a dash for none."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def facts(values: Mapping[str, object], caption: str = "") -> str:
+    """A table of two columns; values that are None are left out."""
+    rows = [(name, value) for name, value in values.items() if value is not None]
+    return table((), rows, caption)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """A table; all text in it is escaped."""
+    parts = ["<table>"]
+    if caption:
+        parts.append(f"<caption>{escape(caption)}</caption>")
+    if head:
+        parts.append(
+            f"<thead><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr></thead>"
+        )
+    parts.append("<tbody>")
+    for row in rows:
+        parts.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>")
+    parts.append("</tbody></table>")
+    return "".join(parts)
+
+
+def notes(texts: Sequence[str]) -> str:
+    """Warnings as a list; nothing if there are none."""
+    if not texts:
+        return ""
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"
