@@ -196,7 +196,7 @@ def _tracked(tracker: Path) -> Path:
 def _shards(step: Path) -> Path | None:
     """Where a step's training shards lie: in its folder, below, or beside its Hugging Face folder."""
     for folder in _shard_folders(step):
-        if folder.is_dir() and _holds_shards(folder):
+        if folder.is_dir() and holds_shards(folder):
             return folder
     return None
 
@@ -212,7 +212,8 @@ def _shard_folders(step: Path) -> Iterator[Path]:
                 yield _tracked(home / "latest")
 
 
-def _holds_shards(folder: Path) -> bool:
+def holds_shards(folder: Path) -> bool:
+    """Whether the shards of a training run are in a folder."""
     return (folder / ".metadata").is_file() or any(
         _RANK.fullmatch(entry.name) for entry in folder.glob("*.pt")
     )

@@ -12,23 +12,18 @@ import mmap
 import os
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from merganser.checkpoints import Stamp
+from merganser.checkpoints.blocks import read_blocks
 from merganser.checkpoints.small_files import refuse_foreign_link
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-
-SPAN = 1 << 16
-"""Bytes that are read in one go even if most of them are not wanted."""
 
 MAPPED = 1 << 17
 """Bytes from which on it pays to look at a range where it lies, and not to read it."""
@@ -294,7 +289,12 @@ class StoredCheckpoint:
         tensor = self._tensors[name]
         starts = self._starts.get(name)
         if starts is None:
-            self._read_blocks(name, tensor, start, into)
+
+            def read(piece: Piece, position: int, part: memoryview) -> None:
+                self._files.read(piece.file, position, part, name)
+
+            width = tensor.spec.dtype.itemsize
+            read_blocks(tensor.grid, tensor.pieces, width, start, into, read)
         elif len(starts) == 1:
             piece = tensor.pieces[0]
             self._files.read(piece.file, piece.offset + start, into, name)
@@ -323,53 +323,6 @@ class StoredCheckpoint:
             into = into[count:]
             start += count
             index += 1
-
-    def _read_blocks(self, name: str, tensor: StoredTensor, start: int, into: memoryview) -> None:
-        import numpy as np
-
-        width = tensor.spec.dtype.itemsize
-        first, last = start // width, -(-(start + len(into)) // width)
-        values = np.empty(last - first, f"u{width}")
-        done = 0
-        for origin, size in _blocks(tensor.grid, first, last):
-            count = math.prod(size)
-            block = values[done : done + count].reshape(size)
-            done += count
-            for piece in tensor.pieces:
-                low = [max(a, b) for a, b in zip(origin, piece.origin, strict=True)]
-                ends = zip(origin, size, piece.origin, piece.size, strict=True)
-                high = [min(a + n, b + m) for a, n, b, m in ends]
-                if all(a < b for a, b in zip(low, high, strict=True)):
-                    begin = [a - b for a, b in zip(low, piece.origin, strict=True)]
-                    place = zip(low, high, origin, strict=True)
-                    out = block[tuple(slice(a - o, b - o) for a, b, o in place)]
-                    self._gather(name, piece, begin, out)
-        skip = start - first * width
-        into[:] = values.view(np.uint8).data[skip : skip + len(into)]
-
-    def _gather(
-        self, name: str, piece: Piece, begin: Sequence[int], out: np.ndarray[Any, Any]
-    ) -> None:
-        """Copy the block of a piece that begins at ``begin`` and is as large as ``out``."""
-        import numpy as np
-
-        width = out.itemsize
-        skip = sum(b * s for b, s in zip(begin, piece.stride, strict=True))
-        span = 1 + sum((n - 1) * s for n, s in zip(out.shape, piece.stride, strict=True))
-        if span * width > max(
-            2 * out.nbytes, SPAN
-        ):  # mostly gaps: along the widest step, one by one
-            axis = max(range(out.ndim), key=lambda a: (out.shape[a] > 1, piece.stride[a]))
-            for k in range(out.shape[axis]):
-                at = [b + k * (a == axis) for a, b in enumerate(begin)]
-                part = tuple(slice(k, k + 1) if a == axis else slice(None) for a in range(out.ndim))
-                self._gather(name, piece, at, out[part])
-            return
-        raw = np.empty(span, out.dtype)
-        where = piece.offset + skip * width
-        self._files.read(piece.file, where, raw.view(np.uint8).data, name)
-        steps = tuple(s * width for s in piece.stride)
-        out[...] = np.lib.stride_tricks.as_strided(raw, out.shape, steps, writeable=False)
 
     def close(self) -> None:
         """Close the files."""
@@ -439,29 +392,6 @@ def _flat(piece: Piece, grid: tuple[int, ...]) -> Piece:
     for at, whole in zip(piece.origin, grid, strict=True):
         begin = begin * whole + at
     return replace(piece, size=(math.prod(piece.size),), stride=(1,), origin=(begin,))
-
-
-def _blocks(
-    shape: tuple[int, ...], first: int, last: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A range of a tensor's elements as blocks, in order: the rest of a row, whole rows, the
-    beginning of a row; each as its origin and its size."""
-    if len(shape) == 1:
-        yield (first,), (last - first,)
-        return
-    inner = shape[1:]
-    row = math.prod(inner)
-    while first < last:
-        index, within = divmod(first, row)
-        if within == 0 and last - first >= row:
-            count = (last - first) // row
-            yield (index, *(0 for _ in inner)), (count, *inner)
-            first += count * row
-            continue
-        end = min(last, (index + 1) * row)
-        for origin, size in _blocks(inner, within, within + end - first):
-            yield (index, *origin), (1, *size)
-        first = end
 
 
 def _digest(tensors: Mapping[str, StoredTensor], folder: Path) -> str:

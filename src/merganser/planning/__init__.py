@@ -10,7 +10,6 @@ from dataclasses import replace
 from merganser import hub, methods, recipe
 from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
-from merganser.checkpoints.experts import named_like
 from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning import effects
@@ -22,6 +21,7 @@ from merganser.planning.heads import changed_tie
 from merganser.planning.jobs import JobMaker
 from merganser.planning.layer_blocks import with_joined_blocks
 from merganser.planning.layout import Layout
+from merganser.planning.naming import named_alike
 from merganser.planning.numbers import check_settings
 from merganser.planning.plans import (
     CELL,
@@ -164,7 +164,7 @@ class _Planner:
         base = self.recipe.base_model
         self.base = self.index[base.text] if base is not None else None
         self.donor = self.base if self.base is not None else 0
-        self.sources = tuple(self._named_like(source, opened[self.donor]) for source in opened)
+        self.sources = self._named_alike(opened)
         self._take_bare_files()
         self.chat_template = chosen_template(parsed, self.sources)
         self.tokenizer: TokenizerEdit | None = None
@@ -273,14 +273,20 @@ class _Planner:
         architecture = _architecture(reference, checkpoint)
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
 
-    def _named_like(self, source: Source, donor: Source) -> Source:
-        """A source with the donor's names of experts, which are those of the output."""
-        checkpoint = named_like(source.checkpoint, donor.checkpoint)
-        if checkpoint is source.checkpoint:
-            return source
-        self.warnings.append(checkpoint.notes[-1])
-        architecture = _architecture(source.reference, checkpoint)
-        return replace(source, checkpoint=checkpoint, architecture=architecture)
+    def _named_alike(self, opened: Sequence[Source]) -> tuple[Source, ...]:
+        """The sources with one set of names for their tensors, which are those of the output."""
+        checkpoints = named_alike(
+            [source.checkpoint for source in opened], self.donor, refuse=self.tensor_names == "same"
+        )
+        sources = []
+        for source, checkpoint in zip(opened, checkpoints, strict=True):
+            if checkpoint is source.checkpoint:
+                sources.append(source)
+                continue
+            self.warnings += checkpoint.notes[len(source.checkpoint.notes) :]
+            architecture = _architecture(source.reference, checkpoint)
+            sources.append(replace(source, checkpoint=checkpoint, architecture=architecture))
+        return tuple(sources)
 
     def _align(self, truncate: bool, given: Mapping[str, Checkpoint]) -> None:
         """Give all sources the rows that the output's tokenizer asks for."""

@@ -1,0 +1,325 @@
+"""One set of names for the tensors of all inputs, by evidence.
+
+A published model and the shards of a training run name the same tensors differently: transformers
+saves a model under other names than those of its modules, and sometimes in other shapes. The evidence is,
+in this order: equal names but for wrappers; the two ways to store experts; the conversion of transformers, if
+it is installed; layer numbers and shapes together with the ends of names. Each is taken for all tensors
+or none. The output has the published names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from merganser.architecture import Architecture, infer
+from merganser.checkpoints import Checkpoint
+from merganser.checkpoints.experts import named_like as with_experts_like
+from merganser.checkpoints.rearranged import Rearrangement, SourceBlock, rearranged
+from merganser.checkpoints.runs import holds_shards
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+SHOWN = 2
+"""Names that a note shows of those that differ."""
+
+_PERMUTED = {"wq", "wk"}
+"""Names of projections, in checkpoints of the models' own programs, whose rows may be in another order
+than in transformers: shapes do not tell."""
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$|^\d+(?=\.)")
+
+Numbered = dict[tuple[int, ...], tuple[int, ...]]
+"""The shapes of tensors that differ in numbers alone, by these numbers."""
+
+
+def named_alike(
+    checkpoints: Sequence[Checkpoint], donor: int, *, refuse: bool
+) -> tuple[Checkpoint, ...]:
+    """Checkpoints with one set of names for their tensors.
+
+    Args:
+        checkpoints: of all inputs.
+        donor: the one whose names the output has; where it has those of training and another
+            input has the published ones, these.
+        refuse: whether names that evidence does not settle are an error.
+
+    Raises:
+        InputError: when a tensor of one input may be another's of another name.
+    """
+    target = _published(checkpoints[donor], checkpoints)
+    return tuple(
+        target if index == donor else _named_like(checkpoint, target, refuse)
+        for index, checkpoint in enumerate(checkpoints)
+    )
+
+
+def _published(donor: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """The donor under the names of the first published model that they can be had from."""
+    for other in checkpoints:
+        if other is donor or other.specs.keys() == donor.specs.keys():
+            continue
+        renamed = None
+        if _trained(donor) and not _trained(other):
+            renamed = _settled(donor, other)
+        elif _differ(other, donor) and _settled(other, donor) is None:
+            renamed = _as_saved(donor, other)
+        if renamed is not None:
+            return _with_names_of(renamed, other)
+    return donor
+
+
+def _trained(checkpoint: Checkpoint) -> bool:
+    return checkpoint.home is not None and holds_shards(checkpoint.home)
+
+
+def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """A checkpoint with the wrappers of names that another has, if it has all of these tensors but heads."""
+    own, others = _shape_of(checkpoint), _shape_of(other).names
+    names = {name: others.get(own.key(name)) for name in checkpoint.specs}
+    if any(new is None and own.places[name].role != "head" for name, new in names.items()):
+        return checkpoint
+    renamed: dict[str, Rearrangement | str] = {new or name: name for name, new in names.items()}
+    if all(name == new for new, name in renamed.items()) or len(renamed) < len(names):
+        return checkpoint
+    return rearranged(checkpoint, renamed, [])
+
+
+def _named_like(checkpoint: Checkpoint, target: Checkpoint, refuse: bool) -> Checkpoint:
+    settled = _settled(checkpoint, target) or checkpoint
+    if refuse and _differ(settled, target):
+        _refuse_second_names(settled, target)
+    return _turned(settled, target)
+
+
+def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
+    """A checkpoint under the target's names; None where no evidence gives them."""
+    if not _differ(checkpoint, target):
+        return with_experts_like(checkpoint, target)
+    try:
+        named = with_experts_like(checkpoint, target)
+    except InputError:
+        if (saved := _as_saved(checkpoint, target)) is not None:
+            return saved
+        raise
+    if not _differ(named, target):
+        return named
+    return _as_saved(checkpoint, target) or _by_shape(named, target)
+
+
+def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
+    """Whether each has tensors that the other has not."""
+    if checkpoint.specs.keys() == target.specs.keys():
+        return False
+    return all(_unmatched(checkpoint, target))
+
+
+def _unmatched(checkpoint: Checkpoint, target: Checkpoint) -> tuple[list[str], list[str]]:
+    """The tensors that only the one has, and those that only the other has, by their own names."""
+    own, others = _shape_of(checkpoint).names, _shape_of(target).names
+    return (
+        [name for key, name in own.items() if key not in others],
+        [name for key, name in others.items() if key not in own],
+    )
+
+
+def _shape_of(checkpoint: Checkpoint) -> Architecture:
+    return infer(checkpoint.specs, checkpoint.config)
+
+
+def _same(key: str, checkpoint: Checkpoint, target: Checkpoint) -> bool:
+    """Whether the configs of both state the same under a key."""
+    stated = checkpoint.config.get(key)
+    return stated is not None and stated == target.config.get(key)
+
+
+# -- the conversion of transformers ----------------------------------------------------------------
+
+
+def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
+    """A checkpoint under the names and in the shapes in which transformers saves it, if these are the
+    target's."""
+    if not _same("model_type", checkpoint, target):
+        return None
+    try:
+        from merganser.checkpoints.saved_names import saved_names
+    except ImportError:  # not installed, or a release that saves what the modules have
+        return None
+    for tensors in saved_names(_config(checkpoint, target), checkpoint.specs):
+        if all(name == tensor for name, tensor in tensors.items()):
+            continue
+        saved = rearranged(checkpoint, tensors, [])
+        if _differ(saved, target) or not _fit(saved, target):
+            continue
+        pairs = [
+            (tensor if isinstance(tensor, str) else tensor.blocks[0].tensor, name)
+            for name, tensor in tensors.items()
+        ]
+        return _noted(checkpoint, target, tensors, pairs, "as transformers saves them")
+    return None
+
+
+def _fit(checkpoint: Checkpoint, target: Checkpoint) -> bool:
+    """Whether tensors of both have equal shapes, but for the number of tokens."""
+    own, others = _shape_of(checkpoint), _shape_of(target).names
+    for key in own.names.keys() & others.keys():
+        first = 1 if own.places[own.names[key]].role in ("embedding", "head") else 0
+        shapes = checkpoint.specs[own.names[key]].shape, target.specs[others[key]].shape
+        if shapes[0][first:] != shapes[1][first:]:
+            return False
+    return True
+
+
+def _config(checkpoint: Checkpoint, target: Checkpoint) -> Mapping[str, Any]:
+    return checkpoint.config if checkpoint.config.get("architectures") else target.config
+
+
+def _noted(
+    checkpoint: Checkpoint,
+    target: Checkpoint,
+    tensors: Mapping[str, Rearrangement | str],
+    pairs: Collection[tuple[str, str]],
+    evidence: str,
+) -> Checkpoint:
+    patterns = [(_NUMBER.sub("*", old), _NUMBER.sub("*", new)) for old, new in pairs if old != new]
+    renamed = list(dict.fromkeys(f"{old} as {new}" for old, new in patterns))
+    shown = ", ".join(renamed[:SHOWN])
+    more = f" and {len(renamed) - SHOWN} more" if renamed[SHOWN:] else ""
+    note = (
+        f"{checkpoint.label}: its tensors have the names of training; they are taken under the names that "
+        f"{target.label} has, {evidence}: {shown}{more}"
+    )
+    return rearranged(checkpoint, tensors, [note])
+
+
+# -- layer numbers, shapes and the ends of names ---------------------------------------------------
+
+
+def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
+    """A checkpoint with its names replaced by the target's, if each tensor without a counterpart has
+    just one that it can be."""
+    if not _same("model_type", checkpoint, target) or not _same(
+        "architectures", checkpoint, target
+    ):
+        return None
+    own, others = (
+        _patterns(names, each.specs)
+        for names, each in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
+    )
+    heads = _heads(checkpoint), _heads(target)
+    renamed: dict[str, str] = {}
+    for pattern, shapes in own.items():
+        candidates = [
+            other
+            for other, theirs in others.items()
+            if theirs == shapes and _may_be(pattern, other, heads, len(next(iter(shapes.values()))))
+        ]
+        nearest = max((_common_end(pattern, other) for other in candidates), default=0)
+        candidates = [other for other in candidates if _common_end(pattern, other) == nearest]
+        if len(candidates) != 1 or candidates[0] in renamed.values():
+            return None
+        renamed[pattern] = candidates[0]
+    if len(renamed) != len(others):
+        return None
+    tensors: dict[str, Rearrangement | str] = {}
+    for name in checkpoint.specs:
+        pattern = _NUMBER.sub("*", name)
+        new = renamed.get(pattern, pattern)
+        numbers = iter(_NUMBER.findall(name))
+        tensors[re.sub(r"\*", lambda _: next(numbers), new) if new != pattern else name] = name  # noqa: B023
+    pairs = list(renamed.items())
+    return _noted(checkpoint, target, tensors, pairs, "by their shapes and the ends of their names")
+
+
+def _patterns(names: Collection[str], specs: Mapping[str, TensorSpec]) -> dict[str, Numbered]:
+    """Tensors whose names differ in numbers alone."""
+    patterns: dict[str, Numbered] = {}
+    for name in names:
+        numbers = tuple(map(int, _NUMBER.findall(name)))
+        patterns.setdefault(_NUMBER.sub("*", name), {})[numbers] = tuple(specs[name].shape)
+    return patterns
+
+
+def _heads(checkpoint: Checkpoint) -> set[str]:
+    places = _shape_of(checkpoint).places
+    return {name for name, place in places.items() if place.role == "head"}
+
+
+def _may_be(one: str, other: str, heads: tuple[set[str], set[str]], axes: int) -> bool:
+    """Whether two names, numbers left out, can be those of one tensor: both are heads, or end in the same
+    module. A vector that is no bias of a module may have any name."""
+    if one in heads[0] or other in heads[1]:
+        return one in heads[0] and other in heads[1]
+    words, others = one.split("."), other.split(".")
+    if not _PERMUTED.isdisjoint((*words, *others)):
+        return False
+    if _common_end(one, other) >= (2 if words[-1] in ("weight", "bias") else 1):
+        return True
+    return axes == 1 and "bias" not in (words[-1], others[-1])
+
+
+def _common_end(one: str, other: str) -> int:
+    """How many words two names have in common at their ends."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    count = 0
+    for a, b in pairs:
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _refuse_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
+    """Refuse tensors that only one of two models of a class has where the other has such tensors under
+    other names."""
+    if not _same("model_type", checkpoint, target) or not _same(
+        "architectures", checkpoint, target
+    ):
+        return
+    own, others = (
+        _patterns(names, each.specs)
+        for names, each in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
+    )
+    for pattern, shapes in own.items():
+        for other, theirs in others.items():
+            if shapes == theirs:
+                raise InputError(
+                    f"{checkpoint.label}: its {pattern!r} may be the {other!r} of {target.label} under the "
+                    "name of training, which nothing settles; install transformers 5 or newer, or save both "
+                    "models with the same release's save_pretrained"
+                )
+
+
+# -- experts the other way round -------------------------------------------------------------------
+
+
+def _turned(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint:
+    """A checkpoint with those stacks of experts transposed that the target has the other way round, as
+    transformers 4 and 5 have some."""
+    own, others = _shape_of(checkpoint), _shape_of(target)
+    turned: dict[str, Rearrangement | str] = {name: name for name in checkpoint.specs}
+    for name in _experts(checkpoint):
+        counterpart = others.names.get(own.key(name))
+        spec = checkpoint.specs[name]
+        count, rows, columns = spec.shape
+        if (
+            counterpart is not None
+            and target.specs[counterpart].shape == (count, columns, rows) != spec.shape
+        ):
+            shape = count, columns, rows
+            stride = rows * columns, 1, columns
+            block = SourceBlock(name, 0, shape, stride, (0, 0, 0))
+            turned[name] = Rearrangement(
+                TensorSpec(spec.dtype, shape, spec.narrow), shape, (block,)
+            )
+    if all(isinstance(tensor, str) for tensor in turned.values()):
+        return checkpoint
+    note = f"{checkpoint.label}: its experts are transposed, as {target.label} has them"
+    return rearranged(checkpoint, turned, [note])
+
+
+def _experts(checkpoint: Checkpoint) -> Iterator[str]:
+    for name, spec in checkpoint.specs.items():
+        if len(spec.shape) == 3 and re.search(r"\.experts\.\w+$", name):
+            yield name
