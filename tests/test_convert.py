@@ -111,6 +111,15 @@ def test_a_gguf_file_becomes_a_model_that_loads(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()[name], expected)
 
 
+def test_a_model_without_words_lacks_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    save_file({"layers.0.weight": torch.ones(4, 4)}, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "vit"}')
+    done = run("convert", tmp_path / "in", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "warning" not in done.output
+
+
 def test_a_base_lends_config_and_tokenizer(tmp_path: Path) -> None:
     whole = make_model(tmp_path / "whole")
     (tmp_path / "bare").mkdir()

@@ -130,6 +130,22 @@ def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_p
     assert (sample.task, sample.problem, sample.answer) == ("sums", "n0", "1")
 
 
+@pytest.mark.parametrize(
+    ("keep", "text"), [("none", None), ("max exact with tokens <= 0", "keeps no point")]
+)
+def test_warnings_of_the_points_and_of_a_rule_that_keeps_none(
+    file: Path, tmp_path: Path, keep: str, text: str | None
+) -> None:
+    told: list[str] = []
+    file.write_text(SWEEP.replace("max exact with tokens <= 100", keep) + "license: mit\n")
+    evaluate_sweep(file, tmp_path / "out", on_warning=told.append)
+    own, *more = told
+    assert_one_line(own, "m_w0.3: ", "'license'", "ignored")
+    assert len(more) == (text is not None)
+    for warning in more:
+        assert_one_line(warning, str(text))
+
+
 def test_what_is_kept_is_not_run_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

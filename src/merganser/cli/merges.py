@@ -173,6 +173,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
       merganser convert model.gguf OUT
     """
     from merganser import merging
+    from merganser.planning.alignment import vocabulary_tensors
     from merganser.tokenizer import has_tokenizer
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
@@ -182,7 +183,8 @@ def convert(source: str, out: Path, **options: Any) -> None:
     for warning in result.warnings:
         click.echo(f"merganser: warning: {warning}", err=True)
     lacking = [] if (out / "config.json").is_file() else ["config.json"]
-    lacking += [] if has_tokenizer(out) else ["tokenizer"]
+    words = vocabulary_tensors(result.plan.sources[result.plan.donor])
+    lacking += ["tokenizer"] if words and not has_tokenizer(out) else []
     if lacking and options["base"] is None:
         what = " and ".join(lacking)
         click.echo(f"merganser: warning: {out}: lacks {what}; --base MODEL lends them", err=True)

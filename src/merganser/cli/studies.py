@@ -107,10 +107,14 @@ def _sweep_evaluated(
 
     with progress(quiet or as_json) as on_event, scoring(quiet or as_json) as on_progress:
         found = evaluate_sweep(
-            config, out, write=write, on_event=on_event, on_progress=on_progress, **options
+            config,
+            out,
+            write=write,
+            on_event=on_event,
+            on_progress=on_progress,
+            on_warning=lambda text: click.echo(f"merganser: warning: {text}", err=True),
+            **options,
         )
-    if not found.chosen:
-        click.echo("merganser: warning: the rule of evaluate.keep keeps no point", err=True)
     if as_json:
         print_json(asdict(found))
     elif not quiet:

@@ -88,6 +88,7 @@ def evaluate_sweep(
     only: Sequence[str] = (),
     write: bool = True,
     on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Results:
     """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
@@ -101,6 +102,8 @@ def evaluate_sweep(
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
         on_progress: told of the completions.
+        on_warning: takes warnings: of the points' plans before the first completion, each once, and of
+            the merges that are written.
         options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
@@ -119,6 +122,9 @@ def evaluate_sweep(
         for _, decided in planned:
             stack.enter_context(closing(decided))
         points = [Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
+        told = {warning: point.name for point, d in reversed(planned) for warning in d.warnings}
+        for warning, name in told.items():
+            on_warning(f"{name}: {warning}")
         others = base_and_experts(block, points, pattern.folder, document, planning)
         for model in others:
             stack.enter_context(closing(model.plan))
@@ -138,8 +144,13 @@ def evaluate_sweep(
         scored = measured(scored, models, threads)
         chosen = rule(scored)
         kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
-        if write and kept:
-            sweep.merge_points(kept, home, **writing)
+        if not chosen and block.keep != "none":
+            on_warning("the rule of evaluate.keep keeps no point")
+        written = sweep.merge_points(kept, home, **writing).points if write and kept else ()
+        for each in written:
+            for warning in each.merged.warnings if each.merged else ():
+                if warning not in told:
+                    on_warning(f"{each.point.name}: {warning}")
         plans = {p.entry.name: p.plan for p in points}
         there = {name for name, decided in plans.items() if up_to_date(home / name, decided)}
         scored = [replace(e, folder=e.name) if e.name in there else e for e in scored]
