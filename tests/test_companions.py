@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 import transformers
 import yaml
 from huggingface_hub.utils import filter_repo_objects
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from conftest import TOKENIZER, WORDS, assert_one_line, change_config, make_model, tree, write_json
 from merganser import hub, merge, plan, verify
-from merganser.errors import InputError
+from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints.sentence import module_folders
+from merganser.errors import InputError, MerganserError
 from merganser.study.publishing import prepare
 
 CONFIGURATION = "from transformers import Qwen2Config\n\nclass DuckConfig(Qwen2Config):\n    pass\n"
@@ -169,6 +173,190 @@ def test_code_and_cards_are_fetched_from_the_hub(monkeypatch: pytest.MonkeyPatch
     ]
     there = [*wanted, "onnx/model.onnx", "model.safetensors"]
     assert list(filter_repo_objects(there, allow_patterns=asked)) == wanted
+
+
+# -- sentence-transformers ---------------------------------------------------------------------------
+
+
+MODULE_LIST = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    {"idx": 3, "name": "3", "path": "3_Normalize", "type": "custom_norm.Normalize"},
+]
+SMALL = [
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+]
+
+
+def dense(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "linear.weight": torch.randn(8, 16, generator=generator),
+        "linear.bias": torch.randn(8, generator=generator),
+        "blocks.0.scale": torch.randn(3, generator=generator),
+        "blocks.1.scale": torch.randn(3, generator=generator),
+    }
+
+
+def make_sentence_model(folder: Path, seed: int, *, pickled: bool = False) -> Path:
+    make_model(folder, seed=seed, dtype=torch.float32)
+    for name in SMALL:
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_json(folder / name, {"name": name})
+    write_json(folder / "modules.json", MODULE_LIST)
+    write_json(folder / "config_sentence_transformers.json", {"__version__": {"torch": str(seed)}})
+    (folder / "custom_norm.py").write_text("x = 1\n")
+    if pickled:
+        torch.save(dense(seed), folder / "2_Dense" / "pytorch_model.bin")
+    else:
+        save_file(dense(seed), folder / "2_Dense" / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> tuple[Path, Path]:
+    a = make_sentence_model(tmp_path / "a", 0)
+    return a, make_sentence_model(tmp_path / "b", 1, pickled=True)
+
+
+def test_the_modules_of_a_sentence_model_are_merged_and_verified(
+    sentences: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a, b = sentences
+    out = tmp_path / "out"
+    result = merge(average(a, b), out, shard_size=9_000)
+    assert result.warnings == ()
+    merged = load_file(out / "2_Dense" / "model.safetensors")
+    one, two = dense(0), dense(1)
+    assert set(merged) == set(one)
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, ((one[name].double() + two[name].double()) / 2).float()), name
+    for name in (*SMALL, "custom_norm.py"):
+        assert (out / name).read_bytes() == (a / name).read_bytes()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert not any("2_Dense" in name for name in index["weight_map"])
+    assert index["metadata"]["total_size"] == sum(
+        spec.nbytes for name, spec in open_checkpoint(out).specs.items() if "/" not in name
+    )
+    assert verify(out, recompute=True) == []
+    with (out / "2_Dense" / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x41")
+    [problem] = verify(out)
+    assert problem.startswith("tensor '2_Dense/")
+    (out / "1_Pooling" / "config.json").unlink()
+    assert any("1_Pooling/config.json" in problem for problem in verify(out))
+
+
+def test_a_merge_of_modules_that_was_cut_off_goes_on(
+    sentences: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = average(*sentences)
+    merge(recipe, tmp_path / "whole" / "out", shard_size=9_000)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MerganserError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("merganser.release.config.write_config", fail)
+        with pytest.raises(MerganserError, match="no more"):
+            merge(recipe, tmp_path / "out", shard_size=9_000)
+    new = tmp_path / "out.partial" / "new"
+    before = (new / "2_Dense" / "model.safetensors").stat().st_ino
+    (new / "2_Dense" / "junk").write_text("of nobody")
+    result = merge(recipe, tmp_path / "out", shard_size=9_000, resume=True)
+    assert result.folder is not None
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").stat().st_ino == before
+    own = {name: data for name, data in tree(tmp_path / "out").items() if "manifest" not in name}
+    assert own == {n: d for n, d in tree(tmp_path / "whole" / "out").items() if "manifest" not in n}
+
+
+def test_layers_of_a_sentence_model_are_stacked_and_its_modules_are_not(
+    sentences: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a, b = sentences
+    cuts = [{"sources": [{"model": str(m), "layer_range": [0, 2]}]} for m in (a, b)]
+    merge({"merge_method": "passthrough", "slices": cuts}, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    assert all(torch.equal(merged[name], tensor) for name, tensor in dense(1).items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 4
+
+
+def test_modules_that_differ_or_cannot_be_copied_are_named(sentences: tuple[Path, Path]) -> None:
+    a, b = sentences
+    write_json(b / "1_Pooling" / "config.json", {"name": "another"})
+    (a / "2_Dense" / "weights.npy").write_bytes(b"?")
+    other, settings = plan(average(a, b)).warnings
+    assert_one_line(other, str(a / "2_Dense" / "weights.npy"), "the output lacks it")
+    assert_one_line(settings, str(b), "1_Pooling/config.json differs", str(a))
+
+
+def test_a_sentence_model_with_a_plain_base(sentences: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = sentences
+    plain = make_model(tmp_path / "plain", dtype=torch.float32)
+    for model in (a, b):
+        shutil.rmtree(model / "2_Dense")
+        write_json(model / "modules.json", MODULE_LIST[:2])
+    recipe = average(a, b, base_model=str(plain)) | {"merge_method": "task_arithmetic"}
+    warnings = plan(recipe).warnings
+    assert len(warnings) == 2
+    assert_one_line(warnings[0], str(a), str(plain), "none of its modules", f"base_model: {a}")
+
+
+def test_weights_of_modules_need_a_donor_that_has_the_modules(
+    sentences: tuple[Path, Path], tmp_path: Path
+) -> None:
+    plain = make_model(tmp_path / "plain", dtype=torch.float32)
+    with pytest.raises(InputError) as error:
+        plan(average(plain, *sentences))
+    assert_one_line(str(error.value), str(sentences[0]), "2_Dense/", f"base_model: {sentences[0]}")
+    plan(average(plain, *sentences), tensor_names="intersection")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}", "[", "[1]", '"x"', '[{"path": "../other"}]', '[{"path": "/etc"}]', '[{"path": 7}]',
+        '[{"path": "1_Pooling/../../b"}]', '[{"path": "link"}]',
+    ],
+)  # fmt: skip
+def test_lists_of_modules_that_are_none_are_refused(
+    sentences: tuple[Path, Path], tmp_path: Path, content: str
+) -> None:
+    (sentences[0] / "link").symlink_to(tmp_path)
+    (sentences[0] / "modules.json").write_text(content)
+    if content == "{}":
+        assert module_folders(sentences[0]) == []
+        return
+    with pytest.raises(InputError) as error:
+        plan(average(*sentences))
+    assert_one_line(str(error.value), "modules.json")
+
+
+@pytest.mark.parametrize("main", ["model.safetensors", "pytorch_model.bin"])
+def test_modules_are_fetched_from_the_hub(
+    sentences: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: str
+) -> None:
+    _, repository = sentences
+    (repository / "model.safetensors").rename(repository / main)
+    (repository / "openvino").mkdir()
+    (repository / "openvino" / "openvino_model.bin").write_bytes(b"?")
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        names = list(tree(repository))
+        for file in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / file, tmp_path / "cache" / file)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    cache = hub.resolve("org/duck")
+    assert tree(cache) == {n: d for n, d in tree(repository).items() if "openvino" not in n}
 
 
 # -- the size of a tokenizer -----------------------------------------------------------------------

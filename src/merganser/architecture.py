@@ -464,10 +464,10 @@ def _module(name: str, tensors: Sequence[str], config: Mapping[str, Any]) -> Mod
 
 def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
     """Prefixes of numbered blocks and their numbers. The first number in a name counts: experts are
-    numbered too, but inside a layer."""
+    numbered too, but inside a layer. Modules in folders of their own (``2_Dense/``) have no layers."""
     numbers: dict[str, set[int]] = {}
     for name in names:
-        if found := _NUMBER.search(name):
+        if "/" not in name and (found := _NUMBER.search(name)):
             numbers.setdefault(name[: found.start()], set()).add(int(found[1]))
     return numbers
 

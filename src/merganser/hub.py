@@ -27,6 +27,9 @@ _WANTED = [*_SMALL, "*.safetensors"]
 
 _WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin", "adapter_model.bin"]
 
+_OF_MODULES = "*/pytorch_model.bin"
+"""Weights of sentence-transformers modules, which often have no others."""
+
 _PRECISE = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
 """Names of GGUF's types as files are called by them, the most precise first."""
 
@@ -126,9 +129,10 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
         if not weights:
             return fetch(_SMALL)
         folder = fetch(_WANTED)
+        modules = [_OF_MODULES] if (folder / "modules.json").is_file() else []
         if any(folder.glob("*.safetensors")):
-            return folder
-        folder = fetch(_WITHOUT_SAFETENSORS)
+            return fetch([*_WANTED, *modules]) if modules else folder
+        folder = fetch([*_WITHOUT_SAFETENSORS, *modules])
         if any(folder.glob("*.bin")):
             return folder
         there = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]

@@ -33,7 +33,7 @@ def identity(plan: Plan) -> dict[str, Any]:
             [
                 source.reference.text,
                 source.checkpoint.header_digest,
-                {file.name: [s.size, s.mtime_ns] for file, s in source.checkpoint.stamps.items()},
+                [[file.name, s.size, s.mtime_ns] for file, s in source.checkpoint.stamps.items()],
             ]
             for source in plan.sources
         ],

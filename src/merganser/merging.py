@@ -452,13 +452,16 @@ def _finish_folder(
     ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
     """All but the weights."""
-    if len(decided.shards) > 1:
+    own = [shard for shard in decided.shards if "/" not in shard.file]  # not those of modules
+    if len(own) > 1:
+        homes = {name: shard.file for shard in own for name in shard.offsets}
+        specs = [job.spec for job in decided.jobs if job.name in homes]
         index = {
             "metadata": {
-                "total_size": sum(j.spec.nbytes for j in decided.jobs),
-                "total_parameters": decided.parameters,
+                "total_size": sum(spec.nbytes for spec in specs),
+                "total_parameters": sum(spec.numel for spec in specs),
             },
-            "weight_map": {name: shard.file for shard in decided.shards for name in shard.offsets},
+            "weight_map": homes,
         }
         files.write_json(folder / INDEX, index)
     config.write_config(decided, folder, public=public)

@@ -143,7 +143,7 @@ def _written(folder: Path, plan: Plan) -> int:
     journal = Journal(partial / JOURNAL)
     if journal.stated is not None and difference(journal.stated, plan) is None:
         return files_of(tuple(journal.whole), plan)
-    files = [entry for entry in (partial / NEW).glob("*") if entry.is_file()]
+    files = [entry for entry in (partial / NEW).rglob("*") if entry.is_file()]
     return sum(512 * entry.stat().st_blocks for entry in files)
 
 
@@ -350,8 +350,10 @@ class Partial:
             self.journal.whole = {}
         self.new.mkdir(exist_ok=True)
         known = self.journal.keep_what_is_whole(self.plan, self.new, digest_inputs)
-        for entry in self.new.iterdir():
-            if entry.name not in self.journal.whole:
+        for entry in list(self.new.rglob("*")):
+            name = entry.relative_to(self.new).as_posix()
+            kept = any(f"{file}/".startswith(f"{name}/") for file in self.journal.whole)
+            if not kept and os.path.lexists(entry):
                 _remove(entry)
         return known
 

@@ -118,7 +118,7 @@ class SafetensorsSink(Sink):
             shards: the files.
             on_file: told of each by its name when it is whole and synced, by any thread.
         """
-        self._files = [_ShardFile(folder / shard.file, shard, on_file) for shard in shards]
+        self._files = [_ShardFile(folder, shard, on_file) for shard in shards]
         self._places = {
             name: (file, offset)
             for file, shard in zip(self._files, shards, strict=True)
@@ -160,8 +160,9 @@ class _Window:
 class _ShardFile:
     """One output file, opened at its first byte and closed at its last: a large merge has many."""
 
-    def __init__(self, path: Path, shard: Extents, on_file: Callable[[str], None]) -> None:
-        self.path = path
+    def __init__(self, folder: Path, shard: Extents, on_file: Callable[[str], None]) -> None:
+        self.path = folder / shard.file
+        self._name = shard.file
         self._on_file = on_file
         self.size = shard.size
         self._header = shard.header
@@ -213,6 +214,8 @@ class _ShardFile:
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
+            if "/" in self._name:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._descriptor = os.open(self.path, flags | getattr(os, "O_DIRECT", 0), 0o666)
                 self._direct = hasattr(os, "O_DIRECT")
@@ -265,7 +268,7 @@ class _ShardFile:
             raise _cannot_write(self.path, error) from None
         self._descriptor = CLOSED
         self._spare.clear()
-        self._on_file(self.path.name)
+        self._on_file(self._name)
 
     def close(self) -> None:
         if self._descriptor == UNOPENED:  # no tensor of this file has any bytes

@@ -139,7 +139,7 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     checkpoint = (
         open_training(place.folder, name)
         if place.shards
-        else _first_known(FORMATS, place.folder, name)
+        else first_known(FORMATS, place.folder, name)
     )
     if checkpoint is None:
         raise InputError(f"{name}: {what_is_there(place.folder)}")
@@ -147,16 +147,21 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
         from merganser.checkpoints.trained_lora import merged
 
         checkpoint = merged(checkpoint, place.folder)
+    elif place.folder.is_dir():
+        from merganser.checkpoints.sentence import with_modules
+
+        checkpoint = with_modules(checkpoint, place.folder)
     checkpoint.notes = (*(f"{name}: {note}" for note in place.notes), *checkpoint.notes)
     return checkpoint
 
 
 def open_training(folder: Path, label: str) -> Checkpoint | None:
     """Open the shards of a training run, the tensors of an adapter among them; None when there are none."""
-    return _first_known(TRAINING, folder, label)
+    return first_known(TRAINING, folder, label)
 
 
-def _first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
+def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
+    """Open a folder or file in the first of some formats that it has; None if it has none of them."""
     for module in formats:
         opener = importlib.import_module(f"{__name__}.{module}")
         checkpoint: Checkpoint | None = opener.open_folder(folder, label)

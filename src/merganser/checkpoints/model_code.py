@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.sentence import MODULES, module_classes
 from merganser.checkpoints.small_files import read_json, read_text
 
 CUSTOM_GENERATE = "custom_generate"
@@ -33,7 +34,8 @@ class ModelCode:
 
 
 def find(folder: Path, *configs: str) -> ModelCode:
-    """Find the code that configs of a folder name in ``auto_map`` and ``custom_pipelines``.
+    """Find the code that configs of a folder name in ``auto_map`` and ``custom_pipelines``; with
+    ``config.json`` also that of sentence-transformers modules.
 
     Code that is named with its repository (``org/name--module.Class``) stays there.
 
@@ -46,6 +48,10 @@ def find(folder: Path, *configs: str) -> ModelCode:
         if (folder / name).is_file()
         for module in _modules(read_json(folder / name))
     ]
+    if "config.json" in configs:  # a class of a module may be a package's, too
+        own = {kind.partition(".")[0] for kind in module_classes(folder) if kind.count(".") == 1}
+        own = {module for module in own if _MODULE.fullmatch(module)}
+        to_read += [(each, MODULES) for each in sorted(own) if (folder / f"{each}.py").is_file()]
     files: dict[Path, None] = {}
     missing: dict[tuple[str, str], None] = {}
     while to_read:
@@ -60,8 +66,8 @@ def find(folder: Path, *configs: str) -> ModelCode:
         imported = {first or second for first, second in _IMPORT.findall(read_text(file))}
         to_read += [(each, file.name) for each in sorted(imported)]
     if "config.json" in configs:
-        own = folder / CUSTOM_GENERATE
-        found = [*sorted(own.glob("*.py")), own / "requirements.txt"]
+        home = folder / CUSTOM_GENERATE
+        found = [*sorted(home.glob("*.py")), home / "requirements.txt"]
         files |= dict.fromkeys(file for file in found if file.is_file())
     return ModelCode(tuple(files), tuple(missing))
 

@@ -14,7 +14,13 @@ from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
 from merganser.planning import effects
 from merganser.planning.alignment import Aligner, chosen_template, truncated
-from merganser.planning.companions import missing_code, tokens_without_rows
+from merganser.planning.companions import (
+    check_modules,
+    different_modules,
+    missing_code,
+    module_folders,
+    tokens_without_rows,
+)
 from merganser.planning.depth import restacked
 from merganser.planning.groups import Path
 from merganser.planning.heads import changed_tie
@@ -42,7 +48,7 @@ from merganser.planning.plans import (
     memory_needed,
     tile_of,
 )
-from merganser.planning.shards import deal
+from merganser.planning.shards import deal, folder_of
 from merganser.recipe import (
     Config,
     ModelReference,
@@ -357,12 +363,16 @@ class _Planner:
         restacked(config, self.sources, self.donor, layers)
         self.warnings += layout.warnings(maker.alone)
         self.warnings += missing_code(self.sources[self.donor])
+        self.warnings += different_modules(self.sources, self.sources[self.donor])
         if self.tokenizer is None:
             self.warnings += tokens_without_rows(self.sources[self.donor], self.vocabulary)
         floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
         dtype = _commonest(floats) if floats else jobs[0].spec.dtype
         tied = not any(g.place.role == "head" and g.place.vocabulary for g in groups)
-        shards = tuple(deal(jobs, shard_size))
+        folders = module_folders(self.sources[self.donor])
+        check_modules(self.sources, self.sources[self.donor], jobs, folders)
+        jobs.sort(key=lambda job: folder_of(job.name, folders) != "")
+        shards = tuple(deal(jobs, shard_size, folders))
         return Plan(
             self.parsed,
             self.method,

@@ -3,19 +3,101 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from merganser.checkpoints import model_code
-from merganser.checkpoints.small_files import MAX_BYTES
+from merganser.checkpoints import model_code, sentence
+from merganser.checkpoints.small_files import MAX_BYTES, parse_json
 from merganser.errors import InputError
 from merganser.planning.alignment import vocabulary_tensors
-from merganser.planning.plans import Source
+from merganser.planning.plans import Source, TensorJob
+from merganser.planning.shards import folder_of
 from merganser.tokenizer import CONTENTS, SETTINGS, read_vocabulary
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Configs of what makes a model's inputs of images and sounds."""
+
+
+def module_folders(donor: Source) -> list[str]:
+    """The folders of the donor's sentence-transformers modules."""
+    folder = donor.checkpoint.path
+    return sentence.module_folders(folder) if folder is not None and folder.is_dir() else []
+
+
+def check_modules(
+    sources: Sequence[Source], donor: Source, jobs: Sequence[TensorJob], folders: Sequence[str]
+) -> None:
+    """Check that the tensors of modules belong to modules of the donor, whose files describe them.
+
+    Args:
+        sources: the inputs.
+        donor: the one whose config and modules the output has.
+        jobs: the output's tensors.
+        folders: of the donor's modules.
+
+    Raises:
+        InputError: when another model has such modules, and the donor has none.
+    """
+    inner = {i: module_folders(source) for i, source in enumerate(sources)}
+    for job in jobs:
+        first = job.reads[0]
+        if folder_of(job.name, inner[first.source]) and not folder_of(job.name, folders):
+            other = sources[first.source].reference
+            raise InputError(
+                f"{other}: tensor {first.name!r} is of a sentence-transformers module that "
+                f"{donor.reference}, which the config is from, does not have; base_model: {other} takes "
+                "its modules, --tensor-intersection leaves them out"
+            )
+
+
+def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]:
+    """Lines on what the output lacks, or has as only the donor does, of sentence-transformers modules."""
+    home = donor.checkpoint.path
+    if home is None or not home.is_dir():
+        return
+    for file in sentence.other_files(home):
+        yield f"{file}: is neither a setting nor weights in a known format; the output lacks it"
+    for source in sources:
+        folder = source.checkpoint.path
+        if source is donor or folder is None or not (folder / sentence.MODULES).is_file():
+            continue
+        if not (home / sentence.MODULES).is_file():
+            yield (
+                f"{source.reference}: is a sentence-transformers model, and {donor.reference} is none: "
+                f"the output has none of its modules; base_model: {source.reference} copies them"
+            )
+            continue
+        own, wanted = (
+            {file.relative_to(each): file for file in sentence.small_files(each)}
+            for each in (folder, home)
+        )
+        different = [
+            name.as_posix()
+            for name in sorted({*own, *wanted})
+            if name not in own or name not in wanted or not _same(own[name], wanted[name])
+        ]
+        if different:
+            yield (
+                f"{source.reference}: {', '.join(different[:5])}{' …' if different[5:] else ''} "
+                f"{'differs' if len(different) == 1 else 'differ'} from those of {donor.reference}, "
+                "which the output has"
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files say the same; the versions of the libraries that wrote them do not matter."""
+    left, right = (file.read_bytes() for file in (one, other))
+    if left == right or one.suffix != ".json":
+        return left == right
+    try:
+        settings = [parse_json(left), parse_json(right)]
+    except ValueError:
+        return False
+    for each in settings:
+        if isinstance(each, dict):
+            each.pop("__version__", None)
+    return bool(settings[0] == settings[1])
 
 
 def missing_code(donor: Source) -> Iterator[str]:

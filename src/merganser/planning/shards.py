@@ -12,11 +12,26 @@ ALIGNMENT = 4096
 """Shard headers are padded so that the data begins on such a boundary, for direct I/O."""
 
 
-def deal(jobs: Sequence[TensorJob], limit: int) -> Iterator[Shard]:
-    """Deal the tensors out to files, in order; file names and headers are final."""
+def folder_of(name: str, folders: Sequence[str]) -> str:
+    """The folder of a module that a tensor belongs to; empty for the model's own."""
+    home = name.rpartition("/")[0]
+    return home if home and any(f"{home}/".startswith(f"{each}/") for each in folders) else ""
+
+
+def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> Iterator[Shard]:
+    """Deal the tensors out to files, in order; file names and headers are final.
+
+    Args:
+        jobs: the tensors; those of modules in folders last.
+        limit: greatest size of a file.
+        folders: of modules, whose tensors are in files there, under their names without the folder.
+    """
+    homes = {job.name: folder_of(job.name, folders) for job in jobs}
     runs: list[list[TensorJob]] = [[]]
     size = 0
     for job in jobs:
+        if homes[job.name]:
+            continue
         if runs[-1] and 0 < limit < size + job.spec.nbytes:
             runs.append([])
             size = 0
@@ -29,16 +44,19 @@ def deal(jobs: Sequence[TensorJob], limit: int) -> Iterator[Shard]:
             else f"model-{i:05d}-of-{len(runs):05d}.safetensors"
         )
         yield _shard(file, run)
+    for home in dict.fromkeys(filter(None, homes.values())):
+        own = [job for job in jobs if homes[job.name] == home]
+        yield _shard(f"{home}/model.safetensors", own, f"{home}/")
 
 
-def _shard(file: str, jobs: Sequence[TensorJob]) -> Shard:
+def _shard(file: str, jobs: Sequence[TensorJob], prefix: str = "") -> Shard:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     begins = {}
     for job in jobs:
         begins[job.name] = position
         end = position + job.spec.nbytes
-        entries[job.name] = {
+        entries[job.name.removeprefix(prefix)] = {
             "dtype": job.spec.dtype.tag,
             "shape": list(job.spec.shape),
             "data_offsets": [position, end],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import VOCABULARY_KEYS, sections, vocabulary_size
-from merganser.checkpoints import model_code, read_json
+from merganser.checkpoints import model_code, read_json, sentence
 from merganser.planning import Plan, restacked
 from merganser.planning.companions import PROCESSORS
 from merganser.release import files
@@ -64,13 +64,14 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
 
 
 def copied(plan: Plan) -> list[Path]:
-    """The donor's other small files, which the output gets: those that say how to use the model, and
-    the code that it loads with."""
+    """The donor's other small files, which the output gets: those that say how to use the model, the
+    code that it loads with, and the settings of its sentence-transformers modules."""
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
         return []
     others = [model / name for name in OTHER_FILES if (model / name).is_file()]
-    return [*others, *model_code.find(model, "config.json", *OTHER_FILES).files]
+    code = model_code.find(model, "config.json", *OTHER_FILES).files
+    return [*others, *code, *sentence.small_files(model)]
 
 
 def write_companions(plan: Plan, folder: Path) -> None:

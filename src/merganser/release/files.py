@@ -35,7 +35,7 @@ def write_bytes(file: Path, data: bytes) -> None:
         ResourceError: when it cannot be written.
     """
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     except OSError as error:
         raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None
