@@ -7,20 +7,30 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import merganser
+import peers
 from conftest import make_model
+from merganser import checkpoints, cli
+from merganser.evaluation import samples
+from merganser.evaluation.samples import Sample
 from merganser.sinks import NullSink
+from merganser.study.evaluating import judge_again
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OUTPUT = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -116,18 +126,103 @@ def test_the_python_of_the_readme_runs(workplace: Path) -> None:
     assert (workplace / "OUT" / "model.safetensors").is_file()
 
 
-def test_the_methods_of_the_guide_merge(workplace: Path) -> None:
-    voting, combining = blocks(ADDING, "python")
-    (workplace / "my_methods.py").write_text(voting + combining)
-    for method, base in (("sign_vote", True), ("shortest", False)):
-        text = (workplace / "recipe.yml").read_text().replace("linear", method)
-        models = re.findall(r"model: (\S+)", text)
-        if base:
-            text = text.replace("normalize: true", "lambda: 0.9") + f"base_model: {models[0]}\n"
-        else:
-            text = re.sub(r"\n *parameters:.*", "", text)
-        (workplace / f"{method}.yml").write_text(text)
-        run(f"merganser merge {method}.yml {method} --methods my_methods.py --strict")
-    for command in commands(ADDING):
-        if command.startswith("merganser methods"):
-            run(command)
+METHODS, NPY, SINK, SCORER, COMMAND = (
+    blocks(ADDING, "python")[:3],
+    *blocks(ADDING, "python")[3:],
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("sign_vote", "lambda: 0.9"), ("shortest", None), ("largest_changes", "density: 0.3")],
+)
+def test_the_methods_of_the_guide_merge(
+    workplace: Path, method: str, parameters: str | None
+) -> None:
+    (workplace / "my_methods.py").write_text("".join(METHODS))
+    text = (workplace / "recipe.yml").read_text().replace("linear", method)
+    if parameters is not None:
+        make_model(workplace / "base", seed=9)
+        text = text.replace("normalize: true", parameters) + "base_model: base\n"
+    else:
+        text = re.sub(r"\n *parameters:.*", "", text)
+    (workplace / "own.yml").write_text(text)
+    run("merganser merge own.yml OUT --methods my_methods.py --strict")
+
+
+def test_the_commands_of_the_guide_run(workplace: Path) -> None:
+    (workplace / "my_methods.py").write_text("".join(METHODS))
+    found = [command for command in commands(ADDING) if command.startswith("merganser methods")]
+    assert found
+    for command in found:
+        run(command)
+
+
+def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("merganser.checkpoints.npy")
+    exec(NPY, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(checkpoints, "FORMATS", (*checkpoints.FORMATS, "npy"))
+    numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for name, scale in (("a", 1), ("b", 3)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "layer.weight.npy", scale * numbers)
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in "ab"]
+    merganser.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(merged["layer.weight"], torch.from_numpy(2 * numbers))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_sink_of_the_guide_is_filled() -> None:
+    scope: dict[str, Any] = {}
+    exec(SINK, scope)
+    plan = merganser.plan("recipe.yml")
+    assert set(scope["sink"].found) == {job.name for job in plan.jobs}
+
+
+def test_the_scorer_of_the_guide_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_scorers.py").write_text(SCORER)
+    [tasks] = blocks(ADDING, "yaml")
+    (tmp_path / "tasks.yml").write_text(tasks)
+    (tmp_path / "problems.jsonl").write_text('{"id": "n", "problem": "7+5?", "answer": "12"}\n')
+    said = [
+        Sample("problems", "n", 0, "7+5?", text, 3, "stop") for text in ("so 12 .", "12 is it ?")
+    ]
+    for sample, worth in zip(said, (1.0, 0.0), strict=True):
+        samples.write([sample], tmp_path / "said.jsonl")
+        [entry] = judge_again(tmp_path / "said.jsonl", "tasks.yml").entries
+        assert [score.mean for score in entry.scores.values()] == [worth]
+
+
+def test_the_command_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scope: dict[str, Any] = {}
+    exec(COMMAND, scope)
+    monkeypatch.setitem(cli.main.commands, "count", scope["count"])
+    make_model(tmp_path / "a")
+    done = CliRunner().invoke(cli.main, ["count", str(tmp_path / "a")])
+    assert done.exit_code == 0
+    assert done.stdout == f"{merganser.inspect(str(tmp_path / 'a'))['parameters']:,}\n"
+    gone = CliRunner().invoke(cli.main, ["count", str(tmp_path / "nowhere")])
+    assert gone.exit_code == 3
+    assert gone.stderr.startswith("merganser: ")
+
+
+def test_the_python_of_the_api_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        peers.make_model(tmp_path / name, seed=seed, layers=1)
+    (tmp_path / "tasks.yml").write_text(
+        "tasks: [{problems: p.jsonl, scorers: [exact], max_tokens: 4}]\n"
+    )
+    (tmp_path / "p.jsonl").write_text('{"problem": "1 + 2 =", "answer": "3"}\n')
+    scope: dict[str, Any] = {}
+    for block in blocks(PYTHON, "python"):
+        exec(block, scope)
+    assert scope["problems"] == []
+    assert torch.equal(scope["merged"]["w"], torch.full((4,), 0.25))
+    assert scope["results"].entries[0].scores["exact"].problems == 1
+    assert "Plan(linear of 2 models" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import merganser
 from merganser import methods
-from merganser.methods import Method
+from merganser.methods import Method, registry
 
 METHODS = [method for name in methods.names() if (method := methods.get(name)) is not None]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -128,6 +128,45 @@ def test_a_nan_in_one_place_stays_in_that_place(method: Method) -> None:
     tensors[0][3] = float("nan")
     merged = apply(method, tensors, base, numbers(method, count, 0))
     assert merged.isnan().nonzero().flatten().tolist() == [3]
+
+
+ELEMENTWISE = [method for method in registry.registered() if method.elementwise]
+
+
+@pytest.mark.parametrize("method", ELEMENTWISE, ids=lambda m: f"{m.name}-{m.arithmetic}")
+@given(
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    cut=st.integers(1, 2999),
+    seed=st.integers(0, 1000),
+)
+@few_examples
+def test_a_part_of_a_tensor_is_merged_as_all_of_it(
+    method: Method, dtype: torch.dtype, cut: int, seed: int
+) -> None:
+    """What ``elementwise`` claims, to the last bit, whatever the tiles and the shape."""
+    count = how_many(method, 3)
+    values = numbers(method, count, seed)
+    named = {p.argument: values.get(p.name, p.default) for p in method.parameters}
+    for p in method.parameters:
+        if p.per_model and not isinstance(named[p.argument], list):
+            named[p.argument] = [named[p.argument]] * count
+    generator = torch.Generator().manual_seed(seed)
+    all_inputs = [torch.randn(60, 50, generator=generator).to(dtype) for _ in range(count + 1)]
+
+    def called(inputs: list[torch.Tensor], **facts: torch.Tensor) -> torch.Tensor:
+        based = (inputs[1:], inputs[0]) if method.base != "none" else (inputs[1:],)
+        result: torch.Tensor = method.function(*based, **facts, **named)
+        return result.flatten()
+
+    facts = {}
+    if method.measure is not None:
+        facts["facts"] = method.measure(all_inputs[1:], all_inputs[0], **named)
+    flat = [tensor.flatten() for tensor in all_inputs]
+    parts = [
+        called([tensor[piece] for tensor in flat], **facts)
+        for piece in (slice(cut), slice(cut, None))
+    ]
+    assert torch.equal(torch.cat(parts), called(all_inputs, **facts))
 
 
 # -- methods that keep some of the changes ---------------------------------------------------------

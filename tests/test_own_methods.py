@@ -150,7 +150,7 @@ def test_a_file_of_methods_is_known_by_its_digest(tmp_path: Path) -> None:
 
 
 def test_built_in_methods_have_no_origin() -> None:
-    assert all(method.origin is None for method in registry._registry.values())
+    assert all(method.origin is None for method in registry.registered())
 
 
 # -- what a method's code does ---------------------------------------------------------------------

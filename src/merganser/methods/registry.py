@@ -273,6 +273,12 @@ def names() -> list[str]:
     return sorted({name for name, _ in _registry})
 
 
+def registered() -> list[Method]:
+    """All methods, in all their variants."""
+    names()
+    return list(_registry.values())
+
+
 def describe(method: Method) -> dict[str, Any]:
     """A method as plain data for JSON."""
     described = {
