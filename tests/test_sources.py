@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from conftest import assert_one_line
 from merganser.checkpoints import Checkpoint, open_checkpoint
-from merganser.checkpoints.stored import SPAN, Files
+from merganser.checkpoints.blocks import SPAN
+from merganser.checkpoints.stored import Files
 from merganser.errors import InputError
 from sources import FORMS, bytes_of
 
@@ -138,7 +139,7 @@ def test_a_range_touches_little_more_than_itself(
         read(self, file, position, into, what)
 
     monkeypatch.setattr(Files, "read", counted)
-    monkeypatch.setattr("merganser.checkpoints.stored.SPAN", 64)
+    monkeypatch.setattr("merganser.checkpoints.blocks.SPAN", 64)
     assert SPAN > 64
     for name, spec in source.checkpoint.specs.items():
         width = spec.dtype.itemsize
