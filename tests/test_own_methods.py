@@ -323,6 +323,17 @@ def test_manifest_and_card_say_where_the_method_comes_from(place: Path, public: 
     assert "[Mine](https://arxiv.org/abs/2203.05482)" in (place / "OUT" / "README.md").read_text()
 
 
+def test_a_chain_names_the_methods_of_all_its_merges(place: Path) -> None:
+    last = "---\nmerge_method: linear\nmodels: [{model: first}, {model: ./b}]\nparameters: {weight: 1}\n"
+    (place / "chain.yml").write_text(f"name: first\n{RECIPE.strip()}\n{last}")
+    run("merge", "chain.yml", "OUT", "--methods", "mine.py")
+    card = (place / "OUT" / "README.md").read_text()
+    assert "merganser merge mergekit_config.yml OUT --methods mine.py\n" in card
+    assert "The method `mine` is not built into Merganser: it comes from `mine.py`" in card
+    assert "--methods mine.py" in run("verify", "OUT", "--recompute", code=2).stderr
+    run("verify", "OUT", "--recompute", "--methods", "mine.py")
+
+
 def test_a_built_in_method_has_no_source(place: Path) -> None:
     (place / "recipe.yml").write_text(RECIPE.replace("mine", "linear"))
     run("merge", "recipe.yml", "OUT")

@@ -831,6 +831,9 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
         )
         console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
         console.print(f"Costs: {method.cost}.", highlight=False)
+        if method.origin is not None:
+            source = method.origin.package or method.origin.source
+            console.print(f"From {escape(source)}, sha256 {method.origin.digest}.", highlight=False)
         table = Table(box=None, pad_edge=False)
         for column in ("parameter", "type", "default", "usual values", "valid values"):
             table.add_column(column)

@@ -178,8 +178,18 @@ def _method(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
     return (known.title, known.paper) if known else (name, None)
 
 
-def _is_file(method_source: Mapping[str, Any]) -> bool:
-    return str(method_source["file"]).endswith(".py")
+def _own_methods(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The sources of all methods that are not built in, by name; of earlier merges of a chain too."""
+    merges = [manifest, *manifest.get("earlier", [])]
+    return {each["method"]: source for each in merges if (source := each.get("method_source"))}
+
+
+def _source(name: str, source: Mapping[str, Any]) -> str:
+    """Where a method that is not built in comes from, as a sentence."""
+    plain = _flat(source["file"]).replace("`", "")
+    place = f"the package `{source['package']}`" if source["package"] else f"`{plain}`"
+    digest = f", sha256 `{source['sha256']}`" if source["sha256"] else ""
+    return f"The method `{name}` is not built into Merganser: it comes from {place}{digest}."
 
 
 def _arithmetic(manifest: Mapping[str, Any]) -> str:
@@ -316,16 +326,15 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
         options += f" --rounding {rounding} --seed {manifest['seed']}"
     if manifest["tensor_names"] != "same":
         options += f" --tensor-{manifest['tensor_names']}"
-    needs, source = "", ""
-    if own := manifest.get("method_source"):
-        digest = f", sha256 `{own['sha256']}`" if own["sha256"] else ""
-        source = f"\nThe method `{manifest['method']}` is not built into Merganser: it comes from "
-        if own["package"]:
-            needs = f" {own['package']}"
-            source += f"the package `{own['package']}`{digest}.\n"
-        else:
-            options += f" --methods {shlex.quote(own['file'])}" if _is_file(own) else ""
-            source += f"`{_flat(own['file']).replace('`', '')}`{digest}.\n"
+    own = _own_methods(manifest)
+    packages = dict.fromkeys(f" {each['package']}" for each in own.values() if each["package"])
+    files = dict.fromkeys(
+        f" --methods {shlex.quote(each['file'])}"
+        for each in own.values()
+        if not each["package"] and each["file"].endswith(".py")
+    )
+    needs, options = "".join(packages), options + "".join(files)
+    source = "".join(f"\n{_source(name, each)}\n" for name, each in own.items())
     return f"""## Reproduce
 
 ```

@@ -484,27 +484,30 @@ def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
     Raises:
         RecipeError: when it is not built in, and nobody has loaded it.
     """
-    source, known = manifest.get("method_source"), _method(manifest)
-    if source and (known is None or known.origin is None):
-        place = source["package"] or source["file"]
-        call = "" if source["package"] else f": load_methods({place!r})"
-        raise RecipeError(
-            f"{folder}: was merged by the method {manifest['method']!r} of {place}, which must be loaded "
-            f"first{call}"
-        )
+    for each in (manifest, *manifest.get("earlier", [])):
+        source, known = each.get("method_source"), _method(each)
+        if source and (known is None or known.origin is None):
+            place = source["package"] or source["file"]
+            call = "" if source["package"] else f": load_methods({place!r})"
+            raise RecipeError(
+                f"{folder}: was merged by the method {each['method']!r} of {place}, which must be "
+                f"loaded first{call}"
+            )
 
 
 def different_method(manifest: Mapping[str, Any]) -> list[str]:
-    """A sentence on how the method differs from a manifest's; empty where it does not."""
-    source, known = manifest.get("method_source"), _method(manifest)
-    before = source["sha256"] if source else None
-    now = known.origin.digest if known and known.origin else None
-    if before == now:
-        return []
-    return [
-        f"the method {manifest['method']!r} is not the one that merged: its sha256 is "
-        f"{now or 'that of a built-in method'}, the manifest says {before or 'a built-in method'}"
-    ]
+    """Sentences on how methods differ from a manifest's; empty where they do not."""
+    problems = []
+    for each in (manifest, *manifest.get("earlier", [])):
+        source, known = each.get("method_source"), _method(each)
+        before = source["sha256"] if source else None
+        now = known.origin.digest if known and known.origin else None
+        if before != now:
+            problems.append(
+                f"the method {each['method']!r} is not the one that merged: its sha256 is "
+                f"{now or 'that of a built-in method'}, the manifest says {before or 'a built-in method'}"
+            )
+    return problems
 
 
 def _method(manifest: Mapping[str, Any]) -> Method | None:
