@@ -136,6 +136,17 @@ def test_arithmetic_is_decimal(a: int, b: int) -> None:
         ("{{ path | replace('/', '-') | upper }}", "A-B"),
         ("{{ (w * 10) | int }}", 3),
         ("{{ curve }}", [0, 0.5, 1]),
+        ("{{ 1 - curve }}", [1, 0.5, 0.0]),
+        ("{{ -curve * w }}", [0.0, -0.15, -0.3]),
+        ("{{ curve + [1, 2, 0.1] }}", [1, 2.5, 1.1]),
+        ("{{ (curve / 3) | round(2) }}", [0.0, 0.17, 0.33]),
+        ("{{ [w, 1 - w] }}", [0.3, 0.7]),
+        ("{{ curve[1] }}", 0.5),
+        ("{{ n in [1, 4] }}", True),
+        ("{{ w in (0.1, 0.2) }}", False),
+        ("{{ w not in [0.1, 0.3] }}", False),
+        ("{{ 0.5 in curve and 'a' in path }}", True),
+        ("{{ pair.first in ['acc', 'len'] }}", True),
         ("{{ flag }}", False),
         ("w{{ w }}\n", "w0.3\n"),
     ],
@@ -152,7 +163,15 @@ def test_expressions(text: str, wanted: Any) -> None:
     [
         ("{{ range(10) }}", "call"),
         ("{{ w.__class__ }}", "no part"),
-        ("{{ [1, 2] }}", "list"),
+        ("{{ {'a': 1} }}", "dict"),
+        ("{{ [w, none] }}", "an entry of a list"),
+        ("{{ [[w]] }}", "an entry of a list"),
+        ("{{ curve + [1, 2] }}", "lists of 3 and 2 entries"),
+        ("{{ curve + path }}", "no number"),
+        ("{{ 1 / curve }}", "zero"),
+        ("{{ w in 5 }}", "'in' looks for"),
+        ("{{ w in path }}", "'in' looks for"),
+        ("{{ curve * 2 ** 62 * 4 }}", "too large"),
         ("{% for i in w %}{{ i }}{% endfor %}", "only expressions"),
         ("{{ 9 ** 9 ** 9 }}", "too large"),
         ("{{ 9 ** (9 ** 9) }}", "no value"),
@@ -175,7 +194,7 @@ def test_expressions(text: str, wanted: Any) -> None:
 )
 def test_expressions_are_bounded(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as error:
-        rendered(text, w=0.3, path="a/b" * 10)
+        rendered(text, w=0.3, path="a/b" * 10, curve=[0, 0.5, 1])
     assert_one_line(str(error.value), complaint)
 
 
@@ -242,6 +261,45 @@ def test_a_choice_without_else_leaves_the_key_out() -> None:
     points = load_points(sweep({"w": [0.2, 0.8]}, dtype="{{ 'float32' if w > 0.5 }}"))
     assert ["dtype" in point.recipe.data for point in points] == [False, True]
     assert points[1].recipe.data["dtype"] == "float32"
+
+
+TRIO = """
+sweep: {w: [0.25, 0.5], third: [none, c]}
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: "{{ w }}"}}
+  - {model: "{{ third if third != 'none' }}", parameters: {weight: 0.25}}
+  - model: b
+    parameters:
+      weight:
+        - {filter: mlp, value: "{{ w if w > 0.3 }}"}
+        - {filter: attn, value: ["{{ w }}", "{{ 0.9 if third == 'c' }}", 0.1]}
+        - value: 1
+"""
+
+
+def test_an_entry_of_a_list_that_an_expression_leaves_out(recipe_file: RecipeFile) -> None:
+    points = {point.name: point for point in load_points(recipe_file(TRIO))}
+    listed = {n: [m["model"] for m in p.recipe.data["models"]] for n, p in points.items()}
+    two, three = ["a", "b"], ["a", "c", "b"]
+    assert list(listed.values()) == [two, three, two, three]
+    first, last = (
+        p.recipe.data["models"][-1]["parameters"]["weight"] for p in [*points.values()][::3]
+    )
+    assert first == [{"filter": "attn", "value": [0.25, 0.1]}, {"value": 1}]
+    assert last[0] == {"filter": "mlp", "value": 0.5}
+    assert last[1]["value"] == [0.5, 0.9, 0.1]
+
+
+def test_the_lines_after_an_entry_that_is_left_out(recipe_file: RecipeFile) -> None:
+    file = recipe_file(TRIO.replace("filter: attn", "fliter: attn"))
+    with pytest.raises(RecipeError) as error:
+        load_points(file)
+    assert_one_line(str(error.value), f"{file}:8: ", "models[1].parameters.weight", "'fliter'")
+    file = recipe_file(TRIO.replace("    parameters:\n", "    paramters:\n"))
+    with pytest.raises(RecipeError) as error:
+        load_points(file)
+    assert_one_line(str(error.value), f"{file}:7: ", "models[1].paramters", "'parameters'")
 
 
 def test_templates_of_chats_and_other_texts_stay_as_they_are() -> None:

@@ -1,8 +1,9 @@
 """Expressions in recipes, ``{{ 1 - w }}``: Jinja's grammar, evaluated here, exactly and within bounds.
 
 Jinja only parses. Its syntax tree is walked by a function that knows arithmetic, comparisons,
-choices, a few filters, and nothing else: there are no calls, no loops, no attributes of objects, and
-nothing is compiled or run. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1.
+choices, lists, a few filters, and nothing else: there are no calls, no loops, no attributes of objects,
+and nothing is compiled or run. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1; on lists it works
+entry by entry.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "lteq": operator.le,
     "gt": operator.gt,
     "gteq": operator.ge,
+    "in": lambda value, place: _contains(place, value),
+    "notin": lambda value, place: not _contains(place, value),
 }
 
 
@@ -131,12 +134,16 @@ def _exact(value: Any) -> Any:
         return Decimal(repr(value))
     if isinstance(value, Mapping):
         return {key: _exact(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_exact(entry) for entry in value]
     return value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         raise ValueError(f"is several values; name one of them, such as .{next(iter(value))}")
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
     return float(value) if isinstance(value, Decimal) else value
 
 
@@ -146,6 +153,8 @@ def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
             return _exact(node.value)
         case nodes.TemplateData():
             return node.data
+        case nodes.List() | nodes.Tuple():
+            return [_entry(_evaluate(each, values)) for each in node.items]
         case nodes.Name():
             return _member(values, node.name, "the sweep")
         case nodes.Getattr():
@@ -179,12 +188,27 @@ def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
 
 def _member(values: Any, name: Any, where: str) -> Any:
     if isinstance(values, list) and isinstance(name, int) and -len(values) <= name < len(values):
-        return _exact(values[name])
+        return values[name]
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} has no part {name!r}")
     if name not in values:
         raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, values))}")
     return values[name]
+
+
+def _entry(value: Any) -> Any:
+    if value is None or isinstance(value, list | Mapping):
+        raise ValueError("an entry of a list is a number, true or false, or a text")
+    return value
+
+
+def _contains(place: Any, value: Any) -> bool:
+    """Whether a list has a value, or a text a part."""
+    if isinstance(place, list):
+        return value in place
+    if isinstance(place, str) and isinstance(value, str):
+        return value in place
+    raise ValueError("'in' looks for a value in a list, or for a text in a text")
 
 
 def _compared(node: nodes.Compare, values: Mapping[str, Any]) -> bool:
@@ -209,8 +233,17 @@ def _number(value: Any) -> Decimal:
     return Decimal(value)
 
 
-def _arithmetic(sign: str, left: Any, right: Any) -> int | Decimal:
-    """Decimal arithmetic; of whole numbers, where the result is one, a whole number."""
+def _arithmetic(sign: str, left: Any, right: Any) -> Any:
+    """Decimal arithmetic; of whole numbers, where the result is one, a whole number. Lists count
+    entry by entry: with a number, or with a list of the same length."""
+    if isinstance(left, list) and isinstance(right, list) and len(left) != len(right):
+        raise ValueError(f"lists of {len(left)} and {len(right)} entries do not go together")
+    if isinstance(left, list) or isinstance(right, list):
+        count = len(left if isinstance(left, list) else right)
+        pairs = zip(
+            *(x if isinstance(x, list) else [x] * count for x in (left, right)), strict=True
+        )
+        return [_arithmetic(sign, a, b) for a, b in pairs]
     a, b = _number(left), _number(right)
     if sign in ("/", "//", "%") and b == 0:
         raise ValueError("a division by zero")
@@ -238,9 +271,14 @@ def _arithmetic(sign: str, left: Any, right: Any) -> int | Decimal:
 
 def _filtered(node: nodes.Filter, values: Mapping[str, Any]) -> Any:
     assert node.node is not None
-    value = _evaluate(node.node, values)
     given = [_evaluate(argument, values) for argument in node.args]
-    match node.name, given:
+    return _filter(node.name, _evaluate(node.node, values), given)
+
+
+def _filter(name: str, value: Any, given: Sequence[Any]) -> Any:
+    if isinstance(value, list) and name in ("abs", "int", "round"):
+        return [_filter(name, entry, given) for entry in value]
+    match name, given:
         case "abs", []:
             return abs(_number(value)) if isinstance(value, Decimal) else abs(int(_number(value)))
         case "int", []:
@@ -258,7 +296,7 @@ def _filtered(node: nodes.Filter, values: Mapping[str, Any]) -> Any:
                 raise ValueError(f"gives more than {MAX_TEXT} characters")
             return value.replace(old, new)
     raise ValueError(
-        f"the filter {node.name!r} is not known with such arguments; there are abs, int, "
+        f"the filter {name!r} is not known with such arguments; there are abs, int, "
         "round(digits), lower, upper and replace(old, new)"
     )
 

@@ -15,11 +15,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -28,26 +26,21 @@ from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, ParsedRecipe, Strictness, key_name
 from merganser.recipe.steps import folder_key, folder_name
 from merganser.study import expressions
+from merganser.study.axes import is_number, read_grids
 from merganser.study.expressions import Template, text
 
 Path = tuple[str | int, ...]
 Values = Mapping[str, Any]
-
-MAX_POINTS = 1000
-
-MAX_LINES = 500_000
-"""Most keys and list entries of all points' recipes together."""
+Entry = TypeVar("Entry")
 
 LITERAL = ("chat_template",)
 """Keys whose text is Jinja of their own, and stays as it is."""
 
+ENTRY_IS = frozenset({"model", "value"})
+"""Keys without which an entry of a list is none: a model's, and that of a rule of a parameter."""
+
 BLOCKS = ("sweep", "search", "evaluate")
 """Keys of studies, which are no part of the points' recipes."""
-
-_NAME = re.compile(r"[A-Za-z_]\w*")
-_WORDS = frozenset({"and", "or", "not", "if", "else", "in", "is", "true", "false", "none"})
-_SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
-_RANGE = frozenset({"from", "to", "step"})
 
 
 @dataclass(frozen=True)
@@ -132,16 +125,22 @@ class Pattern:
         """
         own_values = told(values)
 
+        left_out: dict[Path, list[int]] = {}
+
         def filled(part: Any, path: Path) -> Any:
             if isinstance(part, dict):
                 entries = {key: filled(entry, (*path, key)) for key, entry in part.items()}
-                return {
-                    key: entry
-                    for key, entry in entries.items()
-                    if entry is not None or (*path, key) not in self.templates
+                empty = {
+                    k for k, v in entries.items() if v is None and (*path, k) in self.templates
                 }
+                if path and isinstance(path[-1], int) and empty.intersection(ENTRY_IS):
+                    return None
+                return {key: entry for key, entry in entries.items() if key not in empty}
             if isinstance(part, list):
-                return [filled(entry, (*path, i)) for i, entry in enumerate(part)]
+                found = [filled(entry, (*path, i)) for i, entry in enumerate(part)]
+                gone = [i for i, each in enumerate(found) if each is None and part[i] is not None]
+                left_out.update({path: gone} if gone else {})
+                return [each for i, each in enumerate(found) if i not in gone]
             if path not in self.templates:
                 return part
             try:
@@ -166,13 +165,36 @@ class Pattern:
         own["name"] = name
         written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
         lines = {path: n for path, n in self.document.lines.items() if path[:1] != (self.block,)}
-        repeated = self.document.repeated
+        lines = _in_point(lines, left_out) if left_out else lines
+        repeated = _in_point(self.document.repeated, left_out)
         parsed = recipe.validate(
             _PointDocument(own, written, self.document.file, lines, repeated, name),
             self.folder,
             self.strictness,
         )
         return Point(name, flat(values), parsed)
+
+
+def _in_point(
+    places: Mapping[Path, Entry], left_out: Mapping[Path, Sequence[int]]
+) -> dict[Path, Entry]:
+    """What is known of the places of a file, by their places in a point.
+
+    Args:
+        places: of the file.
+        left_out: for lists of the file, the numbers of the entries that the point lacks.
+    """
+    found = {}
+    for path, entry in places.items():
+        moved: list[str | int] = []
+        for i, part in enumerate(path):
+            gone = left_out.get(path[:i], ()) if isinstance(part, int) else ()
+            if part in gone:
+                break
+            moved.append(part - sum(n < part for n in gone) if isinstance(part, int) else part)
+        else:
+            found[tuple(moved)] = entry
+    return found
 
 
 def is_sweep(source: Config) -> bool:
@@ -241,7 +263,7 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     """
     pattern = read_pattern(source, "sweep", strictness)
     document: Any = pattern.document
-    grids = list(_grids(document, document.data["sweep"]))
+    grids = list(read_grids(document, document.data["sweep"]))
     for grid in grids:
         pattern.check_names({key: len(values) > 1 for key, values in grid.items()})
     points: dict[str, Point] = {}
@@ -331,108 +353,12 @@ def _canonical(entry: str) -> str:
     return text(number) if math.isfinite(number) else entry.strip()
 
 
-# -- the block -----------------------------------------------------------------------------------
-
-
-def _grids(document: Document, block: Any) -> Iterator[dict[str, list[Any]]]:
-    """The axes of each grid: keys, and the values that they run over."""
-    whole: Path = ("sweep",)
-    blocks: list[tuple[Path, Any]] = [(whole, block)] if isinstance(block, dict) else []
-    if isinstance(block, list):
-        blocks = [((*whole, i), entry) for i, entry in enumerate(block)]
-    if not blocks or not all(isinstance(entry, dict) and entry for _, entry in blocks):
-        raise document.error(
-            "sweep: give keys with their values, such as {w: [0.1, 0.9]}, or a list of such mappings",
-            whole,
-        )
-    total = 0
-    for path, entry in blocks:
-        grid = {key: axis_values(document, value, (*path, key)) for key, value in entry.items()}
-        total += math.prod(len(values) for values in grid.values())
-        if total > MAX_POINTS:
-            raise document.error(f"{key_name(path)}: more than {MAX_POINTS} points", path)
-        if total * len(document.lines) > MAX_LINES:
-            raise document.error(
-                f"{key_name(path)}: {total} points of a recipe with {len(document.lines)} keys and entries "
-                "are too many; make several files of it",
-                path,
-            )
-        yield grid
-
-
-def axis_values(document: Document, value: Any, path: Path) -> list[Any]:
-    """The values that a key runs over: a list, a range, or a single one.
-
-    Raises:
-        RecipeError: when one is no value, or the key no name.
-    """
-    key = str(path[-1])
-    if not _NAME.fullmatch(key) or key in _WORDS:
-        raise document.error(f"{key_name(path)}: {key!r} cannot be a name in expressions", path)
-    if isinstance(value, dict):
-        return _range(document, value, path)
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise document.error(f"{key_name(path)}: there are no values", path)
-    return [_value(document, each, (*path, i)) for i, each in enumerate(values)]
-
-
-def _range(document: Document, value: Mapping[str, Any], path: Path) -> list[Any]:
-    """``{from, to, step}``: both ends included where the steps meet them, in decimal arithmetic."""
-    ends = [
-        _value(document, value[key], (*path, key)) for key in ("from", "to", "step") if key in value
-    ]
-    if set(value) != _RANGE or not all(_is_number(end) for end in ends):
-        raise document.error(
-            f"{key_name(path)}: give a list of values, or a range of numbers {{from, to, step}}",
-            path,
-        )
-    first, last, step = (Decimal(text(end)) for end in ends)
-    if step == 0 or (last - first) / step < 0:
-        raise document.error(f"{key_name(path)}: the steps lead away from the end", path)
-    count = int((last - first) / step) + 1
-    if count > MAX_POINTS:
-        raise document.error(f"{key_name(path)}: more than {MAX_POINTS} values", path)
-    numbers = [first + i * step for i in range(count)]
-    whole = all(isinstance(end, int) for end in (ends[0], ends[2]))
-    return [int(number) if whole else float(number) for number in numbers]
-
-
-def _value(document: Document, value: Any, path: Path) -> Any:
-    """A number, true or false, a text, a list of those, or a mapping of what varies together."""
-    if isinstance(value, dict) and value and not all(map(_NAME.fullmatch, value)):
-        raise document.error(f"{key_name(path)}: its keys must be names", path)
-    if isinstance(value, dict) and value:
-        return {key: _value(document, entry, (*path, key)) for key, entry in value.items()}
-    if isinstance(value, list) and value:
-        return [_scalar(document, entry, path) for entry in value]
-    return _scalar(document, value, path)
-
-
-def _scalar(document: Document, value: Any, path: Path) -> Any:
-    if isinstance(value, str):
-        return (
-            float(value) if _SCIENTIFIC.fullmatch(value) else value
-        )  # YAML 1.1 reads 2e-6 as text
-    good = isinstance(value, bool | int | float)
-    if not good or (isinstance(value, float) and not math.isfinite(value)):
-        raise document.error(
-            f"{key_name(path)}: a value is a number, true or false, or a text, not {str(value)[:40]!r}",
-            path,
-        )
-    return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+# -- the points ----------------------------------------------------------------------------------
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
-
-
-# -- the points ----------------------------------------------------------------------------------
 
 
 def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple[Path, Template]]:
@@ -454,7 +380,7 @@ def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple
 def default_name(values: Values) -> str:
     """A name from a point's values: ``w0.7_method-slerp``."""
     return "_".join(
-        f"{key}{'' if _is_number(value) and value >= 0 else '-'}{folder_name(_words(value))}"
+        f"{key}{'' if is_number(value) and value >= 0 else '-'}{folder_name(_words(value))}"
         for key, value in values.items()
     )
 

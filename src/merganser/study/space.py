@@ -24,8 +24,9 @@ from typing import Any, Literal, get_args
 
 from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, Strictness, key_name, nearest
+from merganser.study.axes import axis_values
 from merganser.study.expressions import text
-from merganser.study.language import Path, Pattern, axis_values, read_pattern
+from merganser.study.language import Path, Pattern, read_pattern
 from merganser.study.results import Direction
 
 Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front"]
