@@ -29,11 +29,37 @@ _RULE = {
     "additionalProperties": False,
 }
 
-Reference = Annotated[
-    ModelReference,
-    BeforeValidator(parse_reference),
-    WithJsonSchema({"type": ["string", "object"], "description": "path@revision+adapter"}),
-]
+_PATH = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "path": {"type": "string"},
+                "revision": {"type": ["string", "null"]},
+            },
+            "required": ["path"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_REFERENCE = {
+    "anyOf": [
+        {"type": "string", "description": "path@revision+adapter"},
+        {
+            "type": "object",
+            "properties": {
+                "model": _PATH,
+                "lora": {"anyOf": [_PATH, {"type": "null"}]},
+                "override_architecture": {"type": ["string", "null"]},
+            },
+            "required": ["model"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+Reference = Annotated[ModelReference, BeforeValidator(parse_reference), WithJsonSchema(_REFERENCE)]
 ParameterSetting = Annotated[
     Setting,
     BeforeValidator(parse_setting),
