@@ -55,8 +55,8 @@ test-latest:
 	rm -rf $(LATEST)
 	$(PYTHON) -m venv $(LATEST)
 	$(LATEST)/bin/pip install --quiet --upgrade pip
-	$(LATEST)/bin/pip install --quiet $(TORCH)
-	$(LATEST)/bin/pip install --quiet --editable '.[eval,plot]' --group dev
+	$(LATEST)/bin/pip install --quiet --no-compile $(TORCH)
+	$(LATEST)/bin/pip install --quiet --no-compile --editable '.[eval,plot]' --group dev
 	$(LATEST)/bin/pip list
 	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 2 -m "not slow"
 
