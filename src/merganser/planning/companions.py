@@ -153,7 +153,8 @@ def _tokens_of(folder: Path, rows: int, _states: tuple[object, ...]) -> int:
         file.read_bytes() if file.is_file() else b""
         for file in (folder / CONTENTS, folder / SETTINGS, folder / "added_tokens.json")
     )
-    numbers = re.findall(rb'":\s*(\d{1,9})', contents + added)
+    numbers = re.findall(rb'":\s*(\d{1,9})', contents)
+    numbers += re.findall(rb'":\s*(\d{1,9})', added)
     numbers += re.findall(rb'"(\d{1,9})"\s*:', settings)
     pieces = contents.count(b"[") if b'"Unigram"' in contents else 0  # a list, without ids
     if max([pieces, *(int(number) + 1 for number in numbers)]) <= rows:
