@@ -338,6 +338,14 @@ def test_lists_of_modules_that_are_none_are_refused(
     assert_one_line(str(error.value), "modules.json")
 
 
+def test_a_transformer_in_a_folder_of_its_own_is_named(tmp_path: Path) -> None:
+    make_model(tmp_path / "old" / "0_Transformer")
+    write_json(tmp_path / "old" / "modules.json", [{"path": "0_Transformer", "type": "x"}])
+    with pytest.raises(InputError) as error:
+        plan(average(tmp_path / "old"))
+    assert_one_line(str(error.value), f"name {tmp_path / 'old' / '0_Transformer'}")
+
+
 @pytest.mark.parametrize("main", ["model.safetensors", "pytorch_model.bin"])
 def test_modules_are_fetched_from_the_hub(
     sentences: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, main: str

@@ -256,6 +256,12 @@ def what_is_there(path: Path) -> str:
         return (
             f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
         )
+    inner = next((n for n in names if (path / n / "config.json").is_file()), None)
+    if "modules.json" in names and inner is not None and "config.json" not in names:
+        return (
+            f"is a sentence-transformers model with its transformer in {inner}, which cannot be merged "
+            f"with its modules; name {path / inner} to merge the transformer alone"
+        )
     if "config.json" in names:
         return "has a config.json but no weights (no *.safetensors file)"
     return "holds no model: neither config.json nor *.safetensors"
