@@ -167,6 +167,103 @@ def test_the_parts_of_a_model_are_told_by_words(names: list[str], modules: list[
     assert list(infer(dict.fromkeys(names, spec), {}).modules) == modules
 
 
+TEXT_CONFIG = {"num_hidden_layers": 3, "hidden_size": 4}
+TOWER = {"num_hidden_layers": 2, "hidden_size": 6}
+
+
+def towers(text: str, *others: str, width: int = 6, depth: int = 2) -> dict[str, TensorSpec]:
+    """The tensors of a language model of three layers of width 4, and of some towers."""
+    float32 = BY_NAME["float32"]
+    blocks = {f"{text}.{i}.norm.weight": TensorSpec(float32, (4,)) for i in range(3)}
+    for other in others:
+        blocks |= {f"{other}.{i}.norm.weight": TensorSpec(float32, (width,)) for i in range(depth)}
+    return blocks | {"model.embed_tokens.weight": TensorSpec(float32, (8, 4))}
+
+
+@pytest.mark.parametrize(
+    ("specs", "config", "stacks"),
+    [
+        (towers("language_model.model.layers", "image_tower.encoder.layers", "video_tower.encoder.layers"),
+         {"text_config": TEXT_CONFIG, "vision_config": TOWER},
+         {"text_decoder": ("language_model.model.layers.", ("text_config",)),
+          "image_tower": ("image_tower.encoder.layers.", ("vision_config",)),
+          "video_tower": ("video_tower.encoder.layers.", ("vision_config",))}),
+        (towers("model.layers", "model.embed_tokens_extend.image_embed.layers"),
+         TEXT_CONFIG | {"vision_config": TOWER},
+         {"text_decoder": ("model.layers.", ()),
+          "embed_tokens_extend": ("model.embed_tokens_extend.image_embed.layers.", ("vision_config",))}),
+        (towers("model.layers", "model.protein_encoder.encoder.layer", depth=5),
+         TEXT_CONFIG | {"protein_encoder_config": TOWER | {"num_hidden_layers": 5}},
+         {"text_decoder": ("model.layers.", ()),
+          "protein_encoder": ("model.protein_encoder.encoder.layer.", ("protein_encoder_config",))}),
+        (towers("model.layers", "qwen2_model.layers", depth=3),
+         {"text_config": TEXT_CONFIG, "other_config": TOWER},
+         {"text_decoder": ("model.layers.", ("text_config",)), "qwen2_model": ("qwen2_model.layers.", None)}),
+        (towers("language_model.decoder.layers", "qformer.layer", width=4, depth=3),
+         {"text_config": TEXT_CONFIG, "qformer_config": TEXT_CONFIG},
+         {"text_decoder": ("language_model.decoder.layers.", ("text_config",)),
+          "qformer": ("qformer.layer.", ("qformer_config",))}),
+        (towers("text_model.model.layers", "vqmodel.decoder.up", "vqmodel.encoder.down"),
+         {"text_config": TEXT_CONFIG, "vq_config": TOWER},
+         {"text_decoder": ("text_model.model.layers.", ("text_config",)), "vqmodel": (None, ("vq_config",))}),
+        (towers("decoder.layer", "encoder.layer", depth=3),
+         {"text_config": {"num_layers": 3, "hidden_size": 4}, "vision_config": TOWER | {"num_hidden_layers": 3}},
+         {"decoder": ("decoder.layer.", ("text_config",)), "encoder": ("encoder.layer.", ("vision_config",)),
+          "shared": (None, None)}),
+    ],
+)  # fmt: skip
+def test_the_language_model_is_the_part_that_the_config_describes(
+    specs: dict[str, TensorSpec], config: dict[str, Any], stacks: dict[str, Any]
+) -> None:
+    shape = infer(specs, config)
+    assert set(shape.modules) == set(stacks)
+    for name, (stack_name, section) in stacks.items():
+        module = shape.modules[name]
+        assert module.section == section
+        assert stack_name is None or list(module.stacks) == [stack_name]
+    assert shape.main.name in ("text_decoder", "decoder")
+
+
+def test_a_module_may_be_named_by_its_path(tmp_path: Path) -> None:
+    config = TEXT_CONFIG | {"vision_config": TOWER, "audio_config": {"num_blocks": 3}}
+    specs = towers("model.layers", "model.extend.image_embed.layers")
+    specs |= towers("model.layers", "model.extend.audio_embed.layers", depth=3)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    save_file(
+        {n: torch.rand(spec.shape) for n, spec in specs.items()}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError) as error:
+        merganser.plan(stack((folder, 0, 1), module="extend"))
+    assert_one_line(str(error.value), "modules.extend", "several runs", "audio_embed")
+    recipe = stack((folder, 0, 2), (folder, 1, 3), module="audio_embed")
+    merganser.merge(recipe, tmp_path / "out")
+    made = load(tmp_path / "out")
+    name = "model.extend.audio_embed.layers.{}.norm.weight"
+    assert torch.equal(made[name.format(3)], load(folder)[name.format(2)])
+    assert made.keys() - load(folder).keys() == {name.format(3)}
+    assert config_of(tmp_path / "out")["audio_config"] == {"num_blocks": 4}
+    assert config_of(tmp_path / "out")["vision_config"] == TOWER
+
+
+def test_towers_of_one_count_are_not_stacked_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    specs = towers("language_model.layers", "image_tower.layers", "video_tower.layers")
+    save_file(
+        {n: torch.ones(spec.shape) for n, spec in specs.items()}, folder / "model.safetensors"
+    )
+    config = {"text_config": TEXT_CONFIG, "vision_config": TOWER}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((folder, 0, 1), module="image_tower"))
+    assert_one_line(
+        str(error.value), str(folder), "num_hidden_layers", "image_tower", "video_tower"
+    )
+    assert merganser.plan(stack((folder, 0, 1), module="text_decoder"))
+
+
 # -- modules ---------------------------------------------------------------------------------------
 
 

@@ -16,80 +16,23 @@ from functools import cached_property
 from typing import Any
 
 from merganser import roles
-from merganser.tensors import TensorSpec
-
-LAYER_COUNT_KEYS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "depth",
-    "encoder_layers",
-    "num_encoder_layers",
-    "decoder_layers",
-    "num_decoder_layers",
-    "num_global_layers",
-    "num_blocks",  # xLSTM
-    "layers",
+from merganser.modules import (
+    DECODER,
+    DEFAULT,
+    LAYER_COUNT_KEYS,
+    MODULE_ALIASES,
+    TEXT,
+    Module,
+    find_module,
+    find_parts,
+    is_count,
+    sections,
 )
-"""Names that configs give to the number of layers."""
+from merganser.tensors import TensorSpec
 
 HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads")
 
 VOCABULARY_KEYS = ("vocab_size", "padded_vocab_size")
-
-DEFAULT = "default"
-"""The module of a model of one part, as MergeKit calls it."""
-
-TEXT, VISION, AUDIO, PROJECTOR = (
-    "text_decoder",
-    "vision_tower",
-    "audio_tower",
-    "multi_modal_projector",
-)
-ENCODER, DECODER, SHARED = "encoder", "decoder", "shared"
-
-MODULE_WORDS: Mapping[str, str] = {
-    "multi_modal_projector": PROJECTOR,
-    "mm_projector": PROJECTOR,
-    "connector": PROJECTOR,
-    "aligner": PROJECTOR,
-    "merger": PROJECTOR,  # of Qwen's vision tower, inside it
-    "merger_list": PROJECTOR,
-    "deepstack_merger_list": PROJECTOR,
-    "img_projection": PROJECTOR,
-    "resampler": PROJECTOR,
-    "perceiver_resampler": PROJECTOR,
-    "mlp1": PROJECTOR,  # InternVL's own
-    "embed_vision": PROJECTOR,  # Gemma 3n
-    "embed_audio": PROJECTOR,
-    "image_newline": PROJECTOR,
-    "vision_tower": VISION,
-    "vision_model": VISION,
-    "vision_encoder": VISION,
-    "vision_embed_tokens": VISION,
-    "visual": VISION,
-    "vision": VISION,
-    "vpm": VISION,
-    "visual_projection": VISION,
-    "audio_tower": AUDIO,
-    "audio_model": AUDIO,
-    "audio_encoder": AUDIO,
-    "speech_encoder": AUDIO,
-}
-"""Words of a tensor's name, between dots, that tell its module; the first of this table that occurs
-wins. All else in a model that has some of these is its text decoder. The names of modules are
-MergeKit's."""
-
-MODULE_ALIASES: Mapping[str, str] = {
-    "vision_model": VISION,  # MergeKit's name for that of Llama 4
-    "visual": VISION,
-    "vision_encoder": VISION,
-    "language_model": TEXT,
-    "text_model": TEXT,
-    "projector": PROJECTOR,
-}
-"""Other names by which a recipe may call a module."""
 
 WRAPPERS = (
     "module",  # torch's data parallel models
@@ -118,30 +61,6 @@ first layer of the output rather than follow a layer (T5, WavLM)."""
 
 SHARED_BY_LAYERS = ("shared_transf",)
 """Parts of layers that several of them share, by their numbers, so that those cannot change (Zamba)."""
-
-_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    TEXT: ("text_config", "llm_config", "language_config", "thinker_config"),
-    VISION: ("vision_config", "vit_config", "visual", "vision"),
-    AUDIO: ("audio_config", "speech_config"),
-    ENCODER: ("encoder", "encoder_config"),
-    DECODER: ("decoder", "decoder_config"),
-}
-"""Where a config describes a module, if not in itself."""
-
-_SIDES: Mapping[str, tuple[str, ...]] = {
-    ENCODER: (
-        "encoder_layers",
-        "num_encoder_layers",
-        "num_layers",
-        "num_hidden_layers",
-        "n_layers",
-    ),
-    DECODER: ("decoder_layers", "num_decoder_layers"),
-}
-"""The layer counts of the two sides of an encoder–decoder model, in a config for both. It often
-repeats the encoder's as ``num_hidden_layers``."""
-
-_NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
 _BEFORE_LAYERS = (
     "embed",
@@ -191,42 +110,6 @@ class Place:
     def name_at(self, layer: int) -> str:
         """This tensor's name in another layer."""
         return self.rest if self.stack is None else f"{self.stack}{layer}.{self.rest}"
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """A part of a model: its text decoder, its vision tower; or the whole of it.
-
-    Attributes:
-        name: MergeKit's name for it.
-        stacks: the prefixes of its numbered blocks, and how many there are; deepest first.
-        section: the keys that lead to where the config counts its layers (none for the config
-            itself); None if the config does not.
-        counts: the keys there that hold that number.
-    """
-
-    name: str
-    stacks: Mapping[str, int]
-    section: tuple[str, ...] | None
-    counts: tuple[str, ...]
-
-    @property
-    def stack(self) -> str | None:
-        """The prefix of its layers; None if there are none."""
-        return next(iter(self.stacks), None)
-
-    @property
-    def depth(self) -> int:
-        """Its number of layers."""
-        return next(iter(self.stacks.values()), 0)
-
-    def number_beyond(self, name: str) -> int | None:
-        """How many blocks after the last layer a tensor lies, for predicting further tokens."""
-        if self.stack is None or not name.startswith(self.stack):
-            return None
-        number = re.match(r"\d+", name[len(self.stack) :])
-        past = int(number[0]) - self.depth if number is not None else -1
-        return past if past >= 0 else None
 
 
 @dataclass(frozen=True)
@@ -279,17 +162,20 @@ class Architecture:
         return self.main.depth
 
     def module(self, name: str) -> Module | None:
-        """The module that a recipe calls so, by MergeKit's name for it or another."""
-        return self.modules.get(name) or self.modules.get(MODULE_ALIASES.get(name, name))
+        """The module that a recipe calls so, by MergeKit's name for it, another, or its path."""
+        names = (name, MODULE_ALIASES.get(name, name), name.removeprefix("model."))
+        return next((self.modules[each] for each in names if each in self.modules), None)
 
 
-def infer(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> Architecture:
+def infer(
+    specs: Mapping[str, TensorSpec], config: Mapping[str, Any], paths: Iterable[str] = ()
+) -> Architecture:
     """Find modules, layers and roles from tensor names, their shapes and the config."""
-    parts = _parts(specs)
+    parts = find_parts(specs, config, paths)
     of_module: dict[str, list[str]] = {}
     for name in specs:
         of_module.setdefault(parts[name], []).append(name)
-    modules = {m: _module(m, names, config) for m, names in of_module.items()} or {
+    modules = {m: find_module(m, specs, names, config) for m, names in of_module.items()} or {
         DEFAULT: Module(DEFAULT, {}, None, ())
     }
     stated = [
@@ -327,7 +213,7 @@ def _layer_axis(
     section: Any = config
     for key in module.section:
         section = section[key]
-    numbers = {key: value for key, value in section.items() if _is_count(value)}
+    numbers = {key: value for key, value in section.items() if is_count(value)}
     sizes = {value for key, value in numbers.items() if "per_layer" in key}
     heads = {numbers[key] for key in HEAD_COUNT_KEYS if key in numbers} - {module.depth, 1}
     for axis, side in enumerate(shape):
@@ -350,34 +236,13 @@ def without_layers(architecture: Architecture) -> Architecture:
     return Architecture({DEFAULT: Module(DEFAULT, {}, None, ())}, places)
 
 
-def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The config and those of its parts that describe a sub-model (``text_config`` …), the text
-    model's before others."""
-    return [section for _, section in located_sections(config)]
-
-
-def located_sections(
-    config: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """:func:`sections`, each with the keys that lead to it."""
-    text = _SECTIONS[TEXT]
-    known = [key for keys in _SECTIONS.values() for key in keys]
-    found = [(path, config)]
-    inner = [
-        k for k, v in config.items() if isinstance(v, dict) and (k.endswith("config") or k in known)
-    ]
-    for key in sorted(inner, key=lambda k: text.index(k) if k in text else len(text)):
-        found += located_sections(config[key], (*path, key))
-    return found
-
-
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
     """All layer counts that the config states, the text model's first."""
     return [
         section[key]
         for section in sections(config)
         for key in LAYER_COUNT_KEYS
-        if _is_count(section.get(key))
+        if is_count(section.get(key))
     ]
 
 
@@ -425,87 +290,6 @@ def _unwrapped(name: str) -> str:
         if name.startswith(old):
             name = new + name[len(old) :]
     return name
-
-
-def _parts(names: Iterable[str]) -> dict[str, str]:
-    """The module of every tensor."""
-    words = {name: name.split(".") for name in names}
-    told = {
-        name: next((MODULE_WORDS[word] for word in MODULE_WORDS if word in mine), TEXT)
-        for name, mine in words.items()
-    }
-    sees = not {VISION, AUDIO}.isdisjoint(told.values())
-    if sees and any(told[name] == TEXT and _NUMBER.search(name) for name in told):
-        return told
-    sides = {
-        name: next((word for word in mine if word in (ENCODER, DECODER)), SHARED)
-        for name, mine in words.items()
-    }
-    stacked = {side for name, side in sides.items() if _NUMBER.search(name)}
-    if {ENCODER, DECODER} <= stacked:
-        return sides
-    return dict.fromkeys(words, DEFAULT)
-
-
-def _module(name: str, tensors: Sequence[str], config: Mapping[str, Any]) -> Module:
-    """A module's layers: those numbered blocks that the config counts, else all that are whole."""
-    blocks = _blocks(tensors)
-    stated = {
-        prefix: found
-        for prefix, numbers in blocks.items()
-        if (found := _counted(name, numbers, config)) is not None
-    }
-    whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
-    depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
-    stacks = dict(sorted(depths.items(), key=lambda entry: -entry[1]))
-    section, counts, _ = stated.get(next(iter(stacks), ""), (None, (), 0))
-    return Module(name, stacks, section, counts)
-
-
-def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
-    """Prefixes of numbered blocks and their numbers. The first number in a name counts: experts are
-    numbered too, but inside a layer. Modules in folders of their own (``2_Dense/``) have no layers."""
-    numbers: dict[str, set[int]] = {}
-    for name in names:
-        if "/" not in name and (found := _NUMBER.search(name)):
-            numbers.setdefault(name[: found.start()], set()).add(int(found[1]))
-    return numbers
-
-
-def _counted(
-    module: str, numbers: set[int], config: Mapping[str, Any]
-) -> tuple[tuple[str, ...], tuple[str, ...], int] | None:
-    """Where the config states the count of some blocks. Blocks beyond the count are no layers of
-    the model: DeepSeek keeps its layers for predicting further tokens there."""
-    if numbers != set(range(len(numbers))):
-        return None
-    found = located_sections(config)
-    own = _SECTIONS.get(module, ())
-    mine = [entry for entry in found if entry[0] and entry[0][-1] in own]
-    others = [
-        (path, section)
-        for path, section in found
-        if not any(path and path[-1] in keys for m, keys in _SECTIONS.items() if m != module)
-    ]
-    for path, section in mine or [*others, *found]:
-        in_own = bool(path) and path[-1] in own
-        known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
-        beyond = section.get("num_nextn_predict_layers")
-        for extra in (0, beyond if isinstance(beyond, int) else 0):
-            depth = len(numbers) - extra
-            counts = [key for key in LAYER_COUNT_KEYS if section.get(key) == depth and depth]
-            if keys := tuple(key for key in counts if key in known):
-                return path, keys, depth
-            if module == DECODER and "num_layers" in counts and not in_own:
-                return path, (known[-1],), depth  # T5's, which is the encoder's by default
-        lists = (section.get(key) for key in ("layer_types", "layers_block_type"))
-        if any(isinstance(value, list) and len(value) == len(numbers) for value in lists):
-            return path, (), len(numbers)
-    return None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _place(name: str, spec: TensorSpec, module: Module, vocabularies: set[int]) -> Place:

@@ -24,9 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from merganser.architecture import DEFAULT, Module
 from merganser.evaluation.statistics import decimals
 from merganser.methods import Method
+from merganser.modules import DEFAULT, Module
 from merganser.planning import Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from merganser.architecture import Architecture, infer, sections, ties_embeddings
+from merganser.architecture import Architecture, infer, ties_embeddings
 from merganser.checkpoints import Checkpoint, open_checkpoint, read_json
 from merganser.checkpoints.derived import Array, Derived, DerivedCheckpoint, read_numbers
 from merganser.errors import InputError
+from merganser.modules import sections
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
 
 CONFIG = "adapter_config.json"

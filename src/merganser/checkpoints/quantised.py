@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from merganser.architecture import sections
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.derived import (
     Array,
@@ -35,6 +34,7 @@ from merganser.checkpoints.derived import (
     read_stored,
 )
 from merganser.errors import InputError
+from merganser.modules import sections
 from merganser.tensors import BY_NAME, FLOAT32, TensorSpec
 
 _BFLOAT16 = BY_NAME["bfloat16"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from merganser import hub, methods, recipe
@@ -276,7 +276,7 @@ class _Planner:
                 adapter = hub.resolve(reference.adapter, reference.adapter_revision, here)
         checkpoint = as_numbers(checkpoint, adapter)
         self.warnings += checkpoint.notes
-        architecture = _architecture(reference, checkpoint)
+        architecture = _architecture(reference, checkpoint, self.recipe.modules or ())
         return Source(reference, checkpoint, architecture, published, adapter, published_adapter)
 
     def _named_alike(self, opened: Sequence[Source]) -> tuple[Source, ...]:
@@ -290,7 +290,7 @@ class _Planner:
                 sources.append(source)
                 continue
             self.warnings += checkpoint.notes[len(source.checkpoint.notes) :]
-            architecture = _architecture(source.reference, checkpoint)
+            architecture = _architecture(source.reference, checkpoint, self.recipe.modules or ())
             sources.append(replace(source, checkpoint=checkpoint, architecture=architecture))
         return tuple(sources)
 
@@ -429,11 +429,13 @@ class _Planner:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _architecture(reference: ModelReference, checkpoint: Checkpoint) -> Architecture:
+def _architecture(
+    reference: ModelReference, checkpoint: Checkpoint, modules: Iterable[str]
+) -> Architecture:
     config = dict(checkpoint.config)
     if reference.architecture is not None:
         config["architectures"] = [reference.architecture]
-    return infer(checkpoint.specs, config)
+    return infer(checkpoint.specs, config, modules)
 
 
 def _commonest(specs: Sequence[TensorSpec]) -> DType:

@@ -12,8 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from merganser.architecture import DECODER, ENCODER, Module
 from merganser.errors import InputError
+from merganser.modules import DECODER, ENCODER, Module
 from merganser.planning.layer_keys import (
     FROM_ONE,
     IN_ORDER,
@@ -67,6 +67,13 @@ def restacked(
             )
         others = [m for m in architecture.modules.values() if m.name != name and m.stacks]
         own = all(other.section != module.section for other in others)
+        for other in others:
+            if other.section == module.section and not set(module.counts).isdisjoint(other.counts):
+                raise InputError(
+                    f"{sources[donor].reference}: {module.counts[0]} of its config.json counts the "
+                    f"layers of {name} and of {other.name}, which cannot be stacked one without the "
+                    "other; whole models can be merged"
+                )
         stack = _Stack(name, module, _section(edited, module.section), sources, donor, made_of, own)
         stack.edit()
         if name == ENCODER and DECODER in architecture.modules and "num_layers" in module.counts:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from merganser.architecture import (
-    DECODER,
-    DEFAULT,
-    SHARED,
-    TEXT,
-    Place,
-    lends_embedding,
-    stated_tie,
-)
+from merganser.architecture import Place, lends_embedding, stated_tie
 from merganser.checkpoints import Checkpoint, Stamp
 from merganser.checkpoints.derived import look
 from merganser.checkpoints.planned import NotMergedYet
+from merganser.modules import DECODER, DEFAULT, SHARED, TEXT
 from merganser.planning.plans import Source
 from merganser.roles import TOKEN_EMBEDDINGS
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from merganser.architecture import DEFAULT
 from merganser.checkpoints.derived import Derived, DerivedCheckpoint
 from merganser.checkpoints.layer_blocks import Blocks, JoinedBlocks
 from merganser.errors import RecipeError
+from merganser.modules import DEFAULT
 from merganser.planning.groups import Path
 from merganser.planning.plans import Source
 from merganser.recipe import ParsedRecipe, key_name

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from merganser.architecture import Module
 from merganser.errors import InputError
+from merganser.modules import Module
 from merganser.planning.plans import Source
 
 Tensors = frozenset[tuple[str, tuple[int, ...]]]

@@ -6,16 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from merganser.architecture import (
-    DEFAULT,
-    SHARED_BY_LAYERS,
-    TEXT,
-    Architecture,
-    Module,
-    Place,
-    stated_tie,
-)
+from merganser.architecture import SHARED_BY_LAYERS, Architecture, Place, stated_tie
 from merganser.errors import InputError
+from merganser.modules import DEFAULT, TEXT, Module
 from merganser.planning.groups import Entry, Group, Layers, Levels, Path
 from merganser.planning.heads import embedding_as_head
 from merganser.planning.plans import Names, Source

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from merganser import methods
-from merganser.architecture import DEFAULT, layer_counts, sections, vocabulary_size
+from merganser.architecture import layer_counts, vocabulary_size
 from merganser.checkpoints import read_json
 from merganser.errors import one_line
+from merganser.modules import DEFAULT, sections
 from merganser.release import files
 from merganser.release import manifest as manifests
 from merganser.tensors import format_size

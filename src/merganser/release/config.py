@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from merganser.architecture import VOCABULARY_KEYS, sections, vocabulary_size
+from merganser.architecture import VOCABULARY_KEYS, vocabulary_size
 from merganser.checkpoints import model_code, read_json, sentence
+from merganser.modules import sections
 from merganser.planning import Plan, restacked
 from merganser.planning.companions import PROCESSORS
 from merganser.release import files

@@ -11,7 +11,6 @@ from merganser.architecture import (
     Architecture,
     infer,
     layer_counts,
-    sections,
     ties_embeddings,
     vocabulary_size,
 )
@@ -19,6 +18,7 @@ from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoi
 from merganser.checkpoints.adapter import describe
 from merganser.checkpoints.runs import step_number
 from merganser.errors import RecipeError
+from merganser.modules import sections
 from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.tokenizer import FILES as TOKENIZER_FILES

@@ -1,0 +1,370 @@
+"""The modules of a model and their layers: from tensor names, shapes and ``config.json``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merganser.tensors import TensorSpec
+
+LAYER_COUNT_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "depth",
+    "encoder_layers",
+    "num_encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_global_layers",
+    "num_blocks",  # xLSTM
+    "layers",
+)
+"""Names that configs give to the number of layers."""
+
+DEFAULT = "default"
+"""The module of a model of one part, as MergeKit calls it."""
+
+TEXT, VISION, AUDIO, PROJECTOR = (
+    "text_decoder",
+    "vision_tower",
+    "audio_tower",
+    "multi_modal_projector",
+)
+ENCODER, DECODER, SHARED = "encoder", "decoder", "shared"
+
+_SIDED = (ENCODER, DECODER, SHARED)
+
+WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "width", "hidden_dim")
+"""Names that configs give to the width of layers."""
+
+_TOWER = re.compile(
+    r"(?:^|[._])(image|img|vision|visual|vit|video|audio|speech|sam|protein|vq\w*|vae|codec)(?:$|[._])"
+)
+"""Words of a path that no language model has."""
+
+MODULE_WORDS: Mapping[str, str] = {
+    "multi_modal_projector": PROJECTOR,
+    "mm_projector": PROJECTOR,
+    "connector": PROJECTOR,
+    "aligner": PROJECTOR,
+    "merger": PROJECTOR,  # of Qwen's vision tower, inside it
+    "merger_list": PROJECTOR,
+    "deepstack_merger_list": PROJECTOR,
+    "img_projection": PROJECTOR,
+    "resampler": PROJECTOR,
+    "perceiver_resampler": PROJECTOR,
+    "mlp1": PROJECTOR,  # InternVL's own
+    "embed_vision": PROJECTOR,  # Gemma 3n
+    "embed_audio": PROJECTOR,
+    "image_newline": PROJECTOR,
+    "vision_tower": VISION,
+    "vision_model": VISION,
+    "vision_encoder": VISION,
+    "vision_embed_tokens": VISION,
+    "visual": VISION,
+    "vision": VISION,
+    "vpm": VISION,
+    "visual_projection": VISION,
+    "audio_tower": AUDIO,
+    "audio_model": AUDIO,
+    "audio_encoder": AUDIO,
+    "speech_encoder": AUDIO,
+}
+"""Words of a tensor's name, between dots, that tell its module; the first of this table that occurs
+wins. All else in a model that has some of these is its text decoder. The names of modules are
+MergeKit's."""
+
+MODULE_ALIASES: Mapping[str, str] = {
+    "vision_model": VISION,  # MergeKit's name for that of Llama 4
+    "visual": VISION,
+    "vision_encoder": VISION,
+    "language_model": TEXT,
+    "text_model": TEXT,
+    "projector": PROJECTOR,
+}
+"""Other names by which a recipe may call a module."""
+
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    TEXT: ("text_config", "llm_config", "language_config", "thinker_config"),
+    VISION: ("vision_config", "vit_config", "visual", "vision"),
+    AUDIO: ("audio_config", "speech_config"),
+    ENCODER: ("encoder", "encoder_config"),
+    DECODER: ("decoder", "decoder_config"),
+}
+"""Where a config describes a module, if not in itself."""
+
+_SIDES: Mapping[str, tuple[str, ...]] = {
+    ENCODER: (
+        "encoder_layers",
+        "num_encoder_layers",
+        "num_layers",
+        "num_hidden_layers",
+        "n_layers",
+    ),
+    DECODER: ("decoder_layers", "num_decoder_layers"),
+}
+"""The layer counts of the two sides of an encoder–decoder model, in a config for both. It often
+repeats the encoder's as ``num_hidden_layers``."""
+
+NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A part of a model: its text decoder, its vision tower; or the whole of it.
+
+    Attributes:
+        name: MergeKit's name for it.
+        stacks: the prefixes of its numbered blocks, and how many there are; deepest first.
+        section: the keys that lead to where the config counts its layers (none for the config
+            itself); None if the config does not.
+        counts: the keys there that hold that number.
+    """
+
+    name: str
+    stacks: Mapping[str, int]
+    section: tuple[str, ...] | None
+    counts: tuple[str, ...]
+
+    @property
+    def stack(self) -> str | None:
+        """The prefix of its layers; None if there are none."""
+        return next(iter(self.stacks), None)
+
+    @property
+    def depth(self) -> int:
+        """Its number of layers."""
+        return next(iter(self.stacks.values()), 0)
+
+    def number_beyond(self, name: str) -> int | None:
+        """How many blocks after the last layer a tensor lies, for predicting further tokens."""
+        if self.stack is None or not name.startswith(self.stack):
+            return None
+        number = re.match(r"\d+", name[len(self.stack) :])
+        past = int(number[0]) - self.depth if number is not None else -1
+        return past if past >= 0 else None
+
+
+def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The config and those of its parts that describe a sub-model (``text_config`` …), the text
+    model's before others."""
+    return [section for _, section in located_sections(config)]
+
+
+def located_sections(
+    config: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """:func:`sections`, each with the keys that lead to it."""
+    text = _SECTIONS[TEXT]
+    known = [key for keys in _SECTIONS.values() for key in keys]
+    found = [(path, config)]
+    inner = [
+        k for k, v in config.items() if isinstance(v, dict) and (k.endswith("config") or k in known)
+    ]
+    for key in sorted(inner, key=lambda k: text.index(k) if k in text else len(text)):
+        found += located_sections(config[key], (*path, key))
+    return found
+
+
+def find_parts(
+    specs: Mapping[str, TensorSpec], config: Mapping[str, Any], paths: Iterable[str] = ()
+) -> dict[str, str]:
+    """The module of every tensor.
+
+    Args:
+        specs: the model's tensors.
+        config: its ``config.json``.
+        paths: names that a recipe gives to modules. One that is no module's is a path: words that
+            follow each other in the names of its tensors.
+    """
+    parts = _by_evidence(specs, config, _by_words(specs))
+    known = set(parts.values())
+    known |= {alias for alias, module in MODULE_ALIASES.items() if module in known}
+    for path in paths:
+        if path not in known:
+            parts |= {name: path for name in specs if f".{path}." in f".{name}."}
+    return parts
+
+
+def _words(name: str) -> str:
+    words = name.split(".")
+    return next((MODULE_WORDS[word] for word in MODULE_WORDS if word in words), TEXT)
+
+
+def _by_words(names: Iterable[str]) -> dict[str, str]:
+    told = {name: _words(name) for name in names}
+    sees = not {VISION, AUDIO}.isdisjoint(told.values())
+    if sees and any(told[name] == TEXT and NUMBER.search(name) for name in told):
+        return told
+    sides = {
+        name: next((word for word in name.split(".") if word in (ENCODER, DECODER)), SHARED)
+        for name in told
+    }
+    stacked = {side for name, side in sides.items() if NUMBER.search(name)}
+    if {ENCODER, DECODER} <= stacked:
+        return sides
+    return dict.fromkeys(told, DEFAULT)
+
+
+def _by_evidence(
+    specs: Mapping[str, TensorSpec], config: Mapping[str, Any], parts: Mapping[str, str]
+) -> dict[str, str]:
+    """The modules of a model that has others beside its language model by names that are not known.
+
+    The language model's layers are the blocks whose number and width are the text config's. Blocks
+    elsewhere are of another module if their names, their width or another section of the config
+    say so; its path, where that leaves the language model's, is its name.
+    """
+    located = [(path, s) for path, s in located_sections(config) if _counts(s)]
+    text = next((e for e in located if e[0] and e[0][-1] in _SECTIONS[TEXT]), None)
+    text = text or next((e for e in located if not e[0]), None)
+    others = [(path, s) for path, s in located if text is not None and path != text[0] and path]
+    rest = [name for name, part in parts.items() if part in (TEXT, DEFAULT, *_SIDED)]
+    blocks, sides = _blocks(rest), _widths(specs, rest)
+    if text is None or not others:
+        return dict(parts)
+
+    def fits(prefix: str, section: Mapping[str, Any]) -> bool:
+        width = _width(section)
+        return len(blocks[prefix]) in _counts(section) and (width is None or width in sides[prefix])
+
+    stems = {path[-1].removesuffix("_config") for path, _ in others} - {"text"}
+
+    def foreign(path: str) -> bool:
+        return _TOWER.search(path) is not None or not stems.isdisjoint(path.split("."))
+
+    fitting = [prefix for prefix in blocks if fits(prefix, text[1])]
+    main = min(fitting, key=foreign, default=None)
+    two_sides = {ENCODER, DECODER} <= set(parts.values())
+    if main is None or (two_sides and not {ENCODER, DECODER}.isdisjoint(main.split("."))):
+        return dict(parts)
+    separate = set()
+    for prefix in blocks:
+        path = _leaving(prefix, main)
+        claimed = any(fits(prefix, section) for _, section in others) and prefix not in fitting
+        narrow = (width := _width(text[1])) is not None and width not in sides[prefix]
+        if path is not None and (claimed or narrow or foreign(prefix)):
+            separate.add(path)
+    if not separate:
+        return dict(parts)
+    result = dict(parts)
+    for name in rest:
+        path = next((path for path in separate if name.startswith(f"{path}.")), None)
+        result[name] = _words(name)
+        if path is not None and result[name] == TEXT:
+            result[name] = path.removeprefix("model.")
+    return result
+
+
+def _leaving(prefix: str, main: str) -> str | None:
+    """The path of a prefix to the first word that is not the other's."""
+    words, others = prefix.rstrip(".").split("."), main.rstrip(".").split(".")
+    for i, word in enumerate(words):
+        if i >= len(others) or word != others[i]:
+            return ".".join(words[: i + 1])
+    return None
+
+
+def _widths(specs: Mapping[str, TensorSpec], names: Iterable[str]) -> dict[str, set[int]]:
+    """What may be the width of blocks, by their prefix: the lengths of the norms in a first block, or
+    of all sides there if it has none."""
+    norms: dict[str, set[int]] = {}
+    sides: dict[str, set[int]] = {}
+    for name in names:
+        match = NUMBER.search(name)
+        if match is not None and "/" not in name:
+            prefix, shape = name[: match.start()], specs[name].shape
+            found = sides.setdefault(prefix, set())
+            if int(match[1]) == 0:
+                found.update(shape)
+                if len(shape) == 1 and ("norm" in name.lower() or ".ln_" in name):
+                    norms.setdefault(prefix, set()).update(shape)
+    return sides | norms
+
+
+def _counts(section: Mapping[str, Any]) -> set[int]:
+    beyond = section.get("num_nextn_predict_layers")
+    extra = {0, beyond if isinstance(beyond, int) else 0}
+    stated = {section[key] for key in LAYER_COUNT_KEYS if is_count(section.get(key))}
+    return {count + more for count in stated for more in extra}
+
+
+def _width(section: Mapping[str, Any]) -> int | None:
+    return next((section[key] for key in WIDTH_KEYS if is_count(section.get(key))), None)
+
+
+def find_module(
+    name: str, specs: Mapping[str, TensorSpec], tensors: Sequence[str], config: Mapping[str, Any]
+) -> Module:
+    """A module's layers: those numbered blocks that the config counts, else all that are whole."""
+    blocks, sides = _blocks(tensors), _widths(specs, tensors)
+    stated = {
+        prefix: found
+        for prefix, numbers in blocks.items()
+        if (found := _counted(name, numbers, sides[prefix], config)) is not None
+    }
+    whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
+    depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
+    stacks = dict(sorted(depths.items(), key=lambda entry: -entry[1]))
+    section, counts, _ = stated.get(next(iter(stacks), ""), (None, (), 0))
+    return Module(name, stacks, section, counts)
+
+
+def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
+    """Prefixes of numbered blocks and their numbers. The first number in a name counts: experts are
+    numbered too, but inside a layer. Modules in folders of their own (``2_Dense/``) have no layers."""
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        if "/" not in name and (found := NUMBER.search(name)):
+            numbers.setdefault(name[: found.start()], set()).add(int(found[1]))
+    return numbers
+
+
+def _counted(
+    module: str, numbers: set[int], sides: set[int], config: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...], int] | None:
+    """Where the config states the count of some blocks. Blocks beyond the count are no layers of
+    the model: DeepSeek keeps its layers for predicting further tokens there."""
+    if numbers != set(range(len(numbers))):
+        return None
+    found = located_sections(config)
+    own = _SECTIONS.get(module, ())
+    mine = [entry for entry in found if entry[0] and entry[0][-1] in own]
+    others = [
+        (path, section)
+        for path, section in found
+        if not any(path and path[-1] in keys for m, keys in _SECTIONS.items() if m != module)
+    ]
+    if not mine and module in _SIDED and len(found) > 1:  # an encoder of images (Pix2Struct)
+        own = _SECTIONS[TEXT] if module == DECODER else (*_SECTIONS[VISION], *_SECTIONS[AUDIO])
+        others = [entry for entry in found if entry[0] and entry[0][-1] in own] + others
+    elif module not in (*_SECTIONS, DEFAULT, SHARED):  # one of another name: what has its width
+        fitting = [e for e in found if (width := _width(e[1])) is None or width in sides]
+        named = [
+            e for e in fitting if e[0] and e[0][-1].removesuffix("_config") in module.split(".")
+        ]
+        others, found = named + sorted(fitting, key=lambda e: _width(e[1]) is None), []
+    for path, section in mine or [*others, *found]:
+        in_own = bool(path) and path[-1] in own
+        known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
+        beyond = section.get("num_nextn_predict_layers")
+        for extra in (0, beyond if isinstance(beyond, int) else 0):
+            depth = len(numbers) - extra
+            counts = [key for key in LAYER_COUNT_KEYS if section.get(key) == depth and depth]
+            if keys := tuple(key for key in counts if key in known):
+                return path, keys, depth
+            if module == DECODER and "num_layers" in counts and not in_own:
+                return path, (known[-1],), depth  # T5's, which is the encoder's by default
+        lists = (section.get(key) for key in ("layer_types", "layers_block_type"))
+        if any(isinstance(value, list) and len(value) == len(numbers) for value in lists):
+            return path, (), len(numbers)
+    return None
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a config may be a number of something."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
