@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,6 +177,61 @@ def test_what_is_kept_is_not_run_again(
     problems.write_text(problems.read_text().replace("what is 3", "what is 5"))
     evaluate_sweep(file, out, write=False, only=["w=0.3"])
     assert blended[1:] == ["", "", "", "m_w0.3"]
+
+
+def test_completions_are_kept_by_what_models_hold(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither times nor places of files matter; what changed is told before anything is run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    study = tmp_path / "study"
+    study.mkdir()
+    for name in ("base", "a", "b", "sums.jsonl", file.name):
+        shutil.move(tmp_path / name, study / name)
+    monkeypatch.chdir(study)
+    first = evaluate_sweep(file.name, "out", write=False)
+    copied = tmp_path / "copied"
+    shutil.copytree(study, copied, copy_function=shutil.copyfile)
+    for path in study.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    notes: list[str] = []
+
+    def become(self: LiveModel, decided: object, **options: object) -> object:
+        raise AssertionError("nothing has to be generated")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiveModel, "become", become)
+        for place in (study, copied):
+            patched.chdir(place)
+            again = evaluate_sweep(file.name, "out", write=False, on_warning=notes.append)
+            assert [e.scores for e in again.entries] == [e.scores for e in first.entries]
+        assert notes == []
+        peers.make_model(copied / "b", seed=9, layers=1)
+        with pytest.raises(AssertionError):
+            evaluate_sweep(file.name, "out", write=False, on_warning=notes.append)
+    ending = "are generated again and replaced: the model ./b changed"
+    assert notes == [f"12 kept completions of b, m_w0.3, m_w0.7 {ending}"]
+    monkeypatch.chdir(copied)
+    text = (copied / file.name).read_text()
+    (copied / file.name).write_text(text.replace("max_tokens: 6", "max_tokens: 5"))
+    told = CliRunner().invoke(cli.main, ["sweep", file.name, "out", "--no-write", "-q"])
+    assert_one_line(told.stderr.splitlines()[0], "8 kept", "the prompt or the sampling changed")
+    assert_one_line(told.stderr.splitlines()[1], "8 kept", "./b and the prompt or the sampling")
+
+
+def test_points_that_are_written_are_kept_by_what_models_hold(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    found = evaluate_sweep(file, out)
+    [name] = found.chosen
+    weights = out / name / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    for path in (tmp_path / "a").iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert evaluate_sweep(file, out) == found
+    assert weights.stat().st_mtime_ns == before
 
 
 def test_the_command(file: Path, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_several_samples_and_tasks(tmp_path: Path) -> None:
     assert line in prompt[0]["content"]
     assert prompt[0]["content"].endswith("\n\n0+1?")
     file = tmp_path / "kept.jsonl"
-    found = running.evaluate(counting, [one, two], key="m", samples=file)
+    found = running.evaluate(counting, [one, two], key={"the recipe": "m"}, samples=file)
     assert {name: score.mean for name, score in found.scores.items()} == pytest.approx(
         {
             "one/exact": 0.5,
@@ -281,9 +281,12 @@ def test_several_samples_and_tasks(tmp_path: Path) -> None:
     assert list(found.scores) == list(tasks.score_names([one, two]))
     assert found.generated == 14
     assert samples.read(file) == list(found.samples)
-    again = running.evaluate(counting, [one, two], key="m", samples=file)
+    again = running.evaluate(counting, [one, two], key={"the recipe": "m"}, samples=file)
     assert (again.generated, again.scores) == (0, found.scores)
-    assert running.evaluate(counting, [one, two], key="other", samples=file).generated == 14
+    assert (
+        running.evaluate(counting, [one, two], key={"the recipe": "other"}, samples=file).generated
+        == 14
+    )
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from merganser import __version__
 from merganser.checkpoints import open_checkpoint
-from merganser.checkpoints.planned import PlannedCheckpoint
+from merganser.checkpoints.planned import NotMergedYet, PlannedCheckpoint
 from merganser.errors import InputError, OutputExistsError
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import ParsedRecipe, load_all, model_references
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
-from merganser.release import manifest
+from merganser.release import contents, manifest
 from merganser.release.config import edited_config
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def up_to_date(folder: Path, decided: Plan) -> bool:
-    """Whether a folder holds what a plan would make, as far as can be told without reading weights."""
+    """Whether a folder holds what a plan would make, as far as headers and its inputs tell."""
     try:
         stated = manifest.read(folder)
         found = open_checkpoint(folder)
@@ -279,10 +279,20 @@ def up_to_date(folder: Path, decided: Plan) -> bool:
     return (
         stated["merganser"] == __version__
         and stated["plan"] == decided.digest
-        and stated["log"].get("inputs") == manifest.inputs_state(decided)
         and found.header_digest == wanted.header_digest
         and found.files == wanted.files
+        and _same_inputs(stated["log"], decided)
     )
+
+
+def _same_inputs(log: Mapping[str, Any], decided: Plan) -> bool:
+    """Whether inputs are what they were, by their files' sizes and times, or else by their contents."""
+    if log.get("inputs") == manifest.inputs_state(decided):
+        return True
+    try:
+        return log.get("contents") is not None and log["contents"] == contents.state(decided)
+    except NotMergedYet:
+        return False
 
 
 def _refuse_others(folder: Path) -> None:

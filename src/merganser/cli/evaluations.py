@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from merganser.cli.options import json_option, methods_option, print_json, scoring
+from merganser.cli.options import json_option, methods_option, print_json, scoring, show_warning
 
 
 @click.command("eval")
@@ -75,7 +75,12 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
             endpoint = options.pop("endpoint")
             token = os.environ.get("OPENAI_API_KEY") if endpoint else None
             found = evaluating.evaluate(
-                *words, endpoint=endpoint, token=token, on_progress=on_progress, **options
+                *words,
+                endpoint=endpoint,
+                token=token,
+                on_progress=on_progress,
+                on_warning=show_warning,
+                **options,
             )
     if as_json:
         print_json(asdict(found))

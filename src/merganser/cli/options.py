@@ -289,6 +289,11 @@ class progress:
             self.bar.stop()
 
 
+def show_warning(text: str) -> None:
+    """Show a warning on stderr."""
+    click.echo(f"merganser: warning: {text}", err=True)
+
+
 class scoring:
     """The progress and the scores of each model on stderr; nothing if quiet."""
 

@@ -19,6 +19,7 @@ from merganser.cli.options import (
     report_option,
     running_options,
     scoring,
+    show_warning,
     tokenizer_option,
 )
 
@@ -112,7 +113,7 @@ def _sweep_evaluated(
             write=write,
             on_event=on_event,
             on_progress=on_progress,
-            on_warning=lambda text: click.echo(f"merganser: warning: {text}", err=True),
+            on_warning=show_warning,
             **options,
         )
     if as_json:
@@ -166,6 +167,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             write=not no_write,
             on_standing=told,
             on_progress=on_progress,
+            on_warning=show_warning,
             on_event=on_event,
             **options,
         )

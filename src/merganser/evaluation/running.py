@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def evaluate(
     backend: Backend,
     tasks: Sequence[Task],
     *,
-    key: str,
+    key: Mapping[str, str],
     samples: Path | None = None,
     on_progress: Progress = lambda _done, _all: None,
 ) -> Evaluation:
@@ -55,20 +56,16 @@ def evaluate(
     Args:
         backend: completes prompts; it is not called if everything is kept.
         tasks: what is asked.
-        key: of the model: changes when its completions might.
+        key: all that decides the model's completions, by what it is called.
         samples: the file of kept completions, written as they come; None to keep none.
         on_progress: told of the progress.
 
     Raises:
         MerganserError: of the kind that fits.
     """
-    found: dict[Place, Sample] = {}
     wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
-    if samples is not None and samples.is_file():
-        for each in kept_samples.read(samples, cut_off=True):
-            place = (each.task, each.problem, each.sample)
-            if place in wanted and each.key == wanted[place][1]:
-                found[place] = each
+    there = _there(samples, wanted)
+    found = {place: each for place, each in there.items() if each.key == wanted[place][1]}
     kept = len(found)
     on_progress(kept, len(wanted))
     with _appending(samples, list(found.values())) as add:
@@ -98,6 +95,42 @@ def evaluate(
     if samples is not None:
         kept_samples.write(judged, samples)
     return Evaluation(scores(tasks, judged), tuple(judged), len(wanted) - kept)
+
+
+def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> Counter[str]:
+    """How many completions that are kept no longer hold, by what changed since.
+
+    Args:
+        tasks, key, samples: as in :func:`evaluate`.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
+    labels = [*key, "the prompt or the sampling"]
+    return Counter(
+        _changed(each.key, wanted[place][1], labels)
+        for place, each in _there(samples, wanted).items()
+        if each.key != wanted[place][1]
+    )
+
+
+def _changed(before: str, now: str, labels: Sequence[str]) -> str:
+    """What sets two keys apart, as a sentence."""
+    old, new = before.split("-"), now.split("-")
+    if len(old) != len(new):
+        return "they are of another recipe or version"
+    pairs = zip(labels, old, new, strict=True)
+    return " and ".join(label for label, a, b in pairs if a != b) + " changed"
+
+
+def _there(samples: Path | None, wanted: Collection[Place]) -> dict[Place, Sample]:
+    """The completions in a file that are wanted, whether they still hold or not."""
+    if samples is None or not samples.is_file():
+        return {}
+    kept = kept_samples.read(samples, cut_off=True)
+    found = {(each.task, each.problem, each.sample): each for each in kept}
+    return {place: each for place, each in found.items() if place in wanted}
 
 
 def judge(tasks: Sequence[Task], samples: Sequence[Sample]) -> list[Sample]:
@@ -157,19 +190,24 @@ def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Sco
     return found
 
 
-def _wanted(tasks: Sequence[Task], key: str) -> list[tuple[Place, Prompt, str]]:
-    """Every sample that tasks ask for: its place, its prompt, and the key of all that decides it."""
+def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[Place, Prompt, str]]:
+    """Every sample that tasks ask for: its place, its prompt, and the key of all that decides it: a
+    part for each part of the model's key, and one for prompt and sampling."""
     wanted: list[tuple[Place, Prompt, str]] = []
+    model = "".join(f"{_short(value)}-" for value in key.values())
     for task in tasks:
         settings = asdict(task.sampling)
         if task.sampling.temperature == 0:
             settings |= {"top_p": 1.0, "seed": 0}
         for problem in task.problems:
             prompt = task.prompt(problem)
-            facts = json.dumps([key, settings, prompt], sort_keys=True)
-            own = hashlib.sha256(facts.encode()).hexdigest()[:16]
+            own = model + _short(json.dumps([settings, prompt], sort_keys=True))
             wanted += [((task.name, problem.id, i), prompt, own) for i in range(task.samples)]
     return wanted
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _appending(

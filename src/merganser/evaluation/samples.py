@@ -27,7 +27,9 @@ class Sample:
         finish: ``stop`` where it came to an end, ``length`` where it was cut off.
         scores: by the scorers' names.
         answer: the right answer, for those who read the file.
-        key: of all that decided the completion; it is taken again only where this is the same.
+        key: digests of all that decided the completion, in the order of
+            :func:`merganser.study.live.model_key`, then of prompt and sampling; the completion is taken
+            again only where all are the same.
     """
 
     task: str

@@ -17,6 +17,7 @@ from merganser.errors import InputError, RecipeError, ResourceError, told_as
 from merganser.methods import Combination, Method
 from merganser.planning import Plan, Source
 from merganser.release import files
+from merganser.release.contents import SCHEME, digest_of_parts, hashes, state
 from merganser.release.naming import names
 
 if TYPE_CHECKING:
@@ -45,9 +46,6 @@ UNKNOWN = "sha256:" + 64 * "0"
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
 """Files that somebody may load in place of those that were merged."""
 
-SCHEME = "mg1"
-"""The digest of tensors: see ``docs/output.md``."""
-
 
 Ancestor = tuple[Plan, Mapping[str, Any]]
 """An earlier merge of a chain: its plan, and its manifest."""
@@ -67,6 +65,8 @@ def build(
     reported = outcome.report.warnings if outcome.report else ()
     short = names([*(each for each, _ in ancestors), plan])
     read, nonfinite = _input_digests(plan, outcome), _nonfinite(plan, outcome)
+    known = {i: parts for i, s in enumerate(plan.sources) if (parts := hashes(s) or read.get(i))}
+    digests = {index: digest_of_parts(parts) for index, parts in known.items()}
     return {
         "format": 1,
         "merganser": version,
@@ -79,8 +79,8 @@ def build(
             {
                 **_identity(source, short[source.reference.text]),
                 "base": index == plan.base,
-                "digest": _digest_of_contents(source, read.get(index)),
-                **({"hashes": hashed(source)} if source.hashes else {}),
+                "digest": digests.get(index),
+                **({"hashes": hashes(source)} if source.hashes else {}),
                 **({"tensors": read[index]} if index in read else {}),
             }
             for index, source in enumerate(plan.sources)
@@ -113,6 +113,7 @@ def build(
             "recipe_folder": str(plan.recipe.folder) if plan.recipe.folder else None,
             "results": {name: str(folder) for name, folder in plan.recipe.results.items()},
             "inputs": inputs_state(plan),
+            "contents": state(plan, digests) if len(digests) == len(plan.sources) else None,
         },
     }
 
@@ -193,22 +194,6 @@ def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
             else:
                 found.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
     return {source: tensors for source, tensors in found.items() if source not in unknown}
-
-
-def hashed(source: Source) -> dict[str, str]:
-    """The SHA-256 of the files of a source on the Hub, by their names."""
-    return {name: f"sha256:{digest}" for name, digest in source.hashes.items()}
-
-
-def _digest_of_contents(source: Source, tensors: Mapping[str, str] | None) -> str | None:
-    """One digest of an input: of its files' hashes where they are known, else of its tensors' digests."""
-    parts = hashed(source) or tensors
-    return digest_of_parts(parts) if parts else None
-
-
-def digest_of_parts(parts: Mapping[str, str]) -> str:
-    """One digest of named digests, whatever their order."""
-    return _sha256("".join(sorted(f"{name} {digest}\n" for name, digest in parts.items())).encode())
 
 
 def _nonfinite(plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -295,16 +280,6 @@ def inputs_state(plan: Plan) -> str:
     """Changes when a file of an input does, as far as sizes and times tell."""
     facts = [_state(path) for path in plan.homes]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def input_states(plan: Plan) -> dict[str, str]:
-    """The same by the names of the models, to tell which of them changed."""
-    facts: dict[str, list[Any]] = {}
-    for path, name in plan.homes.items():
-        facts.setdefault(name, []).append(_state(path))
-    return {
-        name: hashlib.sha256(json.dumps(own).encode()).hexdigest() for name, own in facts.items()
-    }
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:

@@ -102,8 +102,8 @@ def evaluate_sweep(
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
         on_progress: told of the completions.
-        on_warning: takes warnings: of the points' plans before the first completion, each once, and of
-            the merges that are written.
+        on_warning: takes warnings: of the points' plans, and of kept completions that must be generated
+            again, before the first completion; of the merges that are written.
         options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
@@ -135,6 +135,8 @@ def evaluate_sweep(
         )
         beside = pattern.folder or Path()
         models = [*others, *points]
+        for line in to_redo(models, tasks, live, home):
+            on_warning(line)
         scored = []
         for number, model in enumerate(models, 1):
             turn = Turn(model.entry.name, number, len(models))
@@ -258,6 +260,30 @@ def _check_names(models: Sequence[Model]) -> None:
             raise RecipeError(f"a point cannot be called {SAMPLES!r}: its folder holds completions")
 
 
+def to_redo(
+    models: Sequence[Model], tasks: Sequence[Task], live: LiveModel, home: Path
+) -> list[str]:
+    """Which kept completions no longer hold: a line for each reason, with the models that it concerns.
+
+    Raises:
+        InputError: when completions or an input cannot be read.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for model in models:
+        file = home / SAMPLES / f"{model.entry.name}.jsonl"
+        if file.is_file():
+            key = model_key(model.plan, live)
+            for why, count in running.to_redo(tasks, key=key, samples=file).items():
+                counts.setdefault(why, {})[model.entry.name] = count
+    return [redone(sum(own.values()), why, list(own)) for why, own in counts.items()]
+
+
+def redone(count: int, why: str, names: Sequence[str]) -> str:
+    """A line on completions that are generated again."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{count:,} kept completions of {shown} are generated again and replaced: {why}"
+
+
 def score(
     model: Model,
     tasks: Sequence[Task],
@@ -307,7 +333,7 @@ def _harness(
     file: Path | None = None,
 ) -> dict[str, Score]:
     """Scores on tasks of the lm-evaluation-harness, kept ones taken from a file."""
-    key = model_key(decided, live)
+    key = "-".join(model_key(decided, live).values()) if file is not None else ""
     found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
     for task in block.lm_eval:
         if task.score not in found:
@@ -503,6 +529,7 @@ def evaluate(
     batch_size: int | None = None,
     threads: int | None = None,
     on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """Score one model, without writing it.
 
@@ -517,6 +544,7 @@ def evaluate(
         device, dtype, batch_size: in place of the file's.
         threads: of the merge.
         on_progress: told of the completions.
+        on_warning: as in :func:`evaluate_sweep`.
 
     Returns:
         Results of one entry.
@@ -536,7 +564,7 @@ def evaluate(
         if endpoint is not None:
             if block.lm_eval:
                 raise RecipeError("lm_eval: tasks of the harness run on models in memory only")
-            name, key = model, f"endpoint {endpoint} {model}"
+            name, key = model, {"the model at the endpoint": f"{endpoint} {model}"}
             meter = Meter(Turn(name), on_progress)
             served = Endpoint(endpoint, model, token=token, concurrency=concurrency)
             backend: Backend = partial(served, on_tokens=meter.generated)
@@ -544,13 +572,17 @@ def evaluate(
             name, decided = find(model)
             stack.enter_context(closing(decided))
             meter = Meter(Turn(name), on_progress)
-            key = model_key(decided, live)
+            key = model_key(decided, live) if samples is not None else {}
             backend = live.backend_of(decided, on_tokens=meter.generated)
+        kept = Path(samples) if samples is not None and tasks else None
+        if kept is not None:
+            for why, count in running.to_redo(tasks, key=key, samples=kept).items():
+                on_warning(redone(count, why, [str(kept)]))
         found = running.evaluate(
             backend,
             tasks,
             key=key,
-            samples=Path(samples) if samples is not None and tasks else None,
+            samples=kept,
             on_progress=meter.completed,
         )
         more = _harness(decided, block, live, folder or Path()) if decided is not None else {}

@@ -18,7 +18,7 @@ NAME = "history.jsonl"
 FORMAT = 1
 
 INPUTS = "inputs"
-"""Among a history's settings: what changes with the files of each model that is merged, by its name."""
+"""Among a history's settings: the digest of the contents of each model that is merged, by its name."""
 
 
 class History:

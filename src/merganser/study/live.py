@@ -24,7 +24,7 @@ from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
 from merganser.planning import Plan
 from merganser.release import config as configs
-from merganser.release import manifest
+from merganser.release import contents
 from merganser.release import tokenizer as tokenizers
 from merganser.sinks import LiveSink, StateDictSink
 
@@ -238,15 +238,25 @@ def evaluate_plan(
     """
     stage = live or LiveModel()
 
-    found = running.evaluate(
-        stage.backend_of(decided), tasks, key=model_key(decided, stage), samples=samples
-    )
+    key = model_key(decided, stage) if samples is not None else {}
+    found = running.evaluate(stage.backend_of(decided), tasks, key=key, samples=samples)
     return dict(found.scores)
 
 
-def model_key(decided: Plan, live: LiveModel) -> str:
-    """Changes when a model's completions might: with its plan, the files of its inputs, or the dtype."""
-    return f"{decided.digest} {manifest.inputs_state(decided)} {live.computing} {live.device}"
+def model_key(decided: Plan, live: LiveModel) -> dict[str, str]:
+    """All that decides a model's completions, by what it is called: the recipe, the contents of its
+    inputs, the dtype and the device.
+
+    Raises:
+        InputError: when an input cannot be read.
+    """
+    models = {f"the model {name}": digest for name, digest in contents.of_models(decided).items()}
+    return {
+        "the recipe": decided.digest,
+        **models,
+        "the dtype": str(live.computing),
+        "the device": live.device,
+    }
 
 
 def _specs(decided: Plan) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
 from merganser.planning import Config, plan
-from merganser.release import manifest
+from merganser.release import contents
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
 from merganser.study.exploration import Candidate, Standing, Trial
@@ -65,6 +65,7 @@ def search(
     write: bool = True,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> SearchResult:
     """Search the best values of a recipe's parameters, and write the merges that have them.
@@ -79,6 +80,8 @@ def search(
         write: whether to write the chosen ones.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
+        on_warning: told how many kept completions of base and experts are generated again and why,
+            before any is.
         options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
@@ -107,7 +110,7 @@ def search(
         inputs = {
             name: state
             for sample in samples
-            for name, state in manifest.input_states(sample.plan).items()
+            for name, state in contents.of_models(sample.plan).items()
         }
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
@@ -132,6 +135,8 @@ def search(
         points = {t.candidate.name: t.candidate.point for t in tried}
         kept = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
+        for line in evaluating.to_redo(others, seen, live, home):
+            on_warning(line)
         beside = [
             evaluating.score(each, seen, live, home, on_progress, turn)
             for each, turn in _turns(others)

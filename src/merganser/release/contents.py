@@ -1,0 +1,158 @@
+"""What models hold, as digests that depend on neither where files are nor when they were written.
+
+Digests of tensors are remembered in the user's cache, by the path, size, time and inode of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+
+from merganser.checkpoints import Stamp, refuse_changed
+from merganser.engine.digests import read_digest
+from merganser.errors import InputError, told_as
+from merganser.planning import Plan, Source
+
+SCHEME = "mg1"
+"""The digest of tensors: see ``docs/output.md``."""
+
+READ = (".json", ".jinja", ".model", ".txt")
+"""Files beside the weights that a model's behaviour may depend on."""
+
+UNREAD = ("merge_manifest.json", "trainer_state.json")
+
+MOST_REMEMBERED = 256
+"""Models whose digests are remembered."""
+
+SETTLED = 2_000_000_000
+"""Nanoseconds after which a file that changes again gets another time, on any file system."""
+
+
+def digest_of_parts(parts: Mapping[str, str]) -> str:
+    """One digest of named digests, whatever their order."""
+    lines = sorted(f"{name} {digest}\n" for name, digest in parts.items())
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
+
+
+def hashes(source: Source) -> dict[str, str]:
+    """The SHA-256 of the weight files of a source on the Hub, by their names."""
+    return {name: f"sha256:{digest}" for name, digest in source.hashes.items()}
+
+
+def of_weights(source: Source, names: Iterable[str]) -> str:
+    """The ``digest`` of an input as manifests have it: of the files on the Hub, or of tensors.
+
+    Raises:
+        InputError: when a tensor cannot be read, or changes while it is.
+    """
+    return digest_of_parts(hashes(source) or _tensor_digests(source, names))
+
+
+def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str, str]:
+    """A digest of each model that a plan reads, by its reference: of its weights and small files.
+
+    Args:
+        plan: an open one.
+        weights: the result of :func:`of_weights` by sources, where it is known; else they are read.
+
+    Raises:
+        InputError: when a model cannot be read, or changes while it is.
+    """
+    parts: dict[str, dict[str, str]] = {name: {} for name in plan.homes.values()}
+    read: dict[int, set[str]] = {}
+    for job in plan.jobs:
+        for each in job.reads:
+            read.setdefault(each.source, set()).add(each.name)
+    for index, source in enumerate(plan.sources):
+        own = parts.setdefault(source.reference.text, {})
+        known = (weights or {}).get(index)
+        own["weights"] = known or of_weights(source, read.get(index, ()))
+    weight_files = {file for source in plan.sources for file in source.checkpoint.stamps}
+    for home, name in plan.homes.items():
+        with told_as(InputError, "read", home):
+            for file in sorted(home.iterdir()) if home.is_dir() else ():
+                if file not in weight_files and _matters(file):
+                    digest = _of_file(file, Stamp.of(file.stat()))
+                    parts[name][f"{len(parts[name])} {file.name}"] = digest
+    return {name: digest_of_parts(own) for name, own in parts.items()}
+
+
+def state(plan: Plan, weights: Mapping[int, str] | None = None) -> str:
+    """One digest of all models that a plan reads; the arguments are those of :func:`of_models`."""
+    digests = of_models(plan, weights).values()
+    return digest_of_parts({str(index): digest for index, digest in enumerate(digests)})
+
+
+def _matters(file: Path) -> bool:
+    index = file.name.endswith(".index.json")
+    return file.suffix in READ and not index and file.name not in UNREAD and file.is_file()
+
+
+@lru_cache(maxsize=4096)
+def _of_file(file: Path, _stamp: Stamp) -> str:
+    with file.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
+    """Digests of tensors as they are read; those that are remembered are not read again."""
+    checkpoint, wanted = source.checkpoint, sorted(names)
+    file = _remembered_in(source)
+    known = _recalled(file)
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = pool.map(
+                lambda name: read_digest(checkpoint.specs[name], partial(checkpoint.read, name)),
+                missing,
+            )
+            digests = [f"{SCHEME}:{digest}" for digest in found]
+        refuse_changed(checkpoint)
+        known |= dict(zip(missing, digests, strict=True))
+        youngest = max((stamp.mtime_ns for stamp in checkpoint.stamps.values()), default=0)
+        if file is not None and time.time_ns() - youngest > SETTLED:
+            _remember(file, known)
+    return {name: known[name] for name in wanted}
+
+
+def _remembered_in(source: Source) -> Path | None:
+    """The file in the cache for a source as it is now; None for one in memory."""
+    checkpoint = source.checkpoint
+    if not checkpoint.stamps:
+        return None
+    stamps = sorted(
+        [str(file.absolute()), stamp.size, stamp.mtime_ns, stamp.inode]
+        for file, stamp in checkpoint.stamps.items()
+    )
+    facts = json.dumps([SCHEME, checkpoint.header_digest, stamps])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "merganser" / "contents" / f"{hashlib.sha256(facts.encode()).hexdigest()}.json"
+
+
+def _recalled(file: Path | None) -> dict[str, str]:
+    if file is None:
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _remember(file: Path, digests: Mapping[str, str]) -> None:
+    """Write digests into the cache; one that cannot be written is no loss but of time."""
+    partial_file = file.with_name(f"{file.name}.{os.getpid()}")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file.write_text(json.dumps(digests), encoding="utf-8")
+        partial_file.replace(file)
+        kept = sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
+        for old in kept[:-MOST_REMEMBERED]:
+            old.unlink()
