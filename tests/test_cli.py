@@ -180,7 +180,7 @@ def test_methods_are_listed_and_told(tmp_path: Path) -> None:
 
 def test_the_schema_is_json() -> None:
     schema = json.loads(run("schema").stdout)
-    assert "merge_method" in schema["properties"]
+    assert {"merge_method", "sweep"} <= set(schema["$defs"]["Recipe"]["properties"])
 
 
 def test_verify_finds_damage(linear: Path, tmp_path: Path) -> None:

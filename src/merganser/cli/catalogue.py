@@ -65,7 +65,7 @@ def list_methods(name: str | None, as_json: bool) -> None:
 
 @click.command()
 def schema() -> None:
-    """Print the JSON Schema of recipes, sweeps, searches and files of tasks, for editors."""
+    """Print the JSON Schema of recipes and studies, for editors."""
     from merganser.study.schema import json_schema
 
     print_json(json_schema())

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 Direction = Literal["max", "min"]
 """Whether more of a score is better, or less (such as the number of tokens)."""
 
@@ -56,6 +54,8 @@ def summarize(values: Sequence[float]) -> Score:
     Raises:
         ValueError: when there are no values, or one is not finite.
     """
+    import numpy as np
+
     numbers = np.asarray(values, np.float64)
     count = len(numbers)
     if not count or not np.all(np.isfinite(numbers)):

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
 from merganser import __version__, engine, recipe
 from merganser.chain import up_to_date
 from merganser.errors import RecipeError, ResourceError
@@ -25,13 +23,14 @@ from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Backend
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction, Score
-from merganser.evaluation.tasks import Evaluate, Task, TaskEntry
+from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
 from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
 from merganser.study import cards, front, results, sweep
+from merganser.study.block import Study
 from merganser.study.language import Point, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
 from merganser.study.progress import Listener, Meter, Scored, Turn, ignore
@@ -40,30 +39,6 @@ from merganser.study.results import Entry, Results, Role
 
 SAMPLES = "samples"
 """The folder of completions, beside the points' folders."""
-
-
-class Study(Evaluate):
-    """An ``evaluate:`` block of a sweep, with tasks of the lm-evaluation-harness too."""
-
-    tasks: list[TaskEntry] = Field(default_factory=list)
-    lm_eval: list[HarnessTask] = Field(default_factory=list)
-
-    keep: str | dict[str, str | list[str]] = "all"
-    base: str | None = None
-    experts: bool = True
-
-    @model_validator(mode="after")
-    def _names(self) -> Study:
-        if not self.tasks and not self.lm_eval:
-            raise ValueError("there is nothing to score; give tasks")
-        names = [task.score for task in self.lm_eval]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ValueError(f"lm_eval: two scores are called {twice!r}; give one a name")
-        return self
-
-    def directions(self, tasks: Sequence[Task]) -> dict[str, Direction]:
-        """All scores, and whether more or less of each is better."""
-        return languages.score_names(tasks) | {task.score: task.better for task in self.lm_eval}
 
 
 @dataclass(frozen=True, slots=True)

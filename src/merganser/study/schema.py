@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from merganser import recipe
 from merganser.evaluation.tasks import Evaluate
-from merganser.study.evaluating import Study
+from merganser.study.block import Study
 from merganser.study.results import Direction
 from merganser.study.space import MAX_BUDGET, MAX_LENGTH, Method
 
