@@ -19,7 +19,8 @@ from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
 from merganser.recipe import Document
 from merganser.study import evaluating, report, results
-from merganser.study.evaluating import evaluate, evaluate_sweep, judge_again, parse_rule
+from merganser.study.evaluating import evaluate, evaluate_sweep, judge_again
+from merganser.study.keep import parse_rule
 from merganser.study.live import LiveModel
 from merganser.study.results import Entry
 

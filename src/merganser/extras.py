@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from merganser.errors import MerganserError
@@ -20,6 +21,20 @@ def load(module: str, extra: str) -> Any:
         package = (error.name or module).partition(".")[0]
         if package == "merganser":
             raise
-        raise MerganserError(
-            f"this needs {package}, which is not installed: pip install 'merganser[{extra}]'"
-        ) from None
+        raise _missing(package, extra) from None
+
+
+def check(package: str, extra: str) -> None:
+    """Raise what :func:`load` would raise, without the import.
+
+    Raises:
+        MerganserError: the package is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, extra)
+
+
+def _missing(package: str, extra: str) -> MerganserError:
+    return MerganserError(
+        f"this needs {package}, which is not installed: pip install 'merganser[{extra}]'"
+    )

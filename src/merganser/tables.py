@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from merganser.study.diff import Diff
     from merganser.study.exploration import Standing
     from merganser.study.language import Point
-    from merganser.study.progress import Scored, Scoring, Turn
+    from merganser.study.progress import Scored, Scoring, Turn, Waiting
     from merganser.study.publishing import Publication, State
     from merganser.study.results import Entry, Results, Score
     from merganser.study.search import SearchResult
@@ -131,10 +131,14 @@ class ScoringLines:
         self.began = self.written = time.monotonic()
         self.first = 0
 
-    def listen(self, event: Scoring | Scored) -> None:
+    def listen(self, event: Scoring | Scored | Waiting) -> None:
         """Take an event of a study."""
-        from merganser.study.progress import Scored
+        from merganser.study.progress import Scored, Waiting
 
+        if isinstance(event, Waiting):
+            line = f"{_turn(event.turn)}: waiting for another process, which scores it"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return
         if event.turn != self.turn:
             self.turn = event.turn
             self.began = self.written = time.monotonic()

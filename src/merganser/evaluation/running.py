@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from merganser.errors import InputError
+from merganser.errors import InputError, MerganserError
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation.generation import Backend, Prompt, Request
 from merganser.evaluation.samples import Sample
@@ -91,7 +91,12 @@ def evaluate(
                 on_progress(len(found), len(wanted))
             if lost := [place for place in places if place not in found]:
                 raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
-    judged = judge(tasks, [found[place] for place in wanted])
+    try:
+        judged = judge(tasks, [found[place] for place in wanted])
+    except MerganserError as error:
+        if samples is not None:
+            error.add_note(f"the completions are kept in {samples} and are reused by the next run")
+        raise
     if samples is not None:
         kept_samples.write(judged, samples)
     return Evaluation(scores(tasks, judged), tuple(judged), len(wanted) - kept)
@@ -113,6 +118,22 @@ def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> 
         for place, each in _there(samples, wanted).items()
         if each.key != wanted[place][1]
     )
+
+
+def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> bool:
+    """Whether a file has every completion that tasks ask of a model.
+
+    Args:
+        tasks: what is asked.
+        key: of the model, as for :func:`evaluate`.
+        samples: the file; it need not exist.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    wanted = {place: own for place, _, own in _wanted(tasks, key)}
+    there = _there(samples, wanted)
+    return len(there) == len(wanted) and all(each.key == wanted[p] for p, each in there.items())
 
 
 def _changed(before: str, now: str, labels: Sequence[str]) -> str:

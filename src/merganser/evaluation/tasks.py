@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merganser import recipe
-from merganser.errors import InputError, RecipeError
+from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import problems as problem_files
 from merganser.evaluation import scorers
 from merganser.evaluation.generation import Message, Prompt, Sampling
 from merganser.evaluation.problems import Problem
+from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorers import Scorer
 from merganser.evaluation.statistics import Direction
 from merganser.recipe import Document, key_name
@@ -260,7 +261,7 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
             raise InputError(f"{key_name(where)}: there is no file {file}{hint}")
     found = problem_files.load(file, entry.limit)
     check(metrics, found)
-    return Task(
+    task = Task(
         entry.name or file.stem,
         tuple(found),
         tuple(metrics),
@@ -271,6 +272,24 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
         entry.chat,
         entry.preset,
     )
+    for index, metric in enumerate(metrics):
+        where = (*place, "scorers", index)
+        if not metric.scorer.is_built_in:
+            with document.addressed(where):
+                _try_on_a_completion(metric.scorer, task)
+    return task
+
+
+def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
+    """Let a scorer judge a made-up completion, so that one that fails does so before any is generated."""
+    problem = task.problems[0]
+    text = f"The answer is \\boxed{{{problem.answer or 1}}}."
+    sample = Sample(task.name, problem.id, 0, task.prompt(problem), text, 8, "stop")
+    made_up = [replace(sample, sample=number) for number in range(task.samples)]
+    try:
+        scorer.judge(problem, made_up)
+    except MerganserError as error:
+        raise type(error)(f"tried on a made-up completion, {error}") from error
 
 
 def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:

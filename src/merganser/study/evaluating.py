@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import importlib.metadata
-import operator
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merganser import __version__, engine, recipe
+from merganser import __version__, engine, extras, recipe
 from merganser.chain import up_to_date
-from merganser.errors import RecipeError, ResourceError
+from merganser.errors import MerganserError, RecipeError, ResourceError
 from merganser.evaluation import harness, running
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation import tasks as languages
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Backend
 from merganser.evaluation.harness import HarnessTask
-from merganser.evaluation.statistics import Direction, Score
+from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
 from merganser.planning import Config, Plan, plan
 from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
 from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
-from merganser.study import cards, front, results, sweep
+from merganser.study import cards, results, sharing, sweep
 from merganser.study.block import Study
-from merganser.study.language import Point, read_pattern
+from merganser.study.keep import parse_rule
+from merganser.study.language import Point, load_points, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
-from merganser.study.progress import Listener, Meter, Scored, Turn, ignore
+from merganser.study.progress import Listener, Meter, Scored, Turn, Waiting, ignore
 from merganser.study.resolving import find
 from merganser.study.results import Entry, Results, Role
 
@@ -68,8 +67,9 @@ def evaluate_sweep(
 ) -> Results:
     """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
 
-    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``. What is kept there
-    from the same plans, problems and settings is not generated again.
+    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``. Completions that are
+    there from the same plans, problems and settings are reused, and points that ``only`` leaves out stay in
+    the results. Several processes can share one study: each model is scored by one of them.
 
     Args:
         config: a file with ``sweep:`` and ``evaluate:`` blocks, or a mapping.
@@ -86,64 +86,130 @@ def evaluate_sweep(
     """
     writing, planning = sort_options(options)
     threads = writing.get("threads")
-    pattern = read_pattern(config, "sweep", planning.get("strictness", "normal"))
+    strictness = planning.get("strictness", "normal")
+    pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
     directions = block.directions(tasks)
     rule = parse_rule(block.keep, directions, document)
     home = Path(os.path.abspath(out))  # noqa: PTH100
     planned = sweep.plan_points(config, only, **planning)
+    if write and block.keep != "none":
+        sweep.check_ready(planned, home, writing, all_points=block.keep == "all")
     with ExitStack() as stack:
-        for _, decided in planned:
-            stack.enter_context(closing(decided))
-        points = [Model(Entry(p.name, "point", values=p.values), d, p) for p, d in planned]
-        told = {warning: point.name for point, d in reversed(planned) for warning in d.warnings}
-        for warning, name in told.items():
+        asked = [_point(point, decided, stack) for point, decided in planned]
+        warned = {w: m.entry.name for m in reversed(asked) for w in m.plan.warnings}
+        for warning, name in warned.items():
             on_warning(f"{name}: {warning}")
-        others = base_and_experts(block, points, pattern.folder, document, planning)
+        earlier = [
+            _point(point, decided, stack)
+            for point, decided in _scored_earlier(config, asked, home, planning)
+        ]
+        others = base_and_experts(block, [*asked, *earlier], pattern.folder, document, planning)
         for model in others:
             stack.enter_context(closing(model.plan))
-        _check_names([*others, *points])
+        _check_names([*others, *asked])
         make(home / SAMPLES)
         live = LiveModel(
             device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
         )
-        beside = pattern.folder or Path()
-        models = [*others, *points]
+        stage = _Stage(block, tasks, live, home, pattern.folder or Path())
+        needed = {reference.text for reference, _ in _references(block, asked, document)}
+        models = [model for model in others if model.entry.model in needed] + asked
         for line in to_redo(models, tasks, live, home):
             on_warning(line)
-        scored = []
-        for number, model in enumerate(models, 1):
-            turn = Turn(model.entry.name, number, len(models))
-            kept_file = home / SAMPLES / f"{model.entry.name}.lm-eval.json"
-            more = partial(_harness, model.plan, block, live, beside, kept_file)
-            scored.append(score(model, tasks, live, home, on_progress, turn, more))
-        scored = measured(scored, models, threads)
-        chosen = rule(scored)
-        kept = [(p.point, p.plan) for p in points if p.entry.name in chosen and p.point is not None]
-        if not chosen and block.keep != "none":
-            on_warning("the rule of evaluate.keep keeps no point")
-        written = sweep.merge_points(kept, home, **writing).points if write and kept else ()
-        for each in written:
-            for warning in each.merged.warnings if each.merged else ():
-                if warning not in told:
-                    on_warning(f"{each.point.name}: {warning}")
-        plans = {p.entry.name: p.plan for p in points}
-        there = {name for name, decided in plans.items() if up_to_date(home / name, decided)}
-        scored = [replace(e, folder=e.name) if e.name in there else e for e in scored]
-    found = Results(
-        name=Path(document.file).stem if document.file else "study",
-        recipe=document.text or "",
-        directions=directions,
-        settings=describe(tasks, live, block.lm_eval),
-        entries=tuple(scored),
-        chosen=chosen,
-        places=results.places(home, pattern.folder),
-    )
-    results.write(found, home)
-    if writing.get("write_card", True):
-        cards.rewrite_all(home, found)
+        entries = {entry.name: entry for entry in stage.score_all(models, on_progress)}
+        with sharing.exclusive(home / SAMPLES / ".results.lock"):
+            for model in (*others, *earlier):
+                if model.entry.name not in entries and stage.is_complete(model):
+                    entry = stage.score(model, ignore, Turn(model.entry.name))
+                    entries[entry.name] = entry
+            names = [point.name for point in load_points(config, strictness)]
+            points = sorted([*asked, *earlier], key=lambda model: names.index(model.entry.name))
+            models = [model for model in (*others, *points) if model.entry.name in entries]
+            scored = measured([entries[model.entry.name] for model in models], models, threads)
+            chosen = rule(scored)
+            if not chosen and block.keep != "none":
+                on_warning("the rule of evaluate.keep keeps no point")
+            kept = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
+            written = sweep.merge_points(kept, home, **writing).points if write and kept else ()
+            for each in written:
+                for warning in each.merged.warnings if each.merged else ():
+                    if warning not in warned:
+                        on_warning(f"{each.point.name}: {warning}")
+            there = {m.entry.name for m in points if up_to_date(home / m.entry.name, m.plan)}
+            found = Results(
+                name=Path(document.file).stem if document.file else "study",
+                recipe=document.text or "",
+                directions=directions,
+                settings=describe(tasks, live, block.lm_eval),
+                entries=tuple(replace(e, folder=e.name) if e.name in there else e for e in scored),
+                chosen=chosen,
+                places=results.places(home, pattern.folder),
+            )
+            results.write(found, home)
+            if writing.get("write_card", True):
+                cards.rewrite_all(home, found)
     return found
+
+
+def _point(point: Point, decided: Plan, stack: ExitStack) -> Model:
+    """A point as a model; its plan closes with ``stack``."""
+    stack.enter_context(closing(decided))
+    return Model(Entry(point.name, "point", values=point.values), decided, point)
+
+
+def _scored_earlier(
+    config: Config, asked: Sequence[Model], home: Path, options: Mapping[str, Any]
+) -> list[tuple[Point, Plan]]:
+    """The other points of a sweep with completions in ``home``; those that cannot be planned now are left out."""
+    names = {model.entry.name for model in asked}
+    found: list[tuple[Point, Plan]] = []
+    for point in load_points(config, options.get("strictness", "normal")):
+        if point.name not in names and any((home / SAMPLES).glob(f"{point.name}.*")):
+            with suppress(MerganserError):
+                found += sweep.plan_all([point], **options)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What the models of one study are scored with."""
+
+    block: Study
+    tasks: Sequence[Task]
+    live: LiveModel
+    home: Path
+    beside: Path
+
+    def score_all(self, models: Sequence[Model], on_progress: Listener) -> list[Entry]:
+        """Score models, each once where several processes work on the study."""
+        turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
+        return sharing.each_once(
+            models,
+            lambda model: self.home / SAMPLES / f".{model.entry.name}.lock",
+            lambda place, model: self.score(model, on_progress, turns[place]),
+            lambda place, _model: on_progress(Waiting(turns[place])),
+        )
+
+    def score(self, model: Model, on_progress: Listener, turn: Turn) -> Entry:
+        """Score one model on tasks and on the harness's."""
+        more = partial(
+            _harness, model.plan, self.block, self.live, self.beside, self._harness_file(model)
+        )
+        return score(model, self.tasks, self.live, self.home, on_progress, turn, more)
+
+    def is_complete(self, model: Model) -> bool:
+        """Whether all completions and scores of a model are kept, so that it can be scored without running."""
+        key = model_key(model.plan, self.live)
+        kept = harness.read_kept(self._harness_file(model), key, self.block.lm_eval)
+        samples = self.home / SAMPLES / f"{model.entry.name}.jsonl"
+        return len(kept) == len(self.block.lm_eval) and running.is_complete(
+            self.tasks, key=key, samples=samples
+        )
+
+    def _harness_file(self, model: Model) -> Path:
+        return self.home / SAMPLES / f"{model.entry.name}.lm-eval.json"
 
 
 def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
@@ -155,6 +221,9 @@ def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Tas
     if not isinstance(document.data, dict) or "evaluate" not in document.data:
         raise document.error("there is no evaluate: block that says how models are scored")
     block = languages.read_block(document, ("evaluate",), Study)
+    extras.check("transformers", "eval")
+    if block.lm_eval:
+        extras.check("lm_eval", "lm-eval")
     return block, languages.make_tasks(block, document, ("evaluate",), folder)
 
 
@@ -194,6 +263,27 @@ def base_and_experts(
     Raises:
         MerganserError: when one cannot be read.
     """
+    wanted = _references(block, points, document)
+    taken = {point.entry.name.casefold() for point in points}
+    found: list[Model] = []
+    for reference, role in wanted:
+        name = folder_name(reference.name)
+        if name.casefold() in taken:
+            name = folder_name(reference.text).strip("._-")[-150:]
+        if name.casefold() in taken:
+            name = f"{name}_{role}{len(found)}"
+        taken.add(name.casefold())
+        own = role == "base" and block.base is not None
+        with document.addressed(("evaluate", "base") if own else ()):
+            decided = settle(reference.text, folder, **options)
+        found.append(Model(Entry(name, role, model=reference.text), decided))
+    return found
+
+
+def _references(
+    block: Study, points: Sequence[Model], document: Document
+) -> list[tuple[ModelReference, Role]]:
+    """The base and the experts of points, each once: first the bases."""
     merged: dict[str, ModelReference] = {}
     bases: dict[str, ModelReference] = {}
     for point in points:
@@ -213,20 +303,7 @@ def base_and_experts(
     wanted: list[tuple[ModelReference, Role]] = [(r, "base") for r in bases.values()]
     if block.experts:
         wanted += [(r, "expert") for text, r in merged.items() if text not in bases]
-    taken = {point.entry.name.casefold() for point in points}
-    found: list[Model] = []
-    for reference, role in wanted:
-        name = folder_name(reference.name)
-        if name.casefold() in taken:
-            name = folder_name(reference.text).strip("._-")[-150:]
-        if name.casefold() in taken:
-            name = f"{name}_{role}{len(found)}"
-        taken.add(name.casefold())
-        own = role == "base" and block.base is not None
-        with document.addressed(("evaluate", "base") if own else ()):
-            decided = settle(reference.text, folder, **options)
-        found.append(Model(Entry(name, role, model=reference.text), decided))
-    return found
+    return wanted
 
 
 def _check_names(models: Sequence[Model]) -> None:
@@ -378,114 +455,6 @@ def make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
-
-
-# -- which points are kept --------------------------------------------------------------------------
-
-Rule = Callable[[Sequence[Entry]], dict[str, str]]
-"""Names of the points that are kept, with the reason."""
-
-_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-_BEST = re.compile(r"(max|min|best)[:\s]\s*(\S+)(?:\s+with\s+(.+))?")
-_CONDITION = re.compile(r"(\S+?)\s*(>=|<=|>|<)\s*(\S+)")
-
-
-def parse_rule(
-    keep: str | Mapping[str, str | list[str]],
-    directions: Mapping[str, Direction],
-    document: Document,
-) -> Rule:
-    """Read which points are written.
-
-    Args:
-        keep: ``all``, ``none``, ``front`` (with all scores, or ``{front: [accuracy, format]}``),
-            ``best: accuracy``, or ``max accuracy with format >= 0.95 and tokens < 500``.
-        directions: the scores that there are.
-        document: for the address of what is wrong.
-
-    Raises:
-        RecipeError: when it is none of these, or speaks of a score that there is not.
-    """
-
-    def error(message: str) -> RecipeError:
-        return document.error(f"evaluate.keep: {message}", ("evaluate", "keep"))
-
-    def known(name: str) -> str:
-        if name not in directions:
-            raise error(f"there is no score {name!r}; {recipe.instead(name, directions)}")
-        return name
-
-    if not isinstance(keep, str):
-        if len(keep) != 1 or next(iter(keep)) not in ("best", "front"):
-            raise error("a mapping is {best: SCORE} or {front: [SCORE, SCORE]}")
-        [(word, value)] = keep.items()
-        names = [value] if isinstance(value, str) else list(value)
-        if word == "front":
-            chosen = {known(name): directions[name] for name in names}
-            return _front(chosen, f"front of {', '.join(chosen)}")
-        if not isinstance(value, str):
-            raise error("best takes one score")
-        keep = f"best: {value}"
-    text = " ".join(keep.split())
-    if text == "all":
-        return lambda entries: {e.name: text for e in entries if e.role == "point"}
-    if text == "none":
-        return lambda entries: {}
-    if text == "front":
-        return _front(directions, text)
-    match = _BEST.fullmatch(text)
-    if match is None:
-        raise error(
-            f"{text!r} is none of all, none, front, best: SCORE, max SCORE with SCORE >= NUMBER"
-        )
-    way, score, wished = match.groups()
-    known(score)
-    way = directions[score] if way == "best" else way
-    conditions = []
-    for part in wished.split(" and ") if wished else ():
-        condition = _CONDITION.fullmatch(part.strip())
-        try:
-            assert condition is not None
-            limit = float(condition[3])
-        except (AssertionError, ValueError):
-            raise error(f"{part!r} is no condition like format >= 0.95") from None
-        conditions.append((known(condition[1]), _COMPARISONS[condition[2]], limit))
-    return _best(score, way, conditions, text)
-
-
-def _front(directions: Mapping[str, Direction], told: str) -> Rule:
-    def rule(entries: Sequence[Entry]) -> dict[str, str]:
-        found = front.non_dominated(entries, directions)
-        return {entry.name: told for entry in found if entry.role == "point"}
-
-    return rule
-
-
-def _best(
-    score: str,
-    way: str,
-    conditions: Sequence[tuple[str, Callable[[float, float], bool], float]],
-    told: str,
-) -> Rule:
-    def rule(entries: Sequence[Entry]) -> dict[str, str]:
-        allowed = [
-            entry
-            for entry in entries
-            if entry.role == "point"
-            and all(holds(entry.scores[name].mean, limit) for name, holds, limit in conditions)
-        ]
-        if not allowed:
-            return {}
-        most = max if way == "max" else min
-        best = most(allowed, key=lambda entry: entry.scores[score].mean)
-        return {best.name: told}
-
-    return rule
 
 
 # -- one model --------------------------------------------------------------------------------------

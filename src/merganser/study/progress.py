@@ -59,10 +59,23 @@ class Scored:
     generated: int
 
 
-Listener = Callable[[Scoring | Scored], None]
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A model is scored by another process, and waited for.
+
+    Attributes:
+        turn: which model.
+    """
+
+    turn: Turn
 
 
-def ignore(_event: Scoring | Scored) -> None:
+Event = Scoring | Scored | Waiting
+
+Listener = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
     """Listen to nothing."""
 
 

@@ -24,7 +24,7 @@ from merganser.study.exploration import Candidate, Standing, Trial
 from merganser.study.history import INPUTS
 from merganser.study.language import Point
 from merganser.study.live import LiveModel
-from merganser.study.progress import Listener, Scored, Scoring, Turn, ignore
+from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.results import HELD_OUT, Entry, Results, Score
 from merganser.study.space import Search, load_search
 from merganser.study.sweep import MOST_TOGETHER, SweepResult, merge_points, plan_all
@@ -280,8 +280,8 @@ class _Stage:
     def score(self, candidate: Candidate, listener: Listener, budget: int) -> Mapping[str, Score]:
         """Be a candidate, and score it; the search itself says its scores."""
 
-        def listen(event: Scoring | Scored) -> None:
-            if isinstance(event, Scoring):
+        def listen(event: Event) -> None:
+            if not isinstance(event, Scored):
                 listener(event)
 
         return self._score(listen, Turn(candidate.name, candidate.number, budget)).scores

@@ -189,17 +189,14 @@ def merge_points(
     """
     began = time.perf_counter()
     home = Path(os.path.abspath(out))  # noqa: PTH100
-    results: dict[Path, PointResult] = {}
-    to_do: dict[Path, Plan] = {}
+    results = {
+        home / point.name: PointResult(point, home / point.name, decided, None)
+        for point, decided in planned
+    }
     try:
-        for point, decided in planned:
-            folder = home / point.name
-            results[folder] = PointResult(point, folder, decided, None)
-            if _kept(folder, decided, writing.get("public", False)):
-                clear_finished(folder)
-            else:
-                _check(folder, decided, writing.get("force", False))
-                to_do[folder] = decided
+        to_do = _to_do(planned, home, writing)
+        for folder in results.keys() - to_do.keys():
+            clear_finished(folder)
         if to_do:
             check_space(to_do)
         batches = _batches(to_do, writing.get("threads"), writing.get("memory"))
@@ -213,6 +210,40 @@ def merge_points(
         for _, decided in planned:
             decided.close()
     return SweepResult(tuple(results.values()), len(batches), time.perf_counter() - began)
+
+
+def check_ready(
+    planned: Sequence[tuple[Point, Plan]], home: Path, writing: Writing, *, all_points: bool
+) -> None:
+    """Raise what would stop points from being written, before they are scored.
+
+    Args:
+        planned: the points of which some or all will be written.
+        home: the folder of all points.
+        writing: how they will be written.
+        all_points: whether all of them will be; otherwise the disk needs room for the largest.
+
+    Raises:
+        OutputExistsError: a folder holds something else.
+        ResourceError: the disk is too small.
+    """
+    to_do = _to_do(planned, home, writing)
+    if to_do and not all_points:
+        to_do = dict([max(to_do.items(), key=lambda entry: entry[1].output_bytes)])
+    if to_do:
+        check_space(to_do)
+
+
+def _to_do(planned: Sequence[tuple[Point, Plan]], home: Path, writing: Writing) -> dict[Path, Plan]:
+    """The points that are not there yet, by folder; their folders may be written."""
+    missing = {
+        home / point.name: decided
+        for point, decided in planned
+        if not _kept(home / point.name, decided, writing.get("public", False))
+    }
+    for folder, decided in missing.items():
+        _check(folder, decided, writing.get("force", False))
+    return missing
 
 
 def _kept(folder: Path, decided: Plan, public: bool) -> bool:

@@ -1,0 +1,83 @@
+"""Several processes on one study: each model is scored by one of them, and results are written one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from merganser.errors import OutputExistsError
+from merganser.output import Lock
+
+WAIT = 0.5
+"""Seconds between two looks at what another process holds."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def each_once(
+    items: Sequence[Item],
+    lock_of: Callable[[Item], Path],
+    work: Callable[[int, Item], Result],
+    on_wait: Callable[[int, Item], None],
+) -> list[Result]:
+    """Work on items one after the other, those that another process works on last.
+
+    Args:
+        items: what is worked on.
+        lock_of: the file that locks an item; removed afterwards.
+        work: gets an item's place and the item while no other process works on it. It takes over what
+            another process has finished in the meantime.
+        on_wait: called once for an item that is waited for.
+
+    Returns:
+        What ``work`` returned, in the order of ``items``.
+
+    Raises:
+        OSError: when a lock cannot be made.
+    """
+    results: dict[int, Result] = {}
+    waiting = dict(enumerate(items))
+    said: set[int] = set()
+    while waiting:
+        busy: dict[int, Item] = {}
+        for place, item in waiting.items():
+            try:
+                lock = Lock(lock_of(item))
+            except OutputExistsError:
+                busy[place] = item
+                continue
+            try:
+                results[place] = work(place, item)
+            finally:
+                lock.release()
+        if len(busy) == len(waiting):
+            place = next(iter(busy))
+            if place not in said:
+                on_wait(place, busy[place])
+            said.add(place)
+            time.sleep(WAIT)
+        waiting = busy
+    return [results[place] for place in range(len(items))]
+
+
+@contextmanager
+def exclusive(file: Path) -> Iterator[None]:
+    """Hold a lock, and wait for it first where another process holds it.
+
+    Raises:
+        OSError: when it cannot be made.
+    """
+    while True:
+        try:
+            lock = Lock(file)
+            break
+        except OutputExistsError:
+            time.sleep(WAIT)
+    try:
+        yield
+    finally:
+        lock.release()
