@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,14 +18,22 @@ from click.testing import CliRunner
 import peers
 from conftest import RecipeFile, assert_one_line
 from merganser import cli
-from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.errors import (
+    InputError,
+    MerganserError,
+    OutputExistsError,
+    RecipeError,
+    ResourceError,
+)
 from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
+from merganser.output import Lock
 from merganser.recipe import Document
-from merganser.study import evaluating, report, results
+from merganser.study import evaluating, report, results, sharing
 from merganser.study.evaluating import evaluate, evaluate_sweep, judge_again
 from merganser.study.keep import parse_rule
 from merganser.study.live import LiveModel
+from merganser.study.progress import Event, Scored, Turn, Waiting
 from merganser.study.results import Entry
 
 SWEEP = """
@@ -343,3 +355,149 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path, recipe_file: RecipeFi
     assert len({e.name for e in found.entries}) == 4
     assert found.chosen == {}
     assert evaluating.SAMPLES in [p.name for p in (tmp_path / "out").iterdir()]
+
+
+def test_points_that_only_leaves_out_stay_in_the_results(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = evaluate_sweep(file, out, only=["w=0.7"], write=False)
+    assert [entry.name for entry in first.points] == ["m_w0.7"]
+    both = evaluate_sweep(file, out, only=["w=0.3"], write=False)
+    assert [entry.name for entry in both.entries] == ["base", "a", "b", "m_w0.3", "m_w0.7"]
+    assert both.points[1].scores == first.points[0].scores
+    assert both.points[1].effective == pytest.approx(first.points[0].effective)
+    assert results.read(out) == both
+    assert (out / "results.csv").read_text().count("m_w0.") == 2
+    kept = out / "samples" / "m_w0.7.jsonl"
+    kept.write_text(kept.read_text().splitlines(keepends=True)[0])
+    again = evaluate_sweep(file, out, only=["w=0.3"], write=False)
+    assert [entry.name for entry in again.points] == ["m_w0.3"], "half a point has no scores"
+    evaluate_sweep(file, out, write=False)
+    monkeypatch.setattr(LiveModel, "become", None)  # nothing is generated
+    assert evaluate_sweep(file, out, only=["w=0.3"], write=False) == both
+
+
+def test_a_model_that_another_process_scores_comes_last(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (out / "samples").mkdir(parents=True)
+    monkeypatch.setattr(sharing, "WAIT", 0.01)
+    held = Lock(out / "samples" / ".a.lock")
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Waiting):
+            held.release()
+
+    found = evaluate_sweep(file, out, write=False, on_progress=listen)
+    assert [entry.name for entry in found.entries] == ["base", "a", "b", "m_w0.3", "m_w0.7"]
+    scored = [event.turn.model for event in events if isinstance(event, Scored)]
+    assert scored == ["base", "b", "m_w0.3", "m_w0.7", "a"]
+    waited = [event.turn for event in events if isinstance(event, Waiting)]
+    assert waited == [Turn("a", 2, 5)]
+    assert not list((out / "samples").glob(".*.lock"))
+
+
+def test_threads_share_work_without_doing_any_twice(tmp_path: Path) -> None:
+    done: dict[str, str] = {}
+    turns = threading.Barrier(2)
+
+    def work(_place: int, item: str) -> str:
+        if item not in done:  # as completions that are kept
+            done[item] = threading.current_thread().name
+            time.sleep(0.02)
+        return item.upper()
+
+    def run() -> None:
+        turns.wait()
+        results.append(
+            sharing.each_once(list("abcdef"), lambda i: tmp_path / i, work, lambda *_: None)
+        )
+
+    results: list[list[str]] = []
+    crew = [threading.Thread(target=run) for _ in range(2)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    assert results == [list("ABCDEF")] * 2
+    assert len(set(done.values())) == 2, "one thread did everything"
+
+
+def test_what_stops_the_writing_stops_the_study_before_it_begins(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveModel, "become", None)
+    out = tmp_path / "out"
+    taken = out / "m_w0.7" / "notes.txt"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"m_w0\.7: is there already"):
+        evaluate_sweep(file, out)
+    assert taken.read_text() == "mine"
+    taken.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(ResourceError, match="out: has 1 kB free, and the merge needs"):
+            evaluate_sweep(file, out)
+    real = importlib.util.find_spec
+    missing = {"moocore": "plot", "lm_eval": "lm-eval", "transformers": "eval"}
+    for package, extra in missing.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                importlib.util,
+                "find_spec",
+                lambda name, *rest, absent=package: None if name == absent else real(name, *rest),
+            )
+            text = SWEEP.replace('"max exact with tokens <= 100"', "front")
+            if package == "lm_eval":
+                text += "  lm_eval: [{task: t, metric: acc}]\n"
+            file.write_text(text)
+            with pytest.raises(MerganserError, match=rf"{package}.*merganser\[{extra}\]"):
+                evaluate_sweep(file, out)
+
+
+SCORERS = """
+def strict(completion, problem):
+    return 1 / 0
+
+def late(completion, problem):
+    if "boxed" not in completion:
+        raise KeyError("no box")
+    return 1
+"""
+
+
+def test_a_scorer_that_fails_does_so_before_anything_is_generated(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(SCORERS)
+    file.write_text(SWEEP.replace("exact, tokens]", 'exact, tokens, "own.py:strict"]'))
+    monkeypatch.setattr(LiveModel, "become", None)
+    with pytest.raises(MerganserError) as caught:
+        evaluate_sweep(file, tmp_path / "out", write=False)
+    said = str(caught.value)
+    assert "recipe.yml:14: evaluate.tasks[0].scorers[2]" in said
+    assert "tried on a made-up completion" in said
+    assert "ZeroDivisionError: division by zero; own.py:3: return 1 / 0" in said
+
+
+def test_a_scorer_that_fails_later_loses_no_completion(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(SCORERS)
+    file.write_text(SWEEP.replace("exact, tokens]", 'exact, tokens, "own.py:late"]'))
+    out = tmp_path / "out"
+    with pytest.raises(MerganserError, match=r"own\.py:7: raise KeyError") as caught:
+        evaluate_sweep(file, out, write=False)
+    assert "base.jsonl and are reused" in caught.value.__notes__[0]
+    kept = (out / "samples" / "base.jsonl").read_text()
+    assert kept.count("\n") == 4
+    file.write_text(SWEEP)
+    events: list[Event] = []
+    evaluate_sweep(file, out, write=False, on_progress=events.append)
+    [base, *_] = [event for event in events if isinstance(event, Scored)]
+    assert (base.turn.model, base.generated) == ("base", 0)

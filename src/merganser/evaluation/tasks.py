@@ -275,8 +275,11 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
     for index, metric in enumerate(metrics):
         where = (*place, "scorers", index)
         if not metric.scorer.is_built_in:
-            with document.addressed(where):
+            try:
                 _try_on_a_completion(metric.scorer, task)
+            except MerganserError as error:
+                reason = f"{key_name(where)}: tried on a made-up completion: {error}"
+                raise document.error(reason, where) from error
     return task
 
 
@@ -285,11 +288,7 @@ def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
     problem = task.problems[0]
     text = f"The answer is \\boxed{{{problem.answer or 1}}}."
     sample = Sample(task.name, problem.id, 0, task.prompt(problem), text, 8, "stop")
-    made_up = [replace(sample, sample=number) for number in range(task.samples)]
-    try:
-        scorer.judge(problem, made_up)
-    except MerganserError as error:
-        raise type(error)(f"tried on a made-up completion, {error}") from error
+    scorer.judge(problem, [replace(sample, sample=number) for number in range(task.samples)])
 
 
 def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:

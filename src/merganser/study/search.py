@@ -16,7 +16,7 @@ from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
-from merganser.planning import Config, plan
+from merganser.planning import Config, Plan, plan
 from merganser.release import contents
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
@@ -27,7 +27,7 @@ from merganser.study.live import LiveModel
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.results import HELD_OUT, Entry, Results, Score
 from merganser.study.space import Search, load_search
-from merganser.study.sweep import MOST_TOGETHER, SweepResult, merge_points, plan_all
+from merganser.study.sweep import MOST_TOGETHER, SweepResult, check_ready, merge_points, plan_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,12 @@ def search(
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
-    with closing(_Stage(live, seen, home, planning, threads)) as stage, ExitStack() as plans:
+
+    def check(planned: Sequence[tuple[Point, Plan]]) -> None:
+        if write:
+            check_ready(planned, home, writing, all_points=False)
+
+    with closing(_Stage(live, seen, home, planning, threads, check)) as stage, ExitStack() as plans:
         for other in others:
             plans.enter_context(closing(other.plan))
         trials = exploration.explore(
@@ -246,6 +251,7 @@ class _Stage:
         home: the folder of the results.
         options: of :func:`merganser.plan`.
         threads: of the merge; None for as many as pay off.
+        check: raises what would stop planned candidates from being written, before they are scored.
     """
 
     def __init__(
@@ -255,7 +261,9 @@ class _Stage:
         home: Path,
         options: Mapping[str, Any],
         threads: int | None,
+        check: Callable[[Sequence[tuple[Point, Plan]]], None] = lambda _planned: None,
     ) -> None:
+        self.check = check
         self.live = live
         self.tasks = tasks
         self.home = home
@@ -275,6 +283,7 @@ class _Stage:
                 self._plan(candidate.point)
             except RecipeError as error:
                 problems[candidate.number] = str(error)
+        self.check([(model.point, model.plan) for model in self.models.values() if model.point])
         return problems
 
     def score(self, candidate: Candidate, listener: Listener, budget: int) -> Mapping[str, Score]:
