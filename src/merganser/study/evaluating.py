@@ -202,7 +202,8 @@ class _Stage:
     def is_complete(self, model: Model) -> bool:
         """Whether all completions and scores of a model are kept, so that it can be scored without running."""
         key = model_key(model.plan, self.live)
-        kept = harness.read_kept(self._harness_file(model), key, self.block.lm_eval)
+        own = "-".join(key.values())
+        kept = harness.read_kept(self._harness_file(model), own, self.block.lm_eval)
         samples = self.home / SAMPLES / f"{model.entry.name}.jsonl"
         return len(kept) == len(self.block.lm_eval) and running.is_complete(
             self.tasks, key=key, samples=samples
