@@ -10,7 +10,7 @@ inferred is data in the tables below.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -140,9 +140,7 @@ class Architecture:
 
     @cached_property
     def _keys(self) -> Mapping[str, str]:
-        if not self._unwraps:
-            return {name: name for name in self.places}
-        return {name: _unwrapped(name) for name in self.places}
+        return keys(self.places)
 
     @cached_property
     def _unwraps(self) -> bool:
@@ -165,6 +163,15 @@ class Architecture:
         """The module that a recipe calls so, by MergeKit's name for it, another, or its path."""
         names = (name, MODULE_ALIASES.get(name, name), name.removeprefix("model."))
         return next((self.modules[each] for each in names if each in self.modules), None)
+
+
+def keys(names: Collection[str]) -> dict[str, str]:
+    """The key of each tensor of a model; see :meth:`Architecture.key`. Names stay as they are where two
+    tensors would have one key, as in a model of two language models."""
+    unwrapped = {name: _unwrapped(name) for name in names}
+    if len(set(unwrapped.values())) < len(unwrapped):
+        return {name: name for name in names}
+    return unwrapped
 
 
 def infer(

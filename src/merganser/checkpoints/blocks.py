@@ -51,7 +51,7 @@ def read_blocks(
 
     Args:
         grid: the shape that the blocks are blocks of.
-        blocks: they cover it, each element once.
+        blocks: no element is in two of them; those in none are zero.
         width: bytes an element.
         start: the byte of the tensor from which on.
         into: the buffer.
@@ -60,7 +60,7 @@ def read_blocks(
     import numpy as np
 
     first, last = start // width, -(-(start + len(into)) // width)
-    values = np.empty(last - first, f"u{width}")
+    values = np.zeros(last - first, f"u{width}")
     done = 0
     for origin, size in _blocks(grid, first, last):
         count = math.prod(size)

@@ -42,7 +42,7 @@ class Rearrangement:
     Attributes:
         spec: its dtype and shape.
         grid: the shape that the blocks are blocks of: its own with axes split further.
-        blocks: they cover it, each element once.
+        blocks: no element is in two of them; those in none are zero.
     """
 
     spec: TensorSpec

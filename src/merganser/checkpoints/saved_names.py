@@ -105,19 +105,27 @@ def _decoded(value: Any) -> Any:
 
 
 def _reverted(model: Any, specs: Mapping[str, TensorSpec]) -> dict[str, Rearrangement | str]:
-    traced: dict[str, torch.Tensor] = {name: _of(name, spec) for name, spec in specs.items()}
+    traced: dict[str, torch.Tensor] = {
+        name: traced_tensor(name, spec) for name, spec in specs.items()
+    }
     saved = core_model_loading.revert_weight_conversion(model, traced)
     tensors: dict[str, Rearrangement | str] = {}
     for name, tensor in saved.items():
-        if not isinstance(tensor, _Traced):
-            raise UntraceableError(name)
-        tensors[name] = _arrangement(tensor, specs)
-    if sum(t.numel() for t in saved.values()) != sum(spec.numel for spec in specs.values()):
+        tensors[name] = arrangement_of(tensor, specs)
+    taken = sum(math.prod(r.size) for t in saved.values() for r in t.regions)
+    if taken != sum(spec.numel for spec in specs.values()):
         raise UntraceableError("tensors that are left out or written twice")
     return tensors
 
 
-def _arrangement(tensor: _Traced, specs: Mapping[str, TensorSpec]) -> Rearrangement | str:
+def arrangement_of(tensor: _Traced, specs: Mapping[str, TensorSpec]) -> Rearrangement | str:
+    """What a traced tensor consists of; the name of a tensor if it is that one.
+
+    Raises:
+        UntraceableError: when it consists of tensors of several dtypes, or none.
+    """
+    if not isinstance(tensor, _Traced) or not tensor.regions:
+        raise UntraceableError("elements of no tensor")
     sources = [specs[region.tensor] for region in tensor.regions]
     if len({(spec.dtype, spec.narrow) for spec in sources}) != 1:
         raise UntraceableError("tensors of several dtypes")
@@ -136,7 +144,8 @@ def _arrangement(tensor: _Traced, specs: Mapping[str, TensorSpec]) -> Rearrangem
 # -- tensors that are traced -----------------------------------------------------------------------
 
 
-def _of(name: str, spec: TensorSpec) -> _Traced:
+def traced_tensor(name: str, spec: TensorSpec) -> _Traced:
+    """A tensor that operations of PyTorch move the elements of, without their values."""
     shape = tuple(spec.shape)
     return _made(
         tuple((n,) for n in shape),
@@ -147,7 +156,7 @@ def _of(name: str, spec: TensorSpec) -> _Traced:
 def _made(axes: Axes, regions: Sequence[_Region]) -> _Traced:
     shape = [math.prod(axis) for axis in axes]
     tensor: _Traced = torch.Tensor._make_wrapper_subclass(
-        _Traced, shape, dtype=torch.bfloat16, device=torch.device("meta")
+        _Traced, shape, dtype=torch.bfloat16, device=torch.device("cpu")
     )
     tensor.axes, tensor.regions = axes, tuple(regions)
     return tensor
@@ -345,6 +354,16 @@ def _refined(tensor: _Traced, dim: int, inner: tuple[int, ...]) -> _Traced:
     return _made((*split.axes[:dim], axis, *split.axes[dim + count :]), split.regions)
 
 
+def _new_zeros(tensor: _Traced, shape: Sequence[int], **_: Any) -> _Traced:
+    return _made(tuple((n,) for n in shape), [])
+
+
+def _index(tensor: _Traced, indices: Sequence[torch.Tensor | None]) -> _Traced:
+    """Chosen elements along one axis."""
+    [(dim, index)] = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    return _stack([_select(tensor, dim, place) for place in index.tolist()], dim)
+
+
 def _stack(tensors: Sequence[_Traced], dim: int = 0) -> _Traced:
     return _cat([_unsqueeze(tensor, dim) for tensor in tensors], dim)
 
@@ -354,6 +373,8 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "cat": _cat,
     "clone": _same,
     "detach": _same,
+    "index": _index,
+    "new_zeros": _new_zeros,
     "permute": _permute,
     "select": _select,
     "slice": _slice,

@@ -13,12 +13,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from merganser.architecture import Architecture, infer
+from merganser.architecture import infer, keys, sections
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.experts import named_like as with_experts_like
 from merganser.checkpoints.rearranged import Rearrangement, SourceBlock, rearranged
 from merganser.checkpoints.runs import holds_shards
 from merganser.errors import InputError
+from merganser.planning.heads import same_bytes
 from merganser.tensors import TensorSpec
 
 SHOWN = 2
@@ -49,10 +50,11 @@ def named_alike(
         InputError: when a tensor of one input may be another's of another name.
     """
     target = _published(checkpoints[donor], checkpoints)
-    return tuple(
+    named = [
         target if index == donor else _named_like(checkpoint, target, refuse)
         for index, checkpoint in enumerate(checkpoints)
-    )
+    ]
+    return tuple(_without_copies(checkpoint, named) for checkpoint in named)
 
 
 def _published(donor: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
@@ -76,9 +78,9 @@ def _trained(checkpoint: Checkpoint) -> bool:
 
 def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
     """A checkpoint with the wrappers of names that another has, if it has all of these tensors but heads."""
-    own, others = _shape_of(checkpoint), _shape_of(other).names
-    names = {name: others.get(own.key(name)) for name in checkpoint.specs}
-    if any(new is None and own.places[name].role != "head" for name, new in names.items()):
+    others, places = _names(other), infer(checkpoint.specs, checkpoint.config).places
+    names = {name: others.get(key) for name, key in keys(checkpoint.specs).items()}
+    if any(new is None and places[name].role != "head" for name, new in names.items()):
         return checkpoint
     renamed: dict[str, Rearrangement | str] = {new or name: name for name, new in names.items()}
     if all(name == new for new, name in renamed.items()) or len(renamed) < len(names):
@@ -108,6 +110,41 @@ def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
     return _as_saved(checkpoint, target) or _by_shape(named, target)
 
 
+def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Checkpoint:
+    """A checkpoint without second copies of tensors, which a state dict has of tensors that modules share
+    and a published model of the class has not."""
+    own = keys(checkpoint.specs)
+    others = [
+        set(keys(other.specs).values())
+        for other in named
+        if other.specs.keys() != checkpoint.specs.keys() and _same_class(checkpoint, other)
+    ]
+    lacking = {name: other for name, key in own.items() for other in others if key not in other}
+    if not lacking:
+        return checkpoint
+    places = infer(checkpoint.specs, checkpoint.config).places
+    stated = {section.get("tie_word_embeddings") for section in sections(checkpoint.config)}
+    untied = False in stated and True not in stated
+    outside = [name for name in own if places[name].layer is None]
+    copies: dict[str, str] = {}
+    for name in outside:
+        if name not in lacking or (untied and places[name].role == "head"):
+            continue
+        originals = (
+            each for each in outside if own[each] in lacking[name] and _common_end(each, name)
+        )
+        original = next((each for each in originals if same_bytes(checkpoint, name, each)), None)
+        if original is not None:
+            copies[name] = original
+    if not copies:
+        return checkpoint
+    shown = ", ".join(f"{name} of {original}" for name, original in list(copies.items())[:SHOWN])
+    more = f" and {len(copies) - SHOWN} more" if len(copies) > SHOWN else ""
+    tensors = {name: name for name in checkpoint.specs if name not in copies}
+    note = f"{checkpoint.label}: copies of tensors that other models have once are left out: {shown}{more}"
+    return rearranged(checkpoint, tensors, [note])
+
+
 def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
     """Whether each has tensors that the other has not."""
     if checkpoint.specs.keys() == target.specs.keys():
@@ -117,15 +154,20 @@ def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
 
 def _unmatched(checkpoint: Checkpoint, target: Checkpoint) -> tuple[list[str], list[str]]:
     """The tensors that only the one has, and those that only the other has, by their own names."""
-    own, others = _shape_of(checkpoint).names, _shape_of(target).names
+    own, others = _names(checkpoint), _names(target)
     return (
         [name for key, name in own.items() if key not in others],
         [name for key, name in others.items() if key not in own],
     )
 
 
-def _shape_of(checkpoint: Checkpoint) -> Architecture:
-    return infer(checkpoint.specs, checkpoint.config)
+def _names(checkpoint: Checkpoint) -> dict[str, str]:
+    """The names of a checkpoint's tensors by their keys."""
+    return {key: name for name, key in keys(checkpoint.specs).items()}
+
+
+def _same_class(checkpoint: Checkpoint, target: Checkpoint) -> bool:
+    return _same("model_type", checkpoint, target) and _same("architectures", checkpoint, target)
 
 
 def _same(key: str, checkpoint: Checkpoint, target: Checkpoint) -> bool:
@@ -162,10 +204,11 @@ def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 def _fit(checkpoint: Checkpoint, target: Checkpoint) -> bool:
     """Whether tensors of both have equal shapes, but for the number of tokens."""
-    own, others = _shape_of(checkpoint), _shape_of(target).names
-    for key in own.names.keys() & others.keys():
-        first = 1 if own.places[own.names[key]].role in ("embedding", "head") else 0
-        shapes = checkpoint.specs[own.names[key]].shape, target.specs[others[key]].shape
+    own, others = _names(checkpoint), _names(target)
+    places = infer(checkpoint.specs, checkpoint.config).places
+    for key in own.keys() & others.keys():
+        first = 1 if places[own[key]].role in ("embedding", "head") else 0
+        shapes = checkpoint.specs[own[key]].shape, target.specs[others[key]].shape
         if shapes[0][first:] != shapes[1][first:]:
             return False
     return True
@@ -242,7 +285,7 @@ def _patterns(names: Collection[str], specs: Mapping[str, TensorSpec]) -> dict[s
 
 
 def _heads(checkpoint: Checkpoint) -> set[str]:
-    places = _shape_of(checkpoint).places
+    places = infer(checkpoint.specs, checkpoint.config).places
     return {name for name, place in places.items() if place.role == "head"}
 
 
@@ -297,10 +340,10 @@ def _refuse_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
 def _turned(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint:
     """A checkpoint with those stacks of experts transposed that the target has the other way round, as
     transformers 4 and 5 have some."""
-    own, others = _shape_of(checkpoint), _shape_of(target)
+    own, others = keys(checkpoint.specs), _names(target)
     turned: dict[str, Rearrangement | str] = {name: name for name in checkpoint.specs}
     for name in _experts(checkpoint):
-        counterpart = others.names.get(own.key(name))
+        counterpart = others.get(own[name])
         spec = checkpoint.specs[name]
         count, rows, columns = spec.shape
         if (
