@@ -13,12 +13,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from merganser.architecture import infer, keys, sections
+from merganser.architecture import infer, keys
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.experts import named_like as with_experts_like
 from merganser.checkpoints.rearranged import Rearrangement, SourceBlock, rearranged
 from merganser.checkpoints.runs import holds_shards
 from merganser.errors import InputError
+from merganser.modules import sections
 from merganser.planning.heads import same_bytes
 from merganser.tensors import TensorSpec
 
