@@ -242,15 +242,21 @@ def _told(folder: Path, path: Path) -> str:
 
 def what_is_there(path: Path) -> str:
     """Say why a folder or file is no checkpoint, and what can be done."""
+    from merganser.checkpoints import adapter
+
     if path.is_file():
         if path.name.endswith(".distcp"):
             return "is a part of a distributed checkpoint; name the folder that it lies in"
+        if path.suffix in (".yml", ".yaml"):
+            return "is a YAML file, and no model; plan and merge take recipes"
         return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
     for folder in (path, path / "actor"):
         found = _of_training(folder) if folder.is_dir() else None
         if found is not None:
             return found
     names = sorted(entry.name for entry in path.iterdir())
+    if adapter.CONFIG in names:
+        return _adapter_alone(path, adapter.CONFIG)
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickles:
         return (
@@ -265,6 +271,16 @@ def what_is_there(path: Path) -> str:
     if "config.json" in names:
         return "has a config.json but no weights (no *.safetensors file)"
     return "holds no model: neither config.json nor *.safetensors"
+
+
+def _adapter_alone(path: Path, file: str) -> str:
+    """What to write in place of an adapter's folder."""
+    config = read_json(path / file)
+    kind, base = str(config.get("peft_type", "LORA")), config.get("base_model_name_or_path")
+    what = "a LoRA adapter" if kind.upper() == "LORA" else f"an adapter of the kind {kind}"
+    if isinstance(base, str) and base:
+        return f"is {what} of {base}, and no model; write {base}+{path}"
+    return f"is {what}, and no model; write BASE+{path} with the model that it was trained on"
 
 
 def why_no_model(folder: Path, contents: Contents) -> str | None:

@@ -6,6 +6,7 @@ Commands lie in rooms by what they are about; ``options`` has what they share.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ import click
 
 from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
+from merganser.cli.options import is_utf8
 from merganser.cli.wording import in_flags
 from merganser.errors import MerganserError, ResourceError, one_line
 from merganser.openmp import wait_passively
@@ -57,6 +59,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         wait_passively()
+        _replace_what_cannot_be_encoded()
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
         try:
             with _stopped_by_sigterm():
@@ -80,6 +83,12 @@ class _Group(click.Group):
             ctx.exit(ResourceError.exit_code)
         finally:
             gc.enable()
+
+
+def _replace_what_cannot_be_encoded() -> None:
+    """Print a question mark for what stdout's encoding lacks, in place of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not is_utf8(sys.stdout):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _tell(message: str, error: BaseException, otherwise: str = "") -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -264,7 +265,12 @@ def parse_memory(options: dict[str, Any]) -> None:
 
 def print_json(data: Any) -> None:
     """Print the result of ``--json``."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(data, indent=2, ensure_ascii=not is_utf8(sys.stdout)))
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether a stream can hold all characters."""
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
 
 
 class progress:

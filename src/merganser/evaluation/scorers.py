@@ -12,11 +12,13 @@ import importlib.util
 import inspect
 import math
 import re
+import sys
 import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -149,20 +151,12 @@ def get(
 
 def _imported(reference: str, beside: Path | None) -> Scorer:
     place, _, name = reference.rpartition(":")
+    folders = [folder for folder in (beside, Path()) if folder is not None]
     try:
-        if place.endswith(".py"):
-            path = Path(place)
-            if beside is not None and (beside / path).is_file():
-                path = beside / path
-            if not path.is_file():
-                raise RecipeError(f"scorer {reference}: no such file")
-            spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
+        module = _run_file(reference, place, folders) if place.endswith(".py") else None
+        if module is None and not _is_installed(place):
+            module = _run_file(reference, f"{place.replace('.', '/')}.py", folders)
+        module = module or importlib.import_module(place)
     except RecipeError:
         raise
     except Exception as error:
@@ -175,6 +169,34 @@ def _imported(reference: str, beside: Path | None) -> Scorer:
         raise RecipeError(f"scorer {reference}: there is no function {name!r} in it")
     declared = getattr(function, _MARK, None)
     return declared if isinstance(declared, Scorer) else Scorer(name, _Plain(function))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its package is not there, or it is no module's name
+        return False
+
+
+def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
+    """Run the file of that name in the first folder that has it."""
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        raise RecipeError(
+            f"scorer {reference}: there is no file {name} in {' or '.join(map(_named, folders))}"
+            + ("" if reference.partition(":")[0].endswith(".py") else ", and no installed module")
+        )
+    spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and type hints look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _named(folder: Path) -> str:
+    return "the current folder" if folder == Path() else str(folder)
 
 
 class _Plain:

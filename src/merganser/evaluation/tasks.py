@@ -200,6 +200,10 @@ def make_tasks(
     return made
 
 
+RECIPE_KEYS = frozenset({"merge_method", "models", "slices", "modules"})
+"""Keys that tell a recipe from a file of tasks."""
+
+
 def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | None]:
     """Read a file of tasks, or the ``evaluate:`` block of a sweep's.
 
@@ -213,9 +217,19 @@ def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | N
     Raises:
         MerganserError: of the kind that fits.
     """
+    if Path(file).is_dir():
+        raise RecipeError(
+            f"{file}: is a folder, and the tasks are a YAML file; the model goes first"
+        )
     documents, folder = recipe.read_documents(file)
     document = documents[0]
     document.check_repeated()
+    keys = set(document.data) if isinstance(document.data, dict) else set()
+    if keys & RECIPE_KEYS and "evaluate" not in keys:
+        raise document.error(
+            "is a recipe, and holds no tasks; to score its merge, give it as the model, and a file of "
+            "tasks after it"
+        )
     inside = isinstance(document.data, dict) and "evaluate" in document.data
     path: tuple[str | int, ...] = ("evaluate",) if inside else ()
     block = read_block(document, path, kind)

@@ -28,7 +28,7 @@ from merganser.errors import InputError
 from merganser.planning.groups import Path
 from merganser.planning.heads import token_embedding
 from merganser.planning.plans import Source, TokenizerEdit
-from merganser.recipe import ModelReference, ParsedRecipe, key_name
+from merganser.recipe import ModelReference, ParsedRecipe, key_name, nearest
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
 from merganser.tokenizer import (
     PLAIN,
@@ -198,9 +198,19 @@ class Aligner:
         with self.parsed.document.addressed(
             (self.key, "source") if self.key == "tokenizer" else (self.key,)
         ):
-            folder = hub.resolve(
-                reference.path, reference.revision, self.parsed.folder, weights=False
-            )
+            try:
+                folder = hub.resolve(
+                    reference.path, reference.revision, self.parsed.folder, weights=False
+                )
+            except InputError as error:
+                words = ("base", "union", *(source.reference.text for source in self.sources))
+                slip = nearest(reference.text, words)
+                if slip is None:
+                    raise
+                message = (
+                    f"{self.key}: there is no model {reference.text!r}; did you mean {slip!r}?"
+                )
+                raise self.parsed.error(message, (self.key,)) from error
         config = read_config(folder)
         vocabulary = self._vocabulary(folder, reference.text)
         source = self.sources[self.donor]

@@ -192,6 +192,10 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"no such recipe: {file}") from None
+    except IsADirectoryError:
+        own = sorted(file.glob("*.yml"))
+        slip = f"; did you mean {own[0]}?" if len(own) == 1 else ""
+        raise RecipeError(f"{file}: is a folder, and a recipe is a YAML file{slip}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {file}: {error}") from None
 
@@ -352,7 +356,11 @@ def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) 
     """
     path = _document_path(document.data, (*inside, *entry["loc"]))
     message = str(entry["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if entry["type"] == "missing":
+    if (entry["type"], path[-1:]) == ("list_type", ("models",)):
+        message = "must be a list, with a line `- model: NAME` for each model"
+    elif path[-2:-1] in (("models",), ("sources",)) and isinstance(entry.get("input"), str):
+        message = f"write `- model: {entry['input']}` in place of `- {entry['input']}`"
+    elif entry["type"] == "missing":
         message = f"the key {entry['loc'][-1]!r} is missing"
     elif entry["type"] != "extra_forbidden" and not isinstance(entry.get("input"), dict | list):
         message = f"{message[0].lower()}{message[1:]}"

@@ -15,9 +15,10 @@ from merganser.architecture import (
     vocabulary_size,
 )
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
-from merganser.checkpoints.adapter import describe
+from merganser.checkpoints.adapter import CONFIG as ADAPTER
+from merganser.checkpoints.adapter import describe, open_adapter
 from merganser.checkpoints.runs import step_number
-from merganser.errors import RecipeError
+from merganser.errors import InputError, RecipeError
 from merganser.modules import sections
 from merganser.recipe import parse_reference
 from merganser.release import manifest
@@ -70,7 +71,12 @@ def inspect(model: str, weights: Weights = "auto") -> FactSheet:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     path = hub.resolve(reference.path, reference.revision)
-    checkpoint = open_checkpoint(path, model, weights=weights)
+    try:
+        checkpoint = open_checkpoint(path, model, weights=weights)
+    except InputError:
+        if reference.adapter is None and (path / ADAPTER).is_file():
+            return _adapter_sheet(model, path)
+        raise
     adapter = None
     if reference.adapter is not None:
         folder = hub.resolve(reference.adapter, reference.adapter_revision)
@@ -114,6 +120,33 @@ def inspect(model: str, weights: Weights = "auto") -> FactSheet:
             "shards": dict(checkpoint.files),
             "adapter": adapter,
             "merge": _provenance(path),
+        }
+    )
+
+
+def _adapter_sheet(model: str, path: Path) -> FactSheet:
+    """Facts about an adapter without its base model."""
+    adapter = open_adapter(path)
+    specs, files = adapter.weights.specs, adapter.weights.files
+    dtypes: dict[str, int] = {}
+    for spec in specs.values():
+        dtypes[spec.dtype.name] = dtypes.get(spec.dtype.name, 0) + spec.numel
+    base = adapter.config.get("base_model_name_or_path")
+    targets = adapter.config.get("target_modules")
+    return FactSheet(
+        {
+            "model": model,
+            "format": "LoRA adapter",
+            "base": base,
+            "merge_as": f"{base or 'BASE'}+{model}",
+            "rank": adapter.config.get("r", 8),
+            "alpha": adapter.config.get("lora_alpha", 8),
+            "targets": sorted(targets) if isinstance(targets, list) else targets,
+            "parameters": sum(spec.numel for spec in specs.values()),
+            "tensors": len(specs),
+            "by_dtype": dtypes,
+            "size": sum(files.values()),
+            "shards": dict(files),
         }
     )
 

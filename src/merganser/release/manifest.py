@@ -400,11 +400,10 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         with told_as(InputError, "read", file):
             if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder")
+                what = "is a file, and no merged folder" if folder.exists() else "no such folder"
+                raise InputError(f"{folder}: {what}")
             if not file.is_file():
-                raise InputError(
-                    f"{folder}: has no {NAME}; only folders that Merganser wrote can be verified"
-                )
+                raise InputError(f"{folder}: has no {NAME}: {_why_none(folder)}")
         data = read_json(file)
         if data.get("format") != 1:
             raise ValueError("another format")
@@ -422,6 +421,14 @@ def read(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{file}: is no manifest that this version knows ({error})") from None
     return data
+
+
+def _why_none(folder: Path) -> str:
+    """Why a folder has no manifest, and what to do."""
+    merges = sorted(file.parent.name for file in folder.glob(f"*/{NAME}"))
+    if merges:
+        return f"it holds merges; name one of them, such as {folder / merges[0]}"
+    return "no merge wrote it; merge and convert write folders with one"
 
 
 def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:
