@@ -138,9 +138,11 @@ def test_a_scorer_of_the_current_folder_is_a_module(
     with pytest.raises(RecipeError) as caught:
         scorers.get("nowhere_here:long")
     assert_one_line(
-        str(caught.value), "no file nowhere_here.py in the current folder", "no installed"
+        str(caught.value), "no such file nowhere_here.py in the current folder", "no installed"
     )
-    with pytest.raises(RecipeError, match=r"no file gone\.py in .*recipes or the current folder$"):
+    with pytest.raises(
+        RecipeError, match=r"no such file gone\.py in .*recipes or the current folder$"
+    ):
         scorers.get("gone.py:long", beside=tmp_path / "recipes")
     assert scorers.get("json:dumps").name == "dumps"
 

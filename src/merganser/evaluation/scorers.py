@@ -183,7 +183,7 @@ def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         raise RecipeError(
-            f"scorer {reference}: there is no file {name} in {' or '.join(map(_named, folders))}"
+            f"scorer {reference}: cannot be loaded: no such file {name} in {' or '.join(map(_named, folders))}"
             + ("" if reference.partition(":")[0].endswith(".py") else ", and no installed module")
         )
     spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
