@@ -297,6 +297,19 @@ def test_every_module_is_merged_by_its_name(zoo: Any, tmp_path: Path) -> None:
     check_loads(FAMILIES["llava"], tmp_path / "out")
 
 
+def test_what_comes_after_a_vision_tower_takes_the_last_value(zoo: Any, tmp_path: Path) -> None:
+    a, b = zoo("qwen2_5_vl")
+    recipe = average(a, b, parameters={"weight": [0.2, 0.8]})
+    for model in recipe["models"]:
+        del model["parameters"]
+    weights = {job.name: job.numbers["weight"][0] for job in merganser.plan(recipe).jobs}
+    mergers = {name: weight for name, weight in weights.items() if ".merger." in name}
+    assert len(mergers) == 5
+    assert mergers.pop("visual.merger.ln_q.weight") == 0.2
+    assert set(mergers.values()) == {0.8}
+    assert weights["visual.patch_embed.proj.weight"] == 0.2
+
+
 def test_what_modules_do_not_name_is_taken_in_the_recipes_dtype(zoo: Any, tmp_path: Path) -> None:
     """MergeKit loses it, and writes "torch.float16" into the config."""
     a, b = zoo("gemma3")
@@ -874,6 +887,7 @@ def test_lists_come_from_the_models_that_the_layers_come_from(tmp_path: Path) ->
         {"first_k_dense_replace": 2},
         {"expert_layer_period": 3, "expert_layer_offset": 2},
         {"loop_layer_index_start": 1},
+        {"cross_layer_interval": 2},
         {"moe_layer_start_index": 2, "moe_layer_end_index": 2},
         {"decoder_sparse_step": 3, "model_type": "nllb-moe"},
     ],
@@ -933,6 +947,25 @@ def test_layers_that_differ_by_their_place_alone(tmp_path: Path, config: dict[st
         assert_one_line(str(error.value), str(a), "experts.w", "config.json does not say")
     b = bare(tmp_path / "b", FIVE | {"layer_types": list("xyxyx")}, 5, extra=extra)
     assert merganser.plan(stack((b, 0, 3), (b, 1, 5)))
+
+
+def test_blocks_beside_the_layers_go_with_them(tmp_path: Path) -> None:
+    """Blocks next to the layers (XLM), and lists with a tensor for each, or each but the first."""
+    numbers = {f"model.norms.{i}.w": i for i in range(5)}
+    numbers |= {f"model.queries.mlp.{i}": i for i in range(5)}
+    numbers |= {f"model.queries.attention.{i - 1}": i for i in range(1, 5)}
+    extra = {name: torch.full((2, 2), float(i)) for name, i in numbers.items()}
+    a = bare(tmp_path / "a", FIVE, 5, extra=extra)
+    merganser.merge(stack((a, 0, 3), (a, 1, 5)), tmp_path / "out")
+    origins = [0, 1, 2, 1, 2, 3, 4]
+    made = {n: int(t[0, 0]) for n, t in load(tmp_path / "out").items() if "layers" not in n}
+    wanted = {f"model.norms.{i}.w": layer for i, layer in enumerate(origins)}
+    wanted |= {f"model.queries.mlp.{i}": layer for i, layer in enumerate(origins)}
+    wanted |= {f"model.queries.attention.{i}": layer for i, layer in enumerate(origins[1:])}
+    assert made == wanted
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((a, 1, 3), (a, 0, 5)))
+    assert_one_line(str(error.value), str(a), "queries.attention", "config.json does not say")
 
 
 @pytest.mark.parametrize("place", [0, 4])
@@ -1002,6 +1035,16 @@ def test_layers_for_predicting_further_tokens(zoo: Any, tmp_path: Path) -> None:
 def test_whole_models_have_the_bits_of_mergekit(zoo: Any, tmp_path: Path, name: str) -> None:
     a, b = zoo(name)
     recipe = average(a, b, dtype="bfloat16")
+    merganser.merge(recipe, tmp_path / "ours", arithmetic="mergekit")
+    assert different_bits(load(tmp_path / "ours"), mergekit(recipe, tmp_path / "theirs")) == {}
+
+
+@pytest.mark.peer
+def test_gradients_over_a_vision_tower_have_the_bits_of_mergekit(zoo: Any, tmp_path: Path) -> None:
+    a, b = zoo("qwen2_5_vl")
+    recipe = average(a, b, dtype="bfloat16")
+    recipe["models"][0]["parameters"] = {"weight": [0.2, 0.8]}
+    recipe["models"][1]["parameters"] = {"weight": [0.9, 0.1]}
     merganser.merge(recipe, tmp_path / "ours", arithmetic="mergekit")
     assert different_bits(load(tmp_path / "ours"), mergekit(recipe, tmp_path / "theirs")) == {}
 

@@ -62,6 +62,8 @@ first layer of the output rather than follow a layer (T5, WavLM)."""
 SHARED_BY_LAYERS = ("shared_transf",)
 """Parts of layers that several of them share, by their numbers, so that those cannot change (Zamba)."""
 
+_LISTED = re.compile(r"(.+\.)(\d+)")
+
 _BEFORE_LAYERS = (
     "embed",
     "emb.",
@@ -96,6 +98,8 @@ class Place:
         module: the part of the model that it belongs to.
         vocabulary: whether it is an embedding or a head with a row for every token.
         layer_axis: the axis along which a tensor outside the layers has a block for each of them.
+        beside: of a tensor that goes with a layer but lies in numbered blocks of their own: their
+            prefix, the layer of the first of them, and what follows the number.
     """
 
     stack: str | None
@@ -106,10 +110,14 @@ class Place:
     module: str = DEFAULT
     vocabulary: bool = False
     layer_axis: int | None = None
+    beside: tuple[str, int, str] | None = None
 
-    def name_at(self, layer: int) -> str:
-        """This tensor's name in another layer."""
-        return self.rest if self.stack is None else f"{self.stack}{layer}.{self.rest}"
+    def name_at(self, layer: int, stack: str | None = None) -> str:
+        """This tensor's name in another layer, perhaps of a stack with another prefix."""
+        if self.beside is not None:
+            prefix, first, rest = self.beside
+            return f"{prefix}{layer - first}{rest}"
+        return self.rest if self.stack is None else f"{stack or self.stack}{layer}.{self.rest}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,47 @@ def infer(
             axis = _layer_axis(name, specs[name].shape, modules[place.module], config)
             if axis is not None:
                 places[name] = replace(place, layer_axis=axis)
+    _add_blocks_beside(modules, places)
     return Architecture(modules, places)
+
+
+def _add_blocks_beside(modules: dict[str, Module], places: dict[str, Place]) -> None:
+    """Find what goes with the layers in blocks of their own: as many as there are layers, next to
+    them (XLM), or lists of tensors with one for each layer, or for each but the first (Inkling)."""
+    for module in list(modules.values()):
+        if module.stack is None or module.section is None or module.depth < 3:
+            continue
+        parent = _parent(module.stack)
+        stacks = module.stacks.items()
+        others = {p for p, depth in stacks if depth == module.depth and _parent(p) == parent}
+        others -= {module.stack}
+        lists: dict[str, dict[int, str]] = {}
+        for name, place in places.items():
+            if place.module != module.name:
+                continue
+            if place.stack in others and place.layer is not None:
+                beside = (place.stack, 0, f".{place.rest}")
+                rest = f"{place.stack}{place.rest}"
+                places[name] = replace(place, stack=module.stack, rest=rest, beside=beside)
+            elif place.layer is None and (match := _LISTED.fullmatch(name)) is not None:
+                lists.setdefault(match[1], {})[int(match[2])] = name
+        modules[module.name] = replace(
+            module, stacks={p: depth for p, depth in stacks if p not in others}
+        )
+        for prefix, names in lists.items():
+            first = module.depth - len(names)
+            if first not in (0, 1) or set(names) != set(range(len(names))):
+                continue
+            for number, name in names.items():
+                place, layer = places[name], number + first
+                beside = (prefix, first, "")
+                places[name] = replace(
+                    place, stack=module.stack, layer=layer, rest=prefix, beside=beside
+                )
+
+
+def _parent(prefix: str) -> str:
+    return prefix.rstrip(".").rpartition(".")[0]
 
 
 def _layer_axis(

@@ -147,8 +147,8 @@ class _Stack:
                 self.section["num_nextn_predict_layers"] = 0
             self._step()
             self._cycles(before)
-            for key in IN_ORDER:
-                if before.get(key) and not self.in_order:
+            for key, harmless in IN_ORDER.items():
+                if before.get(key) not in (None, harmless) and not self.in_order:
                     raise self._unsayable(key)
             self._shared(before)
             for leading in LEADING:

@@ -76,8 +76,8 @@ KEYED = frozenset({"pruned_heads", "per_layer_config"})
 """Mappings by layer number, perhaps with leading zeros. A mapping with ``layer`` in its name and
 only numbers of layers as keys is treated alike."""
 
-IN_ORDER = ("loop_layer_index_start", "n_recurrent_layers")
-"""What depends on the order of all layers in a way that no other order has."""
+IN_ORDER = {"loop_layer_index_start": 0, "n_recurrent_layers": 0, "cross_layer_interval": 1}
+"""What depends on the order of all layers in a way that no other order has, unless it has this value."""
 
 
 @dataclass(frozen=True, slots=True)

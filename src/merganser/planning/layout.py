@@ -15,6 +15,10 @@ from merganser.planning.plans import Names, Source
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
 
+AFTER_TOWER = ".merger.mlp."
+"""What takes a gradient's last value though it lies outside the layers, as in MergeKit: the two
+matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
+
 MAX_LAYERS = 4096
 """Most layers that a recipe may stack."""
 
@@ -193,6 +197,8 @@ class Layout:
                 self.unmerged.append(name)  # the donor's, which is not merged here
                 continue
             position = _position(place.layer, depths[place.module])
+            if place.layer is None and AFTER_TOWER in f".{name}":
+                position = 1.0
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
             shape = self.sources[owner].checkpoint.specs[name].shape
             filled = self._fill(group, listed, [name] * len(listed), shape)
@@ -374,15 +380,15 @@ class Layout:
         """The tensors of one output layer."""
         [module] = part.modules
         rests: dict[str, tuple[Place, tuple[int, ...]]] = {}
-        prefixes = []
-        for source, layer in made_of:
-            stack = self._stack_of(part, source, module).stack
-            prefixes.append(f"{stack}{layer}.")
+        named: list[dict[str, str]] = []
+        stacks = [self._stack_of(part, source, module).stack for source, _ in made_of]
+        for (source, layer), stack in zip(made_of, stacks, strict=True):
             architecture = self.sources[source].architecture
-            for name in architecture.layers.get((stack, layer), ()):
-                place = architecture.places[name]
+            names = architecture.layers.get((stack, layer), ())
+            named.append({architecture.places[name].rest: name for name in names})
+            for rest, name in named[-1].items():
                 shape = self.sources[source].checkpoint.specs[name].shape
-                rests.setdefault(place.rest, (self._placed(place), shape))
+                rests.setdefault(rest, (self._placed(architecture.places[name]), shape))
         output = len(self.layers[module]) - 1
         own = self._module(self.shape, module) or self._stack_of(part, made_of[0][0], module)
         for rest, (place, shape) in rests.items():
@@ -393,8 +399,12 @@ class Layout:
                     "models can be merged",
                     (*part.path, "slices"),
                 )
-            group = self._group(part, i, f"{own.stack}{output}.{rest}", place, output, position)
-            wanted = [prefix + rest for prefix in prefixes]
+            name = place.name_at(output, own.stack)
+            group = self._group(part, i, name, place, output, position)
+            wanted = [
+                names.get(rest) or place.name_at(layer, stack)
+                for names, (_, layer), stack in zip(named, made_of, stacks, strict=True)
+            ]
             filled = self._fill(group, listed, wanted, shape)
             if filled is not None:
                 yield filled
