@@ -22,7 +22,7 @@ from conftest import RecipeFile, assert_one_line, make_model, tree
 from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
 from merganser.study import cards, history, results
-from merganser.study.exploration import Candidate, Standing, best, explore
+from merganser.study.exploration import Candidate, Standing, best, explore, invalid_ends
 from merganser.study.optimisers import Front, Verdict
 from merganser.study.space import Axis, load_search
 
@@ -606,6 +606,21 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
         assert again[entry.name]["scores"]["letters"]["mean"] == scored[entry.name].mean
         assert again[entry.name]["effective"] == entry.effective
     assert "the budget is 4" in run("search", story, out, code=2)
+
+
+def test_ends_of_ranges_that_cannot_be_merged_are_told_at_the_start(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        make_model(tmp_path / name, seed=seed)
+    density = '{weight: "{{ w }}", density: "{{ d }}"}'
+    text = SEARCH.replace("task_arithmetic", "ties").replace('{weight: "{{ w }}"}', density)
+    file = tmp_path / "search.yml"
+    file.write_text(text)
+    assert invalid_ends(load_search(file)) == []
+    file.write_text(text.replace("d: {from: 0.01, to: 1, log: true}", "d: {from: 0.5, to: 1.5}"))
+    [problem] = invalid_ends(load_search(file))
+    assert_one_line(
+        problem, "search.over: d=1.5 cannot be merged", f"{file}:13: ", "between 0 and 1"
+    )
 
 
 def test_scores_of_other_weights_are_not_taken_for_these(story: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from conftest import (
     write_json,
 )
 from merganser import methods, planning
+from merganser.release import facts
 
 ONES = torch.ones(16, dtype=torch.bfloat16)
 BIAS = "model.layers.0.self_attn.o_proj.bias"
@@ -270,6 +271,7 @@ def test_a_model_without_a_tokenizer_has_a_vocabulary(tmp_path: Path, embedding:
     if not embedding:
         save_file({"layers.0.weight": torch.ones(4, 4)}, a / "model.safetensors")
         change_config(a, vocab_size=None, num_hidden_layers=1)
+    assert ("tokenizer" in facts.inspect(str(a))["missing"]) == embedding
     result = merganser.merge(recipe("linear", (a, {"weight": 1})), tmp_path / "out")
     wanted = (f"{a} has no tokenizer, so the output has none",) if embedding else ()
     assert result.warnings == wanted

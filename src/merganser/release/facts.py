@@ -24,6 +24,7 @@ from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.tokenizer import FILES as TOKENIZER_FILES
 from merganser.tensors import format_size
+from merganser.tokenizer import has_tokenizer
 
 
 class FactSheet(dict[str, Any]):
@@ -89,6 +90,7 @@ def inspect(model: str, weights: Weights = "auto") -> FactSheet:
         dtypes[spec.natural.name] = dtypes.get(spec.natural.name, 0) + spec.numel
         roles[shape.places[name].role] = roles.get(shape.places[name].role, 0) + spec.numel
     tokenizer = [name for name in TOKENIZER_FILES if _companion(checkpoint, name) is not None]
+    words = any(place.vocabulary for place in shape.places.values())
     stated = next(iter(layer_counts(config)), None)
     return FactSheet(
         {
@@ -114,7 +116,9 @@ def inspect(model: str, weights: Weights = "auto") -> FactSheet:
             "vocabulary": vocabulary_size(config),
             "tied_embeddings": ties_embeddings(config),
             "tokenizer": tokenizer,
-            "missing": _missing(config, bool(tokenizer), stated, shape.depth),
+            "missing": _missing(
+                config, has_tokenizer(checkpoint.path) or not words, stated, shape.depth
+            ),
             "notes": list(checkpoint.notes),
             "size": sum(checkpoint.files.values()),
             "shards": dict(checkpoint.files),

@@ -173,16 +173,44 @@ def describe(search: Search) -> dict[str, Any]:
     }
 
 
+def invalid_ends(search: Search, **options: Any) -> list[str]:
+    """What is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
+
+    Args:
+        search: what is searched, whose middle can be merged.
+        options: of :func:`merganser.plan`.
+
+    Returns:
+        A line for each end of a range with which there is no merge, the other ranges being at their
+        middle.
+    """
+    middle = _middle(search)
+    problems = []
+    first = 0
+    for key, each in search.over.items():
+        axes, after = each.axes, first + len(each.axes)
+        for end in (0, 1) if axes and all(axis.ordered for axis in axes) else ():
+            ends = [end if axis.count is None else end * (axis.count - 1) for axis in axes]
+            place = (*middle[:first], *map(float, ends), *middle[after:])
+            values = search.values(place)
+            try:
+                [(_, plan)] = plan_all([search.pattern.point(values, 0)], **options)
+                plan.close()
+            except RecipeError as error:
+                problems.append(
+                    f"search.over: {told({key: values[key]})} cannot be merged: {error}"
+                )
+        first = after
+    return problems
+
+
 def plan_samples(search: Search, **options: Any) -> list[tuple[Point, Plan]]:
     """Decide the middle of all ranges, with every choice once, without reading weights.
 
     Raises:
         MerganserError: when one of them could not be merged.
     """
-    middle = tuple(
-        0.5 if axis.count is None else (axis.count - 1) // 2 if axis.ordered else 0
-        for axis in search.axes
-    )
+    middle = _middle(search)
     places = [middle] + [
         (*middle[:i], choice, *middle[i + 1 :])
         for i, axis in enumerate(search.axes)
@@ -191,6 +219,13 @@ def plan_samples(search: Search, **options: Any) -> list[tuple[Point, Plan]]:
     ]
     points = [search.pattern.point(search.values(p), n) for n, p in enumerate(places)]
     return plan_all(points, **options)
+
+
+def _middle(search: Search) -> Position:
+    return tuple(
+        0.5 if axis.count is None else (axis.count - 1) // 2 if axis.ordered else 0
+        for axis in search.axes
+    )
 
 
 def _candidate(search: Search, number: int, position: Position) -> Candidate:

@@ -80,8 +80,8 @@ def search(
         write: whether to write the chosen ones.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
-        on_warning: told how many kept completions of base and experts are generated again and why,
-            before any is.
+        on_warning: takes warnings: of ends of ranges that cannot be merged, before the first candidate,
+            and of kept completions of base and experts that must be generated again.
         options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
 
     Raises:
@@ -112,6 +112,8 @@ def search(
             for sample in samples
             for name, state in contents.of_models(sample.plan).items()
         }
+    for problem in exploration.invalid_ends(wanted, **planning):
+        on_warning(problem)
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
     )
