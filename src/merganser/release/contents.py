@@ -16,7 +16,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from merganser.checkpoints import Stamp, refuse_changed
-from merganser.engine.digests import read_digest
 from merganser.errors import InputError, told_as
 from merganser.planning import Plan, Source
 
@@ -108,6 +107,8 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
     known = _recalled(file)
     missing = [name for name in wanted if name not in known]
     if missing:
+        from merganser.engine.digests import read_digest  # loads compiled loops
+
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = pool.map(
                 lambda name: read_digest(checkpoint.specs[name], partial(checkpoint.read, name)),
