@@ -23,6 +23,7 @@ from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.checkpoints.rearranged import rearranged
 from merganser.checkpoints.saved_names import UntraceableError, arrangement_of, traced_tensor
 from merganser.errors import InputError
+from merganser.study.diff import diff
 
 Tensors = dict[str, torch.Tensor]
 
@@ -152,6 +153,13 @@ def test_second_copies_of_shared_tensors_are_left_out(tmp_path: Path) -> None:
         [note] = [text for text in plan.warnings if "copies of tensors" in text]
         assert_one_line(note, str(b), "encoder.embed_tokens.weight of shared.weight")
     assert "encoder.embed_tokens.weight" in {job.name for job in merganser.plan(mean_of(b, c)).jobs}
+
+
+def test_a_training_step_is_compared_with_a_published_model(tmp_path: Path) -> None:
+    pair(tmp_path, FAMILIES["gpt_neox"])
+    found = diff(str(tmp_path / "a"), str(tmp_path / "run"))
+    assert "embed_out.weight" in {tensor.name for tensor in found.tensors}
+    assert not found.skipped
 
 
 # -- without transformers --------------------------------------------------------------------------

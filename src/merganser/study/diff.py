@@ -21,6 +21,7 @@ from merganser.engine import kernels
 from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
 from merganser.planning import CELL, TILE, Plan
+from merganser.planning.naming import named_alike
 from merganser.recipe import ModelReference
 from merganser.sinks import StateDictSink
 from merganser.study import distances, ranks
@@ -221,7 +222,8 @@ def diff(
         InputError: when one is no model, or they have no tensor in common.
     """
     with ExitStack() as stack:
-        models = [_open(name, stack) for name in (first, second, *([base] if base else []))]
+        opened = [_open(name, stack) for name in (first, second, *([base] if base else []))]
+        models = _with_one_set_of_names(opened)
         names, skipped = _common(models)
         if not names:
             raise InputError(f"{first} and {second} have no tensor in common that can be compared")
@@ -275,6 +277,20 @@ def _merged(name: str, plan: Plan) -> Model:
         config = plan.sources[plan.donor].checkpoint.config
     checkpoint = MemoryCheckpoint(sink.tensors, name)
     return checkpoint, infer(checkpoint.specs, config)
+
+
+def _with_one_set_of_names(models: list[Model]) -> list[Model]:
+    """The models as a merge names their tensors; as they are where a merge refuses their names."""
+    try:
+        named = named_alike([checkpoint for checkpoint, _ in models], 0, refuse=False)
+    except InputError:
+        return models
+    return [
+        model
+        if checkpoint is model[0]
+        else (checkpoint, infer(checkpoint.specs, checkpoint.config))
+        for checkpoint, model in zip(named, models, strict=True)
+    ]
 
 
 def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
