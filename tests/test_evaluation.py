@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from conftest import assert_one_line
@@ -195,12 +195,30 @@ numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 
 @given(numbers)
 def test_means_and_errors(values: list[float]) -> None:
+    assume(set(values) not in ({0.0}, {1.0}))
     found = statistics.summarize(values)
     assert found.mean == pytest.approx(textbook.fmean(values), abs=1e-9)
     assert found.error == pytest.approx(textbook.stdev(values) / math.sqrt(len(values)), abs=1e-9)
     assert found.low <= found.mean + 1e-9
     assert found.mean <= found.high + 1e-9
     assert statistics.summarize(values) == found
+
+
+@pytest.mark.parametrize("count", [1, 4, 30])
+def test_equal_scores_of_zero_or_one_have_the_interval_of_wilson(count: int) -> None:
+    z = textbook.NormalDist().inv_cdf(0.975)
+    none, every = (statistics.summarize([value] * count) for value in (0.0, 1.0))
+    assert (none.mean, none.low, every.mean, every.high) == (0.0, 0.0, 1.0, 1.0)
+    assert none.high == pytest.approx(z**2 / (count + z**2))
+    assert every.low == pytest.approx(count / (count + z**2))
+    assert none.error == every.error == pytest.approx((none.high - none.low) / (2 * z))
+    assert statistics.summarize([0.5] * count) == statistics.Score(0.5, 0.0, 0.5, 0.5, count)
+
+
+def test_scores_have_no_digits_of_rounding_errors() -> None:
+    found = statistics.summarize([0.1, 0.2, 0.6])
+    assert json.dumps([found.mean, statistics.digits(0.1 + 0.2)]) == "[0.3, 0.3]"
+    assert all(len(repr(number)) <= 16 for number in (found.error, found.low, found.high))
 
 
 def test_the_interval_of_a_share_is_about_two_errors_wide() -> None:

@@ -254,6 +254,20 @@ def test_the_manifest_tells_what_went_in_and_came_out(out: Path, linear: Path) -
     assert models[1]["differ"] > 0.9
 
 
+def test_weights_are_reported_without_rounding_errors(tmp_path: Path) -> None:
+    asked = [0.3, 0.0, 0.1, 0.6]
+    models = [
+        {
+            "model": str(make_model(tmp_path / f"m{seed}", seed=seed)),
+            "parameters": {"weight": weight},
+        }
+        for seed, weight in enumerate(asked)
+    ]
+    report = merge({"merge_method": "linear", "models": models}, tmp_path / "out").outcome.report
+    assert report is not None
+    assert [m.requested for m in report.models] == asked
+
+
 # -- when it appears -------------------------------------------------------------------------------
 
 

@@ -36,6 +36,9 @@ def test_written_and_read(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / results.CSV_NAME).read_text().splitlines()))
     assert [row["accuracy_mean"] for row in rows] == ["0.5", ""]
     assert rows[1]["w"] == "0.9"
+    assert [row["acc_weight"] for row in rows] == ["", "0.9"]
+    assert [row["acc_effective"] for row in rows] == ["", "0.98"]
+    assert [row["chosen"] for row in rows] == ["", "best accuracy"]
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:

@@ -206,11 +206,16 @@ def _solve(gram: Matrix, right: Matrix) -> Matrix | None:
 
 
 def _rest(share: float, others: Matrix | None) -> float | None:
-    return None if others is None else share - float(np.sum(others))
+    return None if others is None else _weight(share - float(np.sum(others)))
 
 
 def _entry(values: Matrix | None, index: int) -> float | None:
-    return None if values is None else float(values[index])
+    return None if values is None else _weight(float(values[index]))
+
+
+def _weight(value: float) -> float:
+    """A weight without the rounding errors of its computation: 0 rather than 1e-17."""
+    return round(value, 12) + 0.0
 
 
 def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:

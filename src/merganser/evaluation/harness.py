@@ -13,7 +13,7 @@ from pydantic import Field
 
 from merganser import extras
 from merganser.errors import InputError, MerganserError, ResourceError
-from merganser.evaluation.statistics import Direction, Score, summarize
+from merganser.evaluation.statistics import Direction, Score, Z, digits, summarize
 from merganser.evaluation.tasks import Part
 
 
@@ -122,7 +122,8 @@ def _score(task: HarnessTask, found: Any) -> Score:
             return own
     error = told.get(f"{task.metric}_stderr,{task.filter}")
     error = float(error) if isinstance(error, int | float) else 0.0
-    return Score(mean, error, mean - 1.96 * error, mean + 1.96 * error, len(rows))
+    low, high = mean - Z * error, mean + Z * error
+    return Score(digits(mean), digits(error), digits(low), digits(high), len(rows))
 
 
 def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, Score]:

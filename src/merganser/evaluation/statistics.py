@@ -14,6 +14,9 @@ Direction = Literal["max", "min"]
 RESAMPLES = 10_000
 """Of the bootstrap: the ends of its interval are then known to about 3 % of its width."""
 
+Z = 1.959963984540054
+"""Standard deviations of the normal distribution that 95 % are within."""
+
 SEED = 20_230_424
 """Of the bootstrap: the same scores always have the same interval."""
 
@@ -27,8 +30,8 @@ class Score:
 
     Attributes:
         mean: over problems, of each problem's mean over its samples.
-        error: standard error of the mean, over problems; 0 for one problem.
-        low, high: 95 % interval, by bootstrap over problems.
+        error: standard error of the mean, over problems; 0 for one problem that is neither 0 nor 1.
+        low, high: 95 % interval, by bootstrap over problems; Wilson's where all are 0, or all 1.
         problems: how many.
     """
 
@@ -49,7 +52,9 @@ def summarize(values: Sequence[float]) -> Score:
     """The mean of a value a problem, its standard error, and the percentile bootstrap's 95 % interval.
 
     Problems are what is drawn: samples of one problem are not independent, so they go in as their
-    mean. The error is s / sqrt(n), with s the standard deviation of n - 1 degrees of freedom.
+    mean. The error is s / sqrt(n), with s the standard deviation of n - 1 degrees of freedom. Where all
+    values are 0, or all are 1, every draw is the same, and says nothing of other problems: the interval
+    is Wilson's, and the error is the one that belongs to its width.
 
     Raises:
         ValueError: when there are no values, or one is not finite.
@@ -61,8 +66,8 @@ def summarize(values: Sequence[float]) -> Score:
     if not count or not np.all(np.isfinite(numbers)):
         raise ValueError("scores are finite numbers, at least one")
     mean = math.fsum(numbers) / count
-    if count == 1 or np.ptp(numbers) == 0:
-        return Score(mean, 0.0, mean, mean, count)
+    if np.ptp(numbers) == 0:
+        return _of_equal(mean, count)
     error = float(np.std(numbers, ddof=1)) / math.sqrt(count)
     random = np.random.default_rng(SEED)
     means = np.empty(RESAMPLES)
@@ -71,7 +76,21 @@ def summarize(values: Sequence[float]) -> Score:
         rows = min(step, RESAMPLES - start)
         means[start : start + rows] = numbers[random.integers(0, count, (rows, count))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Score(mean, error, float(low), float(high), count)
+    return Score(digits(mean), digits(error), digits(low), digits(high), count)
+
+
+def digits(value: float) -> float:
+    """A number of twelve significant digits: 0.3 rather than 0.30000000000000004."""
+    return float(f"{value:.12g}")
+
+
+def _of_equal(value: float, count: int) -> Score:
+    """What as many equal values are worth: of zeros or ones by Wilson's interval."""
+    if value not in (0.0, 1.0):
+        return Score(value, 0.0, value, value, count)
+    width = Z**2 / (count + Z**2)
+    low, high = (0.0, width) if value == 0 else (1 - width, 1.0)
+    return Score(value, digits(width / (2 * Z)), digits(low), digits(high), count)
 
 
 def pass_at(k: int, correct: Sequence[bool]) -> float:

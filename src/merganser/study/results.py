@@ -217,18 +217,22 @@ def reference(found: Results, folder: Path, model: str) -> ModelReference:
 
 
 def as_csv(results: Results) -> str:
-    """One line a model: name, role, values, and of each score the mean, error and interval."""
+    """One line a model: name, role, values, of each score the mean, error and interval, requested and
+    effective weights, and the rule that chose it."""
     keys = list(dict.fromkeys(key for entry in results.entries for key in entry.values))
+    models = list(dict.fromkeys(model for entry in results.entries for model in entry.weights))
     parts = ("mean", "error", "low", "high")
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(
-        ["name", "role", *keys, *(f"{s}_{part}" for s in results.directions for part in parts)]
-    )
+    columns = [f"{score}_{part}" for score in results.directions for part in parts]
+    columns += [f"{model}_{part}" for model in models for part in ("weight", "effective")]
+    table.writerow(["name", "role", *keys, *columns, "chosen"])
     for entry in results.entries:
         cells: list[Any] = [entry.name, entry.role, *(entry.values.get(key, "") for key in keys)]
         for score in results.directions:
             found = entry.scores.get(score)
             cells += [getattr(found, part) if found else "" for part in parts]
-        table.writerow(cells)
+        for model in models:
+            cells += [entry.weights.get(model, ""), entry.effective.get(model, "")]
+        table.writerow([*cells, results.chosen.get(entry.name, "")])
     return out.getvalue()
