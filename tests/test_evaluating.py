@@ -247,6 +247,52 @@ def test_points_that_are_written_are_kept_by_what_models_hold(
     assert weights.stat().st_mtime_ns == before
 
 
+def test_chosen_points_are_scored_on_what_is_held_out(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plain = evaluate_sweep(file, out)
+    [name] = plain.chosen
+    luck = "was chosen by these very scores"
+    assert luck in (out / name / "README.md").read_text()
+    file.write_text(SWEEP + "  held_out: 0.5\n")
+    found = evaluate_sweep(file, out)
+    [name] = found.chosen
+    apart = results.read(out / "held_out")
+    assert [entry.name for entry in apart.entries] == ["base", "a", "b", name]
+    assert apart.entries[-1].folder == f"../{name}"
+    assert set(apart.entries[-1].weights) == {"./a", "./b"}
+    asked: list[set[str]] = []
+    for home in (out, out / "held_out"):
+        kept = samples.read(home / "samples" / f"{name}.jsonl")
+        asked.append({sample.problem for sample in kept})
+    assert [len(each) for each in asked] == [2, 2]
+    assert not asked[0] & asked[1]
+    card = (out / name / "README.md").read_text()
+    assert "over 2 problems" in card
+    assert "The problems were held out: " in card
+    assert luck not in card
+    file.write_text(SWEEP)
+    evaluate_sweep(file, out)
+    assert luck in (out / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "told"),
+    [
+        ("other", "evaluate.held_out: there is no task 'other'; there are sums"),
+        ("sums", "evaluate.held_out: there is no task left"),
+        ("0.01", "evaluate.held_out: 0.01 of the 4 problems of 'sums' leaves none"),
+        ("1.5", "held_out: "),
+    ],
+)
+def test_what_cannot_be_held_out_of_a_sweep(
+    file: Path, tmp_path: Path, held_out: str, told: str
+) -> None:
+    file.write_text(f"{SWEEP}  held_out: {held_out}\n")
+    with pytest.raises(MerganserError) as refused:
+        evaluate_sweep(file, tmp_path / "out")
+    assert_one_line(str(refused.value), f"{file}:16: ", told)
+
+
 def test_the_command(file: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     done = run(cli.main, ["sweep", str(file), str(tmp_path / "out"), "--no-write"])

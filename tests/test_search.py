@@ -595,7 +595,7 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     written = tree(out / name)
     for file, content in tree(tmp_path / name).items():
         assert file in ("merge_manifest.json", "README.md") or written[file] == content
-    assert "held out of the search" in (out / name / "README.md").read_text()
+    assert "The problems were held out: " in (out / name / "README.md").read_text()
 
     more = json.loads(run("search", story, out, "--budget", "5", "--json", "--no-write"))
     assert more["candidates"] == 5

@@ -104,6 +104,7 @@ def _sweep_evaluated(
 ) -> None:
     from dataclasses import asdict
 
+    from merganser.study import results
     from merganser.study.evaluating import evaluate_sweep
 
     with progress(quiet or as_json) as on_event, scoring(quiet or as_json) as on_progress:
@@ -122,6 +123,9 @@ def _sweep_evaluated(
         from merganser import tables
 
         tables.show_scores(found)
+        if (out / results.HELD_OUT / results.JSON_NAME).is_file():
+            click.echo("\nThe chosen points on problems that were held out:")
+            tables.show_scores(results.read(out / results.HELD_OUT))
 
 
 @click.command()

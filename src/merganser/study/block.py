@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -21,6 +22,7 @@ class Study(Evaluate):
     keep: str | dict[str, str | list[str]] = "all"
     base: str | None = None
     experts: bool = True
+    held_out: Annotated[float, Field(gt=0, lt=1)] | str | list[str] | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Study:

@@ -189,17 +189,21 @@ def _section(place: Place) -> str:
     many = ", ".join(str(count) for count in counts)
     lines.append(
         f"\nMean ± standard error over {many} problems, with the 95 % interval by bootstrap over "
-        "problems; ↑ more is better, ↓ less is better. Not rounded in this page's metadata."
+        "problems (Wilson's where all score 0, or all 1); ↑ more is better, ↓ less is better. "
+        "Not rounded in this page's metadata."
     )
     lines += _settings(results.settings)
+    rule = results.chosen.get(entry.name)
     if place.held_out:
-        lines.append("The problems were held out of the search that found this model.")
+        lines.append("The problems were held out: the model was chosen by its scores on others.")
+    elif rule not in (None, "all"):
+        lines.append("The model was chosen by these very scores, so part of them may be luck.")
     values = ", ".join(f"{key} = {value}" for key, value in entry.values.items())
     count = len(results.points)
     one = "A merge" if place.held_out or count == 1 else f"One of {count} merges"
     of = f"{one} of the study `{inline(results.name).replace('`', '')}`"
     lines.append(f"\n{of}{f', with {inline(values)}' if values else ''}.")
-    if rule := results.chosen.get(entry.name):
+    if rule:
         lines.append(f"Chosen as: {inline(rule)}.")
     return "\n".join(lines) + "\n"
 

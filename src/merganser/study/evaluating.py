@@ -29,6 +29,7 @@ from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
 from merganser.study import cards, results, sharing, sweep
 from merganser.study.block import Study
+from merganser.study.held_out import split
 from merganser.study.keep import parse_rule
 from merganser.study.language import Point, load_points, read_pattern
 from merganser.study.live import Computing, LiveModel, model_key
@@ -67,7 +68,8 @@ def evaluate_sweep(
 ) -> Results:
     """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
 
-    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``. Completions that are
+    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``, and those of the
+    chosen points on what is held out into ``out/held_out``. Completions that are
     there from the same plans, problems and settings are reused, and points that ``only`` leaves out stay in
     the results. Several processes can share one study: each model is scored by one of them.
 
@@ -90,7 +92,14 @@ def evaluate_sweep(
     pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
-    directions = block.directions(tasks)
+    apart = [block.held_out] if isinstance(block.held_out, str) else block.held_out
+    seen, unseen = split(
+        tasks,
+        apart,
+        0,
+        lambda problem: document.error(f"evaluate.held_out: {problem}", ("evaluate", "held_out")),
+    )
+    directions = block.directions(seen)
     rule = parse_rule(block.keep, directions, document)
     home = Path(os.path.abspath(out))  # noqa: PTH100
     planned = sweep.plan_points(config, only, **planning)
@@ -113,10 +122,10 @@ def evaluate_sweep(
         live = LiveModel(
             device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
         )
-        stage = _Stage(block, tasks, live, home, pattern.folder or Path())
+        stage = _Stage(block, seen, live, home, pattern.folder or Path())
         needed = {reference.text for reference, _ in _references(block, asked, document)}
         models = [model for model in others if model.entry.model in needed] + asked
-        for line in to_redo(models, tasks, live, home):
+        for line in to_redo(models, seen, live, home):
             on_warning(line)
         entries = {entry.name: entry for entry in stage.score_all(models, on_progress)}
         with sharing.exclusive(home / SAMPLES / ".results.lock"):
@@ -129,6 +138,8 @@ def evaluate_sweep(
             models = [model for model in (*others, *points) if model.entry.name in entries]
             scored = measured([entries[model.entry.name] for model in models], models, threads)
             chosen = rule(scored)
+            last = [*others, *(point for point in points if point.entry.name in chosen)]
+            again = _on_held_out(last if chosen else [], unseen, live, home, threads, on_progress)
             if not chosen and block.keep != "none":
                 on_warning("the rule of evaluate.keep keeps no point")
             kept = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
@@ -142,15 +153,55 @@ def evaluate_sweep(
                 name=Path(document.file).stem if document.file else "study",
                 recipe=document.text or "",
                 directions=directions,
-                settings=describe(tasks, live, block.lm_eval),
+                settings=describe(seen, live, block.lm_eval),
                 entries=tuple(replace(e, folder=e.name) if e.name in there else e for e in scored),
                 chosen=chosen,
                 places=results.places(home, pattern.folder),
             )
             results.write(found, home)
+            _write_held_out(found, again, unseen, live, home)
             if writing.get("write_card", True):
                 cards.rewrite_all(home, found)
     return found
+
+
+def _on_held_out(
+    models: Sequence[Model],
+    tasks: Sequence[Task],
+    live: LiveModel,
+    home: Path,
+    threads: int | None,
+    on_progress: Listener,
+) -> list[Entry]:
+    """Score models on what was held out; nothing where nothing was."""
+    if not tasks or not models:
+        return []
+    folder = home / results.HELD_OUT
+    make(folder / SAMPLES)
+    entries = [
+        score(model, tasks, live, folder, on_progress, Turn(model.entry.name, n, len(models)))
+        for n, model in enumerate(models, 1)
+    ]
+    return measured(entries, models, threads)
+
+
+def _write_held_out(
+    found: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: LiveModel, home: Path
+) -> None:
+    """Write the results on what was held out; where there are none, earlier ones are removed."""
+    folder = home / results.HELD_OUT
+    if not entries:
+        results.remove(folder)
+        return
+    folders = {e.name: f"../{e.folder}" for e in found.entries if e.folder is not None}
+    held_out = replace(
+        found,
+        directions=languages.score_names(tasks),
+        settings=describe(tasks, live),
+        entries=tuple(replace(entry, folder=folders.get(entry.name)) for entry in entries),
+        places=tuple(os.path.join("..", place) for place in found.places),  # noqa: PTH118
+    )
+    results.write(held_out, folder)
 
 
 def _point(point: Point, decided: Plan, stack: ExitStack) -> Model:
@@ -311,6 +362,11 @@ def _check_names(models: Sequence[Model]) -> None:
     for model in models:
         if model.point is not None and model.entry.name.casefold() == SAMPLES:
             raise RecipeError(f"a point cannot be called {SAMPLES!r}: its folder holds completions")
+        if model.point is not None and model.entry.name.casefold() == results.HELD_OUT:
+            raise RecipeError(
+                f"a point cannot be called {results.HELD_OUT!r}: its folder holds the scores on "
+                "problems that are held out"
+            )
 
 
 def to_redo(

@@ -129,6 +129,17 @@ def write(results: Results, folder: Path) -> None:
             (folder / name).write_text(content, encoding="utf-8")
 
 
+def remove(folder: Path) -> None:
+    """Remove results that no longer hold; completions stay.
+
+    Raises:
+        ResourceError: when they cannot be removed.
+    """
+    for name in (JSON_NAME, CSV_NAME):
+        with told_as(ResourceError, "removed", folder / name):
+            (folder / name).unlink(missing_ok=True)
+
+
 def read(folder: Path) -> Results:
     """What a study found, from its folder.
 

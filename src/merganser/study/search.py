@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +20,7 @@ from merganser.release import contents
 from merganser.study import cards, evaluating, exploration, front, results
 from merganser.study.evaluating import Model
 from merganser.study.exploration import Candidate, Standing, Trial
+from merganser.study.held_out import split
 from merganser.study.history import INPUTS
 from merganser.study.language import Point
 from merganser.study.live import LiveModel
@@ -99,7 +99,17 @@ def search(
         raise document.error(
             "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
         )
-    seen, unseen = split(tasks, wanted)
+    if block.held_out is not None:
+        raise document.error(
+            "evaluate.held_out: of a search, search.held_out says what is held out",
+            ("evaluate", "held_out"),
+        )
+    seen, unseen = split(
+        tasks,
+        wanted.held_out,
+        wanted.seed,
+        lambda problem: wanted.error(f"search.held_out: {problem}", "held_out"),
+    )
     check_scores(wanted, seen)
     with ExitStack() as stack:
         samples = [
@@ -170,50 +180,6 @@ def search(
         if writing.get("write_card", True):
             cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
-
-
-def split(tasks: Sequence[Task], wanted: Search) -> tuple[list[Task], list[Task]]:
-    """What candidates are scored on, and what only the chosen ones are.
-
-    A share is taken of the problems of every task, by the digests of their names, so that it stays the
-    same wherever a problem stands in its file.
-
-    Raises:
-        RecipeError: when there is nothing left on one side, or no such task.
-    """
-    apart = wanted.held_out
-    if apart is None:
-        return list(tasks), []
-    if isinstance(apart, tuple):
-        names = [task.name for task in tasks]
-        if unknown := [name for name in apart if name not in names]:
-            raise wanted.error(
-                f"search.held_out: there is no task {unknown[0]!r}; there are {', '.join(names)}",
-                "held_out",
-            )
-        if len(set(apart)) == len(names):
-            raise wanted.error("search.held_out: there is no task left to search with", "held_out")
-        parts = [[t for t in tasks if (t.name in apart) is held] for held in (False, True)]
-        return parts[0], parts[1]
-    seen: list[Task] = []
-    unseen: list[Task] = []
-    for task in tasks:
-        ranked = sorted(
-            task.problems,
-            key=lambda p: hashlib.sha256(f"{wanted.seed} {task.name} {p.id}".encode()).digest(),
-        )
-        count = round(apart * len(ranked))
-        if not 0 < count < len(ranked):
-            raise wanted.error(
-                f"search.held_out: {apart:g} of the {len(ranked)} problems of {task.name!r} leaves "
-                "none on one side",
-                "held_out",
-            )
-        held = {problem.id for problem in ranked[:count]}
-        for part, inside in ((seen, False), (unseen, True)):
-            own = tuple(problem for problem in task.problems if (problem.id in held) is inside)
-            part.append(replace(task, problems=own))
-    return seen, unseen
 
 
 def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:

@@ -1,0 +1,59 @@
+"""Problems that models are not chosen by, so that their scores on them are honest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from merganser.errors import RecipeError
+from merganser.evaluation.tasks import Task
+
+
+def split(
+    tasks: Sequence[Task],
+    apart: float | Sequence[str] | None,
+    seed: int,
+    error: Callable[[str], RecipeError],
+) -> tuple[list[Task], list[Task]]:
+    """What models are chosen by, and what only the chosen ones are scored on.
+
+    A share is taken of the problems of every task, by the digests of their names, so that it stays the
+    same wherever a problem stands in its file.
+
+    Args:
+        tasks: all.
+        apart: a share of the problems, or names of tasks; None for nothing.
+        seed: of the share.
+        error: makes an error of a problem with ``apart``.
+
+    Raises:
+        RecipeError: when there is nothing left on one side, or no such task.
+    """
+    if apart is None:
+        return list(tasks), []
+    if not isinstance(apart, float):
+        names = [task.name for task in tasks]
+        if unknown := [name for name in apart if name not in names]:
+            raise error(f"there is no task {unknown[0]!r}; there are {', '.join(names)}")
+        if len(set(apart)) == len(names):
+            raise error("there is no task left to search with")
+        parts = [[t for t in tasks if (t.name in apart) is held] for held in (False, True)]
+        return parts[0], parts[1]
+    seen: list[Task] = []
+    unseen: list[Task] = []
+    for task in tasks:
+        ranked = sorted(
+            task.problems,
+            key=lambda p: hashlib.sha256(f"{seed} {task.name} {p.id}".encode()).digest(),
+        )
+        count = round(apart * len(ranked))
+        if not 0 < count < len(ranked):
+            raise error(
+                f"{apart:g} of the {len(ranked)} problems of {task.name!r} leaves none on one side"
+            )
+        held = {problem.id for problem in ranked[:count]}
+        for part, inside in ((seen, False), (unseen, True)):
+            own = tuple(problem for problem in task.problems if (problem.id in held) is inside)
+            part.append(replace(task, problems=own))
+    return seen, unseen
