@@ -20,7 +20,8 @@ from conftest import assert_one_line, change_config, write_json
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.derived import SCRATCH
 from merganser.errors import InputError, OutputExistsError
-from merganser.planning import CELL, buffer_bytes
+from merganser.kernels import CELL
+from merganser.planning import buffer_bytes
 from merganser.release.facts import inspect
 from wrappers import assert_ranges_agree, assert_tiles_are_cheap, cut_off, tensor, tensors, whole
 

@@ -1,63 +1,344 @@
-"""Machine code on disk: that of this very text is found again, and nothing else."""
+"""The compiled kernels against the same in numpy, to the bit: every dtype, number of models, size and level."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from merganser import compiled
-from merganser.checkpoints import lowrank
-from merganser.engine import consensus, kernels, vectors
+from merganser.kernels import (
+    CELL,
+    CODES,
+    LANES,
+    WIDTHS,
+    library,
+    measuring,
+    merging,
+    plain,
+    selecting,
+    storage,
+)
+from merganser.kernels import rules as rule
+from merganser.kernels.arguments import Inputs
+
+Array = np.ndarray[Any, Any]
+SIZES = [0, 1, LANES - 1, LANES, LANES + 1, 4095, 4096, 4097, CELL - 1, CELL + 1, CELL + 4096 + 37]
+SPECIAL = np.array(
+    [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.2e-38, 3e-5, 6e-8, 3.4e38, -3.4e38, 65504]
+)
+pytestmark = pytest.mark.skipif(not library.levels(), reason="no kernels are built")
 
 
-def test_a_loop_is_made_of_the_files_that_it_takes_functions_from() -> None:
-    names = [module.__name__ for module in compiled.sources(consensus)]
-    assert names == [
-        "merganser.compiled",
-        "merganser.engine.consensus",
-        "merganser.engine.few",
-        "merganser.engine.kernels",
-        "merganser.engine.vectors",
-    ]
+@pytest.fixture(params=library.levels(), autouse=True)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs at every level that this processor has."""
+    library.use(request.param)
+    assert library.description() == request.param
+    yield request.param
+    library.use(None)
 
 
-def test_machine_code_is_made_anew_where_what_it_calls_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def as_stored(numbers: Array, dtype: str) -> Array:
+    return plain.narrowed(numbers.astype(np.float64), dtype, False, 0, 0)
+
+
+def inputs_of(random: np.random.Generator, dtypes: list[str], count: int, special: bool) -> Inputs:
+    """A base and models near it, some of whose numbers are equal, zero or, if wanted, no numbers."""
+    base = random.standard_normal(count)
+    rows = [base]
+    for _ in dtypes[1:]:
+        changed = random.random(count) < 0.7
+        rows.append(base + random.standard_normal(count) * 0.02 * changed)
+    if special:
+        for row in rows:
+            places = random.random(count) < 0.1
+            row[places] = random.choice(SPECIAL, int(places.sum()))
+    return Inputs.of(
+        (as_stored(row, dtype) for row, dtype in zip(rows, dtypes, strict=True)),
+        [CODES[dtype] for dtype in dtypes],
+    )
+
+
+def rules_of(
+    random: np.random.Generator, kind: int, models: int, count: int, start: int = 0
+) -> rule.Rules:
+    """The same rule for all models; ties at both cuts."""
+    varied = kind == rule.VARIANCE
+    kinds, cells = models + varied, -(-count // CELL)
+    present = random.integers(0, 4, (kinds, 2, cells))
+    cuts = np.tile(np.array([0.03125, 0.015625], np.float32).view(np.uint32), (kinds, 1))
+    masks = random.integers(0, 256, (models, count // 8 + 4), np.uint8)
+    return rule.Rules(
+        np.full(kinds, rule.BETWEEN if varied else kind),
+        cuts,
+        np.minimum(random.integers(0, 4, (kinds, 2, cells)), present),
+        present,
+        np.full(models, 2**62, np.uint64),
+        random.integers(0, 2**63, models, np.uint64),
+        masks if kind in (rule.MASKED, rule.DRAWN) else np.zeros((models, 0), np.uint8),
+    )
+
+
+def same(one: Array, other: Array) -> None:
+    np.testing.assert_array_equal(one, other)
+
+
+def run(
+    inputs: Inputs, count: int, work: Any, dtype: str, stochastic: bool, hows: list[Any]
 ) -> None:
-    before = [compiled.stamp(module) for module in (consensus, kernels, lowrank)]
-    changed = tmp_path / "vectors.py"
-    changed.write_text(Path(vectors.__file__).read_text() + "\n# changed\n")
-    monkeypatch.setattr(vectors, "__file__", str(changed))
-    after = [compiled.stamp(module) for module in (consensus, kernels, lowrank)]
-    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+    """Compiled and in numpy: the same bytes, the same report but for the order of its sums."""
+    k, cells = len(inputs.rows) - hows[0].extra, -(-count // CELL)
+    results = []
+    for call in (merging.merge, plain.merge):
+        outputs = []
+        for p, how in enumerate(hows):
+            vector = (cells, k - 1)
+            shared = (np.zeros((*vector, k - 1)), np.zeros(vector)) if p == 0 else (None, None)
+            sums = merging.Sums(*shared, *(np.zeros(vector) for _ in range(2)), np.zeros(cells))
+            data = np.zeros(count * WIDTHS[CODES[dtype]], np.uint8)
+            outputs.append(merging.Output(data, how, 7 + p, sums))
+        call(inputs, count, 0, np.dtype(work), dtype, stochastic, outputs)
+        results.append(outputs)
+    for mine, wanted in zip(*results, strict=True):
+        same(mine.data, wanted.data)
+        for one, other in zip(mine.sums, wanted.sums, strict=True):
+            if one is not None and np.isfinite(other).all() and abs(other).max(initial=0) < 1e30:
+                np.testing.assert_allclose(
+                    one, other, rtol=3e-4, atol=2e-3 * max(1, abs(other).max(initial=0)) ** 0.5
+                )
 
 
-def test_machine_code_is_made_anew_where_a_number_from_elsewhere_has_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = compiled.stamp(kernels)
-    monkeypatch.setattr(kernels, "CELL", 2 * kernels.CELL)
-    assert compiled.stamp(kernels) != before
+DTYPES = st.sampled_from(["bfloat16", "float16", "float32", "float64"])
 
 
-CALL = """
-import sys, numpy as np
-from numba.core import event
-from merganser.engine import kernels
-told = event.RecordingListener()
-with event.install_listener("numba:compile", told):
-    print(kernels.count_nonfinite(np.full(6, 255, np.uint8), 0), len(told.buffer), end=" ")
-print("numba.np.linalg" in sys.modules)
-"""
+@st.composite
+def tiles(draw: Any, least: int = 1) -> dict[str, Any]:
+    k = draw(st.integers(least, 7))
+    dtypes = [draw(DTYPES)] * k
+    if draw(st.booleans()):
+        dtypes[draw(st.integers(0, k - 1))] = draw(DTYPES)
+    count = draw(st.sampled_from(SIZES))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    work = np.float64 if "float64" in dtypes and draw(st.booleans()) else np.float32
+    return {
+        "random": random,
+        "k": k,
+        "inputs": inputs_of(random, dtypes, count, draw(st.booleans())),
+        "count": count,
+        "work": work,
+        "dtype": draw(DTYPES),
+        "stochastic": draw(st.booleans()),
+    }
 
 
-def test_loading_needs_nothing_but_the_runtime() -> None:
-    """In a process of its own, after one that has compiled what was not there yet."""
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", CALL], capture_output=True, text=True, check=True
+# One test case takes milliseconds; the instances are some hundred.
+many = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@given(tile=tiles(), divisor=st.sampled_from([1.0, 1.7]), from_zero=st.booleans())
+@many
+def test_linear(tile: dict[str, Any], divisor: float, from_zero: bool) -> None:
+    hows = [
+        merging.Linear(
+            tile["random"].normal(size=tile["k"]).astype(tile["work"]), divisor, from_zero
         )
-    assert done.stdout == "3 0 False\n"
+        for _ in range(2)
+    ]
+    run(tile["inputs"], tile["count"], tile["work"], tile["dtype"], tile["stochastic"], hows)
+
+
+KINDS = [rule.ALL, rule.NOTHING, rule.BETWEEN, rule.DRAWN, rule.MASKED, rule.VARIANCE]
+
+
+@given(
+    tile=tiles(2),
+    kind=st.sampled_from(KINDS),
+    elect=st.booleans(),
+    divide=st.sampled_from(["no", "weights", "counted"]),
+    least=st.integers(0, 2),
+)
+@many
+def test_sparse(tile: dict[str, Any], kind: int, elect: bool, divide: str, least: int) -> None:
+    random, models, work = tile["random"], tile["k"] - 1, tile["work"]
+    factors, weights, slack = (random.normal(size=models).astype(work) for _ in range(3))
+    how = merging.Sparse(
+        rules_of(random, kind, models, tile["count"]),
+        *(factors, weights, elect, divide, 1.3, float(work(0.8)), least, abs(slack)),
+    )
+    run(tile["inputs"], tile["count"], work, tile["dtype"], tile["stochastic"], [how])
+
+
+@given(tile=tiles(2))
+@many
+def test_given(tile: dict[str, Any]) -> None:
+    run(
+        tile["inputs"],
+        tile["count"],
+        tile["work"],
+        tile["dtype"],
+        tile["stochastic"],
+        [merging.Given()],
+    )
+
+
+@given(tile=tiles(2), changes=st.booleans(), length=st.sampled_from([1, 5, 96, 1000, 5000]))
+@many
+def test_gram_matrices(tile: dict[str, Any], changes: bool, length: int) -> None:
+    count, m = tile["count"], tile["k"] - changes
+    inputs, cells = tile["inputs"], -(-count // CELL)
+    results = []
+    for kernels in (measuring, plain):
+        gram, columns = np.zeros((cells, m, m)), np.zeros((length, m, m))
+        rows, heads = np.zeros((-(-count // length), m, m)), np.zeros((cells, m, m))
+        kernels.measure(inputs, count, changes, gram)
+        kernels.measure_rows(inputs, count, changes, length, 0, rows, heads)
+        kernels.measure_columns(inputs, count, changes, length, 0, columns)
+        results.append([gram, rows, heads, columns])
+    for mine, wanted in zip(*results, strict=True):
+        same(mine, wanted)
+
+
+@given(tile=tiles(2), by_rows=st.booleans(), length=st.sampled_from([1, 5, 96, 5000]))
+@many
+def test_coefficients_of_rows_and_columns(tile: dict[str, Any], by_rows: bool, length: int) -> None:
+    count, k, work = tile["count"], tile["k"], tile["work"]
+    vectors = max(1, -(-count // length)) if by_rows else length
+    coefficients = tile["random"].normal(size=(k, vectors)).astype(work)
+    mine, wanted = np.zeros(count, work), np.zeros(count, work)
+    measuring.combine_each(tile["inputs"], count, coefficients, length, by_rows, 0, mine)
+    plain.combine_each(tile["inputs"], count, coefficients, length, by_rows, 0, wanted)
+    same(mine, wanted)
+
+
+@given(
+    tile=tiles(2), kind=st.sampled_from(KINDS), norm=st.sampled_from([rule.L1, rule.L2, rule.LINF])
+)
+@many
+def test_norms(tile: dict[str, Any], kind: int, norm: int) -> None:
+    count, models = tile["count"], tile["k"] - 1
+    rules = rules_of(tile["random"], kind, models, count)
+    results = []
+    for kernels in (measuring, plain):
+        mine, sums = (
+            rules._replace(masks=rules.masks.copy()),
+            np.zeros((-(-count // CELL), models, 2)),
+        )
+        kernels.norms(tile["inputs"], count, np.dtype(tile["work"]), mine, norm, 0, sums)
+        bits = np.unpackbits(mine.masks, axis=1, bitorder="little")
+        results.append([sums, bits[:, :count]])
+    for one, other in zip(*results, strict=True):
+        same(one, other)
+
+
+@given(tile=tiles(2), varied=st.booleans())
+@many
+def test_counts_for_a_selection(tile: dict[str, Any], varied: bool) -> None:
+    count, inputs, work = tile["count"], tile["inputs"], np.dtype(tile["work"])
+    what = np.array([0, -1 if varied else tile["k"] - 2])
+    lows, highs = np.full((2, 2), np.array([0.01, 0.05], np.float32).view(np.uint32)).T.copy()
+    keys = np.zeros(count, np.uint32)
+    selecting.sample_keys(inputs, count, work, 0, keys)
+    wanted = np.zeros(count, np.uint32)
+    plain.sample_keys(inputs, count, work, 0, wanted)
+    same(keys, wanted)
+    inside = np.append(keys[(keys >= lows[0]) & (keys <= highs[0])], lows[0])
+    guesses = np.array([[inside[0], 0xFFFFFFFF], [0x3C800000, 0]], np.uint32)
+    results = []
+    for kernels in (selecting, plain):
+        above, fill, equal = (
+            np.zeros(2, np.int64),
+            np.zeros(2, np.int64),
+            np.zeros((2, 2, -(-count // CELL)), np.int64),
+        )
+        found = np.zeros((2, count + LANES), np.uint32)
+        kernels.tally(inputs, count, work, what, lows, highs, guesses, above, equal, found, fill)
+        results.append([above, equal, fill, found[0, : fill[0]], found[1, : fill[1]]])
+    for one, other in zip(*results, strict=True):
+        same(one, other)
+
+
+@given(tile=tiles(2), length=st.sampled_from([1, 5, 16, 96, 1000, 4112]), coarse=st.booleans())
+@many
+def test_draws_by_rank(tile: dict[str, Any], length: int, coarse: bool) -> None:
+    inputs = tile["inputs"]
+    if coarse:  # many ties
+        rows = [plain.widened(inputs, i, tile["count"], np.float64) for i in range(tile["k"])]
+        inputs = Inputs.of(
+            [as_stored(np.round(row * 4) / 4, "float32") for row in rows], [2] * tile["k"]
+        )
+    rows, work = tile["count"] // length, np.dtype(tile["work"])
+    masks = [np.zeros(rows * length // 8 + 5, np.uint8) for _ in range(2)]
+    for kernels, mask in zip((selecting, plain), masks, strict=True):
+        kernels.draw_by_rank(inputs, work, 0, rows, length, 0.5, 0.4, 77, 0, mask)
+    same(*masks)
+
+
+@given(tile=tiles(3), based=st.booleans())
+@many
+def test_comparisons(tile: dict[str, Any], based: bool) -> None:
+    count, inputs = tile["count"], tile["inputs"].take([0, 1, 2] if based else [0, 1])
+    results = []
+    for kernels in (storage, plain):
+        sums = np.zeros((-(-count // CELL), storage.FIGURES))
+        histogram = np.zeros((len(sums), storage.BUCKETS), np.int64)
+        kernels.compare(inputs, count, sums, histogram)
+        results.append((sums, histogram))
+    same(results[0][1], results[1][1])
+    if np.isfinite(results[1][0]).all():
+        np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-9)
+
+
+@given(tile=tiles(), data=st.binary(max_size=300))
+@many
+def test_stored_numbers(tile: dict[str, Any], data: bytes) -> None:
+    count, inputs = tile["count"], tile["inputs"]
+    row, code = inputs.rows[0], int(inputs.codes[0])
+    into = np.zeros(count, tile["work"])
+    storage.widen(row, code, count, into)
+    same(into, plain.widened(inputs, 0, count, tile["work"]))
+    assert storage.count_nonfinite(row, code) == plain.count_nonfinite(row, code)
+    for each in (row, np.frombuffer(data, np.uint8)):
+        mine, wanted = (np.zeros(-(-len(each) // CELL), np.uint64) for _ in range(2))
+        storage.digest(each, mine)
+        plain.digest(each, wanted)
+        same(mine, wanted)
+
+
+@given(
+    shape=st.tuples(
+        st.integers(1, 9), st.integers(1, 5), st.sampled_from([1, 15, 16, 33, 256, 300, 515])
+    ),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    work=st.sampled_from([np.float32, np.float64]),
+    own=st.sampled_from([np.float32, np.float64]),
+)
+@many
+def test_products(
+    shape: tuple[int, int, int], cut: tuple[float, float], work: Any, own: Any
+) -> None:
+    rows, rank, columns = shape
+    random = np.random.default_rng(rows * columns)
+    left, right = (
+        random.normal(size=s).astype(np.float32) for s in ((rows, rank), (rank, columns))
+    )
+    skipped = int(cut[0] * (columns - 1))
+    count = int(cut[1] * (rows * columns - skipped))
+    weights, by_row, by_column = (
+        random.normal(size=count).astype(own),
+        random.normal(size=rows),
+        random.normal(size=columns),
+    )
+    mine, wanted = np.zeros(count, work), np.zeros(count, work)
+    arguments = (weights, left, right, 0.37, skipped, by_row, by_column)
+    storage.add_product(*arguments, mine)
+    plain.add_product(*arguments, wanted)
+    same(mine, wanted)
+    squares = [np.zeros(columns), np.zeros(columns)]
+    values = random.normal(size=(rows, columns))
+    storage.add_squares(values, True, squares[0])
+    plain.add_squares(values, True, squares[1])
+    same(*squares)

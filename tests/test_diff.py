@@ -14,7 +14,7 @@ from rich.console import Console
 from conftest import assert_one_line, make_model
 from merganser import cli, tables
 from merganser.errors import InputError
-from merganser.planning import CELL
+from merganser.kernels import CELL
 from merganser.study import ranks
 from merganser.study.diff import diff
 from peers import _ordered, load

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -14,10 +12,11 @@ import torch
 import merganser
 from merganser import engine, methods
 from merganser.checkpoints.memory import MemoryCheckpoint
-from merganser.engine.events import Compiling, Event, Finished, Merged, Started
+from merganser.engine.events import Event, Finished, Merged, Started
 from merganser.errors import InputError, MerganserError, ResourceError
+from merganser.kernels import CELL
 from merganser.methods import registry
-from merganser.planning import CELL, Plan, buffer_bytes
+from merganser.planning import Plan, buffer_bytes
 from merganser.sinks import DigestSink, NullSink, StateDictSink
 
 Models = dict[str, dict[str, torch.Tensor]]
@@ -218,17 +217,6 @@ def test_events_add_up() -> None:
     assert isinstance(finished, Finished)
     last = [event for event in events if isinstance(event, Merged)][-1]
     assert last.done_bytes == started.total_bytes == sum(job.spec.nbytes for job in plan.jobs)
-
-
-def test_compiling_is_told_once() -> None:
-    class Slow(NullSink):
-        def write(self, name: str, start: int, data: memoryview) -> None:
-            numba.njit(lambda x: x + 1)(start)
-            time.sleep(0.5)
-
-    events: list[Event] = []
-    engine.run([planned(models())], [Slow()], on_event=events.append)
-    assert events.count(Compiling()) == 1
 
 
 @pytest.fixture

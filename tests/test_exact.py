@@ -16,8 +16,8 @@ from merganser import methods
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.engine import reference
 from merganser.engine.parts import seed_of
+from merganser.kernels import CELL
 from merganser.methods import SparseDeltas
-from merganser.planning import CELL
 from merganser.sinks import StateDictSink
 from peers import unit
 

@@ -1,6 +1,6 @@
-"""The loops in registers give the same bits as those for any number of models.
+"""The kernels for a few models give the same bits as those for any number of models.
 
-An input that is stored in a wider dtype than the others holds the same numbers, and takes the loops for
+An input that is stored in a wider dtype than the others holds the same numbers, and takes the kernels for
 any number of models.
 """
 
@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.engine import consensus as loops
-from merganser.engine.kernels import BLOCK
-from merganser.engine.parts import Inputs
-from merganser.planning import CELL
+from merganser.kernels import BLOCK, CELL, LANES, measuring, merging, selecting
+from merganser.kernels import rules as loops
+from merganser.kernels.arguments import Inputs
 
 COUNT = CELL + BLOCK + 48
 Array = np.ndarray[Any, Any]
@@ -32,13 +31,13 @@ def numbers(k: int) -> list[Array]:
     return [((row.view(np.uint32) >> 16) << 16).view(np.float32) for row in rows]
 
 
-def stored(rows: list[Array], codes: list[int]) -> tuple[Inputs, Array]:
+def stored(rows: list[Array], codes: list[int]) -> Inputs:
     """The rows as bytes: bfloat16 (0) or float32 (2)."""
     halves = [(row.view(np.uint32) >> 16).astype(np.uint16) for row in rows]
     each = zip(codes, rows, halves, strict=True)
     return Inputs.of(
-        (row if code == 2 else half).view(np.uint8) for code, row, half in each
-    ), np.array(codes)
+        ((row if code == 2 else half).view(np.uint8) for code, row, half in each), codes
+    )
 
 
 def rules_of(kind: int, k: int, room: bool) -> loops.Rules:
@@ -67,30 +66,16 @@ def masked(rules: loops.Rules) -> loops.Rules:
     return rules
 
 
-def merge(rows: list[Array], codes: list[int], rules: loops.Rules, how: tuple[bool, int]) -> Any:
-    inputs, kinds = stored(rows, codes)
-    k, cells = len(rows), -(-COUNT // CELL)
+def merge(rows: list[Array], codes: list[int], rules: loops.Rules, how: tuple[bool, str]) -> Any:
+    inputs, k = stored(rows, codes), len(rows)
+    elect, divide = how
     factors = np.linspace(0.9, 0.3, k - 1).astype(np.float32)
     weights = np.linspace(0.7, 0.2, k - 1).astype(np.float32)
-    out = np.zeros(2 * COUNT, np.uint8)
-    vector = (cells, k - 1)
-    sums = [np.zeros((*vector, k - 1)), *(np.zeros(vector) for _ in range(3)), np.zeros(cells)]
-    scratch = np.zeros((3 * k + 3, BLOCK), np.float32)
-    loops.merge(
-        *(
-            inputs.places,
-            kinds,
-            COUNT,
-            rules,
-            factors,
-            weights,
-            *how,
-            np.float32(1.3),
-            np.float32(0.8),
-        ),
-        *(0, np.zeros(k - 1, np.float32), 0, 0, np.uint64(3), 0, scratch),
-        *(np.zeros(BLOCK, np.uint32), np.zeros(BLOCK, np.uint8), out, True, *sums),
-    )
+    out, sums = np.zeros(2 * COUNT, np.uint8), merging.Sums.zeros(-(-COUNT // CELL), k)
+    scale = float(np.float32(0.8))
+    sparse = merging.Sparse(rules, factors, weights, elect, divide, 1.3, scale)
+    output = merging.Output(out, sparse, 3, sums)
+    merging.merge(inputs, COUNT, 0, np.dtype(np.float32), "bfloat16", False, [output])
     halves = out.view(np.uint16)
     halves[(halves & 0x7FFF) > 0x7F80] &= 0x7FFF
     return [out, rules.masks, *sums]
@@ -111,9 +96,9 @@ KINDS = [loops.ALL, loops.NOTHING, loops.BETWEEN, loops.DRAWN, loops.MASKED]
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "how", [(True, loops.COUNTED), (True, loops.NO), (False, loops.COUNTED), (False, loops.WEIGHTS)]
+    "how", [(True, "counted"), (True, "no"), (False, "counted"), (False, "weights")]
 )
-def test_merging(k: int, kind: int, how: tuple[bool, int]) -> None:
+def test_merging(k: int, kind: int, how: tuple[bool, str]) -> None:
     rows = numbers(k)
     room = how[0]
     results = [
@@ -133,15 +118,12 @@ def test_norms(k: int, kind: int, norm: int) -> None:
     rows[-1][[9, 11]] = rows[0][[9, 11]]
     found = []
     for codes in ([0] * k, [2] * k, [2] + [0] * (k - 1)):
-        inputs, kinds = stored(rows, codes)
+        inputs = stored(rows, codes)
         rules = rules_of(kind, k, room=True)
         if kind == loops.MASKED:
             rules = masked(rules)
         sums = np.zeros((-(-COUNT // CELL), k - 1, 2))
-        scratch = np.zeros((3 * k + 3, BLOCK), np.float32)
-        keys, keep = np.zeros(BLOCK, np.uint32), np.zeros(BLOCK, np.uint8)
-        ones = np.ones(k - 1, np.float32)
-        loops.norms(inputs.places, kinds, COUNT, rules, ones, norm, 0, scratch, keys, keep, sums)
+        measuring.norms(inputs, COUNT, np.dtype(np.float32), rules, norm, 0, sums)
         found.append([sums, rules.masks])
         assert np.all(np.isfinite(sums))
     same(found[0], found[2])
@@ -156,18 +138,16 @@ def test_selection() -> None:
     inside = changes[0][(changes[0] >= low) & (changes[0] <= high)]
     values, counts = np.unique(inside, return_counts=True)
     guesses = values[np.argsort(counts)[-2:]]
-    what = np.array([1, 2, 1])
+    what = np.array([0, 1, 0])
     bracket = np.full(3, low), np.full(3, high), np.tile(guesses, (3, 1))
     for codes in ([0, 0, 0], [2, 2, 2], [2, 0, 0]):
-        inputs, kinds = stored(rows, codes)
+        inputs = stored(rows, codes)
         above, fill = np.zeros(3, np.int64), np.zeros(3, np.int64)
-        equal, found = np.zeros((3, 2, 2), np.int64), np.zeros((3, COUNT + 16), np.uint32)
-        scratch, keys = np.zeros((12, BLOCK), np.float32), np.zeros(BLOCK, np.uint32)
-        loops.tally(
-            *(inputs.places, kinds, COUNT, what, *bracket, scratch, keys, above, equal, found, fill)
-        )
+        equal, found = np.zeros((3, 2, 2), np.int64), np.zeros((3, COUNT + LANES), np.uint32)
+        work = np.dtype(np.float32)
+        selecting.tally(inputs, COUNT, work, what, *bracket, above, equal, found, fill)
         for m, model in enumerate(what):
-            change = changes[model - 1]
+            change = changes[model]
             keep = (change >= low) & (change <= high) & ~np.isin(change, guesses)
             assert above[m] == np.sum((change > high) & ~np.isin(change, guesses))
             np.testing.assert_array_equal(found[m, : fill[m]], change[keep])
@@ -197,26 +177,10 @@ def test_draws_by_rank(length: int, codes: list[int]) -> None:
     coarse = np.arange(COUNT) // length % 2 == 1  # every other row has many ties
     moved[coarse] = base[coarse] + np.round(moved[coarse] * 4) / 4
     moved = ((moved.view(np.uint32) >> 16) << 16).view(np.float32)
-    inputs, kinds = stored([base, moved], codes)
-    row = loops.Row(*(np.zeros(loops.room_of(length), kind) for kind in loops.ROW.values()))
-    mask, scratch = np.zeros(size // 8 + 8, np.uint8), np.zeros((9, BLOCK), np.float32)
-    density, epsilon, seed = 0.5, 0.4, 77
-    loops.draw_by_rank(
-        *(
-            inputs.places,
-            kinds,
-            rows,
-            length,
-            1,
-            density,
-            epsilon,
-            np.uint64(seed),
-            0,
-            scratch,
-            row,
-            mask,
-        )
-    )
+    inputs = stored([base, moved], codes)
+    mask = np.zeros(size // 8 + 8, np.uint8)
+    density, epsilon, seed, work = 0.5, 0.4, 77, np.dtype(np.float32)
+    selecting.draw_by_rank(inputs, work, 0, rows, length, density, epsilon, seed, 0, mask)
     change = np.abs(moved - base)[:size].reshape(rows, length)
     less = np.array([np.searchsorted(np.sort(r), r, side="left") for r in change])
     more = np.array([np.searchsorted(np.sort(r), r, side="right") for r in change])

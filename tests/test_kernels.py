@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merganser.engine import kernels, reference
-from merganser.engine.parts import Inputs
+from merganser.engine import reference
+from merganser.kernels import CELL, CODES, measuring, merging, storage
+from merganser.kernels.arguments import Inputs
 from merganser.methods import Combination
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -24,40 +25,22 @@ def narrowed(
     numbers: np.ndarray, dtype: str, rounding: int = 0, seed: int = 0, start: int = 0
 ) -> torch.Tensor:
     out = np.zeros(len(numbers) * TORCH[dtype].itemsize, np.uint8)
-    kernels.narrow(
-        numbers, len(numbers), kernels.CODES[dtype], rounding, np.uint64(seed), start, out
-    )
+    merging.narrow(numbers, dtype, bool(rounding), seed, start, out)
     return torch.from_numpy(out).view(TORCH[dtype])
 
 
 def combined(
     inputs: list[torch.Tensor], coefficients: list[float], work: type, out: torch.dtype
 ) -> torch.Tensor:
-    rows = np.stack([stored(tensor) for tensor in inputs])
+    rows = [stored(tensor) for tensor in inputs]
     name = str(inputs[0].dtype).removeprefix("torch.")
-    n, k = inputs[0].numel(), len(inputs)
-    outs = np.zeros((1, n * out.itemsize), np.uint8)
-    nothing = np.zeros((0, k - 1))
-    kernels.combine(
-        Inputs.of(rows).places,
-        np.full(k, kernels.CODES[name]),
-        n,
-        np.array([coefficients], work),
-        np.ones(1, work),
-        False,
-        kernels.CODES[str(out).removeprefix("torch.")],
-        0,
-        np.zeros(1, np.uint64),
-        0,
-        np.zeros((2 * k + 2, kernels.BLOCK), work),
-        outs,
-        False,
-        np.zeros((0, k - 1, k - 1)),
-        nothing,
-        np.zeros((1, 0, k - 1)),
-        np.zeros((1, 0)),
-    )
-    return torch.from_numpy(outs[0]).view(out)
+    n = inputs[0].numel()
+    data = np.zeros(n * out.itemsize, np.uint8)
+    output = merging.Output(data, merging.Linear(np.array(coefficients, work)))
+    tile = Inputs.of(rows, [CODES[name]] * len(rows))
+    dtype = str(out).removeprefix("torch.")
+    merging.merge(tile, n, 0, np.dtype(work), dtype, False, [output])
+    return torch.from_numpy(data).view(out)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -147,9 +130,8 @@ def test_measure_is_the_gram_matrix() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(100_000, generator=generator).bfloat16() for _ in range(3)]
     cells = np.zeros((2, 3, 3))
-    rows = np.stack([stored(tensor) for tensor in inputs])
-    scratch = np.zeros((3, kernels.MEASURE_WIDTH))
-    kernels.measure(Inputs.of(rows).places, np.zeros(3, np.int64), 100_000, False, scratch, cells)
+    rows = [stored(tensor) for tensor in inputs]
+    measuring.measure(Inputs.of(rows, [0, 0, 0]), 100_000, False, cells)
     matrix = torch.stack(inputs).double()
     expected = (matrix @ matrix.T).tril().numpy()
     assert np.allclose(cells.sum(axis=0), expected, rtol=1e-12)
@@ -160,16 +142,16 @@ def test_measure_is_the_gram_matrix() -> None:
 def test_digest_sees_any_flipped_bit(data: bytes, flip: int) -> None:
     whole = np.frombuffer(data, np.uint8).copy()
     before, after = np.zeros(1, np.uint64), np.zeros(1, np.uint64)
-    kernels.digest(whole, before)
+    storage.digest(whole, before)
     whole[flip // 8 % len(whole)] ^= 1 << (flip % 8)
-    kernels.digest(whole, after)
+    storage.digest(whole, after)
     assert before[0] != after[0]
 
 
 def test_digest_knows_order_and_length() -> None:
     def of(data: bytes) -> int:
         sums = np.zeros(1, np.uint64)
-        kernels.digest(np.frombuffer(data, np.uint8).copy(), sums)
+        storage.digest(np.frombuffer(data, np.uint8).copy(), sums)
         return int(sums[0])
 
     texts = [b"", b"\0", b"\0" * 8, b"\0" * 9, b"abcdefgh12345678", b"12345678abcdefgh"]
@@ -178,28 +160,17 @@ def test_digest_knows_order_and_length() -> None:
 
 def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) -> tuple[list, list]:
     """The outputs of two combinations of a tile's rows, and all that is reported of them."""
-    k, count = len(rows), 2 * kernels.CELL + 4097
+    k, count = len(rows), 2 * CELL + 4097
     factors = np.array([np.arange(1, k + 1) / 3, np.arange(k, 0, -1) * -0.7], np.float32)
     outs = np.zeros((2, 2 * count), np.uint8)
-    shape = (3, k - 1)
-    sums = np.zeros((*shape, k - 1)), np.zeros(shape), np.zeros((2, *shape)), np.zeros((2, 3))
-    kernels.combine(
-        Inputs.of(rows).places,
-        np.array(codes),
-        count,
-        factors,
-        np.full(2, divisor, np.float32),
-        from_zero,
-        0,
-        0,
-        np.zeros(2, np.uint64),
-        0,
-        np.zeros((2 * k + 2, kernels.BLOCK), np.float32),
-        outs,
-        True,
-        *sums,
-    )
-    return list(outs), list(sums)
+    sums = [merging.Sums.zeros(3, k), merging.Sums.zeros(3, k)._replace(gram=None, differ=None)]
+    outputs = [
+        merging.Output(out, merging.Linear(numbers, divisor, from_zero), 0, told)
+        for out, numbers, told in zip(outs, factors, sums, strict=True)
+    ]
+    work = np.dtype(np.float32)
+    merging.merge(Inputs.of(rows, codes), count, 0, work, "bfloat16", False, outputs)
+    return list(outs), [each for told in sums for each in told if each is not None]
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -210,7 +181,7 @@ def test_merging_in_registers_is_merging_in_rows(
 ) -> None:
     """Models stored alike are merged in registers, others in rows of scratch: the same bits."""
     rng = np.random.default_rng(k)
-    count = 2 * kernels.CELL + 4097
+    count = 2 * CELL + 4097
     halves = rng.integers(0, 2**16, (k, count), dtype=np.uint16)
     if not special:  # near each other and near one, as models are, some equal, some zero
         halves = (halves & 0x807F) | np.uint16(0x3F80)
@@ -235,7 +206,7 @@ def test_merging_in_registers_is_merging_in_rows(
 
 @pytest.mark.parametrize("changes", [False, True])
 def test_a_pair_is_measured_as_any_vectors_are(changes: bool) -> None:
-    k, count = 2 + changes, kernels.CELL + 1500
+    k, count = 2 + changes, CELL + 1500
     halves = np.random.default_rng(0).integers(0x3F00, 0x4000, (k, count), dtype=np.uint16)
     wide = (halves.astype(np.uint32) << 16).view(np.float32).view(np.uint8)
     narrow = np.zeros_like(wide)
@@ -245,8 +216,7 @@ def test_a_pair_is_measured_as_any_vectors_are(changes: bool) -> None:
     found = []
     for rows, codes in ((narrow, [0] * k), (wide, [2] * k), (mixed, [0] + [2] * (k - 1))):
         gram = np.zeros((2, 2, 2))
-        scratch = np.zeros((k, kernels.MEASURE_WIDTH))
-        kernels.measure(Inputs.of(rows).places, np.array(codes), count, changes, scratch, gram)
+        measuring.measure(Inputs.of(rows, codes), count, changes, gram)
         found.append(gram)
     assert found[0].any()
     assert np.array_equal(found[0], found[1])

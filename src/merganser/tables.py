@@ -72,12 +72,11 @@ class ProgressBar:
         )
         self.task: Any = None
         self.total = self.before = 0
-        self.compiled = False
         self.began = self.written = time.monotonic()
 
     def listen(self, event: Event) -> None:
         """Take an event of the engine."""
-        from merganser.engine.events import Compiling, Finished, Merged, Started
+        from merganser.engine.events import Finished, Merged, Started
 
         if isinstance(event, Started):
             self.total, self.before = event.total_bytes, 0
@@ -87,13 +86,7 @@ class ProgressBar:
                     self.progress.remove_task(self.task)
                 self.progress.start()
                 self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
-        elif isinstance(event, Compiling):
-            self.console.print("compiling the loops, once on this machine", style="dim")
-            self.compiled = True
         elif isinstance(event, Merged):
-            if self.compiled:  # that is no part of the rate
-                self.began = self.written = time.monotonic()
-                self.before, self.compiled = event.done_bytes, False
             if self.progress is not None:
                 room = self.console.width - BAR_WIDTH
                 tensor = escape(event.tensor[-room:]) if room > 0 else ""

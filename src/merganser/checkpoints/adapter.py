@@ -30,6 +30,7 @@ from merganser.architecture import Architecture, infer, ties_embeddings
 from merganser.checkpoints import Checkpoint, open_checkpoint, read_json
 from merganser.checkpoints.derived import Array, Derived, DerivedCheckpoint, read_numbers
 from merganser.errors import InputError
+from merganser.kernels import storage
 from merganser.modules import sections
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
 
@@ -521,22 +522,18 @@ def _fill_product(product: _Product, start: int, into: Array) -> None:
 
 def _compute(product: _Product, start: int, out: Array, by_row: Array, by_column: Array) -> None:
     """A range of (W + s * B A), rows and columns scaled, into numbers of any float dtype."""
-    from merganser.checkpoints.lowrank import add_product
-
     columns = product.shape[1]
     first, last = start // columns, (start + len(out) - 1) // columns
     weights = read_numbers(product.source, product.name, start, len(out))
     left = product.factors.rows(product.left, first, last + 1 - first, product.transposed)
     right = product.factors.whole(product.right, product.transposed)
-    add_product(
+    storage.add_product(
         weights, left, right, product.scale, start - first * columns, by_row, by_column, out
     )
 
 
 def _dora_factors(product: _Product) -> Array:
     """m / |row| of every row, of every column of a transposed one: float64; found once."""
-    from merganser.checkpoints.lowrank import add_squares
-
     assert product.magnitude is not None
     with product.lock:
         if not product.lengths:
@@ -553,7 +550,7 @@ def _dora_factors(product: _Product) -> Array:
                     np.ones(count),
                     np.ones(columns),
                 )
-                add_squares(
+                storage.add_squares(
                     values,
                     product.transposed,
                     squares if product.transposed else squares[first : first + count],

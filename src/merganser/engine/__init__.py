@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from merganser.engine.events import Compiling, Event, Finished, Listener, Merged, Started, ignore
+from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
 from merganser.engine.report import ModelWeight, Report, TensorOutcome, summarize
 from merganser.engine.work import Group, Work, group_jobs
 from merganser.engine.worker import Worker
 from merganser.errors import ResourceError
-from merganser.planning import CELL, OVERHEAD, TILE, Plan, buffer_bytes, default_threads
+from merganser.kernels import CELL
+from merganser.planning import OVERHEAD, TILE, Plan, buffer_bytes, default_threads
 from merganser.sinks import Sink
 from merganser.tensors import format_size
 
@@ -196,15 +197,7 @@ class _Crew:
         Raises:
             Whatever the first thread that failed raised.
         """
-        from numba.core import event
-
         self._most_open = threads + 1
-        compiles = event.RecordingListener()  # type: ignore[no-untyped-call]
-        with event.install_listener("numba:compile", compiles):
-            self._run(threads, compiles.buffer)
-
-    def _run(self, threads: int, compiles: Sequence[object]) -> None:
-        told = False
         crew = [
             threading.Thread(target=self._work_off, name=f"merge-{i}", daemon=True)
             for i in range(threads)
@@ -215,10 +208,6 @@ class _Crew:
             for thread in crew:
                 while thread.is_alive():
                     thread.join(0.2)  # in steps, so that Ctrl-C is heard
-                    if compiles and not told:
-                        with self._counting:
-                            self._on_event(Compiling())
-                        told = True
         except BaseException as error:
             self._fail(error)
             deadline = time.monotonic() + PATIENCE

@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from merganser.engine import kernels
-from merganser.planning import CELL
+from merganser.kernels import CELL, storage
 from merganser.tensors import TensorSpec
 
 PIECE = 256 * CELL
@@ -36,5 +35,5 @@ def read_digest(spec: TensorSpec, read: Reader) -> str:
         piece = buffer[: min(PIECE, spec.nbytes - start)]
         read(start, piece.data)
         first = start // CELL
-        kernels.digest(piece, cells[first : first - (-len(piece) // CELL)])
+        storage.digest(piece, cells[first : first - (-len(piece) // CELL)])
     return digest_of(spec, cells)

@@ -16,11 +16,6 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiling:
-    """Loops are made into machine code, which is kept: the first merge of its kind on a machine."""
-
-
-@dataclass(frozen=True, slots=True)
 class Merged:
     """A tile of an output tensor is done."""
 
@@ -35,7 +30,7 @@ class Finished:
     seconds: float
 
 
-Event = Started | Compiling | Merged | Finished
+Event = Started | Merged | Finished
 Listener = Callable[[Event], None]
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from merganser.engine import consensus as loops
-from merganser.engine import kernels
-from merganser.engine.vectors import WIDE
+from merganser.kernels import CELL, CODES, LANES
+from merganser.kernels import rules as rule
+from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.merging import Sums
 from merganser.methods import Combination, Method, MostVaried, SparseDeltas
-from merganser.planning import CELL, TensorJob
+from merganser.planning import TensorJob
 from merganser.tensors import FLOAT64, DType
-
-Array = np.ndarray[Any, Any]
 
 
 class Scratch:
@@ -25,7 +23,7 @@ class Scratch:
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Array] = {}
 
-    def __call__(self, name: str, dtype: Any, rows: int, width: int = kernels.BLOCK) -> Array:
+    def __call__(self, name: str, dtype: Any, rows: int, width: int) -> Array:
         """An array [rows, width] that holds anything, under a name of its use."""
         dtype = np.dtype(dtype)
         padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin on cache lines
@@ -36,65 +34,12 @@ class Scratch:
         return kept[: rows * padded].reshape(rows, padded)
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """The stored bytes of a tile of each input, wherever they lie.
-
-    Attributes:
-        rows: uint8 [bytes], each as long as its input's elements are wide.
-        places: intp [k], their addresses, which hold as long as the rows are kept: what loops take.
-    """
-
-    rows: tuple[Array, ...]
-    places: Array
-
-    @classmethod
-    def of(cls, rows: Iterable[Array]) -> Inputs:
-        """Of arrays without gaps."""
-        rows = tuple(rows)
-        return cls(rows, np.array([address(row) for row in rows], np.intp))
-
-    def take(self, which: Sequence[int]) -> Inputs:
-        """Some of them."""
-        return Inputs(tuple(self.rows[i] for i in which), self.places[list(which)])
-
-
-def address(array: Array) -> int:
-    """Where an array begins in memory."""
-    found: int = array.__array_interface__["data"][0]
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """What is added up for the report, by cells: float64 arrays whose first axis is the cells.
-    See :class:`merganser.engine.report.Measurement`."""
-
-    gram: Array
-    differ: Array
-    ideal: Array
-    cross: Array
-    noise: Array
-
-    @classmethod
-    def zeros(cls, cells: int, k: int) -> Sums:
-        """For a tensor of so many cells and inputs."""
-        vector = (cells, k - 1)
-        return cls(
-            np.zeros((*vector, k - 1)),
-            np.zeros(vector),
-            np.zeros(vector),
-            np.zeros(vector),
-            np.zeros(cells),
-        )
-
-
 @dataclass(slots=True)
 class Facts:
-    """Which changes of a tensor are kept, and how they count: the arguments of the same names of
-    :func:`merganser.engine.consensus.merge`."""
+    """Which changes of a tensor are kept, and how they count: as in
+    :class:`merganser.kernels.merging.Sparse`."""
 
-    rules: loops.Rules
+    rules: rule.Rules
     factors: Array
     weights: Array
     total_weight: Any
@@ -105,9 +50,9 @@ class Facts:
         models = len(part.rows) - 1
         kinds = models + isinstance(part.consensus.keep, MostVaried)
         ties = (kinds, 2, -(-size // CELL))
-        rules = loops.Rules(
-            np.full(kinds, loops.ALL),
-            np.tile(np.array([loops.ABSENT, 0], np.uint32), (kinds, 1)),
+        rules = rule.Rules(
+            np.full(kinds, rule.ALL),
+            np.tile(np.array([rule.ABSENT, 0], np.uint32), (kinds, 1)),
             np.zeros(ties, np.int64),
             np.zeros(ties, np.int64),
             np.zeros(models, np.uint64),
@@ -119,7 +64,7 @@ class Facts:
 
     def make_room(self, size: int) -> None:
         """Masks of nothing: a bit for every element, and a few more."""
-        shape = len(self.rules.chances), -(-size // 8) + WIDE
+        shape = len(self.rules.chances), -(-size // 8) + LANES
         self.rules = self.rules._replace(masks=np.zeros(shape, np.uint8))
 
 
@@ -137,7 +82,7 @@ class Part:
         seed: for stochastic rounding.
         rounding: the kernels' code for it.
         combination: the coefficients, once they are known.
-        each: those of every row or column [vectors, k], where they differ; ``each_rows`` tells which.
+        each: those of every row or column [k, vectors], where they differ; ``each_rows`` tells which.
         facts: what is kept of the changes, for a consensus, once it is known.
         counted: what the method's ``measure`` found.
         digests: uint64, by cells of the output's bytes; None if not wanted.
@@ -164,11 +109,6 @@ class Part:
     nonfinite: list[tuple[int, int]] = field(default_factory=list)
 
     @property
-    def codes(self) -> Array:
-        """The kernels' codes of what the inputs are stored as."""
-        return np.array([kernels.CODES[dtype.name] for dtype in self.dtypes])
-
-    @property
     def copies(self) -> bool:
         """Whether the tensor is taken as it is, bit for bit."""
         return self.job.method == "copy"
@@ -187,10 +127,9 @@ class Part:
         """Whether there may be infinities or NaNs in some cells: the sums show it, where there are any."""
         if self.sums is None:
             return True
-        told = self.sums
-        return not np.isfinite(
-            told.gram[cells].sum() + told.cross[cells].sum() + told.noise[cells].sum()
-        )
+        sums = self.sums
+        gram = 0.0 if sums.gram is None else sums.gram[cells].sum()
+        return not np.isfinite(gram + sums.cross[cells].sum() + sums.noise[cells].sum())
 
     @property
     def whole(self) -> bool:
@@ -227,19 +166,17 @@ class Part:
         """For the draws that decide which of a model's changes are kept."""
         return seed_of(self.plan_seed, f"{self.job.name}/{model}/keep")
 
-    def stored(self, inputs: Inputs) -> tuple[Inputs, Array]:
-        """What its loops take, of its own inputs, and their codes; after the cast, if there is one, as
-        float64."""
+    def stored(self, inputs: Inputs) -> Inputs:
+        """What its kernels take, of its own inputs: after the cast, if there is one, as float64."""
         if self.job.cast is None:
-            return inputs, self.codes
+            return inputs
         from merganser.engine import reference
 
         rows = [
             reference.widen(row, dtype, self.job.cast, FLOAT64).numpy()
             for row, dtype in zip(inputs.rows, self.dtypes, strict=True)
         ]
-        codes = np.full(len(rows), kernels.CODES["float64"])
-        return Inputs.of(row.view(np.uint8) for row in rows), codes
+        return Inputs.of((row.view(np.uint8) for row in rows), [CODES["float64"]] * len(rows))
 
 
 def seed_of(seed: int, use: str) -> int:

@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from merganser.engine import consensus as loops
-from merganser.engine import kernels
-from merganser.engine.parts import Array, Facts, Inputs, Part, Scratch
-from merganser.engine.vectors import WIDE
+from merganser.engine.parts import Facts, Part, Scratch
 from merganser.errors import MerganserError
+from merganser.kernels import CELL, LANES, measuring, selecting
+from merganser.kernels import rules as rule
+from merganser.kernels.arguments import Array, Inputs
 from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
 from merganser.methods.checks import check_coefficients, fault
-from merganser.planning import CELL, TILE
+from merganser.planning import TILE
 
 Sample = Callable[[int, int], Inputs]
 """Reads elements ``start`` to ``start + count`` of a group's tensors."""
@@ -30,7 +30,7 @@ Cut = Literal["cells", "bands", "rows"]
 RUN = 1024
 """Elements that are read at once for a sample."""
 
-HIGHEST = int(loops.ABSENT) - 1
+HIGHEST = int(rule.ABSENT) - 1
 """No key of a number is greater."""
 
 
@@ -114,9 +114,9 @@ def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Pre
             numbers = tuple(float(c) for c in part.combination.coefficients)
             part.combination = part.combination._replace(coefficients=numbers)
         else:
-            part.each = np.stack(
-                np.broadcast_arrays(*part.combination.coefficients), axis=-1
-            ).astype(part.wide)
+            part.each = np.array(
+                np.broadcast_arrays(*part.combination.coefficients), dtype=part.wide
+            )
             part.each_rows = vectors == "rows"
 
 
@@ -139,11 +139,8 @@ class _WholeGram:
         self.cells = np.zeros((-(-_numel(shape) // CELL), m, m))
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
-        rows = scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH)
-        kernels.measure(
-            inputs.places, codes, count, self.changes, rows, self.cells[_cells(start, count)]
-        )
+        cells = self.cells[_cells(start, count)]
+        measuring.measure(self.part.stored(inputs), count, self.changes, cells)
 
 
 class _RowGrams(_WholeGram):
@@ -153,14 +150,9 @@ class _RowGrams(_WholeGram):
         self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
-        rows, heads = (
-            scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH),
-            self.cells[_cells(start, count)],
-        )
-        kernels.measure_rows(
-            inputs.places, codes, count, self.changes, self.length, start, rows, self.grams, heads
-        )
+        heads = self.cells[_cells(start, count)]
+        inputs = self.part.stored(inputs)
+        measuring.measure_rows(inputs, count, self.changes, self.length, start, self.grams, heads)
 
     def joined(self) -> Array:
         """The rows' matrices, those that reach over several cells put together in order."""
@@ -187,13 +179,9 @@ class _ColumnGrams:
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
-        rows, sums = (
-            scratch("measure", np.float64, len(codes), kernels.MEASURE_WIDTH),
-            np.zeros_like(self.total),
-        )
-        places = inputs.places
-        kernels.measure_columns(places, codes, count, self.changes, self.length, start, rows, sums)
+        sums = np.zeros_like(self.total)
+        inputs = self.part.stored(inputs)
+        measuring.measure_columns(inputs, count, self.changes, self.length, start, sums)
         with self._lock:
             self._waiting[start // TILE] = sums
             while self._next in self._waiting:
@@ -253,26 +241,26 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
             assert varied is not None
             rank = int(varied.total * keep.share)
             wishes[part] = [[None, None] for _ in range(models)]
-            wishes[part].append([None, select(loops.VARIANCE, rank)])
+            wishes[part].append([None, select(rule.VARIANCE, rank)])
             if rank <= 0:
-                facts.rules = facts.rules._replace(kinds=np.full(models, loops.NOTHING))
+                facts.rules = facts.rules._replace(kinds=np.full(models, rule.NOTHING))
             elif rank >= size:
-                facts.rules = facts.rules._replace(kinds=np.full(models, loops.ALL))
+                facts.rules = facts.rules._replace(kinds=np.full(models, rule.ALL))
             continue
         wishes[part] = []
-        for i, rule in enumerate(keep):
+        for i, kept in enumerate(keep):
             wish: list[Selection | None] = [None, None]
-            if isinstance(rule, Largest):
-                begin, end = rule.ranks(size)
-                facts.rules.kinds[i] = loops.BETWEEN if begin < end else loops.NOTHING
+            if isinstance(kept, Largest):
+                begin, end = kept.ranks(size)
+                facts.rules.kinds[i] = rule.BETWEEN if begin < end else rule.NOTHING
                 if begin < end:
-                    wish = [select(i + 1, begin), select(i + 1, end)]
-            elif isinstance(rule, Random):
-                facts.rules.kinds[i] = loops.DRAWN if rule.density > 0 else loops.NOTHING
-                facts.rules.chances[i] = min(2**64 - 1, int(rule.density * 2.0**64))
+                    wish = [select(i, begin), select(i, end)]
+            elif isinstance(kept, Random):
+                facts.rules.kinds[i] = rule.DRAWN if kept.density > 0 else rule.NOTHING
+                facts.rules.chances[i] = min(2**64 - 1, int(kept.density * 2.0**64))
                 facts.rules.seeds[i] = part.seed_of_draws(i)
-            elif isinstance(rule, Ranked):
-                facts.rules.kinds[i] = loops.MASKED if rule.density > 0 else loops.NOTHING
+            elif isinstance(kept, Ranked):
+                facts.rules.kinds[i] = rule.MASKED if kept.density > 0 else rule.NOTHING
                 facts.rules.seeds[i] = part.seed_of_draws(i)
             wishes[part].append(wish)
     yield from _find(list(selections.values()), first, size, sample)
@@ -284,7 +272,7 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
                     part.facts.rules.allowed[i, c] = selection.allowed
                     part.facts.rules.present[i, c] = selection.present
     for part in parts:
-        if loops.MASKED in part.facts.rules.kinds:
+        if rule.MASKED in part.facts.rules.kinds:
             part.facts.make_room(size)
             yield _Ranks(part, shape)
     for part in parts:
@@ -296,20 +284,20 @@ def _weigh(part: Part, size: int, models: int) -> Preparation:
     told, facts = part.consensus, part.facts
     weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
     factors = np.array(told.factors or (1.0,) * models)
-    sparse = np.any(facts.rules.kinds != loops.ALL)
+    sparse = np.any(facts.rules.kinds != rule.ALL)
     if told.weights is None:
-        norms = _Norms(part, size, loops.L2)
+        norms = _Norms(part, size, rule.L2)
         yield norms
         energies = norms.joined()[:, 1]
         total = energies.sum()
         weights = energies / total if total > 0 else np.full(models, 1.0 / models)
     elif told.rescale is not None and sparse:
-        drawn = facts.rules.kinds == loops.DRAWN
+        drawn = facts.rules.kinds == rule.DRAWN
         if drawn.any():
             facts.make_room(size)
-        norms = _Norms(part, size, loops.NORMS[told.rescale])
+        norms = _Norms(part, size, rule.NORMS[told.rescale])
         yield norms
-        facts.rules.kinds[drawn] = loops.MASKED  # nothing is drawn twice
+        facts.rules.kinds[drawn] = rule.MASKED  # nothing is drawn twice
         whole, kept = norms.joined().T
         factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
         if told.rescale == "l2":
@@ -332,25 +320,19 @@ class _Varied:
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
-        work = self.part.wide
-        what = np.array([loops.VARIANCE])
         zero = np.zeros(1, np.uint32)  # above a bracket of nothing but zero
-        guesses = np.array([[0, HIGHEST + 1]], np.uint32)
         above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        loops.tally(
-            inputs.places,
-            codes,
+        selecting.tally(
+            self.part.stored(inputs),
             count,
-            what,
+            self.part.wide,
+            np.array([rule.VARIANCE]),
             zero,
             zero,
-            guesses,
-            scratch("consensus", work, 3 * len(codes) + 3),
-            scratch("keys", np.uint32, 1)[0],
+            np.array([[0, HIGHEST + 1]], np.uint32),
             above,
             np.zeros((1, 2, -(-count // CELL)), np.int64),
-            np.zeros((1, WIDE), np.uint32),
+            scratch("found", np.uint32, 1, count + LANES),
             fill,
         )
         with self._lock:
@@ -365,7 +347,7 @@ class Selection:
     not collected but counted.
 
     Attributes:
-        what: the input whose changes are meant, or VARIANCE.
+        what: the model whose changes are meant, or VARIANCE.
         rank: how many are to lie above the cut.
         low, high: the bracket, ends included.
         guesses: two keys that are counted by cells: the likeliest to be the cut, and a frequent one.
@@ -507,21 +489,18 @@ class _Tally:
         )
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
         m, cells = len(self.selections), _cells(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
         equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
-        found = scratch("found", np.uint32, m, count + WIDE)
-        loops.tally(
-            inputs.places,
-            codes,
+        found = scratch("found", np.uint32, m, count + LANES)
+        selecting.tally(
+            self.part.stored(inputs),
             count,
+            self.part.wide,
             self.what,
             self.lows,
             self.highs,
             self.guesses,
-            scratch("consensus", self.part.wide, 3 * len(codes) + 3),
-            scratch("keys", np.uint32, 1)[0],
             above,
             equal,
             found,
@@ -539,13 +518,12 @@ def _sample_keys(
     whole = size <= runs * RUN
     places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
     count = size if whole else RUN
-    scratch = np.zeros((3 * len(part.rows) + 3, kernels.BLOCK), part.wide)
-    what = np.array([s.what for s in selections])
     keys = np.empty((len(selections), len(places) * count), np.uint32)
     for n, place in enumerate(places):
-        inputs, codes = part.stored(sample(place, count).take(part.rows))
+        inputs = part.stored(sample(place, count).take(part.rows))
         here = keys[:, n * count : (n + 1) * count]
-        loops.sample_keys(inputs.places, codes, count, what, scratch, here)
+        for selection, into in zip(selections, here, strict=True):
+            selecting.sample_keys(inputs, count, part.wide, selection.what, into)
     return [np.sort(row)[::-1] for row in keys]
 
 
@@ -559,26 +537,21 @@ class _Ranks:
         self.length = max(1, shape[-1]) if shape else 1
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
+        inputs = self.part.stored(inputs)
         facts, keep = self.part.facts, self.part.consensus.keep
-        rows = scratch("consensus", self.part.wide, 3 * len(codes) + 3)
-        room = loops.room_of(self.length)
-        row = loops.Row(*(scratch(name, kind, 1, room)[0] for name, kind in loops.ROW.items()))
         assert not isinstance(keep, MostVaried)
-        for i, rule in enumerate(keep):
-            if isinstance(rule, Ranked) and facts.rules.kinds[i] == loops.MASKED:
-                loops.draw_by_rank(
-                    inputs.places,
-                    codes,
+        for i, kept in enumerate(keep):
+            if isinstance(kept, Ranked) and facts.rules.kinds[i] == rule.MASKED:
+                selecting.draw_by_rank(
+                    inputs,
+                    self.part.wide,
+                    i,
                     count // self.length,
                     self.length,
-                    i + 1,
-                    rule.density,
-                    rule.epsilon,
-                    facts.rules.seeds[i],
+                    kept.density,
+                    kept.epsilon,
+                    int(facts.rules.seeds[i]),
                     start,
-                    rows,
-                    row,
                     facts.rules.masks[i],
                 )
 
@@ -592,25 +565,13 @@ class _Norms:
         self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, codes = self.part.stored(inputs)
-        facts, work = self.part.facts, self.part.wide
-        loops.norms(
-            inputs.places,
-            codes,
-            count,
-            facts.rules,
-            np.ones(len(codes) - 1, work),
-            self.norm,
-            start,
-            scratch("consensus", work, 3 * len(codes) + 3),
-            scratch("keys", np.uint32, 1)[0],
-            scratch("keep", np.uint8, 1)[0],
-            self.sums[_cells(start, count)],
-        )
+        inputs, sums = self.part.stored(inputs), self.sums[_cells(start, count)]
+        rules, work = self.part.facts.rules, self.part.wide
+        measuring.norms(inputs, count, work, rules, self.norm, start, sums)
 
     def joined(self) -> Array:
         """Of the whole tensor: float64 [models, 2]."""
-        joined: Array = self.sums.max(axis=0) if self.norm == loops.LINF else self.sums.sum(axis=0)
+        joined: Array = self.sums.max(axis=0) if self.norm == rule.LINF else self.sums.sum(axis=0)
         return joined
 
 

@@ -129,7 +129,7 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
 def agree(
     tensors: Sequence[torch.Tensor], told: SparseDeltas, seeds: Sequence[int]
 ) -> torch.Tensor:
-    """A consensus of whole tensors: what the fused loops of :mod:`merganser.engine.consensus` compute.
+    """A consensus of whole tensors: what the fused loops of :mod:`merganser.kernels.merging` compute.
 
     They multiply and add in this order, so that they have its bits; only the norms of rescaling and the
     energies of sce, float64 sums over a tensor, are added up in another one.

@@ -11,11 +11,14 @@ import numpy as np
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.derived import look
 from merganser.engine.digests import digest_of
-from merganser.engine.parts import Array, Inputs, Part, Sums, seed_of
+from merganser.engine.parts import Part, seed_of
 from merganser.engine.prepare import Pass, Preparation, preparations
 from merganser.engine.report import Measurement, TensorOutcome
+from merganser.kernels import CELL, CODES, merging
+from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.merging import Sums
 from merganser.methods import Combination
-from merganser.planning import CELL, TILE, Plan, TensorJob, tile_of
+from merganser.planning import TILE, Plan, TensorJob, tile_of
 from merganser.tensors import DType
 
 
@@ -35,19 +38,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Parts that one call of the fused kernel serves, and its arguments."""
+    """Parts that one call of the kernel for linear combinations serves.
+
+    Attributes:
+        parts: over the same inputs, with outputs of the same kind; their reports share the inputs' sums.
+        work: the dtype that is computed in.
+        combinations: of each part.
+    """
 
     parts: tuple[Part, ...]
-    codes: Array
-    coefficients: Array
-    divisors: Array
-    seeds: Array
-    from_zero: bool
-    gram: Array
-    differ: Array
-    cross: Array
-    noise: Array
-    report: bool
+    work: np.dtype[Any]
+    combinations: tuple[merging.Linear, ...]
 
 
 @dataclass(slots=True)
@@ -121,8 +122,11 @@ class Group:
         """Elements ``start`` to ``start + count`` of all rows, where they lie in memory, or else in a
         buffer, uint8 [rows, bytes]."""
         return Inputs.of(
-            look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
-            for row, into in zip(self.rows, buffer, strict=True)
+            (
+                look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
+                for row, into in zip(self.rows, buffer, strict=True)
+            ),
+            [CODES.get(row.dtype.name, -1) for row in self.rows],
         )
 
     def _input_digest(self, index: int) -> str | None:
@@ -277,29 +281,19 @@ def _batches(group: Group) -> Iterator[Batch]:
             kind = part.job.work, part.job.spec.dtype, part.rounding, part.combination.from_zero
             key = part.rows, *kind, part.sums is not None
             alike.setdefault(key, []).append(part)
-    for (_, work, _, _, from_zero, report), parts in alike.items():
-        first, k = parts[0], len(parts[0].rows)
+    for (_, work, *_), parts in alike.items():
         dtype = np.dtype(work.name)
-        known = [part.combination for part in parts if part.combination is not None]
-        cells = -(-group.numel // CELL) if report else 0
-        batch = Batch(
-            tuple(parts),
-            first.codes,
-            np.array([c.coefficients for c in known], dtype),
-            np.array([total(c, dtype) if c.divide else 1 for c in known], dtype),
-            np.array([part.seed for part in parts], np.uint64),
-            from_zero,
-            np.zeros((cells, k - 1, k - 1)),
-            np.zeros((cells, k - 1)),
-            np.zeros((len(parts), cells, k - 1)),
-            np.zeros((len(parts), cells)),
-            report,
-        )
-        if report:
-            for p, part in enumerate(parts):
-                unused = np.zeros((0, k - 1))
-                part.sums = Sums(batch.gram, batch.differ, unused, batch.cross[p], batch.noise[p])
-        yield batch
+        combinations = []
+        for part in parts:
+            assert part.combination is not None
+            coefficients = np.array(part.combination.coefficients, dtype)
+            divisor = float(total(part.combination, dtype)) if part.combination.divide else 1.0
+            how = merging.Linear(coefficients, divisor, part.combination.from_zero)
+            combinations.append(how)
+            first = parts[0].sums
+            if part.sums is not None and first is not None:  # the coefficients tell the ideal
+                part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
+        yield Batch(tuple(parts), dtype, tuple(combinations))
 
 
 def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
@@ -336,12 +330,15 @@ def _symmetric(lower: Array) -> Array:
 
 
 def _measurement(part: Part, sums: Sums) -> Measurement:
+    assert sums.gram is not None
+    assert sums.differ is not None
     gram = _symmetric(sums.gram.sum(axis=0))
-    share, ideal = 1.0, sums.ideal.sum(axis=0)
+    share, ideal = 1.0, None if sums.ideal is None else sums.ideal.sum(axis=0)
     if part.fused and part.combination is not None:
         coefficients = np.array(part.combination.coefficients)
         if part.combination.divide:
             coefficients = coefficients / coefficients.sum()
         share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
+    assert ideal is not None
     cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)
     return Measurement(gram, ideal, cross, differ, share, float(sums.noise.sum()))

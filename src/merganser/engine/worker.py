@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merganser.engine import consensus, kernels
-from merganser.engine.parts import Array, Inputs, Part, Scratch
+from merganser.engine.parts import Part, Scratch
 from merganser.engine.work import Batch, Group, Work
 from merganser.errors import InputError
-from merganser.planning import CELL
+from merganser.kernels import CELL, CODES, measuring, merging, storage
+from merganser.kernels.arguments import Array, Inputs
 from merganser.sinks import Sink
 
 
@@ -46,18 +46,18 @@ class Worker:
                 made += self._put(part, work.start, self._compute(part, group, inputs, work))
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), work.start, count)
-        for row, stored, cells in zip(group.rows, inputs.rows, group.digests, strict=False):
+        for row, data, cells in zip(group.rows, inputs.rows, group.digests, strict=False):
             if cells is not None:
                 first = work.start * row.size // CELL
-                kernels.digest(stored, cells[first : first - (-len(stored) // CELL)])
+                storage.digest(data, cells[first : first - (-len(data) // CELL)])
         return made
 
     def _count_nonfinite(self, part: Part, inputs: Inputs, start: int, count: int) -> None:
         """Look at the inputs' values one by one where there is reason to."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
-        for index, (stored, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
-            found = kernels.count_nonfinite(stored, kernels.CODES[dtype.name])
+        for index, (data, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
+            found = storage.count_nonfinite(data, CODES[dtype.name])
             if found:
                 part.nonfinite.append((index, found))
 
@@ -74,26 +74,21 @@ class Worker:
         outs = reserved
         if outs is None:
             outs = self._scratch("outs", np.uint8, len(batch.parts), size)
-        scratch = self._scratch("combine", batch.coefficients.dtype, 2 * len(first.rows) + 2)
-        cells = _cells(start, count) if batch.report else slice(0, 0)
-        kernels.combine(
-            inputs.take(first.rows).places,
-            batch.codes,
+        cells = _cells(start, count)
+        outputs = []
+        for p, (part, how) in enumerate(zip(batch.parts, batch.combinations, strict=True)):
+            sums = None if part.sums is None else part.sums.at(cells)
+            if sums is not None and p:
+                sums = sums._replace(gram=None, differ=None)
+            outputs.append(merging.Output(outs[p], how, part.seed, sums))
+        merging.merge(
+            inputs.take(first.rows),
             count,
-            batch.coefficients,
-            batch.divisors,
-            batch.from_zero,
-            kernels.CODES[dtype.name],
-            first.rounding,
-            batch.seeds,
             start,
-            scratch,
-            outs,
-            batch.report,
-            batch.gram[cells],
-            batch.differ[cells],
-            batch.cross[:, cells],
-            batch.noise[:, cells],
+            batch.work,
+            dtype.name,
+            bool(first.rounding),
+            outputs,
         )
         if reserved is not None:
             self._digest(first, begin, outs[0])
@@ -133,26 +128,24 @@ class Worker:
             exact = self._combine_each(part, group, taken, work.start, count)
         else:
             exact = self._in_torch(part, group, taken, work)
-        code = kernels.CODES[part.job.spec.dtype.name]
-        seed = np.uint64(part.seed)
-        kernels.narrow(exact, count, code, part.rounding, seed, work.start, out)
-        if part.sums is not None:
-            cells, sums = _cells(work.start, count), part.sums
-            kernels.survey(
-                taken.places,
-                part.codes,
-                count,
-                exact,
-                out,
-                code,
-                self._scratch("survey", exact.dtype, 2 * len(part.rows) + 2),
-                sums.gram[cells],
-                sums.differ[cells],
-                sums.ideal[cells],
-                sums.cross[cells],
-                sums.noise[cells],
-            )
+        row, code = exact.view(np.uint8), CODES[exact.dtype.name]
+        told = Inputs.of((*taken.rows, row), (*taken.codes, code))
+        self._merge(part, told, work.start, count, out, merging.Given())
         return out
+
+    def _merge(
+        self,
+        part: Part,
+        inputs: Inputs,
+        start: int,
+        count: int,
+        out: Array,
+        how: merging.How,
+    ) -> None:
+        sums = None if part.sums is None else part.sums.at(_cells(start, count))
+        output = merging.Output(out, how, part.seed, sums)
+        dtype, stochastic = part.job.spec.dtype.name, bool(part.rounding)
+        merging.merge(inputs, count, start, part.wide, dtype, stochastic, [output])
 
     def _in_torch(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
         from merganser.engine import reference
@@ -168,48 +161,27 @@ class Worker:
         self, part: Part, group: Group, inputs: Inputs, start: int, count: int
     ) -> Array:
         assert part.each is not None
-        stored, codes = part.stored(inputs)
         exact: Array = self._scratch("exact", part.wide, 1, count)[0]
-        length = group.shape[-1] if part.each_rows else len(part.each)
-        scratch = self._scratch("combine", part.wide, len(part.rows))
-        kernels.combine_each(
-            stored.places, codes, count, part.each, length, part.each_rows, start, scratch, exact
+        length = group.shape[-1] if part.each_rows else part.each.shape[1]
+        measuring.combine_each(
+            part.stored(inputs), count, part.each, length, part.each_rows, start, exact
         )
         return exact
 
     def _agree(self, part: Part, inputs: Inputs, start: int, count: int, out: Array) -> None:
-        stored, codes = part.stored(inputs)
-        told, facts, k = part.consensus, part.facts, len(part.rows)
-        empty = np.zeros((0, k - 1))
-        sums, cells = part.sums, _cells(start, count)
-        consensus.merge(
-            stored.places,
-            codes,
-            count,
+        told, facts = part.consensus, part.facts
+        how = merging.Sparse(
             facts.rules,
             facts.factors,
             facts.weights,
             told.elect,
-            consensus.DIVISORS[told.divide],
-            facts.total_weight,
-            part.wide.type(told.scale),
+            told.divide,
+            float(facts.total_weight),
+            float(part.wide.type(told.scale)),
             told.agree or 0,
-            np.array(told.slack or (0.0,) * (k - 1), part.wide),
-            kernels.CODES[part.job.spec.dtype.name],
-            part.rounding,
-            np.uint64(part.seed),
-            start,
-            self._scratch("consensus", part.wide, 3 * k + 3),
-            self._scratch("keys", np.uint32, 1)[0],
-            self._scratch("keep", np.uint8, 1)[0],
-            out,
-            sums is not None,
-            sums.gram[cells] if sums else np.zeros((0, k - 1, k - 1)),
-            sums.differ[cells] if sums else empty,
-            sums.ideal[cells] if sums else empty,
-            sums.cross[cells] if sums else empty,
-            sums.noise[cells] if sums else np.zeros(0),
+            np.array(told.slack, part.wide) if told.slack else None,
         )
+        self._merge(part, part.stored(inputs), start, count, out, how)
 
     def _put(self, part: Part, start: int, out: Array) -> int:
         begin = start * part.job.spec.dtype.itemsize
@@ -222,11 +194,11 @@ class Worker:
         if part.digests is None:
             return
         first = begin // CELL
-        kernels.digest(out, part.digests[first : first - (-len(out) // CELL)])
-        code = kernels.CODES.get(part.job.spec.dtype.name)
+        storage.digest(out, part.digests[first : first - (-len(out) // CELL)])
+        code = CODES.get(part.job.spec.dtype.name)
         size = part.job.spec.dtype.itemsize
         if code is not None and part.may_be_nonfinite(_cells(begin // size, len(out) // size)):
-            found = kernels.count_nonfinite(out, code)
+            found = storage.count_nonfinite(out, code)
             if found:
                 part.nonfinite.append((-1, found))
 

@@ -30,7 +30,6 @@ from merganser.planning.layout import Layout
 from merganser.planning.naming import named_alike
 from merganser.planning.numbers import check_settings
 from merganser.planning.plans import (
-    CELL,
     OVERHEAD,
     TILE,
     Arithmetic,
@@ -61,7 +60,6 @@ from merganser.recipe.schema import ModelInput, OutputSlice
 from merganser.tensors import DType, TensorSpec, parse_size
 
 __all__ = [
-    "CELL",
     "OVERHEAD",
     "TILE",
     "Arithmetic",

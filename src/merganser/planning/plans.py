@@ -13,14 +13,11 @@ from merganser import hub, notebook
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.derived import DerivedCheckpoint
+from merganser.kernels import CELL
 from merganser.methods import Combination, Method, SparseDeltas
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec, format_size
 from merganser.tokenizer import OutputTokenizer
-
-CELL = 65536
-"""Elements over which sums are formed, and bytes over which digests are: part of both their
-definitions, so that neither depends on how a tensor is cut into tiles."""
 
 TILE = 16 * CELL
 """Elements that are read and merged at once: large enough that Python has little to do between."""

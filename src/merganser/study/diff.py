@@ -17,14 +17,14 @@ from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.derived import look
 from merganser.checkpoints.memory import MemoryCheckpoint
-from merganser.engine import kernels
-from merganser.engine.kernels import BLOCK, CODES
 from merganser.errors import InputError, RecipeError
-from merganser.planning import CELL, TILE, Plan
+from merganser.kernels import CELL, CODES, storage
+from merganser.kernels.arguments import Inputs
+from merganser.planning import TILE, Plan
 from merganser.planning.naming import named_alike
 from merganser.recipe import ModelReference
 from merganser.sinks import StateDictSink
-from merganser.study import distances, ranks
+from merganser.study import ranks
 from merganser.study.resolving import find_merge
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -153,7 +153,7 @@ def _depth(tensor: TensorDiff) -> int:
 
 def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
     """Elements by their distance in units in the last place."""
-    total = sum((t.histogram for t in tensors), np.zeros(distances.BUCKETS, np.int64))
+    total = sum((t.histogram for t in tensors), np.zeros(storage.BUCKETS, np.int64))
     names = ["0", "1", "2", *(f"{2**n // 2 + 1}-{2**n}" for n in range(2, 16)), "more"]
     return {name: int(count) for name, count in zip(names, total, strict=True)}
 
@@ -175,7 +175,7 @@ def figures(
     elements = sum(t.elements for t in chosen)
     same = sum(int(t.histogram[0]) for t in chosen)
     total = [math.fsum(column) for column in zip(*(t.sums for t in chosen), strict=True)]
-    apart, own, a, b, inner, agree, both, joint, sides, base = total or [0.0] * distances.FIGURES
+    apart, own, a, b, inner, agree, both, joint, sides, base = total or [0.0] * storage.FIGURES
     found = {
         "changed": _ratio(elements - same, elements),
         "distance": math.sqrt(apart),
@@ -321,8 +321,8 @@ def _begin(models: list[Model], names: tuple[str, ...]) -> tuple[tuple[Any, ...]
     checkpoint, shape = models[0]
     place, numel = shape.places[names[0]], checkpoint.specs[names[0]].numel
     cells = -(-numel // CELL)
-    sums = np.zeros((cells, distances.FIGURES))
-    counts = np.zeros((cells, distances.BUCKETS), np.int64)
+    sums = np.zeros((cells, storage.FIGURES))
+    counts = np.zeros((cells, storage.BUCKETS), np.int64)
     return (names[0], place.role, place.layer, numel), sums, counts
 
 
@@ -337,21 +337,9 @@ def _compare(
         buffer = np.empty(count * dtype.itemsize, np.uint8)
         rows.append(look(checkpoint, name, start * dtype.itemsize, buffer))
         codes.append(CODES[dtype.name])
-    based = len(rows) == 3
-    padded = [*rows, rows[0]][:3]
     first = start // CELL
     cells = slice(first, first - (-count // CELL))
-    distances.compare(
-        *padded,
-        np.array([*codes, codes[0]][:3]),
-        count,
-        based,
-        np.empty((3, BLOCK), np.float32),
-        np.empty((3, BLOCK)),
-        np.empty(BLOCK, np.uint16),
-        sums[cells],
-        counts[cells],
-    )
+    storage.compare(Inputs.of(rows, codes), count, sums[cells], counts[cells])
 
 
 def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
@@ -374,5 +362,5 @@ def _numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array
     buffer = np.empty(count * dtype.itemsize, np.uint8)
     stored = look(checkpoint, name, start * dtype.itemsize, buffer)
     numbers = np.empty(count)
-    kernels.widen(stored, CODES[dtype.name], count, numbers)
+    storage.widen(stored, CODES[dtype.name], count, numbers)
     return numbers

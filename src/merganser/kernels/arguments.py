@@ -1,0 +1,99 @@
+"""What kernels are given: arrays whose sizes are checked here, since C++ cannot."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser.kernels import MOST, WIDTHS, library
+
+Array = np.ndarray[Any, Any]
+
+_I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
+
+
+class InputsStruct(ctypes.Structure):
+    """``Inputs`` in ``source/vectors.hpp``."""
+
+    _fields_ = (("k", _I64), ("rows", _PTR), ("codes", _PTR))
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The stored bytes of a tile of each input, wherever they lie.
+
+    Attributes:
+        rows: uint8 [bytes], each as long as its input's elements are wide.
+        places: intp [k], their addresses, which hold as long as the rows do.
+        codes: int64 [k], their dtypes; -1 for those that are only copied.
+    """
+
+    rows: tuple[Array, ...]
+    places: Array
+    codes: Array
+
+    @classmethod
+    def of(cls, rows: Iterable[Array], codes: Sequence[int] | Array) -> Inputs:
+        """Of arrays of bytes without gaps."""
+        rows = tuple(rows)
+        places = np.array([address(row) for row in rows], np.intp)
+        return cls(rows, places, np.array(codes, np.int64))
+
+    def take(self, which: Sequence[int]) -> Inputs:
+        """Some of them."""
+        some = list(which)
+        return Inputs(tuple(self.rows[i] for i in some), self.places[some], self.codes[some])
+
+    def struct(self, count: int) -> InputsStruct:
+        """For C++, of ``count`` elements of each.
+
+        Raises:
+            ValueError: when a row has fewer, or a dtype is none of the kernels'.
+        """
+        if count < 0 or not self.rows or len(self.codes) != len(self.rows):
+            raise ValueError(
+                f"{len(self.rows)} inputs of {count} elements, and {len(self.codes)} dtypes"
+            )
+        for row, code in zip(self.rows, self.codes.tolist(), strict=True):
+            if not 0 <= code < len(WIDTHS):
+                raise ValueError(f"kernels have no dtype {code}")
+            if row.nbytes < count * WIDTHS[code]:
+                raise ValueError(f"an input has {row.nbytes} bytes, not {count} elements")
+        return InputsStruct(len(self.rows), address(self.places), address(self.codes))
+
+
+def address(array: Array) -> int:
+    """Where an array begins in memory."""
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def checked(array: Array, dtype: Any, *shape: int) -> int:
+    """The address of an array of at least this shape (exactly, but for the first axis).
+
+    Raises:
+        ValueError: when it is of another dtype or smaller, or has gaps.
+    """
+    if array.dtype != dtype or array.ndim != len(shape) or not array.flags.c_contiguous:
+        raise ValueError(
+            f"an array is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} without gaps"
+        )
+    if array.shape[1:] != shape[1:] or array.shape[0] < shape[0]:
+        raise ValueError(f"an array is {array.shape}, not {shape}")
+    return address(array)
+
+
+def kernels_for(inputs: Inputs) -> ctypes.CDLL | None:
+    """The compiled kernels, if there are any, and if they take so many inputs."""
+    return library.kernels() if len(inputs.rows) <= MOST else None
+
+
+def cells_of(count: int) -> int:
+    """Cells that ``count`` elements, or bytes, touch from a cell's begin on."""
+    from merganser.kernels import CELL
+
+    return -(-count // CELL)

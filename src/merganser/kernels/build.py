@@ -1,0 +1,141 @@
+"""Builds the compiled kernels: ``python -m merganser.kernels.build`` puts them beside their sources.
+
+The compiler is the clang of the PyPI package ``ziglang``, the same on every platform; no compiler of the system is
+needed, and one machine builds for all others. The build of the package calls this file too, so it imports
+nothing of the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "source"
+BUILT = HERE / "built"
+
+LEVELS = {"x86_64": ("x86_64_v4", "x86_64_v3"), "aarch64": ("neon",)}
+"""Instruction levels of each architecture, the best first."""
+
+TARGETS = {
+    "linux-x86_64": ("x86_64", "x86_64-linux-gnu.2.17", "manylinux2014_x86_64"),
+    "linux-aarch64": ("aarch64", "aarch64-linux-gnu.2.17", "manylinux2014_aarch64"),
+    "macos-aarch64": ("aarch64", "aarch64-macos.11.0", "macosx_11_0_arm64"),
+    "macos-x86_64": ("x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64"),
+    "windows-x86_64": ("x86_64", "x86_64-windows-gnu", "win_amd64"),
+}
+"""Platforms: the architecture, the compiler's name of the target, and the wheel's tag."""
+
+PROCESSORS = {"x86_64_v4": "x86_64_v4", "x86_64_v3": "x86_64_v3", "neon": "generic"}
+
+# fmt: off
+OPTIONS = (
+    "-O3", "-g0", "-std=c++20", "-fno-rtti", "-fno-exceptions", "-ffp-contract=off", "-fvisibility=hidden",
+    "-Wall", "-Werror", "-Wno-psabi", "-Wno-nan-infinity-disabled",
+)
+# fmt: on
+
+
+def this_platform() -> str | None:
+    """This machine's entry of :data:`TARGETS`, if it has one."""
+    systems = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
+    machines = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+    name = f"{systems.get(platform.system())}-{machines.get(platform.machine())}"
+    return name if name in TARGETS else None
+
+
+def file_name(level: str, system: str) -> str:
+    """Of the library for a level."""
+    suffix = {"linux": "so", "macos": "dylib", "windows": "dll"}[system.partition("-")[0]]
+    return f"kernels-{level}.{suffix}"
+
+
+def source_digest() -> str:
+    """Of all that the libraries are made of: a library of other sources is not loaded."""
+    digest = hashlib.sha256(" ".join(OPTIONS).encode())
+    for path in sorted(SOURCE.iterdir()):
+        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:16]
+
+
+def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Path]:
+    """Compile all levels of a platform, and return the libraries; those that are up to date stay.
+
+    Args:
+        system: a name of :data:`TARGETS`.
+        into: the folder for the libraries.
+        extra: more options for the compiler.
+
+    Raises:
+        RuntimeError: when the compiler is missing or fails.
+    """
+    architecture, target, _ = TARGETS[system]
+    into.mkdir(parents=True, exist_ok=True)
+    libraries = [into / file_name(level, system) for level in LEVELS[architecture]]
+    mark = into / f"{system}.txt"
+    stamp = " ".join([source_digest(), *extra])
+    if all(path.exists() for path in libraries) and mark.exists() and mark.read_text() == stamp:
+        return libraries
+    mark.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as crew:
+        jobs = [
+            (level, path, Path(folder) / f"{level}-{path.stem}.o")
+            for path in sorted(SOURCE.glob("*.cpp"))
+            for level in LEVELS[architecture]
+        ]
+        common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
+        if "windows" not in system:
+            common.append("-fPIC")
+        list(
+            crew.map(
+                lambda job: _compile(
+                    *common, f"-mcpu={PROCESSORS[job[0]]}", "-c", str(job[1]), "-o", str(job[2])
+                ),
+                jobs,
+            )
+        )
+        for level, library in zip(LEVELS[architecture], libraries, strict=True):
+            objects = [str(made) for each, _, made in jobs if each == level]
+            made = Path(folder) / library.name
+            _compile("-target", target, "-shared", "-s", *extra, *objects, "-o", str(made))
+            fresh = library.with_name(library.name + ".new")
+            shutil.copyfile(made, fresh)
+            fresh.replace(library)  # a process that has the old one keeps it
+    mark.write_text(stamp)
+    return libraries
+
+
+def _compile(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ziglang", "cc", *arguments], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the kernels cannot be compiled: {done.stderr.strip()[-2000:]}")
+
+
+def main() -> int:
+    """Build for this machine."""
+    system = this_platform()
+    if system is None:
+        print(f"no kernels for {platform.system()} on {platform.machine()}", file=sys.stderr)  # noqa: T201
+        return 1
+    try:
+        libraries = build(system)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    for path in libraries:
+        print(path)  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

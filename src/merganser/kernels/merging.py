@@ -1,0 +1,301 @@
+"""The kernels of methods that work element by element: a tile of every model in, a tile of each output out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from merganser.kernels import CELL, CODES, WIDTHS
+from merganser.kernels.arguments import (
+    Array,
+    Inputs,
+    InputsStruct,
+    cells_of,
+    checked,
+    kernels_for,
+)
+from merganser.kernels.rules import Rules, RulesStruct, struct_of
+
+_I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
+
+
+class Sums(NamedTuple):
+    """What is added up for the report, float64 arrays whose first axis is the tile's cells; those of the inputs
+    are None for all but the first of several outputs.
+
+    Attributes:
+        gram: [cells, k-1, k-1], inner products of the inputs' differences to the first (lower triangle).
+        differ: [cells, k-1], elements in which each input differs from the first.
+        ideal: [cells, k-1], inner products of those with the exact output's difference, or None.
+        cross: [cells, k-1], the same of the stored output.
+        noise: [cells], squared distance of the stored output from the exact one.
+    """
+
+    gram: Array | None
+    differ: Array | None
+    ideal: Array | None
+    cross: Array
+    noise: Array
+
+    @classmethod
+    def zeros(cls, cells: int, k: int) -> Sums:
+        """For a tensor of so many cells and inputs."""
+        vector = (cells, k - 1)
+        differ, ideal, cross = (np.zeros(vector) for _ in range(3))
+        return cls(np.zeros((*vector, k - 1)), differ, ideal, cross, np.zeros(cells))
+
+    def at(self, cells: slice) -> Sums:
+        """Of some cells."""
+        return Sums(*(None if array is None else array[cells] for array in self))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear combination by fused multiply-adds in the order of the inputs.
+
+    Attributes:
+        coefficients: [k] in the dtype that is computed in.
+        divisor: what the sum is divided by; 1 for not at all.
+        from_zero: whether the sum begins with zero, which makes negative zeros positive.
+    """
+
+    kernel: ClassVar[str] = "linear"
+    extra: ClassVar[int] = 0
+
+    coefficients: Array
+    divisor: float = 1.0
+    from_zero: bool = False
+
+    class Struct(ctypes.Structure):
+        """``LinearHow`` in ``source/elementwise.cpp``."""
+
+        _fields_ = (("coefficients", _PTR), ("divisor", _F64), ("from_zero", _I64))
+
+    @property
+    def share(self) -> float:
+        """The sum of the coefficients, in the order and dtype of the combination."""
+        share = self.coefficients.dtype.type(0)
+        for coefficient in self.coefficients:
+            share += coefficient
+        return float(share / self.coefficients.dtype.type(self.divisor))
+
+    def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
+        """For C++."""
+        return self.Struct(checked(self.coefficients, work, k), self.divisor, self.from_zero)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Changes to the first input, made sparse, their signs elected, and added up.
+
+    Attributes:
+        rules: which changes are kept.
+        factors: [k-1] in the dtype that is computed in: weight times rescaling.
+        weights: [k-1], for the divisor.
+        elect: whether a sign is elected.
+        divide: what the sum is divided by: ``no``, ``weights`` (their total), or ``counted``.
+        total_weight: for that.
+        scale: of the change.
+        least, slack: how many models must have a use for the sum, and how well; 0 for none.
+    """
+
+    kernel: ClassVar[str] = "sparse"
+    extra: ClassVar[int] = 0
+
+    rules: Rules
+    factors: Array
+    weights: Array
+    elect: bool
+    divide: str
+    total_weight: float
+    scale: float
+    least: int = 0
+    slack: Array | None = None
+
+    class Struct(ctypes.Structure):
+        """``SparseHow`` in ``source/elementwise.cpp``."""
+
+        _fields_ = (
+            ("rules", RulesStruct),
+            ("factors", _PTR),
+            ("weights", _PTR),
+            ("slack", _PTR),
+            ("total", _F64),
+            ("scale", _F64),
+            ("elect", _I64),
+            ("weighted", _I64),
+            ("counted", _I64),
+            ("least", _I64),
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the first input in the output."""
+        return 1.0
+
+    def struct(self, k: int, work: np.dtype[Any], start: int, count: int) -> Any:
+        """For C++."""
+        if start % CELL:
+            raise ValueError(f"element {start} is not the first of a cell")
+        slack = self.factors if self.slack is None else self.slack
+        return self.Struct(
+            struct_of(self.rules, k - 1, start + count, cells_of(start + count)),
+            checked(self.factors, work, k - 1),
+            checked(self.weights, work, k - 1),
+            checked(slack, work, k - 1),
+            self.total_weight,
+            self.scale,
+            self.elect,
+            self.divide == "weights",
+            self.divide == "counted",
+            self.least,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A result that was computed elsewhere: the last of the inputs, which the report leaves out."""
+
+    kernel: ClassVar[str] = "given"
+    extra: ClassVar[int] = 1
+
+    @property
+    def share(self) -> float:
+        """Of the first input in the output."""
+        return 1.0
+
+    def struct(self, _k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
+        """For C++."""
+        return None
+
+
+How = Linear | Sparse | Given
+
+
+class Output(NamedTuple):
+    """One result of a tile.
+
+    Attributes:
+        data: uint8 [bytes], filled.
+        how: what is computed.
+        seed: for stochastic rounding.
+        sums: added to, or None for no report.
+    """
+
+    data: Array
+    how: How
+    seed: int = 0
+    sums: Sums | None = None
+
+
+class _SumsStruct(ctypes.Structure):
+    _fields_ = tuple((name, _PTR) for name in Sums._fields)
+
+
+class _OutputStruct(ctypes.Structure):
+    _fields_ = (
+        ("out", _PTR),
+        ("how", _PTR),
+        ("seed", _U64),
+        ("share", _F64),
+        ("sums", _SumsStruct),
+    )
+
+
+class _TileStruct(ctypes.Structure):
+    _fields_ = (
+        ("inputs", InputsStruct),
+        ("count", _I64),
+        ("start", _I64),
+        ("wide", _I64),
+        ("code", _I64),
+        ("stochastic", _I64),
+        ("outputs", _I64),
+        ("output", _PTR),
+    )
+
+
+def merge(
+    inputs: Inputs,
+    count: int,
+    start: int,
+    work: np.dtype[Any],
+    dtype: str,
+    stochastic: bool,
+    outputs: Sequence[Output],
+) -> None:
+    """Compute a tile of several outputs, each rounded once.
+
+    Args:
+        inputs: of the tile, the base first if there is one.
+        count: elements in the tile.
+        start: the tile's first element in its tensor; a multiple of CELL.
+        work: float32 or float64, what is computed in.
+        dtype: of all outputs.
+        stochastic: whether they are rounded so.
+        outputs: what is computed, all in the same way.
+
+    Raises:
+        ValueError: when an array does not fit the others.
+    """
+    code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
+    wide = work == np.float64
+    structs = [o.how.struct(k, work, start, count) for o in outputs]  # kept until the call is over
+    out = (_OutputStruct * len(outputs))(
+        *(
+            _OutputStruct(
+                checked(o.data, np.uint8, count * WIDTHS[code]),
+                None if told is None else ctypes.addressof(told),
+                o.seed,
+                o.how.share,
+                _sums_struct(o.sums, k, cells_of(count)),
+            )
+            for o, told in zip(outputs, structs, strict=True)
+        )
+    )
+    if start < 0 or len({o.how.kernel for o in outputs}) != 1 or k < 1:
+        raise ValueError(f"no tile: {k} models, from element {start}")
+    tile = _TileStruct(
+        inputs.struct(count),
+        count,
+        start,
+        wide,
+        code,
+        stochastic,
+        len(outputs),
+        ctypes.addressof(out),
+    )
+    library = kernels_for(inputs)
+    if library is None:
+        from merganser.kernels import plain
+
+        plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
+    elif getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
+        raise ValueError("a kernel refuses its arguments")
+
+
+def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:
+    if sums is None:
+        return _SumsStruct()
+    shapes = {"gram": (cells, k - 1, k - 1), "noise": (cells,)}
+    return _SumsStruct(
+        *(
+            None if array is None else checked(array, np.float64, *shapes.get(name, (cells, k - 1)))
+            for name, array in zip(Sums._fields, sums, strict=True)
+        )
+    )
+
+
+def narrow(
+    numbers: Array, dtype: str, stochastic: bool, seed: int, start: int, into: Array
+) -> None:
+    """Round float32 or float64 numbers into stored bytes: :func:`merge` of a result alone."""
+    code = CODES[numbers.dtype.name]
+    row = numbers.view(np.uint8)
+    inputs = Inputs.of((row, row), (code, code))
+    work = np.dtype(numbers.dtype)
+    merge(inputs, len(numbers), start, work, dtype, stochastic, [Output(into, Given(), seed)])

@@ -1,0 +1,545 @@
+"""What every kernel computes, in numpy: the fallback where none is compiled, and what tests compare them with.
+
+Outputs, Gram matrices, norms, digests and masks have the same bits as the compiled kernels'; the sums of the report
+are added up in float64 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from merganser.kernels import BLOCK, CELL, CODES, WIDTHS
+from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.merging import Given, Linear, Output, Sparse, Sums
+from merganser.kernels.rules import ALL, BETWEEN, DRAWN, L1, LINF, MASKED, NOTHING, VARIANCE, Rules
+
+_GOLDEN, _MIX1, _MIX2 = (
+    np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_MEASURED, _STEP = 1024, 32
+
+
+def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Infinities and NaNs are numbers here, and 64-bit words wrap around."""
+    return np.errstate(all="ignore")(function)
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+@_quietly
+def widened(inputs: Inputs, i: int, count: int, dtype: Any) -> Array:
+    """An input's numbers, in float32 or float64."""
+    row, code = inputs.rows[i], int(inputs.codes[i])
+    if code == CODES["bfloat16"]:
+        words = row[: 2 * count].view(np.uint16).astype(np.uint32) << np.uint32(16)
+        return words.view(np.float32).astype(dtype)
+    kind = {1: np.float16, 2: np.float32, 3: np.float64}[code]
+    return row[: count * np.dtype(kind).itemsize].view(kind).astype(dtype)
+
+
+def draws(seed: int, start: int, count: int) -> Array:
+    """64 random bits an element: splitmix64 at its place (Steele et al. 2014)."""
+    z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = (z ^ (z >> np.uint64(27))) * _MIX2
+    mixed: Array = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def _odd(near: Array, error: Array) -> Array:
+    """Rounded sums in float64, those that are not exact moved to their odd neighbour."""
+    even = (near.view(np.uint64) & np.uint64(1)) == 0
+    move = even & (error != 0) & np.isfinite(near)
+    return np.where(move, np.nextafter(near, np.where(error > 0, np.inf, -np.inf)), near)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+def _split(a: Array) -> tuple[Array, Array]:
+    high = 134217729.0 * a
+    high = high - (high - a)
+    return high, a - high
+
+
+def fma(a: Any, b: Array, c: Array) -> Array:
+    """a * b + c, rounded once: by rounding to odd first (Boldo and Melquiond 2008)."""
+    if b.dtype == np.float32:
+        total, error = _two_sum(np.float64(a) * b.astype(np.float64), c.astype(np.float64))
+        return _odd(total, error).astype(np.float32)
+    a = np.broadcast_to(np.float64(a), b.shape)
+    product = a * b
+    (ah, al), (bh, bl) = _split(a), _split(b)
+    below = al * bl - (((product - ah * bh) - al * bh) - ah * bl)
+    high, low = _two_sum(c, below)
+    total, rest = _two_sum(product, high)
+    once = total + _odd(*_two_sum(low, rest))
+    return np.where(np.isfinite(once), once, a * b + c)
+
+
+def _single(numbers: Array) -> Array:
+    """float32; float64 is rounded to odd, so that rounding again rounds as if once."""
+    near = numbers.astype(np.float32)
+    if numbers.dtype == np.float32:
+        return near
+    back, bits = near.astype(np.float64), near.view(np.uint32)
+    keep = (back == numbers) | np.isnan(numbers) | np.isinf(near) | (bits & np.uint32(1) == 1)
+    step = np.where(abs(numbers) > abs(back), bits + np.uint32(1), bits - np.uint32(1))
+    return np.where(keep, bits, step).astype(np.uint32).view(np.float32)
+
+
+@_quietly
+def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int) -> Array:
+    """Numbers rounded to a dtype: bytes."""
+    if dtype == "float64" or (
+        dtype == "float32" and (not stochastic or numbers.dtype == np.float32)
+    ):
+        wide = numbers.astype(dtype)
+        return np.where(np.isnan(wide), wide.dtype.type(np.nan), wide).view(np.uint8)
+    drawn = draws(seed, start, len(numbers))
+    if dtype == "float32":
+        mask = np.uint64(0x1FFFFFFF)
+        cut = ((numbers.view(np.uint64) + (drawn & mask)) & ~mask).view(np.float64)
+        as_is = ~np.isfinite(numbers) | (abs(numbers) < 1.2e-38)
+        wide = np.where(as_is, numbers, cut).astype(np.float32)
+        return np.where(np.isnan(wide), np.float32(np.nan), wide).view(np.uint8)
+    singles = _single(numbers)
+    bits, finite, word = singles.view(np.uint32), np.isfinite(singles), drawn.astype(np.uint32)
+    if dtype == "float16":
+        if stochastic:
+            cut = ((bits + (word & np.uint32(0x1FFF))) & np.uint32(0xFFFFE000)).view(np.float32)
+            steps = abs(singles.astype(np.float64)) * 2.0**24
+            below = np.floor(steps)
+            below += (drawn >> np.uint64(11)) * 2.0**-53 < steps - below
+            small = np.where(singles < 0, -below, below) / 2.0**24
+            small = np.where(abs(singles) < 2.0**-14, small.astype(np.float32), cut)
+            singles = np.where(finite, small, singles)
+        halves = singles.astype(np.float16)
+        return np.where(np.isnan(halves), np.float16(np.nan), halves).view(np.uint8)
+    near: Array = bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
+    if stochastic:
+        near = np.where(finite, bits + (word & np.uint32(0xFFFF)), near)
+    half = np.where(np.isnan(singles), np.uint32(0x7FC0), near >> np.uint32(16))
+    return half.astype(np.uint16).view(np.uint8)
+
+
+# -- merging ---------------------------------------------------------------------------------------
+
+
+@_quietly
+def merge(
+    inputs: Inputs,
+    count: int,
+    start: int,
+    work: np.dtype[Any],
+    dtype: str,
+    stochastic: bool,
+    outputs: Sequence[Output],
+) -> None:
+    """See :func:`merganser.kernels.merging.merge`."""
+    rows = [widened(inputs, i, count, work) for i in range(len(inputs.rows))]
+    for output in outputs:
+        how, models = output.how, rows
+        if isinstance(how, Linear):
+            exact = _combine(rows, how)
+        elif isinstance(how, Sparse):
+            exact = _agree(rows, how, start)
+        else:
+            assert isinstance(how, Given)
+            models, exact = rows[:-1], rows[-1]
+        made = narrowed(exact, dtype, stochastic, output.seed, start)
+        output.data[: len(made)] = made
+        if output.sums is not None:
+            stored = widened(Inputs.of((made,), (CODES[dtype],)), 0, count, work)
+            _report(models, exact, stored, how.share, output.sums)
+
+
+def _combine(rows: Sequence[Array], how: Linear) -> Array:
+    result: Array = how.coefficients[0] * rows[0]
+    for coefficient, row in zip(how.coefficients[1:], rows[1:], strict=True):
+        result = fma(coefficient, row, result)
+    if how.from_zero:
+        result = result + result.dtype.type(0)
+    return result if how.divisor == 1 else result / result.dtype.type(how.divisor)
+
+
+def _agree(rows: Sequence[Array], how: Sparse, start: int) -> Array:
+    base, dtype = rows[0], rows[0].dtype.type
+    apart = [row - base for row in rows[1:]]
+    if not apart:
+        return base
+    marks = _marks(apart, how.rules, start)
+    kept = [np.where(m, f * d, dtype(0)) for m, f, d in zip(marks, how.factors, apart, strict=True)]
+    change = sum(kept[1:], kept[0])
+    counts = [part != 0 for part in kept]
+    if how.elect:
+        up = change >= 0
+        counts = [c & ((part > 0) == up) for c, part in zip(counts, kept, strict=True)]
+        change = sum(
+            (np.where(c, p, dtype(0)) for c, p in zip(counts, kept, strict=True)), dtype(0)
+        )
+    if how.divide == "counted":
+        each = zip(counts, how.weights, strict=True)
+        share = sum((np.where(c, w, dtype(0)) for c, w in each), dtype(0))
+        change = change / np.where(share != 0, share, dtype(1))
+    elif how.divide == "weights":
+        change = change / dtype(how.total_weight)
+    if how.least:
+        assert how.slack is not None
+        uses = [~(abs(d) < s * abs(change - d)) for d, s in zip(apart, how.slack, strict=True)]
+        change = np.where(sum(use.astype(np.int64) for use in uses) >= how.least, change, dtype(0))
+    result: Array = base + dtype(how.scale) * change
+    return result
+
+
+def _report(rows: Sequence[Array], exact: Array, stored: Array, share: float, sums: Sums) -> None:
+    base = rows[0].astype(np.float64)
+    apart = [row - rows[0] for row in rows[1:]]
+    moved, ideal = stored - rows[0].dtype.type(share) * base, exact - rows[0]
+    for cell in range(-(-len(exact) // CELL)):
+        here = slice(cell * CELL, (cell + 1) * CELL)
+        for i, x in enumerate(apart):
+            if sums.gram is not None and sums.differ is not None:
+                for j in range(i + 1):
+                    sums.gram[cell, i, j] += _dot(x[here], apart[j][here])
+                sums.differ[cell, i] += np.count_nonzero(x[here])
+            if sums.ideal is not None:
+                sums.ideal[cell, i] += _dot(ideal[here], x[here])
+            sums.cross[cell, i] += _dot(moved[here], x[here])
+        sums.noise[cell] += _dot((stored - exact)[here], (stored - exact)[here])
+
+
+def _dot(a: Array, b: Array) -> float:
+    return float((a.astype(np.float64) * b).sum())
+
+
+# -- which changes are kept ------------------------------------------------------------------------
+
+
+def _keys(numbers: Array) -> Array:
+    return abs(numbers).astype(np.float32).view(np.uint32)
+
+
+def _variance(apart: Sequence[Array]) -> Array:
+    count = apart[0].dtype.type(len(apart))
+    mean = sum(apart[1:], apart[0]) / count
+    squares = [(d - mean) * (d - mean) for d in apart]
+    variance: Array = sum(squares[1:], squares[0]) / count
+    return variance
+
+
+def _marks(apart: Sequence[Array], rules: Rules, start: int) -> list[Array]:
+    models = len(apart)
+    if len(rules.kinds) == models + 1:
+        return [_between(_keys(_variance(apart)), rules, models, start)] * models
+    return [_mark(d, rules, m, start) for m, d in enumerate(apart)]
+
+
+def _mark(change: Array, rules: Rules, m: int, start: int) -> Array:
+    rule, count = rules.kinds[m], len(change)
+    if rule in (ALL, NOTHING):
+        return np.full(count, rule == ALL)
+    if rule == BETWEEN:
+        return _between(_keys(change), rules, m, start)
+    here = slice(start >> 3, (start + count + 7) >> 3)
+    if rule == MASKED:
+        return np.unpackbits(rules.masks[m, here], bitorder="little", count=count).astype(bool)
+    assert rule == DRAWN
+    kept: Array = draws(rules.seeds[m], start, count) < rules.chances[m]
+    if rules.masks.shape[1]:
+        rules.masks[m, here] = np.packbits(kept, bitorder="little")
+    return kept
+
+
+def _between(keys: Array, rules: Rules, m: int, start: int) -> Array:
+    if rules.kinds[m] in (ALL, NOTHING):
+        return np.full(len(keys), rules.kinds[m] == ALL)
+    cell = np.arange(start, start + len(keys)) // CELL
+    over = []
+    for cut, allowed, present in zip(
+        rules.cuts[m], rules.allowed[m], rules.present[m], strict=True
+    ):
+        equal = keys == cut
+        before = np.cumsum(equal) - equal
+        first = np.arange(len(keys)) // CELL * CELL
+        ordinal = before - before[first] if len(keys) else before
+        all_are = allowed >= present
+        over.append((keys > cut) | (equal & (all_are[cell] | (ordinal < allowed[cell]))))
+    between: Array = over[1] & ~over[0]
+    return between
+
+
+@_quietly
+def norms(
+    inputs: Inputs,
+    count: int,
+    work: np.dtype[Any],
+    rules: Rules,
+    norm: int,
+    start: int,
+    sums: Array,
+) -> None:
+    """See :func:`merganser.kernels.measuring.norms`."""
+    base, *rows = (widened(inputs, i, count, work) for i in range(len(inputs.rows)))
+    apart = [row - base for row in rows]
+    for m, (change, mark) in enumerate(zip(apart, _marks(apart, rules, start), strict=True)):
+        wide = change.astype(np.float64)
+        terms = wide * wide if norm not in (L1, LINF) else abs(wide)
+        for n, part in enumerate((terms, np.where(mark, terms, 0.0))):
+            if norm == LINF:
+                for cell in range(len(sums)):
+                    most = np.fmax.reduce(part[cell * CELL : (cell + 1) * CELL], initial=0.0)
+                    sums[cell, m, n] = max(sums[cell, m, n], most)
+            else:
+                _add_blocks(part, BLOCK, sums[:, m, n])
+
+
+def _add_blocks(terms: Array, size: int, into: Array) -> None:
+    """Add float64 numbers to the sums of their cells, block by block in the kernels' order."""
+    blocks = -(-len(terms) // size)
+    padded = np.zeros(blocks * size)
+    padded[: len(terms)] = terms
+    steps = padded.reshape(blocks, size // _STEP, 4, _STEP // 4)
+    chains = np.zeros((blocks, 4, _STEP // 4))
+    for n in range(steps.shape[1]):
+        chains += steps[:, n]
+    lanes = (chains[:, 0] + chains[:, 1]) + (chains[:, 2] + chains[:, 3])
+    while lanes.shape[1] > 1:
+        lanes = lanes[:, 0::2] + lanes[:, 1::2]
+    for block, total in enumerate(lanes[:, 0]):
+        into[block * size // CELL] += total
+
+
+@_quietly
+def _change_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int) -> Array:
+    base, *rows = (widened(inputs, i, count, work) for i in range(len(inputs.rows)))
+    if model == VARIANCE:
+        return _keys(_variance([row - base for row in rows]))
+    return _keys(rows[model] - base)
+
+
+def tally(
+    inputs: Inputs,
+    count: int,
+    work: np.dtype[Any],
+    what: Array,
+    lows: Array,
+    highs: Array,
+    guesses: Array,
+    above: Array,
+    equal: Array,
+    found: Array,
+    fill: Array,
+) -> None:
+    """See :func:`merganser.kernels.selecting.tally`."""
+    for m, model in enumerate(what.tolist()):
+        keys = _change_keys(inputs, count, work, model)
+        above[m] += np.count_nonzero(keys > highs[m])
+        inside = (keys >= lows[m]) & (keys <= highs[m])
+        for n, guess in enumerate(guesses[m]):
+            cells = np.flatnonzero(keys == guess) // CELL
+            equal[m, n] += np.bincount(cells, minlength=equal.shape[2])
+            inside &= keys != guess
+        fill[m] = np.count_nonzero(inside)
+        found[m, : fill[m]] = keys[inside]
+
+
+def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
+    """See :func:`merganser.kernels.selecting.sample_keys`."""
+    into[:count] = _change_keys(inputs, count, work, model)
+
+
+def draw_by_rank(
+    inputs: Inputs,
+    work: np.dtype[Any],
+    model: int,
+    rows: int,
+    length: int,
+    density: float,
+    epsilon: float,
+    seed: int,
+    start: int,
+    mask: Array,
+) -> None:
+    """See :func:`merganser.kernels.selecting.draw_by_rank`."""
+    keys = _change_keys(inputs, rows * length, work, model).reshape(rows, length)
+    step = 2.0 * epsilon / (length - 1) if length > 1 else 0.0
+    lowest = density - epsilon if length > 1 else density
+    kept = np.empty((rows, length), bool)
+    for n, row in enumerate(keys):
+        ordered = np.sort(row)
+        less = np.searchsorted(ordered, row, side="left")
+        equal = np.searchsorted(ordered, row, side="right") - less
+        chances = np.maximum(lowest + step * (less + 0.5 * (equal - 1)), 0.0)
+        bounds = (np.where(chances >= 1.0, 0.0, chances) * 2.0**64).astype(np.uint64)
+        bounds[chances >= 1.0] = np.uint64(2**64 - 1)
+        kept[n] = draws(seed, start + n * length, length) < bounds
+    bits = np.packbits(kept.reshape(-1), bitorder="little")
+    mask[start >> 3 : (start >> 3) + len(bits)] |= bits
+
+
+# -- Gram matrices ---------------------------------------------------------------------------------
+
+
+@_quietly
+def _vectors(inputs: Inputs, count: int, changes: bool) -> list[Array]:
+    rows = [widened(inputs, i, count, np.float64) for i in range(len(inputs.rows))]
+    return [row - rows[0] for row in rows[1:]] if changes else rows
+
+
+@_quietly
+def measure(inputs: Inputs, count: int, changes: bool, gram: Array) -> None:
+    """See :func:`merganser.kernels.measuring.measure`."""
+    vectors = _vectors(inputs, count, changes)
+    for i, x in enumerate(vectors):
+        for j in range(i + 1):
+            _add_blocks(x * vectors[j], _MEASURED, gram[:, i, j])
+
+
+@_quietly
+def measure_rows(
+    inputs: Inputs, count: int, changes: bool, length: int, start: int, rows: Array, heads: Array
+) -> None:
+    """See :func:`merganser.kernels.measuring.measure_rows`."""
+    vectors = _vectors(inputs, count, changes)
+    at = 0
+    while at < count:
+        row, cell = (start + at) // length, at // CELL
+        end = min(count, (row + 1) * length - start, (at // _MEASURED + 1) * _MEASURED)
+        into = rows[row] if row * length >= start + cell * CELL else heads[cell]
+        for i, x in enumerate(vectors):
+            for j in range(i + 1):  # a running sum is added up in order
+                into[i, j] += np.cumsum(x[at:end] * vectors[j][at:end])[-1]
+        at = end
+
+
+@_quietly
+def measure_columns(
+    inputs: Inputs, count: int, changes: bool, length: int, start: int, columns: Array
+) -> None:
+    """See :func:`merganser.kernels.measuring.measure_columns`."""
+    vectors = _vectors(inputs, count, changes)
+    at = 0
+    while at < count:
+        column = (start + at) % length
+        end = min(count, at + length - column)
+        for i, x in enumerate(vectors):
+            for j in range(i + 1):
+                columns[column : column + end - at, i, j] += x[at:end] * vectors[j][at:end]
+        at = end
+
+
+@_quietly
+def combine_each(
+    inputs: Inputs,
+    count: int,
+    coefficients: Array,
+    length: int,
+    by_rows: bool,
+    start: int,
+    exact: Array,
+) -> None:
+    """See :func:`merganser.kernels.measuring.combine_each`."""
+    places = np.arange(start, start + count)
+    vector = places // length if by_rows else places % length
+    rows = [widened(inputs, i, count, coefficients.dtype) for i in range(len(inputs.rows))]
+    exact[:count] = coefficients[0, vector] * rows[0]
+    for factors, row in zip(coefficients[1:], rows[1:], strict=True):
+        exact[:count] = fma(factors[vector], row, exact[:count])
+
+
+# -- stored numbers --------------------------------------------------------------------------------
+
+
+@_quietly
+def digest(data: Array, sums: Array) -> None:
+    """See :func:`merganser.kernels.storage.digest`."""
+    for cell in range(len(sums)):
+        piece = data[cell * CELL : (cell + 1) * CELL]
+        words = piece[: len(piece) // 8 * 8].view(np.uint64)
+        rest = piece[len(words) * 8 :]
+        if len(rest):
+            words = np.append(words, np.uint64(int.from_bytes(rest.tobytes(), "big")))
+        z = words + np.arange(1, len(words) + 1, dtype=np.uint64) * _GOLDEN
+        z = (z ^ (z >> np.uint64(32))) * _MIX1
+        sums[cell] = np.uint64(len(piece)) + (z ^ (z >> np.uint64(29))).sum(dtype=np.uint64)
+
+
+def count_nonfinite(data: Array, code: int) -> int:
+    """See :func:`merganser.kernels.storage.count_nonfinite`."""
+    kinds = (np.uint16, np.uint16, np.uint32, np.uint64)
+    exponents = (0x7F80, 0x7C00, 0x7F800000, 0x7FF0000000000000)
+    bits: Array = data[: len(data) // WIDTHS[code] * WIDTHS[code]].view(kinds[code])
+    exponent = bits.dtype.type(exponents[code])
+    return int(np.count_nonzero((bits & exponent) == exponent))
+
+
+@_quietly
+def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
+    """See :func:`merganser.kernels.storage.compare`."""
+    x, y, *base = (widened(inputs, i, count, np.float64) for i in range(len(inputs.rows)))
+    figures = [(x - y) ** 2, x * x]
+    if base:
+        (z,) = base
+        a, b = x - z, y - z
+        figures += [a * a, b * b, a * b, a * b > 0, a * b != 0, abs(a + b), abs(a) + abs(b), z * z]
+    distances = _distances(inputs, count)
+    bounds = np.array([0, *(1 << n for n in range(16))])
+    buckets = np.searchsorted(bounds, distances)
+    for cell in range(-(-count // CELL)):
+        here = slice(cell * CELL, (cell + 1) * CELL)
+        for n, figure in enumerate(figures):
+            sums[cell, n] += figure[here].sum(dtype=np.float64)
+        histogram[cell] += np.bincount(buckets[here], minlength=histogram.shape[1])
+
+
+def _distances(inputs: Inputs, count: int) -> Array:
+    """In units in the last place, at most 0xFFFF."""
+    codes = inputs.codes[:2].tolist()
+    if codes[0] == codes[1] and codes[0] <= CODES["float16"]:
+        bits = [row[: 2 * count].view(np.uint16).astype(np.int64) for row in inputs.rows[:2]]
+        x, y = (np.where(b >> 15, -(b & 0x7FFF), b) for b in bits)
+    elif CODES["float64"] in codes:
+        bits = [widened(inputs, i, count, np.float64).view(np.int64) for i in (0, 1)]
+        x, y = (np.where(b < 0, -(b & np.int64(2**63 - 1)), b) for b in bits)
+    else:
+        wide = [
+            widened(inputs, i, count, np.float32).view(np.int32).astype(np.int64) for i in (0, 1)
+        ]
+        x, y = (np.where(b < 0, -(b & 0x7FFFFFFF), b) for b in wide)
+    far = abs(x.astype(np.float64) - y) >= 1e15
+    return np.where(far, 0xFFFF, np.minimum(abs(x - y), 0xFFFF))
+
+
+@_quietly
+def add_product(
+    weights: Array,
+    left: Array,
+    right: Array,
+    scale: float,
+    skipped: int,
+    by_row: Array,
+    by_column: Array,
+    out: Array,
+) -> None:
+    """See :func:`merganser.kernels.storage.add_product`."""
+    sums = np.zeros((len(left), right.shape[1]))
+    for rank in range(len(right)):
+        sums += left[:, rank, None].astype(np.float64) * right[rank]
+    here = slice(skipped, skipped + len(out))
+    factors = np.repeat(by_row, right.shape[1])[here], np.tile(by_column, len(left))[here]
+    number = weights.astype(np.float64) + scale * sums.reshape(-1)[here]
+    out[:] = number * factors[0] * factors[1]
+
+
+def add_squares(values: Array, by_column: bool, squares: Array) -> None:
+    """See :func:`merganser.kernels.storage.add_squares`."""
+    for line in values if by_column else values.T:
+        squares[: len(line)] += line * line

@@ -1,0 +1,152 @@
+"""The kernels that select changes: counts for a search by magnitude, and masks by rank in a row."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from merganser.kernels import LANES
+from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for
+
+_I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
+
+
+class _TallyStruct(ctypes.Structure):
+    _fields_ = (
+        ("selections", _I64),
+        ("what", _PTR),
+        ("lows", _PTR),
+        ("highs", _PTR),
+        ("guesses", _PTR),
+        ("above", _PTR),
+        ("equal", _PTR),
+        ("cells", _I64),
+        ("found", _PTR),
+        ("room", _I64),
+        ("fill", _PTR),
+    )
+
+
+class _RanksStruct(ctypes.Structure):
+    _fields_ = (
+        ("rows", _I64),
+        ("length", _I64),
+        ("density", _F64),
+        ("epsilon", _F64),
+        ("seed", _U64),
+        ("start", _I64),
+        ("mask", _PTR),
+    )
+
+
+def tally(
+    inputs: Inputs,
+    count: int,
+    work: np.dtype[Any],
+    what: Array,
+    lows: Array,
+    highs: Array,
+    guesses: Array,
+    above: Array,
+    equal: Array,
+    found: Array,
+    fill: Array,
+) -> None:
+    """Counts for a selection: how many keys lie above a bracket, and which lie in it.
+
+    Args:
+        inputs, count: the tile, the base first.
+        work: float32 or float64, what changes are computed in.
+        what: int64 [m], of which model the changes are meant (0 is the first behind the base), or VARIANCE.
+        lows, highs: uint32 [m], the brackets, ends included.
+        guesses: uint32 [m, 2], different keys in or below the bracket that are only counted.
+        above: int64 [m], added to: keys above the bracket.
+        equal: int64 [m, 2, cells of the tile], added to: keys equal to the guesses.
+        found: uint32 [m, room], room for all of the tile and LANES more; keys in the bracket but for the
+            guesses.
+        fill: int64 [m], how many of them, zeros at first.
+    """
+    m, cells = len(what), equal.shape[2]
+    if np.any(what >= len(inputs.rows) - 1) or np.any(what < -1) or fill.any():
+        raise ValueError(f"no such models: {what}")
+    struct = _TallyStruct(
+        m,
+        checked(what, np.int64, m),
+        checked(lows, np.uint32, m),
+        checked(highs, np.uint32, m),
+        checked(guesses, np.uint32, m, 2),
+        checked(above, np.int64, m),
+        checked(equal, np.int64, m, 2, max(cells, cells_of(count))),
+        cells,
+        checked(found, np.uint32, m, found.shape[1]),
+        found.shape[1],
+        checked(fill, np.int64, m),
+    )
+    tile = ctypes.byref(inputs.struct(count))
+    if found.shape[1] < count + LANES:
+        raise ValueError(f"room for {found.shape[1]} keys, not for {count} and {LANES} more")
+    if library := kernels_for(inputs):
+        library.tally(tile, _I64(count), _I64(work == np.float64), ctypes.byref(struct))
+    else:
+        from merganser.kernels import plain
+
+        plain.tally(inputs, count, work, what, lows, highs, guesses, above, equal, found, fill)
+
+
+def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
+    """The keys of a few elements' changes, of a model or VARIANCE: uint32 [count]."""
+    if not -1 <= model < len(inputs.rows) - 1:
+        raise ValueError(f"no model {model}")
+    place = checked(into, np.uint32, count)
+    struct = ctypes.byref(inputs.struct(count))
+    if library := kernels_for(inputs):
+        wide = _I64(work == np.float64)
+        library.sample_keys(struct, _I64(count), wide, _I64(model), ctypes.c_void_p(place))
+    else:
+        from merganser.kernels import plain
+
+        plain.sample_keys(inputs, count, work, model, into)
+
+
+def draw_by_rank(
+    inputs: Inputs,
+    work: np.dtype[Any],
+    model: int,
+    rows: int,
+    length: int,
+    density: float,
+    epsilon: float,
+    seed: int,
+    start: int,
+    mask: Array,
+) -> None:
+    """Sets the bits of those changes that are kept by their rank in their row.
+
+    The rank ``r`` of a change among those of its row, by ascending magnitude (equal ones share the mean of
+    their ranks), gives it the probability ``density + epsilon (2 r / (length - 1) - 1)``.
+
+    Args:
+        inputs: whole rows, the base first.
+        work: float32 or float64, what changes are computed in.
+        model: whose changes; 0 is the first behind the base.
+        rows, length: how many rows, and how long.
+        density, epsilon: probabilities.
+        seed: of the draws.
+        start: first element in the tensor, a multiple of 8.
+        mask: uint8, bits of the whole tensor, zeros, and LANES / 8 bytes more.
+    """
+    size = -(-(start + rows * length) // 8) + LANES // 8
+    if start % 8 or length < 1 or not 0 <= model < len(inputs.rows) - 1:
+        raise ValueError(f"no rows: {rows} of {length} from element {start}, of model {model}")
+    struct = _RanksStruct(
+        rows, length, density, epsilon, seed, start, checked(mask, np.uint8, size)
+    )
+    tile = ctypes.byref(inputs.struct(rows * length))
+    if library := kernels_for(inputs):
+        library.draw_by_rank(tile, _I64(work == np.float64), _I64(model), ctypes.byref(struct))
+    else:
+        from merganser.kernels import plain
+
+        plain.draw_by_rank(inputs, work, model, rows, length, density, epsilon, seed, start, mask)

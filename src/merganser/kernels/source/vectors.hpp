@@ -1,0 +1,194 @@
+// Vectors of sixteen numbers, on every processor: sums over the lanes have the same bits on all of them.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
+#ifdef _WIN32
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+using u8 = uint8_t;
+using u16 = uint16_t;
+using u32 = uint32_t;
+using u64 = uint64_t;
+using i32 = int32_t;
+using i64 = int64_t;
+
+constexpr int LANES = 16;
+constexpr int BLOCK = 4096;   // elements that one sum of the report runs over in its own precision
+constexpr int CELL = 65536;   // elements whose sums are added up together in float64
+constexpr int MOST = 128;     // inputs of the loops for any number of models
+constexpr u32 ABSENT = ~0u;   // a key above all others
+
+template <class T> struct VectorOf { typedef T type __attribute__((vector_size(LANES * sizeof(T)))); };
+template <class T> using Vec = typename VectorOf<T>::type;
+template <class W> struct MaskOf { using type = Vec<i32>; };
+template <> struct MaskOf<double> { using type = Vec<i64>; };
+template <class W> using Mask = typename MaskOf<W>::type;
+template <class A, class B> constexpr bool same = false;
+template <class A> constexpr bool same<A, A> = true;
+
+template <class T> INLINE Vec<T> load(const void* from) {
+  Vec<T> v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V> INLINE void store(void* to, V v) { memcpy(to, &v, sizeof v); }
+template <class To, class V> INLINE Vec<To> convert(V v) { return __builtin_convertvector(v, Vec<To>); }
+template <class W> INLINE Mask<W> mask_for(Vec<i32> mask) {
+  if constexpr (same<W, double>) return convert<i64>(mask);
+  else return mask;
+}
+// The truth of sixteen lanes as bits.
+typedef bool Truth __attribute__((ext_vector_type(LANES)));
+template <class V> INLINE u16 bits_of(V mask) {
+  return __builtin_bit_cast(u16, __builtin_convertvector(mask, Truth));
+}
+template <class V> INLINE V fma(V a, V b, V c) { return __builtin_elementwise_fma(a, b, c); }
+template <class V> INLINE V magnitude(V v) { return __builtin_elementwise_abs(v); }
+
+template <class W> INLINE W total(Vec<W> v) {  // halves first
+#pragma clang loop unroll(full)
+  for (int half = LANES / 2; half; half /= 2)
+#pragma clang loop unroll(full)
+    for (int i = 0; i < half; ++i) v[i] += v[i + half];
+  return v[0];
+}
+
+// -- stored numbers ---------------------------------------------------------------------------------
+
+struct bf16 { u16 bits; };
+using f16 = _Float16;
+struct Mixed {};  // inputs of several dtypes
+enum Code : i64 { BFLOAT16, FLOAT16, FLOAT32, FLOAT64 };
+constexpr int WIDTHS[] = {2, 2, 4, 8};
+
+template <class W, class T> INLINE Vec<W> widen(const void* p) {
+  if constexpr (same<T, bf16>) return convert<W>((Vec<float>)(convert<u32>(load<u16>(p)) << 16));
+  else return convert<W>(load<T>(p));
+}
+template <class W> INLINE Vec<W> widen_any(const void* row, i64 code, i64 at) {
+  switch (code) {
+    case BFLOAT16: return widen<W, bf16>((const bf16*)row + at);
+    case FLOAT16: return widen<W, f16>((const f16*)row + at);
+    case FLOAT32: return widen<W, float>((const float*)row + at);
+    default: return widen<W, double>((const double*)row + at);
+  }
+}
+
+// The inputs of a tile: addresses of stored bytes, and their dtypes.
+struct Inputs { i64 k; const void* const* rows; const i64* codes; };
+
+INLINE bool all_are(const Inputs& in, i64 code) {
+  for (i64 i = 0; i < in.k; ++i) if (in.codes[i] != code) return false;
+  return true;
+}
+template <class W, class In> INLINE Vec<W> read(const Inputs& in, i64 i, i64 at) {
+  if constexpr (same<In, Mixed>) return widen_any<W>(in.rows[i], in.codes[i], at);
+  else return widen<W, In>((const In*)in.rows[i] + at);
+}
+INLINE u32 float_bits(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
+
+// The magnitudes of numbers as the bits of float32, which are ordered like them.
+template <class V> INLINE Vec<u32> key_of(V v) { return (Vec<u32>)convert<float>(v) & 0x7FFFFFFF; }
+
+// -- memory of a tile -------------------------------------------------------------------------------
+
+// Zeroed memory that lasts as long as the tile is worked on; all of it is taken before the first block.
+struct Room {
+  struct Piece { Piece* next; };
+  Piece* first = nullptr;
+  Room() = default;
+  Room(const Room&) = delete;
+  ~Room() { while (first) { Piece* next = first->next; free(first); first = next; } }
+  template <class T> T* take(i64 count) {
+    size_t size = sizeof(T) * (size_t)count;
+    Piece* piece = (Piece*)calloc(1, size + 192);
+    if (!piece) abort();
+    piece->next = first;
+    first = piece;
+    return (T*)(((uintptr_t)piece + sizeof(Piece) + 127) & ~(uintptr_t)127);
+  }
+};
+
+inline void* operator new(size_t, void* place) noexcept { return place; }
+
+// An array in registers if its length N is known, else in a room's memory.
+template <class T, int N> struct Array {
+  T v[N] = {};
+  Array(i64, Room&) {}
+  Array(const T* from, i64, Room&) { for (int i = 0; i < N; ++i) v[i] = from[i]; }
+  INLINE_MEMBER T& operator[](i64 i) { return v[i]; }
+};
+template <class T> struct Array<T, 0> {
+  T* v;
+  Array(i64 n, Room& room) : v(room.take<T>(n ? n : 1)) {}
+  Array(const T* from, i64 n, Room& room) : Array(n, room) { for (i64 i = 0; i < n; ++i) v[i] = from[i]; }
+  INLINE_MEMBER T& operator[](i64 i) { return v[i]; }
+};
+
+// The inputs' last elements, fewer than WIDTH, with zeros behind them.
+template <int WIDTH> struct Padded {
+  u8* bytes;
+  const void** rows;
+  Padded(i64 k, Room& room) : bytes(room.take<u8>(k * WIDTH * 8)), rows(room.take<const void*>(k)) {}
+  Inputs operator()(const Inputs& in, i64 at, int live) {
+    for (i64 i = 0; i < in.k; ++i) {
+      int width = WIDTHS[in.codes[i]];
+      u8* row = bytes + i * WIDTH * 8;
+      memset(row, 0, WIDTH * 8);
+      memcpy(row, (const u8*)in.rows[i] + at * width, (size_t)live * width);
+      rows[i] = row;
+    }
+    return {in.k, rows, in.codes};
+  }
+};
+
+// The inputs from a place on.
+struct Shifted {
+  const void** rows;
+  Shifted(i64 k, Room& room) : rows(room.take<const void*>(k)) {}
+  Inputs operator()(const Inputs& in, i64 at) {
+    for (i64 i = 0; i < in.k; ++i) rows[i] = (const u8*)in.rows[i] + at * WIDTHS[in.codes[i]];
+    return {in.k, rows, in.codes};
+  }
+};
+
+// -- draws ------------------------------------------------------------------------------------------
+
+constexpr u64 GOLDEN = 0x9E3779B97F4A7C15, MIX1 = 0xBF58476D1CE4E5B9, MIX2 = 0x94D049BB133111EB;
+
+INLINE Vec<u64> counted(u64 first, u64 step) {
+  Vec<u64> v;
+  for (int l = 0; l < LANES; ++l) v[l] = first + (u64)l * step;
+  return v;
+}
+template <class V> INLINE V mix(V z) {
+  z = (z ^ (z >> 30)) * MIX1;
+  z = (z ^ (z >> 27)) * MIX2;
+  return z ^ (z >> 31);
+}
+// 64 random bits, a function of seed and element alone: splitmix64 at its place (Steele et al. 2014).
+INLINE Vec<u64> draws(u64 seed, i64 index) { return mix(counted(seed + ((u64)index + 1) * GOLDEN, GOLDEN)); }
+INLINE u64 draw(u64 seed, i64 index) { return mix(seed + ((u64)index + 1) * GOLDEN); }
+
+// -- sums that decide coefficients ------------------------------------------------------------------
+
+// A sum in float64 in four chains of eight lanes: an order of its own, so that it is the same everywhere.
+constexpr int STEP = 32;
+struct Chains {
+  Vec<double> part[2] = {};
+  INLINE_MEMBER void add(Vec<double> even, Vec<double> odd) { part[0] += even; part[1] += odd; }
+  INLINE_MEMBER double joined() const {
+    double lanes[8];
+    for (int l = 0; l < 8; ++l) lanes[l] = (part[0][l] + part[0][l + 8]) + (part[1][l] + part[1][l + 8]);
+    for (int n = 4; n; n /= 2) for (int l = 0; l < n; ++l) lanes[l] = lanes[2 * l] + lanes[2 * l + 1];
+    return lanes[0];
+  }
+};

@@ -1,0 +1,169 @@
+"""The kernels for stored numbers as they are: digests, counts, widening, comparisons, adapters."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from merganser.kernels import CODES, WIDTHS, library
+from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, checked
+
+_I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+BUCKETS = 18
+"""Of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and all beyond."""
+
+FIGURES = 10
+"""Sums of a comparison for each cell, in the order of :class:`merganser.study.diff.TensorDiff`."""
+
+
+class _ProductStruct(ctypes.Structure):
+    _fields_ = (
+        ("inputs", InputsStruct),
+        ("count", _I64),
+        ("skipped", _I64),
+        ("left", _PTR),
+        ("right", _PTR),
+        ("rows", _I64),
+        ("rank", _I64),
+        ("columns", _I64),
+        ("scale", _F64),
+        ("by_row", _PTR),
+        ("by_column", _PTR),
+        ("wide", _I64),
+        ("out", _PTR),
+    )
+
+
+def digest(data: Array, sums: Array) -> None:
+    """A 64-bit digest of every CELL bytes of ``data``, uint8, into uint64 ``sums``.
+
+    Each 8-byte word is mixed with its place and added up (modulo 2**64), so that any single changed word
+    changes the sum, and all others but for one chance in 2**64. It guards against damage, not against
+    forgery.
+    """
+    place = _PTR(checked(data, np.uint8, len(data)))
+    if len(data) and len(sums) != cells_of(len(data)):
+        raise ValueError(f"{len(sums)} digests for {len(data)} bytes")
+    into = _PTR(checked(sums, np.uint64, len(sums)))
+    if kernels := library.kernels():
+        kernels.digest(place, _I64(len(data)), into, _I64(len(sums)))
+    else:
+        from merganser.kernels import plain
+
+        plain.digest(data, sums)
+
+
+def count_nonfinite(data: Array, code: int) -> int:
+    """How many of a tile's numbers, uint8, are infinite or not a number, by their bits."""
+    place, count = _PTR(checked(data, np.uint8, len(data))), len(data) // WIDTHS[code]
+    if kernels := library.kernels():
+        return int(kernels.count_nonfinite(place, _I64(code), _I64(count)))
+    from merganser.kernels import plain
+
+    return plain.count_nonfinite(data, code)
+
+
+def widen(data: Array, code: int, count: int, into: Array) -> None:
+    """Stored bytes, uint8, as ``count`` float32 or float64 numbers."""
+    inputs = Inputs.of((data,), (code,))
+    place = _PTR(checked(into, np.dtype(into.dtype), count))
+    if into.dtype.name not in ("float32", "float64"):
+        raise ValueError(f"numbers are not widened to {into.dtype}")
+    struct = ctypes.byref(inputs.struct(count))
+    if kernels := library.kernels():
+        kernels.widen_all(struct, _I64(count), _I64(into.dtype == np.float64), place)
+    else:
+        from merganser.kernels import plain
+
+        into[:count] = plain.widened(inputs, 0, count, into.dtype)
+
+
+def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
+    """Add a tile of two tensors, and of their base if there is a third, to the sums of its cells.
+
+    Args:
+        inputs: of the tile, which begins at a multiple of CELL.
+        count: elements in it.
+        sums: float64 [cells, FIGURES], added to.
+        histogram: int64 [cells, BUCKETS], added to.
+    """
+    if not 2 <= len(inputs.rows) <= 3:
+        raise ValueError(f"{len(inputs.rows)} tensors are not compared")
+    cells = cells_of(count)
+    places = (
+        _PTR(checked(sums, np.float64, cells, FIGURES)),
+        _PTR(checked(histogram, np.int64, cells, BUCKETS)),
+    )
+    struct = ctypes.byref(inputs.struct(count))
+    if kernels := library.kernels():
+        kernels.compare(struct, _I64(count), *places)
+    else:
+        from merganser.kernels import plain
+
+        plain.compare(inputs, count, sums, histogram)
+
+
+def add_product(
+    weights: Array,
+    left: Array,
+    right: Array,
+    scale: float,
+    skipped: int,
+    by_row: Array,
+    by_column: Array,
+    out: Array,
+) -> None:
+    """out = (weights + scale * left @ right) * by_row * by_column, for a range of the elements.
+
+    Each element's sum runs over the ranks in order, in float64, whatever the range is.
+
+    Args:
+        weights: float [count], the range in row-major order.
+        left: float [rows, rank], the rows that the range touches.
+        right: float [rank, columns].
+        scale: of the product.
+        skipped: elements of the first row that lie before the range.
+        by_row, by_column: float64 [rows] and [columns].
+        out: float [count].
+    """
+    (rows, rank), columns, count = left.shape, right.shape[1], len(out)
+    if skipped < 0 or skipped + count > rows * columns or weights.shape != out.shape:
+        raise ValueError(f"{skipped} + {count} elements of {rows} x {columns}")
+    left, right = (np.ascontiguousarray(factor, np.float64) for factor in (left, right))
+    inputs = Inputs.of((weights.view(np.uint8),), (CODES[weights.dtype.name],))
+    struct = _ProductStruct(
+        inputs.struct(count),
+        count,
+        skipped,
+        checked(left, np.float64, rows, rank),
+        checked(right, np.float64, rank, columns),
+        rows,
+        rank,
+        columns,
+        scale,
+        checked(by_row, np.float64, rows),
+        checked(by_column, np.float64, columns),
+        out.dtype == np.float64,
+        checked(out, np.float64 if out.dtype == np.float64 else np.float32, count),
+    )
+    if kernels := library.kernels():
+        kernels.add_product(ctypes.byref(struct))
+    else:
+        from merganser.kernels import plain
+
+        plain.add_product(weights, left, right, scale, skipped, by_row, by_column, out)
+
+
+def add_squares(values: Array, by_column: bool, squares: Array) -> None:
+    """Add the squares of float64 [rows, columns] to sums of rows, or of columns, in order."""
+    rows, columns = values.shape
+    place = _PTR(checked(values, np.float64, rows, columns))
+    into = _PTR(checked(squares, np.float64, columns if by_column else rows))
+    if kernels := library.kernels():
+        kernels.add_squares(place, _I64(rows), _I64(columns), _I64(by_column), into)
+    else:
+        from merganser.kernels import plain
+
+        plain.add_squares(values, by_column, squares)
