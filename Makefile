@@ -15,7 +15,9 @@ UPGRADE ?= --upgrade
 TORCH ?= torch
 DEMO := demo-out
 
-.PHONY: help demo demo-smollm2 test test-latest lock lint slow bench precision torture docs clean
+WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
+
+.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture docs clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
@@ -23,6 +25,9 @@ help:
 	@echo "make test           all checks and tests"
 	@echo "make test-latest    the tests with the newest versions of all dependencies, in $(LATEST)"
 	@echo "make lock           write $(LOCK) with the newest versions that fit together"
+	@echo "make kernels        compile the kernels again, for this machine"
+	@echo "make wheels         wheels for Linux, macOS and Windows, all from this machine, in dist"
+	@echo "make sanitize       the kernels' tests with the checks of UBSan compiled in"
 	@echo "make slow           tests that make large files or train a model"
 	@echo "make bench          times and memory against MergeKit and the disk (makes 26 GB of data)"
 	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
@@ -39,6 +44,15 @@ $(BIN)/.run: pyproject.toml $(LOCK)
 $(BIN)/.dev: $(BIN)/.run
 	$(BIN)/pip install $(LOCKED) --group dev
 	@touch $@
+
+kernels: $(BIN)/.dev
+	$(BIN)/python src/merganser/kernels/build.py
+
+wheels: $(BIN)/.dev
+	for target in $(WHEELS); do MERGANSER_TARGET=$$target $(BIN)/pip wheel $(LOCKED) --no-deps --wheel-dir dist . || exit 1; done
+
+sanitize: $(BIN)/.dev
+	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/test_compiled.py tests/test_kernels.py tests/test_few.py
 
 demo: $(BIN)/.run
 	$(BIN)/python examples/demo/demo.py $(DEMO)

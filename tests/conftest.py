@@ -233,3 +233,17 @@ def linear(pair: tuple[Path, Path], recipe_file: RecipeFile) -> Path:
         dtype: bfloat16
         """
     )
+
+
+def _build_kernels() -> None:
+    """Compile the kernels of this checkout where they are missing or old; pytest's workers then find them."""
+    from importlib.util import find_spec
+
+    from merganser.kernels import build
+
+    system = build.this_platform()
+    if system and find_spec("ziglang") and "PYTEST_XDIST_WORKER" not in os.environ:
+        build.build(system)
+
+
+_build_kernels()

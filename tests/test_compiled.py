@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import merganser
 from merganser.kernels import (
     CELL,
     CODES,
     LANES,
     WIDTHS,
+    build,
     library,
     measuring,
     merging,
     plain,
     selecting,
+    self_test,
     storage,
 )
 from merganser.kernels import rules as rule
@@ -136,7 +141,7 @@ def tiles(draw: Any, least: int = 1) -> dict[str, Any]:
 
 
 # One test case takes milliseconds; the instances are some hundred.
-many = settings(max_examples=60, deadline=None, derandomize=True)
+many = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 @given(tile=tiles(), divisor=st.sampled_from([1.0, 1.7]), from_zero=st.booleans())
@@ -342,3 +347,157 @@ def test_products(
     storage.add_squares(values, True, squares[0])
     plain.add_squares(values, True, squares[1])
     same(*squares)
+
+
+# -- what must not reach C++ -------------------------------------------------------------------------
+
+
+def tile(count: int = 40) -> tuple[Inputs, Array]:
+    row = np.zeros(2 * count, np.uint8)
+    return Inputs.of((row, row, row), (0, 0, 0)), np.zeros(2 * count, np.uint8)
+
+
+F32 = np.dtype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": 39},  # an input that is too short
+        {"codes": (0, 0, 4)},
+        {"codes": (0, 0, -1)},
+        {"codes": (0, 0)},
+        {"out": 79},
+        {"work": np.dtype(np.float64)},  # coefficients of another dtype
+        {"coefficients": 2},
+        {"sums": 2},
+        {"start": -1},
+        {"count": -1},
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    row = np.zeros(2 * wrong.get("rows", 40), np.uint8)
+    inputs = Inputs.of((row, row, row), wrong.get("codes", (0, 0, 0)))
+    how = merging.Linear(np.ones(wrong.get("coefficients", 3), np.float32))
+    sums = merging.Sums.zeros(1, wrong.get("sums", 3))
+    output = merging.Output(np.zeros(wrong.get("out", 80), np.uint8), how, 0, sums)
+    count, start, work = wrong.get("count", 40), wrong.get("start", 0), wrong.get("work", F32)
+    with pytest.raises(ValueError, match=r"input|array|dtype|tile|elements"):
+        merging.merge(inputs, count, start, work, "bfloat16", False, [output])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kinds": np.zeros(3, np.int64)[:1]},
+        {"kinds": np.zeros(2, np.int32)},
+        {"cuts": np.zeros((2, 1), np.uint32)},
+        {"allowed": np.zeros((2, 2, 0), np.int64)},
+        {"seeds": np.zeros(1, np.uint64)},
+        {"kinds": np.full(2, rule.MASKED)},  # without masks
+        {"masks": np.zeros((2, 5), np.uint8)},  # without room for a vector
+    ],
+)
+def test_rules_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    inputs, out = tile()
+    rules = rules_of(np.random.default_rng(0), rule.BETWEEN, 2, 40)._replace(**wrong)
+    ones = np.ones(2, np.float32)
+    how = merging.Sparse(rules, ones, ones, True, "no", 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"array|rules|masks|ties"):
+        merging.merge(inputs, 40, 0, F32, "bfloat16", False, [merging.Output(out, how)])
+    with pytest.raises(ValueError, match=r"array|rules|masks|ties"):
+        measuring.norms(inputs, 40, F32, rules, rule.L1, 0, np.zeros((1, 2, 2)))
+
+
+def test_kernels_read_and_write_nothing_beyond_their_arrays(level: str) -> None:
+    """Arrays that end where the next page must not be touched."""
+    import ctypes
+    import mmap
+
+    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+
+    def guarded(size: int) -> Array:
+        pages = -(-size // page) * page
+        memory = mmap.mmap(-1, pages + page)
+        whole = np.frombuffer(memory, np.uint8)
+        assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + pages), page, 0) == 0
+        return whole[pages - size : pages]
+
+    for count in (1, 15, 17, 4095, 4097):
+        for dtypes in (["bfloat16"] * 3, ["float32"] * 3, ["float16", "float32", "bfloat16"]):
+            rows = [guarded(count * WIDTHS[CODES[dtype]]) for dtype in dtypes]
+            inputs = Inputs.of(rows, [CODES[dtype] for dtype in dtypes])
+            ones, random = np.ones(2, np.float32), np.random.default_rng(0)
+            for kind in KINDS:
+                rules = rules_of(random, kind, 2, count)
+                hows = [merging.Linear(np.ones(3, np.float32))]
+                hows += [merging.Sparse(rules, ones, ones, True, "counted", 1.0, 1.0)]
+                for how in hows:
+                    out = merging.Output(guarded(2 * count), how, 0, merging.Sums.zeros(1, 3))
+                    merging.merge(inputs, count, 0, F32, "bfloat16", True, [out])
+                measuring.norms(inputs, count, F32, rules, rule.L2, 0, np.zeros((1, 2, 2)))
+            measuring.measure(inputs, count, True, np.zeros((1, 2, 2)))
+            selecting.sample_keys(inputs, count, F32, -1, guarded(4 * count).view(np.uint32))
+            storage.compare(inputs, count, np.zeros((1, 10)), np.zeros((1, 18), np.int64))
+            storage.digest(inputs.rows[0], np.zeros(1, np.uint64))
+            storage.widen(
+                inputs.rows[1], int(inputs.codes[1]), count, guarded(8 * count).view(np.float64)
+            )
+
+
+# -- which library is used -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the libraries, which is used from now on."""
+    folder = tmp_path / "built"
+    folder.mkdir()
+    for path in build.BUILT.glob("kernels-*"):
+        shutil.copy(path, folder)
+    monkeypatch.setattr(build, "BUILT", folder)
+    return folder
+
+
+def is_refused(problem: str) -> bool:
+    """Whether no library is used, and one line says why."""
+    library.use(None)
+    warning = library.warning()
+    assert warning is not None
+    assert "\n" not in warning
+    return library.kernels() is None and problem in warning
+
+
+def test_a_library_that_is_of_other_sources_or_wrong_is_not_used(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(self_test, "EXPECTED", "other")
+        assert is_refused("computes other numbers")
+    with monkeypatch.context() as patched:
+        patched.setattr(build, "source_digest", lambda: "other")
+        assert is_refused("is built from other sources")
+
+
+def test_a_library_that_does_not_load_is_not_used(built: Path) -> None:
+    for path in built.iterdir():
+        path.write_bytes(b"no library")
+    assert is_refused("does not load")
+    for path in list(built.iterdir()):
+        path.unlink()
+    assert is_refused("they are not built")
+
+
+def test_without_kernels_a_merge_has_the_same_bytes(
+    linear: Path, tmp_path: Path, built: Path
+) -> None:
+    merganser.merge(linear, tmp_path / "fast")
+    for path in list(built.iterdir()):
+        path.unlink()
+    library.use(None)
+    result = merganser.merge(linear, tmp_path / "slow")
+    assert "the compiled kernels are not used" in result.warnings[-1]
+    names = [path.name for path in (tmp_path / "fast").glob("*.safetensors")]
+    assert names
+    for name in names:
+        assert (tmp_path / "fast" / name).read_bytes() == (tmp_path / "slow" / name).read_bytes()

@@ -15,6 +15,7 @@ from merganser.checkpoints import Checkpoint, Weights, open_checkpoint, read_con
 from merganser.checkpoints.runs import companions
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
+from merganser.kernels import library
 from merganser.merge_result import MergeResult
 from merganser.output import Leftover, Partial
 from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
@@ -482,7 +483,9 @@ def _finish_folder(
 
 
 def _warnings(decided: Plan, made: dict[str, Any]) -> tuple[str, ...]:
-    return (*decided.warnings, *made["warnings"][len(decided.warnings) :])
+    slow = library.warning()
+    later = made["warnings"][len(decided.warnings) :]
+    return (*decided.warnings, *later, *((slow,) if slow else ()))
 
 
 def _timings(began: float, planned: float, merged: float, done: float) -> dict[str, float]:

@@ -71,7 +71,7 @@ class ProgressBar:
             else None
         )
         self.task: Any = None
-        self.total = self.before = 0
+        self.total = 0
         self.began = self.written = time.monotonic()
 
     def listen(self, event: Event) -> None:
@@ -79,7 +79,7 @@ class ProgressBar:
         from merganser.engine.events import Finished, Merged, Started
 
         if isinstance(event, Started):
-            self.total, self.before = event.total_bytes, 0
+            self.total = event.total_bytes
             self.began = self.written = time.monotonic()
             if self.progress is not None:
                 if self.task is not None:  # of the merge before this one
@@ -98,7 +98,7 @@ class ProgressBar:
 
     def _line(self, done: int) -> None:
         self.written = time.monotonic()
-        rate = (done - self.before) / (self.written - self.began)
+        rate = done / (self.written - self.began)
         left = (self.total - done) / rate if rate else 0.0
         self.console.print(
             f"merging: {done / max(self.total, 1):.0%}, {format_size(rate)}/s, {left:.0f} s left",

@@ -125,8 +125,38 @@ def _leave_if_at_work() -> None:
         os._exit(INTERRUPTED)
 
 
+def _be_verbose(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    context.meta["verbose"] = wanted
+
+
+def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    click.echo(f"merganser, version {__version__}")
+    if context.meta["verbose"]:
+        from merganser.kernels import library
+
+        click.echo(f"kernels: {library.description()}")
+    context.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="merganser")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_be_verbose,
+    help="With --version: say which kernels run, too.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """Merge language-model checkpoints at the speed of the disk.
 

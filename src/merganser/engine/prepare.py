@@ -246,6 +246,8 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
                 facts.rules = facts.rules._replace(kinds=np.full(models, rule.NOTHING))
             elif rank >= size:
                 facts.rules = facts.rules._replace(kinds=np.full(models, rule.ALL))
+            else:
+                facts.rules.kinds[-1] = rule.BETWEEN
             continue
         wishes[part] = []
         for i, kept in enumerate(keep):

@@ -81,6 +81,8 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
     into.mkdir(parents=True, exist_ok=True)
     libraries = [into / file_name(level, system) for level in LEVELS[architecture]]
     mark = into / f"{system}.txt"
+    if checks := os.environ.get("MERGANSER_SANITIZE"):
+        extra = [*extra, f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
     stamp = " ".join([source_digest(), *extra])
     if all(path.exists() for path in libraries) and mark.exists() and mark.read_text() == stamp:
         return libraries

@@ -242,6 +242,25 @@ def merge(
     Raises:
         ValueError: when an array does not fit the others.
     """
+    if library := kernels_for(inputs):
+        call(library, inputs, count, start, work, dtype, stochastic, outputs)
+    else:
+        from merganser.kernels import plain
+
+        plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
+
+
+def call(
+    library: ctypes.CDLL,
+    inputs: Inputs,
+    count: int,
+    start: int,
+    work: np.dtype[Any],
+    dtype: str,
+    stochastic: bool,
+    outputs: Sequence[Output],
+) -> None:
+    """:func:`merge`, by the kernels of a library."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
     wide = work == np.float64
     structs = [o.how.struct(k, work, start, count) for o in outputs]  # kept until the call is over
@@ -269,12 +288,7 @@ def merge(
         len(outputs),
         ctypes.addressof(out),
     )
-    library = kernels_for(inputs)
-    if library is None:
-        from merganser.kernels import plain
-
-        plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
-    elif getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
+    if getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
         raise ValueError("a kernel refuses its arguments")
 
 

@@ -1,13 +1,59 @@
-"""A short test of a library that was just loaded, against numbers that are known beforehand."""
+"""A short test of a library that was just loaded, against bytes that are known beforehand."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 
-EXPECTED = 0x0
-"""The digest of the bytes below."""
+import numpy as np
+
+EXPECTED = "8383113049fd8b6c"
+"""The digest of :func:`made` by kernels that are right."""
 
 
 def problem(library: ctypes.CDLL) -> str | None:
     """What a library gets wrong; None if it is right."""
-    return None
+    return None if made(library) == EXPECTED else "computes other numbers than it should"
+
+
+def made(library: ctypes.CDLL | None) -> str:
+    """A digest of a few merges, of every kind of arithmetic; without a library by numpy."""
+    from merganser.kernels import merging
+    from merganser.kernels import rules as rule
+    from merganser.kernels.arguments import Inputs
+    from merganser.kernels.plain import draws, merge
+
+    count = 77
+    rows = [
+        ((draws(seed, 0, count) >> np.uint64(52)) + np.uint64(0x3F00)).astype(np.uint16)
+        for seed in range(3)
+    ]
+    inputs = Inputs.of((row.view(np.uint8) for row in rows), [0, 0, 0])
+    ties = np.zeros((2, 2, 1), np.int64)
+    rules = rule.Rules(
+        np.array([rule.BETWEEN, rule.DRAWN]),
+        np.array([[rule.ABSENT, 0x3F000000]] * 2, np.uint32),
+        ties,
+        ties,
+        np.full(2, 2**63, np.uint64),
+        np.array([5, 6], np.uint64),
+        np.zeros((2, 0), np.uint8),
+    )
+    digest = hashlib.sha256()
+    for work in (np.dtype(np.float32), np.dtype(np.float64)):
+        numbers = np.array([0.7, 0.45, -0.3], work)
+        hows: tuple[merging.How, ...] = (
+            merging.Linear(numbers, 0.85),
+            merging.Sparse(rules, numbers[:2], numbers[:2], True, "counted", 1.0, 0.75),
+        )
+        for how in hows:
+            for dtype, stochastic in (("bfloat16", False), ("float16", True), ("float32", False)):
+                out = np.zeros(count * np.dtype(np.float32).itemsize, np.uint8)
+                arguments = inputs, count, 0, work, dtype, stochastic
+                outputs = [merging.Output(out, how, 11)]
+                if library is None:
+                    merge(*arguments, outputs)
+                else:
+                    merging.call(library, *arguments, outputs)
+                digest.update(out.tobytes())
+    return digest.hexdigest()[:16]
