@@ -21,6 +21,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SOURCE = HERE / "source"
 BUILT = HERE / "built"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merganser" / "kernels"
+"""Libraries by the digest of their sources: what one checkout has compiled, all others find."""
 
 LEVELS = {"x86_64": ("x86_64_v4", "x86_64_v3"), "aarch64": ("neon",)}
 """Instruction levels of each architecture, the best first."""
@@ -77,41 +79,56 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
     Raises:
         RuntimeError: when the compiler is missing or fails.
     """
-    architecture, target, _ = TARGETS[system]
-    into.mkdir(parents=True, exist_ok=True)
-    libraries = [into / file_name(level, system) for level in LEVELS[architecture]]
-    mark = into / f"{system}.txt"
     if checks := os.environ.get("MERGANSER_SANITIZE"):
         extra = [*extra, f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
-    stamp = " ".join([source_digest(), *extra])
-    if all(path.exists() for path in libraries) and mark.exists() and mark.read_text() == stamp:
-        return libraries
+    key = hashlib.sha256(" ".join([source_digest(), system, *extra]).encode()).hexdigest()[:16]
+    names = [file_name(level, system) for level in LEVELS[TARGETS[system][0]]]
+    mark = into / f"{system}.txt"
+    if all((into / n).exists() for n in names) and mark.exists() and mark.read_text() == key:
+        return [into / name for name in names]
+    cached = CACHE / (key if extra else source_digest())
+    if not all((cached / name).exists() for name in names):
+        with tempfile.TemporaryDirectory() as folder:
+            _place(_compile_all(system, extra, Path(folder)), cached)
     mark.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as crew:
-        jobs = [
-            (level, path, Path(folder) / f"{level}-{path.stem}.o")
-            for path in sorted(SOURCE.glob("*.cpp"))
+    libraries = _place([cached / name for name in names], into)
+    mark.write_text(key)
+    return libraries
+
+
+def _place(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Copy files; a process that has an old one in use keeps it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        fresh = folder / f"{file.name}.{os.getpid()}"
+        shutil.copyfile(file, fresh)
+        fresh.replace(folder / file.name)
+    return [folder / file.name for file in files]
+
+
+def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
+    """The libraries for all levels of a platform."""
+    architecture, target, _ = TARGETS[system]
+    common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
+    if "windows" not in system:
+        common.append("-fPIC")
+
+    def compile_one(level: str, source: Path) -> str:
+        made = folder / f"{level}-{source.stem}.o"
+        _compile(*common, f"-mcpu={PROCESSORS[level]}", "-c", str(source), "-o", str(made))
+        return str(made)
+
+    libraries = []
+    with ThreadPoolExecutor(os.cpu_count()) as crew:
+        objects = {
+            level: [crew.submit(compile_one, level, path) for path in sorted(SOURCE.glob("*.cpp"))]
             for level in LEVELS[architecture]
-        ]
-        common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
-        if "windows" not in system:
-            common.append("-fPIC")
-        list(
-            crew.map(
-                lambda job: _compile(
-                    *common, f"-mcpu={PROCESSORS[job[0]]}", "-c", str(job[1]), "-o", str(job[2])
-                ),
-                jobs,
-            )
-        )
-        for level, library in zip(LEVELS[architecture], libraries, strict=True):
-            objects = [str(made) for each, _, made in jobs if each == level]
-            made = Path(folder) / library.name
-            _compile("-target", target, "-shared", "-s", *extra, *objects, "-o", str(made))
-            fresh = library.with_name(library.name + ".new")
-            shutil.copyfile(made, fresh)
-            fresh.replace(library)  # a process that has the old one keeps it
-    mark.write_text(stamp)
+        }
+        for level, made in objects.items():
+            library = folder / file_name(level, system)
+            files = [future.result() for future in made]
+            _compile("-target", target, "-shared", "-s", *extra, *files, "-o", str(library))
+            libraries.append(library)
     return libraries
 
 

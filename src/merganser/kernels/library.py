@@ -52,16 +52,22 @@ def use(level: str | None) -> None:
 
 def levels() -> list[str]:
     """The levels that this processor has and that are built, the best first."""
+    return list(dict.fromkeys(level for level, _ in _libraries()))
+
+
+def _libraries() -> list[tuple[str, Path]]:
+    """Levels and files, the best first; those beside the sources before those of other checkouts."""
     system = build.this_platform()
     if system is None:
         return []
-    known = build.LEVELS[build.TARGETS[system][0]]
     has = _processor_flags()
+    folders = (build.BUILT, build.CACHE / build.source_digest())
     return [
-        level
-        for level in known
-        if (has is None or has >= _FLAGS[level])
-        and (build.BUILT / build.file_name(level, system)).exists()
+        (level, path)
+        for level in build.LEVELS[build.TARGETS[system][0]]
+        if has is None or has >= _FLAGS[level]
+        for folder in folders
+        if (path := folder / build.file_name(level, system)).exists()
     ]
 
 
@@ -74,19 +80,18 @@ def _state() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
-    system = build.this_platform()
     if wanted == "none":
         return None, f"numpy: {VARIABLE} is none"
-    if system is None:
+    if build.this_platform() is None:
         return None, "there are none for this platform"
-    if not any(build.BUILT.glob("kernels-*")):
-        return None, "they are not built: python -m merganser.kernels.build"
-    usable = levels()
-    if wanted is not None and wanted not in usable:
-        return None, f"{VARIABLE}: {wanted!r} is none of {', '.join(usable) or 'no levels'}"
-    reason = "this processor has no instruction level that they are built for"
-    for level in [wanted] if wanted else usable:
-        path = build.BUILT / build.file_name(level, system)
+    found = _libraries()
+    if wanted is not None and wanted not in (level for level, _ in found):
+        names = ", ".join(level for level, _ in found) or "no levels"
+        return None, f"{VARIABLE}: {wanted!r} is none of {names}"
+    reason = "none are built for this processor: python -m merganser.kernels.build"
+    for level, path in found:
+        if wanted is not None and level != wanted:
+            continue
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
