@@ -114,7 +114,7 @@ class Watch:
         if all(map(self._inside, paths)):
             return True
         cached = all("__pycache__" in os.fsdecode(path) for path in paths)
-        return cached and self._is_harmless()  # a kernel that was compiled for the first time
+        return cached and self._is_harmless()  # modules that are imported for the first time
 
     def _inside(self, path: Any) -> bool:
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100
@@ -124,7 +124,7 @@ class Watch:
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.startswith("<frozen importlib") or "/numba/" in file:
+            if file.startswith("<frozen importlib"):
                 return True
             if (
                 frame.f_code.co_name == "literal_eval"

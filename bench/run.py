@@ -51,7 +51,7 @@ SCRIPTS = Path(sys.executable).parent
 
 PEER_SCRIPTS = Path(os.environ.get("PEER_BIN", SCRIPTS))
 """Where MergeKit is installed: in an environment of its own, so that neither pays for the other's
-dependencies (numba imports scipy where it finds it, and MergeKit brings it)."""
+dependencies."""
 WARM_UP_FAMILY = "tiny-0.1b"
 TIMEOUT_S = 1800.0
 
@@ -231,7 +231,7 @@ def run_tool(bench: Bench, case: Case, contestant: str, scratch: Path) -> Run:
 
 
 def warm_up(bench: Bench, case: Case, contestants: Sequence[str], scratch: Path) -> None:
-    """Run each contestant once, so that imports are cached and kernels are compiled."""
+    """Run each contestant once, so that imports are cached."""
     with tempfile.TemporaryDirectory(prefix="warm-", dir=scratch) as temporary:
         commands: list[list[str]] = []
         if "mergekit" in contestants:

@@ -107,7 +107,7 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
     known = _recalled(file)
     missing = [name for name in wanted if name not in known]
     if missing:
-        from merganser.engine.digests import read_digest  # loads compiled loops
+        from merganser.engine.digests import read_digest
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = pool.map(
