@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,38 @@ def test_claims_that_contradict_the_signature_are_refused(
     with pytest.raises(TypeError, match=message):
         merge_method("mine", **claims)(function)
     assert methods.get("mine") is None
+
+
+def no_types(tensors, *, scale=1.0):  # type: ignore[no-untyped-def]
+    """A parameter without a type."""
+    return tensors[0] * scale
+
+
+def unknown_type(tensors: Sequence[torch.Tensor], *, scale: Nowhere = 1.0) -> torch.Tensor:  # type: ignore[name-defined]  # noqa: F821
+    """A type that is not imported."""
+    return tensors[0] * scale
+
+
+def anything(*tensors: torch.Tensor) -> torch.Tensor:
+    """Any number of arguments."""
+    return tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (no_types, "parameter scale has no type"),
+        (unknown_type, "annotations cannot be read .*'Nowhere'"),
+        (anything, "a recipe's parameters are keyword-only"),
+        (partial(without), "a plain function, not partial"),
+    ],
+)
+def test_a_signature_that_says_too_little_is_refused(
+    function: Callable[..., Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=message) as caught:
+        merge_method("mine")(function)
+    assert_one_line(str(caught.value))
 
 
 def test_a_method_takes_whole_tensors_unless_it_says_that_it_is_elementwise() -> None:

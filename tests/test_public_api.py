@@ -18,6 +18,7 @@ import torch
 
 import merganser
 from conftest import RecipeFile, make_model
+from merganser import hub
 from merganser.cli import main
 from merganser.cli.wording import in_flags
 from merganser.evaluation.statistics import Score
@@ -226,3 +227,29 @@ def test_what_people_look_at_is_short(shown: dict[str, Any]) -> None:
     assert "&lt;b&gt;base" in RESULTS._repr_html_()
     assert "0.5 ± 0.1" in RESULTS._repr_html_()
     assert "effective" in shown["merge"]._repr_html_()
+
+
+# -- publishing --------------------------------------------------------------------------------------
+
+
+def test_a_card_is_written_anew_and_local_paths_are_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub is asked")
+
+    monkeypatch.setattr(hub, "account", asked)
+    models = [
+        {"model": str(make_model(tmp_path / name)), "parameters": {"weight": 1}} for name in "ab"
+    ]
+    out = tmp_path / "out"
+    merganser.merge({"merge_method": "linear", "models": models}, out)
+    (out / "README.md").write_text("mine")
+    merganser.card(str(out))
+    assert "## Reproduce" in (out / "README.md").read_text()
+    with pytest.raises(
+        merganser.MerganserError, match=r"nothing was sent\. public=True sends names"
+    ):
+        merganser.push(str(out), "org/name")
+    with pytest.raises(AssertionError, match="the Hub is asked"):
+        merganser.push(out, "org/name", with_paths=True)

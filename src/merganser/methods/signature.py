@@ -58,6 +58,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     Raises:
         TypeError: when it is not that of a method.
     """
+    if not inspect.isfunction(function):
+        raise TypeError(f"a merge method is a plain function, not {type(function).__name__}")
     hints = _hints(function)
     returned = hints.get("return")
     form: Form = "tensor"
@@ -67,7 +69,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
         form = "consensus"
     parameters = inspect.signature(function).parameters.values()
     positional = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
-    if positional not in _POSITIONAL[form]:
+    gathered = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    if gathered or positional not in _POSITIONAL[form]:
         raise TypeError(
             f"{function.__name__}: a merge method takes (), (gram) or (changes) -> Combination, "
             f"() -> SparseDeltas, or (tensors, base, facts) -> Tensor, not {list(positional)}; "
@@ -102,7 +105,13 @@ def keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
+    try:
+        return get_type_hints(function, localns={"Tensor": _Tensor}, include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"{function.__name__}: its annotations cannot be read ({error}); import what they name, "
+            "and not for type checkers alone"
+        ) from error
 
 
 def _read_parameter(
