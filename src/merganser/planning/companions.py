@@ -47,7 +47,7 @@ def check_modules(
             raise InputError(
                 f"{other}: tensor {first.name!r} is of a sentence-transformers module that "
                 f"{donor.reference}, which the config is from, does not have; base_model: {other} takes "
-                "its modules, --tensor-intersection leaves them out"
+                "its modules, tensor_names='intersection' leaves them out"
             )
 
 
