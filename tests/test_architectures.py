@@ -204,8 +204,8 @@ def towers(text: str, *others: str, width: int = 6, depth: int = 2) -> dict[str,
          {"text_decoder": ("language_model.decoder.layers.", ("text_config",)),
           "qformer": ("qformer.layer.", ("qformer_config",))}),
         (towers("text_model.model.layers", "vqmodel.decoder.up", "vqmodel.encoder.down"),
-         {"text_config": TEXT_CONFIG, "vq_config": TOWER},
-         {"text_decoder": ("text_model.model.layers.", ("text_config",)), "vqmodel": (None, ("vq_config",))}),
+         {"text_config": TEXT_CONFIG, "vq_config": {"base_channels": 6}},
+         {"text_decoder": ("text_model.model.layers.", ("text_config",)), "vqmodel": (None, None)}),
         (towers("decoder.layer", "encoder.layer", depth=3),
          {"text_config": {"num_layers": 3, "hidden_size": 4}, "vision_config": TOWER | {"num_hidden_layers": 3}},
          {"decoder": ("decoder.layer.", ("text_config",)), "encoder": ("encoder.layer.", ("vision_config",)),
@@ -898,6 +898,37 @@ def test_what_a_config_cannot_describe_is_refused(tmp_path: Path, before: dict[s
         merganser.plan(stack((a, 0, 3), (a, 1, 4)))
     assert_one_line(str(error.value), str(a), next(iter(before)), "cannot describe", "order")
     assert merganser.plan(stack((a, 0, 2), (a, 2, 5)))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "diffllama"}, "layers of diffllama compute with their number"),
+        ({"model_type": "esmc"}, "layers of esmc compute with the number of all layers"),
+        (
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx of its config",
+        ),
+    ],
+)
+def test_layers_that_compute_with_their_number_stay(
+    tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    a = bare(tmp_path / "a", FIVE | config, 5)
+    assert merganser.plan(stack((a, 0, 2), (a, 2, 5)))
+    with pytest.raises(InputError) as error:
+        merganser.plan(stack((a, 0, 2), (a, 3, 5)))
+    assert_one_line(str(error.value), str(a), words)
+
+
+def test_a_factor_by_the_root_of_the_depth_keeps_its_effect(tmp_path: Path) -> None:
+    a = bare(tmp_path / "a", FIVE | {"scale_depth": 1.4}, 5)
+    merganser.merge(stack((a, 0, 3), (a, 1, 4)), tmp_path / "out")
+    made = config_of(tmp_path / "out")["scale_depth"]
+    assert made / 6**0.5 == pytest.approx(1.4 / 5**0.5, rel=1e-15)
+    b = bare(tmp_path / "b", FIVE | {"scale_depth": 1.5}, 5)
+    with pytest.raises(InputError, match="scale_depth"):
+        merganser.plan(stack((a, 0, 3), (b, 1, 4)))
 
 
 def test_a_layer_comes_after_the_layer_that_it_takes_keys_from(tmp_path: Path) -> None:

@@ -219,10 +219,11 @@ def _by_evidence(
     elsewhere are of another module if their names, their width or another section of the config
     say so; its path, where that leaves the language model's, is its name.
     """
-    located = [(path, s) for path, s in located_sections(config) if _counts(s)]
-    text = next((e for e in located if e[0] and e[0][-1] in _SECTIONS[TEXT]), None)
-    text = text or next((e for e in located if not e[0]), None)
-    others = [(path, s) for path, s in located if text is not None and path != text[0] and path]
+    located = located_sections(config)
+    counted = [(path, s) for path, s in located if _counts(s)]
+    text = next((e for e in counted if e[0] and e[0][-1] in _SECTIONS[TEXT]), None)
+    text = text or next((e for e in counted if not e[0]), None)
+    others = [(path, s) for path, s in located if text is not None and path and path != text[0]]
     rest = [name for name, part in parts.items() if part in (TEXT, DEFAULT, *_SIDED)]
     blocks, sides = _blocks(rest), _widths(specs, rest)
     if text is None or not others:
@@ -247,6 +248,7 @@ def _by_evidence(
         path = _leaving(prefix, main)
         claimed = any(fits(prefix, section) for _, section in others) and prefix not in fitting
         narrow = (width := _width(text[1])) is not None and width not in sides[prefix]
+        narrow = narrow and any(entry in counted for entry in others)
         if path is not None and (claimed or narrow or foreign(prefix)):
             separate.add(path)
     if not separate:

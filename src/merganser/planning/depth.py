@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
 from merganser.modules import DECODER, ENCODER, Module
 from merganser.planning.layer_keys import (
+    BY_DEPTH_TYPES,
+    BY_NUMBER,
+    BY_NUMBER_TYPES,
+    BY_ROOT_OF_DEPTH,
     FROM_ONE,
     IN_ORDER,
     KEYED,
@@ -150,6 +155,8 @@ class _Stack:
             for key, harmless in IN_ORDER.items():
                 if before.get(key) not in (None, harmless) and not self.in_order:
                     raise self._unsayable(key)
+            self._check_numbers(before)
+            self._scale(before)
             self._shared(before)
             for leading in LEADING:
                 self._leading(leading, before)
@@ -220,6 +227,35 @@ class _Stack:
                 )
             numbers.append(i if wanted == layer else earlier[-1])
         return numbers
+
+    def _check_numbers(self, before: Section) -> None:
+        """Refuse to move layers that compute with their number, or with that of all layers."""
+        in_place = all(i == layer for i, (_, layer) in enumerate(self.origins))
+        for key in BY_NUMBER:
+            if before.get(key) and not in_place:
+                raise self._unsayable(key)
+        kind = str(before.get("model_type"))
+        if (kind in BY_NUMBER_TYPES and not in_place) or (
+            kind in BY_DEPTH_TYPES and not self.in_order
+        ):
+            raise InputError(
+                f"{self.donor.reference}: layers of {kind} compute with "
+                + ("their number" if kind in BY_NUMBER_TYPES else "the number of all layers")
+                + ", and would be others elsewhere in a stack; whole models can be merged"
+            )
+
+    def _scale(self, before: Section) -> None:
+        """Keep what factors come to that are divided by the root of the number of layers."""
+        for key in BY_ROOT_OF_DEPTH:
+            factors = {
+                section[key] / math.sqrt(self.depths[s])
+                for s, section in self.sections.items()
+                if isinstance(section.get(key), int | float)
+            }
+            if len(factors) > 1:
+                raise self._unsayable(key)
+            if factors and isinstance(before.get(key), int | float) and self.depth != self.old:
+                self.section[key] = factors.pop() * math.sqrt(self.depth)
 
     def _cycles(self, before: Section) -> None:
         """Lists that are repeated until they are as long as the model is deep."""

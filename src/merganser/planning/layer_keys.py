@@ -80,6 +80,19 @@ IN_ORDER = {"loop_layer_index_start": 0, "n_recurrent_layers": 0, "cross_layer_i
 """What depends on the order of all layers in a way that no other order has, unless it has this value."""
 
 
+BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
+"""Keys that make layers compute with their number."""
+
+BY_NUMBER_TYPES = frozenset({"beam", "diffllama"})
+"""Model types whose layers compute with their number, whatever the config says."""
+
+BY_DEPTH_TYPES = frozenset({"esmc"})
+"""Model types whose layers compute with the number of all layers."""
+
+BY_ROOT_OF_DEPTH = ("scale_depth",)
+"""Factors that are divided by the square root of the number of layers (MiniCPM)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leading:
     """So many layers at the start are of a kind.
