@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import RecipeFile, assert_one_line, tree
-from merganser import journal, output
+from merganser import journal, output, planning, system
 from merganser.chain import merge_all
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
 from merganser.merging import merge, verify
@@ -374,7 +374,7 @@ def test_the_disk_must_hold_all_of_a_chain_and_what_is_written_counts(
     """
     file = recipe_file(steps)
     size = (tmp_path / "a" / "model.safetensors").stat().st_size
-    free = output.MARGIN + size * 3 // 2
+    free = planning.DISK_MARGIN + size * 3 // 2
 
     def usage(_path: Path) -> Any:
         return output.shutil._ntuple_diskusage(0, 0, free)  # type: ignore[attr-defined]
@@ -392,7 +392,7 @@ def test_written_files_count_as_space(
     cut_off(linear, out, 3)
     whole = sum(f.stat().st_size for f in (tmp_path / "out.partial" / "new").glob("*-0000[123]-*"))
     total = merge(linear, tmp_path / "other", shard_size=SHARDS).plan.output_bytes
-    free = output.MARGIN + total - whole
+    free = planning.DISK_MARGIN + total - whole
 
     def usage(_path: Path) -> Any:
         return output.shutil._ntuple_diskusage(0, 0, free)  # type: ignore[attr-defined]
@@ -444,7 +444,7 @@ def test_a_folder_whose_new_name_is_not_on_the_disk_steps_back(
     linear: Path, tmp_path: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last sync of all fails: nothing has been put in place, and ``--resume`` does it."""
-    out, sync = tmp_path / "out", output._sync
+    out, sync = tmp_path / "out", system.sync
 
     def failing(path: Path) -> None:
         if path == out.parent:
@@ -452,7 +452,7 @@ def test_a_folder_whose_new_name_is_not_on_the_disk_steps_back(
         sync(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_sync", failing)
+        patch.setattr(system, "sync", failing)
         with pytest.raises(ResourceError, match="cannot be put in place"):
             merge(linear, out, shard_size=SHARDS)
     assert not out.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,7 @@ def test_text_is_streamed_under_names(sweep: Path, tmp_path: Path) -> None:
     alone = run("generate", a, "1 + 2", *options)
     assert alone.exit_code == 0, alone.output
     assert alone.stdout.strip() == drawn_greedily(a)
+    assert f"[{a}: cut off after 5 tokens; --max-tokens N allows more]" in alone.stderr
     both = run("generate", a, "-", "--with", b, *options, said="1 + 2")
     assert both.stdout.index(f"== {a} ==") < both.stdout.index(f"== {b} ==")
     assert drawn_greedily(b) in both.stdout
@@ -109,7 +111,8 @@ def test_a_chat(sweep: Path, tmp_path: Path) -> None:
     assert first
     again = run("chat", tmp_path / "a", *options, said="1 + 2\n/reset\n\n/what\n1 + 2\n/quit\n3\n")
     assert again.stdout.splitlines() == [first, first]
-    assert "/reset" in again.stderr
+    assert "there are /reset and /quit" in again.stderr
+    assert again.stderr.startswith("talking with a; /reset forgets what was said, /quit")
     fresh = run("chat", tmp_path / "a", *options, said="3\n")
     assert fresh.stdout.splitlines() != [second]
 
@@ -123,6 +126,42 @@ def test_an_answer_can_be_stopped(sweep: Path, tmp_path: Path) -> None:
     assert threading.active_count() == before
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     assert talk.messages[1]["content"] == first
+
+
+def test_ctrl_c_stops_all_that_would_answer(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(talk: talking.Conversation, text: str, _sampling: Sampling) -> Iterator[str]:
+        asked.append(talk.voice.name)
+        yield "I say"
+        if text == "stop me":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(talking.Conversation, "answer", answer)
+    monkeypatch.setattr(
+        "merganser.cli.talking._mark_cut_off", lambda *_: None
+    )  # the answers here have no end
+    found = run(*("chat", tmp_path / "a", "--with", tmp_path / "b"), said="stop me\nhello\n/quit\n")
+    assert found.exit_code == 0, found.output
+    assert asked == ["a", "a", "b"]
+
+
+def test_a_prompt_beyond_the_context_is_one_line(sweep: Path, tmp_path: Path) -> None:
+    config = tmp_path / "a" / "config.json"
+    facts = json.loads(config.read_text())
+    facts["max_position_embeddings"] = 12
+    config.write_text(json.dumps(facts))
+    fits = run("generate", tmp_path / "a", "1 + 2", "--raw", "--max-tokens", 2)
+    assert fits.exit_code == 0, fits.output
+    found = run("generate", tmp_path / "a", "1 + 2 " * 9, "--raw")
+    assert found.exit_code == 3
+    assert_one_line(found.stderr.strip(), "tokens, and the model's context is 12: 1 + 2 1 + 2")
+    facts["rope_parameters"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0}
+    config.write_text(json.dumps(facts))
+    longer = run("generate", tmp_path / "a", "1 + 2 " * 9, "--raw", "--max-tokens", 2)
+    assert longer.exit_code == 0, longer.output
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser import __version__
+from merganser import __version__, system
 from merganser.engine import TensorOutcome
 from merganser.engine.digests import read_digest
 from merganser.engine.report import Measurement
@@ -135,12 +135,12 @@ class Journal:
         self.stated = identity(plan)
         lines = [self.stated, *({"file": f, "tensors": t} for f, t in self.whole.items())]
         fresh = self.file.with_suffix(".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | system.OPEN_FLAGS
         try:
             self._descriptor = os.open(fresh, flags, 0o666)
             for line in lines:
                 self._write(line)  # it is synced with the first file that is whole
-            fresh.rename(self.file)
+            fresh.replace(self.file)  # which Windows does too where it is there
         except OSError as error:
             raise self._cannot(error) from None
 

@@ -21,10 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from merganser import system
 from merganser.engine import TensorOutcome
 from merganser.errors import InputError, OutputExistsError, ResourceError, told_as
 from merganser.journal import Journal, difference, files_of
-from merganser.planning import Plan
+from merganser.planning import DISK_MARGIN, Plan
 from merganser.sinks import SafetensorsSink
 from merganser.tensors import format_size
 
@@ -33,10 +34,6 @@ Leftover = Literal["refuse", "resume", "discard", "either"]
 thrown away, or gone on with where it is the same and thrown away where it is not."""
 
 LOCK, JOURNAL, NEW, OLD = "lock", "journal.jsonl", "new", "old"
-
-MARGIN = 64 * 2**20
-"""Bytes beside the weights: tokenizers, configs, and what the file system needs itself."""
-
 
 # -- before a merge --------------------------------------------------------------------------------
 
@@ -126,7 +123,7 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
         disks.setdefault(parent.stat().st_dev, (parent, []))[1].append(folder)
     for parent, folders in disks.values():
         free = shutil.disk_usage(parent).free
-        needed = sum(plans[f].output_bytes - _written(f, plans[f]) for f in folders) + MARGIN
+        needed = sum(plans[f].output_bytes - _written(f, plans[f]) for f in folders) + DISK_MARGIN
         if free < needed:
             what = "the merge needs" if len(folders) == 1 else f"the {len(folders)} merges need"
             raise ResourceError(
@@ -180,18 +177,16 @@ class Lock:
             OutputExistsError: when somebody else has it.
             OSError: when it cannot be made.
         """
-        import fcntl
-
         self.file = file
         while True:
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | system.OPEN_FLAGS, 0o666)
             try:
                 try:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    system.lock(self._descriptor)
                 except BlockingIOError:
                     self._refuse("")
                 except OSError as error:
-                    if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                    if error.errno not in system.NO_LOCKS:
                         raise
                     self._refuse_living()
                 if self._is_in_place():
@@ -202,7 +197,7 @@ class Lock:
             os.close(self._descriptor)  # it was removed by its holder in the meantime
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            system.write_at(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
         except BaseException:
             self.release()
             raise
@@ -215,7 +210,9 @@ class Lock:
 
     def _holder(self) -> tuple[int, str]:
         """Process and machine that are written in it; zero if there are none."""
-        number, _, host = os.pread(self._descriptor, 300, 0).decode(errors="replace").partition(" ")
+        text = bytearray(300)
+        count = system.read_at(self._descriptor, memoryview(text), 0)
+        number, _, host = text[:count].decode(errors="replace").partition(" ")
         return int(number) if number.isdecimal() else 0, host.strip()
 
     def _refuse_living(self) -> None:
@@ -312,7 +309,7 @@ class Partial:
                 )
             self.known = self._take_over(leftover, digest_inputs)
             self.journal.begin(plan)
-            _sync(self._path)
+            system.sync(self._path)
         except BaseException as error:
             if self.journal.stated is None or (self._path / JOURNAL).stat().st_size == 0:
                 self._remove()
@@ -387,12 +384,12 @@ class Partial:
         old = self._path / OLD
         try:
             for file in (*self.new.rglob("*"), self.new):
-                _sync(file)
+                system.sync(file)
             if self.folder.exists():
                 self.folder.rename(old)
             try:
                 self.new.rename(self.folder)
-                _sync(self.folder.parent)
+                system.sync(self.folder.parent)
             except BaseException:
                 if not self.new.exists():
                     self.folder.rename(self.new)
@@ -451,14 +448,6 @@ def _remove(entry: Path) -> None:
         shutil.rmtree(entry, ignore_errors=True)
     else:
         entry.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def abandon_all(partials: Iterable[Partial]) -> list[str]:

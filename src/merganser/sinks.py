@@ -10,11 +10,11 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from merganser import system
 from merganser.errors import MerganserError, ResourceError
 from merganser.tensors import TensorSpec
 
@@ -194,7 +194,7 @@ class _ShardFile:
                 self._open()
             window = self._windows.get(index)
             if window is None:
-                buffer = self._spare.pop() if self._spare else _buffer()
+                buffer = self._spare.pop() if self._spare else system.buffer(WINDOW)
                 window = _Window(buffer, min(WINDOW, self.size - index * WINDOW))
                 self._windows[index] = window
         return memoryview(window.buffer)[within : within + length]
@@ -212,13 +212,13 @@ class _ShardFile:
             self._flush(index, window.buffer)
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.OPEN_FLAGS
         try:
             if "/" in self._name:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._descriptor = os.open(self.path, flags | getattr(os, "O_DIRECT", 0), 0o666)
-                self._direct = hasattr(os, "O_DIRECT")
+                self._descriptor = os.open(self.path, flags | system.DIRECT, 0o666)
+                self._direct = bool(system.DIRECT)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -236,7 +236,7 @@ class _ShardFile:
         position = begin
         try:
             while len(view):
-                count = os.pwrite(self._descriptor, view, position)
+                count = system.write_at(self._descriptor, view, position)
                 if count == 0:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view, position = view[count:], position + count
@@ -245,10 +245,7 @@ class _ShardFile:
                 error.errno == errno.EINVAL and self._direct
             ):  # direct I/O is refused at this address
                 self._direct = False
-                import fcntl
-
-                mode = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-                fcntl.fcntl(self._descriptor, fcntl.F_SETFL, mode & ~os.O_DIRECT)
+                system.write_through_cache(self._descriptor)
                 return self._flush(index, buffer)
             raise _cannot_write(self.path, error) from None
         with self._lock:
@@ -281,19 +278,6 @@ class _ShardFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = CLOSED
-
-
-def _buffer() -> mmap.mmap:
-    """Memory of one window, in huge pages where there are any: direct I/O takes these in far fewer
-    pieces."""
-    try:
-        buffer = mmap.mmap(-1, WINDOW, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        raise MemoryError from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # the system has none
-            buffer.madvise(mmap.MADV_HUGEPAGE)
-    return buffer
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import click
 from rich.cells import cell_len
 from rich.console import Console
 from rich.live import Live
@@ -27,7 +28,7 @@ from rich.text import Text
 from merganser.evaluation.statistics import decimals
 from merganser.methods import Method
 from merganser.modules import DEFAULT, Module
-from merganser.planning import Plan, TensorJob, default_threads, memory_needed
+from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ class Columns:
         self.names = names
         self.silent = silent
         self.texts = [""] * len(names)
+        self.notes: list[str] = []
         self.current: int | None = None
         self.live: Live | None = None
 
@@ -299,6 +301,9 @@ class Columns:
             self.live.stop()
         elif self.current is not None:
             sys.stdout.write("\n")
+            sys.stdout.flush()
+        for note in self.notes:
+            click.echo(note, err=True)
 
     def add(self, index: int, text: str) -> None:
         """Show more of an answer."""
@@ -312,6 +317,13 @@ class Columns:
             self.current = index
         sys.stdout.write(text)
         sys.stdout.flush()
+
+    def mark(self, index: int, text: str) -> None:
+        """Say something about an answer: below it where answers stand side by side, else at the end on stderr."""
+        if self.live is not None:
+            self.texts[index] += f"\n[{text}]"
+        elif not self.silent:
+            self.notes.append(f"[{self.names[index]}: {text}]")
 
     def _side_by_side(self) -> Table:
         grid = Table.grid(expand=True, padding=(0, 1))
@@ -404,7 +416,9 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
         ("reads", f"{format_size(plan.input_bytes)}, each byte once"),
         (
             "needs",
-            f"{format_size(plan.output_bytes)} of disk, about {format_size(memory_needed(plan))} of memory "
+            f"{format_size(plan.output_bytes + DISK_MARGIN)} of free disk (the weights, and "
+            f"{format_size(DISK_MARGIN)} for the other files and the file system), about "
+            f"{format_size(memory_needed(plan))} of memory "
             f"({threads} thread{'s' if threads > 1 else ''})",
         ),
         ("plan", plan.digest[:16]),

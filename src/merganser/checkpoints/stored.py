@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from merganser import system
 from merganser.checkpoints import Stamp
 from merganser.checkpoints.blocks import read_blocks
 from merganser.checkpoints.small_files import refuse_foreign_link
@@ -175,7 +176,7 @@ class Files:
                 descriptor, kept = self._open(file)
             try:
                 while len(into):
-                    count = os.preadv(descriptor, [into], position)
+                    count = system.read_at(descriptor, into, position)
                     if count == 0:
                         raise InputError(f"{file}: ends within tensor {what!r}; fetch it again")
                     into = into[count:]
@@ -200,7 +201,7 @@ class Files:
         begin = position // mmap.PAGESIZE * mmap.PAGESIZE
         try:
             for place in (position, position + length - 1):
-                if os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) == 0:
+                if not system.is_cached(descriptor, place):
                     return None
             size = position + length - begin
             mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=begin)
@@ -215,7 +216,7 @@ class Files:
             descriptor = self._descriptors.get(file)
             if descriptor is not None:
                 return descriptor, True
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(file, os.O_RDONLY | system.OPEN_FLAGS)
             stamp = self._stamps.get(file)
             if stamp is not None and stamp != Stamp.of(os.fstat(descriptor)):
                 os.close(descriptor)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from merganser.cli.options import json_option, methods_option, print_json
 from merganser.errors import RecipeError
+
+if TYPE_CHECKING:
+    from merganser.evaluation.generation import Completion, Sampling
+    from merganser.study.talking import Answer, Conversation
+    from merganser.tables import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -101,6 +106,7 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
             raw=options["raw"],
             live=LiveModel(device=options["device"], dtype=options["dtype"]),
             on_text=columns.add,
+            on_answer=lambda index, answer: _mark_cut_off(columns, index, answer),
         )
     if as_json:
         print_json({"prompt": text, "answers": [asdict(answer) for answer in answers]})
@@ -133,6 +139,12 @@ def chat(model: str, **options: Any) -> None:
         raw=options["raw"],
     )
     sampling = _sampling(options)
+    names = ", ".join(talk.voice.name for talk in talks)
+    click.echo(
+        f"talking with {names}; /reset forgets what was said, /quit or Ctrl-D ends, "
+        "Ctrl-C stops an answer",
+        err=True,
+    )
     while (text := _said()) is not None:
         if text == "/quit":
             break
@@ -143,13 +155,30 @@ def chat(model: str, **options: Any) -> None:
             click.echo("there are /reset and /quit", err=True)
         elif text:
             with tables.Columns(models) as columns:
-                for index, talk in enumerate(talks):
+                _answer_all(talks, text, sampling, columns)
+
+
+def _answer_all(
+    talks: Sequence[Conversation], text: str, sampling: Sampling, columns: Columns
+) -> None:
+    """Let each model answer in turn; Ctrl-C stops the answer that comes, and those that would follow."""
+    for index, talk in enumerate(talks):
+        try:
+            with closing(talk.answer(text, sampling)) as answer:
+                while True:
                     try:
-                        with closing(talk.answer(text, sampling)) as answer:
-                            for part in answer:
-                                columns.add(index, part)
-                    except KeyboardInterrupt:
-                        columns.add(index, " …")
+                        columns.add(index, next(answer))
+                    except StopIteration as end:
+                        _mark_cut_off(columns, index, end.value)
+                        break
+        except KeyboardInterrupt:
+            columns.add(index, " …")
+            return
+
+
+def _mark_cut_off(columns: Columns, index: int, answer: Answer | Completion) -> None:
+    if answer.finish == "length":
+        columns.mark(index, f"cut off after {answer.tokens} tokens; --max-tokens N allows more")
 
 
 def _said() -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser import extras
+from merganser import extras, system
 from merganser.errors import InputError, ResourceError
 from merganser.evaluation.generation import (
     Completion,
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 256
 """Completions of a batch, at most: beyond, one that runs long holds up too many."""
+
+FALLBACK_MEMORY = 8 * 2**30
+"""Bytes of memory that a machine is taken to have where it does not say."""
 
 MEMORY_SHARE = 0.5
 """Of the free memory that keys and values of a batch may take, by estimate."""
@@ -180,7 +182,24 @@ class Inference:
             ids = found["input_ids"]
         if not ids:
             raise InputError(f"{self.label}: a prompt has no tokens")
+        context = self._context()
+        if context is not None and len(ids) >= context:
+            text = " ".join(_text(prompt).split())
+            raise InputError(
+                f"{self.label}: a prompt has {len(ids):,} tokens, and the model's context is "
+                f"{context:,}: {text[:60]}{'…' if len(text) > 60 else ''}"
+            )
         return [int(i) for i in ids]
+
+    def _context(self) -> int | None:
+        """The most tokens that the model takes by its config; None where that does not say."""
+        config = self.model.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None)
+        if not isinstance(length, int) or length <= 0:
+            return None
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        factor = rope.get("factor", 1) if isinstance(rope, Mapping) else 1
+        return int(length * max(1, factor)) if isinstance(factor, int | float) else length
 
     def _complete(
         self,
@@ -332,7 +351,9 @@ def _drawing(numbers: Sequence[Any], sampling: Sampling, width: int) -> Callable
 
     def draw(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = ids.shape[1] - width
-        shares = torch.softmax(scores.double() / sampling.temperature, dim=-1)
+        # Apple's GPUs have no float64, so what is drawn there is drawn on the CPU.
+        exact = (scores.cpu() if scores.device.type == "mps" else scores).double()
+        shares = torch.softmax(exact / sampling.temperature, dim=-1)
         if sampling.top_p < 1:
             ordered, places = shares.sort(dim=-1, descending=True, stable=True)
             beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
@@ -343,7 +364,7 @@ def _drawing(numbers: Sequence[Any], sampling: Sampling, width: int) -> Callable
         chosen = torch.searchsorted(reached, wanted, right=True)
         last = (shares > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
         only = torch.full_like(scores, float("-inf"))
-        return only.scatter(-1, torch.minimum(chosen, last), 0.0)
+        return only.scatter(-1, torch.minimum(chosen, last).to(scores.device), 0.0)
 
     return draw
 
@@ -376,5 +397,4 @@ def _free_memory(device: torch.device) -> int:
             facts = {k: int(v.split()[0]) * 1024 for k, _, v in (x.partition(":") for x in lines)}
     except (OSError, ValueError, IndexError):
         pass
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return facts.get("MemAvailable", whole // 2)
+    return facts.get("MemAvailable", (system.memory_size() or FALLBACK_MEMORY) // 2)

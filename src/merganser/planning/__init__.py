@@ -30,6 +30,7 @@ from merganser.planning.layout import Layout
 from merganser.planning.naming import named_alike
 from merganser.planning.numbers import check_settings
 from merganser.planning.plans import (
+    DISK_MARGIN,
     OVERHEAD,
     TILE,
     Arithmetic,
@@ -60,6 +61,7 @@ from merganser.recipe.schema import ModelInput, OutputSlice
 from merganser.tensors import DType, TensorSpec, parse_size
 
 __all__ = [
+    "DISK_MARGIN",
     "OVERHEAD",
     "TILE",
     "Arithmetic",

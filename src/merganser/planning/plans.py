@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from merganser import hub, notebook
+from merganser import hub, notebook, system
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.derived import DerivedCheckpoint
@@ -25,6 +24,9 @@ TILE = 16 * CELL
 SMALL_TILE = 2 * CELL
 """Elements that torch computes with at once: each of its steps goes over all of them, so they should stay in
 the cache."""
+
+DISK_MARGIN = 64 * 2**20
+"""Free bytes that a merge asks for beyond its weights: for config, tokenizer, card and the file system's own use."""
 
 OVERHEAD = 210 * 2**20
 """Resident bytes of Python and the libraries, by measurement."""
@@ -303,9 +305,7 @@ def default_threads(plans: Sequence[Plan]) -> int:
         return 1
     if any(plan.method.whole for plan in plans):
         return 1
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    )
+    cores = system.cores()
     slow = any(plan.method.form == "tensor" for plan in plans)
     return min(32, cores if slow else 2 * cores)
 
@@ -373,6 +373,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
+        "disk_bytes": plan.output_bytes + DISK_MARGIN,
         "models": [
             {
                 "reference": s.reference.text,

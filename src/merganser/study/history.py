@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from merganser import system
 from merganser.errors import InputError, OutputExistsError, ResourceError
 
 NAME = "history.jsonl"
@@ -50,9 +50,12 @@ class History:
             raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(self._file.fileno())
             except BlockingIOError:
                 raise OutputExistsError(f"{folder}: another search is running there") from None
+            except OSError as error:
+                if error.errno not in system.NO_LOCKS:  # without locks, nothing tells of another
+                    raise
             self._file.seek(0)
             whole, _, torn = self._file.read().rpartition(b"\n")
             if torn:

@@ -60,13 +60,18 @@ class Conversation:
         """Forget all but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def answer(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
-        """Say something; the answer comes in parts."""
+    def answer(self, text: str, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Say something; the answer comes in parts, and is returned at the end."""
         self.messages.append({"role": "user", "content": text})
         parts: list[str] = []
         try:
             with closing(self.voice.stream(tuple(self.messages), sampling)) as answer:
-                for part in answer:
+                while True:
+                    try:
+                        part = next(answer)
+                    except StopIteration as end:
+                        completion: Completion = end.value
+                        return completion
                     parts.append(part)
                     yield part
         finally:
@@ -135,6 +140,7 @@ def ask(
     raw: bool = False,
     live: LiveModel | None = None,
     on_text: Callable[[int, str], None] = lambda index, part: None,
+    on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
 ) -> list[Answer]:
     """Let models answer, one after the other, in one live model.
 
@@ -145,7 +151,8 @@ def ask(
         system: a system prompt.
         raw: give them the text as it is, without a chat template.
         live: the live model; a new one if None.
-        on_text: told of each part of an answer as it comes, with the model's place in ``references``.
+        on_text: gets each part of an answer as it comes, after the model's place in ``references``.
+        on_answer: gets each answer once it is complete, after the same place.
 
     Raises:
         MerganserError: of the kind that fits; all models are looked for before the first is asked.
@@ -166,6 +173,7 @@ def ask(
             answer = stage.backend.stream(asked, sampling)
             said = _heard(answer, partial(on_text, index))
             answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
+            on_answer(index, answers[-1])
     return answers
 
 

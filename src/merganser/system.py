@@ -1,0 +1,126 @@
+"""Calls of the operating system that Windows or macOS lack, each with a portable fallback.
+
+Linux is where Merganser is tested and fast. Elsewhere the fallbacks are correct and slower: one
+thread at a time reads or writes a file, outputs go through the page cache, and a lock is held by the
+process that is named in its file.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""Flags of every file that is opened: child processes do not inherit it, and its bytes stay as they are."""
+
+DIRECT = getattr(os, "O_DIRECT", 0)
+"""The flag for direct I/O; 0 where there is none."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""Errors of a file system, or of a system, that has no file locks."""
+
+_position = threading.Lock()
+
+
+def read_at(descriptor: int, into: memoryview, position: int) -> int:
+    """Read from a file into a buffer, and return how many bytes; 0 at the end of the file."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [into], position)
+    with _position:
+        os.lseek(descriptor, position, os.SEEK_SET)
+        data = os.read(descriptor, len(into))
+    into[: len(data)] = data
+    return len(data)
+
+
+def write_at(descriptor: int, data: memoryview | bytes, position: int) -> int:
+    """Write to a file, and return how many bytes of ``data`` it took."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, data, position)
+    with _position:
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return os.write(descriptor, data)
+
+
+def is_cached(descriptor: int, position: int) -> bool:
+    """Whether the byte at a position is in the page cache; False where that cannot be told.
+
+    Raises:
+        OSError: when it is not.
+    """
+    if not hasattr(os, "preadv") or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    return os.preadv(descriptor, [bytearray(1)], position, os.RWF_NOWAIT) != 0
+
+
+def write_through_cache(descriptor: int) -> None:
+    """Turn direct I/O off for a file that is open."""
+    import fcntl
+
+    mode = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, mode & ~DIRECT)
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file for this process, until it is closed.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: with a number of :data:`NO_LOCKS` where there are no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def buffer(size: int) -> mmap.mmap:
+    """Zeroed memory that begins on a page, in huge pages where there are any.
+
+    Direct I/O takes huge pages in far fewer pieces.
+
+    Raises:
+        MemoryError: there is not enough.
+    """
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            memory = mmap.mmap(-1, size)
+    except OSError:
+        raise MemoryError from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # the system has none
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk; Windows has no such call for folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
+def memory_size() -> int | None:
+    """Bytes of memory that the machine has; None where that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
