@@ -22,7 +22,7 @@ from conftest import assert_one_line
 from merganser import cli
 from merganser.errors import InputError, RecipeError
 from merganser.evaluation.samples import Sample
-from merganser.study import completions, figures, names, report, results
+from merganser.study import completions, figures, names, report, results, search_figures
 from merganser.study.results import Entry, Results, Role, Score
 
 EVIL = '</script><img src="//evil.example/x" onerror="boom()">\'$x_{a}$&amp;<!--'
@@ -96,6 +96,38 @@ def written(found: Results, folder: Path, said: str = "<think>a</think>") -> Res
     found = replace(found, entries=tuple(entries))
     results.write(found, folder)
     return found
+
+
+def test_a_search_shows_what_was_held_out_and_its_history(tmp_path: Path) -> None:
+    block = {"objectives": {"accuracy": "max"}, "constraints": {"tokens": {"most": 180}}}
+    found = written(replace(study(), settings={"search": block}), tmp_path)
+    held_out = tmp_path / results.HELD_OUT
+    apart = replace(found.points[3], scores=scores(0.123, 0.5, 180), samples=None)
+    held_out.mkdir()
+    results.write(replace(found, entries=(apart,)), held_out)
+    files = [file.name for file in report.write(tmp_path)]
+    for stem in ("history", "parameters"):
+        assert {f"{stem}.svg", f"{stem}.png"} <= set(files)
+    page = (tmp_path / "report.html").read_text()
+    order = [page.index(f'<section id="{name}"') for name in ("held-out", "chosen", "history")]
+    assert order == sorted(order)
+    assert "0.123" in page[order[0] : order[1]]
+    assert "0.123" not in page[order[1] :]
+    figure = search_figures.progress(found, ["accuracy"])
+    [line] = [each for each in figure.axes[0].lines if each.get_label() == "best so far"]
+    allowed = [p.scores["accuracy"].mean for p in found.points if p.scores["tokens"].mean <= 180]
+    assert list(line.get_ydata())[-1] == max(allowed)
+    assert max(allowed) < max(p.scores["accuracy"].mean for p in found.points)
+    names = {axes.get_xlabel() for axes in search_figures.parameters(found, ["accuracy"]).axes}
+    assert names == {"w"}
+
+
+def test_reports_of_sweeps_have_no_history(tmp_path: Path) -> None:
+    written(study(), tmp_path)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert 'id="history"' not in page
+    assert 'id="held-out"' not in page
 
 
 def test_everything_is_there(tmp_path: Path) -> None:

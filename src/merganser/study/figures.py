@@ -78,7 +78,9 @@ MOST_ROWS = 12
 DPI = 200
 
 
-def _styled(function: Callable[P, F]) -> Callable[P, F]:
+def styled(function: Callable[P, F]) -> Callable[P, F]:
+    """A decorator for functions that make figures: all have the same style, and a layout that stays."""
+
     @functools.wraps(function)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> F:
         with matplotlib.rc_context(STYLE), _quiet():
@@ -106,7 +108,7 @@ class _quiet(warnings.catch_warnings):
 # -- the front -----------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def front(results: Results, x: str, y: str, *, marked: str | None = None) -> Figure:
     """The plane of two scores: points with their weights, experts and base, and the chords between experts.
 
@@ -125,7 +127,7 @@ def front(results: Results, x: str, y: str, *, marked: str | None = None) -> Fig
     return figure
 
 
-@_styled
+@styled
 def panels(results: Results, x: str, y: str) -> Figure:
     """The same plane once for each line of the study, the other lines' points in grey."""
     chosen = [line for line in lines(results) if _in_plane(line, x, y)][:MOST_ROWS]
@@ -226,8 +228,8 @@ def _plane(
                 label=None if n else "this model" if marked else "chosen",
             )
     axes.margins(0.12)
-    axes.set_xlabel(_axis(x, results))
-    axes.set_ylabel(_axis(y, results))
+    axes.set_xlabel(axis_label(x, results))
+    axes.set_ylabel(axis_label(y, results))
 
 
 def _both(line: Line, x: str, y: str) -> list[tuple[float, Entry]]:
@@ -304,7 +306,8 @@ def _label_points(
     )
 
 
-def _axis(score: str, results: Results) -> str:
+def axis_label(score: str, results: Results) -> str:
+    """A score's name, and whether more or less of it is better."""
     better = "more" if results.directions[score] == "max" else "less"
     return f"{_wrap(score, 40)}  ({better} is better)"
 
@@ -323,7 +326,7 @@ def _wrap(text: str, width: int = 34) -> str:
 # -- scores along a line -------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def curves(results: Results, scores: Sequence[str] | None = None) -> Figure:
     """Each score against the weight, a row for each line of the study.
 
@@ -393,12 +396,12 @@ def _curve(axes: Axes, results: Results, line: Line, score: str, colour: str) ->
         )
     axes.margins(x=0.05, y=0.16)
     axes.set_xlabel(_wrap(line.axis))
-    axes.set_ylabel(_wrap(_axis(score, results), 30))
+    axes.set_ylabel(_wrap(axis_label(score, results), 30))
     if line.ends is not None and all(0 <= number <= 1 for number in numbers):
         axes.set_xticks(np.linspace(0, 1, 6))
 
 
-@_styled
+@styled
 def effective(results: Results) -> Figure | None:
     """The weights that rounding left against those that were asked for.
 
@@ -452,7 +455,7 @@ PARTS = {
 """Figures of a difference that are drawn, each with its title and colours."""
 
 
-@_styled
+@styled
 def layers(
     cells: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str = ""
 ) -> Figure:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,12 +182,16 @@ def _content(
         }
         for n, each in enumerate(measured)
     ]
+    content["history"] = _history(found, picture)
+    content["held_out"] = _held_out(folder)
     content |= _front_facts(found, known, kept)
     content |= _tables(found, known)
     content |= _completions(found, kept)
     content["sections"] = [
         (anchor, title)
         for anchor, title, there in (
+            ("held-out", "Held out", content["held_out"]),
+            ("history", "Search", content["history"]),
             ("front", "Front", content["front"]),
             ("scores", "Scores", True),
             ("curves", "Weight", content["curves"]),
@@ -201,6 +205,44 @@ def _content(
         if there
     ]
     return content
+
+
+def _history(found: Results, picture: Callable[..., Picture]) -> list[Picture]:
+    """How a search went; nothing for other studies."""
+    figures = extras.load("merganser.study.search_figures", "plot")
+    scores = figures.objectives(found)
+    if not scores or not found.points:
+        return []
+    dots = "Bars are 95 % intervals. Hollow: breaks a constraint. Ringed: chosen."
+    pictures = [
+        picture(
+            "history",
+            figures.progress(found, scores),
+            "The search",
+            f"Each candidate’s {' and '.join(scores)}, and the best so far. {dots}",
+        )
+    ]
+    figure = figures.parameters(found, scores)
+    if figure is not None:
+        caption = f"Each parameter against {' and '.join(scores)}. {dots}"
+        pictures.append(picture("parameters", figure, "Parameters against scores", caption))
+    return pictures
+
+
+def _held_out(folder: Path) -> dict[str, Any] | None:
+    """The results on problems that no model was chosen by; None if there are none."""
+    if not (folder / results.HELD_OUT / results.JSON_NAME).is_file():
+        return None
+    found = results.read(folder / results.HELD_OUT)
+    return {
+        "results": found,
+        "short": labels(found),
+        "problems": max((s.problems for e in found.entries for s in e.scores.values()), default=0),
+        "places": {
+            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            for name in found.directions
+        },
+    }
 
 
 def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) -> dict[str, Any]:
