@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from merganser.architecture import Place
@@ -12,6 +13,14 @@ Path = tuple[str | int, ...]
 Levels = tuple[tuple[Path, Mapping[str, Setting]], ...]
 Layers = tuple[tuple[int, int], ...]
 """What one output layer is made of: sources, and layers of theirs."""
+
+
+AFTER_TOWER = ".merger.mlp."
+"""What takes a gradient's last value though it lies outside the layers, as in MergeKit: the two
+matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
+
+MAX_LAYERS = 4096
+"""Most layers that a recipe may stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +61,25 @@ class Group:
     partial: bool = False
     taken: bool = False
     alike: tuple[Group, ...] = ()
+
+
+def position_in(layer: int | None, depth: int, name: str = "") -> float:
+    """Where a layer lies in the depth of its slice; MergeKit puts a single layer at the end. A
+    tensor outside the layers is at the start, but for what comes after a vision tower."""
+    if layer is None:
+        return float(AFTER_TOWER in f".{name}")
+    return layer / (depth - 1) if depth > 1 else 1.0
+
+
+def list_of(names: Iterable[str]) -> str:
+    """Names for a message, each once."""
+    return ", ".join(dict.fromkeys(names))
+
+
+def summary(names: Sequence[str]) -> str:
+    """Names for a warning, those that differ in a number only once."""
+    if len(names) == 1:
+        return f"the tensor {names[0]}"
+    patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
+    shown = ", ".join(patterns[:3]) + (f" and {len(patterns) - 3} more" if patterns[3:] else "")
+    return f"{len(names)} tensors ({shown})"

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from merganser.architecture import SHARED_BY_LAYERS, Architecture, Place, stated_tie
 from merganser.errors import InputError
 from merganser.modules import DEFAULT, TEXT, Module
-from merganser.planning.groups import Entry, Group, Layers, Levels, Path
+from merganser.planning.groups import (
+    MAX_LAYERS,
+    Entry,
+    Group,
+    Layers,
+    Levels,
+    Path,
+    list_of,
+    position_in,
+    summary,
+)
 from merganser.planning.heads import embedding_as_head
 from merganser.planning.plans import Names, Source
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
-
-AFTER_TOWER = ".merger.mlp."
-"""What takes a gradient's last value though it lies outside the layers, as in MergeKit: the two
-matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
-
-MAX_LAYERS = 4096
-"""Most layers that a recipe may stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,13 @@ class Layout:
             for name in sorted(self.tied_away)
         ]
         for absent, partial in self.partial.items():
-            lacking = _list(str(self.sources[source].reference) for source in absent)
+            lacking = list_of(str(self.sources[source].reference) for source in absent)
             verb = "lacks" if len(absent) == 1 else "lack"
             for source in dict.fromkeys(alone.get(name) for name in partial):
                 names = [name for name in partial if alone.get(name) == source]
                 them = "it" if len(names) == 1 else "them"
                 found.append(
-                    f"{lacking} {verb} {_summary(names)}: "
+                    f"{lacking} {verb} {summary(names)}: "
                     + (
                         f"merged from the models that have {them}"
                         if source is None
@@ -107,20 +109,20 @@ class Layout:
                 )
         for source, names in self.beyond.items():
             found.append(
-                f"{self.sources[source].reference}: {_summary(names)} beyond the layers that "
+                f"{self.sources[source].reference}: {summary(names)} beyond the layers that "
                 "config.json counts (for predicting further tokens) cannot be stacked, and left out"
             )
         if self.left_out:
             verb = "is" if len(self.left_out) == 1 else "are"
-            found.append(f"{_summary(self.left_out)} {verb} not in every model, and left out")
+            found.append(f"{summary(self.left_out)} {verb} not in every model, and left out")
         if self.unmerged:
             found.append(
-                f"{_summary(self.unmerged)} of {self.sources[self.donor].reference}, whose config "
+                f"{summary(self.unmerged)} of {self.sources[self.donor].reference}, whose config "
                 "the output takes, is left out: none of the models merged there has it"
             )
         if self.taken:
             found.append(
-                f"modules: does not name {_list(self.taken)}: taken unchanged from "
+                f"modules: does not name {list_of(self.taken)}: taken unchanged from "
                 f"{self.sources[self.donor].reference} (MergeKit would leave "
                 f"{'it' if len(self.taken) == 1 else 'them'} out)"
             )
@@ -142,7 +144,7 @@ class Layout:
             if found is None:
                 raise self.parsed.error(
                     f"{key_name(path)}: {self.sources[self.donor].reference} has no such module; "
-                    f"it has {_list(everything)}",
+                    f"it has {list_of(everything)}",
                     path,
                 )
             own = ((*path, "parameters"), module.parameters)
@@ -153,7 +155,7 @@ class Layout:
             for given in piece.sources:
                 modules = self.sources[self.index[given.model.text]].architecture.modules
                 if len(modules) > 1:
-                    depths = _list(
+                    depths = list_of(
                         f"{name} ({module.depth} layers)" if module.depth else name
                         for name, module in modules.items()
                     )
@@ -196,9 +198,7 @@ class Layout:
             if not any(key in self.sources[s].architecture.names for s in order):
                 self.unmerged.append(name)  # the donor's, which is not merged here
                 continue
-            position = _position(place.layer, depths[place.module])
-            if place.layer is None and AFTER_TOWER in f".{name}":
-                position = 1.0
+            position = position_in(place.layer, depths[place.module], name)
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
             shape = self.sources[owner].checkpoint.specs[name].shape
             filled = self._fill(group, listed, [name] * len(listed), shape)
@@ -343,7 +343,7 @@ class Layout:
                     (e.source, start + offset) for e, start in zip(listed, starts, strict=True)
                 )
                 layers.append(made_of)
-                yield from self._layer(part, i, listed, made_of, _position(offset, length))
+                yield from self._layer(part, i, listed, made_of, position_in(offset, length))
         yield from self._outside(part, len(slices) - 1, after=True)
 
     def _listed(self, part: _Part, i: int) -> list[Entry]:
@@ -361,7 +361,7 @@ class Layout:
         """A model's layers of that module; there must be one run of them."""
         found = self._module(self.sources[source].architecture, module)
         if found is None or len(found.stacks) > 1:
-            stacks = _list(found.stacks) if found is not None else ""
+            stacks = list_of(found.stacks) if found is not None else ""
             raise self.parsed.error(
                 f"{key_name((*part.path, 'slices'))}: {self.sources[source].reference} has "
                 + (
@@ -461,7 +461,9 @@ class Layout:
                 ]
                 start, stop = piece.sources[0].layer_range
                 for offset in range(stop - start):
-                    group = self._group(part, i, name, place, None, _position(offset, stop - start))
+                    group = self._group(
+                        part, i, name, place, None, position_in(offset, stop - start)
+                    )
                     group = replace(group, base=self._group(part, 0, name, place, None, 0.0).base)
                     alike.append(self._fill(group, entries, [own] * len(entries), shape))
             filled = [group for group in alike if group is not None]
@@ -496,23 +498,3 @@ class Layout:
             if place.module in self.taken:
                 entry = Entry(self.donor, name, ("modules",), {})
                 yield Group(name, place, place.layer, 0.0, (entry,), None, (), taken=True)
-
-
-def _position(layer: int | None, depth: int) -> float:
-    """Where a layer lies in the depth of its slice; MergeKit puts a single layer at the end."""
-    if layer is None:
-        return 0.0
-    return layer / (depth - 1) if depth > 1 else 1.0
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
-
-
-def _summary(names: Sequence[str]) -> str:
-    """Names for a warning, those that differ in a number only once."""
-    if len(names) == 1:
-        return f"the tensor {names[0]}"
-    patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
-    shown = ", ".join(patterns[:3]) + (f" and {len(patterns) - 3} more" if patterns[3:] else "")
-    return f"{len(names)} tensors ({shown})"
