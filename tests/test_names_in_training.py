@@ -14,6 +14,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import core_model_loading
+from transformers.models.auto import modeling_auto
 
 import merganser
 from conftest import assert_one_line, write_json
@@ -21,9 +23,15 @@ from families import FAMILIES, Family
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.checkpoints.rearranged import rearranged
-from merganser.checkpoints.saved_names import UntraceableError, arrangement_of, traced_tensor
+from merganser.checkpoints.saved_names import (
+    UntraceableError,
+    arrangement_of,
+    saved_names,
+    traced_tensor,
+)
 from merganser.errors import InputError
 from merganser.study.diff import diff
+from merganser.tensors import BY_NAME, TensorSpec
 
 Tensors = dict[str, torch.Tensor]
 
@@ -160,6 +168,42 @@ def test_a_training_step_is_compared_with_a_published_model(tmp_path: Path) -> N
     found = diff(str(tmp_path / "a"), str(tmp_path / "run"))
     assert "embed_out.weight" in {tensor.name for tensor in found.tensors}
     assert not found.skipped
+
+
+CLASSES = sorted(
+    {
+        (kind, name if isinstance(name, str) else name[0])
+        for mapping in (
+            modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        )
+        for kind, name in mapping.items()
+    }
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "name"), CLASSES, ids=[f"{kind}-{name}" for kind, name in CLASSES]
+)
+def test_names_and_shapes_are_those_of_transformers(kind: str, name: str) -> None:
+    """Every class at the size of its default config, without weights."""
+    try:
+        config = transformers.CONFIG_MAPPING[kind]()
+        with torch.device("meta"):
+            model = getattr(transformers, name)(config)
+    except Exception as error:
+        pytest.skip(f"has no default: {error}")
+    modules = model.state_dict()
+    expected = core_model_loading.revert_weight_conversion(model, dict(modules))
+    specs = {key: TensorSpec(BY_NAME["bfloat16"], tuple(t.shape)) for key, t in modules.items()}
+    stated = json.loads(config.to_json_string(use_diff=False)) | {"architectures": [name]}
+    tensors = saved_names(stated, specs)[0]
+    shapes = {
+        key: specs[tensor].shape if isinstance(tensor, str) else tensor.spec.shape
+        for key, tensor in tensors.items()
+    }
+    assert shapes == {key: tuple(tensor.shape) for key, tensor in expected.items()}
 
 
 # -- without transformers --------------------------------------------------------------------------

@@ -9,9 +9,12 @@ This module needs torch and transformers, and is imported only where names diffe
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,27 +62,38 @@ class _Traced(torch.Tensor):
 
 def saved_names(
     config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
-) -> Iterator[dict[str, Rearrangement | str]]:
+) -> Sequence[Mapping[str, Rearrangement | str]]:
     """A model's tensors as ``save_pretrained`` writes them, by what they consist of.
-
-    Yields at most two results: for a model that was trained from scratch, and for one that was loaded
-    from a checkpoint whose names have a prefix.
 
     Args:
         config: the model's ``config.json``.
         specs: its tensors by the names of its modules.
+
+    Returns:
+        At most two results: for a model that was trained from scratch, and for one that was loaded
+        from a checkpoint whose names have a prefix.
     """
-    model = _skeleton(config)
+    return _saved_names(json.dumps(config, sort_keys=True, default=str), tuple(specs.items()))
+
+
+@lru_cache(maxsize=4)
+def _saved_names(
+    config: str, specs: tuple[tuple[str, TensorSpec], ...]
+) -> list[Mapping[str, Rearrangement | str]]:
+    """See :func:`saved_names`; the points of a sweep ask for the same ones."""
+    model = _skeleton(json.loads(config))
+    results: list[Mapping[str, Rearrangement | str]] = []
     if model is None:
-        return
-    transforms = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
-    plain = [each for each in transforms if not isinstance(each, core_model_loading.PrefixChange)]
-    for chosen in (plain, transforms) if len(plain) < len(transforms) else (plain,):
-        model._weight_conversions = chosen
-        try:
-            yield _reverted(model, specs)
-        except Exception:  # whatever others' code raises: these names cannot be had
-            continue
+        return results
+    with suppress(Exception):  # whatever others' code raises: these names cannot be had
+        transforms = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+        prefixes = core_model_loading.PrefixChange
+        plain = [each for each in transforms if not isinstance(each, prefixes)]
+        for chosen in (plain, transforms) if len(plain) < len(transforms) else (plain,):
+            model._weight_conversions = chosen
+            with suppress(Exception):
+                results.append(_reverted(model, dict(specs)))
+    return results
 
 
 def _skeleton(config: Mapping[str, Any]) -> Any:
