@@ -38,6 +38,9 @@ ENCODER, DECODER, SHARED = "encoder", "decoder", "shared"
 
 _SIDED = (ENCODER, DECODER, SHARED)
 
+FURTHER = frozenset({"mtp", "mtp_layers"})
+"""Modules that predict further tokens, where these are no blocks after the layers."""
+
 WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "width", "hidden_dim")
 """Names that configs give to the width of layers."""
 
@@ -139,6 +142,10 @@ class Module:
     def depth(self) -> int:
         """Its number of layers."""
         return next(iter(self.stacks.values()), 0)
+
+    def predicts_further(self, name: str) -> bool:
+        """Whether a tensor belongs to what predicts further tokens, which models may lack."""
+        return self.number_beyond(name) is not None or not FURTHER.isdisjoint(name.split("."))
 
     def number_beyond(self, name: str) -> int | None:
         """How many blocks after the last layer a tensor lies, for predicting further tokens."""
@@ -304,10 +311,12 @@ def find_module(
 ) -> Module:
     """A module's layers: those numbered blocks that the config counts, else all that are whole."""
     blocks, sides = _blocks(tensors), _widths(specs, tensors)
+    further = _blocks(name for name in tensors if ".eh_proj." in name)
     stated = {
         prefix: found
         for prefix, numbers in blocks.items()
-        if (found := _counted(name, numbers, sides[prefix], config)) is not None
+        if (found := _counted(name, numbers, sides[prefix], config, further.get(prefix)))
+        is not None
     }
     whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
     depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
@@ -327,10 +336,15 @@ def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
 
 
 def _counted(
-    module: str, numbers: set[int], sides: set[int], config: Mapping[str, Any]
+    module: str,
+    numbers: set[int],
+    sides: set[int],
+    config: Mapping[str, Any],
+    further: set[int] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...], int] | None:
     """Where the config states the count of some blocks. Blocks beyond the count are no layers of
-    the model: DeepSeek keeps its layers for predicting further tokens there."""
+    the model: DeepSeek keeps its layers for predicting further tokens there, which the config may
+    count or not: ``further``."""
     if numbers != set(range(len(numbers))):
         return None
     found = located_sections(config)
@@ -354,7 +368,7 @@ def _counted(
         in_own = bool(path) and path[-1] in own
         known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
         beyond = section.get("num_nextn_predict_layers")
-        for extra in (0, beyond if isinstance(beyond, int) else 0):
+        for extra in (0, beyond if isinstance(beyond, int) else 0, len(further or ())):
             depth = len(numbers) - extra
             counts = [key for key in LAYER_COUNT_KEYS if section.get(key) == depth and depth]
             if keys := tuple(key for key in counts if key in known):

@@ -342,7 +342,13 @@ class _Planner:
     def plan(self, shard_size: int) -> Plan:
         self.sources = with_joined_blocks(self.parsed, self.sources, self.index)
         layout = Layout(
-            self.parsed, self.sources, self.index, self.base, self.donor, self.tensor_names
+            self.parsed,
+            self.sources,
+            self.index,
+            self.base,
+            self.donor,
+            self.tensor_names,
+            takes_base=self.method.base != "none",
         )
         maker = JobMaker(self.parsed, self.method, self.sources, self.arithmetic)
         groups = list(layout.groups())

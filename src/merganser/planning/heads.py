@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from merganser.architecture import Place, lends_embedding, stated_tie
@@ -60,6 +62,7 @@ def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str
         if place.role == "embedding"
         and place.vocabulary
         and not place.after_layers
+        and re.search(r"(?:^|\.)\d+\.", name) is None  # of a layer that predicts further tokens
         and place.module in _TEXT_MODULES
         and shape in (None, specs[name].shape)
     ]

@@ -171,7 +171,8 @@ class JobMaker:
             lacking, present = self.sources[group.base], self.sources[models[0].source]
             raise InputError(
                 f"{lacking.reference}: has no tensor {group.name!r}, which {present.reference} has, "
-                f"and {self.method.name} works on differences to it"
+                f"and {self.method.name} works on differences to it; tensor_names='intersection' "
+                "leaves such tensors out"
             )
         few = len(models) < max(1, self.method.models[0])
         return (base or models[0]) if few else None

@@ -54,6 +54,8 @@ class Layout:
         base: int | None,
         donor: int,
         tensor_names: Names = "same",
+        *,
+        takes_base: bool = True,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
@@ -62,6 +64,7 @@ class Layout:
         self.base = base
         self.donor = donor
         self.tensor_names = tensor_names
+        self.takes_base = takes_base
         self.shape = sources[donor].architecture
         self.layers: dict[str, list[Layers]] = {}
         self.tied_away: set[str] = set()
@@ -275,22 +278,31 @@ class Layout:
             return None
         if self.tensor_names == "same":
             for entry in absent:
-                self._require_optional(group.place, entry, entries[0])
+                self._require_optional(group, entry, entries)
         if absent:
             lacking = tuple(dict.fromkeys(entry.source for entry in absent))
             self.partial.setdefault(lacking, []).append(group.name)
         return replace(group, entries=tuple(entries), partial=bool(absent))
 
-    def _require_optional(self, place: Place, absent: Entry, present: Entry) -> None:
+    def _require_optional(self, group: Group, absent: Entry, entries: Sequence[Entry]) -> None:
         """Refuse to go on without a tensor that a model of this kind cannot lack: a matrix of its
-        layers, or an embedding; or any tensor of what is no model but a bare state dict."""
+        layers, or an embedding; or any tensor of what is no model but a bare state dict. What
+        predicts further tokens, embeddings included, may be missing where the base has it."""
+        place, present = group.place, entries[0]
         owner = self.sources[present.source]
-        if self.sources[absent.source].bare or owner.bare:
+        further = any(
+            module.predicts_further(present.name) for module in owner.architecture.modules.values()
+        )
+        of_base = self.takes_base and group.base in [entry.source for entry in entries]
+        asks = further and place.role == "embedding" and not of_base
+        if self.sources[absent.source].bare or owner.bare or asks:
             raise InputError(
                 f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
                 f"{owner.reference} has; tensor_names='intersection' leaves such tensors out, "
                 "tensor_names='union' merges them from the models that have them"
             )
+        if further:
+            return
         matrix = len(owner.checkpoint.specs[present.name].shape) > 1
         needed = matrix if place.layer is not None else place.role == "embedding"
         bare = not owner.checkpoint.config
