@@ -247,6 +247,27 @@ def test_a_module_may_be_named_by_its_path(tmp_path: Path) -> None:
     assert config_of(tmp_path / "out")["vision_config"] == TOWER
 
 
+def test_one_side_of_a_text_model_may_be_named_by_its_path(tmp_path: Path) -> None:
+    """Florence-2's text model has an encoder and a decoder, described in one section."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    specs = towers(
+        "language_model.encoder.layers", "language_model.decoder.layers", width=4, depth=3
+    )
+    specs |= towers("language_model.encoder.layers", "vision_tower.blocks")
+    save_file(
+        {n: torch.rand(spec.shape) for n, spec in specs.items()}, folder / "model.safetensors"
+    )
+    text = {"encoder_layers": 3, "decoder_layers": 3, "d_model": 4}
+    config = {"text_config": text, "vision_config": {"depths": [1, 1]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    merganser.merge(stack((folder, 0, 2), (folder, 1, 3), module="decoder"), tmp_path / "out")
+    assert config_of(tmp_path / "out")["text_config"] == text | {"decoder_layers": 4}
+    assert infer(
+        open_checkpoint(tmp_path / "out").specs, config_of(tmp_path / "out"), ["decoder"]
+    ).modules["decoder"].stacks == {"language_model.decoder.layers.": 4}
+
+
 def test_towers_of_one_count_are_not_stacked_alone(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
@@ -847,6 +868,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
          {"num_hidden_layers": 6, "kv_source_layers": [0, 0, 2, 0, 4, 4]}),
         (FIVE | {"ple_layer_ids": [2]}, {"num_hidden_layers": 6, "ple_layer_ids": [2, 4]}),
         (FIVE | {"rope_scaling_layers": [1, 3]}, {"num_hidden_layers": 6, "rope_scaling_layers": [1, 3, 5]}),
+        (FIVE | {"mtp_per_layer_config": {"0": 1}, "mtp_layer_types": list("abcde"), "mtp_layers": [1]},
+         {"num_hidden_layers": 6}),
         (FIVE | {"conv_layers": [8, 16]}, {"num_hidden_layers": 6}),
         (FIVE | {"moe_layer_start_index": 1, "moe_layer_end_index": 4, "moe_layer_interval": 1},
          {"num_hidden_layers": 6, "moe_layer_end_index": 5}),

@@ -321,8 +321,18 @@ def find_module(
     whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
     depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
     stacks = dict(sorted(depths.items(), key=lambda entry: -entry[1]))
-    section, counts, _ = stated.get(next(iter(stacks), ""), (None, (), 0))
-    return Module(name, stacks, section, counts)
+    main = next(iter(stacks), "")
+    section, counts, _ = stated.get(main, (None, (), 0))
+    return Module(name, stacks, section, _of_side(main, counts))
+
+
+def _of_side(prefix: str, counts: tuple[str, ...]) -> tuple[str, ...]:
+    """The counts that are not the other side's, of blocks of an encoder or a decoder."""
+    words = prefix.split(".")
+    for side, other in ((ENCODER, DECODER), (DECODER, ENCODER)):
+        if side in words and other not in words:
+            return tuple(key for key in counts if other not in key) or counts
+    return counts
 
 
 def _blocks(names: Iterable[str]) -> dict[str, set[int]]:

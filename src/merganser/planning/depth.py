@@ -21,6 +21,7 @@ from merganser.planning.layer_keys import (
     BY_NUMBER_TYPES,
     BY_ROOT_OF_DEPTH,
     FROM_ONE,
+    FURTHER,
     IN_ORDER,
     KEYED,
     LEADING,
@@ -404,6 +405,8 @@ def is_numbers(key: str, value: object, depth: int) -> bool:
     """Whether a value lists the numbers of some layers."""
     if not isinstance(value, list) or key in PER_LAYER or key in SOURCES or key in NOT_PER_LAYER:
         return False
+    if key.startswith(FURTHER):
+        return False
     if key in NUMBERS:
         return True
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
@@ -415,6 +418,8 @@ def is_keyed(key: str, value: object, depth: int) -> bool:
     """Whether a value has entries by the numbers of layers."""
     if not isinstance(value, dict) or not all(str(k).isdecimal() for k in value):
         return False
+    if key.startswith(FURTHER):
+        return False
     return key in KEYED or (
         "layer" in key and bool(value) and all(int(number) < depth for number in value)
     )
@@ -423,6 +428,8 @@ def is_keyed(key: str, value: object, depth: int) -> bool:
 def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
     """Whether a list, or a text, has an entry for each layer."""
     if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
+        return False
+    if key.startswith(FURTHER):
         return False
     return key in PER_LAYER or (depth > 3 and not isinstance(value, str))
 

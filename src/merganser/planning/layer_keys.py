@@ -32,7 +32,6 @@ NOT_PER_LAYER = frozenset(
         "time_step_limit",
         "mlp_multipliers",
         "ssm_multipliers",
-        "mtp_layers_block_type",
         "image_size",
         "patch_size",
         "supported_aspect_ratios",
@@ -65,6 +64,9 @@ NAMED_AS_NUMBERS = re.compile(
     r"layers$|layer_(ids|idxs?|indices|indexes)$|(block|attn)_(ids|idxs|indices|indexes)$|_blocks$"
 )
 """Names of further such lists, where all entries are numbers of layers."""
+
+FURTHER = "mtp_"
+"""What keys begin with that describe the layers for predicting further tokens."""
 
 FROM_ONE = frozenset({"ple_layer_ids"})
 """Lists of layer numbers that count from 1."""

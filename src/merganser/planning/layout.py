@@ -377,8 +377,8 @@ class Layout:
             raise self.parsed.error(
                 f"{key_name((*part.path, 'slices'))}: {self.sources[source].reference} has "
                 + (
-                    f"several runs of layers there ({stacks}), and only whole models of that kind "
-                    "can be merged"
+                    f"several runs of layers there ({stacks}); stack one of them under modules: by "
+                    "its path"
                     if stacks
                     else f"no {module}"
                 ),
