@@ -11,6 +11,7 @@ import pytest
 
 from conftest import make_model
 from merganser import merge, plan
+from merganser.engine import digests
 from merganser.release import contents
 
 
@@ -57,8 +58,8 @@ def test_digests_are_remembered_until_files_change(
     first = digest(folder)
     [remembered] = cache.iterdir()
     read: list[Any] = []
-    real = contents.read_digest
-    monkeypatch.setattr(contents, "read_digest", lambda *a: read.append(a) or real(*a))
+    real = digests.read_digest
+    monkeypatch.setattr(digests, "read_digest", lambda *a: read.append(a) or real(*a))
     assert digest(folder) == first
     assert not read
     remembered.write_text("no JSON")
