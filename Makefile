@@ -17,7 +17,7 @@ DEMO := demo-out
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture docs clean
+.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture families docs clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench          times and memory against MergeKit and the disk (makes 26 GB of data)"
 	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
 	@echo "make torture        merges cut off at every moment, and all that can fail: docs/reliability.md"
+	@echo "make families       merge, stack and run every model type of transformers: docs/families.md"
 	@echo "make docs           write docs/methods.md and docs/differences.md anew"
 
 # The pip of an older Python knows no --build-constraint, so the lock's own pip comes first.
@@ -73,6 +74,7 @@ test-latest:
 	$(LATEST)/bin/pip install --quiet --no-compile --editable '.[eval,plot]' --group dev
 	$(LATEST)/bin/pip list
 	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 2 -m "not slow"
+	$(LATEST)/bin/python docs/families.py --check
 
 # uv resolves for all Pythons and systems at once; it reads metadata and installs nothing.
 lock:
@@ -111,6 +113,10 @@ precision: $(BIN)/.run
 torture: $(BIN)/.dev
 	$(BIN)/python bench/torture.py --write
 	$(BIN)/python bench/fuzz.py --write
+
+# Continues an interrupted run; `make families FRESH=--fresh` begins anew.
+families: $(BIN)/.dev
+	$(BIN)/python docs/families.py $(FRESH)
 
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
