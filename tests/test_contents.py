@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from conftest import make_model
 from merganser import merge, plan
 from merganser.engine import digests
+from merganser.merging import run_dry
 from merganser.release import contents
 
 
@@ -93,4 +96,26 @@ def test_the_digest_is_that_of_the_merge(tmp_path: Path, cache: Path) -> None:
         names = {read.name for job in made.jobs for read in job.reads if read.source == index}
         assert contents.of_weights(made.sources[index], names) == entry["digest"]
     assert contents.state(made) == stated["log"]["contents"]
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "dtypes", [["bfloat16"] * 2, ["float32"] * 3, ["float64", "float16", "bfloat16"]]
+)
+def test_merges_digest_their_inputs_cell_by_cell(
+    tmp_path: Path, cache: Path, dtypes: list[str]
+) -> None:
+    models = []
+    for seed, dtype in enumerate(dtypes):
+        torch.manual_seed(seed)
+        tensors = {
+            f"t{n}": torch.randn(n).to(getattr(torch, dtype)) for n in (0, 35, 65536, 150_003)
+        }
+        save_file(tensors, tmp_path / f"{seed}.safetensors")
+        models.append({"model": str(tmp_path / f"{seed}.safetensors")})
+    recipe = {"merge_method": "linear", "models": models, "parameters": {"weight": 1.0}}
+    stated = run_dry(recipe, digest_inputs=True).manifest["inputs"]
+    made = plan(recipe)
+    for source, entry in zip(made.sources, stated, strict=True):
+        assert contents.of_weights(source, source.checkpoint.specs) == entry["digest"]
     made.close()

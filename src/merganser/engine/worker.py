@@ -37,8 +37,16 @@ class Worker:
                 each.add(inputs.take(each.part.rows), work.start, count, self._scratch)
             return 0
         made = 0
+        cells = [
+            None if own is None else own[begin : begin - (-len(data) // CELL)]
+            for row, data, own in zip(group.rows, inputs.rows, group.digests, strict=False)
+            for begin in [work.start * row.size // CELL]
+        ]
         for batch in group.batches:
-            made += self._combine(batch, inputs, work.start, count)
+            rows = batch.parts[0].rows
+            own = [cells[row] for row in rows] if cells else []
+            made += self._combine(batch, inputs, work.start, count, own)
+            cells = [None if i in rows else row_cells for i, row_cells in enumerate(cells)]
         for part in group.parts:
             if part.copies:
                 made += self._copy(part, group, inputs, work.start, count)
@@ -46,10 +54,9 @@ class Worker:
                 made += self._put(part, work.start, self._compute(part, group, inputs, work))
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), work.start, count)
-        for row, data, cells in zip(group.rows, inputs.rows, group.digests, strict=False):
-            if cells is not None:
-                first = work.start * row.size // CELL
-                storage.digest(data, cells[first : first - (-len(data) // CELL)])
+        for data, row_cells in zip(inputs.rows, cells, strict=False):
+            if row_cells is not None:
+                storage.digest(data, row_cells)
         return made
 
     def _count_nonfinite(self, part: Part, inputs: Inputs, start: int, count: int) -> None:
@@ -65,7 +72,14 @@ class Worker:
         buffer = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
         return group.read(start, count, buffer)
 
-    def _combine(self, batch: Batch, inputs: Inputs, start: int, count: int) -> int:
+    def _combine(
+        self,
+        batch: Batch,
+        inputs: Inputs,
+        start: int,
+        count: int,
+        digests: Sequence[Array | None],
+    ) -> int:
         first = batch.parts[0]
         dtype = first.job.spec.dtype
         size = count * dtype.itemsize
@@ -89,6 +103,7 @@ class Worker:
             dtype.name,
             bool(first.rounding),
             outputs,
+            digests,
         )
         if reserved is not None:
             self._digest(first, begin, outs[0])

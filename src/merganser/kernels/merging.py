@@ -216,6 +216,7 @@ class _TileStruct(ctypes.Structure):
         ("stochastic", _I64),
         ("outputs", _I64),
         ("output", _PTR),
+        ("digests", _PTR),
     )
 
 
@@ -227,6 +228,7 @@ def merge(
     dtype: str,
     stochastic: bool,
     outputs: Sequence[Output],
+    digests: Sequence[Array | None] = (),
 ) -> None:
     """Compute a tile of several outputs, each rounded once.
 
@@ -238,16 +240,21 @@ def merge(
         dtype: of all outputs.
         stochastic: whether they are rounded so.
         outputs: what is computed, all in the same way.
+        digests: for each input uint64 by cells of its bytes, filled as by
+            :func:`merganser.kernels.storage.digest`, or None; empty for none of them.
 
     Raises:
         ValueError: when an array does not fit the others.
     """
     if library := kernels_for(inputs):
-        call(library, inputs, count, start, work, dtype, stochastic, outputs)
+        call(library, inputs, count, start, work, dtype, stochastic, outputs, digests)
     else:
         from merganser.kernels import plain
 
         plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
+        for row, cells in zip(inputs.rows, digests, strict=bool(digests)):
+            if cells is not None:
+                plain.digest(row, cells)
 
 
 def call(
@@ -259,6 +266,7 @@ def call(
     dtype: str,
     stochastic: bool,
     outputs: Sequence[Output],
+    digests: Sequence[Array | None] = (),
 ) -> None:
     """:func:`merge`, by the kernels of a library."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
@@ -278,6 +286,14 @@ def call(
     )
     if start < 0 or len({o.how.kernel for o in outputs}) != 1 or k < 1:
         raise ValueError(f"no tile: {k} models, from element {start}")
+    if digests and len(digests) != len(inputs.rows):
+        raise ValueError(f"{len(digests)} digests for {len(inputs.rows)} inputs")
+    cells = (ctypes.c_void_p * len(digests))(
+        *(
+            None if each is None else checked(each, np.uint64, cells_of(len(row)))
+            for row, each in zip(inputs.rows, digests, strict=False)
+        )
+    )
     tile = _TileStruct(
         inputs.struct(count),
         count,
@@ -287,6 +303,7 @@ def call(
         stochastic,
         len(outputs),
         ctypes.addressof(out),
+        ctypes.addressof(cells) if digests else None,
     )
     if getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
         raise ValueError("a kernel refuses its arguments")

@@ -9,7 +9,22 @@
 // What an output adds up, by cells; null where it is not wanted.
 struct Sums { double *gram, *differ, *ideal, *cross, *noise; };
 struct Output { void* out; const void* how; u64 seed; double share; Sums sums; };
-struct Tile { Inputs in; i64 count, start, wide, code, stochastic, outputs; const Output* output; };
+// `digests`: of each input, the digests of its cells of bytes, or null; null where none is wanted.
+struct Tile {
+  Inputs in; i64 count, start, wide, code, stochastic, outputs; const Output* output; u64* const* digests;
+};
+
+EXPORT void digest(const u8* data, i64 size, u64* sums, i64 cells);
+
+// Digest the inputs' elements from the first of a cell on, while the cache has them.
+static void digest_inputs(const Tile& tile, i64 from, i64 to) {
+  for (i64 i = 0; i < tile.in.k; ++i) {
+    if (!tile.digests[i]) continue;
+    const i64 width = WIDTHS[tile.in.codes[i]], bytes = (to - from) * width;
+    digest((const u8*)tile.in.rows[i] + from * width, bytes, tile.digests[i] + from * width / CELL,
+           (bytes + CELL - 1) / CELL);
+  }
+}
 
 template <class W, int K> struct Report {
   static constexpr int M = K ? (K > 1 ? K - 1 : 1) : 0;
@@ -103,6 +118,8 @@ static void walk(const Tile& tile) {
         memcpy(out + full, last, (n - full) * sizeof(Out));
       }
     }
+    const i64 end = low + n;
+    if (tile.digests && (end % CELL == 0 || end == tile.count)) digest_inputs(tile, low / CELL * CELL, end);
   }
 }
 
