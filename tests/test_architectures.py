@@ -19,10 +19,10 @@ from conftest import assert_one_line, change_config, make_model
 from families import FAMILIES, LAYERS, Family
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import open_checkpoint
+from merganser.cli.plan_tables import show_plan
 from merganser.errors import InputError, RecipeError
 from merganser.planning import describe
 from merganser.release.facts import inspect
-from merganser.tables import show_plan
 from merganser.tensors import BY_NAME, TensorSpec
 from peers import different_bits, load, mergekit
 

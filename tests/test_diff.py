@@ -13,7 +13,7 @@ from rich.console import Console
 
 from conftest import assert_one_line, make_model
 from merganser import cli, tables
-from merganser.errors import InputError
+from merganser.errors import InputError, RecipeError
 from merganser.kernels import CELL
 from merganser.study import ranks
 from merganser.study.diff import diff
@@ -71,6 +71,34 @@ def test_figures_are_those_of_float64(tmp_path: Path, dtype: str) -> None:
         assert each.sums.tolist() == again[name].sums.tolist()
 
 
+@pytest.mark.parametrize("ulp", ["bfloat16", "float16", "float32"])
+def test_units_are_counted_in_the_dtype_that_is_asked_for(tmp_path: Path, ulp: str) -> None:
+    """Both models are rounded to it, whatever they are stored in; norms are those of the numbers as they are."""
+    generator = torch.Generator().manual_seed(3)
+    wide = 0.02 * torch.randn(CELL + 77, generator=generator, dtype=torch.float64)
+    step = 1e-4 * torch.randn(CELL + 77, generator=generator, dtype=torch.float64)
+    narrow = (wide + step).float()
+    numbers = [
+        wide.bfloat16(),
+        narrow,
+        (narrow + step.float()).double(),
+    ]  # torch rounds float64 twice
+    for name, number in zip("abc", numbers, strict=True):
+        make_model(tmp_path / name, dtype=number.dtype, extra={"model.extra": number})
+    for first, second in itertools.combinations("abc", 2):
+        models = str(tmp_path / first), str(tmp_path / second)
+        plain, found = diff(*models), diff(*models, ulp=ulp)
+        tensors = [load(Path(model)) for model in models]
+        for before, each in zip(plain.tensors, found.tensors, strict=True):
+            x, y = (own[each.name].to(getattr(torch, ulp)) for own in tensors)
+            apart = (_ordered(x) - _ordered(y)).abs().flatten()
+            assert each.histogram.tolist() == buckets(apart), each.name
+            assert each.sums.tolist() == before.sums.tolist()
+    assert found.as_dict()["ulp_dtype"] == ulp
+    with pytest.raises(RecipeError, match="ulp: 'float8' is none of bfloat16, float16, float32"):
+        diff(*models, ulp="float8")
+
+
 def test_a_model_does_not_differ_from_itself(pair: tuple[Path, Path]) -> None:
     found = diff(str(pair[0]), str(pair[0])).as_dict()
     assert found["whole"] == {"changed": 0.0, "distance": 0.0, "relative": 0.0}
@@ -98,6 +126,9 @@ def test_the_command(pair: tuple[Path, Path]) -> None:
     shown = CliRunner().invoke(cli.main, ["diff", a, b])
     assert shown.exit_code == 0, shown.output
     assert "most different" in shown.output
+    assert "\nrelative  distance over the L2 norm of A\n" in shown.output
+    rounded = CliRunner().invoke(cli.main, ["diff", a, b, "--ulp", "float16"])
+    assert "units in the last place of float16" in rounded.output
     told = CliRunner().invoke(cli.main, ["diff", a, b, "--base", a, "--json"])
     data = json.loads(told.output)
     assert data["whole"]["relative_a"] == 0
@@ -165,7 +196,7 @@ def test_the_tables_of_a_comparison_fit_the_terminal(
     """Headings and numbers are whole, and names are whole or folded."""
     a, b = map(str, pair)
     found = diff(a, b, base=a, rank=True)
-    monkeypatch.setattr(tables, "_console", lambda: Console(width=width))
+    monkeypatch.setattr(tables, "stdout", lambda: Console(width=width))
     tables.show_diff(found)
     out = capsys.readouterr().out
     assert "…" not in out

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import merganser
 from merganser import tables
 from merganser.errors import InputError, ResourceError
 from merganser.study import results
@@ -129,7 +128,7 @@ def test_the_table_of_scores_fits_the_terminal(
         ),
         chosen={names[6]: "best score_0"},
     )
-    monkeypatch.setattr(tables, "_console", lambda: Console(width=width))
+    monkeypatch.setattr(tables, "stdout", lambda: Console(width=width))
     tables.show_scores(found)
     *lines, chosen = capsys.readouterr().out.splitlines()
     assert chosen == f"* chosen, best score_0: {names[6]}"
@@ -138,17 +137,3 @@ def test_the_table_of_scores_fits_the_terminal(
     assert sum(line.count("↑") + line.count("↓") for line in lines) == 6
     assert any(line.startswith("* w0.7 ") for line in lines)
     assert lines.count("") == {60: 2, 80: 1, 100: 1}[width]
-
-
-def test_names_are_folded_where_there_is_no_room_and_never_cut(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    models = [{"model": str(path), "parameters": {"weight": 1}} for path in pair]
-    plan = merganser.plan({"merge_method": "linear", "models": models})
-    monkeypatch.setattr(tables, "_console", lambda: Console(width=60))
-    tables.show_plan(plan)
-    shown = capsys.readouterr().out
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 60
-    letters = "".join(line[8:].split("  ")[0] for line in shown.splitlines()[2:8])
-    assert str(pair[0]) in letters

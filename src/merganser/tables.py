@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 import click
 from rich.cells import cell_len
@@ -27,14 +30,11 @@ from rich.text import Text
 
 from merganser.evaluation.statistics import decimals
 from merganser.methods import Method
-from merganser.modules import DEFAULT, Module
-from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
 from merganser.tensors import format_size
 
 if TYPE_CHECKING:
     from merganser.engine.events import Event
     from merganser.merge_result import MergeResult
-    from merganser.recipe.steps import Step
     from merganser.study.diff import Diff
     from merganser.study.exploration import Standing
     from merganser.study.language import Point
@@ -186,23 +186,26 @@ def show_scores(found: Results) -> None:
     """Print the scores of a study: a line a model, those that were chosen marked and told below."""
     from merganser.study.lines import labels
 
-    console = _console()
+    console = stdout()
     short = labels(found)
     keys = list(dict.fromkeys(key for entry in found.entries for key in entry.values))
     blank = "  " if found.chosen else ""
     names = [("* " if e.name in found.chosen else blank) + short[e.name] for e in found.entries]
     columns = [
-        _Column(f"{blank}model", names),
-        _Column("", ["" if e.role == "point" else e.role for e in found.entries]),
-        *(_Column(k, [_value(e, k) if k in e.values else "" for e in found.entries]) for k in keys),
+        Column(f"{blank}model", names),
+        Column("", ["" if e.role == "point" else e.role for e in found.entries]),
+        *(
+            Column(k, [value_text(e, k) if k in e.values else "" for e in found.entries])
+            for k in keys
+        ),
     ]
     if any(_is_moved(entry) for entry in found.entries):
         weights = [", ".join(map(_decimal, entry.effective.values())) for entry in found.entries]
-        columns.append(_Column("effective", weights))
+        columns.append(Column("effective", weights))
     for name, direction in found.directions.items():
         title = f"{name} {'↑' if direction == 'max' else '↓'}"
-        columns.append(_Column(title, _scores([e.scores.get(name) for e in found.entries]), True))
-    _print_columns(console, columns)
+        columns.append(Column(title, _scores([e.scores.get(name) for e in found.entries]), True))
+    print_columns(console, columns)
     console.print("means ± one standard error, over problems", highlight=False)
     for name, rule in found.chosen.items():
         told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
@@ -227,30 +230,46 @@ def _scores(scores: Sequence[Score | None]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of a table that may be too wide."""
+class Column:
+    """A column of a table that may be too wide.
+
+    Attributes:
+        title: its heading.
+        cells: one for each row.
+        right: whether they stand on the right, as numbers do.
+        shared: what stands before the cell where all rows have the same and it is written once, below the
+            table; None for a column that stays.
+    """
 
     title: str
-    cells: Sequence[str]
+    cells: Sequence[str | Text]
     right: bool = False
+    shared: str | None = None
 
     @property
     def width(self) -> int:
         """In characters."""
-        return max(map(cell_len, [self.title, *self.cells]))
+        return max(map(cell_len, [self.title, *map(str, self.cells)]))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows have the same cell, and it may be written once."""
+        return self.shared is not None and len(set(map(str, self.cells))) == 1
 
 
 GAP = 2
 """Blanks between columns."""
 
 
-def _print_columns(console: Console, columns: Sequence[_Column]) -> None:
+def print_columns(console: Console, columns: Sequence[Column], alike: str = "all") -> None:
     """Print a table; where the terminal is too narrow, several below each other, all with the first column.
 
-    The first column takes half of the terminal at the most: longer names are folded.
+    The first column takes half of the terminal, or what the others leave: longer names are folded. Columns
+    whose rows are all the same become a line below that begins with ``alike``, if there are several rows.
     """
-    first, *others = columns
-    most = console.width // 2
+    constant = [column for column in columns if column.is_constant and len(column.cells) > 1]
+    first, *others = [column for column in columns if column not in constant]
+    most = max(console.width // 2, console.width - sum(GAP + other.width for other in others))
     while True:
         room, count = console.width - min(first.width, most), 0
         while count < len(others) and (room := room - GAP - others[count].width) >= 0:
@@ -267,12 +286,26 @@ def _print_columns(console: Console, columns: Sequence[_Column]) -> None:
                 max_width=most if column is first else None,
             )
         for row in zip(*(column.cells for column in shown), strict=True):
-            table.add_row(*map(escape, row))
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
         console.print(table)
         others = others[count:]
         if not others:
-            return
+            break
         console.print()
+    print_shared(console, constant, alike)
+
+
+def print_shared(console: Console, columns: Sequence[Column], alike: str) -> None:
+    """Print columns whose rows are all the same, on one line."""
+    cells = [f"{column.shared}{column.cells[0]}" for column in columns if str(column.cells[0])]
+    if cells:
+        console.print(escape(f"{alike}: {'; '.join(cells)}"), highlight=False)
+
+
+def letter(place: int) -> str:
+    """What a model is called where its name takes too much room: A, B … Z, AA, AB …"""
+    before, last = divmod(place, len(ascii_uppercase))
+    return (letter(before - 1) if before else "") + ascii_uppercase[last]
 
 
 class Columns:
@@ -338,200 +371,38 @@ class Columns:
         return grid
 
 
-def _table(columns: Sequence[str], right: Sequence[str] = (), title: str | None = None) -> Table:
-    """A table whose names are folded where there is no room, never cut; numbers stand on the right, whole."""
-    table = Table(title=title and escape(title), title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        if column in right:
-            table.add_column(escape(column), justify="right", no_wrap=True)
-        else:
-            table.add_column(escape(column), overflow="fold")
-    return table
-
-
-def show_step(step: Step) -> None:
-    """Print which of several merges is told of next."""
-    role = "output" if step.final else "intermediate result"
-    console = _console()
-    console.print(f"\n── [bold]{escape(step.name)}[/], {role}" if step.name else f"\n── {role}")
-    console.print()
-
-
-def show_plan(plan: Plan, *, verbose: bool = False) -> None:
-    """Print a plan for people."""
-    console = _console()
-    models = _table(
-        ("", "model", "layers", "tensors", "dtypes", "size"),
-        right=("layers", "tensors", "size"),
-        title=f"{plan.method.title} merge",
-    )
-    for i, source in enumerate(plan.sources):
-        specs = source.checkpoint.specs
-        dtypes = ", ".join(dict.fromkeys(spec.dtype.name for spec in specs.values()))
-        role = (
-            "base"
-            if i == plan.base
-            else "config"
-            if i == plan.donor and len(plan.sources) > 1
-            else ""
-        )
-        models.add_row(
-            role,
-            escape(source.reference.text),
-            _depths(source.architecture.modules.values()),
-            str(len(specs)),
-            dtypes,
-            format_size(sum(spec.nbytes for spec in specs.values())),
-        )
-    console.print(models)
-    console.print()
-    console.print(_jobs_table(plan, verbose))
-    console.print()
-    for module, layers in plan.layers.items():
-        console.print(_layers_table(plan, module, layers))
-        console.print()
-    how = f"{plan.arithmetic} arithmetic, rounding to {plan.rounding}" + (
-        f" (seed {plan.seed})" if plan.rounding == "stochastic" else ""
-    )
-    if plan.rounding == "stochastic":
-        how = f"{plan.arithmetic} arithmetic, stochastic rounding (seed {plan.seed})"
-    files = (
-        plan.shards[0].file
-        if len(plan.shards) == 1
-        else f"{len(plan.shards)} files, {plan.shards[0].file} …"
-    )
-    facts = Table.grid(padding=(0, 2))
-    tokenizer = []
-    if plan.tokenizer is not None:
-        output = plan.tokenizer.output
-        changes = f", {len(output.new)} added" if output.new else ""
-        changes += f", {len(output.dropped)} left out" if output.dropped else ""
-        text = f"{output.start.label}'s{changes}; {len(output.tokens):,} tokens, {plan.vocabulary:,} rows"
-        tokenizer = [("tokenizer", text)]
-    threads = default_threads([plan])
-    for name, value in (
-        ("output", f"{plan.parameters:,} parameters, {plan.dtype}, {how}"),
-        *tokenizer,
-        ("files", f"{files}, {format_size(plan.output_bytes)}"),
-        ("reads", f"{format_size(plan.input_bytes)}, each byte once"),
-        (
-            "needs",
-            f"{format_size(plan.output_bytes + DISK_MARGIN)} of free disk (the weights, and "
-            f"{format_size(DISK_MARGIN)} for the other files and the file system), about "
-            f"{format_size(memory_needed(plan))} of memory "
-            f"({threads} thread{'s' if threads > 1 else ''})",
-        ),
-        ("plan", plan.digest[:16]),
-    ):
-        facts.add_row(f"[bold]{name}", escape(value))
-    console.print(facts)
-
-
-def _jobs_table(plan: Plan, verbose: bool) -> Table:
-    """Tensors by role; with ``verbose`` one by one."""
-    title = "tensor" if verbose else "tensors"
-    table = _table(
-        (title, "count", "parameters", "from", "method", "numbers"), right=("count", "parameters")
-    )
-    groups: dict[tuple[Any, ...], list[TensorJob]] = {}
-    for job in plan.jobs:
-        alike = job.role, job.method, tuple(job.numbers), tuple(r.source for r in job.reads)
-        key = (job.name,) if verbose else alike
-        groups.setdefault(key, []).append(job)
-    for jobs in groups.values():
-        first = jobs[0]
-        inputs = " + ".join(plan.sources[read.source].reference.name for read in first.reads)
-        table.add_row(
-            escape(first.name if verbose else first.role),
-            str(len(jobs)),
-            f"{sum(j.spec.numel for j in jobs):,}",
-            escape(inputs),
-            first.method,
-            escape(_numbers(jobs)),
-        )
-    return table
-
-
-def _numbers(jobs: Sequence[TensorJob]) -> str:
-    """Parameters that several tensors have; a range where they differ."""
-    texts = []
-    for name in jobs[0].numbers:
-        values = [job.numbers[name] for job in jobs]
-        distinct = list(dict.fromkeys(values))
-        ends = distinct if len(distinct) == 1 else [values[0], values[-1]]
-        text = " … ".join(_number(value) for value in ends)
-        texts.append(f"{name.rstrip('_')} {text}")
-    return ", ".join(texts)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_number(entry) for entry in value) + "]"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
-
-
-def _layers_table(plan: Plan, module: str, layers: Sequence[Sequence[tuple[int, int]]]) -> Table:
-    """Which layers the output's layers are, runs of them on one line."""
-    table = _table(("output layers" + ("" if module == DEFAULT else f" of {module}"), "made of"))
-    begin = 0
-    for end in range(1, len(layers) + 1):
-        next_in_all = tuple((s, i + end - begin) for s, i in layers[begin])
-        if end < len(layers) and tuple(layers[end]) == next_in_all:
-            continue
-        made_of = " + ".join(
-            f"{plan.sources[s].reference.name} {_run(i, end - begin)}" for s, i in layers[begin]
-        )
-        table.add_row(_run(begin, end - begin), escape(made_of))
-        begin = end
-    return table
-
-
-def _depths(modules: Iterable[Module]) -> str:
-    """How many layers each part of a model has."""
-    depths = [str(module.depth) for module in modules if module.depth]
-    return " + ".join(depths) or "–"
-
-
-def _run(first: int, count: int) -> str:
-    return str(first) if count == 1 else f"{first}–{first + count - 1}"
-
-
 def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     """Print what a merge made."""
-    console = _console()
+    console = stdout()
     report = result.outcome.report
     if report is not None:
-        numbers = ("weight", "normalised", "effective", "differs")
-        table = _table(("model", *numbers), right=numbers)
-        for model in report.models:
-            requested, effective = _decimal(model.requested), _decimal(model.effective)
-            moved = (
-                requested != effective
-                and abs((model.effective or 0) - (model.requested or 0)) > 0.02
-            )
-            table.add_row(
-                escape(model.model),
-                _decimal(model.given),
-                requested,
-                f"[yellow]{effective}" if moved else effective,
-                "–" if model.differ is None else f"{model.differ:.1%}",
-            )
-        console.print(table)
+        moved = [
+            Text(_decimal(m.effective), style="yellow" if _is_far(m.effective, m.requested) else "")
+            for m in report.models
+        ]
+        names = [model.model for model in report.models]
+        letters = list(map(letter, range(len(names))))
+        differ = ["–" if m.differ is None else f"{m.differ:.1%}" for m in report.models]
+        columns = [
+            *([Column("", letters)] if len(names) > 1 else []),
+            Column("model", names),
+            Column("weight", [_decimal(model.given) for model in report.models], True),
+            Column("normalised", [_decimal(model.requested) for model in report.models], True),
+            Column("effective", moved, True),
+            Column("differs", differ, True),
+        ]
+        print_columns(console, columns)
         if verbose and report.worst:
-            worst = _table(
-                ("tensor", "model", "normalised", "effective"),
-                right=("normalised", "effective"),
-                title="farthest from what was asked",
-            )
-            for tensor, name, wanted, got in report.worst:
-                worst.add_row(escape(tensor), escape(name), _decimal(wanted), _decimal(got))
-            console.print(worst)
+            tensors, models, wanted, got = zip(*report.worst, strict=True)
+            known = dict(zip(names, letters, strict=True))
+            console.print("\nfarthest from what was asked", highlight=False)
+            columns = [
+                Column("tensor", tensors),
+                Column("model", [known[model] for model in models], shared="model "),
+                Column("normalised", [*map(_decimal, wanted)], True),
+                Column("effective", [*map(_decimal, got)], True),
+            ]
+            print_columns(console, columns, "all of these")
     size, seconds = result.plan.output_bytes, result.timings["total_s"]
     where = f"[bold]{escape(str(result.folder))}[/]: " if result.folder else ""
     console.print(
@@ -541,29 +412,12 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     )
 
 
-def show_point(point: Point) -> None:
-    """Print which point of a sweep is told of next."""
-    _console().print(f"\n── [bold]{escape(point.name)}[/]\n")
+def _is_far(got: float | None, asked: float | None) -> bool:
+    return _decimal(got) != _decimal(asked) and abs((got or 0) - (asked or 0)) > 0.02
 
 
-def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None:
-    """Print the points of a sweep for people, and what they take together."""
-    console = _console()
-    keys = list(dict.fromkeys(key for point, _ in planned for key in point.values))
-    table = _table(("point", *keys, "method", "dtype", "size", "plan"), right=("size",))
-    for point, decided in planned:
-        values = [_value(point, key) for key in keys]
-        facts = [decided.method.name, decided.dtype.name, format_size(decided.output_bytes)]
-        table.add_row(*map(escape, (point.name, *values, *facts, decided.digest[:16])))
-    console.print(table)
-    written = sum(decided.output_bytes for _, decided in planned)
-    console.print(
-        f"\n{len(planned)} points; reads {format_size(input_bytes)}, writes {format_size(written)}",
-        highlight=False,
-    )
-
-
-def _value(point: Point | Entry, key: str) -> str:
+def value_text(point: Point | Entry, key: str) -> str:
+    """A point's value of a key of the sweep, as people write it."""
     from merganser.study.expressions import text
 
     value = point.values.get(key)
@@ -574,18 +428,22 @@ def _value(point: Point | Entry, key: str) -> str:
 
 def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     """Print what a sweep made: a line a point; with ``verbose`` each point's own table."""
-    console = _console()
-    keys = list(dict.fromkeys(key for each in result.points for key in each.point.values))
-    table = _table(("point", *keys, "effective weights", ""))
-    for each in result.points:
+    console = stdout()
+    points, weights = result.points, []
+    for each in points:
         if verbose and each.merged is not None:
             show_result(each.merged, verbose=True)
         report = each.merged.outcome.report if each.merged else None
-        weights = ", ".join(_decimal(m.effective) for m in report.models) if report else "–"
-        values = [_value(each.point, key) for key in keys]
-        state = "is up to date" if each.merged is None else ""
-        table.add_row(*map(escape, (each.point.name, *values, weights, state)))
-    console.print(table)
+        models = report.models if report else ()
+        weights.append(", ".join(_decimal(m.effective) for m in models) or "–")
+    keys = list(dict.fromkeys(key for each in points for key in each.point.values))
+    columns = [
+        Column("point", [each.point.name for each in points]),
+        *(Column(key, [value_text(each.point, key) for each in points]) for key in keys),
+        Column("effective weights", weights),
+        Column("", ["is up to date" if each.merged is None else "" for each in points], shared=""),
+    ]
+    print_columns(console, columns, "all points")
     made = [each for each in result.points if each.merged is not None]
     size = sum(each.plan.output_bytes for each in made)
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"
@@ -596,49 +454,9 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     )
 
 
-def show_search_plan(
-    search: Search, planned: Sequence[tuple[Point, Plan]], *, verbose: bool = False
-) -> None:
-    """Print what a search will try, and a sample of it."""
-    console = _console()
-    table = Table(box=None, pad_edge=False)
-    for column in ("key", "values", "numbers"):
-        table.add_column(column, justify="right" if column == "numbers" else "left")
-    for key, each in search.over.items():
-        table.add_row(escape(key), escape(str(each)), str(len(each.axes)))
-    console.print(table)
-    facts = Table.grid(padding=(0, 2))
-    goals = ", ".join(
-        f"{'most' if d == 'max' else 'least'} {s}" for s, d in search.objectives.items()
-    )
-    limits = ", ".join(
-        f"{score} {word} {value:g}"
-        for score, limit in search.limits.items()
-        for word, value in (("at least", limit.least), ("at most", limit.most))
-        if value is not None
-    )
-    held = search.held_out
-    apart = f"{held:.0%} of the problems" if isinstance(held, float) else ", ".join(held or ())
-    for name, value in (
-        ("wanted", goals),
-        ("with", limits),
-        ("method", f"{search.method}, {search.budget} candidates, seed {search.seed}"),
-        ("held out", apart),
-        ("kept", "the front" if search.keep is None else f"the best {search.keep}"),
-    ):
-        if value:
-            facts.add_row(f"[bold]{name}", escape(value))
-    console.print()
-    console.print(facts)
-    for point, decided in planned if verbose else planned[:1]:
-        values = ", ".join(f"{key}={_value(point, key)}" for key in point.values)
-        console.print(f"\n── a sample: [bold]{escape(values)}[/]\n")
-        show_plan(decided, verbose=verbose)
-
-
 def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
-    console = _console()
+    console = stdout()
     held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
     found = {entry.name: entry for entry in result.found.entries}
     others = [entry.name for entry in result.found.entries if entry.role != "point"]
@@ -651,20 +469,20 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     again = [held.get(name) for name in shown]
     why = [result.found.chosen.get(e.name, "" if e.role == "point" else e.role) for e in entries]
     columns = [
-        _Column("model", list(shown)),
-        *(_Column(key, [_value(entry, key) for entry in entries]) for key in keys),
-        *(_Column(name, _scores([e.scores.get(name) for e in entries]), True) for name in scores),
+        Column("model", list(shown)),
+        *(Column(key, [value_text(entry, key) for entry in entries]) for key in keys),
+        *(Column(name, _scores([e.scores.get(name) for e in entries]), True) for name in scores),
         *(
-            _Column(
+            Column(
                 f"{name}, held out",
                 _scores([e.scores.get(name) if e else None for e in again]),
                 True,
             )
             for name in beside
         ),
-        _Column("", why),
+        Column("", why),
     ]
-    _print_columns(console, columns)
+    print_columns(console, columns)
     if not result.found.chosen and result.search.limits:
         limits = ", ".join(result.search.limits)
         console.print(f"no candidate keeps to the constraints on {escape(limits)}")
@@ -716,7 +534,7 @@ def show_diff(found: Diff) -> None:
     """Print how two models differ: by layers, by roles, and the most different tensors."""
     from merganser.study import diff
 
-    console = _console()
+    console = stdout()
     ranked = sorted(found.tensors, key=lambda t: -(found.figures([t])["relative"] or 0))
     parts = {
         "layer": found.groups("layer"),
@@ -727,21 +545,47 @@ def show_diff(found: Diff) -> None:
     for title, groups in parts.items():
         rows = [found.figures(tensors) for tensors in groups.values()]
         columns = [
-            _Column(key.replace("_", " "), [_figure(row[key]) for row in rows], True)
+            Column(key.replace("_", " "), [_figure(row[key]) for row in rows], True)
             for key in found.figures(found.tensors)
         ]
-        _print_columns(console, [_Column(title, list(groups)), *columns])
+        print_columns(console, [Column(title, list(groups)), *columns])
         console.print()
     total = sum(t.elements for t in found.tensors)
-    ulps = Table(box=None, pad_edge=False)
-    ulps.add_column("units in the last place")
-    ulps.add_column("share", justify="right")
-    for name, count in diff.histogram(found.tensors).items():
-        if count:
-            ulps.add_row(name, f"{count / max(total, 1):.3%}")
-    console.print(ulps)
+    counts = {name: n for name, n in diff.histogram(found.tensors).items() if n}
+    units = "units in the last place" + (f" of {found.ulp}" if found.ulp else "")
+    shares = [f"{count / max(total, 1):.3%}" for count in counts.values()]
+    print_columns(console, [Column(units, list(counts)), Column("share", shares, True)])
+    console.print()
+    _print_legend(console, found)
     for name, reason in found.skipped.items():
         console.print(f"not compared: {name} ({reason})", markup=False, highlight=False)
+
+
+LEGEND = {
+    "changed": "share of the elements that differ",
+    "distance": "L2 norm of B - A",
+    "relative": "distance over the L2 norm of A",
+    "relative_a": "L2 norm of A - base over that of the base",
+    "relative_b": "L2 norm of B - base over that of the base",
+    "cosine": "of the angle between A - base and B - base",
+    "same_sign": "share, of the elements that both changed, that both moved to the same side",
+    "interference": "share of both changes' L1 norms that cancels when they are added up",
+    "effective_rank": "of B - A, the mean over the matrices",
+}
+"""What the figures of a comparison are."""
+
+
+def _print_legend(console: Console, found: Diff) -> None:
+    """Print what the columns of a comparison are."""
+    rounded = f", both rounded to {found.ulp}" if found.ulp else ""
+    wider = "" if found.ulp else ", in the wider of both dtypes"
+    facts = {key.replace("_", " "): LEGEND[key] for key in found.figures(found.tensors)}
+    facts["changed"] += rounded
+    facts["units"] = f"representable numbers from A's to B's{wider}{rounded}"
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for name, text in facts.items():
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
 
 
 def _figure(value: float | None) -> str:
@@ -756,7 +600,7 @@ def show_publication(
     publication: Publication, state: State | None = None, *, on_stderr: bool = False
 ) -> None:
     """What a push will publish: every repository's files, licences, and local paths."""
-    console = Console(stderr=True) if on_stderr else _console()
+    console = Console(stderr=True) if on_stderr else stdout()
     visibility = "private" if publication.private else "PUBLIC: anyone can read and copy it"
     for package in publication.packages:
         there = state.repositories[package.repository] if state else None
@@ -795,7 +639,7 @@ MANY = 8
 
 def show_facts(sheet: dict[str, Any]) -> None:
     """Print a model's fact sheet."""
-    console = _console()
+    console = stdout()
     table = Table.grid(padding=(0, 2))
     for name, value in sheet.items():
         if value is None or value == {} or value == []:
@@ -820,50 +664,106 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
     """Print merge methods: a line each, or everything about one."""
     import inspect
 
-    console = _console()
+    console = stdout()
     if not full:
-        table = Table(box=None, pad_edge=False)
-        for column in ("method", "base", "models", "parameters", "what it does"):
-            table.add_column(column)
-        for method in methods:
-            table.add_row(
-                method.name,
-                method.base,
-                _count(method),
-                ", ".join(p.name + ("*" if p.required else "") for p in method.parameters),
-                escape(method.summary),
-            )
-        console.print(table)
-        console.print("[dim]* must be given. More: merganser methods NAME[/]")
+        _list_methods(console, methods)
         return
     for method in methods:
         console.print(
-            f"[bold]{method.name}[/] ({escape(method.title)}): {_count(method)} models, base {method.base}"
+            f"[bold]{method.name}[/] ({escape(method.title)}): {_count(method)}, base {method.base}"
         )
-        console.print(escape(inspect.getdoc(method.function) or ""), highlight=False)
+        for paragraph in (inspect.getdoc(method.function) or "").split("\n\n"):
+            text = Text(without_backticks(" ".join(paragraph.split())) + "\n")
+            console.print(text, width=min(console.width, PROSE), highlight=False)
         console.print(f"Costs: {method.cost}.", highlight=False)
         if method.origin is not None:
             source = method.origin.package or method.origin.source
             console.print(f"From {escape(source)}, sha256 {method.origin.digest}.", highlight=False)
-        table = Table(box=None, pad_edge=False)
-        for column in ("parameter", "type", "default", "usual values", "valid values"):
-            table.add_column(column)
-        for parameter in method.parameters:
-            table.add_row(
-                parameter.name,
-                parameter.kind,
-                "must be given" if parameter.required else str(parameter.default).lower(),
-                parameter.range.usual_text if parameter.range else "",
-                parameter.range.valid_text if parameter.range else "",
-            )
+        console.print()
+        own = method.parameters
+        columns = [
+            Column("parameter", [p.name for p in own]),
+            Column("type", [p.kind for p in own]),
+            Column(
+                "default", ["must be given" if p.required else str(p.default).lower() for p in own]
+            ),
+            Column("usual values", [p.range.usual_text if p.range else "" for p in own]),
+            Column("valid values", [p.range.valid_text if p.range else "" for p in own]),
+        ]
+        print_columns(console, columns)
+
+
+PROSE = 100
+"""Characters of a line of prose, on wide terminals too."""
+
+WIDE = 120
+"""From this width on a list of methods has a line for each."""
+
+
+def without_backticks(text: str) -> str:
+    """Names in a docstring without the double backticks around them."""
+    return re.sub(r"``(.+?)``", r"\1", text)
+
+
+def _list_methods(console: Console, methods: Sequence[Method]) -> None:
+    """A line for each; on a narrow terminal what one takes below what it does."""
+    rows = [
+        (
+            method.base,
+            _count(method),
+            ", ".join(p.name + ("*" if p.required else "") for p in method.parameters),
+            without_backticks(method.summary),
+        )
+        for method in methods
+    ]
+    names = Column("method", [method.name for method in methods])
+    if console.width >= WIDE:
+        titles = ("base", "takes", "parameters", "what it does")
+        cells = zip(*rows, strict=True)
+        print_columns(console, [names, *map(Column, titles, cells)])
+    else:
+        texts = [
+            f"{summary}\nbase {base}, {count}" + (f"; {parameters}" if parameters else "")
+            for base, count, parameters, summary in rows
+        ]
+        table = Table.grid(padding=(0, GAP, 0, 0))
+        table.add_column(min_width=names.width)
+        table.add_column(overflow="fold")
+        for name, text in zip(names.cells, texts, strict=True):
+            table.add_row(Text(str(name)), Text(text))
         console.print(table)
+    console.print("[dim]* must be given. More: merganser methods NAME[/]")
 
 
 def _count(method: Method) -> str:
+    """How many models a method takes."""
     least, most = method.models
-    return str(least) if least == most else f"{least}+" if most is None else f"{least}–{most}"
+    count = str(least) if least == most else f"{least}+" if most is None else f"{least}–{most}"
+    return f"{count} model{'' if count == '1' else 's'}"
 
 
-def _console() -> Console:
-    """Writes to stdout; off a terminal lines are not cut."""
-    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False)
+class _Unpadded:
+    """A stream that takes no blanks at the ends of lines, with which tables fill their last column."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write lines."""
+        return self.stream.write(re.sub(r" +(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+UNBROKEN = 10_000
+"""Characters of a line off a terminal, where nothing is folded unless COLUMNS asks for it."""
+
+
+def stdout() -> Console:
+    """What results are printed with."""
+    if sys.stdout.isatty():
+        return Console()
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else UNBROKEN
+    return Console(file=cast("TextIO", _Unpadded(sys.stdout)), width=width)

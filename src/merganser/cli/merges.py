@@ -238,13 +238,13 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         only = plans[0][1] if len(plans) == 1 else None
         print_json(planning.describe(only) if only else {"documents": found})
         return
-    from merganser import tables
+    from merganser.cli import plan_tables
 
     for step, decided in plans:
         if len(plans) > 1:
-            tables.show_step(step)
+            plan_tables.show_step(step)
         if decided is not None:
-            tables.show_plan(decided, verbose=verbose)
+            plan_tables.show_plan(decided, verbose=verbose)
         else:
             click.echo("can be planned when the tokenizers that it builds on are made")
     for _, decided in plans:
@@ -255,7 +255,8 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
 def _plan_sweep(
     config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
 ) -> None:
-    from merganser import planning, tables
+    from merganser import planning
+    from merganser.cli import plan_tables
     from merganser.release.copies import refuse_foreign_links
     from merganser.study import sweep as sweeps
 
@@ -270,9 +271,9 @@ def _plan_sweep(
         print_json({"input_bytes": total, "points": points})
         return
     for point, decided in planned if verbose else ():
-        tables.show_point(point)
-        tables.show_plan(decided, verbose=True)
-    tables.show_points(planned, total)
+        plan_tables.show_point(point)
+        plan_tables.show_plan(decided, verbose=True)
+    plan_tables.show_points(planned, total)
     for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
         click.echo(f"merganser: warning: {warning}", err=True)
 
@@ -294,9 +295,9 @@ def _plan_search(
         ]
         print_json({**exploration.describe(search), "budget": search.budget, "samples": samples})
         return
-    from merganser import tables
+    from merganser.cli import plan_tables
 
-    tables.show_search_plan(search, planned, verbose=verbose)
+    plan_tables.show_search_plan(search, planned, verbose=verbose)
     for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
         click.echo(f"merganser: warning: {warning}", err=True)
 

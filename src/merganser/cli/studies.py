@@ -229,6 +229,12 @@ def _draw(folder: Path, quiet: bool) -> None:
 @click.option(
     "--rank", is_flag=True, help="Effective ranks of the matrices' differences too; takes long."
 )
+@click.option(
+    "--ulp",
+    type=click.Choice(["bfloat16", "float16", "float32"]),
+    help="Round both to this dtype, such as that of a merge, before elements that differ and units in the "
+    "last place are counted; by default the wider of both.",
+)
 @json_option
 def diff(
     first: str,
@@ -237,6 +243,7 @@ def diff(
     threads: int | None,
     figure: Path | None,
     rank: bool,
+    ulp: str | None,
     as_json: bool,
 ) -> None:
     """Show what sets the models A and B apart.
@@ -256,7 +263,7 @@ def diff(
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
     figures = extras.load("merganser.study.figures", "plot") if figure else None
-    found = diffs.diff(first, second, base=base, threads=threads, rank=rank)
+    found = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
     if figures and figure:
         figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
     if as_json:

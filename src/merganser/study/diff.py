@@ -18,8 +18,9 @@ from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.derived import look
 from merganser.checkpoints.memory import MemoryCheckpoint
 from merganser.errors import InputError, RecipeError
-from merganser.kernels import CELL, CODES, storage
+from merganser.kernels import CELL, CODES, WIDTHS, storage
 from merganser.kernels.arguments import Inputs
+from merganser.kernels.merging import narrow
 from merganser.planning import TILE, Plan
 from merganser.planning.naming import named_alike
 from merganser.recipe import ModelReference
@@ -63,12 +64,15 @@ class Diff:
         based: whether the figures of a base are there.
         ranked: whether effective ranks are.
         skipped: tensors that were not compared, each with the reason.
+        ulp: the dtype that both were rounded to before differing elements and units in the last place
+            were counted; None for the wider of a tensor's two, or float32.
     """
 
     tensors: tuple[TensorDiff, ...]
     based: bool
     skipped: Mapping[str, str]
     ranked: bool = False
+    ulp: str | None = None
 
     def __repr__(self) -> str:
         changed = self.figures(self.tensors)["changed"] or 0.0
@@ -121,6 +125,7 @@ class Diff:
         return {
             "whole": self.figures(self.tensors),
             "ulps": histogram(self.tensors),
+            "ulp_dtype": self.ulp,
             "layers": {k: self.figures(v) for k, v in self.groups("layer").items()},
             "roles": {k: self.figures(v) for k, v in self.groups("role").items()},
             "cells": self.cells(),
@@ -206,6 +211,7 @@ def diff(
     base: str | ModelReference | None = None,
     threads: int | None = None,
     rank: bool = False,
+    ulp: str | None = None,
 ) -> Diff:
     """Compare two models tensor by tensor, reading each byte once.
 
@@ -216,11 +222,16 @@ def diff(
         threads: how many; None for one a core.
         rank: whether to find the effective ranks of the matrices' differences, see
             :func:`merganser.study.ranks.effective_rank`: reads the matrices again, and takes long.
+        ulp: bfloat16, float16 or float32 to round both models to it before elements that differ and units
+            in the last place are counted, as they are stored by a merge of that dtype; None for the wider
+            of both dtypes, or float32. Norms and cosines are those of the numbers as they are.
 
     Raises:
-        RecipeError: when one is no reference to a model.
+        RecipeError: when one is no reference to a model, or ``ulp`` is another dtype.
         InputError: when one is no model, or they have no tensor in common.
     """
+    if ulp is not None and ulp not in ULPS:
+        raise RecipeError(f"ulp: {ulp!r} is none of {', '.join(ULPS)}")
     with ExitStack() as stack:
         opened = [_open(name, stack) for name in (first, second, *([base] if base else []))]
         models = _with_one_set_of_names(opened)
@@ -230,7 +241,7 @@ def diff(
         with ThreadPoolExecutor(threads or os.cpu_count() or 1) as crew:
             tensors = [_begin(models, own) for own in names]
             tiles = [
-                crew.submit(_compare, models, own, start, *arrays)
+                crew.submit(_compare, models, own, start, ulp, *arrays)
                 for own, (_, *arrays) in zip(names, tensors, strict=True)
                 for start in range(0, models[0][0].specs[own[0]].numel, TILE)
             ]
@@ -249,8 +260,12 @@ def diff(
         base is not None,
         skipped,
         rank,
+        ulp,
     )
 
+
+ULPS = ("bfloat16", "float16", "float32")
+"""Dtypes whose units in the last place can be counted, whatever the models are stored in."""
 
 Model = tuple[Checkpoint, Architecture]
 
@@ -327,7 +342,12 @@ def _begin(models: list[Model], names: tuple[str, ...]) -> tuple[tuple[Any, ...]
 
 
 def _compare(
-    models: list[Model], names: tuple[str, ...], start: int, sums: Array, counts: Array
+    models: list[Model],
+    names: tuple[str, ...],
+    start: int,
+    ulp: str | None,
+    sums: Array,
+    counts: Array,
 ) -> None:
     """One tile of a tensor."""
     count = min(TILE, models[0][0].specs[names[0]].numel - start)
@@ -339,7 +359,23 @@ def _compare(
         codes.append(CODES[dtype.name])
     first = start // CELL
     cells = slice(first, first - (-count // CELL))
-    storage.compare(Inputs.of(rows, codes), count, sums[cells], counts[cells])
+    inputs = Inputs.of(rows, codes)
+    if ulp is None or codes[:2] == [CODES[ulp]] * 2:
+        storage.compare(inputs, count, sums[cells], counts[cells])
+        return
+    storage.compare(inputs, count, sums[cells], np.zeros_like(counts[cells]))
+    rounded = [_rounded(row, code, count, ulp) for row, code in zip(rows[:2], codes, strict=False)]
+    inputs = Inputs.of(rounded, [CODES[ulp]] * 2)
+    storage.compare(inputs, count, np.zeros_like(sums[cells]), counts[cells])
+
+
+def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
+    """Stored numbers of a tile, rounded to nearest in another dtype."""
+    numbers = np.empty(count, np.float64 if code == CODES["float64"] else np.float32)
+    storage.widen(row, code, count, numbers)
+    into = np.empty(count * WIDTHS[CODES[dtype]], np.uint8)
+    narrow(numbers, dtype, False, 0, 0, into)
+    return into
 
 
 def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
