@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,7 @@ from merganser.kernels import (
 )
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Inputs
+from merganser.methods import selection
 
 Array = np.ndarray[Any, Any]
 SIZES = [0, 1, LANES - 1, LANES, LANES + 1, 4095, 4096, 4097, CELL - 1, CELL + 1, CELL + 4096 + 37]
@@ -188,6 +190,39 @@ def test_given(tile: dict[str, Any]) -> None:
         tile["stochastic"],
         [merging.Given()],
     )
+
+
+@given(
+    tile=tiles(2),
+    name=st.sampled_from(["nearswap", "ram", "ramplus_tl"]),
+    near=st.sampled_from([0.0, 1e-3, 0.02]),
+)
+@many
+def test_steps_of_methods_in_torch(tile: dict[str, Any], name: str, near: float) -> None:
+    """Against the method itself, rounded in numpy."""
+    count, inputs, work = tile["count"], tile["inputs"], np.dtype(tile["work"])
+    if name == "nearswap":
+        inputs = inputs.take([0, 1])
+    base, *models = (
+        torch.from_numpy(plain.widened(inputs, i, count, work)) for i in range(len(inputs.rows))
+    )
+    if name == "nearswap":
+        how: merging.How = merging.NearSwap(near)
+        exact = selection.nearswap(models, base, t=near)
+    elif name == "ram":
+        how, exact = merging.Ram(near), selection.ram(models, base, epsilon=near)
+    else:
+        facts = selection.count_shared(models, base, epsilon=near)
+        counts = np.zeros((2, len(models)), np.int64)
+        selecting.count_shared(inputs, count, work, near, counts)
+        same(counts, facts.numpy())
+        factors = [1 + 0.7 * min(s / max(u, near), 0.6) if u or near else 1.42 for s, u in counts.T]
+        how = merging.Ram(near, np.array(factors, work))
+        exact = selection.ramplus_tl(models, base, facts, r=0.7, alpha=0.6, epsilon=near)
+    out = np.zeros(count * WIDTHS[CODES[tile["dtype"]]], np.uint8)
+    output = merging.Output(out, how, 3)
+    merging.merge(inputs, count, 0, work, tile["dtype"], tile["stochastic"], [output])
+    same(out, plain.narrowed(exact.numpy(), tile["dtype"], tile["stochastic"], 3, 0))
 
 
 @given(tile=tiles(2), changes=st.booleans(), length=st.sampled_from([1, 5, 96, 1000, 5000]))

@@ -40,6 +40,7 @@ def models(
 
 def planned(found: Models, method: str = "linear", **recipe: Any) -> Plan:
     weights = recipe.pop("weights", [0.5, 0.3, 0.2])
+    arithmetic = recipe.pop("arithmetic", "exact")
     with_weight = method in ("linear", "task_arithmetic")
     entries = [
         {"model": name, "parameters": {"weight": w} if with_weight else {}}
@@ -51,7 +52,8 @@ def planned(found: Models, method: str = "linear", **recipe: Any) -> Plan:
         entries[0].pop("parameters")
     if method == "slerp":
         data["models"], data["parameters"] = entries[:2], {"t": 0.3}
-    return merganser.plan(data, checkpoints={k: MemoryCheckpoint(v, k) for k, v in found.items()})
+    checkpoints = {k: MemoryCheckpoint(v, k) for k, v in found.items()}
+    return merganser.plan(data, checkpoints=checkpoints, arithmetic=arithmetic)
 
 
 def merged(plan: Plan, **options: Any) -> dict[str, torch.Tensor]:
@@ -183,13 +185,13 @@ def test_too_little_memory_is_said_before_anything_is_read() -> None:
         merged(planned(models()), memory=10**6)
 
 
-@pytest.mark.parametrize("method", ["linear", "ram"])
-def test_less_memory_means_smaller_tiles(method: str) -> None:
-    """For fused loops and for torch, down to a cell: a merge is not refused that would fit."""
-    plan = planned(models(), method, base_model="m0")
+@pytest.mark.parametrize("arithmetic", ["exact", "mergekit"])
+def test_less_memory_means_smaller_tiles(arithmetic: str) -> None:
+    """For compiled kernels and for torch, down to a cell: a merge is not refused that would fit."""
+    plan = planned(models(), "ram", base_model="m0", arithmetic=arithmetic)
     sizes = [buffer_bytes([plan], tile * CELL) for tile in (1, 2, 4, 8)]
     assert sizes[0] < sizes[1] <= sizes[2] <= sizes[3]
-    assert (sizes[1] < sizes[2]) == (method == "linear")  # torch has small tiles anyway
+    assert (sizes[1] < sizes[2]) == (arithmetic == "exact")  # torch has small tiles anyway
 
 
 def test_a_failing_sink_stops_everything_and_is_aborted() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from merganser.engine import steps
 from merganser.engine.parts import Part, Scratch
 from merganser.engine.work import Batch, Group, Work
 from merganser.errors import InputError
@@ -138,6 +139,9 @@ class Worker:
         out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
         if part.job.consensus is not None:
             self._agree(part, taken, work.start, count, out)
+            return out
+        if (step := steps.step_of(part)) is not None:
+            self._merge(part, taken, work.start, count, out, step)
             return out
         if part.each is not None:
             exact = self._combine_each(part, group, taken, work.start, count)

@@ -173,7 +173,52 @@ class Given:
         return None
 
 
-How = Linear | Sparse | Given
+@dataclass(frozen=True, slots=True)
+class NearSwap:
+    """The step of :func:`merganser.methods.selection.nearswap`."""
+
+    kernel: ClassVar[str] = "nearswap"
+    extra: ClassVar[int] = 0
+    share: ClassVar[float] = 1.0
+
+    t: float
+
+    class Struct(ctypes.Structure):
+        """``NearSwapHow`` in ``source/elementwise.cpp``."""
+
+        _fields_ = (("t", _F64),)
+
+    def struct(self, k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
+        """For C++."""
+        if k != 2:
+            raise ValueError(f"nearswap takes arrays of 2 inputs, not {k}")
+        return self.Struct(self.t)
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """The step of :func:`merganser.methods.selection.ram`, and with factors for what one model alone changed,
+    [k-1] in the dtype that is computed in, of ``ramplus_tl``."""
+
+    kernel: ClassVar[str] = "ram"
+    extra: ClassVar[int] = 0
+    share: ClassVar[float] = 1.0
+
+    epsilon: float
+    factors: Array | None = None
+
+    class Struct(ctypes.Structure):
+        """``RamHow`` in ``source/elementwise.cpp``."""
+
+        _fields_ = (("epsilon", _F64), ("factors", _PTR))
+
+    def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
+        """For C++."""
+        factors = None if self.factors is None else checked(self.factors, work, k - 1)
+        return self.Struct(self.epsilon, factors)
+
+
+How = Linear | Sparse | Given | NearSwap | Ram
 
 
 class Output(NamedTuple):
@@ -246,7 +291,10 @@ def merge(
     Raises:
         ValueError: when an array does not fit the others.
     """
-    if library := kernels_for(inputs):
+    library = kernels_for(inputs)
+    if library is None and isinstance(outputs[0].how, NearSwap | Ram):
+        raise ValueError("without compiled kernels torch computes this step")
+    if library is not None:
         call(library, inputs, count, start, work, dtype, stochastic, outputs, digests)
     else:
         from merganser.kernels import plain

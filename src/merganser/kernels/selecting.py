@@ -110,6 +110,28 @@ def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, int
         plain.sample_keys(inputs, count, work, model, into)
 
 
+def count_shared(
+    inputs: Inputs, count: int, work: np.dtype[Any], epsilon: float, counts: Array
+) -> None:
+    """For every model in how many elements its change is larger than epsilon beside others', and alone.
+
+    Args:
+        inputs, count: the tile, the base first.
+        work: float32 or float64, what changes are computed in.
+        epsilon: not negative.
+        counts: int64 [2, models], added to.
+    """
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon is {epsilon}")
+    place = _PTR(checked(counts, np.int64, 2, len(inputs.rows) - 1))
+    struct = ctypes.byref(inputs.struct(count))
+    library = kernels_for(inputs)
+    if library is None:
+        raise ValueError("without compiled kernels torch computes this step")
+    wide = _I64(work == np.float64)
+    library.count_shared(struct, _I64(count), wide, _F64(epsilon), place)
+
+
 def draw_by_rank(
     inputs: Inputs,
     work: np.dtype[Any],

@@ -82,6 +82,7 @@ class Method:
             together, or None.
         ignored: parameters that MergeKit accepts here, without effect.
         origin: where it comes from; None for a built-in method.
+        fused: the compiled step of the engine that computes the same bits, or None.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Method:
     check: Callable[..., None] | None = None
     cautions: tuple[Caution, ...] = ()
     origin: Origin | None = None
+    fused: str | None = None
 
     @property
     def combination(self) -> bool:
@@ -154,6 +156,7 @@ def merge_method(
     check: Callable[..., None] | None = None,
     cautions: tuple[Caution, ...] = (),
     replace: bool = False,
+    fused: str | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as a merge method and return it unchanged.
 
@@ -169,6 +172,8 @@ def merge_method(
         measure: takes what the method takes but for ``facts``, tile by tile, and returns a float64
             tensor of counts; ``facts`` is their sum over the whole tensor.
         replace: whether to take the place of a method that has this name already.
+        fused: the name of a compiled step with the same bits, see ``docs/adding.md``; none for methods
+            from outside the package.
 
     Raises:
         TypeError: when the signature is not that of a method, or contradicts the arguments.
@@ -201,6 +206,7 @@ def merge_method(
             check=check,
             cautions=cautions,
             origin=_origin(function),
+            fused=fused,
         )
         if not replace:
             _check_name(method)
@@ -252,6 +258,7 @@ def variant_of(
             draws=signature.draws,
             check=check or method.check,
             origin=_origin(function),
+            fused=None,
         )
         return function
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     elementwise=True,
     symmetric=False,
     idempotent=True,
+    fused="nearswap",
 )
 def nearswap(
     tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0, least=0.0)]
@@ -33,7 +34,9 @@ def nearswap(
     return base + share * (other - base)
 
 
-@merge_method("ram", title="RAM", paper="2601.13572", models=(0, None), elementwise=True)
+@merge_method(
+    "ram", title="RAM", paper="2601.13572", models=(0, None), elementwise=True, fused="ram"
+)
 def ram(
     tensors: Sequence[Tensor],
     base: Tensor,
@@ -75,6 +78,7 @@ def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_
     models=(1, None),
     elementwise=True,
     measure=count_shared,
+    fused="ramplus_tl",
 )
 def ramplus_tl(
     tensors: Sequence[Tensor],

@@ -306,7 +306,7 @@ def default_threads(plans: Sequence[Plan]) -> int:
     if any(plan.method.whole for plan in plans):
         return 1
     cores = system.cores()
-    slow = any(plan.method.form == "tensor" for plan in plans)
+    slow = any(plan.method.form == "tensor" and plan.method.fused is None for plan in plans)
     return min(32, cores if slow else 2 * cores)
 
 
@@ -317,7 +317,8 @@ def memory_needed(plan: Plan) -> int:
 
 def _in_torch(plan: Plan, job: TensorJob) -> bool:
     """Whether torch computes a job, one step after the other, and no fused loop."""
-    return job.method != "copy" and (plan.method.form == "tensor" or job.cast is not None)
+    slow = plan.method.form == "tensor" and plan.method.fused is None
+    return job.method != "copy" and (slow or job.cast is not None)
 
 
 def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:

@@ -88,6 +88,48 @@ template <class W, int K> struct Sparse : Plain {
   }
 };
 
+// The base, drawn to the other model where the two are near.
+struct NearSwapHow { double t; };
+
+template <class W, int K> struct NearSwap : Plain {
+  static constexpr bool FEW = false;
+  W t;
+  NearSwap(const void* how, i64, i64, Room&) : t((W)((const NearSwapHow*)how)->t) {}
+  INLINE_MEMBER Vec<W> operator()(const Vec<W>* x, i64, i64) {
+    const Vec<W> one = Vec<W>{} + (W)1, least = Vec<W>{} + (W)1e-30, change = x[1] - x[0], size = magnitude(change);
+    Vec<W> share = one / (size < least ? least : size) * t;
+    share = share < 0 ? Vec<W>{} : share;
+    share = share > one ? one : share;
+    return x[0] + share * change;
+  }
+};
+
+// The mean of those changes that are larger than epsilon; with factors for what one model alone changed.
+struct RamHow { double epsilon; const void* factors; };
+
+template <class W, int K> struct Ram : Plain {
+  static constexpr bool FEW = false;
+  W epsilon;
+  const W* factors;
+  Ram(const void* how, i64, i64, Room&)
+      : epsilon((W)((const RamHow*)how)->epsilon), factors((const W*)((const RamHow*)how)->factors) {}
+  INLINE_MEMBER Vec<W> operator()(const Vec<W>* x, i64 k, i64) {
+    const Vec<W> zero = {}, one = zero + (W)1;
+    Vec<W> total = zero, count = zero, alone = zero;
+    for (i64 i = 1; i < k; ++i) {
+      Vec<W> change = x[i] - x[0];
+      const Mask<W> active = ~(magnitude(change) <= epsilon);  // what is not a number is active
+      change = active ? change : zero;
+      total += change;
+      count += active ? one : zero;
+      if (factors) alone += factors[i - 1] * change;
+    }
+    const Vec<W> mean = total / (count < one ? one : count);
+    if (!factors) return x[0] + mean;
+    return x[0] + (count == one ? alone : mean);
+  }
+};
+
 // A result that was computed elsewhere, given as a row behind those of the models.
 template <class W, int K> struct Given : Plain {
   static constexpr bool FEW = false;
@@ -101,3 +143,5 @@ template <class W, int K> struct Given : Plain {
 EXPORT int linear(const Tile* tile) { return run<Linear>(tile); }
 EXPORT int sparse(const Tile* tile) { return run<Sparse>(tile); }
 EXPORT int given(const Tile* tile) { return run<Given>(tile); }
+EXPORT int nearswap(const Tile* tile) { return run<NearSwap>(tile); }
+EXPORT int ram(const Tile* tile) { return run<Ram>(tile); }

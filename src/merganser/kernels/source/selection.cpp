@@ -99,6 +99,33 @@ EXPORT void sample_keys(const Inputs* in, i64 count, i64 wide, i64 model, u32* i
   memcpy(into, keys, count * sizeof(u32));
 }
 
+// For every model in how many elements its change is larger than epsilon beside others', and alone: [2][models].
+template <class W, class In> static void count_active(const Inputs& in, i64 count, W epsilon, i64* counts) {
+  Room room;
+  Padded<LANES> padded(in.k, room);
+  const i64 m = in.k - 1;
+  for (i64 at = 0; at < count; at += LANES) {
+    const bool last = count - at < LANES;  // zeros behind the end are not active
+    const Inputs here = last ? padded(in, at, (int)(count - at)) : in;
+    Mask<W> active[MOST], models = {};
+    for (i64 i = 0; i < m; ++i) {
+      active[i] = ~(magnitude(change_of<W, In>(here, i, last ? 0 : at)) <= epsilon);
+      models -= active[i];
+    }
+    for (i64 i = 0; i < m; ++i) {
+      const int all = __builtin_popcount(bits_of(active[i])), alone = __builtin_popcount(bits_of(active[i] & (models == 1)));
+      counts[i] += all - alone;
+      counts[m + i] += alone;
+    }
+  }
+}
+EXPORT void count_shared(const Inputs* in, i64 count, i64 wide, double epsilon, i64* counts) {
+  if (wide) count_active<double, Mixed>(*in, count, epsilon, counts);
+  else if (all_are(*in, BFLOAT16)) count_active<float, bf16>(*in, count, (float)epsilon, counts);
+  else if (all_are(*in, FLOAT32)) count_active<float, float>(*in, count, (float)epsilon, counts);
+  else count_active<float, Mixed>(*in, count, (float)epsilon, counts);
+}
+
 // -- ranks in a row -----------------------------------------------------------------------------------
 
 constexpr int SHIFT = 19, BINS = 256;  // of a row's keys: 32 octaves below its greatest, by three bits of the mantissa

@@ -1,0 +1,49 @@
+"""The compiled steps of methods that are written in torch: the same bits in one pass over the inputs.
+
+A method names its step (``fused`` of :func:`merganser.methods.merge_method`). Without compiled kernels, and where
+``--arithmetic mergekit`` casts the inputs, torch computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from merganser.engine.parts import Part
+from merganser.kernels import MOST, library, merging, selecting
+from merganser.kernels.arguments import Array, Inputs
+
+
+def step_of(part: Part) -> merging.How | None:
+    """What computes a part's elements, with its numbers; None for torch."""
+    return STEPS[part.method.fused](part) if part.method.fused and _may_run(part) else None
+
+
+def counts_of(part: Part, inputs: Inputs, count: int) -> Array | None:
+    """What the method's ``measure`` counts in a tile, float64; None if torch counts it."""
+    if part.method.fused != "ramplus_tl" or not _may_run(part):
+        return None
+    counts = np.zeros((2, len(part.rows) - 1), np.int64)
+    selecting.count_shared(inputs, count, part.wide, part.job.numbers["epsilon"], counts)
+    return counts.astype(np.float64)
+
+
+def _may_run(part: Part) -> bool:
+    return part.job.cast is None and len(part.rows) <= MOST and library.kernels() is not None
+
+
+def _ramplus(part: Part) -> merging.How:
+    numbers, (shared, unique) = part.job.numbers, part.counted.tolist()
+    r, alpha, epsilon = (numbers[name] for name in ("r", "alpha", "epsilon"))
+    overlaps = [s / max(u, epsilon) for s, u in zip(shared, unique, strict=True)]
+    factors = [1.0 + r * min(max(overlap, 0.0), alpha) for overlap in overlaps]
+    return merging.Ram(epsilon, np.array(factors, part.wide))
+
+
+STEPS: dict[str, Callable[[Part], merging.How]] = {
+    "nearswap": lambda part: merging.NearSwap(part.job.numbers["t"]),
+    "ram": lambda part: merging.Ram(part.job.numbers["epsilon"]),
+    "ramplus_tl": _ramplus,
+}
+"""By name, of a part whose counts are known."""
