@@ -216,13 +216,18 @@ def test_steps_of_methods_in_torch(tile: dict[str, Any], name: str, near: float)
         counts = np.zeros((2, len(models)), np.int64)
         selecting.count_shared(inputs, count, work, near, counts)
         same(counts, facts.numpy())
-        factors = [1 + 0.7 * min(s / max(u, near), 0.6) if u or near else 1.42 for s, u in counts.T]
+        factors = selection.boosts(*counts.tolist(), r=0.7, alpha=0.6, epsilon=near)
         how = merging.Ram(near, np.array(factors, work))
         exact = selection.ramplus_tl(models, base, facts, r=0.7, alpha=0.6, epsilon=near)
     out = np.zeros(count * WIDTHS[CODES[tile["dtype"]]], np.uint8)
     output = merging.Output(out, how, 3)
     merging.merge(inputs, count, 0, work, tile["dtype"], tile["stochastic"], [output])
     same(out, plain.narrowed(exact.numpy(), tile["dtype"], tile["stochastic"], 3, 0))
+
+
+def test_what_shares_all_or_nothing_divides_by_no_zero() -> None:
+    factors = selection.boosts([0, 3, 5], [0, 0, 10], r=0.5, alpha=0.6, epsilon=0.0)
+    assert factors == [1.0, 1.3, 1.25]
 
 
 @given(tile=tiles(2), changes=st.booleans(), length=st.sampled_from([1, 5, 96, 1000, 5000]))

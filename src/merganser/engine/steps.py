@@ -13,6 +13,7 @@ import numpy as np
 from merganser.engine.parts import Part
 from merganser.kernels import MOST, library, merging, selecting
 from merganser.kernels.arguments import Array, Inputs
+from merganser.methods.selection import boosts
 
 
 def step_of(part: Part) -> merging.How | None:
@@ -34,11 +35,9 @@ def _may_run(part: Part) -> bool:
 
 
 def _ramplus(part: Part) -> merging.How:
-    numbers, (shared, unique) = part.job.numbers, part.counted.tolist()
-    r, alpha, epsilon = (numbers[name] for name in ("r", "alpha", "epsilon"))
-    overlaps = [s / max(u, epsilon) for s, u in zip(shared, unique, strict=True)]
-    factors = [1.0 + r * min(max(overlap, 0.0), alpha) for overlap in overlaps]
-    return merging.Ram(epsilon, np.array(factors, part.wide))
+    shared, unique = part.counted.tolist()
+    factors = boosts(shared, unique, **part.job.numbers)
+    return merging.Ram(part.job.numbers["epsilon"], np.array(factors, part.wide))
 
 
 STEPS: dict[str, Callable[[Part], merging.How]] = {

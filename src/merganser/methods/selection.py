@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,18 @@ def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_
     return torch.stack([total - unique, unique])
 
 
+def boosts(
+    shared: Sequence[float], unique: Sequence[float], *, r: float, alpha: float, epsilon: float
+) -> list[float]:
+    """Every model's factor for what it alone changed, by how many elements it is active in."""
+    factors = []
+    for beside, alone in zip(shared, unique, strict=True):
+        least = max(alone, epsilon)
+        overlap = beside / least if least > 0 else math.inf if beside > 0 else 0.0
+        factors.append(1.0 + r * min(overlap, alpha))
+    return factors
+
+
 @merge_method(
     "ramplus_tl",
     title="RAM+",
@@ -98,13 +111,15 @@ def ramplus_tl(
 
     total, count = torch.zeros_like(base), torch.zeros_like(base)
     alone = torch.zeros_like(base)
-    for tensor, shared, unique in zip(tensors, facts[0].tolist(), facts[1].tolist(), strict=True):
+    shared, unique = facts.tolist()
+    factors = boosts(shared, unique, r=r, alpha=alpha, epsilon=epsilon)
+    for tensor, factor in zip(tensors, factors, strict=True):
         change = tensor - base
         active = ~(change.abs() <= epsilon)
         change = torch.where(active, change, 0.0)
         total += change
         count += active
-        alone += (1.0 + r * min(max(shared / max(unique, epsilon), 0.0), alpha)) * change
+        alone += factor * change
     return base + torch.where(count == 1, alone, total / count.clamp(min=1.0))
 
 
