@@ -142,7 +142,7 @@ def test_plan_shows_stacked_layers(pair: tuple[Path, Path], recipe_file: RecipeF
     )
     result = run("plan", file)
     rows = [line.split() for line in result.stdout.splitlines() if line[:1].isdigit()]
-    assert rows == [["0–1", "a", "0–1"], ["2", "b", "1"]]
+    assert rows == [["0–1", "A", "0–1"], ["2", "B", "1"]]
     assert [layer[0]["layer"] for layer in printed("plan", file)["layers"]["default"]] == [0, 1, 1]
 
 

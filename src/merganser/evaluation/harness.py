@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,13 +53,28 @@ class HarnessTask(Part):
         return self.name or f"{self.task}/{self.metric}"
 
 
-def evaluate(
-    model: Any, tokenizer: Any, task: HarnessTask, folder: Path, batch_size: int | None = None
-) -> Score:
-    """Score a model on a task of the harness.
+OF_SCORES = {"metric", "filter", "better", "name"}
+"""Settings of a task that choose among the scores of one run of it."""
 
-    Intervals are ours, from its verdict on each problem; where a metric has none (perplexities, corpus
-    scores) the harness's own standard error is taken, and 1.96 times it for the interval.
+
+def runs(tasks: Sequence[HarnessTask]) -> list[list[HarnessTask]]:
+    """The tasks in groups that one run of the harness answers: they differ in their metric only."""
+    groups: dict[str, list[HarnessTask]] = {}
+    for task in tasks:
+        groups.setdefault(task.model_dump_json(exclude=OF_SCORES), []).append(task)
+    return list(groups.values())
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    task: HarnessTask,
+    folder: Path,
+    batch_size: int | None = None,
+    *,
+    quiet: bool = False,
+) -> Any:
+    """Run a task of the harness on a model.
 
     Args:
         model: a transformers model.
@@ -64,9 +82,13 @@ def evaluate(
         task: what is asked.
         folder: that ``include`` is beside.
         batch_size: requests at once; 8 if None.
+        quiet: whether the harness's progress bars and messages are thrown away.
+
+    Returns:
+        The harness's own results, for :func:`score`.
 
     Raises:
-        InputError: when there is no such task or metric, or its data cannot be had.
+        InputError: when there is no such task, or its data cannot be had.
         MerganserError: when lm-eval is not installed.
     """
     harness = extras.load("lm_eval", "lm-eval")
@@ -74,37 +96,59 @@ def evaluate(
     models = extras.load("lm_eval.models.huggingface", "lm-eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        found = harness.simple_evaluate(
-            model=models.HFLM(
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=batch_size or 8,
-                device=str(model.device),
-            ),
-            tasks=[task.task],
-            num_fewshot=task.num_fewshot,
-            limit=task.limit,
-            apply_chat_template=task.chat,
-            task_manager=managers.TaskManager(
-                include_path=str(folder / task.include) if task.include else None,
-                include_defaults=task.include is None,
-            ),
-            random_seed=task.seed,
-            numpy_random_seed=task.seed,
-            torch_random_seed=task.seed,
-            fewshot_random_seed=task.seed,
-            bootstrap_iters=1000,
-            log_samples=True,
-        )
+        with _silence() if quiet else redirect_stdout(sys.stderr):
+            return harness.simple_evaluate(
+                model=models.HFLM(
+                    pretrained=model,
+                    tokenizer=tokenizer,
+                    batch_size=batch_size or 8,
+                    device=str(model.device),
+                ),
+                tasks=[task.task],
+                num_fewshot=task.num_fewshot,
+                limit=task.limit,
+                apply_chat_template=task.chat,
+                task_manager=managers.TaskManager(
+                    include_path=str(folder / task.include) if task.include else None,
+                    include_defaults=task.include is None,
+                ),
+                random_seed=task.seed,
+                numpy_random_seed=task.seed,
+                torch_random_seed=task.seed,
+                fewshot_random_seed=task.seed,
+                bootstrap_iters=1000,
+                log_samples=True,
+            )
     except MerganserError:
         raise
     except Exception as error:  # the harness and its tasks raise whatever they like
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"lm-eval task {task.task}: {type(error).__name__}: {reason}") from error
-    return _score(task, found)
 
 
-def _score(task: HarnessTask, found: Any) -> Score:
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Throw away what is printed, by the programs that are run (git) too."""
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        stderr = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def score(task: HarnessTask, found: Any) -> Score:
+    """The score of a task from the results of :func:`run`.
+
+    Intervals are ours, from the harness's verdict on each problem; where a metric has none (perplexities,
+    corpus scores) its own standard error is taken, and 1.96 times it for the interval.
+
+    Raises:
+        InputError: when there is no such metric.
+    """
     told = (found or {}).get("results", {}).get(task.task, {})
     key = f"{task.metric},{task.filter}"
     if not isinstance(told.get(key), int | float):

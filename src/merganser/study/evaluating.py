@@ -13,7 +13,7 @@ from typing import Any
 
 from merganser import __version__, engine, extras, recipe
 from merganser.chain import up_to_date
-from merganser.errors import MerganserError, RecipeError, ResourceError
+from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.evaluation import harness, running
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation import tasks as languages
@@ -246,7 +246,13 @@ class _Stage:
     def score(self, model: Model, on_progress: Listener, turn: Turn) -> Entry:
         """Score one model on tasks and on the harness's."""
         more = partial(
-            _harness, model.plan, self.block, self.live, self.beside, self._harness_file(model)
+            _harness,
+            model.plan,
+            self.block,
+            self.live,
+            self.beside,
+            self._harness_file(model),
+            quiet=on_progress is ignore,
         )
         return score(model, self.tasks, self.live, self.home, on_progress, turn, more)
 
@@ -440,18 +446,31 @@ def _harness(
     live: LiveModel,
     beside: Path,
     file: Path | None = None,
+    *,
+    quiet: bool,
 ) -> dict[str, Score]:
-    """Scores on tasks of the lm-evaluation-harness, kept ones taken from a file."""
+    """Scores on tasks of the lm-evaluation-harness, kept ones taken from a file.
+
+    Raises:
+        InputError: when a task cannot be run or lacks a metric; the scores of its other metrics are kept.
+    """
     key = "-".join(model_key(decided, live).values()) if file is not None else ""
     found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
-    for task in block.lm_eval:
-        if task.score not in found:
-            backend = live.settled(decided)
-            found[task.score] = harness.evaluate(
-                backend.model, backend.tokenizer, task, beside, block.batch_size
-            )
-            if file is not None:
-                harness.keep(file, key, block.lm_eval, found)
+    for tasks in harness.runs([task for task in block.lm_eval if task.score not in found]):
+        backend = live.settled(decided)
+        outcome = harness.run(
+            backend.model, backend.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
+        )
+        errors = []
+        for task in tasks:
+            try:
+                found[task.score] = harness.score(task, outcome)
+            except InputError as error:
+                errors.append(error)
+        if file is not None:
+            harness.keep(file, key, block.lm_eval, found)
+        if errors:
+            raise errors[0]
     return {task.score: found[task.score] for task in block.lm_eval}
 
 
@@ -586,8 +605,10 @@ def evaluate(
             samples=kept,
             on_progress=meter.completed,
         )
-        more = _harness(decided, block, live, folder or Path()) if decided is not None else {}
-        scores = {**found.scores, **more}
+        scores = dict(found.scores)
+        if decided is not None:
+            quiet = on_progress is ignore
+            scores |= _harness(decided, block, live, folder or Path(), quiet=quiet)
         on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
     settings = {"tasks": languages.describe(tasks), "endpoint": endpoint}
     settings = describe(tasks, live, block.lm_eval) if endpoint is None else settings
