@@ -193,13 +193,7 @@ def infer(
     modules = {m: find_module(m, specs, names, config) for m, names in of_module.items()} or {
         DEFAULT: Module(DEFAULT, {}, None, ())
     }
-    stated = [
-        value
-        for section in sections(config)
-        for key in VOCABULARY_KEYS
-        if isinstance(value := section.get(key), int)
-    ]
-    vocabularies = roles.vocabulary_sizes(specs, stated)
+    vocabularies = vocabulary_sizes(specs, config)
     places = {
         name: _place(name, spec, modules[parts[name]], vocabularies) for name, spec in specs.items()
     }
@@ -299,6 +293,12 @@ def layer_counts(config: Mapping[str, Any]) -> list[int]:
         for key in LAYER_COUNT_KEYS
         if is_count(section.get(key))
     ]
+
+
+def vocabulary_sizes(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> set[int]:
+    """All vocabulary sizes of a model: those that its config states, and the rows of its embeddings."""
+    stated = (section.get(key) for section in sections(config) for key in VOCABULARY_KEYS)
+    return roles.vocabulary_sizes(specs, (size for size in stated if isinstance(size, int)))
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from merganser.architecture import infer, keys
+from merganser.architecture import infer, keys, vocabulary_sizes
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.experts import named_like as with_experts_like
 from merganser.checkpoints.rearranged import Rearrangement, SourceBlock, rearranged
@@ -126,7 +126,14 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
     places = infer(checkpoint.specs, checkpoint.config).places
     stated = {section.get("tie_word_embeddings") for section in sections(checkpoint.config)}
     untied = False in stated and True not in stated
-    outside = [name for name in own if places[name].layer is None]
+    sizes = vocabulary_sizes(checkpoint.specs, checkpoint.config)
+    # What modules share has a row for every token: embeddings, heads and their biases. Other tensors
+    # can be equal by chance, such as norms that are all ones.
+    outside = [
+        name
+        for name in own
+        if places[name].layer is None and not sizes.isdisjoint(checkpoint.specs[name].shape[:1])
+    ]
     copies: dict[str, str] = {}
     for name in outside:
         if name not in lacking or (untied and places[name].role == "head"):
