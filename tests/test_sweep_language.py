@@ -18,6 +18,7 @@ from merganser.errors import RecipeError
 from merganser.sinks import DigestSink
 from merganser.study import expressions
 from merganser.study.language import find_point, is_sweep, load_points, read_pattern, select
+from merganser.study.names import matching, shorten
 
 STUDY = """
 name: merge_w{{ w }}_linear
@@ -241,6 +242,40 @@ def test_conditions_that_choose_nothing(only: list[str], complaint: str) -> None
     with pytest.raises(RecipeError) as error:
         select(load_points(sweep({"w": [0.1, 0.2]})), only)
     assert_one_line(str(error.value), complaint)
+
+
+def test_short_names_of_tables_name_points(tmp_path: Path) -> None:
+    """Those of all points, those that fewer points have, and those that are cut."""
+    file = tmp_path / "sweep.yml"
+    name = "merge_accfmt_MRL4096_ROLLOUT4_LR2e-6_w{{ w }}_{{ merge_method }}_seed1"
+    data = sweep({"w": [0.1, 0.2], "merge_method": ["linear", "slerp"]}) | {"name": name}
+    file.write_text(
+        yaml.safe_dump(
+            data | {"merge_method": "{{ merge_method }}", "base_model": "x"}, sort_keys=False
+        )
+    )
+    points = load_points(file)
+    names = [point.name for point in points]
+    for chosen in (names, names[:2], names[::2], names[:1]):
+        for longest in (12, 28, 40):
+            for full, short in zip(chosen, shorten(chosen, longest), strict=True):
+                assert full in matching(names, short)
+    short_names = ["w0.1_linear", "w0.1_slerp", "w0.2_linear", "w0.2_slerp"]
+    assert shorten(names, 40) == short_names
+    for point, short in zip(points, short_names, strict=True):
+        found = find_point(f"{file}#{short}")
+        assert found is not None
+        assert found.name == point.name
+        assert select(points, [short]) == select(points, [f"name={short}"]) == [point]
+    assert matching(names, "merge…w0.1_sl…seed1") == names[1:2]
+    assert matching(names, "w0.1") == names[:2]
+    assert matching(names, "0.1") == matching(names, "") == []
+    for only in ("w0.1", "name=w0.1"):
+        with pytest.raises(RecipeError, match=r"w0\.1: that is several points: merge_"):
+            select(points, [only])
+    with pytest.raises(RecipeError, match="that is several points: merge_"):
+        find_point(f"{file}#w0.1")
+    assert select(points, ["name=w0.1_linear,w0.2_slerp"]) == [points[0], points[3]]
 
 
 def test_a_point_that_is_named_in_vain_is_told_as_it_was_written(tmp_path: Path) -> None:

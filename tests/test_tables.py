@@ -102,3 +102,22 @@ def test_methods_fit_the_terminal(
             assert method.name in words
             for parameter in method.parameters if full else ():
                 assert parameter.name in words
+
+
+def test_a_table_of_points_says_that_it_shortens_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"merge_accfmt_MRL4096_ROLLOUT4_LR2e-6_w0.{n}_linear" for n in (3, 5)]
+    columns = [tables.Column("plan", ["0123456789abcdef", "fedcba9876543210"])]
+    for width in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        tables.print_points(tables.stdout(), names, columns)
+        lines = capsys.readouterr().out.splitlines()
+        said = " ".join(lines[3:])
+        if width == 80:
+            assert lines[1:] == [f"{names[0]}  0123456789abcdef", f"{names[1]}  fedcba9876543210"]
+        else:
+            assert lines[1:3] == ["w0.3   0123456789abcdef", "w0.5   fedcba9876543210"]
+            assert said == (
+                f"names are shortened: w0.3 is {names[0]}; SWEEP.yml#NAME and --only NAME take both"
+            )

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
@@ -206,6 +206,10 @@ def show_scores(found: Results) -> None:
         title = f"{name} {'↑' if direction == 'max' else '↓'}"
         columns.append(Column(title, _scores([e.scores.get(name) for e in found.entries]), True))
     print_columns(console, columns)
+    points = {point.name for point in found.points}
+    say_shortened(console, {name: each for name, each in short.items() if name in points})
+    models = {e.name: short[e.name] for e in found.entries if e.name not in points}
+    say_shortened(console, models, "")
     console.print("means ± one standard error, over problems", highlight=False)
     for name, rule in found.chosen.items():
         told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
@@ -257,6 +261,9 @@ class Column:
         return self.shared is not None and len(set(map(str, self.cells))) == 1
 
 
+NAMES_WORK = "; SWEEP.yml#NAME and --only NAME take both"
+"""Where the short name of a point works."""
+
 GAP = 2
 """Blanks between columns."""
 
@@ -300,6 +307,28 @@ def print_shared(console: Console, columns: Sequence[Column], alike: str) -> Non
     cells = [f"{column.shared}{column.cells[0]}" for column in columns if str(column.cells[0])]
     if cells:
         console.print(escape(f"{alike}: {'; '.join(cells)}"), highlight=False)
+
+
+def print_points(console: Console, names: Sequence[str], columns: Sequence[Column]) -> None:
+    """Print a table of points, by short names where there is no room for their own."""
+    from merganser.study.names import POINTS, shorten
+
+    point = Column("point", names)
+    room = console.width - sum(GAP + column.width for column in columns if not column.is_constant)
+    if point.width <= room or len(names) == 1:
+        print_columns(console, [point, *columns], "all points")
+        return
+    short = shorten(names, POINTS)
+    print_columns(console, [Column("point", short), *columns], "all points")
+    say_shortened(console, dict(zip(names, short, strict=True)))
+
+
+def say_shortened(console: Console, short: Mapping[str, str], where: str = NAMES_WORK) -> None:
+    """Say that a table has names shortened, with one of them in full."""
+    example = next(((name, each) for name, each in short.items() if name != each), None)
+    if example is not None:
+        text = f"names are shortened: {example[1]} is {example[0]}{where}"
+        console.print(escape(text), highlight=False)
 
 
 def letter(place: int) -> str:
@@ -438,12 +467,11 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         weights.append(", ".join(_decimal(m.effective) for m in models) or "–")
     keys = list(dict.fromkeys(key for each in points for key in each.point.values))
     columns = [
-        Column("point", [each.point.name for each in points]),
         *(Column(key, [value_text(each.point, key) for each in points]) for key in keys),
         Column("effective weights", weights),
         Column("", ["is up to date" if each.merged is None else "" for each in points], shared=""),
     ]
-    print_columns(console, columns, "all points")
+    print_points(console, [each.point.name for each in points], columns)
     made = [each for each in result.points if each.merged is not None]
     size = sum(each.plan.output_bytes for each in made)
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"

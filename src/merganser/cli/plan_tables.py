@@ -12,7 +12,16 @@ from rich.text import Text
 
 from merganser.modules import DEFAULT, Module
 from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
-from merganser.tables import GAP, Column, letter, print_columns, print_shared, stdout, value_text
+from merganser.tables import (
+    GAP,
+    Column,
+    letter,
+    print_columns,
+    print_points,
+    print_shared,
+    stdout,
+    value_text,
+)
 from merganser.tensors import format_size
 
 if TYPE_CHECKING:
@@ -207,14 +216,13 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
     points, plans = zip(*planned, strict=True)
     keys = list(dict.fromkeys(key for point in points for key in point.values))
     columns = [
-        Column("point", [point.name for point in points]),
         *(Column(key, [value_text(point, key) for point in points]) for key in keys),
         Column("method", [plan.method.name for plan in plans], shared=""),
         Column("dtype", [plan.dtype.name for plan in plans], shared=""),
         Column("size", [format_size(plan.output_bytes) for plan in plans], True, "size "),
         Column("plan", [plan.digest[:16] for plan in plans]),
     ]
-    print_columns(console, columns, "all points")
+    print_points(console, [point.name for point in points], columns)
     written = sum(plan.output_bytes for plan in plans)
     console.print(
         f"\n{len(points)} points; reads {format_size(input_bytes)}, writes {format_size(written)}",

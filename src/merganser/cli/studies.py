@@ -32,8 +32,9 @@ from merganser.cli.options import (
 @click.option(
     "--only",
     multiple=True,
-    metavar="KEY=VALUES",
-    help="Only points of these values, such as w=0.7,0.9; given several times, all must hold.",
+    metavar="KEY=VALUES|NAME",
+    help="Only points of these values, such as w=0.7,0.9, or of this name, which may be as short as in tables; "
+    "given several times, all must hold.",
 )
 @click.option("--force", is_flag=True, help="Replace points that are there and are something else.")
 @public_option

@@ -28,6 +28,7 @@ from merganser.recipe.steps import folder_key, folder_name
 from merganser.study import expressions
 from merganser.study.axes import is_number, read_grids
 from merganser.study.expressions import Template, text
+from merganser.study.names import matching
 
 Path = tuple[str | int, ...]
 Values = Mapping[str, Any]
@@ -281,7 +282,7 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
 
 
 def select(points: Sequence[Point], only: Sequence[str], written: str = "only: ") -> list[Point]:
-    """The points that some conditions choose, each of the form ``w=0.7,0.9``; all of them must hold.
+    """The points that some conditions choose, each ``w=0.7,0.9`` or a name; all of them must hold.
 
     Args:
         points: to choose from.
@@ -295,7 +296,11 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "only: "
     for condition in only:
         key, equals, wanted = condition.partition("=")
         if not equals:
-            raise RecipeError(f"{written}{condition}: write it like w=0.7,0.9")
+            key, wanted = "name", condition
+            if not _named(points, condition):
+                raise RecipeError(
+                    f"{written}{condition}: no point is called so; write it like w=0.7,0.9, or as a name"
+                )
         key = key.strip()
         known = sorted({name for point in points for name in point.values} | {"name"})
         if key not in known:
@@ -304,6 +309,8 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "only: "
             )
         there = {point.name: _chosen_by(point, key) for point in points}
         asked = {_canonical(entry) for entry in wanted.split(",")}
+        if key == "name":
+            asked = {_full_name(points, entry, written) for entry in wanted.split(",")}
         if missing := sorted(asked - set(there.values())):
             values = ", ".join(dict.fromkeys(there.values()))
             raise RecipeError(
@@ -319,7 +326,7 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "only: "
 def find_point(text: str) -> Point | None:
     """The point that ``SWEEP.yml#w=0.7`` or ``SWEEP.yml#name`` names; None where a text names no file so.
 
-    Several conditions are joined by ``&``.
+    Several conditions are joined by ``&``. A name may be as short as tables have it.
 
     Raises:
         RecipeError: when the sweep has no such point, or several.
@@ -328,14 +335,33 @@ def find_point(text: str) -> Point | None:
     if not mark or not file.endswith((".yml", ".yaml")):
         return None
     points = load_points(file)
-    named = [point for point in points if point.name == fragment]
-    if not named and "=" in fragment:
+    named = _named(points, fragment)
+    if len(named) != 1 and "=" in fragment:
         named = select(points, fragment.split("&"), f"{file}#")
     if len(named) == 1:
         return named[0]
     told_names = ", ".join(point.name for point in named or points)
     what = "there is no such point; there are" if not named else "that is several points:"
     raise RecipeError(f"{text}: {what} {told_names}")
+
+
+def _named(points: Sequence[Point], name: str) -> list[Point]:
+    """The points that a name stands for, which may be as short as tables have it."""
+    found = matching([point.name for point in points], name)
+    return [point for point in points if point.name in found]
+
+
+def _full_name(points: Sequence[Point], name: str, written: str) -> str:
+    """The name of the only point that a name stands for; the name itself where there is none.
+
+    Raises:
+        RecipeError: when there are several.
+    """
+    named = _named(points, name.strip())
+    if len(named) > 1:
+        several = ", ".join(point.name for point in named)
+        raise RecipeError(f"{written}name={name}: that is several points: {several}")
+    return named[0].name if named else name.strip()
 
 
 def _chosen_by(point: Point, key: str) -> str:

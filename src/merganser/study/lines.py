@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser.study.names import shorten
+from merganser.study.names import POINTS, shorten
 from merganser.study.results import Direction, Entry, Results
 
 
@@ -73,7 +73,7 @@ def members(results: Results, point: Entry) -> tuple[str, ...]:
 def labels(results: Results) -> dict[str, str]:
     """What each entry, and each merged model, is called where room is scarce, by its own name."""
     names = [point.name for point in results.points]
-    short = dict(zip(names, shorten(names, 40), strict=True)) | short_names(results)
+    short = dict(zip(names, shorten(names, POINTS), strict=True)) | short_names(results)
     return {e.model: short[e.name] for e in results.entries if e.model is not None} | short
 
 

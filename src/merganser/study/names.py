@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 LONGEST = 28
 
+POINTS = 40
+"""Characters of a point's name in a table."""
+
 SHORT = 12
 """Where no name is longer, all stay as they are."""
 
@@ -23,6 +26,20 @@ def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:
         while all(len(each) > 2 for each in parts) and len({tuple(p[-2:]) for p in parts}) == 1:
             parts = [each[:-2] for each in parts]
     return [_cut("".join(each), longest) for each in parts]
+
+
+def matching(names: Sequence[str], wanted: str) -> list[str]:
+    """The names that a short one stands for: itself, else those that :func:`shorten` or a part of them gives.
+
+    A part begins and ends where an underscore or a slash is, and may have ``…`` for what was cut.
+    """
+    if wanted in names:
+        return [wanted]
+    short = zip(names, shorten(names, POINTS), strict=True)
+    if exact := [name for name, each in short if each == wanted]:
+        return exact
+    part = ".*".join(map(re.escape, wanted.split("…")))
+    return [name for name in names if wanted and re.search(rf"(^|[_/]){part}($|[_/])", name)]
 
 
 def _cut(name: str, longest: int) -> str:
