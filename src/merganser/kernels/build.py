@@ -10,12 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -88,6 +84,8 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
         return [into / name for name in names]
     cached = CACHE / (key if extra else source_digest())
     if not all((cached / name).exists() for name in names):
+        import tempfile  # what only building needs is not loaded for a merge
+
         with tempfile.TemporaryDirectory() as folder:
             _place(_compile_all(system, extra, Path(folder)), cached)
     mark.unlink(missing_ok=True)
@@ -98,6 +96,8 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
 
 def _place(files: Sequence[Path], folder: Path) -> list[Path]:
     """Copy files; a process that has an old one in use keeps it."""
+    import shutil
+
     folder.mkdir(parents=True, exist_ok=True)
     for file in files:
         fresh = folder / f"{file.name}.{os.getpid()}"
@@ -108,6 +108,8 @@ def _place(files: Sequence[Path], folder: Path) -> list[Path]:
 
 def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
     """The libraries for all levels of a platform."""
+    from concurrent.futures import ThreadPoolExecutor
+
     architecture, target, _ = TARGETS[system]
     common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
     if "windows" not in system:
@@ -133,6 +135,8 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _compile(*arguments: str) -> None:
+    import subprocess
+
     done = subprocess.run(
         [sys.executable, "-m", "ziglang", "cc", *arguments], capture_output=True, text=True
     )
