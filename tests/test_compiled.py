@@ -493,8 +493,8 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the libraries, which is used from now on."""
     folder = tmp_path / "built"
     folder.mkdir()
-    for path in build.BUILT.glob("kernels-*"):
-        shutil.copy(path, folder)
+    for _, path in library._libraries():
+        shutil.copy(path, folder / path.name)
     monkeypatch.setattr(build, "BUILT", folder)
     monkeypatch.setattr(build, "CACHE", tmp_path / "none")
     return folder

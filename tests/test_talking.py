@@ -123,7 +123,7 @@ def test_an_answer_can_be_stopped(sweep: Path, tmp_path: Path) -> None:
     answer = talk.answer("1 + 2", Sampling(temperature=1.5, max_tokens=100_000))
     first = next(answer)
     answer.close()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # an earlier test's thread may have ended meanwhile
     assert [message["role"] for message in talk.messages] == ["user", "assistant"]
     assert talk.messages[1]["content"] == first
 

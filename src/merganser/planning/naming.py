@@ -30,6 +30,9 @@ _PERMUTED = {"wq", "wk"}
 """Names of projections, in checkpoints of the models' own programs, whose rows may be in another order
 than in transformers: shapes do not tell."""
 
+NUMBER = "\0"
+"""Stands for a number in patterns of names."""
+
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$|^\d+(?=\.)")
 
 Numbered = dict[tuple[int, ...], tuple[int, ...]]
@@ -234,7 +237,10 @@ def _noted(
     evidence: str,
 ) -> Checkpoint:
     patterns = [(_NUMBER.sub("*", old), _NUMBER.sub("*", new)) for old, new in pairs if old != new]
-    renamed = list(dict.fromkeys(f"{old} as {new}" for old, new in patterns))
+    renamed = [
+        text.replace(NUMBER, "*")
+        for text in dict.fromkeys(f"{old} as {new}" for old, new in patterns)
+    ]
     shown = ", ".join(renamed[:SHOWN])
     more = f" and {len(renamed) - SHOWN} more" if renamed[SHOWN:] else ""
     note = (
@@ -258,6 +264,8 @@ def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
         _patterns(names, each.specs)
         for names, each in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
     )
+    if any(NUMBER in name for name in (*checkpoint.specs, *target.specs)):
+        return None
     heads = _heads(checkpoint), _heads(target)
     renamed: dict[str, str] = {}
     for pattern, shapes in own.items():
@@ -275,10 +283,11 @@ def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
         return None
     tensors: dict[str, Rearrangement | str] = {}
     for name in checkpoint.specs:
-        pattern = _NUMBER.sub("*", name)
+        pattern = _NUMBER.sub(NUMBER, name)
         new = renamed.get(pattern, pattern)
-        numbers = iter(_NUMBER.findall(name))
-        tensors[re.sub(r"\*", lambda _: next(numbers), new) if new != pattern else name] = name  # noqa: B023
+        for number in _NUMBER.findall(name):
+            new = new.replace(NUMBER, number, 1)
+        tensors[new] = name
     pairs = list(renamed.items())
     return _noted(checkpoint, target, tensors, pairs, "by their shapes and the ends of their names")
 
@@ -288,7 +297,7 @@ def _patterns(names: Collection[str], specs: Mapping[str, TensorSpec]) -> dict[s
     patterns: dict[str, Numbered] = {}
     for name in names:
         numbers = tuple(map(int, _NUMBER.findall(name)))
-        patterns.setdefault(_NUMBER.sub("*", name), {})[numbers] = tuple(specs[name].shape)
+        patterns.setdefault(_NUMBER.sub(NUMBER, name), {})[numbers] = tuple(specs[name].shape)
     return patterns
 
 
@@ -335,8 +344,9 @@ def _refuse_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
     for pattern, shapes in own.items():
         for other, theirs in others.items():
             if shapes == theirs:
+                one, second = (name.replace(NUMBER, "*") for name in (pattern, other))
                 raise InputError(
-                    f"{checkpoint.label}: its {pattern!r} may be the {other!r} of {target.label} under the "
+                    f"{checkpoint.label}: its {one!r} may be the {second!r} of {target.label} under the "
                     "name of training, which nothing settles; install transformers 5 or newer, or save both "
                     "models with the same release's save_pretrained"
                 )
