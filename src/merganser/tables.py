@@ -484,6 +484,8 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
 
 def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
+    from merganser.study.lines import short_names
+
     console = stdout()
     held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
     found = {entry.name: entry for entry in result.found.entries}
@@ -496,8 +498,9 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     entries = [found[name] for name in shown]
     again = [held.get(name) for name in shown]
     why = [result.found.chosen.get(e.name, "" if e.role == "point" else e.role) for e in entries]
+    short = short_names(result.found)
     columns = [
-        Column("model", list(shown)),
+        Column("model", [short.get(name, name) for name in shown]),
         *(Column(key, [value_text(entry, key) for entry in entries]) for key in keys),
         *(Column(name, _scores([e.scores.get(name) for e in entries]), True) for name in scores),
         *(
@@ -511,6 +514,7 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
         Column("", why),
     ]
     print_columns(console, columns)
+    say_shortened(console, short, "")
     if not result.found.chosen and result.search.limits:
         limits = ", ".join(result.search.limits)
         console.print(f"no candidate keeps to the constraints on {escape(limits)}")
