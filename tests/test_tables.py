@@ -119,5 +119,5 @@ def test_a_table_of_points_says_that_it_shortens_names(
         else:
             assert lines[1:3] == ["w0.3   0123456789abcdef", "w0.5   fedcba9876543210"]
             assert said == (
-                f"names are shortened: w0.3 is {names[0]}; SWEEP.yml#NAME and --only NAME take both"
+                f"names are shortened: w0.3 is {names[0]}; `SWEEP.yml#NAME` and `--only NAME` take both"
             )

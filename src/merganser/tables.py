@@ -261,7 +261,7 @@ class Column:
         return self.shared is not None and len(set(map(str, self.cells))) == 1
 
 
-NAMES_WORK = "; SWEEP.yml#NAME and --only NAME take both"
+NAMES_WORK = "; `SWEEP.yml#NAME` and `--only NAME` take both"
 """Where the short name of a point works."""
 
 GAP = 2
