@@ -547,3 +547,12 @@ def test_a_scorer_that_fails_later_loses_no_completion(
     evaluate_sweep(file, out, write=False, on_progress=events.append)
     [base, *_] = [event for event in events if isinstance(event, Scored)]
     assert (base.turn.model, base.generated) == ("base", 0)
+
+
+def test_plan_checks_how_points_are_scored(file: Path) -> None:
+    run = CliRunner().invoke
+    assert run(cli.main, ["plan", str(file)]).exit_code == 0
+    file.write_text(SWEEP.replace("max exact", "max exakt"))
+    wrong = run(cli.main, ["plan", str(file)])
+    assert wrong.exit_code == 2
+    assert_one_line(wrong.stderr.strip(), "recipe.yml:15", "no score 'exakt'")

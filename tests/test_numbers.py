@@ -122,7 +122,7 @@ def test_an_unusual_value_is_a_warning_and_a_usual_one_is_none(
         ),
         ("slerp", "{}\nparameters: {t: 5}", 7, "t must be between 0 and 1, not 5"),
         ("slerp", "{}\nparameters: {t: [0, '5']}", 7, "parameters.t[1]: t must be between 0 and 1"),
-        ("slerp", "{}\nparameters: {t: true}", None, ""),
+        ("slerp", "{}\nparameters: {t: true}", 7, "t is a number, not true"),
         ("nearswap", "{}\nparameters: {t: 5e-1}", None, ""),
         ("nearswap", "{}\nparameters: {t: -1e-3}", 7, "t must be at least 0, not -0.001"),
     ],
@@ -272,3 +272,30 @@ def test_python_has_the_same_ranges() -> None:
 def test_a_range_has_its_ends_in_order(ends: tuple[float, float, float, float]) -> None:
     with pytest.raises(ValueError, match="a range needs"):
         Range(*ends)
+
+
+@pytest.mark.parametrize("place", ["model", "top"])
+def test_a_parameter_in_the_wrong_place_is_an_error(
+    models: Path, recipe_file: RecipeFile, place: str
+) -> None:
+    beside = "weight: 0.9, " if place == "model" else ""
+    text = (
+        f"merge_method: linear\nmodels:\n  - {{model: {models}/a, {beside}parameters: {{weight: 1}}}}\n"
+        f"  - {{model: {models}/b, parameters: {{weight: 1}}}}\n"
+    )
+    text += "normalize: false\n" if place == "top" else ""
+    file = recipe_file(text)
+    with pytest.raises(RecipeError) as caught:
+        planning.plan(file)
+    line, name, home = {
+        "model": (3, "models[0].weight", "models[0].parameters.weight"),
+        "top": (5, "normalize", "parameters.normalize"),
+    }[place]
+    assert_one_line(str(caught.value), f"recipe.yml:{line}: {name}: ", f"write it as {home}")
+    assert any("it is ignored" in text for text in warnings(file, strictness="lenient"))
+
+
+@pytest.mark.parametrize("value", [True, "yes", False])
+def test_a_truth_value_is_no_weight(models: Path, value: object) -> None:
+    with pytest.raises(RecipeError, match=r"weight is a (number, not (true|false)|float)"):
+        planning.plan(recipe(models, "linear", weight=[0.5, value]))

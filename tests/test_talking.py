@@ -164,6 +164,35 @@ def test_a_prompt_beyond_the_context_is_one_line(sweep: Path, tmp_path: Path) ->
     assert longer.exit_code == 0, longer.output
 
 
+def test_an_answer_ends_where_the_context_is_full(sweep: Path, tmp_path: Path) -> None:
+    config = tmp_path / "a" / "config.json"
+    facts = json.loads(config.read_text()) | {"max_position_embeddings": 9}
+    config.write_text(json.dumps(facts))
+    found = run("generate", tmp_path / "a", "1 + 2", "--raw")
+    assert found.exit_code == 0, found.output
+    assert "tokens; the model's context is full]" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "classifies and does not generate"),
+        (
+            {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}},
+            "code of its own",
+        ),
+    ],
+)
+def test_a_model_that_cannot_generate_says_why(
+    sweep: Path, tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    config = tmp_path / "a" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    found = run("generate", tmp_path / "a", "1 + 2")
+    assert found.exit_code == 3
+    assert_one_line(found.stderr.strip().splitlines()[-1], reason)
+
+
 @pytest.mark.parametrize(
     ("model", "told"),
     [

@@ -438,6 +438,7 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
         f"{where}{result.plan.parameters:,} parameters, {format_size(size)} in {seconds:.1f} s "
         f"({format_size(size / max(seconds, 1e-9))}/s)",
         highlight=False,
+        soft_wrap=True,
     )
 
 

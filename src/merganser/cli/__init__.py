@@ -68,7 +68,11 @@ class _Group(click.Group):
             _tell(str(error), error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as error:
-            _tell("interrupted", error, "nothing half-written is left behind")
+            _tell(
+                "interrupted",
+                error,
+                "no output is half-written, and what is finished is used by the next run",
+            )
             _leave_if_at_work()
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:

@@ -258,9 +258,13 @@ def _plan_sweep(
     from merganser import planning
     from merganser.cli import plan_tables
     from merganser.release.copies import refuse_foreign_links
+    from merganser.study import evaluating
     from merganser.study import sweep as sweeps
+    from merganser.study.language import has_block
 
     planned = sweeps.plan_points(config, **options)
+    if has_block(config, "evaluate"):
+        evaluating.check_block(config, options["strictness"])
     refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
     total = sweeps.input_bytes([decided for _, decided in planned])
     if as_json:

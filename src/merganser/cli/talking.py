@@ -97,16 +97,17 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
     if not text.strip():
         raise RecipeError("the prompt is empty")
     models = [model, *options["others"]]
+    sampling = _sampling(options)
     with tables.Columns(models, silent=as_json) as columns:
         answers = talking.ask(
             models,
             text,
-            _sampling(options),
+            sampling,
             system=options["system"],
             raw=options["raw"],
             live=LiveModel(device=options["device"], dtype=options["dtype"]),
             on_text=columns.add,
-            on_answer=lambda index, answer: _mark_cut_off(columns, index, answer),
+            on_answer=lambda index, answer: _mark_cut_off(columns, index, answer, sampling),
         )
     if as_json:
         print_json({"prompt": text, "answers": [asdict(answer) for answer in answers]})
@@ -169,16 +170,20 @@ def _answer_all(
                     try:
                         columns.add(index, next(answer))
                     except StopIteration as end:
-                        _mark_cut_off(columns, index, end.value)
+                        _mark_cut_off(columns, index, end.value, sampling)
                         break
         except KeyboardInterrupt:
             columns.add(index, " …")
             return
 
 
-def _mark_cut_off(columns: Columns, index: int, answer: Answer | Completion) -> None:
+def _mark_cut_off(
+    columns: Columns, index: int, answer: Answer | Completion, sampling: Sampling
+) -> None:
     if answer.finish == "length":
-        columns.mark(index, f"cut off after {answer.tokens} tokens; --max-tokens N allows more")
+        is_full = answer.tokens < sampling.max_tokens
+        why = "the model's context is full" if is_full else "--max-tokens N allows more"
+        columns.mark(index, f"cut off after {answer.tokens} tokens; {why}")
 
 
 def _said() -> str | None:

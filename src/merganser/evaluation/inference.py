@@ -8,6 +8,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,8 +110,8 @@ class Inference:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """One completion's text as it comes: the one that a call gives for the prompt's first sample.
 
-        The model works in a thread of its own until it is done, or the iterator is closed. Stop texts are not
-        looked for.
+        The model works in a thread of its own until it is done, the context is full, or the iterator is
+        closed. Stop texts are not looked for.
 
         Returns:
             The whole completion.
@@ -120,6 +121,9 @@ class Inference:
             ResourceError: when memory does not suffice.
         """
         row = self._encode(prompt)
+        if (context := self._context()) is not None:
+            room = min(sampling.max_tokens, context - len(row))
+            sampling = replace(sampling, max_tokens=room)
         told: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         closed = threading.Event()
         feed = _Feed(told, closed)

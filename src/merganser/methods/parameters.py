@@ -137,6 +137,8 @@ class Parameter:
             value = truth
         if not isinstance(value, bool | int | float):
             raise ValueError(f"{self.name} is a {self.type.__name__}, not {value!r}")
+        if self.type is not bool and isinstance(value, bool):
+            raise ValueError(f"{self.name} is a number, not {str(value).lower()}")
         if self.type is bool and value not in (0, 1):
             raise ValueError(f"{self.name} is true or false, not {value!r}")
         if self.type is int and value != int(value):

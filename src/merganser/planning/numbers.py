@@ -43,6 +43,7 @@ def check_settings(
     Raises:
         RecipeError: for a value of another type, or one that has no meaning.
     """
+    _check_places(parsed, method)
     for path, settings, model in blocks:
         for name, setting in settings.items():
             parameter = method.parameter(name)
@@ -51,6 +52,18 @@ def check_settings(
             _check_setting(parsed, parameter, (*path, name), setting, warn)
             if parameter.per_model and model is None:
                 _check_lengths(parsed.recipe, (*path, name), setting, warn)
+
+
+def _check_places(parsed: ParsedRecipe, method: Method) -> None:
+    """Refuse a parameter of the method where parameters do not belong: next to ``model:``, or at the top."""
+    for path in parsed.ignored if parsed.strictness != "lenient" else ():
+        name = str(path[-1])
+        if method.parameter(name) is not None:
+            home = key_name((*path[:-1], "parameters", name))
+            raise parsed.error(
+                f"{key_name(path)}: {name} is a parameter of {method.name}; write it as {home}",
+                path,
+            )
 
 
 def _check_setting(

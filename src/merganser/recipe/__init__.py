@@ -76,6 +76,7 @@ class ParsedRecipe:
         warnings: what MergeKit would have ignored without a word.
         strictness: what becomes of further oddities.
         results: folders of other documents' results, by the names that this one knows them by.
+        ignored: places of keys that have no meaning.
     """
 
     recipe: Recipe
@@ -85,6 +86,7 @@ class ParsedRecipe:
     warnings: tuple[str, ...]
     strictness: Strictness
     results: Mapping[str, Path] = field(default_factory=dict)
+    ignored: tuple[tuple[str | int, ...], ...] = ()
 
     def bound(self, results: Mapping[str, Path]) -> ParsedRecipe:
         """This recipe with the results of other documents in place of their names.
@@ -343,7 +345,9 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
             )
     if strictness == "strict" and warnings:
         raise RecipeError(warnings[0])
-    return ParsedRecipe(recipe, document, data, folder, tuple(warnings), strictness)
+    return ParsedRecipe(
+        recipe, document, data, folder, tuple(warnings), strictness, ignored=tuple(ignored)
+    )
 
 
 def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:

@@ -82,7 +82,11 @@ def _range(document: Document, value: Mapping[str, Any], path: Path) -> list[Any
             path,
         )
     first, last, step = (Decimal(text(end)) for end in ends)
-    if step == 0 or (last - first) / step < 0:
+    if step == 0:
+        raise document.error(
+            f"{key_name((*path, 'step'))}: a step of 0 never gets to the end", path
+        )
+    if (last - first) / step < 0:
         raise document.error(f"{key_name(path)}: the steps lead away from the end", path)
     count = int((last - first) / step) + 1
     if count > MAX_POINTS:

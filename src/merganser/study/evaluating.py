@@ -24,7 +24,7 @@ from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
 from merganser.merging import sort_options
 from merganser.planning import Config, Plan, plan
-from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
+from merganser.recipe import Document, ModelReference, ParsedRecipe, Strictness, model_references
 from merganser.recipe.steps import folder_name
 from merganser.sinks import NullSink
 from merganser.study import cards, results, sharing, sweep
@@ -268,6 +268,17 @@ class _Stage:
 
     def _harness_file(self, model: Model) -> Path:
         return self.home / SAMPLES / f"{model.entry.name}.lm-eval.json"
+
+
+def check_block(config: Config, strictness: Strictness = "normal") -> None:
+    """Raise what is wrong with the ``evaluate:`` block of a sweep, without running a model.
+
+    Raises:
+        MerganserError: of the kind that fits, with file and line.
+    """
+    pattern = read_pattern(config, "sweep", strictness)
+    block, tasks = load_block(pattern.document, pattern.folder)
+    parse_rule(block.keep, block.directions(tasks), pattern.document)
 
 
 def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:

@@ -145,6 +145,7 @@ class LiveModel:
         label = str(decided.sources[decided.donor].reference)
         if not decided.sources[decided.donor].checkpoint.config:
             raise InputError(f"{label}: has no config.json, so it cannot be run")
+        _check_runnable(decided.sources[decided.donor].checkpoint.config, label)
         with tempfile.TemporaryDirectory(prefix="merganser-") as home:
             folder = Path(home)  # of small files: config and tokenizer, never weights
             configs.write_config(decided, folder)
@@ -291,6 +292,25 @@ def _numbers(found: Sequence[Any]) -> list[int]:
     """All end tokens of a model: one, several or none in each place."""
     flat = [i for part in found for i in (part if isinstance(part, list) else [part])]
     return sorted({i for i in flat if isinstance(i, int) and not isinstance(i, bool)})
+
+
+def _check_runnable(config: Mapping[str, Any], label: str) -> None:
+    """Refuse a model that cannot generate text here, whatever its weights are.
+
+    Raises:
+        InputError: it needs code of its own, or its class has no head for language.
+    """
+    import transformers
+
+    if config.get("auto_map") and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{label}: its model is code of its own (auto_map in config.json), which is never run here; "
+            "write the merge, and load it with trust_remote_code=True yourself"
+        )
+    classes = config.get("architectures") or []
+    heads = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+    if classes and all(str(name).endswith(heads) for name in classes):
+        raise InputError(f"{label}: is a {classes[0]}, which classifies and does not generate text")
 
 
 def _device(name: str) -> str:
