@@ -71,7 +71,7 @@ def check_class(class_name: str, model_type: str, folder: Path) -> Outcome:
             first = copy.deepcopy(model)
             perturb(model, 0.03)
             model.save_pretrained(paths[1])
-            second = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            second = loaded(model_class, paths[1])[0].state_dict()  # what its files hold
             perturb(model, 0.03)
             model.save_pretrained(paths[2])
         except Exception as error:
@@ -251,7 +251,7 @@ def _move(part: Any, there: Any) -> None:
     stack. Its kind stays: a string, a flag, or that it has such a number at all."""
     for name, value in vars(there).items():
         old = vars(part).get(name)
-        number = type(value) in (int, float) and type(old) is type(value)
+        number = type(value) in (int, float, set) and type(old) is type(value)
         if name == "config" or number:
             setattr(part, name, value)
 

@@ -819,6 +819,7 @@ def bare(
     return folder
 
 
+FULL = "full_attention"
 FIVE = {"num_hidden_layers": 5}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -880,6 +881,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
         (FIVE | {"encoder_sparse_step": 2, "model_type": "nllb-moe"},
          {"num_hidden_layers": 6}),
         (FIVE | {"block_types": ["r", "r", "a"]}, {"num_hidden_layers": 6, "block_types": list("rrarar")}),
+        (FIVE | {"model_type": "neomme", "layer_types": [FULL, "s", "s", FULL, "s"]},
+         {"num_hidden_layers": 6, "layer_types": [FULL, "s", "s", "s", "s", FULL]}),
         (FIVE | {"attention_layers": list("glglg"), "attention_types": [[["g", "l"], 2]]},
          {"num_hidden_layers": 6, "attention_layers": list("glglgl"), "attention_types": [[list("glglgl"), 1]]}),
     ],
@@ -913,6 +916,8 @@ def test_lists_come_from_the_models_that_the_layers_come_from(tmp_path: Path) ->
         {"cross_layer_interval": 2},
         {"moe_layer_start_index": 2, "moe_layer_end_index": 2},
         {"decoder_sparse_step": 3, "model_type": "nllb-moe"},
+        {"depths": [2, 2, 6, 2, 2]},
+        {"layer_types": ["s", FULL, "s", FULL, "s"], "model_type": "neomme"},
     ],
 )
 def test_what_a_config_cannot_describe_is_refused(tmp_path: Path, before: dict[str, Any]) -> None:

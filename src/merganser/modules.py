@@ -188,7 +188,7 @@ def find_parts(
         paths: names that a recipe gives to modules. One that is no module's is a path: words that
             follow each other in the names of its tensors.
     """
-    parts = _by_evidence(specs, config, _by_words(specs))
+    parts = _by_evidence(specs, config, _by_words(specs, config))
     known = set(parts.values())
     known |= {alias for alias, module in MODULE_ALIASES.items() if module in known}
     for path in paths:
@@ -202,15 +202,17 @@ def _words(name: str) -> str:
     return next((MODULE_WORDS[word] for word in MODULE_WORDS if word in words), TEXT)
 
 
-def _by_words(names: Iterable[str]) -> dict[str, str]:
+def _by_words(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
     told = {name: _words(name) for name in names}
     sees = not {VISION, AUDIO}.isdisjoint(told.values())
-    if sees and any(told[name] == TEXT and NUMBER.search(name) for name in told):
-        return told
     sides = {
         name: next((word for word in name.split(".") if word in (ENCODER, DECODER)), SHARED)
         for name in told
     }
+    if sees and any(told[name] == TEXT and NUMBER.search(name) for name in told):
+        if all(isinstance(config.get(side), dict) for side in (ENCODER, DECODER)):  # T5Gemma 2
+            return {name: sides[name] if part == TEXT else part for name, part in told.items()}
+        return told
     stacked = {side for name, side in sides.items() if NUMBER.search(name)}
     if {ENCODER, DECODER} <= stacked:
         return sides
@@ -360,6 +362,9 @@ def _counted(
     found = located_sections(config)
     own = _SECTIONS.get(module, ())
     mine = [entry for entry in found if entry[0] and entry[0][-1] in own]
+    if module in _SIDED:  # the text model of a side that sees, too
+        text = _SECTIONS[TEXT]
+        mine += [e for e in found if len(e[0]) > 1 and e[0][-2] in own and e[0][-1] in text]
     others = [
         (path, section)
         for path, section in found

@@ -28,7 +28,8 @@ _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "position_ids")
 
 def role(name: str, spec: TensorSpec) -> str:
     """A word for people: attention, mlp, norm, buffer, other."""
-    mask = len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and name.endswith(".bias")
+    square = len(spec.shape) == 4 and spec.shape[2] == spec.shape[3]  # GPT-2's causal mask
+    mask = square and spec.shape[:2] == (1, 1) and name.endswith(".bias")
     if mask or not spec.dtype.floating or name.endswith(_BUFFERS):
         return "buffer"
     if "norm" in name.lower() or ".ln_" in name or name.startswith("ln_"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
@@ -20,6 +20,7 @@ from merganser.planning.layer_keys import (
     BY_NUMBER,
     BY_NUMBER_TYPES,
     BY_ROOT_OF_DEPTH,
+    ENDS,
     FROM_ONE,
     FURTHER,
     IN_ORDER,
@@ -35,6 +36,7 @@ from merganser.planning.layer_keys import (
     Leading,
     Period,
     Span,
+    check_values,
 )
 from merganser.planning.layer_kinds import check_kinds
 from merganser.planning.plans import Source
@@ -129,7 +131,7 @@ class _Stack:
     def _of(source: Source, module: Module) -> Mapping[str, Any]:
         config = source.checkpoint.config
         section = _section(config, module.section) if module.section is not None else {}
-        _check(section, source)
+        check_values(section, str(source.reference))
         return section
 
     def edit(self) -> None:
@@ -159,6 +161,7 @@ class _Stack:
             self._check_numbers(before)
             self._scale(before)
             self._shared(before)
+            self._ends()
             for leading in LEADING:
                 self._leading(leading, before)
             for span in SPANS:
@@ -301,6 +304,18 @@ class _Stack:
                 raise self._unsayable(key)
         self.section[key] = self.depth - first
 
+    def _ends(self) -> None:
+        """The first and the last layer of a type may compute otherwise, and must be those still."""
+        wanted = ENDS.get(str(self.section.get("model_type")))
+        if wanted is None:
+            return
+        ends = {
+            s: _ends(self._types(self.sections[s], self.depths[s]), wanted) for s in self.sources
+        }
+        found = _ends(self._types(self.section, self.depth), wanted)
+        if found != {i for i, (source, layer) in enumerate(self.origins) if layer in ends[source]}:
+            raise self._unsayable("layer_types")
+
     def _first_shared(self, source: int) -> int:
         shared = self.sections[source].get("num_kv_shared_layers") or 0
         return self.depths[source] - int(shared)
@@ -434,6 +449,12 @@ def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
     return key in PER_LAYER or (depth > 3 and not isinstance(value, str))
 
 
+def _ends(types: Sequence[object], wanted: object) -> set[int]:
+    """The first and the last layer of a type."""
+    numbers = [i for i, kind in enumerate(types) if kind == wanted]
+    return {*numbers[:1], *numbers[-1:]}
+
+
 def _last(types: Sequence[object], stop: int, wanted: object) -> int | None:
     return next((i for i in range(stop - 1, -1, -1) if types[i] == wanted), None)
 
@@ -457,38 +478,6 @@ def _period(rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
         return None
     at = section.get(rule.at, 0) if isinstance(rule.at, str) else rule.at
     return (period, at % period) if isinstance(at, int) else None
-
-
-def _check(section: Mapping[str, Any], source: Source) -> None:
-    """Refuse a section whose words on layers are of other types than they are everywhere.
-
-    Raises:
-        InputError: naming the first such key.
-    """
-
-    def whole(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    right: dict[str, Callable[[Any], bool]] = dict.fromkeys(
-        NUMBERS | SOURCES, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
-    )
-    right |= dict.fromkeys(
-        KEYED, lambda v: isinstance(v, dict) and all(str(k).isdecimal() for k in v)
-    )
-    right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
-    for span in SPANS:
-        right |= {span.first: lambda v: whole(v, 0), span.every: lambda v: whole(v, 1)}
-        right[span.last] = lambda v: whole(v, -1)
-    right["num_kv_shared_layers"] = lambda v: whole(v, 0)
-    right["block_types"] = lambda v: isinstance(v, list)
-    right["decoder_sparse_step"] = lambda v: whole(v, 0)
-    for key, is_right in right.items():
-        value = section.get(key)
-        if value is not None and not is_right(value):
-            raise InputError(
-                f"{source.reference}: its config.json has {key} {str(value)[:40]!r}, which tells nothing "
-                "of layers; correct it"
-            )
 
 
 def _period_of(marked: Sequence[bool], at: int | str) -> tuple[int, int] | None:

@@ -1,11 +1,14 @@
-"""Which keys of ``config.json`` describe layers one by one, and how: data for :mod:`planning.depth`."""
+"""Which keys of ``config.json`` describe layers one by one, and how: data for :mod:`planning.depth`, and the types
+of their values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from merganser.errors import InputError
 
 PER_LAYER = frozenset(
     {
@@ -78,7 +81,12 @@ KEYED = frozenset({"pruned_heads", "per_layer_config"})
 """Mappings by layer number, perhaps with leading zeros. A mapping with ``layer`` in its name and
 only numbers of layers as keys is treated alike."""
 
-IN_ORDER = {"loop_layer_index_start": 0, "n_recurrent_layers": 0, "cross_layer_interval": 1}
+IN_ORDER = {
+    "loop_layer_index_start": 0,
+    "n_recurrent_layers": 0,
+    "cross_layer_interval": 1,
+    "depths": [],  # of stages (Swin), each of which is wider than the one before
+}
 """What depends on the order of all layers in a way that no other order has, unless it has this value."""
 
 
@@ -87,6 +95,9 @@ BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
 
 BY_NUMBER_TYPES = frozenset({"beam", "diffllama"})
 """Model types whose layers compute with their number, whatever the config says."""
+
+ENDS = {"neomme": "full_attention"}
+"""Model types whose first and last layer of a type compute otherwise than those between."""
 
 BY_DEPTH_TYPES = frozenset({"esmc"})
 """Model types whose layers compute with the number of all layers."""
@@ -185,3 +196,39 @@ class Span:
 
 
 SPANS = (Span("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),)
+
+
+def check_values(section: Mapping[str, Any], reference: str) -> None:
+    """Refuse a section of a config whose words on layers are of other types than they are everywhere.
+
+    Args:
+        section: of a ``config.json``.
+        reference: the model that it is of.
+
+    Raises:
+        InputError: naming the first such key.
+    """
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    right: dict[str, Callable[[Any], bool]] = dict.fromkeys(
+        NUMBERS | SOURCES, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
+    )
+    right |= dict.fromkeys(
+        KEYED, lambda v: isinstance(v, dict) and all(str(k).isdecimal() for k in v)
+    )
+    right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
+    for span in SPANS:
+        right |= {span.first: lambda v: whole(v, 0), span.every: lambda v: whole(v, 1)}
+        right[span.last] = lambda v: whole(v, -1)
+    right["num_kv_shared_layers"] = lambda v: whole(v, 0)
+    right["block_types"] = lambda v: isinstance(v, list)
+    right["decoder_sparse_step"] = lambda v: whole(v, 0)
+    for key, is_right in right.items():
+        value = section.get(key)
+        if value is not None and not is_right(value):
+            raise InputError(
+                f"{reference}: its config.json has {key} {str(value)[:40]!r}, which tells nothing "
+                "of layers; correct it"
+            )
