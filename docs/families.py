@@ -39,6 +39,9 @@ RESULTS = ROOT / "families-out" / "results.json"
 SECONDS = 60
 """Longest that one class may take of the processor."""
 
+INTERRUPTED = "the process ended during the check, which the next run repeats"
+INTERRUPTED_TWICE = "the process ended during the check, twice"
+
 MAPPINGS: Mapping[str, str] = {
     "causal LM": "CAUSAL_LM",
     "image-text": "IMAGE_TEXT_TO_TEXT",
@@ -118,9 +121,10 @@ def _checked(
 ) -> bool:
     """Check a class that has no result yet, and save the result."""
     key = f"{column}/{model_type}"
-    if key in results and given.only is None:
+    interrupted = key in results and results[key]["failed"] == INTERRUPTED
+    if key in results and not interrupted and given.only is None:
         return False
-    results[key] = as_json(Outcome(failed="the process ended"))
+    results[key] = as_json(Outcome(failed=INTERRUPTED_TWICE if interrupted else INTERRUPTED))
     _write(given.results, results)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
