@@ -92,6 +92,7 @@ def evaluate_sweep(
     pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
+    check_installed(block)
     apart = [block.held_out] if isinstance(block.held_out, str) else block.held_out
     seen, unseen = split(
         tasks,
@@ -281,6 +282,17 @@ def check_block(config: Config, strictness: Strictness = "normal") -> None:
     parse_rule(block.keep, block.directions(tasks), pattern.document)
 
 
+def check_installed(block: Study) -> None:
+    """Raise what would stop models from being run, before any is.
+
+    Raises:
+        MerganserError: an extra is not installed.
+    """
+    extras.check("transformers", "eval")
+    if block.lm_eval:
+        extras.check("lm_eval", "lm-eval")
+
+
 def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
     """The ``evaluate:`` block of a study's file, and its tasks.
 
@@ -290,9 +302,6 @@ def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Tas
     if not isinstance(document.data, dict) or "evaluate" not in document.data:
         raise document.error("there is no evaluate: block that says how models are scored")
     block = languages.read_block(document, ("evaluate",), Study)
-    extras.check("transformers", "eval")
-    if block.lm_eval:
-        extras.check("lm_eval", "lm-eval")
     return block, languages.make_tasks(block, document, ("evaluate",), folder)
 
 

@@ -95,6 +95,7 @@ def search(
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
     block, tasks = evaluating.load_block(document, folder)
+    evaluating.check_installed(block)
     if "keep" in block.model_fields_set:
         raise document.error(
             "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
