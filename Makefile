@@ -53,7 +53,7 @@ wheels: $(BIN)/.dev
 	for target in $(WHEELS); do MERGANSER_TARGET=$$target $(BIN)/pip wheel $(LOCKED) --no-deps --wheel-dir dist . || exit 1; done
 
 sanitize: $(BIN)/.dev
-	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/test_compiled.py tests/test_kernels.py tests/test_few.py
+	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/kernels/test_compiled.py tests/kernels/test_kernels.py tests/laws/test_few.py
 
 demo: $(BIN)/.run
 	$(BIN)/python examples/demo/demo.py $(DEMO)
@@ -111,8 +111,8 @@ precision: $(BIN)/.run
 	$(BIN)/python bench/precision.py
 
 torture: $(BIN)/.dev
-	$(BIN)/python bench/torture.py --write
-	$(BIN)/python bench/fuzz.py --write
+	$(BIN)/python tests/robustness/torture.py --write
+	$(BIN)/python tests/robustness/fuzz.py --write
 
 # Continues an interrupted run; `make families FRESH=--fresh` begins anew.
 families: $(BIN)/.dev

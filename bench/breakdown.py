@@ -18,13 +18,13 @@ from typing import Any
 
 import run as harness
 from cases import METHODS
-from merganser.engine import consensus, kernels, prepare, work
-from merganser.merging import run_dry
+from merganser.engine import consensus, kernels, measurements, tiles
+from merganser.merging.folders import run_dry
 
 PARTS = [
-    (work.Group, "read", "reading"),
-    (prepare, "_sample_keys", "samples (their reading included)"),
-    (prepare.Selection, "settle", "thresholds"),
+    (tiles.Group, "read", "reading"),
+    (measurements, "_sample_keys", "samples (their reading included)"),
+    (measurements.Selection, "settle", "thresholds"),
     (consensus, "tally", "selection"),
     (consensus, "norms", "norms"),
     (consensus, "draw_by_rank", "ranks"),

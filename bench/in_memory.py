@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 import merganser
 from merganser.planning import Plan
 from merganser.sinks import NullSink
-from merganser.study.live import LiveModel
+from merganser.study.live_model import LiveModel
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 

@@ -53,19 +53,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from merganser.openmp import wait_passively
+from merganser.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from merganser.chain import merge_all as merge_all
+    from merganser.chat.talk import generate as generate
     from merganser.checkpoints import open_checkpoint as open_checkpoint
+    from merganser.differences.diff import diff as diff
     from merganser.engine import run as run
     from merganser.errors import MerganserError as MerganserError
-    from merganser.in_memory import blend as blend
-    from merganser.in_memory import merge_state_dicts as merge_state_dicts
-    from merganser.in_memory import merge_tensors as merge_tensors
-    from merganser.merge_result import MergeResult as MergeResult
-    from merganser.merging import convert as convert
-    from merganser.merging import merge as merge
-    from merganser.merging import verify as verify
+    from merganser.merging.folders import convert as convert
+    from merganser.merging.folders import merge as merge
+    from merganser.merging.folders import verify as verify
+    from merganser.merging.in_memory import blend as blend
+    from merganser.merging.in_memory import merge_state_dicts as merge_state_dicts
+    from merganser.merging.in_memory import merge_tensors as merge_tensors
+    from merganser.merging.multistage import merge_all as merge_all
+    from merganser.merging.result import MergeResult as MergeResult
     from merganser.methods import Combination as Combination
     from merganser.methods import Gram as Gram
     from merganser.methods import PerModel as PerModel
@@ -76,29 +79,25 @@ if TYPE_CHECKING:
     from merganser.methods import merge_method as merge_method
     from merganser.planning import Plan as Plan
     from merganser.planning import plan as plan
+    from merganser.publishing.push import push as push
+    from merganser.publishing.study_cards import rewrite as card
     from merganser.recipe import Recipe as Recipe
     from merganser.recipe import load as load_recipe
-    from merganser.release.facts import inspect as inspect
+    from merganser.release.fact_sheet import inspect as inspect
+    from merganser.reports.page import write as report
     from merganser.sinks import Sink as Sink
-    from merganser.study.cards import rewrite as card
-    from merganser.study.diff import diff as diff
-    from merganser.study.evaluating import evaluate as evaluate
-    from merganser.study.evaluating import evaluate_sweep as evaluate_sweep
-    from merganser.study.live import LiveModel as LiveModel
-    from merganser.study.publishing import push as push
-    from merganser.study.report import write as report
+    from merganser.study.evaluate import evaluate as evaluate
+    from merganser.study.evaluate import evaluate_sweep as evaluate_sweep
+    from merganser.study.live_model import LiveModel as LiveModel
     from merganser.study.search import search as search
     from merganser.study.sweep import sweep as sweep
-    from merganser.study.talking import generate as generate
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Combination": "merganser.methods",
     "Gram": "merganser.methods",
-    "LiveModel": "merganser.study.live",
+    "LiveModel": "merganser.study.live_model",
     "MerganserError": "merganser.errors",
-    "MergeResult": "merganser.merge_result",
+    "MergeResult": "merganser.merging.result",
     "PerModel": "merganser.methods",
     "Plan": "merganser.planning",
     "Range": "merganser.methods",
@@ -106,29 +105,29 @@ _HOMES = {
     "Sink": "merganser.sinks",
     "SparseDeltas": "merganser.methods",
     "Weight": "merganser.methods",
-    "blend": "merganser.in_memory",
-    "card": "merganser.study.cards:rewrite",
-    "convert": "merganser.merging",
-    "diff": "merganser.study.diff",
-    "evaluate": "merganser.study.evaluating",
-    "evaluate_sweep": "merganser.study.evaluating",
-    "generate": "merganser.study.talking",
-    "inspect": "merganser.release.facts",
+    "blend": "merganser.merging.in_memory",
+    "card": "merganser.publishing.study_cards:rewrite",
+    "convert": "merganser.merging.folders",
+    "diff": "merganser.differences.diff",
+    "evaluate": "merganser.study.evaluate",
+    "evaluate_sweep": "merganser.study.evaluate",
+    "generate": "merganser.chat.talk",
+    "inspect": "merganser.release.fact_sheet",
     "load_methods": "merganser.methods:load_file",
     "load_recipe": "merganser.recipe:load",
-    "merge": "merganser.merging",
-    "merge_all": "merganser.chain",
+    "merge": "merganser.merging.folders",
+    "merge_all": "merganser.merging.multistage",
     "merge_method": "merganser.methods",
-    "merge_state_dicts": "merganser.in_memory",
-    "merge_tensors": "merganser.in_memory",
+    "merge_state_dicts": "merganser.merging.in_memory",
+    "merge_tensors": "merganser.merging.in_memory",
     "open_checkpoint": "merganser.checkpoints",
     "plan": "merganser.planning",
-    "push": "merganser.study.publishing",
-    "report": "merganser.study.report:write",
+    "push": "merganser.publishing.push",
+    "report": "merganser.reports.page:write",
     "run": "merganser.engine",
     "search": "merganser.study.search",
     "sweep": "merganser.study.sweep",
-    "verify": "merganser.merging",
+    "verify": "merganser.merging.folders",
 }
 """Where each public name is defined. There is no ``__all__``, with which ``help`` would print the
 documentation of every name."""

@@ -33,16 +33,16 @@ from merganser.methods import Method
 from merganser.tensors import format_size
 
 if TYPE_CHECKING:
+    from merganser.differences.diff import Diff
     from merganser.engine.events import Event
-    from merganser.merge_result import MergeResult
-    from merganser.study.diff import Diff
-    from merganser.study.exploration import Standing
-    from merganser.study.language import Point
+    from merganser.merging.result import MergeResult
+    from merganser.publishing.push import Publication, State
+    from merganser.recipe.sweep_file import Point
+    from merganser.results.scores import Entry, Results, Score
     from merganser.study.progress import Scored, Scoring, Turn, Waiting
-    from merganser.study.publishing import Publication, State
-    from merganser.study.results import Entry, Results, Score
     from merganser.study.search import SearchResult
-    from merganser.study.space import Search
+    from merganser.study.search_loop import Standing
+    from merganser.study.search_space import Search
     from merganser.study.sweep import SweepResult
 
 LINE_SECONDS = 5.0
@@ -184,7 +184,7 @@ def _scored_line(event: Scored) -> str:
 
 def show_scores(found: Results) -> None:
     """Print the scores of a study: a line a model, those that were chosen marked and told below."""
-    from merganser.study.lines import labels
+    from merganser.results.interpolation import labels
 
     console = stdout()
     short = labels(found)
@@ -311,7 +311,7 @@ def print_shared(console: Console, columns: Sequence[Column], alike: str) -> Non
 
 def print_points(console: Console, names: Sequence[str], columns: Sequence[Column]) -> None:
     """Print a table of points, by short names where there is no room for their own."""
-    from merganser.study.names import POINTS, shorten
+    from merganser.recipe.short_names import POINTS, shorten
 
     point = Column("point", names)
     room = console.width - sum(GAP + column.width for column in columns if not column.is_constant)
@@ -448,7 +448,7 @@ def _is_far(got: float | None, asked: float | None) -> bool:
 
 def value_text(point: Point | Entry, key: str) -> str:
     """A point's value of a key of the sweep, as people write it."""
-    from merganser.study.expressions import text
+    from merganser.recipe.expressions import text
 
     value = point.values.get(key)
     if isinstance(value, list):
@@ -485,7 +485,7 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
 
 def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
-    from merganser.study.lines import short_names
+    from merganser.results.interpolation import short_names
 
     console = stdout()
     held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
@@ -533,7 +533,7 @@ def _score(score: Score | None) -> str:
 
 def search_line(standing: Standing, search: Search) -> str:
     """One line about a candidate that was scored: which, its scores, the best so far, the time left."""
-    from merganser.study.language import told
+    from merganser.recipe.sweep_file import told
 
     trial = standing.trial
     own = ", ".join(f"{name} {_score(trial.scores.get(name))}" for name in search.objectives)
@@ -565,7 +565,7 @@ MOST_DIFFERENT = 10
 
 def show_diff(found: Diff) -> None:
     """Print how two models differ: by layers, by roles, and the most different tensors."""
-    from merganser.study import diff
+    from merganser.differences import diff
 
     console = stdout()
     ranked = sorted(found.tensors, key=lambda t: -(found.figures([t])["relative"] or 0))

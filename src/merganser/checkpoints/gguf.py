@@ -27,8 +27,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from merganser.checkpoints import VOCABULARIES, Checkpoint, ggml, gguf_tokenizer, read_config
-from merganser.checkpoints.derived import Derived, DerivedCheckpoint, read_stored
+from merganser.checkpoints import ggml, gguf_tokenizer
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint, read_stored
+from merganser.checkpoints.protocol import VOCABULARIES, Checkpoint
+from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError, ResourceError
 from merganser.tensors import BY_NAME, FLOAT32, DType, TensorSpec

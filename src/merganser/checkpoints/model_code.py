@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.sentence import MODULES, module_classes
-from merganser.checkpoints.small_files import read_json, read_text
+from merganser.checkpoints.sentence_transformers import MODULES, module_classes
+from merganser.checkpoints.sidecar_files import read_json, read_text
 
 CUSTOM_GENERATE = "custom_generate"
 """The folder with a generation loop of the model's own, which transformers loads by its name."""

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import infer, vocabulary_size
-from merganser.checkpoints import pickled, read_config, read_index, runs
-from merganser.checkpoints.small_files import parse_json
+from merganser.checkpoints import pytorch
+from merganser.checkpoints.sidecar_files import parse_json, read_config, read_index
 from merganser.checkpoints.stored import MAX_TENSORS, Piece, StoredCheckpoint, StoredTensor
+from merganser.checkpoints.training import training_runs
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
@@ -96,7 +97,7 @@ def _build(
             )
     home = path
     if parts:
-        home = runs.companions(path) if path.is_dir() else path
+        home = training_runs.companions(path) if path.is_dir() else path
         if home.is_dir() and (home / "config.json").is_file():
             config = read_config(home)
         tensors |= _joined(path, parts, config)
@@ -132,7 +133,7 @@ def _joined(
     Raises:
         InputError: when parts are missing, or are not of one model.
     """
-    names = pickled.unwrapped(parts, path)
+    names = pytorch.unwrapped(parts, path)
     plain = names.values()
     if all(n.startswith("model.") for n in plain) and any(
         n.startswith("model.model.") for n in plain

@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import conversion_mapping, core_model_loading
 
-from merganser.checkpoints.rearranged import Rearrangement, SourceBlock
+from merganser.checkpoints.computed.rearranged import Rearrangement, SourceBlock
 from merganser.tensors import TensorSpec
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from merganser import system
-from merganser.checkpoints import Stamp
 from merganser.checkpoints.blocks import read_blocks
-from merganser.checkpoints.small_files import refuse_foreign_link
+from merganser.checkpoints.protocol import Stamp
+from merganser.checkpoints.sidecar_files import refuse_foreign_link
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 

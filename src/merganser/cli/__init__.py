@@ -18,12 +18,12 @@ from typing import Any
 
 import click
 
-from merganser import __version__
 from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
 from merganser.cli.options import is_utf8
 from merganser.cli.wording import in_flags
 from merganser.errors import MerganserError, ResourceError, one_line
 from merganser.openmp import wait_passively
+from merganser.version import VERSION
 
 COMMANDS: Mapping[str, Sequence[click.Command]] = {
     "Merge": (merges.plan, merges.merge, merges.verify, merges.convert),
@@ -136,7 +136,7 @@ def _be_verbose(context: click.Context, _option: click.Parameter, wanted: bool) 
 def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
-    click.echo(f"merganser, version {__version__}")
+    click.echo(f"merganser, version {VERSION}")
     if context.meta["verbose"]:
         from merganser.kernels import library
 

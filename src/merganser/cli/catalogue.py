@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @json_option
 def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
     """Show the fact sheet of MODEL: a folder, a file or a Hub id."""
-    from merganser.release import facts
+    from merganser.release import fact_sheet
 
-    sheet = facts.inspect(model, weights or "auto")
+    sheet = fact_sheet.inspect(model, weights or "auto")
     if as_json:
         print_json(sheet)
         return
@@ -66,6 +66,6 @@ def list_methods(name: str | None, as_json: bool) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of recipes and studies, for editors."""
-    from merganser.study.schema import json_schema
+    from merganser.study.json_schema import json_schema
 
     print_json(json_schema())

@@ -61,7 +61,7 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
     """
     from dataclasses import asdict
 
-    from merganser.study import evaluating
+    from merganser.study import evaluate as evaluating
 
     given = options.pop("given")
     if len(words) != (1 if given else 2):

@@ -73,7 +73,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
       merganser merge recipe.yml OUT --rounding stochastic --seed 1
       merganser merge recipe.yml OUT --arithmetic mergekit
     """
-    from merganser import chain, merging
+    from merganser.merging import folders, multistage
 
     for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
         if options.pop(name.replace("-", "_")):
@@ -90,7 +90,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
     with progress(quiet or as_json) as on_event:
         if out is not None:
-            steps = chain.merge_all(config, out, on_event=on_event, **where, **options)
+            steps = multistage.merge_all(config, out, on_event=on_event, **where, **options)
         else:
             from merganser.sinks import DigestSink, NullSink
 
@@ -104,7 +104,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
             ):
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
-            result = merging.run_dry(config, chosen, on_event=on_event, **options)
+            result = folders.run_dry(config, chosen, on_event=on_event, **options)
             steps = []
     results = [step.merged for step in steps if step.merged] if out is not None else [result]
     for result in results:
@@ -172,14 +172,14 @@ def convert(source: str, out: Path, **options: Any) -> None:
       merganser convert base+runs/lora OUT
       merganser convert model.gguf OUT
     """
-    from merganser import merging
+    from merganser.merging import folders
     from merganser.planning.alignment import vocabulary_tensors
-    from merganser.tokenizer import has_tokenizer
+    from merganser.tokenizer.vocabulary import has_tokenizer
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     parse_memory(options)
     with progress(quiet or as_json) as on_event:
-        result = merging.convert(source, out, on_event=on_event, **options)
+        result = folders.convert(source, out, on_event=on_event, **options)
     for warning in result.warnings:
         click.echo(f"merganser: warning: {warning}", err=True)
     lacking = [] if (out / "config.json").is_file() else ["config.json"]
@@ -213,9 +213,10 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
       merganser plan recipe.yml -v          # every tensor
       merganser plan sweep.yml
     """
-    from merganser import chain, planning
+    from merganser import planning
+    from merganser.merging import multistage
+    from merganser.recipe.sweep_file import has_block, is_sweep
     from merganser.release.copies import refuse_foreign_links
-    from merganser.study.language import has_block, is_sweep
 
     prepare(options)
     if is_sweep(config):
@@ -224,7 +225,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     if has_block(config, "search"):
         _plan_search(config, copy_tokenizer, as_json, verbose, options)
         return
-    plans = chain.plan_all(config, **options)
+    plans = multistage.plan_all(config, **options)
     refuse_foreign_links((decided for _, decided in plans if decided), copy_tokenizer)
     if as_json:
         found = [
@@ -257,14 +258,14 @@ def _plan_sweep(
 ) -> None:
     from merganser import planning
     from merganser.cli import plan_tables
+    from merganser.recipe.sweep_file import has_block
     from merganser.release.copies import refuse_foreign_links
-    from merganser.study import evaluating
+    from merganser.study import evaluate
     from merganser.study import sweep as sweeps
-    from merganser.study.language import has_block
 
     planned = sweeps.plan_points(config, **options)
     if has_block(config, "evaluate"):
-        evaluating.check_block(config, options["strictness"])
+        evaluate.check_block(config, options["strictness"])
     refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
     total = sweeps.input_bytes([decided for _, decided in planned])
     if as_json:
@@ -287,17 +288,17 @@ def _plan_search(
 ) -> None:
     from merganser import planning
     from merganser.release.copies import refuse_foreign_links
-    from merganser.study import exploration
-    from merganser.study.space import load_search
+    from merganser.study import search_loop
+    from merganser.study.search_space import load_search
 
     search = load_search(config, options["strictness"])
-    planned = exploration.plan_samples(search, **options)
+    planned = search_loop.plan_samples(search, **options)
     refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
     if as_json:
         samples = [
             {"values": point.values, **planning.describe(decided)} for point, decided in planned
         ]
-        print_json({**exploration.describe(search), "budget": search.budget, "samples": samples})
+        print_json({**search_loop.describe(search), "budget": search.budget, "samples": samples})
         return
     from merganser.cli import plan_tables
 
@@ -328,10 +329,10 @@ def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_
       merganser verify OUT
       merganser verify OUT --recompute
     """
-    from merganser import merging
+    from merganser.merging import folders
 
     with progress(quiet or as_json) as on_event:
-        problems = merging.verify(folder, recompute=recompute, against=against, on_event=on_event)
+        problems = folders.verify(folder, recompute=recompute, against=against, on_event=on_event)
     recompute = recompute or against is not None
     if as_json:
         print_json({"folder": str(folder), "recomputed": recompute, "problems": problems})

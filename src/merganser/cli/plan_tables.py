@@ -26,8 +26,8 @@ from merganser.tensors import format_size
 
 if TYPE_CHECKING:
     from merganser.recipe.steps import Step
-    from merganser.study.language import Point
-    from merganser.study.space import Search
+    from merganser.recipe.sweep_file import Point
+    from merganser.study.search_space import Search
 
 
 def show_step(step: Step) -> None:

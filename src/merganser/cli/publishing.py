@@ -30,10 +30,10 @@ def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
       merganser card STUDY/merge_w0.4
       merganser card STUDY/merge_w0.4 --benchmark accuracy=org/dataset:task
     """
-    from merganser.study import cards
+    from merganser.publishing import study_cards
 
     named = dict(each.partition("=")[::2] for each in benchmarks)
-    cards.rewrite(folder, benchmarks=named)
+    study_cards.rewrite(folder, benchmarks=named)
     click.echo(f"{folder / 'README.md'}: written")
 
 
@@ -78,7 +78,7 @@ def push(
       merganser push STUDY org --collection "Merges of acc and accfmt"
     """
     from merganser import tables
-    from merganser.study import publishing
+    from merganser.publishing import push as publishing
 
     with progress(quiet or as_json) as on_event:
         decided = publishing.prepare(

@@ -58,13 +58,13 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
       merganser sweep sweep.yml OUT --only w=0.7,0.9
       merganser sweep study.yml OUT --no-write      # scores only
     """
-    from merganser.study import language
+    from merganser.recipe import sweep_file
     from merganser.study import sweep as sweeps
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     no_write, draw = options.pop("no_write"), options.pop("draw")
     prepare(options)
-    if language.has_block(config, "evaluate"):
+    if sweep_file.has_block(config, "evaluate"):
         _sweep_evaluated(config, out, as_json, quiet, not no_write, options)
         if draw:
             _draw(out, quiet or as_json)
@@ -105,8 +105,8 @@ def _sweep_evaluated(
 ) -> None:
     from dataclasses import asdict
 
-    from merganser.study import results
-    from merganser.study.evaluating import evaluate_sweep
+    from merganser.results import scores
+    from merganser.study.evaluate import evaluate_sweep
 
     with progress(quiet or as_json) as on_event, scoring(quiet or as_json) as on_progress:
         found = evaluate_sweep(
@@ -124,9 +124,9 @@ def _sweep_evaluated(
         from merganser import tables
 
         tables.show_scores(found)
-        if (out / results.HELD_OUT / results.JSON_NAME).is_file():
+        if (out / scores.HELD_OUT / scores.JSON_NAME).is_file():
             click.echo("\nThe chosen points on problems that were held out:")
-            tables.show_scores(results.read(out / results.HELD_OUT))
+            tables.show_scores(scores.read(out / scores.HELD_OUT))
 
 
 @click.command()
@@ -204,7 +204,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
 def _draw(folder: Path, quiet: bool) -> None:
     """Draw what was found; it is there already, so what is in the way is only a warning."""
     from merganser.errors import MerganserError
-    from merganser.study import report as reports
+    from merganser.reports import page as reports
 
     try:
         page, *_ = reports.write(folder)
@@ -259,11 +259,11 @@ def diff(
       merganser diff sweep.yml#w=0.7 acc
     """
     from merganser import extras
-    from merganser.study import diff as diffs
+    from merganser.differences import diff as diffs
 
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
-    figures = extras.load("merganser.study.figures", "plot") if figure else None
+    figures = extras.load("merganser.reports.figures", "plot") if figure else None
     found = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
     if figures and figure:
         figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
@@ -301,7 +301,7 @@ def report(
       merganser report OUT
       merganser report OUT --x accuracy --y format --distances
     """
-    from merganser.study import report as reports
+    from merganser.reports import page as reports
 
     written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)
     files = [str(file) for file in written]

@@ -15,8 +15,8 @@ from merganser.cli.options import json_option, methods_option, print_json
 from merganser.errors import RecipeError
 
 if TYPE_CHECKING:
+    from merganser.chat.talk import Answer, Conversation
     from merganser.evaluation.generation import Completion, Sampling
-    from merganser.study.talking import Answer, Conversation
     from merganser.tables import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -89,8 +89,8 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
       merganser generate sweep.yml#w=0.7 "What is 12 + 30?" --with base
     """
     from merganser import tables
-    from merganser.study import talking
-    from merganser.study.live import LiveModel
+    from merganser.chat import talk as talking
+    from merganser.study.live_model import LiveModel
 
     gc.enable()
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -128,8 +128,8 @@ def chat(model: str, **options: Any) -> None:
       merganser chat sweep.yml#w=0.7 --with sweep.yml#w=0.3
     """
     from merganser import tables
-    from merganser.study import talking
-    from merganser.study.live import LiveModel
+    from merganser.chat import talk as talking
+    from merganser.study.live_model import LiveModel
 
     gc.enable()
     models = [model, *options["others"]]

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from merganser.engine.effective_weights import ModelWeight, Report, TensorOutcome, summarize
 from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
-from merganser.engine.report import ModelWeight, Report, TensorOutcome, summarize
-from merganser.engine.work import Group, Work, group_jobs
+from merganser.engine.tiles import Group, Work, group_jobs
 from merganser.engine.worker import Worker
 from merganser.errors import ResourceError
 from merganser.kernels import CELL

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from merganser.engine.parts import Part
+from merganser.engine.running_plan import Part
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Keep, Largest, MostVaried, Random, Ranked, SparseDeltas
 from merganser.methods.checks import SAMPLE, check_elementwise, fault

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from merganser.engine.parts import Part
+from merganser.engine.running_plan import Part
 from merganser.kernels import MOST, library, merging, selecting
 from merganser.kernels.arguments import Array, Inputs
 from merganser.methods.selection import boosts

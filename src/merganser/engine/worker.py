@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from merganser.engine import steps
-from merganser.engine.parts import Part, Scratch
-from merganser.engine.work import Batch, Group, Work
+from merganser.engine.running_plan import Part, Scratch
+from merganser.engine.tiles import Batch, Group, Work
 from merganser.errors import InputError
 from merganser.kernels import CELL, CODES, measuring, merging, storage
 from merganser.kernels.arguments import Array, Inputs

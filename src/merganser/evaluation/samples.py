@@ -28,7 +28,7 @@ class Sample:
         scores: by the scorers' names.
         answer: the right answer, for those who read the file.
         key: digests of all that decided the completion, in the order of
-            :func:`merganser.study.live.model_key`, then of prompt and sampling; the completion is taken
+            :func:`merganser.study.live_model.model_key`, then of prompt and sampling; the completion is taken
             again only where all are the same.
     """
 

@@ -15,7 +15,7 @@ BUCKETS = 18
 """Of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and all beyond."""
 
 FIGURES = 10
-"""Sums of a comparison for each cell, in the order of :class:`merganser.study.diff.TensorDiff`."""
+"""Sums of a comparison for each cell, in the order of :class:`merganser.differences.diff.TensorDiff`."""
 
 
 class _ProductStruct(ctypes.Structure):

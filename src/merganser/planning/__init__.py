@@ -12,7 +12,7 @@ from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError, told_as
 from merganser.methods import Method
-from merganser.planning import effects
+from merganser.planning import unused_settings
 from merganser.planning.alignment import Aligner, chosen_template, truncated
 from merganser.planning.companions import (
     check_modules,
@@ -28,8 +28,8 @@ from merganser.planning.jobs import JobMaker
 from merganser.planning.layer_blocks import with_joined_blocks
 from merganser.planning.layout import Layout
 from merganser.planning.naming import named_alike
-from merganser.planning.numbers import check_settings
-from merganser.planning.plans import (
+from merganser.planning.parameter_checks import check_settings
+from merganser.planning.plan_data import (
     DISK_MARGIN,
     OVERHEAD,
     TILE,
@@ -159,10 +159,10 @@ class _Planner:
         self.tensor_names: Names = tensor_names
         self.warnings = list(parsed.warnings)
         self.method = self._find_method()
-        effects.check_names(
+        unused_settings.check_names(
             parsed, self.method, self._parameter_blocks(), self.warnings, self._warn
         )
-        effects.check_base(parsed.recipe, self.method, self._forms(), self._warn)
+        unused_settings.check_base(parsed.recipe, self.method, self._forms(), self._warn)
         check_settings(parsed, self.method, self._parameter_blocks(), self._warn)
         self.references = self._references()
         opened = [self._open(each, checkpoints, at) for each, at in self.references.values()]
@@ -363,7 +363,9 @@ class _Planner:
         doubled = [name for name, count in _counts(job.name for job in jobs).items() if count > 1]
         if doubled:
             raise InputError(f"two inputs give the output tensor {doubled[0]!r}")
-        effects.check_filters(self.method, self._parameter_blocks(), self.index, jobs, self._warn)
+        unused_settings.check_filters(
+            self.method, self._parameter_blocks(), self.index, jobs, self._warn
+        )
         layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
         config = self.sources[self.donor].checkpoint.config
         restacked(config, self.sources, self.donor, layers)

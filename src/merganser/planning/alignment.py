@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from merganser import chat_templates, hub
+from merganser import hub
 from merganser.architecture import Place, lends_embedding, vocabulary_size
 from merganser.checkpoints import read_config, read_json
-from merganser.checkpoints.gathered import (
+from merganser.checkpoints.computed.vocabulary_rows import (
     FILL,
     MEAN,
     ZERO,
@@ -27,10 +27,11 @@ from merganser.checkpoints.gathered import (
 from merganser.errors import InputError
 from merganser.planning.groups import Path
 from merganser.planning.heads import token_embedding
-from merganser.planning.plans import Source, TokenizerEdit
+from merganser.planning.plan_data import Source, TokenizerEdit
 from merganser.recipe import ModelReference, ParsedRecipe, key_name, nearest
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
-from merganser.tokenizer import (
+from merganser.tokenizer import chat_templates
+from merganser.tokenizer.vocabulary import (
     PLAIN,
     OutputTokenizer,
     Vocabulary,

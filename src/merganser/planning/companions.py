@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from merganser.checkpoints import model_code, sentence
-from merganser.checkpoints.small_files import MAX_BYTES, parse_json
+from merganser.checkpoints import model_code, sentence_transformers
+from merganser.checkpoints.sidecar_files import MAX_BYTES, parse_json
 from merganser.errors import InputError
 from merganser.planning.alignment import vocabulary_tensors
-from merganser.planning.plans import Source, TensorJob
+from merganser.planning.plan_data import Source, TensorJob
 from merganser.planning.shards import folder_of
-from merganser.tokenizer import CONTENTS, SETTINGS, read_vocabulary
+from merganser.tokenizer.vocabulary import CONTENTS, SETTINGS, read_vocabulary
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Configs of what makes a model's inputs of images and sounds."""
@@ -22,7 +22,11 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepro
 def module_folders(donor: Source) -> list[str]:
     """The folders of the donor's sentence-transformers modules."""
     folder = donor.checkpoint.path
-    return sentence.module_folders(folder) if folder is not None and folder.is_dir() else []
+    return (
+        sentence_transformers.module_folders(folder)
+        if folder is not None and folder.is_dir()
+        else []
+    )
 
 
 def check_modules(
@@ -56,20 +60,24 @@ def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]
     home = donor.checkpoint.path
     if home is None or not home.is_dir():
         return
-    for file in sentence.other_files(home):
+    for file in sentence_transformers.other_files(home):
         yield f"{file}: is neither a setting nor weights in a known format; the output lacks it"
     for source in sources:
         folder = source.checkpoint.path
-        if source is donor or folder is None or not (folder / sentence.MODULES).is_file():
+        if (
+            source is donor
+            or folder is None
+            or not (folder / sentence_transformers.MODULES).is_file()
+        ):
             continue
-        if not (home / sentence.MODULES).is_file():
+        if not (home / sentence_transformers.MODULES).is_file():
             yield (
                 f"{source.reference}: is a sentence-transformers model, and {donor.reference} is none: "
                 f"the output has none of its modules; base_model: {source.reference} copies them"
             )
             continue
         own, wanted = (
-            {file.relative_to(each): file for file in sentence.small_files(each)}
+            {file.relative_to(each): file for file in sentence_transformers.small_files(each)}
             for each in (folder, home)
         )
         different = [

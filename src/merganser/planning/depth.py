@@ -39,7 +39,7 @@ from merganser.planning.layer_keys import (
     check_values,
 )
 from merganser.planning.layer_kinds import check_kinds
-from merganser.planning.plans import Source
+from merganser.planning.plan_data import Source
 
 Layers = Sequence[Sequence[tuple[int, int]]]
 Section = dict[str, Any]

@@ -8,10 +8,10 @@ import numpy as np
 
 from merganser.architecture import Place, lends_embedding, stated_tie
 from merganser.checkpoints import Checkpoint, Stamp
-from merganser.checkpoints.derived import look
-from merganser.checkpoints.planned import NotMergedYet
+from merganser.checkpoints.computed.derived import look
+from merganser.checkpoints.computed.planned import NotMergedYet
 from merganser.modules import DECODER, DEFAULT, SHARED, TEXT
-from merganser.planning.plans import Source
+from merganser.planning.plan_data import Source
 from merganser.roles import TOKEN_EMBEDDINGS
 
 BLOCK = 2**22

@@ -10,8 +10,8 @@ from merganser.errors import InputError
 from merganser.methods import Combination, Method, Parameter, SparseDeltas
 from merganser.methods.checks import check_coefficients, check_sparse_deltas, fault
 from merganser.planning.groups import Entry, Group, Path
-from merganser.planning.numbers import Oddities
-from merganser.planning.plans import Arithmetic, Read, Source, TensorJob
+from merganser.planning.parameter_checks import Oddities
+from merganser.planning.plan_data import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
 from merganser.tensors import BY_NAME, FLOAT32, FLOAT64, DType, TensorSpec
 

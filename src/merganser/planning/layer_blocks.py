@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from merganser.checkpoints.derived import Derived, DerivedCheckpoint
-from merganser.checkpoints.layer_blocks import Blocks, JoinedBlocks
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
+from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks
 from merganser.errors import RecipeError
 from merganser.modules import DEFAULT
 from merganser.planning.groups import Path
-from merganser.planning.plans import Source
+from merganser.planning.plan_data import Source
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import OutputSlice
 

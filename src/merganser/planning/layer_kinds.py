@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from merganser.errors import InputError
 from merganser.modules import Module
-from merganser.planning.plans import Source
+from merganser.planning.plan_data import Source
 
 Tensors = frozenset[tuple[str, tuple[int, ...]]]
 

@@ -20,7 +20,7 @@ from merganser.planning.groups import (
     summary,
 )
 from merganser.planning.heads import embedding_as_head
-from merganser.planning.plans import Names, Source
+from merganser.planning.plan_data import Names, Source
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from merganser.planning.plans import Shard, TensorJob
+from merganser.planning.plan_data import Shard, TensorJob
 
 ALIGNMENT = 4096
 """Shard headers are padded so that the data begins on such a boundary, for direct I/O."""

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import VOCABULARY_KEYS, vocabulary_size
-from merganser.checkpoints import model_code, read_json, sentence
+from merganser.checkpoints import model_code, read_json, sentence_transformers
 from merganser.modules import sections
 from merganser.planning import Plan, restacked
 from merganser.planning.companions import PROCESSORS
 from merganser.release import files
-from merganser.tokenizer import map_token_ids
+from merganser.tokenizer.vocabulary import map_token_ids
 
 OTHER_FILES = ("generation_config.json", *PROCESSORS)
 
@@ -72,7 +72,7 @@ def copied(plan: Plan) -> list[Path]:
         return []
     others = [model / name for name in OTHER_FILES if (model / name).is_file()]
     code = model_code.find(model, "config.json", *OTHER_FILES).files
-    return [*others, *code, *sentence.small_files(model)]
+    return [*others, *code, *sentence_transformers.small_files(model)]
 
 
 def write_companions(plan: Plan, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from merganser.checkpoints.small_files import refuse_foreign_link
+from merganser.checkpoints.sidecar_files import refuse_foreign_link
 from merganser.planning import Plan
 from merganser.release import config, tokenizer
 

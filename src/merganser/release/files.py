@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.small_files import refuse_foreign_link
+from merganser.checkpoints.sidecar_files import refuse_foreign_link
 from merganser.errors import InputError, ResourceError
 
 

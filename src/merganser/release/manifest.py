@@ -18,7 +18,7 @@ from merganser.methods import Combination, Method
 from merganser.planning import Plan, Source
 from merganser.release import files
 from merganser.release.contents import SCHEME, digest_of_parts, hashes, state
-from merganser.release.naming import names
+from merganser.release.public_names import names
 
 if TYPE_CHECKING:
     from merganser.engine import Outcome

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merganser import chat_templates
 from merganser.checkpoints import model_code, read_json
 from merganser.planning import Plan
 from merganser.planning.alignment import vocabulary_tensors
 from merganser.release import files
-from merganser.tokenizer import (
+from merganser.tokenizer import chat_templates
+from merganser.tokenizer.vocabulary import (
     CONTENTS,
     SETTINGS,
     OutputTokenizer,

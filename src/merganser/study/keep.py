@@ -10,8 +10,8 @@ from merganser import extras, recipe
 from merganser.errors import RecipeError
 from merganser.evaluation.statistics import Direction
 from merganser.recipe import Document
-from merganser.study import front
-from merganser.study.results import Entry
+from merganser.results import front
+from merganser.results.scores import Entry
 
 Rule = Callable[[Sequence[Entry]], dict[str, str]]
 """Names of the points that are kept, with the reason."""

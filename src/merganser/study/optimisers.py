@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from merganser import extras
-from merganser.study.space import Axis, Method, Position
+from merganser.study.search_space import Axis, Method, Position
 
 POPULATION = 8
 """Candidates of a generation, where the method has no number of its own."""

@@ -10,24 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merganser import __version__
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
-from merganser.merging import sort_options
+from merganser.merging.folders import sort_options
 from merganser.planning import Config, Plan, plan
+from merganser.publishing import study_cards
+from merganser.recipe.sweep_file import Point
 from merganser.release import contents
-from merganser.study import cards, evaluating, exploration, front, results
-from merganser.study.evaluating import Model
-from merganser.study.exploration import Candidate, Standing, Trial
+from merganser.results import front, scores
+from merganser.results.scores import HELD_OUT, Entry, Results, Score
+from merganser.study import evaluate, search_loop
+from merganser.study.evaluate import Model
 from merganser.study.held_out import split
 from merganser.study.history import INPUTS
-from merganser.study.language import Point
-from merganser.study.live import LiveModel
+from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
-from merganser.study.results import HELD_OUT, Entry, Results, Score
-from merganser.study.space import Search, load_search
+from merganser.study.search_loop import Candidate, Standing, Trial
+from merganser.study.search_space import Search, load_search
 from merganser.study.sweep import MOST_TOGETHER, SweepResult, check_ready, merge_points, plan_all
+from merganser.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def search(
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
         on_warning: takes warnings: of ends of ranges that cannot be merged, before the first candidate,
             and of kept completions of base and experts that must be generated again.
-        options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`.
+        options: of :class:`merganser.merging.folders.Writing` and of :func:`merganser.plan`.
 
     Raises:
         MerganserError: of the kind that fits; what was scored is kept.
@@ -94,8 +96,8 @@ def search(
     wanted = load_search(config, planning.get("strictness", "normal"))
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
-    block, tasks = evaluating.load_block(document, folder)
-    evaluating.check_installed(block)
+    block, tasks = evaluate.load_block(document, folder)
+    evaluate.check_installed(block)
     if "keep" in block.model_fields_set:
         raise document.error(
             "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
@@ -115,15 +117,15 @@ def search(
     with ExitStack() as stack:
         samples = [
             Model(Entry(point.name, "point"), stack.enter_context(closing(decided)), point)
-            for point, decided in exploration.plan_samples(wanted, **planning)
+            for point, decided in search_loop.plan_samples(wanted, **planning)
         ]
-        others = evaluating.base_and_experts(block, samples, folder, document, planning)
+        others = evaluate.base_and_experts(block, samples, folder, document, planning)
         inputs = {
             name: state
             for sample in samples
             for name, state in contents.of_models(sample.plan).items()
         }
-    for problem in exploration.invalid_ends(wanted, **planning):
+    for problem in search_loop.invalid_ends(wanted, **planning):
         on_warning(problem)
     live = LiveModel(
         device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
@@ -136,12 +138,12 @@ def search(
     with closing(_Stage(live, seen, home, planning, threads, check)) as stage, ExitStack() as plans:
         for other in others:
             plans.enter_context(closing(other.plan))
-        trials = exploration.explore(
+        trials = search_loop.explore(
             wanted,
             partial(stage.score, listener=on_progress, budget=wanted.budget),
             home,
             settings={
-                "merganser": __version__,
+                "merganser": VERSION,
                 "tasks": evaluations.describe(seen),
                 INPUTS: inputs,
             },
@@ -153,10 +155,10 @@ def search(
         points = {t.candidate.name: t.candidate.point for t in tried}
         kept = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
-        for line in evaluating.to_redo(others, seen, live, home):
+        for line in evaluate.to_redo(others, seen, live, home):
             on_warning(line)
         beside = [
-            evaluating.score(each, seen, live, home, on_progress, turn)
+            evaluate.score(each, seen, live, home, on_progress, turn)
             for each, turn in _turns(others)
         ]
         found = _results(wanted, seen, live, [*beside, *stage.entries(tried)], chosen, home)
@@ -164,7 +166,7 @@ def search(
         if unseen and kept:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
             again = [
-                evaluating.score(each, unseen, live, last.home, on_progress, turn)
+                evaluate.score(each, unseen, live, last.home, on_progress, turn)
                 for each, turn in _turns(others, more=len(kept))
             ]
             again += [
@@ -179,7 +181,7 @@ def search(
         found = _with_folders(found, "", home)
         held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
         if writing.get("write_card", True):
-            cards.rewrite_all(home, found)
+            study_cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
 
 
@@ -240,7 +242,7 @@ class _Stage:
         self.threads = threads
         self.models: dict[str, Model] = {}
         self.scored: dict[str, Entry] = {}
-        evaluating.make(home / evaluating.SAMPLES)
+        evaluate.make(home / evaluate.SAMPLES)
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
         """Plan a generation, so that candidates that cannot be are told before any is run."""
@@ -296,7 +298,7 @@ class _Stage:
         self.models[point.name] = Model(entry, plan(point.recipe, **self.options), point)
 
     def _score(self, on_progress: Listener, turn: Turn) -> Entry:
-        entry = evaluating.score(
+        entry = evaluate.score(
             self.models[turn.model], self.tasks, self.live, self.home, on_progress, turn
         )
         self.scored[turn.model] = entry
@@ -306,7 +308,7 @@ class _Stage:
         """Entries with the weights of those that were planned and not blended."""
         own = [entry for entry in entries if entry.name in self.models]
         models = [self.models[entry.name] for entry in own]
-        found = {e.name: e for e in evaluating.measured(own, models, self.threads)}
+        found = {e.name: e for e in evaluate.measured(own, models, self.threads)}
         return [found.get(entry.name, entry) for entry in entries]
 
 
@@ -325,7 +327,7 @@ def choose(wanted: Search, trials: Sequence[Trial]) -> dict[str, str]:
     Of one objective the best are; of several the front, or of it those without which most of its
     hypervolume would be lost.
     """
-    good = exploration.ranked(wanted, trials)
+    good = search_loop.ranked(wanted, trials)
     if len(wanted.objectives) == 1:
         [(score, direction)] = wanted.objectives.items()
         rule = f"the {'highest' if direction == 'max' else 'lowest'} {score}"
@@ -352,27 +354,27 @@ def _results(
     folder: Path,
 ) -> Results:
     document: Any = wanted.pattern.document
-    samples = [f"{evaluating.SAMPLES}/{entry.name}.jsonl" for entry in entries]
+    samples = [f"{evaluate.SAMPLES}/{entry.name}.jsonl" for entry in entries]
     found = Results(
         name=Path(document.file).stem if document.file else "search",
         recipe=document.text or "",
         directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
         settings={
-            "search": exploration.describe(wanted)["search"] | {"budget": wanted.budget},
-            **evaluating.describe(tasks, live),
+            "search": search_loop.describe(wanted)["search"] | {"budget": wanted.budget},
+            **evaluate.describe(tasks, live),
         },
         entries=tuple(
             replace(entry, samples=file if (folder / file).is_file() else None)
             for entry, file in zip(entries, samples, strict=True)
         ),
         chosen=chosen,
-        places=results.places(folder, wanted.pattern.folder),
+        places=scores.places(folder, wanted.pattern.folder),
     )
-    results.write(found, folder)
+    scores.write(found, folder)
     return found
 
 
-def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, results.Direction]:
+def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, scores.Direction]:
     """What the search says of scores that these tasks have."""
     there = evaluations.score_names(tasks)
     return {name: better for name, better in wanted.objectives.items() if name in there}
@@ -384,5 +386,5 @@ def _with_folders(found: Results, prefix: str, folder: Path) -> Results:
         for entry in found.entries
     )
     found = replace(found, entries=entries)
-    results.write(found, folder)
+    scores.write(found, folder)
     return found

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from merganser import notebook
-from merganser.chain import up_to_date
 from merganser.errors import MerganserError, OutputExistsError, RecipeError
-from merganser.merge_result import MergeResult
-from merganser.merging import Writing, check_output, sort_options, write_folders
-from merganser.output import check_space, clear_finished
+from merganser.merging.folders import Writing, check_output, sort_options, write_folders
+from merganser.merging.multistage import up_to_date
+from merganser.merging.output_folder import check_space, clear_finished
+from merganser.merging.result import MergeResult
 from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
+from merganser.recipe.sweep_file import Point, has_block, load_points, select
 from merganser.release import manifest
 from merganser.sinks import WINDOW
-from merganser.study.language import Point, has_block, load_points, select
 
 MOST_TOGETHER = 32
 """Points of one pass where no memory is given: each takes some buffers and an open file."""
@@ -157,7 +157,7 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        options: of :class:`merganser.merging.Writing` and of :func:`merganser.plan`; ``force``
+        options: of :class:`merganser.merging.folders.Writing` and of :func:`merganser.plan`; ``force``
             replaces folders that hold something else.
 
     Raises:
@@ -182,7 +182,7 @@ def merge_points(
     Args:
         planned: what :func:`plan_all` gave.
         out: the folder of all points.
-        writing: how; see :class:`merganser.merging.Writing`.
+        writing: how; see :class:`merganser.merging.folders.Writing`.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.

@@ -1,0 +1,222 @@
+"""Talking with models: folders, Hub ids, training runs, recipes and points of sweeps, none of them written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+
+from merganser.errors import RecipeError
+from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
+from merganser.planning.model_argument import find
+from merganser.study.live_model import LiveModel
+
+
+@dataclass
+class Voice:
+    """A model that can be talked with.
+
+    Attributes:
+        name: for people.
+        live: the model.
+        raw: whether it is given plain text, without its chat template.
+    """
+
+    name: str
+    live: LiveModel
+    raw: bool = False
+
+    @property
+    def chats(self) -> bool:
+        """Whether messages are put into its chat template."""
+        return not self.raw and bool(getattr(self.live.tokenizer, "chat_template", None))
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Messages as the model is given them: as they are, or one after the other as plain text."""
+        if self.chats:
+            return messages
+        return "\n\n".join(message["content"] for message in messages)
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> Generator[str, None, Completion]:
+        """The model's answer as it comes."""
+        return self.live.backend.stream(self.prompt(messages), sampling)
+
+
+@dataclass
+class Conversation:
+    """Messages with one model, to which each answer is added, as far as it came."""
+
+    voice: Voice
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+
+    def answer(self, text: str, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Say something; the answer comes in parts, and is returned at the end."""
+        self.messages.append({"role": "user", "content": text})
+        parts: list[str] = []
+        try:
+            with closing(self.voice.stream(tuple(self.messages), sampling)) as answer:
+                while True:
+                    try:
+                        part = next(answer)
+                    except StopIteration as end:
+                        completion: Completion = end.value
+                        return completion
+                    parts.append(part)
+                    yield part
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(parts)})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one model said.
+
+    Attributes:
+        model: as it was asked for.
+        name: short.
+        text: without special tokens.
+        tokens: how many it took.
+        finish: why it ended: ``stop`` or ``length``.
+    """
+
+    model: str
+    name: str
+    text: str
+    tokens: int
+    finish: str
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    max_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    live: LiveModel | None = None,
+) -> Answer:
+    """Let a model answer a prompt, without writing it.
+
+    Args:
+        model: a reference as recipes have it, a recipe, or a point of a sweep (``SWEEP.yml#w=0.7``).
+        prompt: what it is asked.
+        system: a system prompt.
+        raw: give it the text as it is, without a chat template.
+        max_tokens: length at which the answer is cut off.
+        temperature: 0 takes the most likely token always.
+        top_p: draw from the fewest tokens of that share of the probability.
+        seed: of all that is drawn.
+        live: the live model that becomes this one, so that several calls share its memory, device and
+            dtype; a new one if None.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    [answer] = ask([model], prompt, sampling, system=system, raw=raw, live=live)
+    return answer
+
+
+def ask(
+    references: Sequence[str],
+    text: str,
+    sampling: Sampling,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    live: LiveModel | None = None,
+    on_text: Callable[[int, str], None] = lambda index, part: None,
+    on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
+) -> list[Answer]:
+    """Let models answer, one after the other, in one live model.
+
+    Args:
+        references: the models; see :func:`find`.
+        text: what they are asked.
+        sampling: how they answer.
+        system: a system prompt.
+        raw: give them the text as it is, without a chat template.
+        live: the live model; a new one if None.
+        on_text: gets each part of an answer as it comes, after the model's place in ``references``.
+        on_answer: gets each answer once it is complete, after the same place.
+
+    Raises:
+        MerganserError: of the kind that fits; all models are looked for before the first is asked.
+    """
+    stage = live or LiveModel()
+    answers = []
+    with ExitStack() as stack:
+        found = [find(reference) for reference in references]
+        for _, decided in found:
+            stack.callback(decided.close)
+        for index, (reference, (name, decided)) in enumerate(zip(references, found, strict=True)):
+            stage.become(decided, report=False)
+            voice = Voice(name, stage, raw)
+            messages = Conversation(voice, system).messages
+            if system and not voice.chats:
+                raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+            asked = voice.prompt([*messages, {"role": "user", "content": text}])
+            answer = stage.backend.stream(asked, sampling)
+            said = _heard(answer, partial(on_text, index))
+            answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
+            on_answer(index, answers[-1])
+    return answers
+
+
+def _heard(answer: Generator[str, None, Completion], tell: Callable[[str], None]) -> Completion:
+    """An answer as a whole, each part told as it comes."""
+    while True:
+        try:
+            tell(next(answer))
+        except StopIteration as end:
+            said: Completion = end.value
+            return said
+        except BaseException:
+            answer.close()
+            raise
+
+
+def conversations(
+    references: Sequence[str],
+    make: Callable[[], LiveModel] = LiveModel,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+) -> list[Conversation]:
+    """A conversation with each of some models, which all stay in memory.
+
+    Args:
+        references: the models; see :func:`find`.
+        make: makes a live model.
+        system, raw: as in :func:`ask`.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    talks = []
+    for reference in references:
+        name, decided = find(reference)
+        live = make()
+        try:
+            live.become(decided, report=False)
+        finally:
+            decided.close()
+        voice = Voice(name, live, raw)
+        if system and not voice.chats:
+            raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+        talks.append(Conversation(voice, system))
+    return talks

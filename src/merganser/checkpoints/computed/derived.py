@@ -1,0 +1,169 @@
+"""Checkpoints made of other checkpoints: tensors that are computed when they are read.
+
+A wrapper (dequantising, adapting, naming experts otherwise) takes a checkpoint and returns one. It
+decides from headers which tensors there are; a range of a tensor is computed from ranges of what
+it is made of, so that memory stays small, and nobody who reads notices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merganser.checkpoints.protocol import Checkpoint, Stamp
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+SCRATCH = 4
+"""How many times its own size a range may take while it is computed, kept factors included: what all
+wrappers are held to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A tensor that is computed.
+
+    Attributes:
+        spec: what reading it gives.
+        fill: fills a uint8 array [count * size] with the bytes of ``count`` elements from an
+            element on. Any thread may call it, and a number's bits do not depend on where the
+            range begins and ends.
+    """
+
+    spec: TensorSpec
+    fill: Callable[[int, Array], None]
+
+
+class DerivedCheckpoint:
+    """See :class:`merganser.checkpoints.Checkpoint`.
+
+    Args:
+        inner: what it is made of, and whose name and folder it has.
+        tensors: all of its tensors in order: computed, or the name of one of ``inner``.
+        config: its ``config.json``.
+        told: all else that the tensors depend on, for the digest of headers.
+        others: checkpoints beside ``inner`` that are read from; they are closed with it.
+        format: what it is stored as, in words.
+        notes: what the user should know, beside the notes of ``inner``.
+    """
+
+    def __init__(
+        self,
+        inner: Checkpoint,
+        tensors: Mapping[str, Derived | str],
+        config: Mapping[str, Any],
+        told: str,
+        *,
+        format: str,
+        others: Sequence[Checkpoint] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.label = inner.label
+        self.home: Path | None = inner.home
+        self.path: Path | None = inner.path
+        self.format = format
+        self.notes: tuple[str, ...] = (*inner.notes, *notes)
+        self.config = config
+        self.files: Mapping[str, int] = dict(inner.files) | {
+            name: size for other in others for name, size in other.files.items()
+        }
+        self.specs: Mapping[str, TensorSpec] = {
+            name: inner.specs[tensor] if isinstance(tensor, str) else tensor.spec
+            for name, tensor in tensors.items()
+        }
+        specs = [(name, str(spec), str(spec.narrow)) for name, spec in self.specs.items()]
+        digests = [checkpoint.header_digest for checkpoint in (inner, *others)]
+        facts = repr((digests, told, specs)).encode()
+        self.header_digest = hashlib.sha256(facts).hexdigest()
+        self.stamps: Mapping[Path, Stamp] = {
+            file: stamp
+            for checkpoint in (inner, *others)
+            for file, stamp in checkpoint.stamps.items()
+        }
+        self._inner = inner
+        self._others = tuple(others)
+        self._tensors = tensors
+
+    def read(self, name: str, start: int, into: memoryview) -> None:
+        """See :meth:`merganser.checkpoints.Checkpoint.read`."""
+        tensor = self._tensors[name]
+        if isinstance(tensor, str):
+            self._inner.read(tensor, start, into)
+            return
+        size, stop = tensor.spec.dtype.itemsize, start + len(into)
+        first, last = start // size, -(-stop // size)
+        if first == last:
+            return
+        if start % size == 0 and stop % size == 0:
+            tensor.fill(first, np.frombuffer(into, np.uint8))
+            return
+        whole = np.empty((last - first) * size, np.uint8)  # the range cuts elements
+        tensor.fill(first, whole)
+        into[:] = whole[start - first * size :][: len(into)].data
+
+    def view(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :meth:`merganser.checkpoints.Checkpoint.view`. What is computed lies nowhere."""
+        tensor = self._tensors[name]
+        return self._inner.view(tensor, start, length) if isinstance(tensor, str) else None
+
+    def scratch(self, name: str) -> int:
+        """Bytes an element that reading a tensor takes for the time being, beside what is read."""
+        tensor = self._tensors[name]
+        inner = self._inner
+        if isinstance(tensor, str):
+            return inner.scratch(tensor) if isinstance(inner, DerivedCheckpoint) else 0
+        levels = 1
+        while isinstance(inner, DerivedCheckpoint):  # one range computed from another
+            levels, inner = levels + 1, inner._inner
+        return levels * SCRATCH * tensor.spec.dtype.itemsize
+
+    def close(self) -> None:
+        """Close what it is made of."""
+        for checkpoint in (self._inner, *self._others):
+            checkpoint.close()
+
+
+def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
+    """A tensor's stored bytes from byte ``start`` on, as many as the buffer has: where they lie in
+    memory, or else in the buffer, uint8. They are for looking at only."""
+    seen = checkpoint.view(name, start, len(buffer)) if len(buffer) else None
+    if seen is not None:
+        return np.frombuffer(seen, np.uint8)
+    if len(buffer):
+        checkpoint.read(name, start, buffer.data)
+    return buffer
+
+
+def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
+    """Elements ``start`` to ``start + count`` of a tensor as they are stored: uint8 [count * size]."""
+    size = checkpoint.specs[name].dtype.itemsize
+    stored = np.empty(count * size, np.uint8)
+    if count:
+        checkpoint.read(name, start * size, stored.data)
+    return stored
+
+
+def read_numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
+    """A range of a tensor's elements as numbers: float32 [count], float64 if it is stored so.
+
+    Raises:
+        InputError: when it holds no numbers that are stored in 16 bits or more.
+    """
+    dtype = checkpoint.specs[name].dtype
+    stored = read_stored(checkpoint, name, start, count)
+    if dtype.name == "bfloat16":
+        wide = stored.view(np.uint16).astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    if dtype.name == "float16":
+        return stored.view(np.float16).astype(np.float32)
+    if dtype.name in ("float32", "float64"):
+        return stored.view(dtype.name)
+    raise InputError(f"{checkpoint.label}: tensor {name!r} is {dtype}, which holds no weights")

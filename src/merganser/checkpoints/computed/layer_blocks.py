@@ -1,0 +1,129 @@
+"""Tensors outside the layers that have a block for each layer along one axis, cut and joined anew.
+
+Gemma 3n embeds tokens once more for every layer, in one matrix [vocabulary, layers * size].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from merganser.checkpoints.computed.derived import Array, read_numbers, read_stored
+from merganser.checkpoints.protocol import Checkpoint
+from merganser.errors import InputError
+from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A stored tensor with a block for each of ``depth`` layers along an axis."""
+
+    checkpoint: Checkpoint
+    name: str
+    axis: int
+    depth: int
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its dtype and shape."""
+        return self.checkpoint.specs[self.name]
+
+    def shape(self, layers: int) -> tuple[int, ...]:
+        """The shape that it would have with another number of layers."""
+        shape = list(self.spec.shape)
+        shape[self.axis] = shape[self.axis] // self.depth * layers
+        return tuple(shape)
+
+
+class JoinedBlocks:
+    """A tensor of blocks taken from stored tensors of one dtype, or else in float32 (float64 if
+    one has that).
+
+    Args:
+        donors: the stored tensors; the first one's name and dtype are those of the result.
+        layers: for each block of the result, which donor it comes from, and which layer's it is.
+
+    Raises:
+        InputError: when blocks of different donors have different shapes.
+    """
+
+    def __init__(self, donors: Sequence[Blocks], layers: Sequence[tuple[int, int]]) -> None:
+        own = donors[0]
+        for donor in donors:
+            if donor.axis != own.axis or donor.shape(1) != own.shape(1):
+                raise InputError(
+                    f"{donor.checkpoint.label}: {donor.name!r} has blocks of {list(donor.shape(1))} for "
+                    f"its layers, those of {own.checkpoint.label} are {list(own.shape(1))}; "
+                    "they cannot be joined"
+                )
+        dtypes = {donors[donor].spec.dtype for donor, _ in layers} or {own.spec.dtype}
+        self._wide = len(dtypes) > 1
+        dtype = FLOAT64 if FLOAT64 in dtypes else FLOAT32
+        shape = own.shape(len(layers))
+        if self._wide:
+            self.spec = TensorSpec(dtype, shape, own.spec.natural)
+            self._numbers = np.dtype(dtype.name)
+        else:
+            self.spec = TensorSpec(next(iter(dtypes)), shape, own.spec.narrow)
+            self._numbers = np.dtype(f"u{self.spec.dtype.itemsize}")
+        self._donors = donors
+        self._layers = layers
+        self._block = math.prod(own.shape(1)[own.axis :])
+        self._runs = [
+            [(i, donor, layer) for i, (donor, layer) in run]
+            for _, run in groupby(enumerate(layers), lambda e: (e[1][0], e[1][1] - e[0]))
+        ]
+
+    def digest(self) -> str:
+        """All that decides where its blocks come from."""
+        donors = [(donor.checkpoint.header_digest, donor.name) for donor in self._donors]
+        return repr((donors, list(self._layers)))
+
+    def fill(self, first: int, out: Array) -> None:
+        """The bytes of the elements from ``first`` on; see :class:`derived.Derived`."""
+        numbers = out.view(self._numbers)
+        width = self._block * len(self._layers)
+        while len(numbers):
+            row, start = divmod(first, width)
+            rows = len(numbers) // width if start == 0 else 0
+            count = rows * width or min(width - start, len(numbers))
+            if rows:
+                self._fill_rows(row, numbers[:count].reshape(rows, len(self._layers), -1))
+            else:
+                self._fill_part(row, start, numbers[:count])
+            numbers = numbers[count:]
+            first += count
+
+    def _fill_rows(self, row: int, out: Array) -> None:
+        """Rows [rows, layers, block] of all blocks along the axis."""
+        for index, donor in enumerate(self._donors):
+            mine = [(i, layer) for i, (d, layer) in enumerate(self._layers) if d == index]
+            if not mine:
+                continue
+            output, layers = (list(numbers) for numbers in zip(*mine, strict=True))
+            step = max(1, out.size // (donor.depth * self._block))
+            for begin in range(0, len(out), step):
+                part = out[begin : begin + step]
+                start = (row + begin) * donor.depth * self._block
+                stored = self._read(donor, start, len(part) * donor.depth * self._block)
+                part[:, output] = stored.reshape(len(part), donor.depth, self._block)[:, layers]
+
+    def _fill_part(self, row: int, start: int, out: Array) -> None:
+        """Elements of one row, from ``start`` on."""
+        for run in self._runs:
+            i, index, layer = run[0]
+            low = max(start, i * self._block)
+            high = min(start + len(out), (i + len(run)) * self._block)
+            if low < high:
+                donor = self._donors[index]
+                there = (row * donor.depth + layer - i) * self._block + low
+                out[low - start : high - start] = self._read(donor, there, high - low)
+
+    def _read(self, donor: Blocks, start: int, count: int) -> Array:
+        if self._wide:
+            return read_numbers(donor.checkpoint, donor.name, start, count)
+        return read_stored(donor.checkpoint, donor.name, start, count).view(self._numbers)

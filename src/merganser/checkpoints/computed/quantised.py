@@ -1,0 +1,387 @@
+"""Quantised weights as the numbers they stand for: fp8 with scales, and mxfp4.
+
+fp8: a tensor of ``float8_e4m3fn`` or ``float8_e5m2``, and beside it a scale for the whole, for each
+row, or for each block, called ``NAME_scale_inv`` (DeepSeek, Qwen, transformers) or ``NAME_scale``
+(compressed-tensors, fbgemm, ModelOpt). Both names mean the same: number = stored value * scale.
+
+mxfp4 (gpt-oss): ``NAME_blocks`` uint8 [experts, rows, groups, 16], two 4-bit numbers (e2m1, the low
+half first) a byte, and ``NAME_scales`` uint8 [experts, rows, groups], a power of two for every 32
+numbers. As transformers has it, the tensor is their transpose, [experts, 32 * groups, rows].
+
+Reading gives float32, rounded once where a scale's product has to be. Formats whose numbers cannot
+be had so (GPTQ, AWQ, bitsandbytes, integers) are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from merganser.checkpoints.computed.derived import (
+    Array,
+    Derived,
+    DerivedCheckpoint,
+    read_numbers,
+    read_stored,
+)
+from merganser.checkpoints.protocol import Checkpoint
+from merganser.errors import InputError
+from merganser.modules import sections
+from merganser.tensors import BY_NAME, FLOAT32, TensorSpec
+
+_BFLOAT16 = BY_NAME["bfloat16"]
+
+CONFIG_KEYS = ("quantization_config", "compression_config")
+"""Where ``config.json`` says how weights are quantised."""
+
+METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4")
+"""Values of ``quant_method`` that are known here, as far as their weights are fp8 or mxfp4."""
+
+BLOCK = (128, 128)
+"""Rows and columns that share a scale, where the config does not say."""
+
+KEPT_MATRICES = 4
+"""Experts' mxfp4 matrices that are kept as they are stored, while tiles of them are read."""
+
+_FOREIGN = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_packed|weight_zero_point|SCB|W_q|qscales|codebooks|bitmask)$"
+    r"|\.(absmax|quant_map|quant_state\.\w+)$"
+)
+"""Names of tensors that only refused formats have."""
+
+_ACTIVATION_SCALE = re.compile(
+    r"[._](input_scale(_ub|_inv)?|(input_)?activation_scale(_inv)?|input_global_scale|output_scale)$"
+    r"|\.[qkv]_scale$"
+)
+"""Names of scales for activations and caches, of which a merge has no use."""
+
+_WEIGHT_SCALE = re.compile(r"(_scale_inv|\bweight_scale|_proj_scales)$")
+
+_POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
+"""What a byte means as an exponent (e8m0)."""
+
+_NIBBLES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def _eights(name: str) -> Array:
+    """The numbers that the 256 bytes of an fp8 type stand for: float32 [256]."""
+    codes = np.arange(256, dtype=np.uint16)
+    if name == "float8_e5m2":  # the upper half of a float16
+        return np.array((codes << 8).view(np.float16), np.float32)
+    exponent, mantissa = (codes >> 3 & 15).astype(np.int32), (codes & 7).astype(np.float32)
+    size = np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
+    size[codes & 127 == 127] = np.nan
+    return np.array(np.where(codes < 128, size, -size), np.float32)
+
+
+_EIGHTS = {name: _eights(name) for name in ("float8_e4m3fn", "float8_e5m2")}
+
+
+def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose quantised tensors are numbers; the checkpoint itself if it has none.
+
+    Raises:
+        InputError: when it is quantised in a way that is not known here, or a scale is missing,
+            does not fit, or belongs to no tensor.
+    """
+    stated = _stated(checkpoint)
+    _refuse_unknown(checkpoint, stated)
+    specs, blocks = checkpoint.specs, list(_block_sizes(stated))
+    eights = {name: _scale_of(name, specs) for name, s in specs.items() if s.dtype.name in _EIGHTS}
+    fours = {
+        name.removesuffix("_blocks"): name.removesuffix("_blocks") + "_scales"
+        for name, spec in specs.items()
+        if name.endswith("_blocks") and spec.dtype.name == "uint8"
+    }
+    if not eights and not fours and not stated:
+        return checkpoint
+    scales = {*eights.values(), *fours.values()}
+    tensors: dict[str, Derived | str] = {}
+    left_out = 0
+    for name in specs:
+        whole = name.removesuffix("_blocks")
+        if name in eights:
+            if eights[name] is None and (stated or scales != {None}):
+                raise InputError(
+                    f"{checkpoint.label}: tensor {name!r} is {specs[name]}, and its scale "
+                    f"({name}_scale_inv or {name}_scale) is missing"
+                )
+            tensors[name] = _from_eights(checkpoint, name, eights[name], blocks)
+        elif whole in fours and whole != name:
+            tensors[whole] = _from_fours(checkpoint, whole)
+        elif _ACTIVATION_SCALE.search(name):
+            left_out += 1
+        elif name not in scales:
+            if _WEIGHT_SCALE.search(name):
+                raise InputError(
+                    f"{checkpoint.label}: {name!r} is the scale of no quantised tensor"
+                )
+            tensors[name] = name
+    kinds = sorted({specs[name].dtype.name for name in eights} | ({"mxfp4"} if fours else set()))
+    notes = []
+    if kinds:
+        notes.append(f"{checkpoint.label}: its {' and '.join(kinds)} weights are dequantised")
+    if left_out:
+        notes.append(f"{checkpoint.label}: {left_out} scales of activations are left out")
+    return DerivedCheckpoint(
+        checkpoint,
+        tensors,
+        _without_quantisation(checkpoint.config),
+        f"dequantised by blocks of {blocks}",
+        format=f"{checkpoint.format} ({', '.join(kinds) or 'nothing quantised'})",
+        notes=notes,
+    )
+
+
+def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
+    """The scale that lies beside a tensor."""
+    return next((n for n in (f"{name}_scale_inv", f"{name}_scale") if n in specs), None)
+
+
+# -- what the config says --------------------------------------------------------------------------
+
+
+def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config's words on quantisation; empty if there are none."""
+    for part in sections(checkpoint.config):
+        for key in CONFIG_KEYS:
+            if isinstance(part.get(key), dict) and part[key]:
+                return dict(part[key])
+    return {}
+
+
+def _without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {id(part) for part in sections(config)}
+    return {
+        key: _without_quantisation(value) if id(value) in inner else value
+        for key, value in config.items()
+        if key not in CONFIG_KEYS
+    }
+
+
+def _refuse_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
+    method = str(stated.get("quant_method") or ("fp8" if not stated else "an unnamed method"))
+    advice = "merge the model that it was made from, or dequantise it first and save that"
+    foreign = next((name for name in checkpoint.specs if _FOREIGN.search(name)), None)
+    how = None
+    if method not in METHODS:
+        how = method
+    elif str(stated.get("quant_algo", "FP8")).upper().split("_")[0] != "FP8":
+        how = f"{method} {stated['quant_algo']}"
+    else:
+        for weights in _weight_schemes(stated):
+            if weights.get("type") != "float" or weights.get("num_bits") != 8:
+                how = f"{method} ({weights.get('num_bits')}-bit {weights.get('type')})"
+        sparsity = stated.get("sparsity_config")
+        if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
+            how = f"{method} ({sparsity['format']})"
+    if how is None and foreign is not None:
+        how = f"integers or codes (tensor {foreign!r})"
+    if how is not None:
+        raise InputError(
+            f"{checkpoint.label}: its weights are quantised by {how}, which cannot be merged; {advice}"
+        )
+
+
+def _weight_schemes(stated: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """How compressed-tensors says its groups of weights are stored."""
+    groups = stated.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict):
+            yield weights
+
+
+def _block_sizes(stated: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Sizes of the blocks that may share a scale."""
+    found = [stated.get("weight_block_size")]
+    for weights in _weight_schemes(stated):
+        found += [weights.get("block_structure"), [1, weights.get("group_size")]]
+    sizes = [
+        (block[0], block[1])
+        for block in found
+        if isinstance(block, list | tuple)
+        and len(block) == 2
+        and all(isinstance(n, int) and n > 0 for n in block)
+    ]
+    yield from dict.fromkeys(sizes or [BLOCK])
+    yield 1, 32  # microscaling, whose scales are powers of two
+
+
+# -- fp8 -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Which scale belongs to which element of a matrix [rows, columns], or a stack of them.
+
+    Attributes:
+        rows, columns: of one matrix.
+        height, width: of the block that shares a scale.
+        down, across: number of scales by rows and by columns of a matrix.
+    """
+
+    rows: int
+    columns: int
+    height: int
+    width: int
+    down: int
+    across: int
+
+    def scale_row(self, row: Any) -> Any:
+        """The row of scales for a row of the stack of matrices."""
+        return row // self.rows * self.down + row % self.rows // self.height
+
+
+def _grid(spec: TensorSpec, scale: TensorSpec, blocks: list[tuple[int, int]]) -> _Grid | None:
+    """How a scale lies over a tensor; None if it does not fit."""
+    *stack, rows, columns = (1, 1, *spec.shape) if len(spec.shape) < 2 else spec.shape
+    if scale.numel == 1:
+        whole = math.prod(stack) * rows
+        return _Grid(max(whole, 1), columns, max(whole, 1), columns, 1, 1)
+    if scale.shape in ((*stack,), (*stack, 1, 1)):
+        return _Grid(rows, columns, rows, columns, 1, 1)
+    if scale.shape in ((*stack, rows), (*stack, rows, 1)):
+        return _Grid(rows, columns, 1, columns, rows, 1)
+    for height, width in blocks:
+        down, across = -(-rows // height), -(-columns // width)
+        if scale.shape == (*stack, down, across):
+            return _Grid(rows, columns, height, width, down, across)
+    return None
+
+
+def _from_eights(
+    checkpoint: Checkpoint, name: str, scale: str | None, blocks: list[tuple[int, int]]
+) -> Derived:
+    spec = checkpoint.specs[name]
+    grid = None
+    if scale is not None:
+        grid = _grid(spec, checkpoint.specs[scale], blocks)
+        if grid is None:
+            raise InputError(
+                f"{checkpoint.label}: {scale!r} is {checkpoint.specs[scale]}, which fits tensor {name!r} "
+                f"({list(spec.shape)}) neither as a whole, by rows, nor by blocks of {list(blocks[0])}"
+            )
+    return Derived(
+        TensorSpec(FLOAT32, spec.shape, _BFLOAT16),
+        partial(_fill_eights, checkpoint, name, scale, grid),
+    )
+
+
+def _fill_eights(
+    checkpoint: Checkpoint,
+    name: str,
+    scale: str | None,
+    grid: _Grid | None,
+    start: int,
+    into: Array,
+) -> None:
+    numbers = into.view(np.float32)
+    codes = read_stored(checkpoint, name, start, len(numbers))
+    np.take(_EIGHTS[checkpoint.specs[name].dtype.name], codes, out=numbers, mode="clip")
+    if scale is None or grid is None:
+        return
+    first, last = start // grid.columns, (start + len(numbers) - 1) // grid.columns
+    top, bottom = grid.scale_row(first), grid.scale_row(last)
+    scales = _scales(checkpoint, scale, top * grid.across, (bottom - top + 1) * grid.across)
+    if len(scales) == 1:
+        numbers *= scales[0]
+        return
+    lines = scales.reshape(-1, grid.across)[grid.scale_row(np.arange(first, last + 1)) - top]
+    spread = np.repeat(lines, grid.width, axis=1)[:, : grid.columns].reshape(-1)
+    skipped = start - first * grid.columns
+    numbers *= spread[skipped : skipped + len(numbers)]
+
+
+def _scales(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
+    """A range of scales, float32 [count]."""
+    if checkpoint.specs[name].dtype.name in ("uint8", "float8_e8m0fnu"):
+        return _POWERS[read_stored(checkpoint, name, start, count)]
+    return read_numbers(checkpoint, name, start, count).astype(np.float32, copy=False)
+
+
+# -- mxfp4 -----------------------------------------------------------------------------------------
+
+
+def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
+    blocks, scales = f"{name}_blocks", f"{name}_scales"
+    spec, of_scales = checkpoint.specs[blocks], checkpoint.specs.get(scales)
+    if of_scales is None:
+        raise InputError(f"{checkpoint.label}: tensor {blocks!r} has no {scales!r} beside it")
+    if (
+        len(spec.shape) != 4
+        or spec.shape[3] != 16
+        or of_scales.shape != spec.shape[:3]
+        or of_scales.dtype.itemsize != 1
+    ):
+        raise InputError(
+            f"{checkpoint.label}: {blocks!r} ({spec}) and {scales!r} ({of_scales}) do not fit each "
+            "other as mxfp4 does: [experts, rows, groups, 16] and [experts, rows, groups]"
+        )
+    experts, rows, groups, _ = spec.shape
+    shape = (experts, 32 * groups, rows)
+    matrices = _Matrices(checkpoint, blocks, scales)
+    return Derived(TensorSpec(FLOAT32, shape, _BFLOAT16), partial(_fill_fours, matrices))
+
+
+class _Matrices:
+    """Experts' matrices as they are stored. A tile of the transpose needs a piece of every row, so a
+    matrix is read as a whole, once, and kept while its tiles are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, blocks: str, scales: str) -> None:
+        _, self.rows, self.groups, _ = checkpoint.specs[blocks].shape
+        self._checkpoint = checkpoint
+        self._blocks = blocks
+        self._scales = scales
+        self._kept: OrderedDict[int, tuple[Array, Array]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, expert: int) -> tuple[Array, Array]:
+        """Pairs of 4-bit numbers uint8 [rows, 16 * groups], and exponents uint8 [rows, groups]."""
+        with self._lock:
+            if expert not in self._kept:
+                count = self.rows * self.groups
+                pairs = read_stored(self._checkpoint, self._blocks, expert * count * 16, count * 16)
+                powers = read_stored(self._checkpoint, self._scales, expert * count, count)
+                self._kept[expert] = (
+                    pairs.reshape(self.rows, 16 * self.groups),
+                    powers.reshape(self.rows, self.groups),
+                )
+                while len(self._kept) > KEPT_MATRICES:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(expert)
+            return self._kept[expert]
+
+
+def _fill_fours(matrices: _Matrices, start: int, into: Array) -> None:
+    numbers = into.view(np.float32)
+    size = 32 * matrices.groups * matrices.rows
+    done = 0
+    while done < len(numbers):
+        expert, within = divmod(start + done, size)
+        count = min(len(numbers) - done, size - within)
+        _fill_of_matrix(*matrices[expert], within, numbers[done : done + count])
+        done += count
+
+
+def _fill_of_matrix(pairs: Array, powers: Array, start: int, numbers: Array) -> None:
+    """A range of the transpose of one matrix: pairs uint8 [rows, 16 g], powers uint8 [rows, g]."""
+    rows = len(pairs)
+    first, last = start // rows // 2, (start + len(numbers) - 1) // rows // 2  # columns of pairs
+    columns = np.ascontiguousarray(pairs[:, first : last + 1].T)
+    made = np.empty((last + 1 - first, 2, rows), np.float32)
+    made[:, 0] = _NIBBLES[columns & 15]
+    made[:, 1] = _NIBBLES[columns >> 4]
+    group = np.arange(first, last + 1) // 16
+    scales = _POWERS[powers[:, group[0] : group[-1] + 1].T]
+    made *= scales[group - group[0]][:, None]
+    skipped = start - 2 * first * rows
+    numbers[:] = made.reshape(-1)[skipped : skipped + len(numbers)]

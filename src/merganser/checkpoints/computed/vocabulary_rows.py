@@ -1,0 +1,229 @@
+"""A checkpoint whose vocabulary has other rows: embeddings and heads gathered for a new tokenizer.
+
+Rows are fetched when they are asked for, in runs of neighbours; no tensor is ever held whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint, read_numbers
+from merganser.checkpoints.protocol import Checkpoint
+from merganser.errors import InputError
+from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
+
+ZERO, MEAN, FILL = -1, -2, -3
+"""Origins of rows that no donor has: zeros, a mean over donors, and the mean of all other rows."""
+
+BLOCK = 2**20
+"""Elements that are averaged at once; part of the definition of the sum's bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowMap:
+    """Where every row of a vocabulary comes from.
+
+    Attributes:
+        origin: int32 [rows], the index of a donor, or ``ZERO``, ``MEAN`` or ``FILL``.
+        row: int32 [rows], the row there; for ``MEAN`` the row of ``means``.
+        means: int32 [m, donors], which rows are averaged; -1 for donors that take no part.
+    """
+
+    origin: Array
+    row: Array
+    means: Array
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    def is_identity(self, donor: int, rows: int) -> bool:
+        """Whether it gives all ``rows`` rows of a donor as they are."""
+        return (
+            len(self) == rows
+            and bool((self.origin == donor).all())
+            and bool((self.row == np.arange(rows)).all())
+        )
+
+    def digest(self) -> str:
+        """A digest of all that decides the rows."""
+        parts = (self.origin, self.row, self.means)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Donor:
+    """A stored tensor that rows are taken from."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its dtype and shape."""
+        return self.checkpoint.specs[self.name]
+
+    @property
+    def axis(self) -> int:
+        """The axis along which it has its rows."""
+        return vocabulary_axis(self.name, self.spec)
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.spec.shape[self.axis + 1 :]
+
+
+def vocabulary_axis(name: str, spec: TensorSpec) -> int:
+    """The axis along which a tensor has a row for every token: the first, but for biases of
+    [1, tokens] (BART's), which lie in memory like those of [tokens]."""
+    return int(len(spec.shape) == 2 and spec.shape[0] == 1 and name.endswith("bias"))
+
+
+class GatheredTensor:
+    """A tensor whose rows (first axis longer than one) come from the rows of stored ones.
+
+    Rows of one dtype are given as they are stored. Where means are formed, or donors differ in
+    dtype, all is given in float32 (float64 if a donor has that), and ``spec.narrow`` says what
+    results have by default.
+
+    Args:
+        donors: the tensors that a map's origins number.
+        own: which of them it stands in for.
+        rows: the map.
+
+    Raises:
+        InputError: when donors have rows of different sizes.
+    """
+
+    def __init__(self, donors: Sequence[Donor | None], own: int, rows: RowMap) -> None:
+        self._donors = donors
+        self._rows = rows
+        mine = donors[own]
+        assert mine is not None
+        used = [self._donor(i) for i in sorted(self._used())]
+        for donor in used:
+            if donor.row != mine.row:
+                raise InputError(
+                    f"{donor.checkpoint.label}: the rows of {donor.name!r} are "
+                    f"{list(donor.row)}, those of {mine.checkpoint.label} "
+                    f"{list(mine.row)}; its tokens cannot be taken from there"
+                )
+        dtypes = {donor.spec.dtype for donor in used} or {mine.spec.dtype}
+        self._wide = len(dtypes) > 1 or bool((rows.origin <= MEAN).any())
+        shape = (*mine.spec.shape[: mine.axis], len(rows), *mine.row)
+        if self._wide:
+            wide = FLOAT64 if FLOAT64 in dtypes else FLOAT32
+            self.spec = TensorSpec(wide, shape, mine.spec.natural)
+            self._numbers = np.dtype(wide.name)
+        else:
+            self.spec = TensorSpec(next(iter(dtypes)), shape, mine.spec.narrow)
+            self._numbers = np.dtype(f"u{self.spec.dtype.itemsize}")
+        self._width = self.spec.numel // max(1, len(rows))
+        jump = np.ones(len(rows), bool)
+        jump[1:] = (rows.origin[1:] != rows.origin[:-1]) | (rows.row[1:] != rows.row[:-1] + 1)
+        self._starts = np.append(np.flatnonzero(jump), len(rows))
+        self._lock = threading.Lock()
+        self._average: Array | None = None
+
+    def _used(self) -> set[int]:
+        """Donors that any row comes from."""
+        whole = set(np.unique(self._rows.origin).tolist()) - {ZERO, MEAN, FILL}
+        averaged = self._rows.means[self._rows.row[self._rows.origin == MEAN]]
+        return whole | set(np.flatnonzero((averaged >= 0).any(axis=0)).tolist())
+
+    def digest(self) -> str:
+        """A digest of where its rows come from, donors' headers included."""
+        donors = [(i, self._donor(i)) for i in sorted(self._used())]
+        told = [(i, donor.name, donor.checkpoint.header_digest) for i, donor in donors]
+        return hashlib.sha256(f"{self._rows.digest()} {told}".encode()).hexdigest()
+
+    def _donor(self, index: int) -> Donor:
+        donor = self._donors[index]
+        if donor is None:
+            raise InputError("a model that tokens are taken from lacks the tensor for it")
+        return donor
+
+    def fill(self, first: int, out: Array) -> None:
+        """The bytes of the elements from ``first`` on, into a uint8 array; see :class:`Derived`."""
+        self._fill(first, out.view(self._numbers))
+
+    def _fill(self, first: int, out: Array) -> None:
+        """The elements from ``first`` on."""
+        width = self._width
+        for start, stop, origin, element in self._runs(first, first + len(out)):
+            target = out[start - first : stop - first]
+            if origin >= 0:
+                self._take(origin, element, target)
+            elif origin == ZERO:
+                target[:] = 0
+            elif origin == MEAN:
+                whole = self._means(element // width, -(-(element + len(target)) // width))
+                target[:] = whole[element % width : element % width + len(target)]
+            else:
+                target[:] = self._mean_row()[np.arange(start, stop) % width]
+
+    def _runs(self, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """The runs of neighbouring rows between two elements, as (element, element beyond, origin,
+        element there)."""
+        if first == stop:
+            return iter(())
+        low = np.searchsorted(self._starts, first // self._width, "right") - 1
+        high = np.searchsorted(self._starts, (stop - 1) // self._width, "right")
+        starts = self._starts[low : high + 1]
+        edges = (starts * self._width).clip(first, stop)
+        origins = self._rows.origin[starts[:-1]]
+        there = (self._rows.row[starts[:-1]] - starts[:-1]) * self._width + edges[:-1]
+        columns = (edges[:-1], edges[1:], origins, there)
+        return zip(*(column.tolist() for column in columns), strict=True)
+
+    def _take(self, index: int, element: int, target: Array) -> None:
+        """Neighbouring elements of a donor, widened if need be."""
+        donor = self._donor(index)
+        if self._wide:
+            target[:] = read_numbers(donor.checkpoint, donor.name, element, len(target))
+        else:
+            donor.checkpoint.read(donor.name, element * target.itemsize, target.data.cast("B"))
+
+    def _means(self, first: int, stop: int) -> Array:
+        """Flat means of the donors' rows that the rows of ``means`` tell."""
+        table = self._rows.means[first:stop]
+        total = np.zeros((len(table), self._width))
+        row = np.empty(self._width, self._numbers)
+        for index, rows in enumerate(table.T):
+            for i in np.flatnonzero(rows >= 0):
+                self._take(index, int(rows[i]) * self._width, row)
+                total[i] += row
+        total /= (table >= 0).sum(axis=1)[:, None]
+        return total.astype(self._numbers).reshape(-1)
+
+    def _mean_row(self) -> Array:
+        """The mean of all rows but those that it fills."""
+        with self._lock:
+            if self._average is None:
+                width, total = self._width, np.zeros(self._width)
+                step = max(1, BLOCK // width)
+                given = self._rows.origin != FILL
+                edges = np.flatnonzero(np.diff(given, prepend=False, append=False)).tolist()
+                for begin, end in zip(edges[::2], edges[1::2], strict=True):
+                    for row in range(begin, end, step):
+                        block = np.empty((min(step, end - row), width), self._numbers)
+                        self._fill(row * width, block.reshape(-1))
+                        total += block.sum(axis=0, dtype=np.float64)
+                self._average = (total / max(1, int(given.sum()))).astype(self._numbers)
+            return self._average
+
+
+def gathered(own: Checkpoint, tensors: Mapping[str, GatheredTensor]) -> Checkpoint:
+    """A checkpoint with some of its tensors gathered, and perhaps some that it does not store.
+
+    Its donors stay open when it is closed; they have owners of their own.
+    """
+    made: dict[str, Derived | str] = {name: name for name in own.specs}
+    made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
+    told = "gathered " + " ".join(tensor.digest() for tensor in tensors.values())
+    return DerivedCheckpoint(own, made, own.config, told, format=own.format)

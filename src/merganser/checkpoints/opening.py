@@ -1,0 +1,100 @@
+"""Open checkpoints: formats are asked in turn, and the first that knows the folder reads it.
+
+A new format is one module with a class that keeps :class:`~merganser.checkpoints.protocol.Checkpoint`,
+and one line in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from merganser.checkpoints.protocol import Checkpoint, Weights
+from merganser.errors import InputError, told_as
+
+FORMATS: tuple[str, ...] = ("safetensors", "pytorch", "gguf")
+"""Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
+
+TRAINING: tuple[str, ...] = ("training.fsdp", "training.dcp", "training.deepspeed")
+"""The same for what a training run saves of its own."""
+
+
+def open_checkpoint(
+    folder: str | Path, label: str | None = None, *, weights: Weights = "auto"
+) -> Checkpoint:
+    """Open the checkpoint in a local folder, reading its headers only.
+
+    Args:
+        folder: a Hugging Face model folder, a single file of weights, a step of a training run, or
+            the run itself, which means its last step.
+        label: the name to use in messages; the path if None.
+        weights: what is taken where a step has both its shards and Hugging Face weights.
+
+    Raises:
+        InputError: when there is none, or its headers are wrong.
+    """
+    with told_as(InputError, "read", folder):
+        return _opened(Path(folder), label or str(folder), weights)
+
+
+def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
+    from merganser.checkpoints.training.training_runs import locate, what_is_there
+
+    if not path.exists():
+        raise InputError(f"{name}: no such model")
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"{name}: is neither a file nor a folder")
+    place = locate(path, weights)
+    checkpoint = (
+        open_training(place.folder, name)
+        if place.shards
+        else first_known(FORMATS, place.folder, name)
+    )
+    if checkpoint is None:
+        raise InputError(f"{name}: {what_is_there(place.folder)}")
+    if place.shards:
+        from merganser.checkpoints.training.lora_shards import merged
+
+        checkpoint = merged(checkpoint, place.folder)
+    elif place.folder.is_dir():
+        from merganser.checkpoints.sentence_transformers import with_modules
+
+        checkpoint = with_modules(checkpoint, place.folder)
+    checkpoint.notes = (*(f"{name}: {note}" for note in place.notes), *checkpoint.notes)
+    return checkpoint
+
+
+def open_training(folder: Path, label: str) -> Checkpoint | None:
+    """Open the shards of a training run, the tensors of an adapter among them; None when there are none."""
+    return first_known(TRAINING, folder, label)
+
+
+def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
+    """Open a folder or file in the first of some formats that it has; None if it has none of them."""
+    for module in formats:
+        opener = importlib.import_module(f"merganser.checkpoints.{module}")
+        checkpoint: Checkpoint | None = opener.open_folder(folder, label)
+        if checkpoint is not None:
+            return checkpoint
+    return None
+
+
+def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
+    """A checkpoint as the numbers that its model computes with: dequantised, its adapter applied.
+
+    Args:
+        checkpoint: an open one.
+        adapter: the folder of a LoRA adapter, or None.
+
+    Raises:
+        InputError: when it is quantised in a way that cannot be merged, or the adapter does not fit.
+    """
+    from merganser.checkpoints.computed.quantised import dequantised
+
+    made = dequantised(checkpoint)
+    if adapter is None:
+        return made
+    from merganser.checkpoints.computed.adapter import adapted
+
+    return adapted(made, adapter)

@@ -1,0 +1,135 @@
+"""PyTorch's own files: ``pytorch_model.bin``, whole or in shards with an index, or a single file.
+
+A single file holds a state dict, or one under a name such as ``state_dict``. Nothing in it is run:
+see :mod:`merganser.checkpoints.torch_pickle`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints import torch_pickle
+from merganser.checkpoints.sidecar_files import read_config, read_index
+from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
+from merganser.checkpoints.torch_pickle import PickledTensor
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+INDEX = "pytorch_model.bin.index.json"
+SINGLE = "pytorch_model.bin"
+
+SUFFIXES = (".bin", ".pt", ".pth")
+
+NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
+"""Where programs put a state dict among other things, tried in this order."""
+
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What wrapping a model (in parallel, compiled, sharded) adds to the names of its tensors."""
+
+
+def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
+    """Open a folder or file of PyTorch's; None when it is none.
+
+    Raises:
+        InputError: when an index, an archive or a pickle is wrong, or asks for more than weights.
+    """
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            return None
+        if re.search(r"_rank_\d+\.pt$", path.name):
+            raise InputError(f"{path}: is the part of one rank; name the folder with all of them")
+        return _build(label, path, [path], None, {})
+    if (path / INDEX).is_file():
+        wanted = read_index(path / INDEX)
+        files = [path / name for name in sorted(set(wanted.values()))]
+    elif (path / SINGLE).is_file():
+        wanted, files = None, [path / SINGLE]
+    else:
+        wanted, files = None, sorted(path.glob("pytorch_model-*-of-*.bin"))
+    if not files:
+        return None
+    config = read_config(path)
+    return _build(label, path, files, wanted, config)
+
+
+def _build(
+    label: str,
+    path: Path,
+    files: Sequence[Path],
+    wanted: Mapping[str, str] | None,
+    config: Mapping[str, Any],
+) -> StoredCheckpoint:
+    tensors: dict[str, StoredTensor] = {}
+    notes: dict[str, None] = {}
+    for file in files:
+        found, nest = state_dict(file, torch_pickle.load(file))
+        if nest:
+            notes[f"{label}: the weights are those under {nest!r}"] = None
+        for name, tensor in found.items():
+            if name in tensors:
+                other = tensors[name].pieces[0].file.name
+                raise InputError(f"{file}: tensor {name!r} is also in {other}")
+            if wanted is None or wanted.get(name) == file.name:
+                spec = TensorSpec(tensor.dtype, tensor.size)
+                tensors[name] = StoredTensor.of_pieces(spec, [tensor.piece()])
+    for name, file_name in (wanted or {}).items():
+        if name not in tensors:
+            raise InputError(
+                f"{path / file_name}: lacks tensor {name!r}, which {INDEX} says is there"
+            )
+    return StoredCheckpoint(
+        label, path, tensors, format="PyTorch", files=files, config=config, notes=[*notes]
+    )
+
+
+def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[dict[str, Any], str]:
+    """The tensors of a file by their names in the model, and under which name they were.
+
+    Args:
+        file: where it is from, for messages.
+        content: what was unpickled.
+        leaf: what stands for a tensor in it.
+
+    Raises:
+        InputError: when there are none, or only a part of each.
+    """
+    nest: list[str] = []
+    while isinstance(content, dict):
+        tensors = {str(name): v for name, v in content.items() if isinstance(v, leaf)}
+        if tensors:
+            names = unwrapped(tensors, file)
+            return {names[name]: t for name, t in tensors.items()}, ".".join(nest)
+        if any(isinstance(value, torch_pickle.Record) for value in content.values()):
+            break
+        inner = next((n for n in NESTS if isinstance(content.get(n), dict)), None)
+        if inner is None:
+            known = ", ".join(repr(str(name))[:40] for name in list(content)[:5])
+            raise InputError(
+                f"{file}: holds no tensors by name, nor a state dict under one of {', '.join(NESTS)}; "
+                f"its keys are {known or 'none'}"
+            )
+        nest.append(inner)
+        content = content[inner]
+    raise InputError(f"{file}: holds no state dict; save model.state_dict() as safetensors")
+
+
+def unwrapped(names: Collection[str], file: Path) -> dict[str, str]:
+    """The names of tensors in the model itself, by those that wrappers made of them.
+
+    Raises:
+        InputError: when two tensors then have one name.
+    """
+    found: dict[str, str] = {}
+    parallel = all(name.startswith(WRAPPERS[0]) for name in names)
+    for wrapped in names:
+        name = wrapped.removeprefix(WRAPPERS[0]) if parallel else wrapped
+        for wrapper in WRAPPERS[1:]:
+            name = name.replace(wrapper, "")
+        found[wrapped] = name
+    if len(set(found.values())) < len(found):
+        twice = next(w for w, name in found.items() if w != name and name in names)
+        raise InputError(f"{file}: holds tensor {found[twice]!r} twice, once as {twice!r}")
+    return found

@@ -1,0 +1,1 @@
+"""What training frameworks save: verl and FSDP, DCP, DeepSpeed, Megatron."""

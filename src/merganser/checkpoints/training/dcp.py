@@ -1,0 +1,249 @@
+"""Distributed checkpoints of PyTorch: a folder with ``.metadata`` and ``*.distcp``.
+
+``.metadata`` is a pickle. It tells for every tensor its dtype, its shape, and the chunks that it was cut
+into; and for every chunk the file and the range of bytes in which it lies as an archive of its own.
+FSDP, accelerate and TorchTitan write this, and Megatron-core in its format ``torch_dist``, with other names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from merganser.checkpoints import pytorch, torch_pickle
+from merganser.checkpoints.sidecar_files import read_config
+from merganser.checkpoints.stored import Parts, Piece, StoredCheckpoint, StoredTensor
+from merganser.checkpoints.torch_pickle import Names, PickledTensor, Record, record
+from merganser.checkpoints.training import megatron, training_runs
+from merganser.errors import InputError
+from merganser.tensors import DType, TensorSpec
+
+METADATA = ".metadata"
+
+Metadata = record("Metadata")
+TensorStorage = record("TensorStorageMetadata")
+
+_OPTIMIZERS = ("optimizer.", "optim.", "optimizers.")
+
+
+def _names() -> Names:
+    checkpoint, sharded = "torch.distributed.checkpoint", "torch.distributed._shard.sharded_tensor"
+    names: dict[tuple[str, str], Any] = {
+        (f"{checkpoint}.metadata", "Metadata"): Metadata,
+        (f"{checkpoint}.metadata", "TensorStorageMetadata"): TensorStorage,
+    }
+    for module, inert in (
+        (f"{checkpoint}.metadata", "BytesStorageMetadata"),
+        (f"{checkpoint}.metadata", "ChunkStorageMetadata"),
+        (f"{checkpoint}.metadata", "MetadataIndex"),
+        (f"{checkpoint}.metadata", "StorageMeta"),
+        (f"{checkpoint}.metadata", "TensorProperties"),
+        (f"{sharded}.metadata", "TensorProperties"),
+        (f"{checkpoint}.filesystem", "_StorageInfo"),
+        (f"{checkpoint}.filesystem", "_StoragePrefix"),
+        ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
+        ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
+    ):
+        names[module, inert] = record(inert)
+    for module in ("pathlib", "pathlib._local"):
+        for inert in ("Path", "PosixPath", "WindowsPath"):
+            names[module, inert] = record(inert)
+    return {**names, **torch_pickle.GETATTR, **torch_pickle.MEMORY_FORMATS}
+
+
+NAMES = _names()
+"""What ``.metadata`` may name beside tensors."""
+
+
+def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
+    """Open a folder of PyTorch's distributed checkpoints; None when it is none.
+
+    Raises:
+        InputError: when files are missing or cut off, or chunks do not join.
+    """
+    file = path / METADATA
+    if not file.is_file():
+        return None
+    fields = _metadata(file)
+    home = training_runs.companions(path)
+    config = read_config(home)
+    try:
+        places = _places(path, fields["storage_data"])
+        stored = _stored(fields)
+        if stored and (reason := training_runs.why_no_model(path, _contents(stored))):
+            raise InputError(f"{path}: {reason}")
+        nested = _nested(stored, fields.get("planner_data"))
+        parameters, nest = pytorch.state_dict(file, nested, str)
+        parts = {
+            name: _parts(file, name, stored[key].fields, places.get(key, {}))
+            for name, key in parameters.items()
+            if nest or not name.startswith(_OPTIMIZERS)
+        }
+    except torch_pickle.MALFORMED as error:
+        raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
+    kind = "distributed checkpoint"
+    if megatron.is_megatron(parts):
+        kind = "Megatron distributed checkpoint"
+        parts = megatron.renamed(parts, config, file)
+    tensors = {}
+    for name, (spec, pieces) in parts.items():
+        try:
+            tensors[name] = StoredTensor.of_pieces(spec, pieces)
+        except ValueError as error:
+            raise InputError(
+                f"{file}: the chunks of tensor {name!r} do not join ({error})"
+            ) from None
+    files = sorted({piece.file for tensor in tensors.values() for piece in tensor.pieces})
+    if not tensors:
+        raise InputError(f"{file}: holds no tensors of a model")
+    _refuse_cut_off(files, places)
+    return StoredCheckpoint(
+        label,
+        path,
+        tensors,
+        format=f"{kind} of {len(files)} file{'s' if len(files) > 1 else ''}",
+        files=[file, *files],
+        config=config,
+        path=home,
+        notes=[f"{label}: the weights are those under {nest!r}"]
+        if nest not in ("", "model")
+        else (),
+    )
+
+
+Contents = Literal["model", "adapter", "optimizer"]
+"""What a distributed checkpoint holds: weights, Megatron's LoRA adapter, or neither of them."""
+
+
+def contents(folder: Path) -> Contents:
+    """What a folder with ``.metadata`` holds, by the names of its tensors.
+
+    Raises:
+        InputError: when ``.metadata`` cannot be read.
+    """
+    file = folder / METADATA
+    try:
+        return _contents(_stored(_metadata(file)))
+    except torch_pickle.MALFORMED as error:
+        raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
+
+
+def _contents(names: Collection[str]) -> Contents:
+    weights = [name for name in names if not name.startswith(_OPTIMIZERS)]
+    if not weights:
+        return "optimizer"
+    adapted = megatron.is_megatron(weights) and any(".adapter." in name for name in weights)
+    return "adapter" if adapted else "model"
+
+
+def _metadata(file: Path) -> Mapping[str, Any]:
+    """The fields of a ``.metadata`` file."""
+    try:
+        if file.stat().st_size > torch_pickle.MAX_PICKLE:
+            raise InputError(f"{file}: too large for what it should be")
+        content = torch_pickle.unpickle(file.read_bytes(), file, NAMES)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    if not isinstance(content, Metadata):
+        raise InputError(f"{file}: holds no metadata of a distributed checkpoint")
+    return content.fields
+
+
+def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of ``.metadata`` that are tensors."""
+    entries = fields["state_dict_metadata"].items()
+    return {name: entry for name, entry in entries if isinstance(entry, TensorStorage)}
+
+
+Place = tuple[Path, int, int]
+
+
+def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[str, dict[tuple[int, ...], Place]]:
+    """File, offset and length of every chunk, by tensor and by where in the tensor it begins."""
+    found: dict[str, dict[tuple[int, ...], Place]] = {}
+    for index, info in storage.items():
+        where, told = index.fields, info.fields
+        relative = Path(told["relative_path"])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise InputError(
+                f"{folder / METADATA}: points outside the folder, to {str(relative)[:80]!r}"
+            )
+        if told.get("transform_descriptors"):
+            raise InputError(f"{folder / METADATA}: its chunks are compressed; save them without")
+        at, length = torch_pickle.sizes_of((told["offset"], told["length"]))
+        origin = torch_pickle.sizes_of(where.get("offset") or ())
+        found.setdefault(where["fqn"], {})[origin] = folder / relative, at, length
+    _refuse_overlap(folder, [place for chunks in found.values() for place in chunks.values()])
+    return found
+
+
+def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
+    """No byte belongs to two chunks, so that reading all of them takes no longer than the files are."""
+    for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
+        if file == other and begin < at + length:
+            raise InputError(f"{folder / METADATA}: two chunks share bytes of {file.name!r}")
+
+
+def _refuse_cut_off(
+    files: Sequence[Path], places: Mapping[str, Mapping[tuple[int, ...], Place]]
+) -> None:
+    """Also where only the optimizer's part is lost, which lies behind the weights."""
+    needed: dict[Path, int] = {}
+    for chunks in places.values():
+        for file, at, length in chunks.values():
+            needed[file] = max(needed.get(file, 0), at + length)
+    for file in files:
+        size = file.stat().st_size
+        if size < needed[file]:
+            raise InputError(
+                f"{file}: is cut off ({size} bytes, needs {needed[file]}); fetch it again"
+            )
+
+
+def _nested(stored: Mapping[str, Any], paths: Any) -> dict[str, Any]:
+    """The saved state dict as it was nested, each tensor's key in its place."""
+    nested: dict[str, Any] = {}
+    for key in stored:
+        path = paths.get(key) if isinstance(paths, dict) else None
+        *parents, last = path if isinstance(path, tuple) and path else (key,)
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = key
+    return nested
+
+
+def _parts(
+    file: Path, name: str, fields: Mapping[str, Any], places: Mapping[tuple[int, ...], Place]
+) -> Parts:
+    dtype, shape = _dtype(fields["properties"]), torch_pickle.sizes_of(fields["size"])
+    pieces: list[Piece] = []
+    for chunk in fields["chunks"]:
+        origin = torch_pickle.sizes_of(chunk.fields["offsets"])
+        size = torch_pickle.sizes_of(chunk.fields["sizes"])
+        if 0 in size:
+            continue
+        if origin not in places:
+            raise InputError(
+                f"{file}: does not say where the chunk of tensor {name!r} at {list(origin)} lies"
+            )
+        source, at, length = places[origin]
+        saved = torch_pickle.load(source, at=at, length=length)
+        if not isinstance(saved, PickledTensor) or saved.size != size or saved.dtype != dtype:
+            raise InputError(
+                f"{source}: has something else where {dtype}{list(size)} of tensor {name!r} is due; are its "
+                "files of one step?"
+            )
+        pieces.append(saved.piece(origin))
+    return TensorSpec(dtype, shape), pieces
+
+
+def _dtype(properties: Record) -> DType:
+    dtype = properties.fields.get("dtype")
+    if dtype is None:
+        dtype = properties.state[0]
+    if not isinstance(dtype, DType):
+        raise ValueError(f"{dtype!r} is no dtype")
+    return dtype

@@ -1,0 +1,163 @@
+"""Megatron-core's names for the tensors of dense models, and how it packs them.
+
+Layers are numbered, or lie in one tensor with an axis of layers in front. ``linear_qkv`` holds, for
+each group of heads that share a key and a value, the rows of its queries, of the key, of the value;
+``linear_fc1`` holds the gate above the up projection. Vocabularies are padded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.stored import Parts, cut
+from merganser.checkpoints.torch_pickle import MALFORMED
+from merganser.errors import InputError
+from merganser.tensors import TensorSpec
+
+MODELS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose tensors these names are enough for."""
+
+_OUTSIDE = {
+    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+    "decoder.final_layernorm.weight": "model.norm.weight",
+    "output_layer.weight": "lm_head.weight",
+}
+
+_INSIDE = {
+    "input_layernorm.weight": "input_layernorm.weight",
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
+    "self_attention.linear_proj.bias": "self_attn.o_proj.bias",
+    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
+    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
+    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
+    "mlp.linear_fc1.weight_w": "mlp.gate_proj.weight",
+    "mlp.linear_fc1.weight_v": "mlp.up_proj.weight",
+    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+}
+
+_LAYERS = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.+)")
+
+Split = tuple[str, list[tuple[int, int]]]
+"""A tensor of the model, and the runs of rows (first row, count) of the packed one that make it up."""
+
+
+def is_megatron(names: Collection[str]) -> bool:
+    """Whether these are names of Megatron-core's."""
+    return any(name.removeprefix("model.").startswith("decoder.layers.") for name in names)
+
+
+def renamed(
+    tensors: Mapping[str, Parts], config: Mapping[str, Any], file: Path
+) -> dict[str, Parts]:
+    """The tensors of a model as transformers names them, layer by layer.
+
+    Args:
+        tensors: by Megatron's names.
+        config: the model's ``config.json``, which tells the heads.
+        file: for messages.
+
+    Raises:
+        InputError: when it is no dense model of a known type, or its config is missing.
+    """
+    kind = config.get("model_type")
+    if kind not in MODELS:
+        what = f"is of the type {kind!r}" if kind else "has no config.json beside it"
+        raise InputError(
+            f"{file}: is a checkpoint of Megatron that {what}; known are {', '.join(MODELS)}; use the "
+            "weights that the trainer exports"
+        )
+    found: dict[str, Parts] = {}
+    for name, tensor in tensors.items():
+        try:
+            for new, made in _unpacked(name.removeprefix("model."), tensor, config):
+                if new in found:
+                    raise ValueError(f"{new} is there twice")
+                found[new] = made
+        except MALFORMED as error:
+            raise InputError(
+                f"{file}: tensor {name!r} is not what a dense {kind} of its config.json has ({error})"
+            ) from None
+    return dict(sorted(found.items(), key=lambda entry: _order(entry[0])))
+
+
+def _unpacked(name: str, tensor: Parts, config: Mapping[str, Any]) -> Iterator[tuple[str, Parts]]:
+    if "_extra_state" in name:
+        return
+    if name in _OUTSIDE:
+        rows = tensor[0].shape[0]
+        if name != "decoder.final_layernorm.weight":
+            rows = min(rows, int(config["vocab_size"]))
+        yield _OUTSIDE[name], _rows(tensor, None, [(0, rows)])
+        return
+    layers = _LAYERS.fullmatch(name)
+    if layers is None:
+        raise ValueError("unknown")
+    number, rest = layers[1], layers[2]
+    shape = tensor[0].shape if number is not None else tensor[0].shape[1:]
+    count = 1 if number is not None else tensor[0].shape[0]
+    if number is None and count != config["num_hidden_layers"]:
+        raise ValueError(f"{count} layers")
+    parts = _parts(rest, shape, config)
+    for layer in range(count):
+        for new, runs in parts:
+            made = _rows(tensor, layer if number is None else None, runs)
+            yield f"model.layers.{layer if number is None else number}.{new}", made
+
+
+def _parts(rest: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> list[Split]:
+    """What a tensor of a layer is split into."""
+    if rest in _INSIDE:
+        return [(_INSIDE[rest], [(0, shape[0])])]
+    module, _, kind = rest.rpartition(".")
+    if rest == "mlp.linear_fc1.weight":
+        if shape[0] != 2 * config["intermediate_size"]:
+            raise ValueError(f"{shape[0]} rows")
+        half = shape[0] // 2
+        return [("mlp.gate_proj.weight", [(0, half)]), ("mlp.up_proj.weight", [(half, half)])]
+    if module == "self_attention.linear_qkv" and kind in ("weight", "bias"):
+        heads = int(config["num_attention_heads"])
+        groups = int(config.get("num_key_value_heads") or heads)
+        width = int(config.get("head_dim") or config["hidden_size"] // heads)
+        queries = heads // groups * width
+        step = queries + 2 * width
+        if shape[0] != groups * step:
+            raise ValueError(f"{shape[0]} rows where {groups * step} are due")
+        starts = range(0, groups * step, step)
+        return [
+            (f"self_attn.q_proj.{kind}", [(s, queries) for s in starts]),
+            (f"self_attn.k_proj.{kind}", [(s + queries, width) for s in starts]),
+            (f"self_attn.v_proj.{kind}", [(s + queries + width, width) for s in starts]),
+        ]
+    raise ValueError("unknown")
+
+
+def _rows(tensor: Parts, layer: int | None, runs: list[tuple[int, int]]) -> Parts:
+    """Runs of rows, one below the other; of one layer where there is an axis of layers."""
+    dtype, front = tensor[0].dtype, () if layer is None else (layer,)
+    inner = tensor[0].shape[len(front) + 1 :]
+    pieces, done = [], 0
+    for first, count in runs:
+        begin = (*front, first, *(0 for _ in inner))
+        size = (*(1 for _ in front), count, *inner)
+        for piece in cut(tensor[1], begin, size, dtype.itemsize):
+            skip = len(front)
+            origin = (piece.origin[skip] + done, *piece.origin[skip + 1 :])
+            pieces.append(
+                replace(piece, size=piece.size[skip:], stride=piece.stride[skip:], origin=origin)
+            )
+        done += count
+    return TensorSpec(dtype, (done, *inner)), pieces
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    """The order of the model: the embedding, the layers by number, what comes after them."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    if found:
+        return 1, int(found[1]), name
+    return 0 if "embed" in name else 2, 0, name

@@ -1,0 +1,1 @@
+"""What sets two models apart."""

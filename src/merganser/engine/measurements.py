@@ -1,0 +1,592 @@
+"""What must be known of a tensor before it can be merged: Gram matrices, thresholds, norms, counts.
+
+A preparation is a generator: it yields the passes over the tensor that it needs, one after the other,
+and goes on when each is done; what it learns it leaves in the parts that it serves. A pass is given
+tiles, in any order and from any thread, and must come to the same result whatever they are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from merganser.engine import steps
+from merganser.engine.running_plan import Facts, Part, Scratch
+from merganser.errors import MerganserError
+from merganser.kernels import CELL, LANES, measuring, selecting
+from merganser.kernels import rules as rule
+from merganser.kernels.arguments import Array, Inputs
+from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
+from merganser.methods.checks import check_coefficients, fault
+from merganser.planning import TILE
+
+Sample = Callable[[int, int], Inputs]
+"""Reads elements ``start`` to ``start + count`` of a group's tensors."""
+
+Cut = Literal["cells", "bands", "rows"]
+
+RUN = 1024
+"""Elements that are read at once for a sample."""
+
+HIGHEST = int(rule.ABSENT) - 1
+"""No key of a number is greater."""
+
+
+class Pass(Protocol):
+    """One walk over a tensor's tiles.
+
+    Attributes:
+        part: one of the parts that it is for; it tells what is read.
+        cut: how its tiles are cut: ``cells`` in multiples of cells, ``bands`` of a fixed number of
+            cells, ``rows`` in whole rows, a multiple of eight of them.
+    """
+
+    part: Part
+    cut: Cut
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
+
+
+Preparation = Iterator[Pass]
+
+
+def preparations(
+    parts: Sequence[Part], shape: tuple[int, ...], sample: Sample
+) -> list[Preparation]:
+    """All that the parts of a group need; parts that need the same share it."""
+    grams: dict[Any, list[Part]] = {}
+    consensus: dict[Any, list[Part]] = {}
+    found: list[Preparation] = []
+    for part in parts:
+        if part.copies or part.combination is not None:
+            continue
+        key = part.rows, part.dtypes, part.job.cast
+        if part.method.gram is not None:
+            vectors = part.method.vectors(**part.job.numbers)
+            grams.setdefault((*key, part.based, vectors), []).append(part)
+        elif part.method.form == "consensus":
+            consensus.setdefault((*key, part.job.work), []).append(part)
+        elif part.method.measure is not None:
+            found.append(_count(part))
+    found += [_measure(alike, shape, key[-1]) for key, alike in grams.items()]
+    found += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
+    return found
+
+
+# -- Gram matrices ---------------------------------------------------------------------------------
+
+
+def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Preparation:
+    if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
+        whole = _WholeGram(parts[0], shape)
+        yield whole
+        gram = whole.cells.sum(axis=0)
+    elif vectors == "rows":
+        rows = _RowGrams(parts[0], shape)
+        yield rows
+        gram = rows.joined()
+    else:
+        columns = _ColumnGrams(parts[0], shape)
+        yield columns
+        gram = columns.total
+    gram = gram + np.tril(gram, -1).swapaxes(-1, -2)
+    if not np.all(np.isfinite(gram)):
+        raise MerganserError(
+            f"tensor {parts[0].job.name!r} holds numbers that are not finite (or too "
+            f"large to be squared), and {parts[0].method.name} needs their lengths"
+        )
+    for part in parts:
+        try:
+            found = part.method.function(gram, **part.job.numbers)
+            check_coefficients(part.method, found, gram.shape[-1])
+        except Exception as error:
+            message = fault(part.method, error)
+            if message is None:
+                raise
+            raise MerganserError(
+                f"{part.method.name}, tensor {part.job.name!r}: {message}"
+            ) from error
+        part.combination = _on_base(found, part) if part.method.gram == "changes" else found
+        if gram.ndim == 2:
+            numbers = tuple(float(c) for c in part.combination.coefficients)
+            part.combination = part.combination._replace(coefficients=numbers)
+        else:
+            part.each = np.array(
+                np.broadcast_arrays(*part.combination.coefficients), dtype=part.wide
+            )
+            part.each_rows = vectors == "rows"
+
+
+def _on_base(found: Combination, part: Part) -> Combination:
+    """Coefficients of the inputs, base first, for those of the changes to it."""
+    if not part.based:
+        return found
+    changes = found.coefficients
+    rest: Any = 1.0 - sum(changes[1:], changes[0])
+    return found._replace(coefficients=(rest, *changes))
+
+
+class _WholeGram:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.changes = part.method.gram == "changes" and part.based
+        m = len(part.rows) - self.changes
+        self.cells = np.zeros((-(-_numel(shape) // CELL), m, m))
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        cells = self.cells[_cells(start, count)]
+        measuring.measure(self.part.stored(inputs), count, self.changes, cells)
+
+
+class _RowGrams(_WholeGram):
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        super().__init__(part, shape)
+        self.length = max(1, shape[-1])
+        self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        heads = self.cells[_cells(start, count)]
+        inputs = self.part.stored(inputs)
+        measuring.measure_rows(inputs, count, self.changes, self.length, start, self.grams, heads)
+
+    def joined(self) -> Array:
+        """The rows' matrices, those that reach over several cells put together in order."""
+        for cell in range(len(self.cells)):
+            row = cell * CELL // self.length
+            if row * self.length < cell * CELL:
+                self.grams[row] += self.cells[cell]
+        return self.grams
+
+
+class _ColumnGrams:
+    """Every band of a fixed size is summed by itself, and the bands in their order."""
+
+    cut: Cut = "bands"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.changes = part.method.gram == "changes" and part.based
+        m = len(part.rows) - self.changes
+        self.length = max(1, _numel(shape) // max(1, shape[0])) if shape else 1
+        self.total = np.zeros((self.length, m, m))
+        self._waiting: dict[int, Array] = {}
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        sums = np.zeros_like(self.total)
+        inputs = self.part.stored(inputs)
+        measuring.measure_columns(inputs, count, self.changes, self.length, start, sums)
+        with self._lock:
+            self._waiting[start // TILE] = sums
+            while self._next in self._waiting:
+                self.total += self._waiting.pop(self._next)
+                self._next += 1
+
+
+# -- counts for methods in torch -------------------------------------------------------------------
+
+
+def _count(part: Part) -> Preparation:
+    counts = _Counts(part)
+    yield counts
+    part.counted = counts.total
+
+
+class _Counts:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.total: Any = None
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        found: Any = steps.counts_of(self.part, inputs, count)
+        if found is None:
+            from merganser.engine import reference
+
+            found = reference.measure(self.part, inputs.rows, count)
+        with self._lock:
+            self.total = found if self.total is None else self.total + found
+
+
+# -- which changes are kept ------------------------------------------------------------------------
+
+
+def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sample) -> Preparation:
+    """Thresholds first, then masks by rank, then norms; what parts have in common is found once."""
+    size = _numel(shape)
+    first = parts[0]
+    models = len(first.rows) - 1
+    wishes: dict[Part, list[list[Selection | None]]] = {}
+    selections: dict[tuple[int, int], Selection] = {}
+
+    def select(what: int, rank: int) -> Selection | None:
+        if rank <= 0 or rank >= size:
+            return None
+        return selections.setdefault((what, rank), Selection(what, rank, size))
+
+    varied = None
+    if any(isinstance(part.consensus.keep, MostVaried) for part in parts):
+        varied = _Varied(first, size)
+        yield varied
+    for part in parts:
+        keep = part.consensus.keep
+        part.facts = facts = Facts.of(part, size)
+        if isinstance(keep, MostVaried):
+            assert varied is not None
+            rank = int(varied.total * keep.share)
+            wishes[part] = [[None, None] for _ in range(models)]
+            wishes[part].append([None, select(rule.VARIANCE, rank)])
+            if rank <= 0:
+                facts.rules = facts.rules._replace(kinds=np.full(models, rule.NOTHING))
+            elif rank >= size:
+                facts.rules = facts.rules._replace(kinds=np.full(models, rule.ALL))
+            else:
+                facts.rules.kinds[-1] = rule.BETWEEN
+            continue
+        wishes[part] = []
+        for i, kept in enumerate(keep):
+            wish: list[Selection | None] = [None, None]
+            if isinstance(kept, Largest):
+                begin, end = kept.ranks(size)
+                facts.rules.kinds[i] = rule.BETWEEN if begin < end else rule.NOTHING
+                if begin < end:
+                    wish = [select(i, begin), select(i, end)]
+            elif isinstance(kept, Random):
+                facts.rules.kinds[i] = rule.DRAWN if kept.density > 0 else rule.NOTHING
+                facts.rules.chances[i] = min(2**64 - 1, int(kept.density * 2.0**64))
+                facts.rules.seeds[i] = part.seed_of_draws(i)
+            elif isinstance(kept, Ranked):
+                facts.rules.kinds[i] = rule.MASKED if kept.density > 0 else rule.NOTHING
+                facts.rules.seeds[i] = part.seed_of_draws(i)
+            wishes[part].append(wish)
+    yield from _find(list(selections.values()), first, size, sample)
+    for part, wished in wishes.items():
+        for i, pair in enumerate(wished[: len(part.facts.rules.kinds)]):
+            for c, selection in enumerate(pair):
+                if selection is not None:
+                    part.facts.rules.cuts[i, c] = selection.cut
+                    part.facts.rules.allowed[i, c] = selection.allowed
+                    part.facts.rules.present[i, c] = selection.present
+    for part in parts:
+        if rule.MASKED in part.facts.rules.kinds:
+            part.facts.make_room(size)
+            yield _Ranks(part, shape)
+    for part in parts:
+        yield from _weigh(part, size, models)
+
+
+def _weigh(part: Part, size: int, models: int) -> Preparation:
+    """Factors and weights: rescaling by norms, and shares of the energy."""
+    told, facts = part.consensus, part.facts
+    weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
+    factors = np.array(told.factors or (1.0,) * models)
+    sparse = np.any(facts.rules.kinds != rule.ALL)
+    if told.weights is None:
+        norms = _Norms(part, size, rule.L2)
+        yield norms
+        energies = norms.joined()[:, 1]
+        total = energies.sum()
+        weights = energies / total if total > 0 else np.full(models, 1.0 / models)
+    elif told.rescale is not None and sparse:
+        drawn = facts.rules.kinds == rule.DRAWN
+        if drawn.any():
+            facts.make_room(size)
+        norms = _Norms(part, size, rule.NORMS[told.rescale])
+        yield norms
+        facts.rules.kinds[drawn] = rule.MASKED  # nothing is drawn twice
+        whole, kept = norms.joined().T
+        factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
+        if told.rescale == "l2":
+            factors = np.sqrt(factors)
+    dtype = part.wide
+    facts.weights = weights.astype(dtype)
+    facts.factors = (weights * factors).astype(dtype)
+    total = float(weights.sum())
+    facts.total_weight = dtype.type(total if abs(total) >= 1e-8 else 1.0)
+
+
+class _Varied:
+    """Counts the positions at which the changes differ between the models at all."""
+
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, size: int) -> None:
+        self.part = part
+        self.total = 0
+        self._lock = threading.Lock()
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        zero = np.zeros(1, np.uint32)  # above a bracket of nothing but zero
+        above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
+        selecting.tally(
+            self.part.stored(inputs),
+            count,
+            self.part.wide,
+            np.array([rule.VARIANCE]),
+            zero,
+            zero,
+            np.array([[0, HIGHEST + 1]], np.uint32),
+            above,
+            np.zeros((1, 2, -(-count // CELL)), np.int64),
+            scratch("found", np.uint32, 1, count + LANES),
+            fill,
+        )
+        with self._lock:
+            self.total += int(above[0])
+
+
+class Selection:
+    """The search for the ``rank`` greatest keys of a tensor, exactly.
+
+    A sample brackets the threshold; a pass counts what lies above the bracket and collects what lies in
+    it; where the bracket missed it, it is moved and the pass repeated. Keys of which there are many are
+    not collected but counted.
+
+    Attributes:
+        what: the model whose changes are meant, or VARIANCE.
+        rank: how many are to lie above the cut.
+        low, high: the bracket, ends included.
+        guesses: two keys that are counted by cells: the likeliest to be the cut, and a frequent one.
+        cut: the key of the last one that does, once it is known.
+        allowed, present: by cells, how many keys that equal the cut lie above it, and how many there are;
+            zero where all of them do.
+        missing: how many keys that equal the cut lie above it, until that is dealt out to the cells.
+    """
+
+    def __init__(self, what: int, rank: int, size: int) -> None:
+        self.what = what
+        self.rank = rank
+        self.low, self.high = 0, HIGHEST
+        self.guesses = (0, HIGHEST + 1)
+        self.cut: int | None = None
+        self.missing: int | None = None
+        self.allowed = np.zeros(-(-size // CELL), np.int64)
+        self.present = self.allowed
+        self._empty()
+        self._lock = threading.Lock()
+
+    def _empty(self) -> None:
+        self._above = 0
+        self._equal = np.zeros((2, len(self.allowed)), np.int64)
+        self._found: list[Array] = []
+
+    def bracket(self, keys: Array, size: int) -> None:
+        """Narrow the search down by a sample of the tensor's keys, in descending order."""
+        share = self.rank / size
+        place = min(len(keys) - 1, int(share * len(keys)))
+        margin = 8 + int(5 * (len(keys) * share * (1 - share)) ** 0.5)
+        guess = int(keys[place])
+        self.high = int(keys[place - margin]) if place >= margin else HIGHEST
+        self.low = int(keys[place + margin]) if place + margin < len(keys) else 0
+        near = keys[max(0, place - margin) : place + margin + 1]
+        others, counts = np.unique(near[near != guess], return_counts=True)
+        frequent = int(others[counts.argmax()]) if len(others) else HIGHEST + 1
+        self.guesses = (guess, frequent)
+
+    def take(self, above: int, equal: Array, cells: slice, found: Array) -> None:
+        """Add what a tile held."""
+        with self._lock:
+            self._above += above
+            self._equal[:, cells] += equal
+            if len(found):
+                self._found.append(found.copy())
+
+    def settle(self) -> None:
+        """All tiles are in: find the cut, or move the bracket."""
+        found = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
+        wanted = self.rank - self._above
+        counted = [
+            (key, int(equal.sum()), equal)
+            for key, equal in zip(self.guesses, self._equal, strict=True)
+        ]
+        if wanted <= 0:  # it lies above the bracket
+            self._move(self.high + 1, HIGHEST)
+        elif wanted > len(found) + sum(count for key, count, _ in counted if key >= self.low):
+            self._move(0, self.low - 1)
+        else:
+            for key, count, equal in sorted(counted, key=lambda entry: -entry[0]):
+                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
+                if wanted <= more:
+                    break
+                if wanted <= more + count:
+                    self._decide(key, wanted - more, count, equal)
+                    break
+                wanted -= count
+            if self.cut is None:
+                key = int(found[wanted - 1])
+                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
+                count = int(np.searchsorted(found[::-1], key, side="right")) - int(
+                    np.searchsorted(found[::-1], key, side="left")
+                )
+                self._decide(key, wanted - more, count, None)
+        self._empty()
+
+    def _decide(self, key: int, wanted: int, count: int, equal: Array | None) -> None:
+        self.cut = key
+        if wanted < count:
+            self.missing = wanted
+            if equal is not None:
+                self.deal_out(equal)
+            else:
+                self.guesses = (key, HIGHEST + 1)
+                self.low = self.high = key
+
+    def _move(self, low: int, high: int) -> None:
+        """Another bracket: next to the one that missed, 16 times as large."""
+        width = max(2**20, 16 * (self.high - self.low + 1))
+        if low > self.high:
+            self.low, self.high = low, min(high, low + width)
+        else:
+            self.low, self.high = max(low, high - width), high
+        self.guesses = (self.low, HIGHEST + 1)
+
+    def count_ties(self) -> None:
+        """All tiles are in, of a pass over ties only."""
+        self.deal_out(self._equal[0])
+
+    def deal_out(self, present: Array) -> None:
+        """Those ties lie above the cut that come first in the tensor."""
+        assert self.missing is not None
+        before = np.cumsum(present) - present
+        self.present = present
+        self.allowed = np.clip(self.missing - before, 0, present)
+        self.missing = None
+
+
+def _find(selections: Sequence[Selection], part: Part, size: int, sample: Sample) -> Preparation:
+    if not selections:
+        return
+    keys = _sample_keys(selections, part, size, sample)
+    for selection, drawn in zip(selections, keys, strict=True):
+        selection.bracket(drawn, size)
+    searching = list(selections)
+    while searching:
+        yield _Tally(part, searching)
+        for selection in searching:
+            selection.settle()
+        searching = [s for s in searching if s.cut is None]
+    tied = [s for s in selections if s.missing is not None]
+    if tied:
+        yield _Tally(part, tied)
+        for selection in tied:
+            selection.count_ties()
+
+
+class _Tally:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, selections: Sequence[Selection]) -> None:
+        self.part = part
+        self.selections = selections
+        self.what = np.array([s.what for s in selections])
+        self.lows, self.highs, self.guesses = (
+            np.array([getattr(s, name) for s in selections], np.uint32)
+            for name in ("low", "high", "guesses")
+        )
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        m, cells = len(self.selections), _cells(start, count)
+        above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
+        equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
+        found = scratch("found", np.uint32, m, count + LANES)
+        selecting.tally(
+            self.part.stored(inputs),
+            count,
+            self.part.wide,
+            self.what,
+            self.lows,
+            self.highs,
+            self.guesses,
+            above,
+            equal,
+            found,
+            fill,
+        )
+        for i, selection in enumerate(self.selections):
+            selection.take(int(above[i]), equal[i], cells, found[i, : fill[i]])
+
+
+def _sample_keys(
+    selections: Sequence[Selection], part: Part, size: int, sample: Sample
+) -> list[Array]:
+    """Keys of a sample of the tensor, in descending order: runs in places spread over it."""
+    runs = min(1024, max(64, size >> 18))
+    whole = size <= runs * RUN
+    places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
+    count = size if whole else RUN
+    keys = np.empty((len(selections), len(places) * count), np.uint32)
+    for n, place in enumerate(places):
+        inputs = part.stored(sample(place, count).take(part.rows))
+        here = keys[:, n * count : (n + 1) * count]
+        for selection, into in zip(selections, here, strict=True):
+            selecting.sample_keys(inputs, count, part.wide, selection.what, into)
+    return [np.sort(row)[::-1] for row in keys]
+
+
+class _Ranks:
+    """Draws masks by the changes' ranks in their rows."""
+
+    cut: Cut = "rows"
+
+    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+        self.part = part
+        self.length = max(1, shape[-1]) if shape else 1
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs = self.part.stored(inputs)
+        facts, keep = self.part.facts, self.part.consensus.keep
+        assert not isinstance(keep, MostVaried)
+        for i, kept in enumerate(keep):
+            if isinstance(kept, Ranked) and facts.rules.kinds[i] == rule.MASKED:
+                selecting.draw_by_rank(
+                    inputs,
+                    self.part.wide,
+                    i,
+                    count // self.length,
+                    self.length,
+                    kept.density,
+                    kept.epsilon,
+                    int(facts.rules.seeds[i]),
+                    start,
+                    facts.rules.masks[i],
+                )
+
+
+class _Norms:
+    cut: Cut = "cells"
+
+    def __init__(self, part: Part, size: int, norm: int) -> None:
+        self.part = part
+        self.norm = norm
+        self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        inputs, sums = self.part.stored(inputs), self.sums[_cells(start, count)]
+        rules, work = self.part.facts.rules, self.part.wide
+        measuring.norms(inputs, count, work, rules, self.norm, start, sums)
+
+    def joined(self) -> Array:
+        """Of the whole tensor: float64 [models, 2]."""
+        joined: Array = self.sums.max(axis=0) if self.norm == rule.LINF else self.sums.sum(axis=0)
+        return joined
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for length in shape:
+        numel *= length
+    return numel
+
+
+def _cells(start: int, count: int) -> slice:
+    first = start // CELL
+    return slice(first, first - (-count // CELL))

@@ -1,0 +1,344 @@
+"""What there is to do: the plans' jobs, grouped by what they read, cut into tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from merganser.checkpoints import Checkpoint
+from merganser.checkpoints.computed.derived import look
+from merganser.engine.digests import digest_of
+from merganser.engine.effective_weights import Measurement, TensorOutcome
+from merganser.engine.measurements import Pass, Preparation, preparations
+from merganser.engine.running_plan import Part, seed_of
+from merganser.kernels import CELL, CODES, merging
+from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.merging import Sums
+from merganser.methods import Combination
+from merganser.planning import TILE, Plan, TensorJob, tile_of
+from merganser.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tensor that is read."""
+
+    checkpoint: Checkpoint
+    name: str
+    dtype: DType
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Parts that one call of the kernel for linear combinations serves.
+
+    Attributes:
+        parts: over the same inputs, with outputs of the same kind; their reports share the inputs' sums.
+        work: the dtype that is computed in.
+        combinations: of each part.
+    """
+
+    parts: tuple[Part, ...]
+    work: np.dtype[Any]
+    combinations: tuple[merging.Linear, ...]
+
+
+@dataclass(slots=True)
+class Group:
+    """Jobs of any plans that start from the same tensor: their inputs are read together.
+
+    Attributes:
+        numel, shape: of the tensor.
+        rows: what is read.
+        parts: the jobs.
+        tile: elements of a tile.
+        batches: parts that one call of the fused kernel serves, once they are prepared.
+        left: tiles of the present round that are not done.
+        digests: uint64 for every row, by cells of its bytes; None for one that is not wanted.
+    """
+
+    numel: int
+    shape: tuple[int, ...]
+    rows: tuple[Row, ...]
+    parts: tuple[Part, ...]
+    tile: int
+    batches: tuple[Batch, ...] = ()
+    left: int = 0
+    digests: tuple[Array | None, ...] = ()
+    _preparing: list[Preparation] | None = None
+    _waiting: list[tuple[Preparation, Pass]] = field(default_factory=list)
+
+    def next_round(self) -> list[Work]:
+        """The tiles of the next walk over the tensor: of what must be known first, or of the merge.
+
+        It is called by one thread at a time, when all tiles of the round before are done.
+        """
+        if self._preparing is None:
+            self._preparing = preparations(self.parts, self.shape, self._sample)
+        for preparation in self._preparing:
+            following = next(preparation, None)
+            if following is not None:
+                self._waiting.append((preparation, following))
+        self._preparing = []
+        if self._waiting:
+            cut = min(entry[1].cut for entry in self._waiting)
+            now = [entry for entry in self._waiting if entry[1].cut == cut]
+            self._waiting = [entry for entry in self._waiting if entry[1].cut != cut]
+            self._preparing = [preparation for preparation, _ in now]
+            passes = tuple(entry[1] for entry in now)
+        else:
+            self.batches = tuple(_batches(self))
+            cut, passes = "cells", ()
+        step = self._step(cut, merging=not passes)
+        tiles = [
+            Work(self, start, min(start + step, self.numel), passes)
+            for start in range(0, max(1, self.numel), step)
+        ]
+        self.left = len(tiles)
+        return tiles
+
+    def _step(self, cut: str, *, merging: bool) -> int:
+        if merging and any(part.whole for part in self.parts):
+            return max(1, self.numel)
+        if cut == "rows":
+            length = max(1, self.shape[-1]) if self.shape else 1
+            return 8 * length * max(1, self.tile // (8 * length))
+        return TILE if cut == "bands" else self.tile
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element of the widest row."""
+        return max(row.size for row in self.rows)
+
+    def read(self, start: int, count: int, buffer: Array) -> Inputs:
+        """Elements ``start`` to ``start + count`` of all rows, where they lie in memory, or else in a
+        buffer, uint8 [rows, bytes]."""
+        return Inputs.of(
+            (
+                look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
+                for row, into in zip(self.rows, buffer, strict=True)
+            ),
+            [CODES.get(row.dtype.name, -1) for row in self.rows],
+        )
+
+    def _input_digest(self, index: int) -> str | None:
+        row, cells = self.rows[index], self.digests[index]
+        return None if cells is None else digest_of(row.checkpoint.specs[row.name], cells)
+
+    def _sample(self, start: int, count: int) -> Inputs:
+        return self.read(start, count, np.empty((len(self.rows), count * self.itemsize), np.uint8))
+
+    def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
+        """What each part yielded, once all tiles are done."""
+        for part in self.parts:
+            digest = None
+            if part.digests is not None:
+                digest = digest_of(part.job.spec, part.digests)
+            sources = tuple(read.source for read in part.job.reads)
+            measurement = _measurement(part, part.sums) if part.sums is not None else None
+            inputs = tuple(self._input_digest(row) for row in part.rows) if self.digests else ()
+            outcome = TensorOutcome(
+                part.job.name,
+                part.job.spec,
+                digest,
+                sources,
+                measurement,
+                _counts(part),
+                inputs,
+            )
+            yield part.plan, outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A tile: elements ``start`` to ``stop`` of a group's tensors, to be given to passes, or merged
+    if there are none."""
+
+    group: Group
+    start: int
+    stop: int
+    passes: tuple[Pass, ...]
+
+
+def group_jobs(
+    plans: Sequence[Plan],
+    digests: Sequence[bool],
+    report: bool,
+    tile: int,
+    made: Sequence[Mapping[str, object]],
+    digest_inputs: bool,
+) -> Iterator[Group]:
+    """Group the jobs of all plans by the first tensor that they read, in the order of the plans;
+    without those whose tensors are made already."""
+    together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
+    sources = _same_sources(plans)
+    known = [[bool(source.hashes) for source in plan.sources] for plan in plans]
+    for index, plan in enumerate(plans):
+        for job in plan.jobs:
+            if job.name in made[index]:
+                continue
+            if len(plans) == 1:
+                yield _group(
+                    plans, [(index, job)], digests, report, sources, tile, digest_inputs, known
+                )
+                continue
+            first = job.reads[0]
+            key = (sources[index][first.source], first.name, job.spec.shape)
+            together.setdefault(key, []).append((index, job))
+    for jobs in together.values():
+        yield _group(plans, jobs, digests, report, sources, tile, digest_inputs, known)
+
+
+def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
+    """For every plan's sources numbers that are equal for the same model, read the same way."""
+    numbers: dict[tuple[str, str], int] = {}
+    return [
+        [
+            numbers.setdefault((s.reference.text, s.checkpoint.header_digest), len(numbers))
+            for s in plan.sources
+        ]
+        for plan in plans
+    ]
+
+
+def _group(
+    plans: Sequence[Plan],
+    jobs: Sequence[tuple[int, TensorJob]],
+    digests: Sequence[bool],
+    report: bool,
+    sources: Sequence[Sequence[int]],
+    tile: int,
+    digest_inputs: bool,
+    known: Sequence[Sequence[bool]],
+) -> Group:
+    rows: dict[tuple[int, str], tuple[int, Row]] = {}
+    unknown: list[bool] = []
+    parts = []
+    spec = jobs[0][1].spec
+    cells = -(-spec.numel // CELL)
+    for index, job in jobs:
+        plan = plans[index]
+        mine = []
+        for read in job.reads:
+            key = sources[index][read.source], read.name
+            if key not in rows:
+                checkpoint = plan.sources[read.source].checkpoint
+                rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
+                unknown.append(not known[index][read.source])
+            mine.append(rows[key])
+        part = Part(
+            index,
+            plan.seed,
+            job,
+            plan.method,
+            tuple(row for row, _ in mine),
+            tuple(row.dtype for _, row in mine),
+            seed_of(plan.seed, f"{job.name}/rounding"),
+            int(plan.rounding == "stochastic"),
+            job.combination,
+        )
+        k = len(mine)
+        if digests[index]:
+            part.digests = np.zeros(-(-job.spec.nbytes // CELL), np.uint64)
+        if report and not part.copies and k > 1:
+            part.sums = Sums.zeros(cells, k)
+        parts.append(part)
+    all_rows = tuple(row for _, row in rows.values())
+    tile = min(tile_of(plans[index], job, tile) for index, job in jobs)
+    group = Group(spec.numel, spec.shape, all_rows, tuple(parts), tile)
+    if digest_inputs:
+        sizes = [spec.numel * row.size for row in all_rows]
+        group.digests = tuple(
+            np.zeros(-(-size // CELL), np.uint64) if wanted else None
+            for size, wanted in zip(sizes, unknown, strict=True)
+        )
+    return group
+
+
+def _counts(part: Part) -> tuple[int, ...]:
+    """Values that are infinite or not a number, of all inputs and of the output; empty if there are none."""
+    if not part.nonfinite:
+        return ()
+    counts = [0] * (len(part.rows) + 1)
+    for index, count in part.nonfinite:
+        counts[index] += count
+    return tuple(counts[-1:] * len(counts) if part.copies else counts)
+
+
+def _batches(group: Group) -> Iterator[Batch]:
+    """Parts over the same rows with outputs of the same kind share a call, and their inputs' sums."""
+    alike: dict[tuple[Any, ...], list[Part]] = {}
+    for part in group.parts:
+        if part.fused and part.combination is not None:
+            kind = part.job.work, part.job.spec.dtype, part.rounding, part.combination.from_zero
+            key = part.rows, *kind, part.sums is not None
+            alike.setdefault(key, []).append(part)
+    for (_, work, *_), parts in alike.items():
+        dtype = np.dtype(work.name)
+        combinations = []
+        for part in parts:
+            assert part.combination is not None
+            coefficients = np.array(part.combination.coefficients, dtype)
+            divisor = float(total(part.combination, dtype)) if part.combination.divide else 1.0
+            how = merging.Linear(coefficients, divisor, part.combination.from_zero)
+            combinations.append(how)
+            first = parts[0].sums
+            if part.sums is not None and first is not None:  # the coefficients tell the ideal
+                part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
+        yield Batch(tuple(parts), dtype, tuple(combinations))
+
+
+def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
+    """The coefficients' sum in a dtype, to the last bit as torch adds up a few numbers on a CPU: in
+    vectors of 32 bytes, in four running sums each."""
+    numbers = np.array(combination.coefficients, dtype)
+    lanes = 32 // dtype.itemsize
+    rows = len(numbers) // lanes
+    if not rows:
+        return _row_sum(numbers)
+    added = dtype.type(0)
+    for number in (
+        *numbers[rows * lanes :],
+        *_row_sum(numbers[: rows * lanes].reshape(rows, lanes)),
+    ):
+        added += number
+    return added
+
+
+def _row_sum(numbers: Array) -> Any:
+    """Over the first axis in four running sums; the first takes what is left over."""
+    whole = len(numbers) // 4 * 4
+    sums = np.zeros((4, *numbers.shape[1:]), numbers.dtype)
+    for i in range(0, whole, 4):
+        sums += numbers[i : i + 4]
+    for number in numbers[whole:]:
+        sums[0] += number
+    return ((sums[0] + sums[1]) + sums[2]) + sums[3]
+
+
+def _symmetric(lower: Array) -> Array:
+    """The whole of a symmetric matrix whose upper triangle is zero."""
+    return lower if len(lower) == 1 else lower + np.tril(lower, -1).T
+
+
+def _measurement(part: Part, sums: Sums) -> Measurement:
+    assert sums.gram is not None
+    assert sums.differ is not None
+    gram = _symmetric(sums.gram.sum(axis=0))
+    share, ideal = 1.0, None if sums.ideal is None else sums.ideal.sum(axis=0)
+    if part.fused and part.combination is not None:
+        coefficients = np.array(part.combination.coefficients)
+        if part.combination.divide:
+            coefficients = coefficients / coefficients.sum()
+        share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
+    assert ideal is not None
+    cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)
+    return Measurement(gram, ideal, cross, differ, share, float(sums.noise.sum()))

@@ -1,0 +1,121 @@
+"""Merges in memory: of state dicts, of single tensors, and into a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from merganser import engine
+from merganser.checkpoints import Checkpoint
+from merganser.checkpoints.state_dict import MemoryCheckpoint
+from merganser.errors import RecipeError
+from merganser.planning import Config, Plan, plan
+from merganser.sinks import ModuleSink, StateDictSink
+
+if TYPE_CHECKING:
+    import torch
+
+
+def merge_state_dicts(
+    models: Sequence[Mapping[str, torch.Tensor]],
+    method: str,
+    *,
+    base: Mapping[str, torch.Tensor] | None = None,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    **options: Any,
+) -> dict[str, torch.Tensor]:
+    """Merge state dicts in memory.
+
+    Args:
+        models: state dicts with the same names and shapes.
+        method: a merge method's name.
+        base: the base model's state dict, for methods that need one.
+        weights: one ``weight`` a model.
+        parameters: the method's parameters; a list of numbers is one a model where the method takes that.
+        dtype: of the result; that of the inputs if None.
+        options: of :func:`plan`.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        RecipeError: when a parameter is wrong or missing.
+        InputError: when the state dicts do not fit each other.
+    """
+    shared = dict(parameters or {})
+    if not models:
+        raise RecipeError("there are no models to merge")
+    if weights is not None:
+        shared["weight"] = list(weights)
+    for name, value in shared.items():
+        if isinstance(value, list | tuple) and len(value) != len(models):
+            raise RecipeError(f"{name}: {len(value)} numbers for {len(models)} models")
+    entries: list[dict[str, Any]] = []
+    for i in range(len(models)):
+        own = {"weight": weights[i]} if weights is not None else {}
+        own |= {name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)}
+        entries.append({"model": f"model {i}", "parameters": own})
+    data: dict[str, Any] = {
+        "merge_method": method,
+        "models": entries,
+        "dtype": dtype,
+        "parameters": {
+            name: value for name, value in shared.items() if not isinstance(value, list | tuple)
+        },
+    }
+    checkpoints: dict[str, Checkpoint] = {
+        f"model {i}": MemoryCheckpoint(model, f"model {i}") for i, model in enumerate(models)
+    }
+    if base is not None:
+        data["base_model"] = "base"
+        checkpoints["base"] = MemoryCheckpoint(base, "base")
+    decided = plan(data, checkpoints=checkpoints, **options)
+    sink = StateDictSink({job.name: job.spec for job in decided.jobs})
+    engine.run([decided], [sink], report=False)
+    return sink.tensors
+
+
+def merge_tensors(
+    tensors: Sequence[torch.Tensor],
+    method: str,
+    *,
+    base: torch.Tensor | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
+    merged = merge_state_dicts(
+        [{"tensor": t} for t in tensors],
+        method,
+        base=None if base is None else {"tensor": base},
+        **options,
+    )
+    return merged["tensor"]
+
+
+def blend(
+    module: torch.nn.Module,
+    merge: Plan | Config,
+    *,
+    threads: int | None = None,
+    report: bool = False,
+) -> engine.Outcome:
+    """Write a merge into a live model on the CPU: the next forward pass sees it.
+
+    Args:
+        module: a model with the plan's tensors, in the plan's dtype.
+        merge: the plan, or a recipe: a file, a mapping, or one that was loaded.
+        threads: how many; None for as many as pay off.
+        report: whether to measure effective weights.
+
+    Raises:
+        MerganserError: when the model does not fit the plan, or the recipe cannot be planned.
+    """
+    if not isinstance(merge, Plan):
+        with closing(plan(merge)) as decided:
+            return blend(module, decided, threads=threads, report=report)
+    sink = ModuleSink(module, {job.name: job.spec for job in merge.jobs})
+    [outcome] = engine.run([merge], [sink], threads=threads, report=report)
+    return outcome

@@ -1,0 +1,265 @@
+"""The journal of an unfinished merge: what it is, and which of its files are whole.
+
+Lines of JSON: the first says what is merged, every other one names a
+file whose bytes are on the disk, with all that the engine learnt of its tensors. A merge that goes
+on takes both from here, so that what it says in the end is what it would have said undisturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merganser import system
+from merganser.engine import TensorOutcome
+from merganser.engine.digests import read_digest
+from merganser.engine.effective_weights import Measurement
+from merganser.errors import ResourceError
+from merganser.planning import Plan, Shard
+from merganser.tensors import TensorSpec
+from merganser.version import VERSION
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What must be the same for a merge to go on: version, inputs, and the plan."""
+    return {
+        "merganser": VERSION,
+        "inputs": [
+            [
+                source.reference.text,
+                source.checkpoint.header_digest,
+                [[file.name, s.size, s.mtime_ns] for file, s in source.checkpoint.stamps.items()],
+            ]
+            for source in plan.sources
+        ],
+        "method": plan.method.origin.digest if plan.method.origin else None,
+        "plan": plan.digest,
+    }
+
+
+def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:
+    """What sets a journal's merge apart from a plan, as the end of a sentence; None if nothing."""
+    wanted = json.loads(json.dumps(identity(plan)))
+    if stated.get("merganser") != wanted["merganser"]:
+        return f"Merganser is another version ({stated.get('merganser')} began it)"
+    before, now = stated.get("inputs") or [], wanted["inputs"]
+    if [entry[0] for entry in before] == [entry[0] for entry in now]:
+        for old, new in zip(before, now, strict=True):
+            if old != new:
+                return f"the input {new[0]} changed"
+    if stated.get("method") != wanted["method"]:
+        return f"the code of the method {plan.method.name} changed"
+    return None if stated.get("plan") == wanted["plan"] else "the recipe or its options changed"
+
+
+class Journal:
+    """A journal on the disk, and what it says.
+
+    Attributes:
+        stated: the first line; None in one that is empty, or was cut off before its end.
+        whole: the files that it says are whole, and what is known of their tensors.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Read it; a last line that was cut off does not count.
+
+        Raises:
+            ResourceError: when it is there and cannot be read.
+        """
+        self.file = file
+        self.stated: dict[str, Any] | None = None
+        self.whole: dict[str, dict[str, dict[str, Any]]] = {}
+        self._lock = threading.Lock()
+        self._descriptor = -1
+        self._pending: dict[str, set[str]] = {}
+        self._homes: dict[str, str] = {}
+        self._tensors: dict[str, dict[str, Any]] = {}
+        self._size = 0
+        try:
+            data = file.read_bytes() if file.is_file() else b""
+        except OSError as error:
+            raise ResourceError(f"{file}: cannot be read ({error.strerror})") from None
+        for line in data.splitlines(keepends=True):
+            entry = _parsed(line)
+            if entry is None:
+                break
+            if self.stated is None:
+                self.stated = entry
+            else:
+                self.whole[entry["file"]] = entry["tensors"]
+            self._size += len(line)
+
+    def keep_what_is_whole(
+        self, plan: Plan, folder: Path, digest_inputs: bool
+    ) -> dict[str, TensorOutcome]:
+        """Read the files that it says are whole; those that are not what it says are forgotten.
+
+        Args:
+            plan: the merge, which is the journal's.
+            folder: where the files are.
+            digest_inputs: whether their inputs' digests must be known too.
+
+        Returns:
+            What is known of their tensors, by name.
+        """
+        specs = {job.name: job.spec for job in plan.jobs}
+        known: dict[str, TensorOutcome] = {}
+        kept = {}
+        for shard in plan.shards:
+            if shard.file in self.whole:
+                tensors = self.whole[shard.file]
+                if digest_inputs and not all(each["inputs"] for each in tensors.values()):
+                    continue
+                if _is_whole(folder / shard.file, shard, tensors, specs):
+                    kept[shard.file] = tensors
+                    known |= {name: _outcome(name, specs[name], tensors[name]) for name in tensors}
+        self.whole = kept
+        return known
+
+    def begin(self, plan: Plan) -> None:
+        """Write it anew, with the files that are whole, and be ready for more.
+
+        Raises:
+            ResourceError: when it cannot be written.
+        """
+        for shard in plan.shards:
+            if shard.file not in self.whole:
+                # The file itself is waited for too, under a name that no tensor has.
+                self._pending[shard.file] = {*shard.offsets, "\0"}
+                self._homes |= dict.fromkeys(shard.offsets, shard.file)
+        self.stated = identity(plan)
+        lines = [self.stated, *({"file": f, "tensors": t} for f, t in self.whole.items())]
+        fresh = self.file.with_suffix(".new")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | system.OPEN_FLAGS
+        try:
+            self._descriptor = os.open(fresh, flags, 0o666)
+            for line in lines:
+                self._write(line)  # it is synced with the first file that is whole
+            fresh.replace(self.file)  # which Windows does too where it is there
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def note_tensor(self, outcome: TensorOutcome) -> None:
+        """A tensor is made, and this is known of it."""
+        with self._lock:
+            self._tensors[outcome.name] = _entry(outcome)
+            self._note(self._homes[outcome.name], outcome.name)
+
+    def note_file(self, name: str) -> None:
+        """A file is whole, and synced."""
+        with self._lock:
+            self._note(name, "\0")
+
+    def close(self) -> None:
+        """Write no more."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _note(self, file: str, what: str) -> None:
+        """The lock is held. A file is written down when it and all its tensors are known."""
+        waiting = self._pending[file]
+        waiting.discard(what)
+        if waiting or self._descriptor < 0:
+            return
+        names = [name for name, home in self._homes.items() if home == file]
+        tensors = {name: self._tensors.pop(name) for name in names}
+        try:
+            self._write({"file": file, "tensors": tensors})
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._cannot(error) from None
+        self.whole[file] = tensors
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        line = memoryview(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def _cannot(self, error: OSError) -> ResourceError:
+        return ResourceError(f"{self.file}: cannot be written ({error.strerror})")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line's entry; None if it is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _is_whole(
+    path: Path, shard: Shard, tensors: Mapping[str, Any], specs: Mapping[str, TensorSpec]
+) -> bool:
+    """Whether a file has the header of the plan, and tensors of the digests that are written down."""
+    if set(tensors) != set(shard.offsets):
+        return False
+    try:
+        with path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size != shard.size:
+                return False
+            if stream.read(len(shard.header)) != shard.header:
+                return False
+            for name, offset in shard.offsets.items():
+
+                def read(start: int, into: memoryview, offset: int = offset) -> None:
+                    stream.seek(offset + start)
+                    if stream.readinto(into) != len(into):
+                        raise OSError("cut off")
+
+                if read_digest(specs[name], read) != tensors[name]["digest"]:
+                    return False
+    except OSError:
+        return False
+    return True
+
+
+def _entry(outcome: TensorOutcome) -> dict[str, Any]:
+    measured = outcome.measurement
+    return {
+        "digest": outcome.digest,
+        "sources": outcome.sources,
+        "measurement": measured
+        and [
+            measured.gram.tolist(),
+            measured.ideal.tolist(),
+            measured.cross.tolist(),
+            measured.differ.tolist(),
+            measured.share,
+            measured.noise,
+        ],
+        "nonfinite": outcome.nonfinite,
+        "inputs": outcome.inputs,
+    }
+
+
+def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOutcome:
+    measured = None
+    if entry["measurement"] is not None:
+        *arrays, share, noise = entry["measurement"]
+        gram, ideal, cross, differ = (np.array(array, np.float64) for array in arrays)
+        measured = Measurement(gram, ideal, cross, differ, share, noise)
+    return TensorOutcome(
+        name,
+        spec,
+        entry["digest"],
+        tuple(entry["sources"]),
+        measured,
+        tuple(entry["nonfinite"]),
+        tuple(entry["inputs"]),
+    )
+
+
+def files_of(whole: Sequence[str], plan: Plan) -> int:
+    """Bytes of a plan's files that are whole already."""
+    return sum(shard.size for shard in plan.shards if shard.file in whole)

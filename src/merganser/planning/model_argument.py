@@ -1,0 +1,46 @@
+"""What a command's argument names: a model, a recipe, or a point of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merganser.errors import RecipeError
+from merganser.planning import Plan, plan
+from merganser.recipe.sweep_file import find_point, is_sweep
+
+RECIPES = (".yml", ".yaml")
+
+
+def find_merge(reference: str) -> tuple[str, Plan] | None:
+    """The short name and the plan of a recipe or of a point of a sweep; None for a model.
+
+    ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points of
+    a sweep, ``recipe.yml`` is a merge.
+
+    Raises:
+        RecipeError: when it is no point, or more than one.
+    """
+    point = find_point(reference)
+    if point is not None:
+        return point.name, plan(point.recipe)
+    if reference.endswith(RECIPES) and Path(reference).is_file():
+        if is_sweep(reference):
+            raise RecipeError(
+                f"{reference}: is a sweep; say which point, by values ({reference}#w=0.7) or by name"
+            )
+        return Path(reference).stem, plan(reference)
+    return None
+
+
+def find(reference: str) -> tuple[str, Plan]:
+    """The short name and the plan of a model, a recipe, or a point of a sweep.
+
+    Raises:
+        RecipeError: when it is no point, or more than one.
+        InputError: when there is no such model.
+    """
+    merge = find_merge(reference)
+    if merge is not None:
+        return merge
+    decided = plan({"merge_method": "passthrough", "models": [{"model": reference}]})
+    return decided.sources[0].reference.name, decided

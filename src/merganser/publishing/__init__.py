@@ -1,0 +1,1 @@
+"""Merges and studies on the Hub."""

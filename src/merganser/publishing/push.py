@@ -1,0 +1,358 @@
+"""Publishing: one merged folder, or the chosen points of a study, as repositories on the Hub.
+
+First everything is decided and can be shown (:func:`prepare`), then it is sent (:func:`push`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser import hub, recipe
+from merganser.engine.events import Listener, ignore
+from merganser.errors import InputError, MerganserError, RecipeError, told_as
+from merganser.merging import folders as merging
+from merganser.publishing import study_cards
+from merganser.release import card, local_paths, manifest
+from merganser.release import public_names as naming
+from merganser.release.local_paths import Disclosed
+from merganser.results import scores as studies
+
+EDITED = (card.NAME, "config.json", "generation_config.json")
+"""What people edit before they publish; all else must be what was merged."""
+
+UNSENT = (".git", ".cache", "__pycache__", ".DS_Store")
+"""Names of what is never sent."""
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
+"""Files that would be taken for the model's if they stayed from an earlier push."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One folder, as it will be published.
+
+    Attributes:
+        folder: where it lies.
+        repository: ``org/name``.
+        files: what is sent, by paths in the repository: a file, or what is sent in its place.
+        licenses: the parents' licences by their names, adapters' too; None where none is stated.
+        disclosed: local paths that the files hold.
+    """
+
+    folder: Path
+    repository: str
+    files: Mapping[str, Path | bytes]
+    licenses: Mapping[str, str | None]
+    disclosed: tuple[Disclosed, ...]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {
+            name: content.stat().st_size if isinstance(content, Path) else len(content)
+            for name, content in self.files.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """All that one push publishes.
+
+    Attributes:
+        packages: a repository each.
+        private: whether only the owners see new ones.
+        revision: the branch; None for the main one.
+        collection: title of the collection that they are put into; None for none.
+    """
+
+    packages: tuple[Package, ...]
+    private: bool
+    revision: str | None = None
+    collection: str | None = None
+
+    @property
+    def disclosed(self) -> list[tuple[str, Disclosed]]:
+        """Every local path that would be told, with the repository that tells it."""
+        return [(each.repository, path) for each in self.packages for path in each.disclosed]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is on the Hub before a push.
+
+    Attributes:
+        account: whose token is used.
+        repositories: what is there already, by name; None for what will be made.
+    """
+
+    account: str
+    repositories: Mapping[str, hub.Repository | None]
+
+    def stale(self, package: Package) -> list[str]:
+        """Weights that are there and are none of the package's: they are taken away."""
+        there = self.repositories[package.repository]
+        return sorted(
+            name
+            for name in (there.files if there else ())
+            if name not in package.files and any(fnmatch.fnmatch(name, w) for w in WEIGHTS)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a push did: the address of every repository's commit, and of the collection."""
+
+    commits: Mapping[str, str]
+    collection: str | None
+
+
+def prepare(
+    out: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    public_names: bool = False,
+    collection: str | None = None,
+    revision: str | None = None,
+    on_event: Listener = ignore,
+) -> Publication:
+    """Decide what a push would publish, without asking the Hub.
+
+    Every folder is checked: it must be whole, and its tensors what was merged.
+
+    Args:
+        out: a merged folder, or a sweep's with the folders of its points. Of an evaluated study the chosen
+            points are published, of another sweep all.
+        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point is called ``org/POINT``.
+        private: whether only the owners see new repositories.
+        public_names: send names in place of local paths in card, recipe, manifest and config.
+        collection: title of a collection; for a sweep by default the name behind ``org/``, or the study's.
+        revision: a branch.
+        on_event: told of the progress of checking.
+
+    Raises:
+        InputError: when a folder is not whole, or is not what was merged.
+        RecipeError: when a name cannot be.
+    """
+    home = Path(out)
+    if not home.is_dir():
+        raise InputError(f"{home}: no such folder")
+    if (home / manifest.NAME).is_file() or _is_partial(home):
+        package = _pack(home, name, public_names, on_event)
+        return Publication((package,), private, revision, collection)
+    folders, study = _points(home)
+    organisation, _, title = name.partition("/")
+    names = {folder: f"{organisation}/{folder.name}" for folder in folders}
+    for each in names.values():
+        hub.check_name(each)
+    packages = tuple(_pack(folder, names[folder], public_names, on_event) for folder in folders)
+    shown = collection or title or study or home.resolve().name
+    return Publication(packages, private, revision, shown)
+
+
+def look(publication: Publication) -> State:
+    """What the Hub has of it already.
+
+    Raises:
+        MerganserError: when there is no token, the Hub cannot be reached, or a repository is public that
+            should be private.
+    """
+    account = hub.account()
+    there = {
+        each.repository: hub.look(each.repository, publication.revision)
+        for each in publication.packages
+    }
+    for name, found in there.items():
+        if publication.private and found is not None and not found.private:
+            raise MerganserError(
+                f"{name}: is there already and public, and private=True would not change that; "
+                "make it private in its settings first, or choose another name"
+            )
+    return State(account, there)
+
+
+def push(
+    out: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    public: bool = False,
+    with_paths: bool = False,
+    collection: str | None = None,
+    revision: str | None = None,
+    progress: bool = False,
+) -> Published:
+    """Publish a merged folder, or the chosen points of a study, on the Hub, without asking again.
+
+    A push that was cut off goes on where it was when it is done again.
+
+    Args:
+        out, name, private, collection, revision: as in :func:`prepare`.
+        public: send names in place of local paths in card, recipe, manifest and config.
+        with_paths: send local paths as they are.
+        progress: whether bars are drawn on stderr.
+
+    Raises:
+        MerganserError: in one line, with what to do; nothing is sent where the files hold local paths
+            and nobody said what becomes of them.
+    """
+    publication = prepare(
+        out,
+        name,
+        private=private,
+        public_names=public,
+        collection=collection,
+        revision=revision,
+    )
+    check_paths(publication, public=public, with_paths=with_paths)
+    return send(publication, look(publication), progress=progress)
+
+
+def check_paths(publication: Publication, *, public: bool, with_paths: bool) -> None:
+    """Refuse to send local paths unless somebody said so.
+
+    Raises:
+        RecipeError: when the files hold some.
+    """
+    if publication.disclosed and not with_paths:
+        raise RecipeError(
+            f"the files hold {len(publication.disclosed)} local paths; nothing was sent. public=True "
+            "sends names in their place, with_paths=True sends them as they are"
+            + (" (what public=True cannot change, take out by hand)" if public else "")
+        )
+
+
+def send(publication: Publication, state: State, *, progress: bool = True) -> Published:
+    """Send it: a repository after the other, each in one commit; then the collection.
+
+    A push that was cut off is gone on with by doing it again: what is there is not sent twice.
+
+    Args:
+        publication: what :func:`prepare` decided.
+        state: what :func:`look` found.
+        progress: whether bars are drawn on stderr.
+
+    Raises:
+        MerganserError: in one line, with what to do.
+    """
+    commits = {}
+    for each in publication.packages:
+        commits[each.repository] = hub.send(
+            each.repository,
+            each.files,
+            private=publication.private,
+            message=f"Merged by Merganser {manifest.read(each.folder)['merganser']}",
+            revision=publication.revision,
+            remove=state.stale(each),
+            progress=progress,
+        )
+    address = None
+    if publication.collection is not None:
+        namespace = publication.packages[0].repository.partition("/")[0]
+        address = hub.collect(
+            publication.collection, namespace, list(commits), private=publication.private
+        )
+    return Published(commits, address)
+
+
+def _points(home: Path) -> tuple[list[Path], str | None]:
+    """The folders of a sweep that are published, and the study's name."""
+    with told_as(InputError, "read", home):
+        found = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
+    whole = {each.name: each for each in found if not _is_partial(each)}
+    if not (home / studies.JSON_NAME).is_file():
+        if not whole:
+            raise InputError(f"{home}: is no merged folder, and holds none")
+        return list(whole.values()), None
+    results = studies.read(home)
+    if not results.chosen:
+        if not whole:
+            raise InputError(f"{home}: none of the study's points was chosen and written")
+        return list(whole.values()), results.name
+    entries = {entry.name: entry for entry in results.points}
+    folders = []
+    for name in results.chosen:
+        folder = home / ((entries[name].folder if name in entries else None) or name)
+        if not (folder / manifest.NAME).is_file():
+            raise InputError(f"{folder}: the study chose {name}, and it is not written there")
+        folders.append(folder)
+    return folders, results.name
+
+
+def _is_partial(folder: Path) -> bool:
+    """Whether a folder is what a merge leaves that was cut off, or lies in it."""
+    own = folder.resolve()
+    return any(place.name.endswith(".partial") for place in (own, own.parent))
+
+
+def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener) -> Package:
+    hub.check_name(repository)
+    if _is_partial(folder):
+        raise InputError(f"{folder}: is not finished; merge it again, then push it")
+    made = manifest.read(folder)
+    problems = merging.verify(folder, may_differ=EDITED, on_event=on_event)
+    if problems:
+        raise InputError(f"{folder}: {problems[0]}; nothing is sent of a folder that changed")
+    files: dict[str, Path | bytes] = dict(_files(folder))
+    for name in ("config.json", card.NAME):
+        if name not in files:
+            raise InputError(f"{folder}: has no {name}; a published model needs one")
+    if public_names:
+        files |= _public(folder, made, files)
+    disclosed = local_paths.local_paths(files, made)
+    return Package(folder, repository, files, manifest.licenses(made), tuple(disclosed))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in UNSENT)
+        for name in sorted(names):
+            path = Path(home, name)
+            if path.is_symlink():
+                raise InputError(f"{path}: is a link; put the file itself there, or take it away")
+            if name not in UNSENT:
+                yield path.relative_to(folder).as_posix(), path
+        for name in folders:
+            if Path(home, name).is_symlink():
+                raise InputError(f"{Path(home, name)}: is a link; take it away")
+
+
+def _public(
+    folder: Path, made: dict[str, Any], files: Mapping[str, Path | bytes]
+) -> dict[str, bytes]:
+    """What is sent in place of files that hold local paths."""
+    recipes = recipe.load_all(folder / manifest.RECIPE, "lenient")
+    changed = local_paths.made_public(files, made, recipes)
+    place = study_cards.find(folder)
+    with told_as(InputError, "read", folder / card.NAME):
+        kept = (folder / card.NAME).read_text(encoding="utf-8")
+    if kept == study_cards.text(folder, made, place=place):
+        last = naming.recipe_made_public(recipes[-1], naming.public_names(made))
+        text = study_cards.text(folder, naming.made_public(made), last, place)
+        changed[card.NAME] = text.encode()
+    told = manifest.restated(naming.made_public(made), changed)
+    return {**changed, manifest.NAME: manifest.as_text(told).encode()}
+
+
+def describe(publication: Publication) -> dict[str, Any]:
+    """A publication as plain data."""
+    return {
+        "private": publication.private,
+        "revision": publication.revision,
+        "collection": publication.collection,
+        "repositories": [
+            {
+                "name": each.repository,
+                "folder": str(each.folder),
+                "files": each.sizes,
+                "licenses": dict(each.licenses),
+                "local_paths": [{"file": d.file, "path": d.path} for d in each.disclosed],
+            }
+            for each in publication.packages
+        ],
+    }

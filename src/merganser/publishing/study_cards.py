@@ -1,0 +1,265 @@
+"""Cards of a study's points: their scores beside those of the experts, and how they were chosen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser import extras, hub, recipe
+from merganser.errors import InputError, MerganserError, RecipeError, ResourceError, told_as
+from merganser.evaluation.statistics import decimals
+from merganser.release import card, files, manifest
+from merganser.release.card import Scores, inline
+from merganser.results import scores as studies
+from merganser.results.scores import Entry, Results, Score
+
+PICTURE = "front.png"
+
+EVAL_RESULTS = Path(".eval_results", "merganser.yaml")
+
+_DRAWN = ("temperature", "top_p", "max_tokens", "seed")
+
+_BENCHMARK = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+):(?P<task>[\w.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a folder stands in a study.
+
+    Attributes:
+        results: what the study found.
+        entry: the folder's.
+        held_out: whether the scores are of problems that no search has seen.
+    """
+
+    results: Results
+    entry: Entry
+    held_out: bool = False
+
+
+def find(folder: Path) -> Place | None:
+    """The study that a folder lies in, if it is one of its points and was scored.
+
+    Of a search, scores on what was held out go before those that it was chosen by.
+
+    Raises:
+        InputError: when there are results beside it that cannot be read.
+    """
+    own = folder.resolve()
+    around = own.parents[:2]
+    for home in (place for parent in around for place in (parent / studies.HELD_OUT, parent)):
+        if (home / studies.JSON_NAME).is_file():
+            results = studies.read(home)
+            for entry in results.points:
+                if entry.scores and (home / (entry.folder or entry.name)).resolve() == own:
+                    return Place(results, entry, home.name == studies.HELD_OUT)
+    return None
+
+
+def rewrite_all(home: Path, results: Results) -> None:
+    """Write the cards of all points of a study that were written, with their scores.
+
+    Raises:
+        MerganserError: as :func:`rewrite` does.
+    """
+    for entry in results.points:
+        if entry.folder is not None:
+            rewrite(home / entry.folder)
+
+
+def rewrite(
+    folder: str | Path, place: Place | None = None, benchmarks: Mapping[str, str] | None = None
+) -> None:
+    """Write the card of a merged folder anew, with the scores of the study that it lies in.
+
+    Beside the card are written the front's picture with this point marked, if the study has two scores
+    and matplotlib is installed, and ``.eval_results/merganser.yaml``, if benchmarks are named.
+
+    Args:
+        folder: one that a merge wrote.
+        place: where it stands in a study; looked for beside the folder if None.
+        benchmarks: for names of scores, the data set on the Hub and its task that they were measured on,
+            as ``org/name:task``.
+
+    Raises:
+        InputError: when no merge of this version wrote the folder.
+        RecipeError: when a benchmark is not written so, or its score is not there.
+    """
+    home = Path(folder)
+    made = manifest.read(home)
+    if "conversion" not in made:
+        raise InputError(f"{home}: was written by an earlier version; merge again")
+    place = place or find(home)
+    named = _benchmarks(benchmarks or {}, place)
+    if place is not None:
+        _draw(place, home / PICTURE)
+    if named and place is not None:
+        entries = [
+            {
+                "dataset_id": dataset,
+                "task_id": task,
+                "value": place.entry.scores[name].mean,
+                "notes": _notes(name, place.entry.scores[name]),
+            }
+            for name, (dataset, task) in named.items()
+        ]
+        data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
+        files.write_text(home / EVAL_RESULTS, data)
+    files.write_text(home / card.NAME, text(home, made, place=place))
+    manifest.restate(home, card.NAME)
+
+
+def text(
+    folder: Path,
+    made: Mapping[str, Any],
+    recipe_text: str | None = None,
+    place: Place | None = None,
+) -> str:
+    """A folder's card.
+
+    Args:
+        folder: with its config, its recipe, and its picture if there is one.
+        made: its manifest.
+        recipe_text: the recipe's text, if another than the folder's shall be shown.
+        place: where it stands in a study; None if it does not.
+    """
+    document = recipe.read_documents(folder / manifest.RECIPE)[0][-1]
+    name = document.data.get("name") if isinstance(document.data, dict) else None
+    title = name if isinstance(name, str) else folder.resolve().name
+    shown = recipe_text if recipe_text is not None else document.text or ""
+    scores = _scores(folder, title, place) if place is not None else None
+    return card.card(made, shown, folder, title, scores)
+
+
+def _scores(folder: Path, title: str, place: Place) -> Scores:
+    entry = place.entry
+    metadata = {"model-index": hub.model_index(title, list(_metrics(place.results, entry)))}
+    picture = ""
+    if (folder / PICTURE).is_file():
+        picture = f"\n![The front of the study, with this model marked]({PICTURE})\n"
+    return Scores(_section(place) + picture, metadata)
+
+
+def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
+    """Keywords of ``EvalResult``, a score each."""
+    for name, score in entry.scores.items():
+        task, _, scorer = name.rpartition("/")
+        problems = f"problems of {results.name}" + (f", {task}" if task else "")
+        yield {
+            "task_type": "text-generation",
+            "dataset_type": "/".join(filter(None, (results.name, task))),
+            "dataset_name": problems,
+            "metric_type": scorer,
+            "metric_name": name,
+            "metric_value": score.mean,
+            "metric_args": {
+                "standard_error": score.error,
+                "interval_95": [score.low, score.high],
+                "problems": score.problems,
+            },
+        }
+
+
+def _section(place: Place) -> str:
+    results, entry = place.results, place.entry
+    names = [name for name in results.directions if name in entry.scores]
+    arrows = {"max": "↑", "min": "↓"}
+    heads = [f"{inline(name)} {arrows[results.directions[name]]}" for name in names]
+    lines = [
+        "## Scores\n",
+        f"| model | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(names)}",
+    ]
+    shown = [each for each in results.entries if each.role != "point" and each.scores]
+    places = {
+        name: decimals(e.scores[name].error for e in (*shown, entry) if name in e.scores)
+        for name in names
+    }
+    for each in [*shown, entry]:
+        own = each is entry
+        label = "**this model**" if own else f"`{inline(each.name).replace('`', '')}` ({each.role})"
+        cells = [_cell(each.scores.get(name), places[name], bold=own) for name in names]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    counts = dict.fromkeys(entry.scores[name].problems for name in names)
+    many = ", ".join(str(count) for count in counts)
+    lines.append(
+        f"\nMean ± standard error over {many} problems, with the 95 % interval by bootstrap over "
+        "problems (Wilson's where all score 0, or all 1); ↑ more is better, ↓ less is better. "
+        "Not rounded in this page's metadata."
+    )
+    lines += _settings(results.settings)
+    rule = results.chosen.get(entry.name)
+    if place.held_out:
+        lines.append("The problems were held out: the model was chosen by its scores on others.")
+    elif rule not in (None, "all"):
+        lines.append("The model was chosen by these very scores, so part of them may be luck.")
+    values = ", ".join(f"{key} = {value}" for key, value in entry.values.items())
+    count = len(results.points)
+    one = "A merge" if place.held_out or count == 1 else f"One of {count} merges"
+    of = f"{one} of the study `{inline(results.name).replace('`', '')}`"
+    lines.append(f"\n{of}{f', with {inline(values)}' if values else ''}.")
+    if rule:
+        lines.append(f"Chosen as: {inline(rule)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(score: Score | None, places: int, *, bold: bool) -> str:
+    if score is None:
+        return "–"
+    mean = f"{score.mean:.{places}f}"
+    return (
+        f"{f'**{mean}**' if bold else mean} ± {score.error:.{places}f} "
+        f"({score.low:.{places}f} to {score.high:.{places}f})"
+    )
+
+
+def _notes(name: str, score: Score) -> str:
+    return (
+        f"{name}: standard error {score.error:.4g}, 95 % interval {score.low:.4g} to "
+        f"{score.high:.4g}, {score.problems} problems"
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    """A sentence for each task on how completions were drawn; never its texts, or the files that they are from."""
+    tasks = settings.get("tasks", [])
+    lines = []
+    for task in tasks:
+        told = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
+        told += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]
+        told += [f"preset {task['preset']}"] if task.get("preset") else []
+        name = f" of `{task['task']}`" if len(tasks) > 1 and "task" in task else ""
+        lines.append(f"Completions{name}: {inline(', '.join(told))}.")
+    return lines
+
+
+def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tuple[str, str]]:
+    found = {}
+    for name, value in given.items():
+        matched = _BENCHMARK.fullmatch(value)
+        if matched is None:
+            raise RecipeError(f"benchmark {value!r}: write it as org/name:task")
+        if place is None or name not in place.entry.scores:
+            known = ", ".join(place.entry.scores) if place else "none"
+            raise RecipeError(f"benchmark of {name!r}: there is no such score; there are: {known}")
+        found[name] = matched["dataset"], matched["task"]
+    return found
+
+
+def _draw(place: Place, file: Path) -> None:
+    """The front in the plane of the first two scores, with this point marked, if it can be drawn."""
+    names = [name for name in place.results.directions if name in place.entry.scores][:2]
+    with told_as(ResourceError, "removed", file):
+        file.unlink(missing_ok=True)
+    if len(names) < 2:
+        return
+    try:
+        figures = extras.load("merganser.reports.figures", "plot")
+    except MerganserError:
+        return  # a card without a picture is one too
+    figures.save(figures.front(place.results, *names, marked=place.entry.name), file)

@@ -1,0 +1,430 @@
+"""The sweep language: one file, many recipes.
+
+A recipe with a ``sweep:`` block is a recipe for every point of it. Wherever the recipe has a text, the
+text may hold expressions over the point's values::
+
+    name: accfmt_w{{ w }}
+    sweep: {w: {from: 0.1, to: 0.9, step: 0.2}}
+
+A mapping is a grid over its keys; a list of mappings is the grids one after the other. What varies
+together is one key whose values are mappings: ``{{ pair.first }}``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+
+from merganser import recipe
+from merganser.errors import RecipeError
+from merganser.recipe import Config, Document, ParsedRecipe, Strictness, expressions, key_name
+from merganser.recipe.axes import is_number, read_grids
+from merganser.recipe.expressions import Template, text
+from merganser.recipe.short_names import matching
+from merganser.recipe.steps import folder_key, folder_name
+
+Path = tuple[str | int, ...]
+Values = Mapping[str, Any]
+Entry = TypeVar("Entry")
+
+LITERAL = ("chat_template",)
+"""Keys whose text is Jinja of their own, and stays as it is."""
+
+ENTRY_IS = frozenset({"model", "value"})
+"""Keys without which an entry of a list is none: a model's, and that of a rule of a parameter."""
+
+BLOCKS = ("sweep", "search", "evaluate")
+"""Keys of studies, which are no part of the points' recipes."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One merge of a sweep.
+
+    Attributes:
+        name: its own among all points, and its folder's.
+        values: what sets it apart, by key; of values that are mappings by ``key.part``.
+        recipe: a recipe like any other, whose errors name the sweep's file and line.
+    """
+
+    name: str
+    values: Values
+    recipe: ParsedRecipe
+
+
+@dataclass(frozen=True)
+class _PointDocument(Document):
+    """A point's recipe; what is wrong with it is told with its name."""
+
+    point: str = ""
+
+    def error(self, message: str, path: Path = ()) -> RecipeError:
+        return super().error(f"point {self.point}: {message}", path)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A recipe with expressions: one recipe for all values that are put in.
+
+    Attributes:
+        document: the file's.
+        block: the key that says which values there are: ``sweep`` or ``search``.
+        data: the recipe, without the blocks of studies.
+        templates: every text of it that holds expressions, by its place.
+        folder: as in :class:`merganser.recipe.ParsedRecipe`.
+        strictness: what becomes of keys that have no meaning.
+    """
+
+    document: Document
+    block: str
+    data: Mapping[str, Any]
+    templates: Mapping[Path, Template]
+    folder: Any
+    strictness: Strictness
+
+    def check_names(self, keys: Mapping[str, bool]) -> None:
+        """What is spoken of must vary, and what varies must be spoken of.
+
+        Args:
+            keys: of the block, with whether they vary at all.
+
+        Raises:
+            RecipeError: with the first that does not.
+        """
+        for path, template in self.templates.items():
+            if unknown := sorted(template.names - set(keys)):
+                raise self.document.error(
+                    f"{key_name(path)}: the {self.block} has no {unknown[0]!r}; it has {', '.join(keys)}",
+                    path,
+                )
+        used = expressions.names_of([t for path, t in self.templates.items() if path != ("name",)])
+        for key, varies in keys.items():
+            if varies and key not in used:
+                path = ("sweep", key) if self.block == "sweep" else ("search", "over", key)
+                raise self.document.error(
+                    f"{key_name(path)}: nothing in the recipe depends on it; "
+                    f"write {{{{ {key} }}}} where it belongs",
+                    path,
+                )
+
+    def point(self, values: Values, number: int | None = None) -> Point:
+        """The recipe of some values.
+
+        Args:
+            values: of all keys that expressions speak of.
+            number: ends its name, where values alone do not tell points apart.
+
+        Raises:
+            RecipeError: with the values or the name, file and line.
+        """
+        own_values = told(values)
+
+        left_out: dict[Path, list[int]] = {}
+
+        def filled(part: Any, path: Path) -> Any:
+            if isinstance(part, dict):
+                entries = {key: filled(entry, (*path, key)) for key, entry in part.items()}
+                empty = {
+                    k for k, v in entries.items() if v is None and (*path, k) in self.templates
+                }
+                if path and isinstance(path[-1], int) and empty.intersection(ENTRY_IS):
+                    return None
+                return {key: entry for key, entry in entries.items() if key not in empty}
+            if isinstance(part, list):
+                found = [filled(entry, (*path, i)) for i, entry in enumerate(part)]
+                gone = [i for i, each in enumerate(found) if each is None and part[i] is not None]
+                left_out.update({path: gone} if gone else {})
+                return [each for i, each in enumerate(found) if i not in gone]
+            if path not in self.templates:
+                return part
+            try:
+                found = expressions.render(self.templates[path], values)
+                return text(found) if path == ("name",) else found
+            except ValueError as error:
+                raise self.document.error(
+                    f"point {own_values}: {key_name(path)}: {error}", path
+                ) from None
+
+        own: dict[str, Any] = {"name": None} | filled(dict(self.data), ())
+        name = own["name"]
+        if name is None:
+            name = default_name(values) if number is None else "candidate"
+        name = f"{name}_{number:03d}" if number is not None and isinstance(name, str) else name
+        if not isinstance(name, str) or folder_name(name) != name or not 0 < len(name) < 200:
+            raise self.document.error(
+                f"point {own_values}: name: {name!r} cannot be a folder's name; "
+                "use letters, digits and . _ + -",
+                ("name",),
+            )
+        own["name"] = name
+        written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
+        lines = {path: n for path, n in self.document.lines.items() if path[:1] != (self.block,)}
+        lines = _in_point(lines, left_out) if left_out else lines
+        repeated = _in_point(self.document.repeated, left_out)
+        parsed = recipe.validate(
+            _PointDocument(own, written, self.document.file, lines, repeated, name),
+            self.folder,
+            self.strictness,
+        )
+        return Point(name, flat(values), parsed)
+
+
+def _in_point(
+    places: Mapping[Path, Entry], left_out: Mapping[Path, Sequence[int]]
+) -> dict[Path, Entry]:
+    """What is known of the places of a file, by their places in a point.
+
+    Args:
+        places: of the file.
+        left_out: for lists of the file, the numbers of the entries that the point lacks.
+    """
+    found = {}
+    for path, entry in places.items():
+        moved: list[str | int] = []
+        for i, part in enumerate(path):
+            gone = left_out.get(path[:i], ()) if isinstance(part, int) else ()
+            if part in gone:
+                break
+            moved.append(part - sum(n < part for n in gone) if isinstance(part, int) else part)
+        else:
+            found[tuple(moved)] = entry
+    return found
+
+
+def is_sweep(source: Config) -> bool:
+    """Whether a recipe, or one of a file's, has a ``sweep:`` block.
+
+    Raises:
+        RecipeError: when it cannot be read.
+    """
+    return has_block(source, "sweep")
+
+
+def has_block(source: Config, block: str) -> bool:
+    """Whether a recipe, or one of a file's, has a block of that name.
+
+    Raises:
+        RecipeError: when it cannot be read.
+    """
+    if isinstance(source, str | os.PathLike | Mapping):
+        found = [document.data for document in recipe.read_documents(source)[0]]
+        return any(isinstance(data, dict) and block in data for data in found)
+    return False
+
+
+def read_pattern(source: Config, block: str, strictness: Strictness = "normal") -> Pattern:
+    """Read a file of many recipes.
+
+    Args:
+        source: a file, or a mapping.
+        block: the key that says which: ``sweep`` or ``search``.
+        strictness: as in :func:`merganser.recipe.load`.
+
+    Raises:
+        RecipeError: when it is no such file, or its expressions cannot be read.
+    """
+    if not isinstance(source, str | os.PathLike | Mapping):
+        raise RecipeError(
+            f"a {block} is read from a file or a mapping; a recipe is one merge already"
+        )
+    documents, folder = recipe.read_documents(source)
+    document = documents[0]
+    data = document.data
+    if len(documents) > 1:
+        raise documents[1].error(f"a {block} is a file of its own, without further recipes")
+    if not isinstance(data, dict) or block not in data:
+        other = next((key for key in BLOCKS[:2] if isinstance(data, dict) and key in data), None)
+        does = f"{other}` is for its {other}: block" if other else "merge` merges it"
+        raise document.error(f"there is no {block}: block in this recipe; `merganser {does}")
+    document.check_repeated({(key,) for key in data if key not in BLOCKS})
+    for key in BLOCKS[:2]:
+        if key in data and key != block:
+            raise document.error(f"{key}: this is a {block}; give one of both", (key,))
+    rest = {key: value for key, value in data.items() if key not in BLOCKS}
+    templates = dict(_templates(document, rest))
+    return Pattern(document, block, rest, templates, folder, strictness)
+
+
+def load_points(source: Config, strictness: Strictness = "normal") -> list[Point]:
+    """Read a sweep: a recipe for every point, in the order of the file, the last key fastest.
+
+    Args:
+        source: a file, or a mapping.
+        strictness: as in :func:`merganser.recipe.load`.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong, and the point's name.
+    """
+    pattern = read_pattern(source, "sweep", strictness)
+    document: Any = pattern.document
+    grids = list(read_grids(document, document.data["sweep"]))
+    for grid in grids:
+        pattern.check_names({key: len(values) > 1 for key, values in grid.items()})
+    points: dict[str, Point] = {}
+    for values in itertools.chain.from_iterable(_combinations(grid) for grid in grids):
+        point = pattern.point(values)
+        other = points.setdefault(folder_key(point.name), point)
+        if other is not point:
+            raise document.error(
+                f"name: the points {told(other.values)} and {told(point.values)} are both called "
+                f"{point.name!r}; a name must tell them apart, such as {point.name}_"
+                + "_".join(f"{key}{{{{ {key} }}}}" for key in values),
+                ("name",) if "name" in pattern.data else ("sweep",),
+            )
+    return list(points.values())
+
+
+def select(points: Sequence[Point], only: Sequence[str], written: str = "only: ") -> list[Point]:
+    """The points that some conditions choose, each ``w=0.7,0.9`` or a name; all of them must hold.
+
+    Args:
+        points: to choose from.
+        only: the conditions.
+        written: what stands before a condition where it was written, for messages.
+
+    Raises:
+        RecipeError: when a condition speaks of what the sweep does not have.
+    """
+    chosen = list(points)
+    for condition in only:
+        key, equals, wanted = condition.partition("=")
+        if not equals:
+            key, wanted = "name", condition
+            if not _named(points, condition):
+                raise RecipeError(
+                    f"{written}{condition}: no point is called so; write it like w=0.7,0.9, or as a name"
+                )
+        key = key.strip()
+        known = sorted({name for point in points for name in point.values} | {"name"})
+        if key not in known:
+            raise RecipeError(
+                f"{written}{condition}: the sweep has no {key!r}; it has {', '.join(known)}"
+            )
+        there = {point.name: _chosen_by(point, key) for point in points}
+        asked = {_canonical(entry) for entry in wanted.split(",")}
+        if key == "name":
+            asked = {_full_name(points, entry, written) for entry in wanted.split(",")}
+        if missing := sorted(asked - set(there.values())):
+            values = ", ".join(dict.fromkeys(there.values()))
+            raise RecipeError(
+                f"{written}{condition}: no point has {key} = {missing[0]}; there are {values}"
+            )
+        chosen = [point for point in chosen if there[point.name] in asked]
+    if not chosen:
+        conditions = " ".join(f"{written}{condition}" for condition in only)
+        raise RecipeError(f"{conditions}: no point has all of that")
+    return chosen
+
+
+def find_point(text: str) -> Point | None:
+    """The point that ``SWEEP.yml#w=0.7`` or ``SWEEP.yml#name`` names; None where a text names no file so.
+
+    Several conditions are joined by ``&``. A name may be as short as tables have it.
+
+    Raises:
+        RecipeError: when the sweep has no such point, or several.
+    """
+    file, mark, fragment = text.rpartition("#")
+    if not mark or not file.endswith((".yml", ".yaml")):
+        return None
+    points = load_points(file)
+    named = _named(points, fragment)
+    if len(named) != 1 and "=" in fragment:
+        named = select(points, fragment.split("&"), f"{file}#")
+    if len(named) == 1:
+        return named[0]
+    told_names = ", ".join(point.name for point in named or points)
+    what = "there is no such point; there are" if not named else "that is several points:"
+    raise RecipeError(f"{text}: {what} {told_names}")
+
+
+def _named(points: Sequence[Point], name: str) -> list[Point]:
+    """The points that a name stands for, which may be as short as tables have it."""
+    found = matching([point.name for point in points], name)
+    return [point for point in points if point.name in found]
+
+
+def _full_name(points: Sequence[Point], name: str, written: str) -> str:
+    """The name of the only point that a name stands for; the name itself where there is none.
+
+    Raises:
+        RecipeError: when there are several.
+    """
+    named = _named(points, name.strip())
+    if len(named) > 1:
+        several = ", ".join(point.name for point in named)
+        raise RecipeError(f"{written}name={name}: that is several points: {several}")
+    return named[0].name if named else name.strip()
+
+
+def _chosen_by(point: Point, key: str) -> str:
+    if key == "name":
+        return point.name
+    return text(point.values[key]) if key in point.values else ""
+
+
+def _canonical(entry: str) -> str:
+    """A number however it is written."""
+    try:
+        number = float(entry)
+    except ValueError:
+        return entry.strip()
+    return text(number) if math.isfinite(number) else entry.strip()
+
+
+# -- the points ----------------------------------------------------------------------------------
+
+
+def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
+
+
+def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple[Path, Template]]:
+    """Every text of a recipe that holds expressions, by its place."""
+    if path and path[-1] in LITERAL:
+        return
+    if isinstance(part, dict | list):
+        for key, entry in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from _templates(document, entry, (*path, key))
+    elif isinstance(part, str):
+        try:
+            template = expressions.parse(part)
+        except ValueError as error:
+            raise document.error(f"{key_name(path)}: {error}", path) from None
+        if template is not None:
+            yield path, template
+
+
+def default_name(values: Values) -> str:
+    """A name from a point's values: ``w0.7_method-slerp``."""
+    return "_".join(
+        f"{key}{'' if is_number(value) and value >= 0 else '-'}{folder_name(_words(value))}"
+        for key, value in values.items()
+    )
+
+
+def _words(value: Any) -> str:
+    return "-".join(map(_words, value.values())) if isinstance(value, Mapping) else text(value)
+
+
+def told(values: Values) -> str:
+    """Values as people write them: ``w=0.7, method=slerp``."""
+    return ", ".join(f"{key}={text(value)}" for key, value in flat(values).items())
+
+
+def flat(values: Values) -> dict[str, Any]:
+    """Values by key; parts of those that are mappings by ``key.part``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{part}": entry for part, entry in flat(value).items()}
+        else:
+            found[key] = value
+    return found

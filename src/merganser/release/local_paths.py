@@ -1,0 +1,109 @@
+"""What a folder would tell of the machine that it was made on, and the same folder without that."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError, told_as
+from merganser.recipe import ParsedRecipe
+from merganser.release import manifest, public_names
+
+LOOKED_AT = (".md", ".yml", ".yaml", ".json", ".csv", ".jsonl", ".txt")
+"""Files that people and programs write paths into; weights and vocabularies are not read."""
+
+SKIPPED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+
+MOST_BYTES = 64 * 2**20
+
+_HOMES = frozenset(
+    {"home", "root", "Users", "mnt", "data", "tmp", "scratch", "workspace", "work", "opt", "srv"}
+    | {"media", "var", "private", "Volumes", "lustre", "gpfs", "nfs", "fsx", "shared", "net"}
+)
+"""Folders at the top of machines; others count if this machine has them."""
+
+_ABSOLUTE = re.compile(
+    r"(?<![\w/:.>)\]-])(?:~|/(?P<top>[\w.-]+)|[A-Za-z]:\\\\?[\w.-]+)(?:[/\\]+[\w.@+=-]+)+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosed:
+    """A local path that a file holds."""
+
+    file: str
+    path: str
+
+
+def local_paths(
+    files: Mapping[str, Path | bytes], made: Mapping[str, Any] | None = None
+) -> list[Disclosed]:
+    """The local paths in a model's text files: absolute ones, and those of the merge's inputs.
+
+    Args:
+        files: by their names.
+        made: the manifest.
+    """
+    named = public_names.public_names(made) if made else {}
+    inputs = sorted((r for r, name in named.items() if r != name and "/" in r), key=len)
+    found: dict[Disclosed, None] = {}
+    for name, content in files.items():
+        if not name.endswith(LOOKED_AT) or Path(name).name in SKIPPED:
+            continue
+        text = _text(content)
+        own = [path for path in inputs if _mentioned(path, text)]
+        paths = [*own, *_absolute(text)]
+        found |= dict.fromkeys(Disclosed(name, path) for path in paths)
+    return list(found)
+
+
+def made_public(
+    files: Mapping[str, Path | bytes], made: Mapping[str, Any], recipes: Sequence[ParsedRecipe]
+) -> dict[str, bytes]:
+    """Manifest, recipe and config with names for the models that they refer to, and no local folder.
+
+    Args:
+        files: of the folder, by their names.
+        made: the manifest.
+        recipes: the recipe file's documents.
+
+    Returns:
+        The files that change, by their names.
+    """
+    named = public_names.public_names(made)
+    texts = [public_names.recipe_made_public(each, named) for each in recipes]
+    changed = {
+        manifest.NAME: manifest.as_text(public_names.made_public(made)),
+        manifest.RECIPE: "---\n".join(texts),
+    }
+    if "config.json" in files:
+        config = json.loads(_text(files["config.json"]))
+        if isinstance(config, dict) and "_name_or_path" in config:
+            del config["_name_or_path"]
+            changed["config.json"] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return {name: text.encode() for name, text in changed.items() if name in files}
+
+
+def _text(content: Path | bytes) -> str:
+    if isinstance(content, Path):
+        with told_as(InputError, "read", content):
+            if content.stat().st_size > MOST_BYTES:
+                return ""
+            content = content.read_bytes()
+    return content.decode("utf-8", errors="replace")
+
+
+def _mentioned(path: str, text: str) -> bool:
+    """Whether a path stands in a text, and not only as a part of a longer word."""
+    return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", text) is not None
+
+
+def _absolute(text: str) -> Iterator[str]:
+    for match in _ABSOLUTE.finditer(text):
+        top = match["top"]
+        if top is None or top in _HOMES or Path("/", top).is_dir():
+            yield match[0].rstrip(".")

@@ -1,0 +1,460 @@
+"""A study's report: its pictures as files, and one page that holds everything and opens offline."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from merganser import extras, recipe
+from merganser.errors import InputError, RecipeError, ResourceError
+from merganser.evaluation.statistics import decimals
+from merganser.results import completions, front
+from merganser.results import scores as results
+from merganser.results.interpolation import Line, gap, labels, lines, plain, short_names
+from merganser.results.scores import Results
+from merganser.version import VERSION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "report.html"
+FIGURES = "figures"
+DISTANCES = "distances.json"
+"""What sets experts apart, where it has been measured: see :func:`measure`."""
+
+MOST_PLANES = 6
+"""Pairs of scores that are drawn, besides the first."""
+
+_PAGE = Path(__file__).parent / "page"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure on the page."""
+
+    title: str
+    caption: str
+    files: str
+    svg: Markup
+
+
+def write(
+    folder: str | Path,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    distances: bool = False,
+    threads: int | None = None,
+) -> list[Path]:
+    """Write ``report.html`` and ``figures/`` from a folder's ``results.json`` and samples.
+
+    Args:
+        folder: where the study's results lie.
+        x, y: the two scores of the front; by default the first two.
+        distances: compare the experts' weights too, see :func:`measure`.
+        threads: how many, for the distances; None for one a core.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        MerganserError: matplotlib or moocore is not installed.
+        InputError: there are no results, or they are broken.
+        RecipeError: there is no such score.
+        ResourceError: a file cannot be written.
+    """
+    folder = Path(folder)
+    extras.load("matplotlib", "plot")
+    extras.load("moocore", "plot")
+    if distances:
+        measure(folder, threads=threads)
+    found = results.read(folder)
+    x, y = _plane(found, x, y)
+    kept, measured = completions.load(found, folder), _distances(folder)
+    files: list[Path] = []
+    try:
+        (folder / FIGURES).mkdir(exist_ok=True)
+        content = _content(found, folder, x, y, kept, measured, files)
+        page = folder / NAME
+        page.write_text(_render(content), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ResourceError(f"{folder}: the report cannot be written ({error.strerror})") from None
+    return [page, *files]
+
+
+def _plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
+    names = list(found.directions)
+    for name in (x, y):
+        if name is not None and name not in names:
+            raise RecipeError(f"there is no score {name!r}; {recipe.instead(name, names)}")
+    x = x or next((name for name in names if name != y), None)
+    return x, y or next((name for name in names if name != x), None)
+
+
+# -- what is on the page -------------------------------------------------------------------------
+
+
+def _content(
+    found: Results,
+    folder: Path,
+    x: str | None,
+    y: str | None,
+    kept: completions.Kept,
+    measured: Sequence[Mapping[str, Any]],
+    files: list[Path],
+) -> dict[str, Any]:
+    figures = extras.load("merganser.reports.figures", "plot")
+
+    def picture(name: str, figure: Figure, title: str, caption: str) -> Picture:
+        paths = [folder / FIGURES / f"{name}.{ending}" for ending in ("svg", "png")]
+        for path in paths:
+            figures.save(figure, path)
+        files.extend(paths)
+        inline = figures.inline(paths[0].read_text(encoding="utf-8"), name)
+        return Picture(title, caption, f"{FIGURES}/{name}.svg, .png", Markup(inline))
+
+    known = lines(found)
+    interval = "Bars are 95 % intervals, by bootstrap over problems."
+    content: dict[str, Any] = {"results": found, "front": None, "planes": [], "curves": None}
+    content["in_plane"] = []
+    if x and y:
+        hollow = "Hollow: another model is at least as good in both scores, and better in one."
+        plane = {name: found.directions[name] for name in (x, y)}
+        if len(found.directions) > 2:
+            content["in_plane"] = [e.name for e in front.non_dominated(found.entries, plane)]
+        content["front"] = picture(
+            "front",
+            figures.front(found, x, y),
+            f"{y} against {x}",
+            f"{y} against {x}, with each merge’s weight. {hollow} {interval}",
+        )
+        pairs = [p for p in itertools.combinations(found.directions, 2) if set(p) != {x, y}]
+        content["planes"] = [
+            picture(
+                f"front-{n}",
+                figures.front(found, *pair),
+                f"{pair[1]} against {pair[0]}",
+                f"{pair[1]} against {pair[0]}. {hollow} {interval}",
+            )
+            for n, pair in enumerate(pairs[:MOST_PLANES], 2)
+        ]
+        if len(known) > 1:
+            content["planes"].append(
+                picture(
+                    "front-lines",
+                    figures.panels(found, x, y),
+                    f"{y} against {x}, line by line",
+                    f"{y} against {x}, line by line; the other lines’ merges in grey.",
+                )
+            )
+    if known and found.directions:
+        content["curves"] = picture(
+            "curves",
+            figures.curves(found),
+            "Scores against weight",
+            "Scores against weight; dashed: the straight line between the ends, with the largest gap to it "
+            "(+ is better). Bands are 95 % intervals.",
+        )
+    figure = figures.effective(found)
+    content["effective"] = figure and picture(
+        "effective-weights",
+        figure,
+        "Effective weights",
+        "The weight that rounding left of the one that was asked for, by least squares.",
+    )
+    content["apart"] = [
+        {
+            "whole": each["whole"],
+            "figure": picture(
+                f"distance-{n}" if n else "distance",
+                figures.layers(each["cells"]),
+                each["title"],
+                f"{each['title']}: by layers and kinds of tensors.",
+            ),
+        }
+        for n, each in enumerate(measured)
+    ]
+    content["history"] = _history(found, picture)
+    content["held_out"] = _held_out(folder)
+    content |= _front_facts(found, known, kept)
+    content |= _tables(found, known)
+    content |= _completions(found, kept)
+    content["sections"] = [
+        (anchor, title)
+        for anchor, title, there in (
+            ("held-out", "Held out", content["held_out"]),
+            ("history", "Search", content["history"]),
+            ("front", "Front", content["front"]),
+            ("scores", "Scores", True),
+            ("curves", "Weight", content["curves"]),
+            ("planes", "More planes", content["planes"]),
+            ("weights", "Effective weights", content["weights"]),
+            ("apart", "Experts", content["apart"]),
+            ("completions", "Completions", content["samples"]),
+            ("recipe", "Recipe", True),
+            ("settings", "Settings", content["settings"]),
+        )
+        if there
+    ]
+    return content
+
+
+def _history(found: Results, picture: Callable[..., Picture]) -> list[Picture]:
+    """How a search went; nothing for other studies."""
+    figures = extras.load("merganser.reports.search_figures", "plot")
+    scores = figures.objectives(found)
+    if not scores or not found.points:
+        return []
+    dots = "Bars are 95 % intervals. Hollow: breaks a constraint. Ringed: chosen."
+    pictures = [
+        picture(
+            "history",
+            figures.progress(found, scores),
+            "The search",
+            f"Each candidate’s {' and '.join(scores)}, and the best so far. {dots}",
+        )
+    ]
+    figure = figures.parameters(found, scores)
+    if figure is not None:
+        caption = f"Each parameter against {' and '.join(scores)}. {dots}"
+        pictures.append(picture("parameters", figure, "Parameters against scores", caption))
+    return pictures
+
+
+def _held_out(folder: Path) -> dict[str, Any] | None:
+    """The results on problems that no model was chosen by; None if there are none."""
+    if not (folder / results.HELD_OUT / results.JSON_NAME).is_file():
+        return None
+    found = results.read(folder / results.HELD_OUT)
+    return {
+        "results": found,
+        "short": labels(found),
+        "problems": max((s.problems for e in found.entries for s in e.scores.values()), default=0),
+        "places": {
+            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            for name in found.directions
+        },
+    }
+
+
+def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) -> dict[str, Any]:
+    """The front in all scores, its hypervolume, and how sure it is."""
+    entries, directions = found.entries, found.directions
+    scored = front.scored(entries, directions) if directions else []
+    if not scored:
+        return {"best": [], "knee": None, "volumes": [], "frame": "", "on_front": {}} | {
+            "contributions": {},
+            "certainty": "",
+        }
+    whole = front.hypervolume(scored, directions)
+    others = [e for e in scored if e.role != "point"]
+    alone = front.hypervolume(others, directions, frame=scored).value if others else None
+    volumes: list[dict[str, Any]] = [{"label": "", "value": whole.value, "alone": alone}]
+    if len(known) > 1:
+        for line in known:
+            members = [e for _, e in line.points] + list(line.ends or ())
+            ends = front.hypervolume(line.ends or (), directions, frame=scored).value
+            value = front.hypervolume(members, directions, frame=scored).value
+            volumes.append({"label": line.label, "value": value, "alone": ends})
+    sure = front.certainty(scored, directions, completions.per_problem(kept))
+    knee = front.knee(scored, directions)
+    how = (
+        "of the problems, the same for all models"
+        if sure.paired
+        else "of the scores by their errors"
+    )
+    corners = "; ".join(
+        f"{name} from {digits(whole.worst[name])} (0) to {digits(whole.best[name])} (1), reference "
+        f"{digits(whole.reference[name])}"
+        for name in directions
+    )
+    return {
+        "best": [e.name for e in front.non_dominated(scored, directions)],
+        "knee": knee and knee.name,
+        "volumes": volumes,
+        "frame": (
+            f"Hypervolume over {', '.join(directions)}: each score scaled to the worst and best of all models, "
+            f"measured from a reference {whole.margin:.0%} of the range beyond the worst ({corners}). At most "
+            f"{digits((1 + whole.margin) ** len(directions))}."
+        ),
+        "on_front": sure.on_front,
+        "contributions": whole.contributions if len(directions) > 1 else {},
+        "certainty": f"“On the front”: in how many of {front.DRAWS} resamples {how}, no model is better.",
+    }
+
+
+def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
+    gaps = [
+        {"label": line.label, "score": name, "gap": each}
+        for line in known
+        for name, direction in found.directions.items()
+        if (each := gap(line, name, direction)) is not None
+    ]
+    roles = [entry.role for entry in found.entries]
+    counted = {
+        "merge": roles.count("point"),
+        "expert": roles.count("expert"),
+        "base": roles.count("base"),
+    }
+    parts = [
+        f"{n} {name}{'s' if n > 1 and name != 'base' else ''}" for name, n in counted.items() if n
+    ]
+    problems = max((s.problems for e in found.entries for s in e.scores.values()), default=0)
+    scores = f"scored by {', '.join(found.directions)}" if found.directions else "not scored yet"
+    return {
+        "summary": f"{', '.join(parts)}; {scores}"
+        + (f" on {problems} problems." if problems else "."),
+        "short": labels(found),
+        "keys": _keys(found),
+        "places": {
+            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            for name in found.directions
+        },
+        "gaps": gaps,
+        "several": len(known) > 1,
+        "weights": [point for point in found.points if point.weights],
+        "merged": list(dict.fromkeys(model for point in found.points for model in point.weights)),
+        "chosen": list(found.chosen.items()),
+        "settings": [
+            (
+                name,
+                value
+                if isinstance(value, str)
+                else json.dumps(value, indent=2, ensure_ascii=False),
+            )
+            for name, value in found.settings.items()
+            if value not in ([], {}, None)
+        ],
+        "version": VERSION,
+    }
+
+
+def _keys(found: Results) -> list[str]:
+    """The sweep's keys, without those that all points have in common."""
+    keys = list(dict.fromkeys(key for point in found.points for key in point.values))
+    varied = [key for key in keys if len({plain(p.values.get(key)) for p in found.points}) > 1]
+    return varied or keys
+
+
+def _completions(found: Results, kept: completions.Kept) -> dict[str, Any]:
+    short = labels(found)
+    shown = completions.for_page(kept)
+    for problem in shown:
+        for each in problem["completions"]:
+            each["short"] = short[each["name"]]
+    total = len({(s.task, s.problem) for each in kept.values() for s in each})
+    note = "The first completion of each model."
+    if total > len(shown):
+        note += f" {len(shown)} of {total} problems: those on which the models differ most."
+    files = ", ".join(e.samples for e in found.entries if e.samples)
+    return {"samples": shown, "samples_note": note, "sample_files": files}
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def _render(content: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"digits": digits, "fixed": fixed, "signed": signed, "plain": plain}
+    script = (_PAGE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        **content,
+        script=Markup(script),
+        script_digest=digest,
+        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+    )
+
+
+def digits(value: float, count: int = 4) -> str:
+    """A number with some significant digits, without an exponent where it can be without."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if not -5 < size < 12:
+        return f"{value:.{count}g}".replace("-", "−")
+    text = f"{value:.{max(0, count - 1 - size)}f}".replace("-", "−")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def fixed(value: float, places: int) -> str:
+    """A number with some decimals, as its whole column has them."""
+    return f"{value:.{places}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference: with its sign, which is a true minus."""
+    return f"+{digits(value, 3)}" if value > 0 else digits(value, 3)
+
+
+# -- what sets experts apart ---------------------------------------------------------------------
+
+
+def measure(folder: Path, *, threads: int | None = None) -> Path:
+    """Compare the experts of each line of a study, and keep it for the report.
+
+    Reads the weights of both experts, and of the base if the study has one.
+
+    Raises:
+        InputError: a model cannot be opened.
+        RecipeError: no two experts with models are the ends of a line.
+    """
+    from merganser.differences.diff import diff
+
+    found = results.read(folder)
+    short = short_names(found)
+    experts = [e for e in found.entries if e.role == "expert" and e.model]
+    ends = [line.ends for line in lines(found) if line.ends]
+    pairs = {(a.name, b.name): (a, b) for a, b in ends if a in experts and b in experts}
+    if not pairs and len(experts) == 2:
+        pairs[experts[0].name, experts[1].name] = (experts[0], experts[1])
+    if not pairs:
+        raise RecipeError(f"{folder}: has no pair of experts to compare")
+    bases = [e for e in found.entries if e.role == "base" and e.model][:1]
+    measured = []
+    for a, b in pairs.values():
+        first, second, *base = (
+            results.reference(found, folder, e.model) for e in (a, b, *bases) if e.model is not None
+        )
+        whole = diff(first, second, base=base[0] if base else None, threads=threads)
+        title = f"{short[a.name]} and {short[b.name]}"
+        measured.append({"title": title, "whole": whole.as_dict()["whole"], "cells": whole.cells()})
+    path = folder / DISTANCES
+    try:
+        path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def _distances(folder: Path) -> list[dict[str, Any]]:
+    """What :func:`measure` kept; nothing if it was not called."""
+    path = folder / DISTANCES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            {k: dict(each[k]) for k in ("whole", "cells")} | {"title": str(each["title"])}
+            for each in content
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it, or measure again") from None

@@ -1,0 +1,130 @@
+"""Pictures of a search: its best score so far, and each parameter against the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from merganser.reports.figures import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.results.interpolation import plain
+from merganser.results.scores import Entry, Results
+
+MOST_SCORES = 3
+MOST_PARAMETERS = 8
+
+
+def objectives(results: Results) -> list[str]:
+    """The scores that a search was for; empty for a study that is no search."""
+    block = results.settings.get("search")
+    given = block.get("objectives") if isinstance(block, Mapping) else None
+    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Mapping) else []
+    return [name for name in names if name in results.directions][:MOST_SCORES]
+
+
+@styled
+def progress(results: Results, scores: Sequence[str]) -> Figure:
+    """Each candidate's scores in the order of the search, and the best so far.
+
+    Candidates that break a constraint are hollow, and are never the best.
+
+    Args:
+        results: what a search found.
+        scores: names of its objectives.
+    """
+    figure = Figure(figsize=(6.8, 2.7 * len(scores)))
+    grid = figure.subplots(len(scores), 1, sharex=True, squeeze=False)
+    for score, axes, colour in zip(scores, grid.flat, COLOURS, strict=False):
+        better = max if results.directions[score] == "max" else min
+        numbered = [(n, e) for n, e in enumerate(results.points, 1) if score in e.scores]
+        best: list[float] = []
+        for _, entry in numbered:
+            own = [entry.scores[score].mean] if _is_allowed(entry, results) else []
+            so_far = [*best[-1:], *own]
+            best.append(better((x for x in so_far if math.isfinite(x)), default=math.nan))
+        numbers = [n for n, _ in numbered]
+        _dots(axes, numbers, score, [e for _, e in numbered], results)
+        axes.step(numbers, best, where="post", color=colour, linewidth=1.8, label="best so far")
+        axes.set_ylabel(axis_label(score, results))
+        axes.legend(loc="best")
+    grid.flat[-1].set_xlabel("candidate")
+    grid.flat[-1].xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
+def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
+    """Each parameter that the search varied against each objective; None if there is none.
+
+    Args:
+        results: what a search found.
+        scores: names of its objectives.
+    """
+    values = {entry.name: _flat(entry.values) for entry in results.points}
+    keys = list(dict.fromkeys(key for own in values.values() for key in own))
+    varied = [k for k in keys if len({plain(own[k]) for own in values.values() if k in own}) > 1]
+    varied = varied[:MOST_PARAMETERS]
+    if not varied:
+        return None
+    columns = min(4, len(varied))
+    rows = -(-len(varied) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.5 * rows * len(scores) + 0.2))
+    grid = figure.subplots(rows * len(scores), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for s, score in enumerate(scores):
+        for p, key in enumerate(varied):
+            axes = grid[s * rows + p // columns][p % columns]
+            axes.set_axis_on()
+            having = [e for e in results.points if score in e.scores and key in values[e.name]]
+            places = [values[entry.name][key] for entry in having]
+            if not all(_is_number(place) for place in places):
+                places = [plain(place) for place in places]
+            _dots(axes, places, score, having, results)
+            axes.set_xlabel(key)
+            if p % columns == 0:
+                axes.set_ylabel(axis_label(score, results))
+    return figure
+
+
+def _dots(
+    axes: Axes, places: Sequence[Any], score: str, entries: Sequence[Entry], results: Results
+) -> None:
+    """Scores of candidates with their 95 % intervals; hollow if a constraint is broken, ringed if chosen."""
+    for place, entry in zip(places, entries, strict=True):
+        own = entry.scores[score]
+        fill = GREY if _is_allowed(entry, results) else "white"
+        axes.vlines(place, own.low, own.high, color=FAINT, linewidth=1, zorder=1)
+        axes.scatter([place], [own.mean], s=18, facecolor=fill, edgecolor=GREY, zorder=2)
+        if entry.name in results.chosen:
+            axes.scatter([place], [own.mean], s=90, facecolor="none", edgecolor=INK, zorder=3)
+
+
+def _is_allowed(entry: Entry, results: Results) -> bool:
+    """Whether a candidate keeps to the search's constraints."""
+    block = results.settings.get("search")
+    limits = block.get("constraints") if isinstance(block, Mapping) else None
+    for name, limit in limits.items() if isinstance(limits, Mapping) else ():
+        if name in entry.scores and isinstance(limit, Mapping):
+            least, most = limit.get("least", -math.inf), limit.get("most", math.inf)
+            if not float(least) <= entry.scores[name].mean <= float(most):
+                return False
+    return True
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by keys, those of lists by ``key[0]``, ``key[1]``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, list | tuple):
+            found |= {f"{key}[{n}]": entry for n, entry in enumerate(value)}
+        else:
+            found[key] = value
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""What a study measured: scores, fronts, lines between models, completions."""

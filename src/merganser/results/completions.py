@@ -1,0 +1,126 @@
+"""What the models of a study said, problem by problem: for certainty, and to be read side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.evaluation import samples
+from merganser.evaluation.generation import Prompt
+from merganser.evaluation.samples import Sample
+from merganser.results.scores import Results
+
+Kept = Mapping[str, Sequence[Sample]]
+"""Each entry's samples."""
+
+MOST_PROBLEMS = 60
+"""Problems that a page shows."""
+
+MOST_BYTES = 4_000_000
+"""Of completions that a page shows."""
+
+LONGEST = 6_000
+"""Characters of a completion that a page shows: its beginning and its end."""
+
+
+def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
+    """The samples of each entry that has some.
+
+    Raises:
+        InputError: a file is missing, broken, or outside of the folder.
+    """
+    found: dict[str, list[Sample]] = {}
+    home = folder.resolve()
+    for entry in results.entries:
+        if entry.samples is None:
+            continue
+        file = (folder / entry.samples).resolve()
+        if not file.is_relative_to(home):
+            raise InputError(f"{entry.samples}: samples of {entry.name} lie outside of {folder}")
+        found[entry.name] = samples.read(file)
+    return found
+
+
+def per_problem(kept: Kept) -> dict[str, dict[str, dict[str, float]]]:
+    """Each entry's mean of each score over a problem's samples, for :func:`merganser.results.front.certainty`."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    several = len({sample.task for own in kept.values() for sample in own}) > 1
+    for entry, said in kept.items():
+        groups: dict[tuple[str, str], list[float]] = {}
+        for sample in said:
+            for name, value in sample.scores.items():
+                score = f"{sample.task}/{name}" if several else name
+                groups.setdefault((score, sample.problem), []).append(value)
+        own = found.setdefault(entry, {})
+        for (score, problem), values in groups.items():
+            own.setdefault(score, {})[problem] = fmean(values)
+    return found
+
+
+def for_page(kept: Kept) -> list[dict[str, Any]]:
+    """Problems with every entry's first completion, as plain data.
+
+    Where there are more problems than a page holds, those are kept on which the models differ most.
+    """
+    groups: dict[tuple[str, str], dict[str, Sample]] = {}
+    for entry, said in kept.items():
+        for sample in said:
+            groups.setdefault((sample.task, sample.problem), {}).setdefault(entry, sample)
+    several = len({task for task, _ in groups}) > 1
+    spread = sorted(groups, key=lambda key: -_spread(list(groups[key].values())))
+    size = 0
+    shown: set[tuple[str, str]] = set()
+    for key in spread[:MOST_PROBLEMS]:
+        size += sum(min(len(s.completion), LONGEST) for s in groups[key].values())
+        if size > MOST_BYTES and shown:
+            break
+        shown.add(key)
+    return [
+        {
+            "title": (f"{key[0]}: " if several else "") + key[1],
+            "question": _cut(_question(next(iter(answers.values())).prompt)),
+            "answer": _answer(next(iter(answers.values())).answer),
+            "completions": [
+                {
+                    "name": entry,
+                    "scores": sample.scores,
+                    "tokens": sample.tokens,
+                    "cut": sample.finish == "length",
+                    "text": _cut(sample.completion),
+                }
+                for entry, sample in answers.items()
+            ],
+        }
+        for key, answers in groups.items()
+        if key in shown
+    ]
+
+
+def _spread(said: Sequence[Sample]) -> float:
+    """How much the models differ on a problem: the variance of each score, next to its largest value."""
+    total = 0.0
+    for name in said[0].scores:
+        values = [sample.scores.get(name, 0.0) for sample in said]
+        total += pvariance(values) / (max(map(abs, values)) ** 2 or 1.0)
+    return total
+
+
+def _question(prompt: Prompt) -> str:
+    """A prompt as a text; of a conversation, who says what."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)
+
+
+def _answer(answer: str | None) -> str | None:
+    return None if answer is None else _cut(answer)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    left = len(text) - LONGEST
+    return f"{text[: LONGEST // 2]}\n[… {left} characters …]\n{text[-LONGEST // 2 :]}"

@@ -1,0 +1,277 @@
+"""Which models of a study are worth having, when several scores count at once.
+
+Of every score the results say whether more or less is better; "better" below means just that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser import extras
+from merganser.results.scores import Direction, Entry
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Directions = Mapping[str, Direction]
+
+PerProblem = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Of each entry's each score, what each problem got, by the problem's name."""
+
+MARGIN = 0.1
+"""How far beyond the worst of all models the reference point lies, as a share of each score's range."""
+
+DRAWS = 2000
+"""Resamples of the problems."""
+
+
+def scored(entries: Sequence[Entry], directions: Directions) -> list[Entry]:
+    """Those that have all the scores."""
+    return [entry for entry in entries if all(name in entry.scores for name in directions)]
+
+
+def table(entries: Sequence[Entry], directions: Directions) -> Array:
+    """The scores' means, float64 [entries, scores]."""
+    rows = [[entry.scores[name].mean for name in directions] for entry in entries]
+    return np.array(rows, np.float64).reshape(len(entries), len(directions))
+
+
+def non_dominated(entries: Sequence[Entry], directions: Directions) -> list[Entry]:
+    """The Pareto front: entries than which no other is as good in all scores and better in one.
+
+    Args:
+        entries: those that lack a score are left out; of equal ones all are kept.
+        directions: the scores that count, and whether more or less of each is better.
+
+    Raises:
+        MerganserError: moocore is not installed.
+    """
+    complete = scored(entries, directions)
+    if not complete or not directions:
+        return complete
+    mask = extras.load("moocore", "plot").is_nondominated(
+        table(complete, directions), maximise=_maximise(directions), keep_weakly=True
+    )
+    return [entry for entry, kept in zip(complete, mask, strict=True) if kept]
+
+
+def _maximise(directions: Directions) -> list[bool]:
+    return [direction == "max" for direction in directions.values()]
+
+
+def _signs(directions: Directions) -> Array:
+    """Factors that make more of every score better."""
+    return np.array([1.0 if maximise else -1.0 for maximise in _maximise(directions)])
+
+
+# -- hypervolume ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hypervolume:
+    """How much of the scores' space some models dominate; means nothing without its frame.
+
+    Attributes:
+        value: of all models. Scores are scaled so that the worst of the frame is 0 and the best 1, so
+            that the value lies between 0 and ``(1 + margin) ** scores``.
+        contributions: by name, what of it is lost without the model; 0 for dominated ones and twins.
+        worst, best: of each score, what 0 and 1 stand for.
+        reference: the point from which is measured, in the scores' own units.
+        margin: how far the reference lies beyond the worst, as a share of the range.
+    """
+
+    value: float
+    contributions: Mapping[str, float]
+    worst: Mapping[str, float]
+    best: Mapping[str, float]
+    reference: Mapping[str, float]
+    margin: float
+
+
+def hypervolume(
+    entries: Sequence[Entry],
+    directions: Directions,
+    *,
+    frame: Sequence[Entry] | None = None,
+    margin: float = MARGIN,
+) -> Hypervolume:
+    """The hypervolume of some models (Zitzler and Thiele 1998), scaled to a frame.
+
+    Args:
+        entries: the models; those that lack a score are left out.
+        directions: the scores that count.
+        frame: models whose worst and best scores are 0 and 1; the same for all that is to be
+            compared. By default the entries. A score that does not vary has a range of 1.
+        margin: how far beyond the worst the reference point lies; with 0 the worst count for nothing.
+
+    Raises:
+        MerganserError: moocore is not installed.
+    """
+    moocore = extras.load("moocore", "plot")
+    signs = _signs(directions)
+    bounds = table(scored(entries if frame is None else frame, directions), directions) * signs
+    complete = scored(entries, directions)
+    if not len(bounds) or not directions:
+        return Hypervolume(0.0, {}, {}, {}, {}, margin)
+    worst, best = bounds.min(axis=0), bounds.max(axis=0)
+    width = np.where(best > worst, best - worst, 1.0)
+    scaled = (table(complete, directions) * signs - worst) / width
+    reference = np.full(len(signs), -margin)
+    value, contributions = 0.0, np.zeros(0)
+    if (
+        len(signs) == 1
+    ):  # the library wants two: one more, in which all reach one beyond the reference
+        scaled, reference = np.pad(scaled, ((0, 0), (0, 1))), np.array([-margin, -1.0])
+    if complete:
+        value = float(moocore.hypervolume(scaled, ref=reference, maximise=True))
+        contributions = moocore.hv_contributions(
+            scaled, ref=reference, maximise=True, ignore_dominated=False
+        )
+    return Hypervolume(
+        value,
+        {e.name: float(c) for e, c in zip(complete, contributions, strict=True)},
+        dict(zip(directions, (worst * signs).tolist(), strict=True)),
+        dict(zip(directions, (best * signs).tolist(), strict=True)),
+        dict(zip(directions, ((worst - margin * width) * signs).tolist(), strict=True)),
+        margin,
+    )
+
+
+# -- one model of many ---------------------------------------------------------------------------
+
+
+def knee(entries: Sequence[Entry], directions: Directions) -> Entry | None:
+    """The point of a front of two scores that bulges most beyond the line through its ends.
+
+    Distances are measured with both scores scaled to the front's ranges (Das 1999, "On characterizing
+    the knee of the Pareto curve based on normal-boundary intersection").
+
+    Returns:
+        None if there are not two scores, fewer than three points, or none beyond the line.
+    """
+    front = non_dominated(entries, directions)
+    if len(directions) != 2 or len(front) < 3:
+        return None
+    numbers = table(front, directions) * _signs(directions)
+    low, high = numbers.min(axis=0), numbers.max(axis=0)
+    if not (high > low).all():
+        return None
+    # Scaled, the front's ends are (0, 1) and (1, 0), and the line through them is x + y = 1.
+    beyond = ((numbers - low) / (high - low)).sum(axis=1) - 1
+    first = int(beyond.argmax())
+    return front[first] if beyond[first] > 1e-12 else None
+
+
+def best(
+    entries: Sequence[Entry],
+    directions: Directions,
+    score: str,
+    bounds: Mapping[str, float] | None = None,
+) -> Entry | None:
+    """The entry with the best score among those whose other scores are at least as good as bounds.
+
+    Returns:
+        None if no entry keeps the bounds; of equal ones the first.
+    """
+
+    def good(entry: Entry, name: str, value: float | None = None) -> float:
+        number = entry.scores[name].mean if value is None else value
+        return number if directions[name] == "max" else -number
+
+    chosen = [
+        entry
+        for entry in scored(entries, {score: directions[score]})
+        if all(
+            name in entry.scores and good(entry, name) >= good(entry, name, bound)
+            for name, bound in (bounds or {}).items()
+        )
+    ]
+    return max(chosen, key=lambda entry: good(entry, score), default=None)
+
+
+# -- how sure it is ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Certainty:
+    """How much of a front is chance.
+
+    Attributes:
+        on_front: by name, the share of resamples in which no other entry dominates it.
+        dominates: by two names, the share of resamples in which the first dominates the second.
+        paired: whether problems were resampled, the same for all entries; else scores were drawn from
+            their means and standard errors, as if they were independent.
+    """
+
+    on_front: Mapping[str, float]
+    dominates: Mapping[str, Mapping[str, float]]
+    paired: bool
+
+
+def certainty(
+    entries: Sequence[Entry],
+    directions: Directions,
+    per_problem: PerProblem | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Certainty:
+    """How often each entry is on the front, and dominates each other, if the problems had been others.
+
+    Args:
+        entries: those that lack a score are left out.
+        directions: the scores that count.
+        per_problem: what each problem got. Scores named ``task/scorer`` share the problems of their
+            task. Used if every entry has the same problems in every score.
+        draws: how many resamples.
+        seed: of the resamples.
+    """
+    complete = scored(entries, directions)
+    random = np.random.default_rng(seed)
+    sampled = _resample(complete, directions, per_problem or {}, draws, random)
+    paired = sampled is not None
+    if sampled is None:
+        means = table(complete, directions)
+        errors = np.array([[e.scores[name].error for name in directions] for e in complete])
+        noise = random.standard_normal((draws, *means.shape))
+        sampled = means + errors.reshape(means.shape) * noise
+    good = sampled * _signs(directions)  # [draws, entries, scores]
+    free = np.ones(good.shape[:2], bool)
+    wins: dict[str, dict[str, float]] = {}
+    for i, entry in enumerate(complete):
+        mine = good[:, i : i + 1]
+        over = (mine >= good).all(axis=2) & (mine > good).any(axis=2)
+        free &= ~over
+        wins[entry.name] = {
+            other.name: float(share)
+            for other, share in zip(complete, over.mean(axis=0), strict=True)
+            if other is not entry
+        }
+    shares = {e.name: float(s) for e, s in zip(complete, free.mean(axis=0), strict=True)}
+    return Certainty(shares, wins, paired)
+
+
+def _resample(
+    entries: Sequence[Entry],
+    directions: Directions,
+    per_problem: PerProblem,
+    draws: int,
+    random: np.random.Generator,
+) -> Array | None:
+    """Means of resampled problems, float64 [draws, entries, scores]; None if problems are not shared."""
+    found = np.empty((draws, len(entries), len(directions)))
+    weights: dict[tuple[str, ...], Array] = {}
+    for s, score in enumerate(directions):
+        rows = [per_problem.get(entry.name, {}).get(score, {}) for entry in entries]
+        names = tuple(rows[0]) if rows else ()
+        if not names or any(row.keys() != rows[0].keys() for row in rows):
+            return None
+        key = (score.rpartition("/")[0], *sorted(names))
+        if key not in weights:
+            counts = random.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+            weights[key] = counts / len(names)
+        values = np.array([[row[name] for name in key[1:]] for row in rows])
+        found[:, :, s] = weights[key] @ values.T
+    return found

@@ -1,0 +1,195 @@
+"""Points of a study that lie on a line between two models, and how their scores bend along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser.recipe.short_names import POINTS, shorten
+from merganser.results.scores import Direction, Entry, Results
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Points of a study that differ in one number only, in its order.
+
+    Attributes:
+        label: what sets the line apart from others of the study; empty if it is the only one.
+        axis: what the number is: ``weight of acc``, or a key of the sweep.
+        points: the numbers, and the entries.
+        ends: the models at 0 and 1, where the number is the weight between two that are known.
+    """
+
+    label: str
+    axis: str
+    points: tuple[tuple[float, Entry], ...]
+    ends: tuple[Entry, Entry] | None = None
+
+    def along(self, score: str) -> list[tuple[float, Entry]]:
+        """The points that have the score, and the ends if they have it, in order."""
+        ends = [] if self.ends is None else [(0.0, self.ends[0]), (1.0, self.ends[1])]
+        return _ordered([(x, e) for x, e in (*ends, *self.points) if score in e.scores])
+
+
+def lines(results: Results) -> list[Line]:
+    """The lines that a study's points lie on: one for each pair of experts, method and so on.
+
+    The line's number is the weight of a model where points have weights, else the only key of the
+    sweep that is a number and varies.
+    """
+    points = results.points
+    short = short_names(results)
+    keys = list(dict.fromkeys(key for point in points for key in point.values))
+    dials = [key for key in keys if _is_dial(key, points)]
+    fixed = [key for key in keys if key not in dials]
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for point in points:
+        others = tuple(plain(point.values.get(key)) for key in fixed)
+        groups.setdefault((members(results, point), others), []).append(point)
+    several = len({found for found, _ in groups}) > 1
+    varied = [len({others[n] for _, others in groups}) > 1 for n in range(len(fixed))]
+    lines = []
+    for (found, others), chosen in groups.items():
+        parts = [" + ".join(short.get(n, n) for n in found)] if several and found else []
+        parts += [
+            f"{key} {short.get(value, value)}"
+            for key, value, varies in zip(fixed, others, varied, strict=True)
+            if varies and not ("." in key and parts)  # the parts of a pair: its models say it
+        ]
+        lines.append(_line(results, ", ".join(parts), chosen, found, dials))
+    return [line for line in lines if len(line.points) > 1]
+
+
+def members(results: Results, point: Entry) -> tuple[str, ...]:
+    """The merged models of a point, by the names of their entries where they have some."""
+    known = {e.model: e.name for e in results.entries if e.model is not None}
+    return tuple(known.get(name, name) for name in point.weights)
+
+
+def labels(results: Results) -> dict[str, str]:
+    """What each entry, and each merged model, is called where room is scarce, by its own name."""
+    names = [point.name for point in results.points]
+    short = dict(zip(names, shorten(names, POINTS), strict=True)) | short_names(results)
+    return {e.model: short[e.name] for e in results.entries if e.model is not None} | short
+
+
+def short_names(results: Results) -> dict[str, str]:
+    """Short names of the models that are no points, by their own."""
+    experts = [e.name for e in results.entries if e.role == "expert"]
+    base = [e.name for e in results.entries if e.role == "base"]
+    return dict(zip(experts + base, shorten(experts) + shorten(base), strict=True))
+
+
+def plain(value: Any) -> str:
+    """A value of a sweep as people write it."""
+    return f"{value:.10g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def _is_dial(key: str, points: Sequence[Entry]) -> bool:
+    """Whether a key moves points along a line: a number with which weights change, all else as it is."""
+    having = [point for point in points if key in point.values]
+    if not all(_is_number(point.values[key]) for point in having):
+        return False
+    seen: dict[Any, set[tuple[float, ...]]] = {}
+    for point in having:
+        others = tuple((k, plain(v)) for k, v in point.values.items() if k != key)
+        weights = tuple(point.weights.values()) or (float(point.values[key]),)
+        seen.setdefault((tuple(point.weights), others), set()).add(weights)
+    return any(len(weights) > 1 for weights in seen.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _line(
+    results: Results,
+    label: str,
+    points: Sequence[Entry],
+    names: Sequence[str],
+    dials: Sequence[str],
+) -> Line:
+    """Points in the order of a weight, or of the sweep's number where weights do not say it."""
+    known = {entry.name: entry for entry in results.entries if entry.role != "point"}
+    weights = [tuple(point.weights.values()) for point in points]
+    base = next((e.name for e in known.values() if e.role == "base"), None)
+    pair: tuple[str, str] | None = None
+    numbers: list[float] = []
+    if len(names) == 2 and all(abs(sum(each) - 1) < 1e-6 for each in weights):
+        # What the sweep's number is the weight of is on the right; else the last model.
+        first = [each[0] for each in weights]
+        turned = any(_near([p.values.get(key) for p in points], first) for key in dials)
+        pair = (names[1], names[0]) if turned else (names[0], names[1])
+        numbers = first if turned else [each[1] for each in weights]
+    elif len(names) == 1 and base is not None:  # a multiple of one model's change
+        pair, numbers = (base, names[0]), [each[0] for each in weights]
+    if pair is not None and len(set(numbers)) == len(points):
+        ends = (known[pair[0]], known[pair[1]]) if pair[0] in known and pair[1] in known else None
+        name = short_names(results).get(pair[1], pair[1])
+        return Line(label, f"weight of {name}", _pairs(numbers, points), ends)
+    if len(dials) == 1 and all(dials[0] in point.values for point in points):
+        return Line(label, dials[0], _pairs([float(p.values[dials[0]]) for p in points], points))
+    return Line(label, "", ())
+
+
+def _near(values: Sequence[Any], weights: Sequence[float]) -> bool:
+    return all(
+        _is_number(value) and abs(value - weight) < 1e-6
+        for value, weight in zip(values, weights, strict=True)
+    )
+
+
+def _pairs(numbers: Sequence[float], points: Sequence[Entry]) -> tuple[tuple[float, Entry], ...]:
+    return tuple(_ordered(list(zip(numbers, points, strict=True))))
+
+
+def _ordered(pairs: list[tuple[float, Entry]]) -> list[tuple[float, Entry]]:
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far a score is from the straight line between a line's ends, the chord.
+
+    Attributes:
+        at: where it is farthest from the chord.
+        gap: by how much it is better than the chord there; negative if it is worse.
+        barrier: the most by which a point is worse than the chord; 0 if none is (linear mode
+            connectivity: Frankle et al. 2020, Neyshabur et al. 2020).
+        tau: Kendall's tau of the score against the number, ends included: 1 if each step makes it
+            better, -1 if each makes it worse. None if it does not vary.
+    """
+
+    at: float
+    gap: float
+    barrier: float
+    tau: float | None
+
+
+def gap(line: Line, score: str, direction: Direction) -> Gap | None:
+    """The largest gap of a score to the chord.
+
+    Returns:
+        None if the line has no ends with the score, or no point between them.
+    """
+    inner = [(x, e) for x, e in line.points if 0 < x < 1 and score in e.scores]
+    if line.ends is None or not inner or any(score not in end.scores for end in line.ends):
+        return None
+    sign = 1.0 if direction == "max" else -1.0
+    begin, end = (each.scores[score].mean for each in line.ends)
+    gaps = [(sign * (e.scores[score].mean - (begin + x * (end - begin))), x) for x, e in inner]
+    most, at = max(gaps, key=lambda pair: abs(pair[0]))
+    tau = kendall([(x, sign * e.scores[score].mean) for x, e in line.along(score)])
+    return Gap(at, most, max(0.0, -min(gaps)[0]), tau)
+
+
+def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau-b of pairs of numbers (Kendall 1945); None if one side does not vary."""
+    x, y = np.array(pairs, np.float64).reshape(-1, 2).T
+    dx, dy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    varied = math.sqrt(float((dx**2).sum())) * math.sqrt(float((dy**2).sum()))
+    return float((dx * dy).sum()) / varied if varied else None

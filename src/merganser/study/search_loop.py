@@ -1,0 +1,316 @@
+"""The loop of a search: ask for candidates, score them, tell the optimiser; whatever the scores are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError, RecipeError
+from merganser.planning import Plan
+from merganser.recipe.sweep_file import Point, Values, flat, told
+from merganser.results import front
+from merganser.results.scores import Entry, Score
+from merganser.study import optimisers
+from merganser.study.history import History
+from merganser.study.optimisers import Verdict
+from merganser.study.search_space import Position, Search
+from merganser.study.sweep import plan_all
+
+Scorer = Callable[["Candidate"], Mapping[str, float | Score]]
+"""Scores a candidate, by the scores' names; a plain number is a score without an error."""
+
+Preparer = Callable[[Sequence["Candidate"]], Mapping[int, str]]
+"""Told what will be scored next; says, by its number, why a candidate cannot be merged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What a search tries.
+
+    Attributes:
+        number: counted from 1.
+        position: where in the space it is.
+        values: of the recipe's keys.
+        point: its recipe; None if there is none for its values.
+        problem: why there is none.
+    """
+
+    number: int
+    position: Position
+    values: Values
+    point: Point | None
+    problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its own among all candidates, and its folder's."""
+        return self.point.name if self.point else f"candidate_{self.number:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate that was scored.
+
+    Attributes:
+        candidate: which.
+        scores: by name; empty if it could not be merged.
+        same_as: the number of an earlier candidate of the same values, whose scores these are.
+        invalid: why it could not be merged.
+    """
+
+    candidate: Candidate
+    scores: Mapping[str, Score]
+    same_as: int | None = None
+    invalid: str | None = None
+
+    @property
+    def entry(self) -> Entry:
+        """As an entry of a study's results."""
+        return Entry(self.candidate.name, "point", values=self.candidate.values, scores=self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a search stands.
+
+    Attributes:
+        trial: the candidate that was scored last.
+        budget: how many there will be.
+        best: the best so far, or the front.
+        seconds_left: about how long it will take.
+    """
+
+    trial: Trial
+    budget: int
+    best: tuple[Trial, ...]
+    seconds_left: float
+
+
+def explore(
+    search: Search,
+    score: Scorer,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    prepare: Preparer = lambda _: {},
+    on_standing: Callable[[Standing], object] = lambda _: None,
+) -> tuple[Trial, ...]:
+    """Try as many candidates as the budget has, and go on where an earlier run was cut off.
+
+    The optimiser is asked and told all over again from the start; what the history has a line for is
+    not scored again. So the history is the same however often the search was cut off.
+
+    Args:
+        search: what is searched.
+        score: scores a candidate.
+        folder: where the history lies.
+        settings: what else decides the scores, as plain data.
+        prepare: told the candidates of a generation that are to be scored, before the first is.
+        on_standing: told of every candidate that is scored.
+
+    Candidates whose values cannot be merged count, have no scores, and are worse than all others.
+
+    Raises:
+        MerganserError: of the kind that fits; what was scored is kept.
+    """
+    chooser = optimisers.optimiser(
+        search.method,
+        search.axes,
+        objectives=len(search.objectives),
+        population=search.population,
+        seed=search.seed,
+    )
+    trials: list[Trial] = []
+    spent: list[float] = []
+    with History(folder, {**describe(search), **(settings or {})}) as history:
+        if len(history.lines) > search.budget:
+            raise RecipeError(
+                f"{history.path}: has {len(history.lines)} candidates already, and the budget is "
+                f"{search.budget}; give a budget of {len(history.lines)} or more"
+            )
+        while len(trials) < search.budget and (positions := chooser.ask()):
+            first = len(trials) + 1
+            generation = [
+                _candidate(search, n, position)
+                for n, position in enumerate(positions[: search.budget - len(trials)], first)
+            ]
+            fresh = [c for c in generation if c.number > len(history.lines)]
+            problems = {c.number: c.problem for c in fresh if c.problem is not None}
+            problems |= prepare([c for c in fresh if c.point is not None])
+            if len(problems) == len(generation) and first == 1:
+                raise search.error(f"search: no candidate can be merged: {problems[1]}", "over")
+            for candidate in generation:
+                if candidate.number <= len(history.lines):
+                    line = history.lines[candidate.number - 1]
+                    trials.append(_recalled(candidate, line, history.path))
+                    continue
+                began = time.monotonic()
+                problem = problems.get(candidate.number)
+                trials.append(
+                    _scored(search, candidate, score, trials)
+                    if problem is None
+                    else Trial(candidate, {}, invalid=problem)
+                )
+                spent.append(time.monotonic() - began)
+                history.append(_line(trials[-1]))
+                left = sum(spent) / len(spent) * (search.budget - len(trials))
+                on_standing(Standing(trials[-1], search.budget, best(search, trials), left))
+            if len(generation) == len(positions):
+                chooser.tell([_verdict(search, trial) for trial in trials[first - 1 :]])
+    return tuple(trials)
+
+
+def describe(search: Search) -> dict[str, Any]:
+    """What decides a search's candidates, as plain data; without the budget, which may grow."""
+    block = search.pattern.document.data["search"]  # type: ignore[index]
+    told_of = {key: block[key] for key in ("over", "objectives", "constraints") if key in block}
+    how = {"method": search.method, "population": search.population, "seed": search.seed}
+    return {
+        "search": {**told_of, **how, "held_out": block.get("held_out")},
+        "recipe": dict(search.pattern.data),
+    }
+
+
+def invalid_ends(search: Search, **options: Any) -> list[str]:
+    """What is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
+
+    Args:
+        search: what is searched, whose middle can be merged.
+        options: of :func:`merganser.plan`.
+
+    Returns:
+        A line for each end of a range with which there is no merge, the other ranges being at their
+        middle.
+    """
+    middle = _middle(search)
+    problems = []
+    first = 0
+    for key, each in search.over.items():
+        axes, after = each.axes, first + len(each.axes)
+        for end in (0, 1) if axes and all(axis.ordered for axis in axes) else ():
+            ends = [end if axis.count is None else end * (axis.count - 1) for axis in axes]
+            place = (*middle[:first], *map(float, ends), *middle[after:])
+            values = search.values(place)
+            try:
+                [(_, plan)] = plan_all([search.pattern.point(values, 0)], **options)
+                plan.close()
+            except RecipeError as error:
+                problems.append(
+                    f"search.over: {told({key: values[key]})} cannot be merged: {error}"
+                )
+        first = after
+    return problems
+
+
+def plan_samples(search: Search, **options: Any) -> list[tuple[Point, Plan]]:
+    """Decide the middle of all ranges, with every choice once, without reading weights.
+
+    Raises:
+        MerganserError: when one of them could not be merged.
+    """
+    middle = _middle(search)
+    places = [middle] + [
+        (*middle[:i], choice, *middle[i + 1 :])
+        for i, axis in enumerate(search.axes)
+        if axis.count is not None and not axis.ordered
+        for choice in range(1, axis.count)
+    ]
+    points = [search.pattern.point(search.values(p), n) for n, p in enumerate(places)]
+    return plan_all(points, **options)
+
+
+def _middle(search: Search) -> Position:
+    return tuple(
+        0.5 if axis.count is None else (axis.count - 1) // 2 if axis.ordered else 0
+        for axis in search.axes
+    )
+
+
+def _candidate(search: Search, number: int, position: Position) -> Candidate:
+    values = search.values(position)
+    try:
+        point = search.pattern.point(values, number)
+    except RecipeError as error:
+        return Candidate(number, position, flat(values), None, str(error))
+    return Candidate(number, position, point.values, point)
+
+
+def _scored(search: Search, candidate: Candidate, score: Scorer, earlier: Sequence[Trial]) -> Trial:
+    for trial in earlier:
+        if trial.candidate.values == candidate.values:
+            same = trial.same_as or trial.candidate.number
+            return Trial(candidate, trial.scores, same, trial.invalid)
+    scores = {
+        name: value if isinstance(value, Score) else Score(value, 0.0, value, value, 1)
+        for name, value in score(candidate).items()
+    }
+    for name in [*search.objectives, *search.limits]:
+        if name not in scores:
+            key = "objectives" if name in search.objectives else "constraints"
+            raise search.error(
+                f"search.{key}.{name}: there is no such score; there are {', '.join(scores)}",
+                key,
+                name,
+            )
+        if not abs(scores[name].mean) < float("inf"):
+            raise InputError(f"candidate {candidate.name}: {name} is {scores[name].mean}")
+    return Trial(candidate, scores)
+
+
+def _line(trial: Trial) -> dict[str, Any]:
+    own = trial.candidate
+    line: dict[str, Any] = {"candidate": own.number, "name": own.name, "values": dict(own.values)}
+    line["scores"] = {name: asdict(score) for name, score in trial.scores.items()}
+    facts = {"same_as": trial.same_as, "invalid": trial.invalid}
+    return line | {key: fact for key, fact in facts.items() if fact is not None}
+
+
+def _recalled(candidate: Candidate, line: Mapping[str, Any], path: Path) -> Trial:
+    try:
+        scores = {name: Score(**parts) for name, parts in line["scores"].items()}
+        same = line["candidate"] == candidate.number and line["values"] == candidate.values
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"{path}: candidate {candidate.number} cannot be read") from None
+    if not same:
+        raise InputError(
+            f"{path}: candidate {candidate.number} was another one ({told(line['values'])}); its "
+            "optimiser was of another version, so choose another OUT"
+        )
+    return Trial(candidate, scores, line.get("same_as"), line.get("invalid"))
+
+
+def _verdict(search: Search, trial: Trial) -> Verdict:
+    if trial.invalid is not None:
+        return Verdict(trial.candidate.position, (), ())
+    means = {name: score.mean for name, score in trial.scores.items()}
+    return Verdict(
+        trial.candidate.position,
+        tuple(
+            -means[name] if direction == "max" else means[name]
+            for name, direction in search.objectives.items()
+        ),
+        tuple(limit.missed(means[name]) for name, limit in search.limits.items()),
+    )
+
+
+def ranked(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Candidates that keep to all constraints, the best first; of several objectives only the front.
+
+    Candidates of the same values count once, and of equally good ones the first comes first.
+    """
+    verdicts = [(trial, _verdict(search, trial)) for trial in trials if trial.same_as is None]
+    good = [(trial, v) for trial, v in verdicts if v.goals and not any(v.missed)]
+    if len(search.objectives) == 1:
+        return tuple(trial for trial, _ in sorted(good, key=lambda pair: pair[1].goals))
+    entries = [trial.entry for trial, _ in good]
+    names = {each.name for each in front.non_dominated(entries, search.objectives)}
+    return tuple(trial for trial, _ in good if trial.candidate.name in names)
+
+
+def best(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The best candidate, or the front of several objectives; empty if none keeps to the constraints."""
+    found = ranked(search, trials)
+    return found[:1] if len(search.objectives) == 1 else found

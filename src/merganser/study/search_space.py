@@ -1,0 +1,404 @@
+"""The ``search:`` block: which values a search may try, and what it looks for.
+
+Ranges are written as in sweeps, without saying where to stop in between::
+
+    search:
+      over:
+        w: {from: 0, to: 1}
+        density: {from: 0.05, to: 1, log: true}
+        depth: {from: 0, to: 1, length: 5}
+        method: [linear, slerp]
+      objectives: {accuracy: max, tokens: min}
+
+Every range becomes axes of a space, one a number; optimisers move in that space and know nothing of
+recipes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any, Literal, get_args
+
+from merganser.errors import RecipeError
+from merganser.recipe import Config, Document, Strictness, key_name, nearest
+from merganser.recipe.axes import axis_values
+from merganser.recipe.expressions import text
+from merganser.recipe.sweep_file import Path, Pattern, read_pattern
+from merganser.results.scores import Direction
+
+Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front"]
+Position = tuple[float, ...]
+"""Where a candidate is: of every axis a number from 0 to 1, or a whole number below its count."""
+
+DIGITS = 4
+"""A number from a range has this many digits below the range's width: 0.7315 of 0 to 1."""
+
+MAX_LENGTH = 100
+MAX_BUDGET = 100_000
+DEFAULT_BUDGET = 40
+
+_KEYS = frozenset(
+    {"over", "objectives", "constraints", "method", "budget", "population", "seed", "held_out"}
+) | {"keep"}
+_RANGE = frozenset({"from", "to", "step", "int", "log", "length"})
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One number that is searched.
+
+    Attributes:
+        count: how many values it has; None for all from 0 to 1.
+        ordered: whether they have an order; else they are choices.
+    """
+
+    count: int | None = None
+    ordered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers between two ends, both included.
+
+    Attributes:
+        low, high: the ends.
+        step: the distance of values; None for as many as DIGITS tell apart.
+        whole: whether values are whole numbers.
+        log: whether all ratios, not all distances, weigh the same.
+        length: how many numbers make one value, a list; None for a single number.
+    """
+
+    low: Decimal
+    high: Decimal
+    step: Decimal | None = None
+    whole: bool = False
+    log: bool = False
+    length: int | None = None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """One for each number."""
+        count = None if self.step is None else int((self.high - self.low) / self.step) + 1
+        return (Axis(count),) * (self.length or 1)
+
+    def value(self, position: Sequence[float]) -> Any:
+        """The number at a position of the axes, or the list of numbers."""
+        numbers = [self._number(each) for each in position]
+        return numbers if self.length is not None else numbers[0]
+
+    def _number(self, position: float) -> float | int:
+        if self.step is not None:
+            number = self.low + int(position) * self.step
+        else:
+            if self.log:
+                ratio = math.log(self.high / self.low)
+                exact = self.low * Decimal(math.exp(position * ratio))
+                digit = exact.adjusted() - DIGITS + 1
+            else:
+                exact = self.low + Decimal(position) * (self.high - self.low)
+                digit = (self.high - self.low).adjusted() - DIGITS
+            grain = Decimal(1).scaleb(0 if self.whole else digit)
+            number = min(max(exact.quantize(grain, ROUND_HALF_EVEN), self.low), self.high)
+        return int(number) if self.whole else float(number)
+
+    def __str__(self) -> str:
+        ends = f"{text(float(self.low))} to {text(float(self.high))}"
+        step = f" in steps of {text(float(self.step))}" if self.step is not None else ""
+        how = f"{' (log)' if self.log else ''}{', whole' if self.whole else ''}"
+        return ends + step + how + (f", {self.length} numbers" if self.length else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Values without an order: texts, numbers, mappings of what belongs together."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """One, or none if there is nothing to choose."""
+        return (Axis(len(self.values), ordered=False),) if len(self.values) > 1 else ()
+
+    def value(self, position: Sequence[float]) -> Any:
+        """The value at a position."""
+        return self.values[int(position[0]) if position else 0]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            ", ".join(f"{k}={text(v)}" for k, v in each.items())
+            if isinstance(each, Mapping)
+            else text(each)
+            for each in self.values
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What a score must keep to: at least, or at most."""
+
+    least: float | None
+    most: float | None
+
+    def missed(self, score: float) -> float:
+        """How far a score is from what is allowed; 0 where it keeps to it."""
+        below = 0.0 if self.least is None else self.least - score
+        above = 0.0 if self.most is None else score - self.most
+        return max(0.0, below, above)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched, for what, and how.
+
+    Attributes:
+        pattern: the recipe that values are put into.
+        over: ranges and choices by their keys.
+        objectives: scores, and whether more or less of each is better.
+        limits: scores that must keep to something.
+        method: how candidates are chosen.
+        budget: how many candidates there are.
+        population: how many are chosen at a time; None for the method's own number.
+        seed: of the method.
+        held_out: a share of the problems, or names of tasks, that only the chosen ones are scored on;
+            None for none.
+        keep: how many of the best are written; None for the whole front.
+    """
+
+    pattern: Pattern
+    over: Mapping[str, Range | Choices]
+    objectives: Mapping[str, Direction]
+    limits: Mapping[str, Limit]
+    method: Method
+    budget: int
+    population: int | None
+    seed: int
+    held_out: float | tuple[str, ...] | None
+    keep: int | None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Of the whole space."""
+        return tuple(axis for each in self.over.values() for axis in each.axes)
+
+    def values(self, position: Position) -> dict[str, Any]:
+        """What a position stands for."""
+        found = {}
+        for key, each in self.over.items():
+            count = len(each.axes)
+            found[key] = each.value(position[:count])
+            position = position[count:]
+        return found
+
+    def error(self, message: str, *path: str) -> RecipeError:
+        """An error with the address of a key of the block."""
+        return self.pattern.document.error(message, ("search", *path))
+
+
+def load_search(source: Config, strictness: Strictness = "normal") -> Search:
+    """Read a recipe with a ``search:`` block.
+
+    Args:
+        source: a file, or a mapping.
+        strictness: as in :func:`merganser.recipe.load`.
+
+    Raises:
+        RecipeError: with file, line and key of the first thing that is wrong.
+    """
+    pattern = read_pattern(source, "search", strictness)
+    document: Any = pattern.document
+    block = document.data["search"]
+    _mapping(document, block, ("search",), _KEYS, "{over: {w: {from: 0, to: 1}}, objectives: …}")
+    for key in ("over", "objectives"):
+        if key not in block:
+            raise document.error(f"search: the key {key!r} is missing", ("search",))
+    over = dict(_over(document, block["over"]))
+    pattern.check_names({key: bool(each.axes) for key, each in over.items()})
+    axes = [axis for each in over.values() for axis in each.axes]
+    if not axes:
+        raise document.error("search.over: there is nothing to choose from", ("search", "over"))
+    objectives = _objectives(document, block["objectives"])
+    several = len(objectives) > 1
+    return Search(
+        pattern,
+        over,
+        objectives,
+        _limits(document, block.get("constraints", {})),
+        _method(document, block.get("method"), axes, several),
+        _whole(document, block, "budget", DEFAULT_BUDGET, 1, MAX_BUDGET),
+        _whole(document, block, "population", None, 2, 1000),
+        _whole(document, block, "seed", 0, 0, 2**32 - 1),
+        _held_out(document, block.get("held_out")),
+        _keep(document, block, several),
+    )
+
+
+def _keep(document: Document, block: Mapping[str, Any], several: bool) -> int | None:
+    if several and block.get("keep", "front") == "front":
+        return None
+    return int(_whole(document, block, "keep", 1, 0, 1000, ", or front" if several else ""))
+
+
+def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], like: str) -> None:
+    if not isinstance(given, dict) or not given:
+        raise document.error(f"{key_name(path)}: give a mapping such as {like}", path)
+    for key in given:
+        if key not in known:
+            guess = nearest(key, known)
+            hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(sorted(known))}"
+            raise document.error(f"{key_name((*path, key))}: unknown key; {hint}", (*path, key))
+
+
+def _over(document: Document, block: Any) -> Iterator[tuple[str, Range | Choices]]:
+    path: Path = ("search", "over")
+    if not isinstance(block, dict) or not block:
+        raise document.error(
+            "search.over: give keys with their ranges, such as {w: {from: 0, to: 1}}", path
+        )
+    for key, value in block.items():
+        own = (*path, key)
+        if isinstance(value, dict) and not {"from", "to"}.isdisjoint(value):
+            axis_values(document, [0], own)  # its name
+            yield key, _range(document, value, own)
+        elif isinstance(value, dict):
+            raise document.error(
+                f"{key_name(own)}: give a range {{from, to}}, or a list of choices", own
+            )
+        else:
+            yield key, Choices(tuple(axis_values(document, value, own)))
+
+
+def _range(document: Document, given: Mapping[str, Any], path: Path) -> Range:
+    name = key_name(path)
+    _mapping(document, given, path, _RANGE, "{from: 0, to: 1}")
+    ends: dict[str, Decimal] = {}
+    for key in ("from", "to", "step"):
+        if key == "step" and key not in given:
+            continue
+        number = _number(given.get(key))
+        if number is None:
+            raise document.error(f"{name}: {key!r} must be a number", (*path, key))
+        ends[key] = Decimal(text(number))
+    low, high, step = ends["from"], ends["to"], ends.get("step")
+    for flag in ("int", "log"):
+        if not isinstance(given.get(flag, False), bool):
+            raise document.error(f"{name}: {flag!r} is true or false", (*path, flag))
+    whole, log = given.get("int", False), given.get("log", False)
+    length = given.get("length")
+    if low >= high:
+        raise document.error(f"{name}: 'to' must be more than 'from'", path)
+    if step is not None and not 0 < step <= high - low:
+        raise document.error(f"{name}: 'step' must lead from one end towards the other", path)
+    if log and (low <= 0 or step is not None):
+        what = "takes no 'step'" if low > 0 else "begins above 0"
+        raise document.error(f"{name}: a range with 'log' {what}", path)
+    if whole and any(end != int(end) for end in ends.values()):
+        raise document.error(f"{name}: a range with 'int' has whole ends and steps", path)
+    good = type(length) is int and 1 <= length <= MAX_LENGTH
+    if length is not None and not good:
+        raise document.error(f"{name}: 'length' is a whole number up to {MAX_LENGTH}", path)
+    if whole and not log and step is None:
+        step = Decimal(1)
+    return Range(low, high, step, whole, log, length)
+
+
+def _number(value: Any) -> float | int | None:
+    if isinstance(value, str):  # YAML 1.1 reads 2e-6 as text
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None
+
+
+def _objectives(document: Document, given: Any) -> dict[str, Direction]:
+    path: Path = ("search", "objectives")
+    given = {given: "max"} if isinstance(given, str) and given else given
+    if not isinstance(given, dict) or not given:
+        raise document.error(
+            "search.objectives: give scores with max or min, such as {accuracy: max, tokens: min}",
+            path,
+        )
+    for name, direction in given.items():
+        if direction not in get_args(Direction):
+            raise document.error(f"search.objectives.{name}: is max or min", (*path, name))
+    return given
+
+
+def _limits(document: Document, given: Any) -> dict[str, Limit]:
+    path: Path = ("search", "constraints")
+    like = "{tokens: {most: 800}}"
+    if not isinstance(given, dict):
+        raise document.error(f"search.constraints: give scores with limits, such as {like}", path)
+    for name, limit in given.items():
+        own = (*path, name)
+        _mapping(document, limit, own, frozenset({"least", "most"}), "{most: 800} or {least: 0.5}")
+        for key, value in limit.items():
+            if _number(value) is None:
+                raise document.error(f"{key_name((*own, key))}: must be a number", (*own, key))
+    return {
+        name: Limit(_number(limit.get("least")), _number(limit.get("most")))
+        for name, limit in given.items()
+    }
+
+
+def _method(document: Document, given: Any, axes: Sequence[Axis], several: bool) -> Method:
+    path: Path = ("search", "method")
+    numbers = all(axis.ordered for axis in axes)
+    if given is None:
+        return "cma-es" if numbers and len(axes) > 1 and not several else "tpe"
+    if given not in get_args(Method):
+        raise document.error(f"search.method: is one of {', '.join(get_args(Method))}", path)
+    problem = {
+        "cma-es": "searches for one objective; tpe and nsga-ii take several"
+        if several
+        else ""
+        if numbers
+        else "searches over numbers; tpe takes choices too",
+        "front": "fills the gaps of a front, and needs two objectives or more"
+        if not several
+        else ""
+        if numbers and len(axes) == 1
+        else "walks along one number; tpe and nsga-ii take several",
+    }.get(given)
+    if problem:
+        raise document.error(f"search.method: {given} {problem}", path)
+    method: Method = given
+    return method
+
+
+def _whole(
+    document: Document,
+    block: Mapping[str, Any],
+    key: str,
+    default: Any,
+    least: int,
+    most: int,
+    other: str = "",
+) -> Any:
+    value = block.get(key, default)
+    if value is not None and not (type(value) is int and least <= value <= most):
+        raise document.error(
+            f"search.{key}: is a whole number from {least} to {most}{other}", ("search", key)
+        )
+    if value is None and key in block:
+        raise document.error(f"search.{key}: there is no value", ("search", key))
+    return value
+
+
+def _held_out(document: Document, given: Any) -> float | tuple[str, ...] | None:
+    names = [given] if isinstance(given, str) else given
+    if given is None:
+        return None
+    if isinstance(names, list) and names and all(isinstance(each, str) for each in names):
+        return tuple(names)
+    share = _number(given)
+    if share is None or not 0 < share < 1:
+        raise document.error(
+            "search.held_out: is a share of the problems between 0 and 1, or a list of tasks",
+            ("search", "held_out"),
+        )
+    return float(share)

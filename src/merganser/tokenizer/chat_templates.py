@@ -1,0 +1,115 @@
+"""Chat templates: the named ones in the folder ``templates``, those of models, and which one a merge takes.
+
+The named ones were written for Merganser after the published descriptions of the formats. They take
+``messages`` with the roles system, user and assistant, and ``add_generation_prompt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints import read_json
+from merganser.checkpoints.sidecar_files import read_text
+
+FILE = "chat_template.jinja"
+"""Where transformers looks first."""
+
+LEGACY_FILE = "chat_template.json"
+"""What processors were saved with before."""
+
+NAMED = Path(__file__).parent / "templates"
+"""One file a named template."""
+
+SHORTEST = 20
+"""A text that is shorter is no template but a slip, as in MergeKit."""
+
+
+def names() -> list[str]:
+    """The names of the named templates."""
+    return sorted(file.stem for file in NAMED.glob("*.jinja"))
+
+
+def named(name: str) -> str:
+    """The text of a named template."""
+    return (NAMED / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def of_model(folder: Path) -> str | None:
+    """The default chat template of the model in a folder, or None.
+
+    Raises:
+        InputError: when a file that should hold it is broken.
+    """
+    if (folder / FILE).is_file():
+        return read_text(folder / FILE)
+    for file in (folder / LEGACY_FILE, folder / "tokenizer_config.json"):
+        found = read_json(file).get("chat_template") if file.is_file() else None
+        if isinstance(found, list):
+            found = by_name(found).get("default")
+        elif isinstance(found, dict):
+            found = found.get("default")
+        if isinstance(found, str) and found.strip():
+            return found
+    return None
+
+
+def by_name(templates: Sequence[Any]) -> dict[str, str]:
+    """Several templates of a model, each a mapping with ``name`` and ``template``; what is none is left out."""
+    return {
+        entry["name"]: entry["template"]
+        for entry in templates
+        if isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+    }
+
+
+def commonest(templates: Iterable[str | None]) -> str | None:
+    """The most common of templates, white space at their ends aside; of several the first."""
+    counts: dict[str, int] = {}
+    whole: dict[str, str] = {}
+    for template in templates:
+        if template is not None and template.strip():
+            counts[template.strip()] = counts.get(template.strip(), 0) + 1
+            whole.setdefault(template.strip(), template)
+    return whole[max(counts, key=lambda text: counts[text])] if counts else None
+
+
+def check(template: str) -> None:
+    """Refuse what cannot be a Jinja template.
+
+    Raises:
+        ValueError: saying why.
+    """
+    if len(template) < SHORTEST or "{" not in template:
+        raise ValueError(
+            f"{template[:40]!r} is neither auto, nor one of {', '.join(names())}, nor a Jinja template"
+        )
+    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2.ext import Extension
+    from jinja2.nodes import Filter, Node, Test
+    from jinja2.parser import Parser
+
+    class Generation(Extension):
+        """The tag by which transformers finds what the assistant said."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    extensions: list[str | type[Extension]] = [Generation, "jinja2.ext.loopcontrols"]
+    try:  # only parsed: compiling it would compute what is constant, such as "x" * 10**10
+        grammar = Environment(extensions=extensions)
+        tree = Parser(grammar, template).parse()
+    except TemplateSyntaxError as error:
+        raise ValueError(f"is no Jinja template: {error.message}, line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("is no Jinja template: nested too deep") from None
+    unknown = [each.name for each in tree.find_all(Filter) if each.name not in grammar.filters]
+    unknown += [each.name for each in tree.find_all(Test) if each.name not in grammar.tests]
+    if unknown:
+        raise ValueError(f"is no Jinja template: there is no {unknown[0][:40]!r} in Jinja")

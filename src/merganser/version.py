@@ -1,0 +1,3 @@
+"""The version of Merganser."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,228 @@
+"""What the documentation shows works: commands, recipes, code, and the Makefile that it names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import make_model
+from safetensors.torch import load_file, save_file
+
+import merganser
+import peers
+from merganser import checkpoints, cli
+from merganser.evaluation import samples
+from merganser.evaluation.samples import Sample
+from merganser.sinks import NullSink
+from merganser.study.evaluate import judge_again
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OUTPUT = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
+ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of a page's fenced blocks of one language."""
+    parts = re.split(r"^```(\w*)\n", text, flags=re.MULTILINE)[1:]  # fence, content, fence, text …
+    fences, contents = parts[0::2], parts[1::2]
+    opening = range(0, len(fences), 2)
+    return [contents[i] for i in opening if fences[i] == language]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the README's recipe, and small models where it looks for them."""
+    monkeypatch.chdir(tmp_path)
+    [recipe] = [block for block in blocks(README, "yaml") if "merge_method" in block]
+    (tmp_path / "recipe.yml").write_text(recipe)
+    for seed, path in enumerate(re.findall(r"model: (\S+)", recipe)):
+        make_model(tmp_path / path, seed=seed)
+    return tmp_path
+
+
+def commands(text: str) -> list[str]:
+    lines = [
+        line.split("#")[0].strip() for block in blocks(text, "") for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith(("merganser ", "make "))]
+
+
+def run(command: str) -> None:
+    words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_commands_of_the_readme_run() -> None:
+    found = [command for command in commands(README) if command.startswith("merganser ")]
+    assert len(found) >= 3
+    for command in found:
+        run(command)
+
+
+def test_the_digest_of_an_input_is_computed_as_described(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    file = model / "model.safetensors"
+    tensors = load_file(file) | {"model.odd.weight": torch.arange(40_003).to(torch.bfloat16)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    recipe = {"merge_method": "passthrough", "models": [{"model": str(model)}]}
+    [stated] = merganser.merge(recipe, tmp_path / "out").manifest["inputs"]
+    [code] = blocks(OUTPUT, "python")
+    command = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == stated["digest"]
+
+
+def test_the_targets_that_the_readme_names_are_in_the_makefile() -> None:
+    targets = set(re.findall(r"`?make ([\w-]+)`?", README))
+    assert {"demo", "test", "bench"} <= targets
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(workplace: Path) -> None:
+    [code] = blocks(README, "python")
+    folders = re.findall(r"model: (\S+)", (workplace / "recipe.yml").read_text())
+    states = [{"t": torch.ones(3)}, {"t": torch.zeros(3)}]
+    reader = merganser.open_checkpoint(folders[0])
+
+    class Live(torch.nn.Module):
+        def state_dict(self, **_options: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+            return live
+
+    live = {
+        n: torch.empty(s.shape, dtype=getattr(torch, s.dtype.name)) for n, s in reader.specs.items()
+    }
+    scope = {
+        "recipe": lambda w: {
+            "merge_method": "linear",
+            "models": [{"model": f, "parameters": {"weight": w}} for f in folders],
+        },
+        "sinks": [NullSink(), NullSink(), NullSink()],
+        "model": Live(),
+        "a": states[0],
+        "b": states[1],
+    }
+    exec(code, scope)
+    assert (workplace / "OUT" / "model.safetensors").is_file()
+
+
+METHODS, NPY, SINK, SCORER, COMMAND = (
+    blocks(ADDING, "python")[:3],
+    *blocks(ADDING, "python")[3:],
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("sign_vote", "lambda: 0.9"), ("shortest", None), ("largest_changes", "density: 0.3")],
+)
+def test_the_methods_of_the_guide_merge(
+    workplace: Path, method: str, parameters: str | None
+) -> None:
+    (workplace / "my_methods.py").write_text("".join(METHODS))
+    text = (workplace / "recipe.yml").read_text().replace("linear", method)
+    if parameters is not None:
+        make_model(workplace / "base", seed=9)
+        text = text.replace("normalize: true", parameters) + "base_model: base\n"
+    else:
+        text = re.sub(r"\n *parameters:.*", "", text)
+    (workplace / "own.yml").write_text(text)
+    run("merganser merge own.yml OUT --methods my_methods.py --strict")
+
+
+def test_the_commands_of_the_guide_run(workplace: Path) -> None:
+    (workplace / "my_methods.py").write_text("".join(METHODS))
+    found = [command for command in commands(ADDING) if command.startswith("merganser methods")]
+    assert found
+    for command in found:
+        run(command)
+
+
+def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("merganser.checkpoints.npy")
+    exec(NPY, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(checkpoints, "FORMATS", (*checkpoints.FORMATS, "npy"))
+    numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for name, scale in (("a", 1), ("b", 3)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "layer.weight.npy", scale * numbers)
+    models = [{"model": str(tmp_path / name), "parameters": {"weight": 1}} for name in "ab"]
+    merganser.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(merged["layer.weight"], torch.from_numpy(2 * numbers))
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_sink_of_the_guide_is_filled() -> None:
+    scope: dict[str, Any] = {}
+    exec(SINK, scope)
+    plan = merganser.plan("recipe.yml")
+    assert set(scope["sink"].found) == {job.name for job in plan.jobs}
+
+
+def test_the_scorer_of_the_guide_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_scorers.py").write_text(SCORER)
+    [tasks] = blocks(ADDING, "yaml")
+    (tmp_path / "tasks.yml").write_text(tasks)
+    (tmp_path / "problems.jsonl").write_text('{"id": "n", "problem": "7+5?", "answer": "12"}\n')
+    said = [
+        Sample("problems", "n", 0, "7+5?", text, 3, "stop") for text in ("so 12 .", "12 is it ?")
+    ]
+    for sample, worth in zip(said, (1.0, 0.0), strict=True):
+        samples.write([sample], tmp_path / "said.jsonl")
+        [entry] = judge_again(tmp_path / "said.jsonl", "tasks.yml").entries
+        assert [score.mean for score in entry.scores.values()] == [worth]
+
+
+def test_the_command_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scope: dict[str, Any] = {}
+    exec(COMMAND, scope)
+    monkeypatch.setitem(cli.main.commands, "count", scope["count"])
+    make_model(tmp_path / "a")
+    done = CliRunner().invoke(cli.main, ["count", str(tmp_path / "a")])
+    assert done.exit_code == 0
+    assert done.stdout == f"{merganser.inspect(str(tmp_path / 'a'))['parameters']:,}\n"
+    gone = CliRunner().invoke(cli.main, ["count", str(tmp_path / "nowhere")])
+    assert gone.exit_code == 3
+    assert gone.stderr.startswith("merganser: ")
+
+
+def test_the_python_of_the_api_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        peers.make_model(tmp_path / name, seed=seed, layers=1)
+    (tmp_path / "tasks.yml").write_text(
+        "tasks: [{problems: p.jsonl, scorers: [exact], max_tokens: 4}]\n"
+    )
+    (tmp_path / "p.jsonl").write_text('{"problem": "1 + 2 =", "answer": "3"}\n')
+    scope: dict[str, Any] = {}
+    for block in blocks(PYTHON, "python"):
+        exec(block, scope)
+    assert scope["problems"] == []
+    assert torch.equal(scope["merged"]["w"], torch.full((4,), 0.25))
+    assert scope["results"].entries[0].scores["exact"].problems == 1
+    assert "Plan(linear of 2 models" in capsys.readouterr().out
