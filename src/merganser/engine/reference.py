@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from merganser.engine.running_plan import Part
+from merganser.engine.torch_numbers import Bytes, torch_dtype, widen
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Keep, Largest, MostVaried, Random, Ranked, SparseDeltas
 from merganser.methods.checks import SAMPLE, check_elementwise, fault
-from merganser.tensors import DType
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torch.Tensor:
@@ -242,24 +240,3 @@ def _draws(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray[Any, np.dtype[np.uint64]] = z ^ (z >> np.uint64(31))
     return mixed
-
-
-def widen(stored: Bytes, dtype: DType, cast: DType | None, work: DType) -> torch.Tensor:
-    """Stored bytes as numbers of the work dtype, by way of ``cast`` if there is one."""
-    tensor = torch.from_numpy(stored).view(torch_dtype(dtype))
-    if cast is not None:
-        tensor = tensor.to(torch_dtype(cast))
-    return tensor.to(torch_dtype(work), copy=True)
-
-
-def numbers(result: torch.Tensor, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """A result as a flat numpy array of float32 or float64, ready to be rounded."""
-    wide = torch.float64 if dtype == np.float64 else torch.float32
-    array: np.ndarray[Any, Any] = result.detach().to(wide).contiguous().reshape(-1).numpy()
-    return array
-
-
-def torch_dtype(dtype: DType) -> torch.dtype:
-    """torch's object for a dtype."""
-    found: torch.dtype = getattr(torch, dtype.name)
-    return found

@@ -170,10 +170,10 @@ class Part:
         """What its kernels take, of its own inputs: after the cast, if there is one, as float64."""
         if self.job.cast is None:
             return inputs
-        from merganser.engine import reference
+        from merganser.engine.torch_numbers import widen
 
         rows = [
-            reference.widen(row, dtype, self.job.cast, FLOAT64).numpy()
+            widen(row, dtype, self.job.cast, FLOAT64).numpy()
             for row, dtype in zip(inputs.rows, self.dtypes, strict=True)
         ]
         return Inputs.of((row.view(np.uint8) for row in rows), [CODES["float64"]] * len(rows))

@@ -167,14 +167,14 @@ class Worker:
         merging.merge(inputs, count, start, part.wide, dtype, stochastic, [output])
 
     def _in_torch(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
-        from merganser.engine import reference
+        from merganser.engine import reference, torch_numbers
 
         own = part.method.origin is not None and part.combination is None
         if own and part.method.elementwise and work.start == 0:
             reference.try_elementwise(part, inputs.rows)
         shape = group.shape if part.whole else (work.stop - work.start,)
         result = reference.compute(part, inputs.rows, shape)
-        return reference.numbers(result, part.wide)
+        return torch_numbers.numbers(result, part.wide)
 
     def _combine_each(
         self, part: Part, group: Group, inputs: Inputs, start: int, count: int
