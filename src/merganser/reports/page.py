@@ -35,7 +35,7 @@ DISTANCES = "distances.json"
 MOST_PLANES = 6
 """Pairs of scores that are drawn, besides the first."""
 
-_PAGE = Path(__file__).parent / "page"
+_PAGE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True, slots=True)
