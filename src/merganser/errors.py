@@ -59,13 +59,13 @@ class OutputExistsError(MerganserError):
 
 
 @contextmanager
-def told_as(kind: type[MerganserError], fate: str, what: object) -> Iterator[None]:
-    """Tell what the system refuses as an error of ours: ``FILE: cannot be read (Permission denied)``.
+def reraise_os_errors(kind: type[MerganserError], action: str, path: object) -> Iterator[None]:
+    """Re-raise OSError as a MerganserError: ``FILE: cannot be read (Permission denied)``.
 
     Args:
-        kind: whose fault it is: an input's, or the output's.
-        fate: what cannot be: ``read``, ``written``.
-        what: named where the system does not say which file it was.
+        kind: InputError for what is read, ResourceError for what is written.
+        action: what failed: ``read``, ``written``.
+        path: named where the system does not say which file it was.
 
     Raises:
         MerganserError: of that kind, for an ``OSError``.
@@ -74,5 +74,5 @@ def told_as(kind: type[MerganserError], fate: str, what: object) -> Iterator[Non
         yield
     except OSError as error:
         raise kind(
-            f"{error.filename or what}: cannot be {fate} ({error.strerror or error})"
+            f"{error.filename or path}: cannot be {action} ({error.strerror or error})"
         ) from None

@@ -128,8 +128,8 @@ def test_a_merge_has_the_donors_names(tmp_path: Path, make: Family, first: str) 
 def test_the_base_gives_the_names(tmp_path: Path) -> None:
     a, b, c = (written(tmp_path / str(i), qwen3_moe, i) for i in range(3))
     keys = {"merge_method": "task_arithmetic", "base_model": str(c[1])}
-    decided = merganser.plan(recipe(a[0], b[0]) | keys)
-    assert {job.name for job in decided.jobs} == set(stored(c[1]))
+    plan = merganser.plan(recipe(a[0], b[0]) | keys)
+    assert {job.name for job in plan.jobs} == set(stored(c[1]))
 
 
 def test_layer_stacks_of_models_of_two_depths(tmp_path: Path) -> None:

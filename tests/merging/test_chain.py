@@ -394,7 +394,7 @@ def test_what_needs_a_tokenizer_that_is_not_there_waits_for_it(
     vocabulary |= {token: len(vocabulary) + i for i, token in enumerate(more)}
     write_json(tmp_path / "b" / "tokenizer.json", tokenizer)
     file = recipe_file(UNION)
-    known = [decided is not None for _, decided in plan_all(file)]
+    known = [plan is not None for _, plan in plan_all(file)]
     assert known == ([True, False, False] if more else [True, True, True])
     told = run("plan", file).stdout
     assert told.count("when the tokenizers") == known.count(False)
@@ -432,7 +432,7 @@ def test_an_adapter_goes_on_a_result(
         models: [{model: stage+adapter}]
         """
     )
-    digest = [decided.digest for _, decided in plan_all(file) if decided is not None]
+    digest = [plan.digest for _, plan in plan_all(file) if plan is not None]
     results = merganser.merge_all(file, tmp_path / "out")
     assert [result.plan.digest for result in results] == digest
     name = "model.layers.0.self_attn.o_proj.weight"
@@ -441,9 +441,9 @@ def test_an_adapter_goes_on_a_result(
 
 
 def test_what_is_planned_cannot_be_read(three: Path) -> None:
-    decided = plan_all(three)[1][1]
-    assert decided is not None
-    [base] = [s.checkpoint for s in decided.sources if s.reference.text == "linear"]
+    plan = plan_all(three)[1][1]
+    assert plan is not None
+    [base] = [s.checkpoint for s in plan.sources if s.reference.text == "linear"]
     with pytest.raises(InputError) as error:
         base.read("lm_head.weight", 0, memoryview(bytearray(2)))
     assert_one_line(str(error.value), "linear", "not merged yet")

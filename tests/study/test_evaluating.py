@@ -172,9 +172,9 @@ def test_what_is_kept_is_not_run_again(
     blended: list[str] = []
     real = LiveModel.become
 
-    def counted(self: LiveModel, decided: object, **options: object) -> object:
-        blended.append(decided.recipe.recipe.name or "")  # type: ignore[attr-defined]
-        return real(self, decided, **options)  # type: ignore[arg-type]
+    def counted(self: LiveModel, plan: object, **options: object) -> object:
+        blended.append(plan.recipe.recipe.name or "")  # type: ignore[attr-defined]
+        return real(self, plan, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(LiveModel, "become", counted)
     again = evaluate_sweep(file, out, write=False)
@@ -212,7 +212,7 @@ def test_completions_are_kept_by_what_models_hold(
         os.utime(path, (1e9, 1e9))
     notes: list[str] = []
 
-    def become(self: LiveModel, decided: object, **options: object) -> object:
+    def become(self: LiveModel, plan: object, **options: object) -> object:
         raise AssertionError("nothing has to be generated")
 
     with monkeypatch.context() as patched:

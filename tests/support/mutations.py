@@ -524,8 +524,8 @@ def planning(folder: Path, out: Path) -> None:
     """Plan the points of a sweep."""
     from merganser.study import sweep
 
-    for _, decided in sweep.plan_points(folder / "recipe.yml"):
-        decided.close()
+    for _, plan in sweep.plan_points(folder / "recipe.yml"):
+        plan.close()
 
 
 # -- the kinds ---------------------------------------------------------------------------------------

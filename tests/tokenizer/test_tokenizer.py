@@ -713,8 +713,8 @@ def test_a_model_without_a_tokenizer(base: Path, chat: Path, tmp_path: Path) -> 
     bare = model(tmp_path / "bare", seed=7)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
-    decided = planning.plan(recipe(base, bare, tokenizer_source="base"))
-    assert any("bare" in warning for warning in decided.warnings)
+    plan = planning.plan(recipe(base, bare, tokenizer_source="base"))
+    assert any("bare" in warning for warning in plan.warnings)
     for models in ((chat, bare), (bare, chat)):
         with pytest.raises(InputError) as error:
             planning.plan(recipe(*models, tokenizer_source="base"))
@@ -832,10 +832,10 @@ def test_rows_are_those_of_a_plain_reference(
             "pad_to_multiple_of": multiple,
         },
     }
-    decided = planning.plan(config, checkpoints=checkpoints)
-    assert decided.tokenizer is not None
+    plan = planning.plan(config, checkpoints=checkpoints)
+    assert plan.tokenizer is not None
     start = source if isinstance(source, int) else base or 0
-    tokens = dict(decided.tokenizer.output.tokens)
+    tokens = dict(plan.tokenizer.output.tokens)
     own = {t: n for t, n in models[start][0].items() if n < len(models[start][1])}
     assert {token: tokens[token] for token in own} == own
     wanted = set(own) | set(found)
@@ -843,7 +843,7 @@ def test_rows_are_those_of_a_plain_reference(
         wanted |= {t for known, m in models for t, n in known.items() if n < len(m)}
     assert set(tokens) == wanted
     assert sorted(tokens.values()) == list(range(len(tokens)))
-    rows = decided.vocabulary
+    rows = plan.vocabulary
     assert rows is not None
     unchanged = multiple is None and tokens == own == models[start][0]
     expected_rows = (
@@ -852,7 +852,7 @@ def test_rows_are_those_of_a_plain_reference(
     assert rows == expected_rows
     tables = plain_rows(models, tokens, base, found, rows, start if unchanged else None)
     for i, table in enumerate(tables):
-        checkpoint = decided.sources[i].checkpoint
+        checkpoint = plan.sources[i].checkpoint
         for name, expected in (("embed_tokens.weight", table), ("lm_head.bias", table[:, 0])):
             spec = checkpoint.specs[name]
             assert spec.shape == expected.shape

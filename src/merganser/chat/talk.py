@@ -161,10 +161,10 @@ def ask(
     answers = []
     with ExitStack() as stack:
         found = [find(reference) for reference in references]
-        for _, decided in found:
-            stack.callback(decided.close)
-        for index, (reference, (name, decided)) in enumerate(zip(references, found, strict=True)):
-            stage.become(decided, report=False)
+        for _, plan in found:
+            stack.callback(plan.close)
+        for index, (reference, (name, plan)) in enumerate(zip(references, found, strict=True)):
+            stage.become(plan, report=False)
             voice = Voice(name, stage, raw)
             messages = Conversation(voice, system).messages
             if system and not voice.chats:
@@ -209,12 +209,12 @@ def conversations(
     """
     talks = []
     for reference in references:
-        name, decided = find(reference)
+        name, plan = find(reference)
         live = make()
         try:
-            live.become(decided, report=False)
+            live.become(plan, report=False)
         finally:
-            decided.close()
+            plan.close()
         voice = Voice(name, live, raw)
         if system and not voice.chats:
             raise RecipeError(f"{name}: takes no system prompt: it is given plain text")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from merganser.checkpoints.protocol import Checkpoint, Weights
-from merganser.errors import InputError, told_as
+from merganser.errors import InputError, reraise_os_errors
 
 FORMATS: tuple[str, ...] = ("safetensors", "pytorch", "gguf")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
@@ -34,7 +34,7 @@ def open_checkpoint(
     Raises:
         InputError: when there is none, or its headers are wrong.
     """
-    with told_as(InputError, "read", folder):
+    with reraise_os_errors(InputError, "read", folder):
         return _opened(Path(folder), label or str(folder), weights)
 
 

@@ -226,30 +226,30 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         _plan_search(config, copy_tokenizer, as_json, verbose, options)
         return
     plans = multistage.plan_all(config, **options)
-    refuse_foreign_links((decided for _, decided in plans if decided), copy_tokenizer)
+    refuse_foreign_links((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
         found = [
             {
                 "name": step.name,
                 "needs": step.needs,
-                **(planning.describe(decided) if decided else {}),
+                **(planning.describe(plan) if plan else {}),
             }
-            for step, decided in plans
+            for step, plan in plans
         ]
         only = plans[0][1] if len(plans) == 1 else None
         print_json(planning.describe(only) if only else {"documents": found})
         return
     from merganser.cli import plan_tables
 
-    for step, decided in plans:
+    for step, plan in plans:
         if len(plans) > 1:
             plan_tables.show_step(step)
-        if decided is not None:
-            plan_tables.show_plan(decided, verbose=verbose)
+        if plan is not None:
+            plan_tables.show_plan(plan, verbose=verbose)
         else:
             click.echo("can be planned when the tokenizers that it builds on are made")
-    for _, decided in plans:
-        for warning in decided.warnings if decided else ():
+    for _, plan in plans:
+        for warning in plan.warnings if plan else ():
             click.echo(f"merganser: warning: {warning}", err=True)
 
 
@@ -266,20 +266,20 @@ def _plan_sweep(
     planned = sweeps.plan_points(config, **options)
     if has_block(config, "evaluate"):
         evaluate.check_block(config, options["strictness"])
-    refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
-    total = sweeps.input_bytes([decided for _, decided in planned])
+    refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
+    total = sweeps.input_bytes([plan for _, plan in planned])
     if as_json:
         points = [
-            {"name": point.name, "values": point.values, **planning.describe(decided)}
-            for point, decided in planned
+            {"name": point.name, "values": point.values, **planning.describe(plan)}
+            for point, plan in planned
         ]
         print_json({"input_bytes": total, "points": points})
         return
-    for point, decided in planned if verbose else ():
+    for point, plan in planned if verbose else ():
         plan_tables.show_point(point)
-        plan_tables.show_plan(decided, verbose=True)
+        plan_tables.show_plan(plan, verbose=True)
     plan_tables.show_points(planned, total)
-    for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
+    for warning in dict.fromkeys(w for _, plan in planned for w in plan.warnings):
         click.echo(f"merganser: warning: {warning}", err=True)
 
 
@@ -293,17 +293,15 @@ def _plan_search(
 
     search = load_search(config, options["strictness"])
     planned = search_loop.plan_samples(search, **options)
-    refuse_foreign_links((decided for _, decided in planned), copy_tokenizer)
+    refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
     if as_json:
-        samples = [
-            {"values": point.values, **planning.describe(decided)} for point, decided in planned
-        ]
+        samples = [{"values": point.values, **planning.describe(plan)} for point, plan in planned]
         print_json({**search_loop.describe(search), "budget": search.budget, "samples": samples})
         return
     from merganser.cli import plan_tables
 
     plan_tables.show_search_plan(search, planned, verbose=verbose)
-    for warning in dict.fromkeys(w for _, decided in planned for w in decided.warnings):
+    for warning in dict.fromkeys(w for _, plan in planned for w in plan.warnings):
         click.echo(f"merganser: warning: {warning}", err=True)
 
 

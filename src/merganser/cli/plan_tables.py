@@ -262,7 +262,7 @@ def show_search_plan(
     }
     console.print()
     _print_facts(console, facts)
-    for point, decided in planned if verbose else planned[:1]:
+    for point, plan in planned if verbose else planned[:1]:
         values = ", ".join(f"{key}={value_text(point, key)}" for key in point.values)
         console.print(f"\n── a sample: [bold]{escape(values)}[/]\n")
-        show_plan(decided, verbose=verbose)
+        show_plan(plan, verbose=verbose)

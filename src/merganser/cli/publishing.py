@@ -81,7 +81,7 @@ def push(
     from merganser.publishing import push as publishing
 
     with progress(quiet or as_json) as on_event:
-        decided = publishing.prepare(
+        prepared = publishing.prepare(
             out,
             name,
             private=private,
@@ -92,20 +92,20 @@ def push(
         )
     if dry_run:
         if as_json:
-            print_json(publishing.describe(decided))
+            print_json(publishing.describe(prepared))
         else:
-            tables.show_publication(decided)
+            tables.show_publication(prepared)
         return
-    state = publishing.look(decided)
+    state = publishing.look(prepared)
     if not (as_json and yes):
-        tables.show_publication(decided, state, on_stderr=True)
-    publishing.check_paths(decided, public=public, with_paths=with_paths)
+        tables.show_publication(prepared, state, on_stderr=True)
+    publishing.check_paths(prepared, public=public, with_paths=with_paths)
     if not yes:
         if not _can_ask():
             raise RecipeError("nothing was sent: there is no terminal to ask at; --yes sends it")
         click.confirm("Send this?", abort=True, err=True)
     try:
-        done = publishing.send(decided, state, progress=not (quiet or as_json))
+        done = publishing.send(prepared, state, progress=not (quiet or as_json))
     except KeyboardInterrupt as error:
         error.add_note("the same command goes on where it was")
         raise

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from merganser.engine.effective_weights import ModelWeight, Report, TensorOutcome, summarize
 from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
-from merganser.engine.tiles import Group, Work, group_jobs
+from merganser.engine.tiles import Group, Tile, group_jobs
 from merganser.engine.worker import Worker
 from merganser.errors import ResourceError
 from merganser.kernels import CELL
@@ -185,7 +185,7 @@ class _Crew:
         self._groups = group_jobs(plans, wanted, report, tile, made, digest_inputs)
         self._open = 0
         self._most_open = 1
-        self._ready: deque[Work] = deque()
+        self._ready: deque[Tile] = deque()
         self._done = 0
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
@@ -221,12 +221,12 @@ class _Crew:
     def _work_off(self) -> None:
         worker = Worker(self._sinks)
         try:
-            while (work := self._next()) is not None:
-                self._count(work, worker.do(work))
+            while (tile := self._next()) is not None:
+                self._count(tile, worker.do(tile))
         except BaseException as error:
             self._fail(error)
 
-    def _next(self) -> Work | None:
+    def _next(self) -> Tile | None:
         """A tile. When none is ready another group is begun: while one is between two rounds, nobody
         has to wait for it."""
         while True:
@@ -252,12 +252,12 @@ class _Crew:
             self._ready.extendleft(reversed(tiles))  # what was begun is finished first
             self._changed.notify_all()
 
-    def _count(self, work: Work, made: int) -> None:
-        group = work.group
+    def _count(self, tile: Tile, made: int) -> None:
+        group = tile.group
         with self._counting:
             group.left -= 1
             last = group.left == 0
-            if not work.passes:
+            if not tile.passes:
                 if last:
                     for plan, outcome in group.outcomes():
                         self.outcomes[plan][outcome.name] = outcome
@@ -266,7 +266,7 @@ class _Crew:
                 self._on_event(Merged(group.parts[0].job.name, self._done))
         if not last:
             return
-        if work.passes:
+        if tile.passes:
             self._begin_round(group)
         else:
             with self._changed:

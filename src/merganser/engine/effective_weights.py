@@ -30,7 +30,7 @@ MOST_WORST = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class InnerProducts:
     """Where an output tensor lies among its k inputs; x_0 is the first of them, d_i = x_i - x_0.
 
     Attributes:
@@ -69,7 +69,7 @@ class TensorOutcome:
     spec: TensorSpec
     digest: str | None
     sources: tuple[int, ...]
-    measurement: Measurement | None = None
+    measurement: InnerProducts | None = None
     nonfinite: tuple[int, ...] = ()
     inputs: tuple[str | None, ...] = ()
 
@@ -180,7 +180,7 @@ def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
     return Report(report.models, report.worst, relative, tuple(_warnings(plan, report)))
 
 
-def _settled(measured: Sequence[Measurement], gram: Matrix, ideal: Matrix) -> Matrix | None:
+def _settled(measured: Sequence[InnerProducts], gram: Matrix, ideal: Matrix) -> Matrix | None:
     """The requested weights: exactly, where they are the same for all tensors; else overall."""
     known = [s for m in measured if (s := _solve(m.gram, m.ideal)) is not None]
     if known and np.ptp(np.array(known), axis=0).max() < 1e-9:
@@ -232,7 +232,7 @@ def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
 
 
 def _worst(
-    measured: Sequence[tuple[TensorOutcome, Measurement]], names: Sequence[str]
+    measured: Sequence[tuple[TensorOutcome, InnerProducts]], names: Sequence[str]
 ) -> list[tuple[str, str, float, float]]:
     found = []
     for t, m in measured:

@@ -1,6 +1,6 @@
 """What must be known of a tensor before it can be merged: Gram matrices, thresholds, norms, counts.
 
-A preparation is a generator: it yields the passes over the tensor that it needs, one after the other,
+A measurement is a generator: it yields the passes over the tensor that it needs, one after the other,
 and goes on when each is done; what it learns it leaves in the parts that it serves. A pass is given
 tiles, in any order and from any thread, and must come to the same result whatever they are.
 """
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from merganser.engine import steps
-from merganser.engine.running_plan import Facts, Part, Scratch
+from merganser.engine.running_plan import Facts, RunningPlan, Scratch
 from merganser.errors import MerganserError
 from merganser.kernels import CELL, LANES, measuring, selecting
 from merganser.kernels import rules as rule
@@ -44,23 +44,23 @@ class Pass(Protocol):
             cells, ``rows`` in whole rows, a multiple of eight of them.
     """
 
-    part: Part
+    part: RunningPlan
     cut: Cut
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
         """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
 
 
-Preparation = Iterator[Pass]
+Measurement = Iterator[Pass]
 
 
-def preparations(
-    parts: Sequence[Part], shape: tuple[int, ...], sample: Sample
-) -> list[Preparation]:
+def measurements_of(
+    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
+) -> list[Measurement]:
     """All that the parts of a group need; parts that need the same share it."""
-    grams: dict[Any, list[Part]] = {}
-    consensus: dict[Any, list[Part]] = {}
-    found: list[Preparation] = []
+    grams: dict[Any, list[RunningPlan]] = {}
+    consensus: dict[Any, list[RunningPlan]] = {}
+    found: list[Measurement] = []
     for part in parts:
         if part.copies or part.combination is not None:
             continue
@@ -80,7 +80,7 @@ def preparations(
 # -- Gram matrices ---------------------------------------------------------------------------------
 
 
-def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Preparation:
+def _measure(parts: Sequence[RunningPlan], shape: tuple[int, ...], vectors: str) -> Measurement:
     if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
         whole = _WholeGram(parts[0], shape)
         yield whole
@@ -121,7 +121,7 @@ def _measure(parts: Sequence[Part], shape: tuple[int, ...], vectors: str) -> Pre
             part.each_rows = vectors == "rows"
 
 
-def _on_base(found: Combination, part: Part) -> Combination:
+def _on_base(found: Combination, part: RunningPlan) -> Combination:
     """Coefficients of the inputs, base first, for those of the changes to it."""
     if not part.based:
         return found
@@ -133,7 +133,7 @@ def _on_base(found: Combination, part: Part) -> Combination:
 class _WholeGram:
     cut: Cut = "cells"
 
-    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
         self.part = part
         self.changes = part.method.gram == "changes" and part.based
         m = len(part.rows) - self.changes
@@ -145,7 +145,7 @@ class _WholeGram:
 
 
 class _RowGrams(_WholeGram):
-    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
         super().__init__(part, shape)
         self.length = max(1, shape[-1])
         self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
@@ -169,7 +169,7 @@ class _ColumnGrams:
 
     cut: Cut = "bands"
 
-    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
         self.part = part
         self.changes = part.method.gram == "changes" and part.based
         m = len(part.rows) - self.changes
@@ -193,7 +193,7 @@ class _ColumnGrams:
 # -- counts for methods in torch -------------------------------------------------------------------
 
 
-def _count(part: Part) -> Preparation:
+def _count(part: RunningPlan) -> Measurement:
     counts = _Counts(part)
     yield counts
     part.counted = counts.total
@@ -202,7 +202,7 @@ def _count(part: Part) -> Preparation:
 class _Counts:
     cut: Cut = "cells"
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: RunningPlan) -> None:
         self.part = part
         self.total: Any = None
         self._lock = threading.Lock()
@@ -220,12 +220,14 @@ class _Counts:
 # -- which changes are kept ------------------------------------------------------------------------
 
 
-def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sample) -> Preparation:
+def _settle_consensus(
+    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
+) -> Measurement:
     """Thresholds first, then masks by rank, then norms; what parts have in common is found once."""
     size = _numel(shape)
     first = parts[0]
     models = len(first.rows) - 1
-    wishes: dict[Part, list[list[Selection | None]]] = {}
+    wishes: dict[RunningPlan, list[list[Selection | None]]] = {}
     selections: dict[tuple[int, int], Selection] = {}
 
     def select(what: int, rank: int) -> Selection | None:
@@ -284,7 +286,7 @@ def _settle_consensus(parts: Sequence[Part], shape: tuple[int, ...], sample: Sam
         yield from _weigh(part, size, models)
 
 
-def _weigh(part: Part, size: int, models: int) -> Preparation:
+def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
     """Factors and weights: rescaling by norms, and shares of the energy."""
     told, facts = part.consensus, part.facts
     weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
@@ -319,7 +321,7 @@ class _Varied:
 
     cut: Cut = "cells"
 
-    def __init__(self, part: Part, size: int) -> None:
+    def __init__(self, part: RunningPlan, size: int) -> None:
         self.part = part
         self.total = 0
         self._lock = threading.Lock()
@@ -462,7 +464,9 @@ class Selection:
         self.missing = None
 
 
-def _find(selections: Sequence[Selection], part: Part, size: int, sample: Sample) -> Preparation:
+def _find(
+    selections: Sequence[Selection], part: RunningPlan, size: int, sample: Sample
+) -> Measurement:
     if not selections:
         return
     keys = _sample_keys(selections, part, size, sample)
@@ -484,7 +488,7 @@ def _find(selections: Sequence[Selection], part: Part, size: int, sample: Sample
 class _Tally:
     cut: Cut = "cells"
 
-    def __init__(self, part: Part, selections: Sequence[Selection]) -> None:
+    def __init__(self, part: RunningPlan, selections: Sequence[Selection]) -> None:
         self.part = part
         self.selections = selections
         self.what = np.array([s.what for s in selections])
@@ -516,7 +520,7 @@ class _Tally:
 
 
 def _sample_keys(
-    selections: Sequence[Selection], part: Part, size: int, sample: Sample
+    selections: Sequence[Selection], part: RunningPlan, size: int, sample: Sample
 ) -> list[Array]:
     """Keys of a sample of the tensor, in descending order: runs in places spread over it."""
     runs = min(1024, max(64, size >> 18))
@@ -537,7 +541,7 @@ class _Ranks:
 
     cut: Cut = "rows"
 
-    def __init__(self, part: Part, shape: tuple[int, ...]) -> None:
+    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
         self.part = part
         self.length = max(1, shape[-1]) if shape else 1
 
@@ -564,7 +568,7 @@ class _Ranks:
 class _Norms:
     cut: Cut = "cells"
 
-    def __init__(self, part: Part, size: int, norm: int) -> None:
+    def __init__(self, part: RunningPlan, size: int, norm: int) -> None:
         self.part = part
         self.norm = norm
         self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from merganser.engine.running_plan import Part
+from merganser.engine.running_plan import RunningPlan
 from merganser.engine.torch_numbers import Bytes, torch_dtype, widen
 from merganser.errors import MerganserError
 from merganser.methods import Combination, Keep, Largest, MostVaried, Random, Ranked, SparseDeltas
 from merganser.methods.checks import SAMPLE, check_elementwise, fault
 
 
-def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torch.Tensor:
+def compute(part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torch.Tensor:
     """The result of a job for a tile (or the whole) of its inputs, before it is rounded.
 
     Args:
@@ -39,7 +39,7 @@ def compute(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torc
     return result.to(torch_dtype(part.job.cast))
 
 
-def _called(part: Part, tensors: list[torch.Tensor]) -> torch.Tensor:
+def _called(part: RunningPlan, tensors: list[torch.Tensor]) -> torch.Tensor:
     """What the method makes of its inputs.
 
     Raises:
@@ -61,7 +61,7 @@ def _called(part: Part, tensors: list[torch.Tensor]) -> torch.Tensor:
     return result
 
 
-def _refusal(part: Part, error: Exception) -> Exception:
+def _refusal(part: RunningPlan, error: Exception) -> Exception:
     """The error that tells of an exception in a method's code; the exception itself if it is ours."""
     message = fault(part.method, error)
     if message is None:
@@ -69,7 +69,7 @@ def _refusal(part: Part, error: Exception) -> Exception:
     return MerganserError(f"{part.method.name}, tensor {part.job.name!r}: {message}")
 
 
-def try_elementwise(part: Part, inputs: Sequence[Bytes]) -> None:
+def try_elementwise(part: RunningPlan, inputs: Sequence[Bytes]) -> None:
     """Try a method's claim to be elementwise on the first elements of a tile.
 
     Raises:
@@ -86,7 +86,7 @@ def try_elementwise(part: Part, inputs: Sequence[Bytes]) -> None:
         raise _refusal(part, error) from None
 
 
-def measure(part: Part, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
+def measure(part: RunningPlan, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
     """What a method's ``measure`` counts in a tile."""
     assert part.method.measure is not None
     tensors = _widened(part, inputs, (count,))
@@ -97,14 +97,16 @@ def measure(part: Part, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
     return found
 
 
-def _widened(part: Part, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> list[torch.Tensor]:
+def _widened(
+    part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]
+) -> list[torch.Tensor]:
     return [
         widen(stored, dtype, part.job.cast, part.job.work).reshape(shape)
         for stored, dtype in zip(inputs, part.dtypes, strict=True)
     ]
 
 
-def _positional(part: Part, tensors: list[torch.Tensor]) -> tuple[Any, ...]:
+def _positional(part: RunningPlan, tensors: list[torch.Tensor]) -> tuple[Any, ...]:
     """A method's positional arguments: the models, and the base if it knows one."""
     if part.method.base == "none":
         return (tensors,)

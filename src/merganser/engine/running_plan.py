@@ -45,7 +45,7 @@ class Facts:
     total_weight: Any
 
     @classmethod
-    def of(cls, part: Part, size: int) -> Facts:
+    def of(cls, part: RunningPlan, size: int) -> Facts:
         """Everything is kept, with weights of one."""
         models = len(part.rows) - 1
         kinds = models + isinstance(part.consensus.keep, MostVaried)
@@ -69,7 +69,7 @@ class Facts:
 
 
 @dataclass(slots=True, eq=False)
-class Part:
+class RunningPlan:
     """One plan's job in a group.
 
     Attributes:

@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from merganser.engine.running_plan import Part
+from merganser.engine.running_plan import RunningPlan
 from merganser.kernels import MOST, library, merging, selecting
 from merganser.kernels.arguments import Array, Inputs
 from merganser.methods.selection import boosts
 
 
-def step_of(part: Part) -> merging.How | None:
+def step_of(part: RunningPlan) -> merging.How | None:
     """What computes a part's elements, with its numbers; None for torch."""
     return STEPS[part.method.fused](part) if part.method.fused and _may_run(part) else None
 
 
-def counts_of(part: Part, inputs: Inputs, count: int) -> Array | None:
+def counts_of(part: RunningPlan, inputs: Inputs, count: int) -> Array | None:
     """What the method's ``measure`` counts in a tile, float64; None if torch counts it."""
     if part.method.fused != "ramplus_tl" or not _may_run(part):
         return None
@@ -30,17 +30,17 @@ def counts_of(part: Part, inputs: Inputs, count: int) -> Array | None:
     return counts.astype(np.float64)
 
 
-def _may_run(part: Part) -> bool:
+def _may_run(part: RunningPlan) -> bool:
     return part.job.cast is None and len(part.rows) <= MOST and library.kernels() is not None
 
 
-def _ramplus(part: Part) -> merging.How:
+def _ramplus(part: RunningPlan) -> merging.How:
     shared, unique = part.counted.tolist()
     factors = boosts(shared, unique, **part.job.numbers)
     return merging.Ram(part.job.numbers["epsilon"], np.array(factors, part.wide))
 
 
-STEPS: dict[str, Callable[[Part], merging.How]] = {
+STEPS: dict[str, Callable[[RunningPlan], merging.How]] = {
     "nearswap": lambda part: merging.NearSwap(part.job.numbers["t"]),
     "ram": lambda part: merging.Ram(part.job.numbers["epsilon"]),
     "ramplus_tl": _ramplus,

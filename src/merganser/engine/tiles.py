@@ -11,9 +11,9 @@ import numpy as np
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.computed.derived import look
 from merganser.engine.digests import digest_of
-from merganser.engine.effective_weights import Measurement, TensorOutcome
-from merganser.engine.measurements import Pass, Preparation, preparations
-from merganser.engine.running_plan import Part, seed_of
+from merganser.engine.effective_weights import InnerProducts, TensorOutcome
+from merganser.engine.measurements import Measurement, Pass, measurements_of
+from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES, merging
 from merganser.kernels.arguments import Array, Inputs
 from merganser.kernels.merging import Sums
@@ -46,7 +46,7 @@ class Batch:
         combinations: of each part.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[RunningPlan, ...]
     work: np.dtype[Any]
     combinations: tuple[merging.Linear, ...]
 
@@ -68,38 +68,38 @@ class Group:
     numel: int
     shape: tuple[int, ...]
     rows: tuple[Row, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[RunningPlan, ...]
     tile: int
     batches: tuple[Batch, ...] = ()
     left: int = 0
     digests: tuple[Array | None, ...] = ()
-    _preparing: list[Preparation] | None = None
-    _waiting: list[tuple[Preparation, Pass]] = field(default_factory=list)
+    _measuring: list[Measurement] | None = None
+    _waiting: list[tuple[Measurement, Pass]] = field(default_factory=list)
 
-    def next_round(self) -> list[Work]:
+    def next_round(self) -> list[Tile]:
         """The tiles of the next walk over the tensor: of what must be known first, or of the merge.
 
         It is called by one thread at a time, when all tiles of the round before are done.
         """
-        if self._preparing is None:
-            self._preparing = preparations(self.parts, self.shape, self._sample)
-        for preparation in self._preparing:
-            following = next(preparation, None)
+        if self._measuring is None:
+            self._measuring = measurements_of(self.parts, self.shape, self._sample)
+        for measurement in self._measuring:
+            following = next(measurement, None)
             if following is not None:
-                self._waiting.append((preparation, following))
-        self._preparing = []
+                self._waiting.append((measurement, following))
+        self._measuring = []
         if self._waiting:
             cut = min(entry[1].cut for entry in self._waiting)
             now = [entry for entry in self._waiting if entry[1].cut == cut]
             self._waiting = [entry for entry in self._waiting if entry[1].cut != cut]
-            self._preparing = [preparation for preparation, _ in now]
+            self._measuring = [measurement for measurement, _ in now]
             passes = tuple(entry[1] for entry in now)
         else:
             self.batches = tuple(_batches(self))
             cut, passes = "cells", ()
         step = self._step(cut, merging=not passes)
         tiles = [
-            Work(self, start, min(start + step, self.numel), passes)
+            Tile(self, start, min(start + step, self.numel), passes)
             for start in range(0, max(1, self.numel), step)
         ]
         self.left = len(tiles)
@@ -158,7 +158,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Tile:
     """A tile: elements ``start`` to ``stop`` of a group's tensors, to be given to passes, or merged
     if there are none."""
 
@@ -234,7 +234,7 @@ def _group(
                 rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
                 unknown.append(not known[index][read.source])
             mine.append(rows[key])
-        part = Part(
+        part = RunningPlan(
             index,
             plan.seed,
             job,
@@ -263,7 +263,7 @@ def _group(
     return group
 
 
-def _counts(part: Part) -> tuple[int, ...]:
+def _counts(part: RunningPlan) -> tuple[int, ...]:
     """Values that are infinite or not a number, of all inputs and of the output; empty if there are none."""
     if not part.nonfinite:
         return ()
@@ -275,7 +275,7 @@ def _counts(part: Part) -> tuple[int, ...]:
 
 def _batches(group: Group) -> Iterator[Batch]:
     """Parts over the same rows with outputs of the same kind share a call, and their inputs' sums."""
-    alike: dict[tuple[Any, ...], list[Part]] = {}
+    alike: dict[tuple[Any, ...], list[RunningPlan]] = {}
     for part in group.parts:
         if part.fused and part.combination is not None:
             kind = part.job.work, part.job.spec.dtype, part.rounding, part.combination.from_zero
@@ -329,7 +329,7 @@ def _symmetric(lower: Array) -> Array:
     return lower if len(lower) == 1 else lower + np.tril(lower, -1).T
 
 
-def _measurement(part: Part, sums: Sums) -> Measurement:
+def _measurement(part: RunningPlan, sums: Sums) -> InnerProducts:
     assert sums.gram is not None
     assert sums.differ is not None
     gram = _symmetric(sums.gram.sum(axis=0))
@@ -341,4 +341,4 @@ def _measurement(part: Part, sums: Sums) -> Measurement:
         share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
     assert ideal is not None
     cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)
-    return Measurement(gram, ideal, cross, differ, share, float(sums.noise.sum()))
+    return InnerProducts(gram, ideal, cross, differ, share, float(sums.noise.sum()))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from merganser.engine import steps
-from merganser.engine.running_plan import Part, Scratch
-from merganser.engine.tiles import Batch, Group, Work
+from merganser.engine.running_plan import RunningPlan, Scratch
+from merganser.engine.tiles import Batch, Group, Tile
 from merganser.errors import InputError
 from merganser.kernels import CELL, CODES, measuring, merging, storage
 from merganser.kernels.arguments import Array, Inputs
@@ -16,13 +16,13 @@ from merganser.sinks import Sink
 
 
 class Worker:
-    """Does pieces of work. Its buffers grow to the largest tile it meets, and are used again."""
+    """Works tiles off. Its buffers grow to the largest tile it meets, and are used again."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
         self._scratch = Scratch()
 
-    def do(self, work: Work) -> int:
+    def do(self, tile: Tile) -> int:
         """Measure or merge a tile.
 
         Returns:
@@ -31,36 +31,36 @@ class Worker:
         Raises:
             InputError: when an input cannot be read, or integer tensors differ.
         """
-        group, count = work.group, work.stop - work.start
-        inputs = self._read(group, work.start, count)
-        if work.passes:
-            for each in work.passes:
-                each.add(inputs.take(each.part.rows), work.start, count, self._scratch)
+        group, count = tile.group, tile.stop - tile.start
+        inputs = self._read(group, tile.start, count)
+        if tile.passes:
+            for each in tile.passes:
+                each.add(inputs.take(each.part.rows), tile.start, count, self._scratch)
             return 0
         made = 0
         cells = [
             None if own is None else own[begin : begin - (-len(data) // CELL)]
             for row, data, own in zip(group.rows, inputs.rows, group.digests, strict=False)
-            for begin in [work.start * row.size // CELL]
+            for begin in [tile.start * row.size // CELL]
         ]
         for batch in group.batches:
             rows = batch.parts[0].rows
             own = [cells[row] for row in rows] if cells else []
-            made += self._combine(batch, inputs, work.start, count, own)
+            made += self._combine(batch, inputs, tile.start, count, own)
             cells = [None if i in rows else row_cells for i, row_cells in enumerate(cells)]
         for part in group.parts:
             if part.copies:
-                made += self._copy(part, group, inputs, work.start, count)
+                made += self._copy(part, group, inputs, tile.start, count)
             elif not part.fused:
-                made += self._put(part, work.start, self._compute(part, group, inputs, work))
+                made += self._put(part, tile.start, self._compute(part, group, inputs, tile))
             if part.digests is not None and not part.copies:
-                self._count_nonfinite(part, inputs.take(part.rows), work.start, count)
+                self._count_nonfinite(part, inputs.take(part.rows), tile.start, count)
         for data, row_cells in zip(inputs.rows, cells, strict=False):
             if row_cells is not None:
                 storage.digest(data, row_cells)
         return made
 
-    def _count_nonfinite(self, part: Part, inputs: Inputs, start: int, count: int) -> None:
+    def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
         """Look at the inputs' values one by one where there is reason to."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
@@ -114,7 +114,7 @@ class Worker:
             self._put(part, start, out[:size]) for part, out in zip(batch.parts, outs, strict=True)
         )
 
-    def _reserve(self, part: Part, begin: int, size: int) -> Array | None:
+    def _reserve(self, part: RunningPlan, begin: int, size: int) -> Array | None:
         """Memory of the sink's own as an array [1, size], if it has some that numbers can lie in."""
         view = self._sinks[part.plan].reserve(part.job.name, begin, size) if size else None
         if view is None:
@@ -123,7 +123,7 @@ class Worker:
         aligned = array.ctypes.data % part.job.spec.dtype.itemsize == 0
         return array.reshape(1, size) if aligned else None
 
-    def _copy(self, part: Part, group: Group, inputs: Inputs, start: int, count: int) -> int:
+    def _copy(self, part: RunningPlan, group: Group, inputs: Inputs, start: int, count: int) -> int:
         taken = inputs.rows[part.rows[0]]
         for row in part.rows[1:]:
             if not np.array_equal(taken, inputs.rows[row]):
@@ -133,28 +133,28 @@ class Worker:
                 )
         return self._put(part, start, taken)
 
-    def _compute(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
+    def _compute(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         """What the kernel for linear combinations does not do: the tile's output, in a buffer."""
-        count, taken = work.stop - work.start, inputs.take(part.rows)
+        count, taken = tile.stop - tile.start, inputs.take(part.rows)
         out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
         if part.job.consensus is not None:
-            self._agree(part, taken, work.start, count, out)
+            self._agree(part, taken, tile.start, count, out)
             return out
         if (step := steps.step_of(part)) is not None:
-            self._merge(part, taken, work.start, count, out, step)
+            self._merge(part, taken, tile.start, count, out, step)
             return out
         if part.each is not None:
-            exact = self._combine_each(part, group, taken, work.start, count)
+            exact = self._combine_each(part, group, taken, tile.start, count)
         else:
-            exact = self._in_torch(part, group, taken, work)
+            exact = self._in_torch(part, group, taken, tile)
         row, code = exact.view(np.uint8), CODES[exact.dtype.name]
         told = Inputs.of((*taken.rows, row), (*taken.codes, code))
-        self._merge(part, told, work.start, count, out, merging.Given())
+        self._merge(part, told, tile.start, count, out, merging.Given())
         return out
 
     def _merge(
         self,
-        part: Part,
+        part: RunningPlan,
         inputs: Inputs,
         start: int,
         count: int,
@@ -166,18 +166,18 @@ class Worker:
         dtype, stochastic = part.job.spec.dtype.name, bool(part.rounding)
         merging.merge(inputs, count, start, part.wide, dtype, stochastic, [output])
 
-    def _in_torch(self, part: Part, group: Group, inputs: Inputs, work: Work) -> Array:
+    def _in_torch(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         from merganser.engine import reference, torch_numbers
 
         own = part.method.origin is not None and part.combination is None
-        if own and part.method.elementwise and work.start == 0:
+        if own and part.method.elementwise and tile.start == 0:
             reference.try_elementwise(part, inputs.rows)
-        shape = group.shape if part.whole else (work.stop - work.start,)
+        shape = group.shape if part.whole else (tile.stop - tile.start,)
         result = reference.compute(part, inputs.rows, shape)
         return torch_numbers.numbers(result, part.wide)
 
     def _combine_each(
-        self, part: Part, group: Group, inputs: Inputs, start: int, count: int
+        self, part: RunningPlan, group: Group, inputs: Inputs, start: int, count: int
     ) -> Array:
         assert part.each is not None
         exact: Array = self._scratch("exact", part.wide, 1, count)[0]
@@ -187,7 +187,7 @@ class Worker:
         )
         return exact
 
-    def _agree(self, part: Part, inputs: Inputs, start: int, count: int, out: Array) -> None:
+    def _agree(self, part: RunningPlan, inputs: Inputs, start: int, count: int, out: Array) -> None:
         told, facts = part.consensus, part.facts
         how = merging.Sparse(
             facts.rules,
@@ -202,14 +202,14 @@ class Worker:
         )
         self._merge(part, part.stored(inputs), start, count, out, how)
 
-    def _put(self, part: Part, start: int, out: Array) -> int:
+    def _put(self, part: RunningPlan, start: int, out: Array) -> int:
         begin = start * part.job.spec.dtype.itemsize
         if len(out):
             self._digest(part, begin, out)
             self._sinks[part.plan].write(part.job.name, begin, out.data)
         return len(out)
 
-    def _digest(self, part: Part, begin: int, out: Array) -> None:
+    def _digest(self, part: RunningPlan, begin: int, out: Array) -> None:
         if part.digests is None:
             return
         first = begin // CELL

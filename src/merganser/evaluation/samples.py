@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, ResourceError, told_as
+from merganser.errors import InputError, ResourceError, reraise_os_errors
 from merganser.evaluation.generation import Finish, Prompt
 
 
@@ -56,7 +56,7 @@ def write(samples: Iterable[Sample], file: Path) -> None:
     Raises:
         ResourceError: when they cannot be written.
     """
-    with told_as(ResourceError, "written", file):
+    with reraise_os_errors(ResourceError, "written", file):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         partial.write_text("".join(map(line, samples)), encoding="utf-8")
@@ -70,11 +70,11 @@ def appending(file: Path) -> Iterator[Callable[[Sample], None]]:
     Raises:
         ResourceError: when it cannot be written, by that function too.
     """
-    with told_as(ResourceError, "written", file):
+    with reraise_os_errors(ResourceError, "written", file):
         stream = file.open("a", encoding="utf-8")
 
     def add(sample: Sample) -> None:
-        with told_as(ResourceError, "written", file):
+        with reraise_os_errors(ResourceError, "written", file):
             stream.write(line(sample))
             stream.flush()
 

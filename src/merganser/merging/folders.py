@@ -19,7 +19,7 @@ from merganser.kernels import library
 from merganser.merging import multistage, output_folder
 from merganser.merging.output_folder import Leftover, Partial
 from merganser.merging.result import MergeResult
-from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, plan
+from merganser.planning import Arithmetic, Config, Names, Plan, Rounding, make_plan
 from merganser.recipe import Strictness
 from merganser.release import card, config, files, manifest, public_names, tokenizer
 from merganser.release.copies import refuse_foreign_links
@@ -54,7 +54,7 @@ def sort_options(options: Mapping[str, Any]) -> tuple[Writing, dict[str, Any]]:
     """
     writing = {name: value for name, value in options.items() if name in Writing.__annotations__}
     planning = {name: value for name, value in options.items() if name not in writing}
-    if unknown := set(planning) - set(inspect.signature(plan).parameters):
+    if unknown := set(planning) - set(inspect.signature(make_plan).parameters):
         raise TypeError(f"studies have no option {min(unknown)!r}")
     return cast(Writing, writing), planning
 
@@ -124,7 +124,7 @@ def merge(
     began = time.perf_counter()
     folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
     output_folder.refuse_existing(folder, force)
-    decided = plan(
+    plan = make_plan(
         config,
         arithmetic=arithmetic,
         rounding=rounding,
@@ -136,11 +136,11 @@ def merge(
         tensor_names=tensor_names,
         checkpoints=checkpoints,
     )
-    check_output(decided, folder, force)
-    output_folder.check_space({folder: decided})
+    check_output(plan, folder, force)
+    output_folder.check_space({folder: plan})
     planned = time.perf_counter()
     [result] = write_folders(
-        {folder: decided},
+        {folder: plan},
         force=force,
         leftover=_leftover(force, resume),
         threads=threads,
@@ -199,12 +199,10 @@ def write_folders(
     partials: list[Partial] = []
     manifests: list[dict[str, Any]] = []
     try:
-        for folder, decided in plans.items():
-            refuse_foreign_links([decided], copy_tokenizer)
+        for folder, plan in plans.items():
+            refuse_foreign_links([plan], copy_tokenizer)
             partials.append(
-                Partial(
-                    folder, decided, force=force, leftover=leftover, digest_inputs=digest_inputs
-                )
+                Partial(folder, plan, force=force, leftover=leftover, digest_inputs=digest_inputs)
             )
 
         def take_note(index: int, tensor: engine.TensorOutcome) -> None:
@@ -247,12 +245,12 @@ def write_folders(
             error.add_note(note)
         raise error from None
     finally:
-        for decided in plans.values():
-            decided.close()
+        for plan in plans.values():
+            plan.close()
     timings = _timings(began, began, merged, time.perf_counter())
     return [
-        MergeResult(folder, decided, outcome, made, _warnings(decided, made), timings)
-        for (folder, decided), outcome, made in zip(plans.items(), outcomes, manifests, strict=True)
+        MergeResult(folder, plan, outcome, made, _warnings(plan, made), timings)
+        for (folder, plan), outcome, made in zip(plans.items(), outcomes, manifests, strict=True)
     ]
 
 
@@ -319,11 +317,11 @@ def run_dry(
         options: of :func:`plan`.
     """
     began = time.perf_counter()
-    decided = plan(config, **options)
+    plan = make_plan(config, **options)
     planned = time.perf_counter()
     try:
         [outcome] = engine.run(
-            [decided],
+            [plan],
             [sink or NullSink()],
             threads=threads,
             memory=memory,
@@ -331,11 +329,11 @@ def run_dry(
             on_event=on_event,
         )
     finally:
-        decided.close()
+        plan.close()
     done = time.perf_counter()
-    made = manifest.build(decided, outcome, VERSION)
+    made = manifest.build(plan, outcome, VERSION)
     return MergeResult(
-        None, decided, outcome, made, _warnings(decided, made), _timings(began, planned, done, done)
+        None, plan, outcome, made, _warnings(plan, made), _timings(began, planned, done, done)
     )
 
 
@@ -402,27 +400,27 @@ def verify(
 # -- the output folder -----------------------------------------------------------------------------
 
 
-def check_output(decided: Plan | None, folder: Path, force: bool) -> None:
+def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
     """Refuse a merge that could not be put where it should be, as far as it is decided.
 
     Raises:
         OutputExistsError: when something is there that may not be replaced.
     """
     output_folder.refuse_existing(folder, force)
-    if decided is not None:
-        output_folder.refuse_overlap(decided, folder)
+    if plan is not None:
+        output_folder.refuse_overlap(plan, folder)
 
 
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
     """What the system refused as an error of an input, if it is a file there, or of the output."""
     told = f"{error.filename or 'the output'}: {error.strerror or error}"
-    for home in (home for decided in plans for home in decided.homes):
+    for home in (home for plan in plans for home in plan.homes):
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
             return InputError(told)
     return ResourceError(told)
 
 
-def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:
+def _refuse_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
     """Refuse a tensor with values that are infinite or not a number.
 
     Raises:
@@ -430,11 +428,11 @@ def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:
     """
     if not tensor.nonfinite:
         return
-    job = next(job for job in decided.jobs if job.name == tensor.name)
+    job = next(job for job in plan.jobs if job.name == tensor.name)
     *inputs, made = tensor.nonfinite
     for read, count in zip(job.reads, inputs, strict=True):
         if count:
-            label = decided.sources[read.source].checkpoint.label
+            label = plan.sources[read.source].checkpoint.label
             raise InputError(
                 f"{label}: tensor {read.name!r} has {count} values that are infinite or not a number"
             )
@@ -445,7 +443,7 @@ def _refuse_nonfinite(decided: Plan, tensor: engine.TensorOutcome) -> None:
 
 
 def _finish_folder(
-    decided: Plan,
+    plan: Plan,
     outcome: engine.Outcome,
     folder: Path,
     title: str,
@@ -455,10 +453,10 @@ def _finish_folder(
     ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
     """All but the weights."""
-    own = [shard for shard in decided.shards if "/" not in shard.file]  # not those of modules
+    own = [shard for shard in plan.shards if "/" not in shard.file]  # not those of modules
     if len(own) > 1:
         homes = {name: shard.file for shard in own for name in shard.offsets}
-        specs = [job.spec for job in decided.jobs if job.name in homes]
+        specs = [job.spec for job in plan.jobs if job.name in homes]
         index = {
             "metadata": {
                 "total_size": sum(spec.nbytes for spec in specs),
@@ -467,11 +465,11 @@ def _finish_folder(
             "weight_map": homes,
         }
         files.write_json(folder / INDEX, index)
-    config.write_config(decided, folder, public=public)
-    config.write_companions(decided, folder)
-    missing = tokenizer.write_tokenizer(decided, folder) if copy_tokenizer else []
-    made = manifest.build(decided, outcome, VERSION, ancestors)
-    plans = [*(each for each, _ in ancestors), decided]
+    config.write_config(plan, folder, public=public)
+    config.write_companions(plan, folder)
+    missing = tokenizer.write_tokenizer(plan, folder) if copy_tokenizer else []
+    made = manifest.build(plan, outcome, VERSION, ancestors)
+    plans = [*(each for each, _ in ancestors), plan]
     named = made["names"] if public else None
     recipes = [public_names.recipe_text(each, named) for each in plans]
     files.write_text(folder / manifest.RECIPE, "---\n".join(recipes))
@@ -479,15 +477,15 @@ def _finish_folder(
     if public:
         made = public_names.made_public(made)
     if write_card:
-        card.write_card(made, recipes[-1], folder, decided.recipe.recipe.name or title)
+        card.write_card(made, recipes[-1], folder, plan.recipe.recipe.name or title)
     manifest.write(made, folder)
     return made
 
 
-def _warnings(decided: Plan, made: dict[str, Any]) -> tuple[str, ...]:
+def _warnings(plan: Plan, made: dict[str, Any]) -> tuple[str, ...]:
     slow = library.warning()
-    later = made["warnings"][len(decided.warnings) :]
-    return (*decided.warnings, *later, *((slow,) if slow else ()))
+    later = made["warnings"][len(plan.warnings) :]
+    return (*plan.warnings, *later, *((slow,) if slow else ()))
 
 
 def _timings(began: float, planned: float, merged: float, done: float) -> dict[str, float]:

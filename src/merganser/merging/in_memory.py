@@ -10,7 +10,7 @@ from merganser import engine
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import RecipeError
-from merganser.planning import Config, Plan, plan
+from merganser.planning import Config, Plan, make_plan
 from merganser.sinks import ModuleSink, StateDictSink
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def merge_state_dicts(
     if base is not None:
         data["base_model"] = "base"
         checkpoints["base"] = MemoryCheckpoint(base, "base")
-    decided = plan(data, checkpoints=checkpoints, **options)
-    sink = StateDictSink({job.name: job.spec for job in decided.jobs})
-    engine.run([decided], [sink], report=False)
+    plan = make_plan(data, checkpoints=checkpoints, **options)
+    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
+    engine.run([plan], [sink], report=False)
     return sink.tensors
 
 
@@ -114,8 +114,8 @@ def blend(
         MerganserError: when the model does not fit the plan, or the recipe cannot be planned.
     """
     if not isinstance(merge, Plan):
-        with closing(plan(merge)) as decided:
-            return blend(module, decided, threads=threads, report=report)
+        with closing(make_plan(merge)) as plan:
+            return blend(module, plan, threads=threads, report=report)
     sink = ModuleSink(module, {job.name: job.spec for job in merge.jobs})
     [outcome] = engine.run([merge], [sink], threads=threads, report=report)
     return outcome

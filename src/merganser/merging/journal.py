@@ -19,7 +19,7 @@ import numpy as np
 from merganser import system
 from merganser.engine import TensorOutcome
 from merganser.engine.digests import read_digest
-from merganser.engine.effective_weights import Measurement
+from merganser.engine.effective_weights import InnerProducts
 from merganser.errors import ResourceError
 from merganser.planning import Plan, Shard
 from merganser.tensors import TensorSpec
@@ -248,7 +248,7 @@ def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOut
     if entry["measurement"] is not None:
         *arrays, share, noise = entry["measurement"]
         gram, ideal, cross, differ = (np.array(array, np.float64) for array in arrays)
-        measured = Measurement(gram, ideal, cross, differ, share, noise)
+        measured = InnerProducts(gram, ideal, cross, differ, share, noise)
     return TensorOutcome(
         name,
         spec,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.computed.planned import NotMergedYet, PlannedCheckpoint
 from merganser.errors import InputError, OutputExistsError
-from merganser.planning import Config, Plan, plan
+from merganser.planning import Config, Plan, make_plan
 from merganser.recipe import ParsedRecipe, load_all, model_references
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
 from merganser.release import contents, manifest
@@ -33,7 +33,7 @@ class StepResult:
     Attributes:
         step: the recipe.
         folder: where its result is.
-        plan: what was decided.
+        plan: its plan.
         merged: what the merge made; None if the folder was up to date.
     """
 
@@ -70,13 +70,13 @@ def _plan_steps(
     planned: dict[str, PlannedCheckpoint] = {}
     plans: list[tuple[Step, Plan | None]] = []
     for step in steps:
-        decided = None
+        plan = None
         if _can_be_planned(step, planned):
             given = {name: planned[name] for name in step.needs}
-            decided = plan(step.parsed, checkpoints=given, **options)
+            plan = make_plan(step.parsed, checkpoints=given, **options)
             if step.name is not None:
-                planned[step.name] = _planned(decided, step.name)
-        plans.append((step, decided))
+                planned[step.name] = _planned(plan, step.name)
+        plans.append((step, plan))
     return plans
 
 
@@ -93,19 +93,19 @@ def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> boo
     )
 
 
-def _planned(decided: Plan, name: str) -> PlannedCheckpoint:
+def _planned(plan: Plan, name: str) -> PlannedCheckpoint:
     """The checkpoint that a plan will have made, its headers' digest included."""
-    shards = sorted(decided.shards, key=lambda shard: shard.file)
+    shards = sorted(plan.shards, key=lambda shard: shard.file)
     headers = b"".join(shard.header[8:] for shard in shards)
-    tokenizer = decided.sources[decided.donor].checkpoint.path
-    if decided.tokenizer is not None:
-        output = decided.tokenizer.output
+    tokenizer = plan.sources[plan.donor].checkpoint.path
+    if plan.tokenizer is not None:
+        output = plan.tokenizer.output
         tokenizer = None if output.changed else output.start.folder
     return PlannedCheckpoint(
         name,
-        tokenizer if decided.chat_template is None else None,
-        {job.name: job.spec for job in decided.jobs},
-        edited_config(decided),
+        tokenizer if plan.chat_template is None else None,
+        {job.name: job.spec for job in plan.jobs},
+        edited_config(plan),
         {shard.file: shard.size for shard in shards},
         hashlib.sha256(headers).hexdigest(),
     )
@@ -151,9 +151,9 @@ def merge_all(
         result = StepResult(steps[0], folder, merged.plan, merged)
         on_step(result)
         return [result]
-    known = inspect.signature(plan).parameters
+    known = inspect.signature(make_plan).parameters
     planning = {name: value for name, value in options.items() if name in known}
-    plans = {step.name: decided for step, decided in _plan_steps(steps, planning)}
+    plans = {step.name: plan for step, plan in _plan_steps(steps, planning)}
     intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
     if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
         raise OutputExistsError(
@@ -171,19 +171,19 @@ def merge_all(
     kept = [step.name for step in steps if not (step.final or redo)]
     check_space(
         {
-            folders[name]: decided
-            for name, decided in plans.items()
-            if decided is not None and not (name in kept and up_to_date(folders[name], decided))
+            folders[name]: plan
+            for name, plan in plans.items()
+            if plan is not None and not (name in kept and up_to_date(folders[name], plan))
         }
     )
     done: dict[str | None, StepResult] = {}
     for step in steps:
         target = folders[step.name]
         bound = step.parsed.bound({name: folders[name] for name in step.needs})
-        decided = None if step.final or redo else plan(bound, **planning)
-        if decided is not None and up_to_date(target, decided):
+        plan = None if step.final or redo else make_plan(bound, **planning)
+        if plan is not None and up_to_date(target, plan):
             clear_finished(target)
-            result = StepResult(step, target, decided, None)
+            result = StepResult(step, target, plan, None)
         else:
             if not step.final:
                 _refuse_others(target)
@@ -268,29 +268,29 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def up_to_date(folder: Path, decided: Plan) -> bool:
+def up_to_date(folder: Path, plan: Plan) -> bool:
     """Whether a folder holds what a plan would make, as far as headers and its inputs tell."""
     try:
         stated = manifest.read(folder)
         found = open_checkpoint(folder)
     except InputError:
         return False
-    wanted = _planned(decided, "")
+    wanted = _planned(plan, "")
     return (
         stated["merganser"] == VERSION
-        and stated["plan"] == decided.digest
+        and stated["plan"] == plan.digest
         and found.header_digest == wanted.header_digest
         and found.files == wanted.files
-        and _same_inputs(stated["log"], decided)
+        and _same_inputs(stated["log"], plan)
     )
 
 
-def _same_inputs(log: Mapping[str, Any], decided: Plan) -> bool:
+def _same_inputs(log: Mapping[str, Any], plan: Plan) -> bool:
     """Whether inputs are what they were, by their files' sizes and times, or else by their contents."""
-    if log.get("inputs") == manifest.inputs_state(decided):
+    if log.get("inputs") == manifest.inputs_state(plan):
         return True
     try:
-        return log.get("contents") is not None and log["contents"] == contents.state(decided)
+        return log.get("contents") is not None and log["contents"] == contents.state(plan)
     except NotMergedYet:
         return False
 

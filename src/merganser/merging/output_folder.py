@@ -23,7 +23,7 @@ from typing import Literal
 
 from merganser import system
 from merganser.engine import TensorOutcome
-from merganser.errors import InputError, OutputExistsError, ResourceError, told_as
+from merganser.errors import InputError, OutputExistsError, ResourceError, reraise_os_errors
 from merganser.merging.journal import Journal, difference, files_of
 from merganser.planning import DISK_MARGIN, Plan
 from merganser.sinks import SafetensorsSink
@@ -43,7 +43,7 @@ def partial_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
-@told_as(ResourceError, "looked at", "the output")
+@reraise_os_errors(ResourceError, "looked at", "the output")
 def refuse_existing(folder: Path, force: bool) -> None:
     """Refuse an output that is there, or that cannot be one.
 
@@ -80,7 +80,7 @@ def _is_ours(partial: Path) -> bool:
     return names <= {LOCK, JOURNAL, NEW, OLD, f"{Path(JOURNAL).stem}.new"}
 
 
-@told_as(ResourceError, "looked at", "the output")
+@reraise_os_errors(ResourceError, "looked at", "the output")
 def refuse_overlap(plan: Plan, folder: Path) -> None:
     """Refuse an output that lies in an input, or the other way round, by any of their names.
 
@@ -105,7 +105,7 @@ def _holds(outer: Path, inner: Path) -> bool:
     return any(place.exists() and place.samefile(outer) for place in (inner, *inner.parents))
 
 
-@told_as(ResourceError, "looked at", "the output")
+@reraise_os_errors(ResourceError, "looked at", "the output")
 def check_space(plans: Mapping[Path, Plan]) -> None:
     """Refuse merges that do not all fit on their disks, with what is written of them counted.
 

@@ -17,7 +17,7 @@ class MergeResult:
 
     Attributes:
         folder: the output folder, or None for a dry sink.
-        plan: what was decided.
+        plan: its plan.
         outcome: what the engine measured.
         manifest: the manifest as plain data.
         warnings: what the user should know, with the recipe's path in full.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from merganser import hub, methods, recipe
 from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
-from merganser.errors import InputError, RecipeError, told_as
+from merganser.errors import InputError, RecipeError, reraise_os_errors
 from merganser.methods import Method
 from merganser.planning import unused_settings
 from merganser.planning.alignment import Aligner, chosen_template, truncated
@@ -77,6 +77,7 @@ __all__ = [
     "buffer_bytes",
     "default_threads",
     "describe",
+    "make_plan",
     "memory_needed",
     "plan",
     "restacked",
@@ -87,7 +88,7 @@ FORMAT = 1
 """Raised when the same recipe and inputs would give another plan, or other bytes."""
 
 
-def plan(
+def make_plan(
     config: Config,
     *,
     arithmetic: Arithmetic | None = None,
@@ -123,7 +124,7 @@ def plan(
     except ValueError as error:
         raise RecipeError(f"shard size: {error}") from None
     parsed = recipe.load(config, strictness)
-    with told_as(InputError, "read", "a model"):
+    with reraise_os_errors(InputError, "read", "a model"):
         return _Planner(
             parsed,
             checkpoints or {},
@@ -134,6 +135,10 @@ def plan(
             truncate_embeddings,
             tensor_names,
         ).plan(size)
+
+
+plan = make_plan
+"""The public name, where no variable has it."""
 
 
 class _Planner:

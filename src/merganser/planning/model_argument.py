@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser.errors import RecipeError
-from merganser.planning import Plan, plan
+from merganser.planning import Plan, make_plan
 from merganser.recipe.sweep_file import find_point, is_sweep
 
 RECIPES = (".yml", ".yaml")
@@ -22,13 +22,13 @@ def find_merge(reference: str) -> tuple[str, Plan] | None:
     """
     point = find_point(reference)
     if point is not None:
-        return point.name, plan(point.recipe)
+        return point.name, make_plan(point.recipe)
     if reference.endswith(RECIPES) and Path(reference).is_file():
         if is_sweep(reference):
             raise RecipeError(
                 f"{reference}: is a sweep; say which point, by values ({reference}#w=0.7) or by name"
             )
-        return Path(reference).stem, plan(reference)
+        return Path(reference).stem, make_plan(reference)
     return None
 
 
@@ -42,5 +42,5 @@ def find(reference: str) -> tuple[str, Plan]:
     merge = find_merge(reference)
     if merge is not None:
         return merge
-    decided = plan({"merge_method": "passthrough", "models": [{"model": reference}]})
-    return decided.sources[0].reference.name, decided
+    plan = make_plan({"merge_method": "passthrough", "models": [{"model": reference}]})
+    return plan.sources[0].reference.name, plan

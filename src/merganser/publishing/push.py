@@ -14,7 +14,7 @@ from typing import Any
 
 from merganser import hub, recipe
 from merganser.engine.events import Listener, ignore
-from merganser.errors import InputError, MerganserError, RecipeError, told_as
+from merganser.errors import InputError, MerganserError, RecipeError, reraise_os_errors
 from merganser.merging import folders as merging
 from merganser.publishing import study_cards
 from merganser.release import card, local_paths, manifest
@@ -262,7 +262,7 @@ def send(publication: Publication, state: State, *, progress: bool = True) -> Pu
 
 def _points(home: Path) -> tuple[list[Path], str | None]:
     """The folders of a sweep that are published, and the study's name."""
-    with told_as(InputError, "read", home):
+    with reraise_os_errors(InputError, "read", home):
         found = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
     whole = {each.name: each for each in found if not _is_partial(each)}
     if not (home / studies.JSON_NAME).is_file():
@@ -329,7 +329,7 @@ def _public(
     recipes = recipe.load_all(folder / manifest.RECIPE, "lenient")
     changed = local_paths.made_public(files, made, recipes)
     place = study_cards.find(folder)
-    with told_as(InputError, "read", folder / card.NAME):
+    with reraise_os_errors(InputError, "read", folder / card.NAME):
         kept = (folder / card.NAME).read_text(encoding="utf-8")
     if kept == study_cards.text(folder, made, place=place):
         last = naming.recipe_made_public(recipes[-1], naming.public_names(made))

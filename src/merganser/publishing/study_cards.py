@@ -11,7 +11,13 @@ from typing import Any
 import yaml
 
 from merganser import extras, hub, recipe
-from merganser.errors import InputError, MerganserError, RecipeError, ResourceError, told_as
+from merganser.errors import (
+    InputError,
+    MerganserError,
+    RecipeError,
+    ResourceError,
+    reraise_os_errors,
+)
 from merganser.evaluation.statistics import decimals
 from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
@@ -254,7 +260,7 @@ def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tupl
 def _draw(place: Place, file: Path) -> None:
     """The front in the plane of the first two scores, with this point marked, if it can be drawn."""
     names = [name for name in place.results.directions if name in place.entry.scores][:2]
-    with told_as(ResourceError, "removed", file):
+    with reraise_os_errors(ResourceError, "removed", file):
         file.unlink(missing_ok=True)
     if len(names) < 2:
         return

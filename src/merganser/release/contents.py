@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from merganser.checkpoints import Stamp, refuse_changed
-from merganser.errors import InputError, told_as
+from merganser.errors import InputError, reraise_os_errors
 from merganser.planning import Plan, Source
 
 SCHEME = "mg1"
@@ -75,7 +75,7 @@ def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str,
         own["weights"] = known or of_weights(source, read.get(index, ()))
     weight_files = {file for source in plan.sources for file in source.checkpoint.stamps}
     for home, name in plan.homes.items():
-        with told_as(InputError, "read", home):
+        with reraise_os_errors(InputError, "read", home):
             for file in sorted(home.iterdir()) if home.is_dir() else ():
                 if file not in weight_files and _matters(file):
                     digest = _of_file(file, Stamp.of(file.stat()))

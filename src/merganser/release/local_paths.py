@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, told_as
+from merganser.errors import InputError, reraise_os_errors
 from merganser.recipe import ParsedRecipe
 from merganser.release import manifest, public_names
 
@@ -90,7 +90,7 @@ def made_public(
 
 def _text(content: Path | bytes) -> str:
     if isinstance(content, Path):
-        with told_as(InputError, "read", content):
+        with reraise_os_errors(InputError, "read", content):
             if content.stat().st_size > MOST_BYTES:
                 return ""
             content = content.read_bytes()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from merganser import methods
 from merganser.checkpoints import read_json
-from merganser.errors import InputError, RecipeError, ResourceError, told_as
+from merganser.errors import InputError, RecipeError, ResourceError, reraise_os_errors
 from merganser.methods import Combination, Method
 from merganser.planning import Plan, Source
 from merganser.release import files
@@ -253,7 +253,7 @@ def _license(model: Path | None) -> str | None:
     if model is None:
         return None
     readme = model / "README.md"
-    with told_as(InputError, "read", readme):
+    with reraise_os_errors(InputError, "read", readme):
         if not readme.is_file():
             return None
         with readme.open("rb") as stream:  # YAML of others may grow without end; one line is enough
@@ -284,7 +284,7 @@ def inputs_state(plan: Plan) -> str:
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of a folder's files, or of one file."""
-    with told_as(InputError, "read", path):
+    with reraise_os_errors(InputError, "read", path):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         status = [(file.name, file.stat()) for file in files if file.is_file()]
     return [(name, s.st_size, s.st_mtime_ns) for name, s in status]
@@ -305,7 +305,7 @@ def write(manifest: dict[str, Any], folder: Path) -> None:
     """Write the manifest into an output folder that has all its other files: their digests are taken
     into it, and its own into its log."""
     weights = {NAME, *manifest["files"]}
-    with told_as(ResourceError, "read", folder):
+    with reraise_os_errors(ResourceError, "read", folder):
         manifest["companions"] = {
             name: _sha256(file.read_bytes())
             for file in sorted(folder.rglob("*"))
@@ -351,7 +351,7 @@ def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
     stated: str | None = manifest["log"].get("manifest_digest")
     if stated is None:
         return "companions" not in manifest  # of a version that wrote neither
-    with told_as(InputError, "read", folder / NAME):
+    with reraise_os_errors(InputError, "read", folder / NAME):
         data = (folder / NAME).read_bytes()
     return _sha256(data.replace(stated.encode(), UNKNOWN.encode())) == stated
 
@@ -372,7 +372,7 @@ def damage(
                 folder / name, f"the header of {name}", facts["header_digest"], size
             )
     known = {*manifest.get("companions", {}), *manifest.get("files", {})}
-    with told_as(InputError, "read", folder):
+    with reraise_os_errors(InputError, "read", folder):
         problems += [
             f"{file.name} is not in the manifest"
             for file in sorted(folder.glob("*"))
@@ -398,7 +398,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     file = folder / NAME
     try:
-        with told_as(InputError, "read", file):
+        with reraise_os_errors(InputError, "read", file):
             if not folder.is_dir():
                 what = "is a file, and no merged folder" if folder.exists() else "no such folder"
                 raise InputError(f"{folder}: {what}")

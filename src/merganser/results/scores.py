@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from merganser import notebook, recipe
-from merganser.errors import InputError, ResourceError, told_as
+from merganser.errors import InputError, ResourceError, reraise_os_errors
 from merganser.evaluation.statistics import Direction, Score
 from merganser.recipe.references import ModelReference, exists
 
@@ -125,7 +125,7 @@ def write(results: Results, folder: Path) -> None:
     record = {"format": FORMAT, **asdict(results)}
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in ((JSON_NAME, text), (CSV_NAME, as_csv(results))):
-        with told_as(ResourceError, "written", folder / name):
+        with reraise_os_errors(ResourceError, "written", folder / name):
             (folder / name).write_text(content, encoding="utf-8")
 
 
@@ -136,7 +136,7 @@ def remove(folder: Path) -> None:
         ResourceError: when they cannot be removed.
     """
     for name in (JSON_NAME, CSV_NAME):
-        with told_as(ResourceError, "removed", folder / name):
+        with reraise_os_errors(ResourceError, "removed", folder / name):
             (folder / name).unlink(missing_ok=True)
 
 

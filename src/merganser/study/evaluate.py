@@ -23,7 +23,7 @@ from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
 from merganser.merging.folders import sort_options
 from merganser.merging.multistage import up_to_date
-from merganser.planning import Config, Plan, plan
+from merganser.planning import Config, Plan, make_plan
 from merganser.planning.model_argument import find
 from merganser.publishing import study_cards
 from merganser.recipe import Document, ModelReference, ParsedRecipe, Strictness, model_references
@@ -110,13 +110,13 @@ def evaluate_sweep(
     if write and block.keep != "none":
         sweep.check_ready(planned, home, writing, all_points=block.keep == "all")
     with ExitStack() as stack:
-        asked = [_point(point, decided, stack) for point, decided in planned]
+        asked = [_point(point, plan, stack) for point, plan in planned]
         warned = {w: m.entry.name for m in reversed(asked) for w in m.plan.warnings}
         for warning, name in warned.items():
             on_warning(f"{name}: {warning}")
         earlier = [
-            _point(point, decided, stack)
-            for point, decided in _scored_earlier(config, asked, home, planning)
+            _point(point, plan, stack)
+            for point, plan in _scored_earlier(config, asked, home, planning)
         ]
         others = base_and_experts(block, [*asked, *earlier], pattern.folder, document, planning)
         for model in others:
@@ -208,10 +208,10 @@ def _write_held_out(
     results.write(held_out, folder)
 
 
-def _point(point: Point, decided: Plan, stack: ExitStack) -> Model:
+def _point(point: Point, plan: Plan, stack: ExitStack) -> Model:
     """A point as a model; its plan closes with ``stack``."""
-    stack.enter_context(closing(decided))
-    return Model(Entry(point.name, "point", values=point.values), decided, point)
+    stack.enter_context(closing(plan))
+    return Model(Entry(point.name, "point", values=point.values), plan, point)
 
 
 def _scored_earlier(
@@ -322,7 +322,7 @@ def settle(text: str, beside: Path | None = None, **options: Any) -> Plan:
     data = {"merge_method": "passthrough", "models": [{"model": text}]}
     parsed = recipe.validate(Document(data), beside, "normal")
     known = {k: v for k, v in options.items() if k in ("weights", "checkpoints")}
-    return plan(parsed, **known)
+    return make_plan(parsed, **known)
 
 
 def base_and_experts(
@@ -356,8 +356,8 @@ def base_and_experts(
         taken.add(name.casefold())
         own = role == "base" and block.base is not None
         with document.addressed(("evaluate", "base") if own else ()):
-            decided = settle(reference.text, folder, **options)
-        found.append(Model(Entry(name, role, model=reference.text), decided))
+            plan = settle(reference.text, folder, **options)
+        found.append(Model(Entry(name, role, model=reference.text), plan))
     return found
 
 
@@ -464,7 +464,7 @@ def score(
 
 
 def _harness(
-    decided: Plan,
+    plan: Plan,
     block: Study,
     live: LiveModel,
     beside: Path,
@@ -477,10 +477,10 @@ def _harness(
     Raises:
         InputError: when a task cannot be run or lacks a metric; the scores of its other metrics are kept.
     """
-    key = "-".join(model_key(decided, live).values()) if file is not None else ""
+    key = "-".join(model_key(plan, live).values()) if file is not None else ""
     found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
     for tasks in harness.runs([task for task in block.lm_eval if task.score not in found]):
-        backend = live.settled(decided)
+        backend = live.settled(plan)
         outcome = harness.run(
             backend.model, backend.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
         )
@@ -603,7 +603,7 @@ def evaluate(
         threads=threads,
     )
     with ExitStack() as stack:
-        decided: Plan | None = None
+        plan: Plan | None = None
         if endpoint is not None:
             if block.lm_eval:
                 raise RecipeError("lm_eval: tasks of the harness run on models in memory only")
@@ -612,11 +612,11 @@ def evaluate(
             served = Endpoint(endpoint, model, token=token, concurrency=concurrency)
             backend: Backend = partial(served, on_tokens=meter.generated)
         else:
-            name, decided = find(model)
-            stack.enter_context(closing(decided))
+            name, plan = find(model)
+            stack.enter_context(closing(plan))
             meter = Meter(Turn(name), on_progress)
-            key = model_key(decided, live) if samples is not None else {}
-            backend = live.backend_of(decided, on_tokens=meter.generated)
+            key = model_key(plan, live) if samples is not None else {}
+            backend = live.backend_of(plan, on_tokens=meter.generated)
         kept = Path(samples) if samples is not None and tasks else None
         if kept is not None:
             for why, count in running.to_redo(tasks, key=key, samples=kept).items():
@@ -629,9 +629,9 @@ def evaluate(
             on_progress=meter.completed,
         )
         scores = dict(found.scores)
-        if decided is not None:
+        if plan is not None:
             quiet = on_progress is ignore
-            scores |= _harness(decided, block, live, folder or Path(), quiet=quiet)
+            scores |= _harness(plan, block, live, folder or Path(), quiet=quiet)
         on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
     settings = {"tasks": languages.describe(tasks), "endpoint": endpoint}
     settings = describe(tasks, live, block.lm_eval) if endpoint is None else settings

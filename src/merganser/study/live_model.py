@@ -80,14 +80,14 @@ class LiveModel:
 
     def backend_of(
         self,
-        decided: Plan,
+        plan: Plan,
         on_outcome: Callable[[engine.Outcome], None] | None = None,
         on_tokens: OnTokens = ignore_tokens,
     ) -> Backend:
         """A backend that becomes a plan when it is first asked something.
 
         Args:
-            decided: the plan.
+            plan: what to be.
             on_outcome: told what the engine measured; None to measure nothing.
             on_tokens: gets the number of tokens at each step.
         """
@@ -95,25 +95,25 @@ class LiveModel:
         def backend(
             requests: Sequence[Request], sampling: Sampling
         ) -> Iterator[tuple[int, Completion]]:
-            return self.settled(decided, on_outcome)(requests, sampling, on_tokens)
+            return self.settled(plan, on_outcome)(requests, sampling, on_tokens)
 
         return backend
 
     def settled(
-        self, decided: Plan, on_outcome: Callable[[engine.Outcome], None] | None = None
+        self, plan: Plan, on_outcome: Callable[[engine.Outcome], None] | None = None
     ) -> Inference:
         """Be what a plan says, if that is not so already; see :meth:`backend_of`."""
-        if self.plan is not decided:
-            outcome = self.become(decided, report=on_outcome is not None)
+        if self.plan is not plan:
+            outcome = self.become(plan, report=on_outcome is not None)
             if on_outcome is not None:
                 on_outcome(outcome)
         return self.backend
 
-    def become(self, decided: Plan, *, report: bool = True) -> engine.Outcome:
+    def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
         """Be what a plan says.
 
         Args:
-            decided: the plan.
+            plan: what to be.
             report: whether to measure effective weights.
 
         Returns:
@@ -122,35 +122,35 @@ class LiveModel:
         Raises:
             InputError: when transformers cannot make the model, or lacks some of its weights.
         """
-        if self._places is not None and self.plan is not None and _alike(self.plan, decided):
-            sink = LiveSink(self._places, _specs(decided))
-            [outcome] = engine.run([decided], [sink], threads=self._threads, report=report)
-            self.plan = decided
+        if self._places is not None and self.plan is not None and _alike(self.plan, plan):
+            sink = LiveSink(self._places, _specs(plan))
+            [outcome] = engine.run([plan], [sink], threads=self._threads, report=report)
+            self.plan = plan
             return outcome
         self.module = self.tokenizer = self.plan = self._places = self._backend = None
-        whole = StateDictSink(_specs(decided))
-        [outcome] = engine.run([decided], [whole], threads=self._threads, report=report)
-        self._load(decided, whole.tensors)
-        self.plan = decided
+        whole = StateDictSink(_specs(plan))
+        [outcome] = engine.run([plan], [whole], threads=self._threads, report=report)
+        self._load(plan, whole.tensors)
+        self.plan = plan
         return outcome
 
-    def _load(self, decided: Plan, tensors: dict[str, Any]) -> None:
+    def _load(self, plan: Plan, tensors: dict[str, Any]) -> None:
         transformers = extras.load("transformers", "eval")
         with _quietly(transformers):
-            self._load_with(transformers, decided, tensors)
+            self._load_with(transformers, plan, tensors)
 
-    def _load_with(self, transformers: Any, decided: Plan, tensors: dict[str, Any]) -> None:
+    def _load_with(self, transformers: Any, plan: Plan, tensors: dict[str, Any]) -> None:
         import torch
 
-        label = str(decided.sources[decided.donor].reference)
-        if not decided.sources[decided.donor].checkpoint.config:
+        label = str(plan.sources[plan.donor].reference)
+        if not plan.sources[plan.donor].checkpoint.config:
             raise InputError(f"{label}: has no config.json, so it cannot be run")
-        _check_runnable(decided.sources[decided.donor].checkpoint.config, label)
+        _check_runnable(plan.sources[plan.donor].checkpoint.config, label)
         with tempfile.TemporaryDirectory(prefix="merganser-") as home:
             folder = Path(home)  # of small files: config and tokenizer, never weights
-            configs.write_config(decided, folder)
-            configs.write_companions(decided, folder)
-            tokenizers.write_tokenizer(decided, folder)
+            configs.write_config(plan, folder)
+            configs.write_companions(plan, folder)
+            tokenizers.write_tokenizer(plan, folder)
             try:
                 config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 self.tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -172,7 +172,7 @@ class LiveModel:
             None,
             config=config,
             state_dict=tensors,
-            dtype=self._computes_in(decided),
+            dtype=self._computes_in(plan),
             output_loading_info=True,
         )
         tensors.clear()
@@ -191,12 +191,12 @@ class LiveModel:
             batch_size=self._batch_size,
         )
 
-    def _computes_in(self, decided: Plan) -> Any:
+    def _computes_in(self, plan: Plan) -> Any:
         import torch
 
         name: str = self.computing
         if name == "auto":
-            name = "float32" if self.device == "cpu" else decided.dtype.name
+            name = "float32" if self.device == "cpu" else plan.dtype.name
         return getattr(torch, name)
 
     def _find(self, names: Sequence[str], unused: set[str]) -> dict[str, Any] | None:
@@ -217,7 +217,7 @@ class LiveModel:
 
 
 def evaluate_plan(
-    decided: Plan,
+    plan: Plan,
     tasks: Sequence[Task],
     *,
     live: LiveModel | None = None,
@@ -226,7 +226,7 @@ def evaluate_plan(
     """Score a merge in memory.
 
     Args:
-        decided: the plan; it stays open.
+        plan: what to merge.
         tasks: what it is asked.
         live: the live model to use, for one plan after the other; a new one if None.
         samples: the file in which completions are kept, and looked for; None to keep none.
@@ -239,29 +239,29 @@ def evaluate_plan(
     """
     stage = live or LiveModel()
 
-    key = model_key(decided, stage) if samples is not None else {}
-    found = running.evaluate(stage.backend_of(decided), tasks, key=key, samples=samples)
+    key = model_key(plan, stage) if samples is not None else {}
+    found = running.evaluate(stage.backend_of(plan), tasks, key=key, samples=samples)
     return dict(found.scores)
 
 
-def model_key(decided: Plan, live: LiveModel) -> dict[str, str]:
+def model_key(plan: Plan, live: LiveModel) -> dict[str, str]:
     """All that decides a model's completions, by what it is called: the recipe, the contents of its
     inputs, the dtype and the device.
 
     Raises:
         InputError: when an input cannot be read.
     """
-    models = {f"the model {name}": digest for name, digest in contents.of_models(decided).items()}
+    models = {f"the model {name}": digest for name, digest in contents.of_models(plan).items()}
     return {
-        "the recipe": decided.digest,
+        "the recipe": plan.digest,
         **models,
         "the dtype": str(live.computing),
         "the device": live.device,
     }
 
 
-def _specs(decided: Plan) -> Mapping[str, Any]:
-    return {job.name: job.spec for job in decided.jobs}
+def _specs(plan: Plan) -> Mapping[str, Any]:
+    return {job.name: job.spec for job in plan.jobs}
 
 
 def _alike(one: Plan, other: Plan) -> bool:

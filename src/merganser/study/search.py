@@ -14,7 +14,7 @@ from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.tasks import Task
 from merganser.merging.folders import sort_options
-from merganser.planning import Config, Plan, plan
+from merganser.planning import Config, Plan, make_plan
 from merganser.publishing import study_cards
 from merganser.recipe.sweep_file import Point
 from merganser.release import contents
@@ -116,8 +116,8 @@ def search(
     check_scores(wanted, seen)
     with ExitStack() as stack:
         samples = [
-            Model(Entry(point.name, "point"), stack.enter_context(closing(decided)), point)
-            for point, decided in search_loop.plan_samples(wanted, **planning)
+            Model(Entry(point.name, "point"), stack.enter_context(closing(plan)), point)
+            for point, plan in search_loop.plan_samples(wanted, **planning)
         ]
         others = evaluate.base_and_experts(block, samples, folder, document, planning)
         inputs = {
@@ -295,7 +295,7 @@ class _Stage:
 
     def _plan(self, point: Point) -> None:
         entry = Entry(point.name, "point", values=point.values)
-        self.models[point.name] = Model(entry, plan(point.recipe, **self.options), point)
+        self.models[point.name] = Model(entry, make_plan(point.recipe, **self.options), point)
 
     def _score(self, on_progress: Listener, turn: Turn) -> Entry:
         entry = evaluate.score(

@@ -15,7 +15,15 @@ from merganser.merging.folders import Writing, check_output, sort_options, write
 from merganser.merging.multistage import up_to_date
 from merganser.merging.output_folder import check_space, clear_finished
 from merganser.merging.result import MergeResult
-from merganser.planning import OVERHEAD, TILE, Config, Plan, buffer_bytes, default_threads, plan
+from merganser.planning import (
+    OVERHEAD,
+    TILE,
+    Config,
+    Plan,
+    buffer_bytes,
+    default_threads,
+    make_plan,
+)
 from merganser.recipe.sweep_file import Point, has_block, load_points, select
 from merganser.release import manifest
 from merganser.sinks import WINDOW
@@ -31,7 +39,7 @@ class PointResult:
     Attributes:
         point: its name, values and recipe.
         folder: where it is.
-        plan: what was decided.
+        plan: its plan.
         merged: what the merge made; None if the folder was there already.
     """
 
@@ -108,12 +116,12 @@ def plan_all(points: Sequence[Point], **options: Any) -> list[tuple[Point, Plan]
     wrong: list[tuple[Point, MerganserError]] = []
     for point in points:
         try:
-            planned.append((point, plan(point.recipe, **options)))
+            planned.append((point, make_plan(point.recipe, **options)))
         except MerganserError as error:
             wrong.append((point, error))
     if wrong:
-        for _, decided in planned:
-            decided.close()
+        for _, plan in planned:
+            plan.close()
         (first, problem), *others = wrong
         address = f"point {first.name}: "
         more = ", ".join(point.name for point, _ in others)
@@ -132,10 +140,10 @@ def input_bytes(plans: Sequence[Plan]) -> int:
             source.checkpoint.header_digest,
             each.name,
         ): source.checkpoint.specs[each.name].nbytes
-        for decided in plans
-        for job in decided.jobs
+        for plan in plans
+        for job in plan.jobs
         for each in job.reads
-        for source in [decided.sources[each.source]]
+        for source in [plan.sources[each.source]]
     }
     return sum(read.values())
 
@@ -190,8 +198,8 @@ def merge_points(
     began = time.perf_counter()
     home = Path(os.path.abspath(out))  # noqa: PTH100
     results = {
-        home / point.name: PointResult(point, home / point.name, decided, None)
-        for point, decided in planned
+        home / point.name: PointResult(point, home / point.name, plan, None)
+        for point, plan in planned
     }
     try:
         to_do = _to_do(planned, home, writing)
@@ -207,8 +215,8 @@ def merge_points(
                 point = results[folder].point
                 results[folder] = PointResult(point, folder, merged.plan, merged)
     finally:
-        for _, decided in planned:
-            decided.close()
+        for _, plan in planned:
+            plan.close()
     return SweepResult(tuple(results.values()), len(batches), time.perf_counter() - began)
 
 
@@ -237,25 +245,25 @@ def check_ready(
 def _to_do(planned: Sequence[tuple[Point, Plan]], home: Path, writing: Writing) -> dict[Path, Plan]:
     """The points that are not there yet, by folder; their folders may be written."""
     missing = {
-        home / point.name: decided
-        for point, decided in planned
-        if not _kept(home / point.name, decided, writing.get("public", False))
+        home / point.name: plan
+        for point, plan in planned
+        if not _kept(home / point.name, plan, writing.get("public", False))
     }
-    for folder, decided in missing.items():
-        _check(folder, decided, writing.get("force", False))
+    for folder, plan in missing.items():
+        _check(folder, plan, writing.get("force", False))
     return missing
 
 
-def _kept(folder: Path, decided: Plan, public: bool) -> bool:
+def _kept(folder: Path, plan: Plan, public: bool) -> bool:
     """Whether a folder is what the point would be, as far as can be told without reading weights."""
-    if not up_to_date(folder, decided):
+    if not up_to_date(folder, plan):
         return False
     return not (public and manifest.read(folder)["log"].get("recipe_folder"))
 
 
-def _check(folder: Path, decided: Plan, force: bool) -> None:
+def _check(folder: Path, plan: Plan, force: bool) -> None:
     try:
-        check_output(decided, folder, force)
+        check_output(plan, folder, force)
     except OutputExistsError as error:
         if not (folder / manifest.NAME).is_file() or force:
             raise
