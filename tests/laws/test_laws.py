@@ -121,7 +121,7 @@ def test_the_result_is_deterministic(method: Method, rounding: str) -> None:
 
 @every_method
 def test_a_nan_in_one_place_stays_in_that_place(method: Method) -> None:
-    if method.gram or method.whole or method.name == "sce":
+    if method.gram or method.whole or method.name in ("sce", "arcee_fusion"):
         pytest.skip("needs numbers of the whole tensor")
     count = how_many(method, 2)
     base, *tensors = random_tensors(count + 1, (40,), 0)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from merganser.engine import steps
+from merganser.engine.fusion import find_bound
 from merganser.engine.running_plan import Facts, RunningPlan, Scratch
 from merganser.errors import MerganserError
 from merganser.kernels import CELL, LANES, measuring, selecting
@@ -72,6 +73,8 @@ def measurements_of(
             consensus.setdefault((*key, part.job.work), []).append(part)
         elif part.method.measure is not None:
             found.append(_count(part))
+        elif part.method.fused == "arcee_fusion":
+            found.append(find_bound(part, shape))
     found += [_measure(alike, shape, key[-1]) for key, alike in grams.items()]
     found += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
     return found

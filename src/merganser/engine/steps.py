@@ -18,6 +18,8 @@ from merganser.methods.selection import boosts
 
 def step_of(part: RunningPlan) -> merging.How | None:
     """What computes a part's elements, with its numbers; None for torch."""
+    if isinstance(part.counted, merging.Fusion):
+        return part.counted
     return STEPS[part.method.fused](part) if part.method.fused and _may_run(part) else None
 
 

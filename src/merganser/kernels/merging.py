@@ -218,7 +218,38 @@ class Ram:
         return self.Struct(self.epsilon, factors)
 
 
-How = Linear | Sparse | Given | NearSwap | Ram
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """The step of :func:`merganser.methods.selection.arcee_fusion`.
+
+    Attributes:
+        divergences: float64, of the tensor's rows.
+        length: of a row.
+        bound: importances from here on stand out.
+    """
+
+    kernel: ClassVar[str] = "fusion"
+    extra: ClassVar[int] = 0
+    share: ClassVar[float] = 1.0
+
+    divergences: Array
+    length: int
+    bound: float
+
+    class Struct(ctypes.Structure):
+        """``FusionHow`` in ``source/fusion.cpp``."""
+
+        _fields_ = (("divergences", _PTR), ("length", _I64), ("bound", _F64))
+
+    def struct(self, k: int, _work: np.dtype[Any], start: int, count: int) -> Any:
+        """For C++."""
+        if k != 2 or self.length < 1:
+            raise ValueError(f"fusion takes arrays of 2 inputs, not {k}, and rows of a length")
+        rows = -(-(start + count) // self.length)
+        return self.Struct(checked(self.divergences, np.float64, rows), self.length, self.bound)
+
+
+How = Linear | Sparse | Given | NearSwap | Ram | Fusion
 
 
 class Output(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from merganser.kernels import BLOCK, CELL, CODES, WIDTHS
+from merganser.kernels import BLOCK, CELL, CODES, LANES, WIDTHS
 from merganser.kernels.arguments import Array, Inputs
-from merganser.kernels.merging import Given, Linear, Output, Sparse, Sums
+from merganser.kernels.fusion import LOW
+from merganser.kernels.merging import Fusion, Given, Linear, Output, Sparse, Sums
 from merganser.kernels.rules import ALL, BETWEEN, DRAWN, L1, LINF, MASKED, NOTHING, VARIANCE, Rules
 
 _GOLDEN, _MIX1, _MIX2 = (
@@ -151,6 +152,10 @@ def merge(
             exact = _combine(rows, how)
         elif isinstance(how, Sparse):
             exact = _agree(rows, how, start)
+        elif isinstance(how, Fusion):
+            divergences = how.divergences[np.arange(start, start + count) // how.length]
+            important = _importance(rows[1] - rows[0], divergences) >= np.float32(how.bound)
+            exact = np.where(important, rows[1], rows[0])
         else:
             assert isinstance(how, Given)
             models, exact = rows[:-1], rows[-1]
@@ -383,6 +388,111 @@ def draw_by_rank(
         kept[n] = draws(seed, start + n * length, length) < bounds
     bits = np.packbits(kept.reshape(-1), bitorder="little")
     mask[start >> 3 : (start >> 3) + len(bits)] |= bits
+
+
+# -- importances of arcee_fusion -------------------------------------------------------------------
+
+
+def _polynomial(x: Array, *terms: str) -> Array:
+    """By Horner's rule; the coefficients are those of the kernels, in hexadecimal."""
+    result = np.full(x.shape, float.fromhex(terms[0]))
+    for term in terms[1:]:
+        result = result * x + float.fromhex(term)
+    return result
+
+
+_LOG2 = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
+
+
+def _power(x: Array) -> Array:
+    """e**x of numbers up to zero."""
+    shift = float.fromhex("0x1.8p52")
+    t = x * float.fromhex("0x1.71547652b82fep0") + shift
+    n = t - shift
+    # fmt: off
+    near = _polynomial(
+        (x - n * _LOG2[0]) - n * _LOG2[1], "0x1.af38a9b0ec855p-26",
+        "0x1.289185613a3d6p-22", "0x1.71de0dae63bb3p-19", "0x1.a019b90d2ae7ap-16", "0x1.a01a01a7c41d5p-13",
+        "0x1.6c16c1788bd90p-10", "0x1.11111111109b3p-7", "0x1.5555555553d63p-5", "0x1.5555555555556p-3",
+        "0x1.0000000000001p-1", "0x1p0", "0x1p0",
+    )
+    # fmt: on
+    made = (near.view(np.uint64) + (t.view(np.uint64) << np.uint64(52))).view(np.float64)
+    return np.where(x < -708.0, 0.0, made)
+
+
+def _log_ratio(p: Array, q: Array) -> Array:
+    """log(p / q) of numbers that are neither zero nor subnormal."""
+    n = (p.view(np.int64) - q.view(np.int64) + (1 << 51)) >> 52
+    near = (p.view(np.int64) - (n << 52)).view(np.float64)
+    f = (near - q) / (near + q)
+    s = f * f
+    # fmt: off
+    series = _polynomial(
+        s, "0x1.35b99f3a4cd26p-4", "0x1.38ffd7ff2ea9cp-4", "0x1.746bd7ec3f49dp-4", "0x1.c71c3c49cff06p-4",
+        "0x1.249249529dd5cp-3", "0x1.999999997bed9p-3", "0x1.555555555556ep-2",
+    )
+    # fmt: on
+    k, twice = n.astype(np.float64), f + f
+    return k * _LOG2[0] + (k * _LOG2[1] + (twice + twice * (series * s)))
+
+
+def _lane_sums(rows: Array) -> Array:
+    """Sums of rows [rows, steps, LANES] in the kernels' order."""
+    sums = np.zeros((len(rows), LANES))
+    for n in range(rows.shape[1]):
+        sums += rows[:, n]
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0]
+
+
+@_quietly
+def diverge(
+    inputs: Inputs, work: np.dtype[Any], length: int, divergences: Array, counts: Array
+) -> None:
+    """See :func:`merganser.kernels.fusion.diverge`."""
+    rows, steps = len(divergences), -(-length // LANES)
+    shares, finite = [], np.full(rows, True)
+    for i in range(2):
+        numbers = np.full((rows, steps * LANES), -np.inf)
+        numbers[:, :length] = widened(inputs, i, rows * length, np.float64).reshape(rows, length)
+        numbers -= np.fmax.reduce(numbers, axis=1, keepdims=True)
+        finite &= (numbers <= 0).all(axis=1)
+        powers = _power(numbers).reshape(rows, steps, LANES)
+        shares.append(powers * (1.0 / _lane_sums(powers))[:, None, None] + 1e-8)
+    q, p = shares
+    sums = _lane_sums(p * _log_ratio(p, q))
+    divergences[:] = np.where(finite, np.where(sums > 0, sums, 0.0), np.nan)
+    base, other = (widened(inputs, i, rows * length, work) for i in range(2))
+    keys = _keys(_importance(other - base, np.repeat(divergences, length)))
+    counts[0] += np.bincount(keys >> np.uint32(LOW), minlength=1 << 16)
+
+
+def _importance(change: Array, divergences: Array) -> Array:
+    return (abs(change).astype(np.float64) * divergences).astype(np.float32)
+
+
+@_quietly
+def count_keys(
+    inputs: Inputs,
+    count: int,
+    work: np.dtype[Any],
+    start: int,
+    divergences: Array,
+    length: int,
+    upper: Array,
+    counts: Array,
+) -> None:
+    """See :func:`merganser.kernels.fusion.count_keys`."""
+    base, other = (widened(inputs, i, count, work) for i in range(2))
+    each = divergences[np.arange(start, start + count) // length]
+    keys = _keys(_importance(other - base, each))
+    keys = keys[keys != 0]
+    for into, bits in zip(counts, upper, strict=True):
+        below = keys[keys >> np.uint32(LOW) == bits] & np.uint32((1 << LOW) - 1)
+        into += np.bincount(below, minlength=1 << LOW)
 
 
 # -- Gram matrices ---------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Method:
     @property
     def whole(self) -> bool:
         """Whether it needs whole tensors in memory."""
-        return self.form == "tensor" and not self.elementwise
+        return self.form == "tensor" and not self.elementwise and self.fused is None
 
     @property
     def cost(self) -> str:
@@ -130,6 +130,8 @@ class Method:
             passes = "one pass, and more where changes are selected or rescaled"
         elif self.measure:
             passes = "two passes: counts first"
+        elif self.form == "tensor" and self.fused and not self.elementwise:
+            passes = "three passes: divergences of rows and quartiles first"
         return f"{'whole tensors' if self.whole else 'in tiles'}, {passes}"
 
     def parameter(self, name: str) -> Parameter | None:

@@ -1,15 +1,6 @@
 // The steps of the methods that work element by element: what is added to the table below is a kernel.
 #include "elementwise.hpp"
 
-// A step has: how it is told its numbers (a struct that Python fills); FEW, whether it has an instance for each
-// small number of models; EXTRA rows behind the models; `prepare`, called before each block; and the call itself,
-// which makes the result of sixteen elements from those of the models, the base first if there is one.
-struct Plain {
-  static constexpr bool FEW = true;
-  static constexpr int EXTRA = 0;
-  template <class In> void prepare(const Inputs&, int, i64) {}
-};
-
 // A linear combination by fused multiply-adds in the order of the inputs.
 struct LinearHow { const void* coefficients; double divisor; i64 from_zero; };
 
@@ -92,7 +83,7 @@ template <class W, int K> struct Sparse : Plain {
 struct NearSwapHow { double t; };
 
 template <class W, int K> struct NearSwap : Plain {
-  static constexpr bool FEW = false;
+  static constexpr int FEW = 2;
   W t;
   NearSwap(const void* how, i64, i64, Room&) : t((W)((const NearSwapHow*)how)->t) {}
   INLINE_MEMBER Vec<W> operator()(const Vec<W>* x, i64, i64) {
@@ -108,7 +99,7 @@ template <class W, int K> struct NearSwap : Plain {
 struct RamHow { double epsilon; const void* factors; };
 
 template <class W, int K> struct Ram : Plain {
-  static constexpr bool FEW = false;
+  static constexpr int FEW = 0;
   W epsilon;
   const W* factors;
   Ram(const void* how, i64, i64, Room&)
@@ -132,7 +123,7 @@ template <class W, int K> struct Ram : Plain {
 
 // A result that was computed elsewhere, given as a row behind those of the models.
 template <class W, int K> struct Given : Plain {
-  static constexpr bool FEW = false;
+  static constexpr int FEW = 0;
   static constexpr int EXTRA = 1;
   Given(const void*, i64, i64, Room&) {}
   INLINE_MEMBER Vec<W> operator()(const Vec<W>* x, i64 k, i64) { return x[k]; }

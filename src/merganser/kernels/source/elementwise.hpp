@@ -6,6 +6,15 @@
 #include "rounding.hpp"
 #include "rules.hpp"
 
+// A step has: how it is told its numbers (a struct that Python fills); FEW, up to which number of models each has
+// an instance of its own; EXTRA rows behind the models; `prepare`, called before each block; and the call itself,
+// which makes the result of sixteen elements from those of the models, the base first if there is one.
+struct Plain {
+  static constexpr int FEW = 5;
+  static constexpr int EXTRA = 0;
+  template <class In> void prepare(const Inputs&, int, i64) {}
+};
+
 // What an output adds up, by cells; null where it is not wanted.
 struct Sums { double *gram, *differ, *ideal, *cross, *noise; };
 struct Output { void* out; const void* how; u64 seed; double share; Sums sums; };
@@ -147,13 +156,16 @@ template <template <class, int> class Step, class W, int K, class In> static boo
   }
 }
 template <template <class, int> class Step, class In> static bool with_few(const Tile& tile) {
-  switch (tile.in.k - Step<float, 0>::EXTRA) {
-    case 2: return with_output<Step, float, 2, In>(tile);
-    case 3: return with_output<Step, float, 3, In>(tile);
-    case 4: return with_output<Step, float, 4, In>(tile);
-    case 5: return with_output<Step, float, 5, In>(tile);
-    default: return with_output<Step, float, 0, Mixed>(tile);
+  const i64 models = tile.in.k - Step<float, 0>::EXTRA;
+  if (models == 2) return with_output<Step, float, 2, In>(tile);
+  if constexpr (Step<float, 0>::FEW > 2) {
+    switch (models) {
+      case 3: return with_output<Step, float, 3, In>(tile);
+      case 4: return with_output<Step, float, 4, In>(tile);
+      case 5: return with_output<Step, float, 5, In>(tile);
+    }
   }
+  return with_output<Step, float, 0, Mixed>(tile);
 }
 // Most merges: float32 arithmetic on models that are stored alike have an instance for their number.
 template <template <class, int> class Step> static int run(const Tile* tile) {

@@ -1,0 +1,92 @@
+"""The kernels of arcee_fusion: divergences of rows, and the quartiles of what they make of changes.
+
+The importance of a change is its size times the divergence of its row, rounded to float32; its *key* is that number's
+bits, which are ordered like it. Two counts find a key by its rank: of all upper bits first, then of the lower bits
+behind those upper ones that are sought.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from merganser.kernels.arguments import Array, Inputs, checked, kernels_for
+
+_I64, _PTR = ctypes.c_int64, ctypes.c_void_p
+
+LOW = 15
+"""Bits of a key that the first count leaves to the second."""
+
+
+def diverge(
+    inputs: Inputs, work: np.dtype[Any], length: int, divergences: Array, counts: Array
+) -> None:
+    """The divergences of whole rows, and how often their changes' keys have which upper bits.
+
+    Args:
+        inputs: of the rows, the base first, then the other model.
+        work: float32 or float64, what changes are computed in.
+        length: of a row.
+        divergences: float64 [rows], filled.
+        counts: int64 [2, 1 << 16], added to; the count of all is the sum of both rows.
+    """
+    rows = len(divergences)
+    if length < 1 or len(inputs.rows) != 2:
+        raise ValueError(f"no rows of two models: {len(inputs.rows)} of {length}")
+    places = (
+        _PTR(checked(divergences, np.float64, rows)),
+        _PTR(checked(counts, np.int64, 2, 1 << 16)),
+    )
+    struct = ctypes.byref(inputs.struct(rows * length))
+    if library := kernels_for(inputs):
+        library.diverge(struct, _I64(work == np.float64), _I64(rows), _I64(length), *places)
+    else:
+        from merganser.kernels import plain
+
+        plain.diverge(inputs, work, length, divergences, counts)
+
+
+def count_keys(
+    inputs: Inputs,
+    count: int,
+    work: np.dtype[Any],
+    start: int,
+    divergences: Array,
+    length: int,
+    upper: Array,
+    counts: Array,
+) -> None:
+    """How often keys have which lower bits behind given upper ones; those of zeros are left out.
+
+    Args:
+        inputs, count, start: the tile, the base first.
+        work: float32 or float64, what changes are computed in.
+        divergences, length: of all rows of the tensor.
+        upper: uint32 [3].
+        counts: int64 [3, 1 << LOW], added to.
+    """
+    if length < 1 or len(inputs.rows) != 2 or start < 0:
+        raise ValueError(f"no rows of two models: {len(inputs.rows)} of {length} from {start}")
+    places = (
+        _PTR(checked(divergences, np.float64, -(-(start + count) // length))),
+        _I64(length),
+        _PTR(checked(upper, np.uint32, 3)),
+        _PTR(checked(counts, np.int64, 3, 1 << LOW)),
+    )
+    struct = ctypes.byref(inputs.struct(count))
+    if library := kernels_for(inputs):
+        library.count_keys(struct, _I64(count), _I64(work == np.float64), _I64(start), *places)
+    else:
+        from merganser.kernels import plain
+
+        plain.count_keys(inputs, count, work, start, divergences, length, upper, counts)
+
+
+def at_ranks(counts: Array, ranks: Sequence[int]) -> tuple[Array, list[int]]:
+    """Where ranks of ascending order lie in a histogram, int64 [bins]: the bin, and the rank in it."""
+    through = np.cumsum(counts)
+    bins = np.searchsorted(through, ranks, side="right")
+    return bins, [int(rank - through[b] + counts[b]) for rank, b in zip(ranks, bins, strict=True)]
