@@ -1,4 +1,4 @@
-"""What can go wrong, as sentences with an address, and the exit code of each kind."""
+"""Errors: one line each, with the file, key or line at fault, and an exit code a kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LONGEST = 600
 
 
 class MerganserError(Exception):
-    """Anything that Merganser says no to. Its text is one line that tells what, where, what to do."""
+    """Base class of all errors of Merganser. The message is one line: what is wrong, where, what to do."""
 
     exit_code = 1
 
@@ -19,8 +19,11 @@ class MerganserError(Exception):
 
 
 def one_line(text: str) -> str:
-    """A text as one printable line, the middle of a long one left out: what files hold may end up in
-    it, and neither breaks the line nor steers the terminal."""
+    """Make a text one printable line of at most ``LONGEST`` characters.
+
+    A message may quote a file: line breaks and control characters are escaped, so that they neither
+    break the line nor steer the terminal.
+    """
     if len(text) > LONGEST:
         text = f"{text[: 2 * LONGEST // 3]} … {text[-LONGEST // 3 + 3 :]}"
     if text.isprintable():
@@ -29,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 class RecipeError(MerganserError):
-    """The recipe (or a command's options) asks for something that cannot be."""
+    """The recipe, or a command's options, are invalid."""
 
     exit_code = 2
 
@@ -53,7 +56,7 @@ class ResourceError(MerganserError):
 
 
 class OutputExistsError(MerganserError):
-    """The output folder holds something already, and nobody said that it may go."""
+    """The output folder is not empty, and ``force`` is off."""
 
     exit_code = 2
 

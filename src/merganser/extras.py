@@ -1,4 +1,4 @@
-"""Libraries that only some uses need: imported where they are used, missed in one clear line."""
+"""Optional dependencies, imported on first use; if one is missing, a one-line error names the extra to install."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from merganser.errors import MerganserError
 
 
 def load(module: str, extra: str) -> Any:
-    """Import a module of one of the optional extras of pyproject.toml, or one of ours that needs it.
+    """Import a module of an optional extra, or one of Merganser's modules that needs the extra.
 
     Raises:
-        MerganserError: it is not installed; the line names the install command.
+        MerganserError: when the extra is not installed; the message names the install command.
     """
     try:
         return importlib.import_module(module)
@@ -25,10 +25,10 @@ def load(module: str, extra: str) -> Any:
 
 
 def check(package: str, extra: str) -> None:
-    """Raise what :func:`load` would raise, without the import.
+    """Check that a package is installed, without importing it.
 
     Raises:
-        MerganserError: the package is not installed.
+        MerganserError: as :func:`load`.
     """
     if importlib.util.find_spec(package) is None:
         raise _missing(package, extra)

@@ -1,4 +1,4 @@
-"""From a model's name to a local folder, and from a folder to the Hub: the only room that may use the network."""
+"""Models on the Hugging Face Hub: download and publish. Only this module uses the network."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SMALL = ["*.json", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "README.md"]
-"""All that is not weights: configs, tokenizers, code (which is copied, not run), and the card, which
-states the licence."""
+"""Everything except weights: configs, tokenizers, code (copied, never run), and the card with its
+licence."""
 
 _WANTED = [*_SMALL, "*.safetensors"]
 
 _WITHOUT_SAFETENSORS = [*_WANTED, "pytorch_model*.bin", "adapter_model.bin"]
 
 _OF_MODULES = "*/pytorch_model.bin"
-"""Weights of sentence-transformers modules, which often have no others."""
+"""Weights of sentence-transformers modules, which often have no safetensors file."""
 
 _PRECISE = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
-"""Names of GGUF's types as files are called by them, the most precise first."""
+"""GGUF's types as they occur in file names, the most precise first."""
 
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a reference that is no local folder has the form of a Hub id, ``org/name``."""
+    """Whether a path that does not exist locally has the form of a Hub id, ``org/name``."""
     return _HUB_ID.fullmatch(path) is not None and not path.startswith(".") and ".." not in path
 
 
 def resolve(
     path: str, revision: str | None = None, beside: Path | None = None, *, weights: bool = True
 ) -> Path:
-    """Find the local folder of a model: a folder, one beside the recipe, or the Hub's cache.
+    """Return the local folder of a model, downloading it from the Hub if needed.
 
-    Of a repository with GGUF files only it is a file: the most precise one that names tell of.
-    What is not in the cache is downloaded, unless ``HF_HUB_OFFLINE`` is set.
+    For a repository that has only GGUF files, return the file that is most precise by its name.
+    Nothing is downloaded while ``HF_HUB_OFFLINE`` is set.
 
     Args:
         path: folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        beside: the recipe's folder, tried when the path does not exist from the current one.
-        weights: whether the weights are needed, and not only config and tokenizer.
+        beside: the recipe's folder; relative paths are tried from the current folder, then from it.
+        weights: whether to download weights, or only config and tokenizer.
 
     Raises:
-        InputError: when it is nowhere, or the Hub does not answer.
+        InputError: when the model does not exist, or the Hub does not answer.
     """
     local = local_folder(path, beside)
     if local is not None:
@@ -68,23 +68,24 @@ def resolve(
 
 
 def _hint(path: str, beside: Path | None) -> str:
-    """Names the path that is there and differs in one name, evidently a slip; empty if there is none."""
+    """Suggest an existing path that differs from ``path`` by a slip in one name; else an empty text."""
     for home in (Path(), *([] if beside is None else [beside])):
         parts = () if path.startswith("~") else Path(path).parts
         for n, part in enumerate(parts):
             folder = home.joinpath(*parts[:n])
             if exists(str(folder / part)):
                 continue
-            if found := nearest_in(folder, part):
-                meant = Path(*parts[:n], found, *parts[n + 1 :])
-                whole = meant if exists(str(home / meant)) else Path(*parts[:n], found)
-                return f" (did you mean {whole}?)"
+            if name := nearest_in(folder, part):
+                corrected = Path(*parts[:n], name, *parts[n + 1 :])
+                if not exists(str(home / corrected)):
+                    corrected = Path(*parts[:n], name)
+                return f" (did you mean {corrected}?)"
             break
     return ""
 
 
 def local_folder(path: str, beside: Path | None = None) -> Path | None:
-    """The folder or file of that path, from the current folder or beside the recipe; None if there is none."""
+    """Return the path as it exists from the current folder, or from the recipe's; None if it does not."""
     if exists(path):
         return Path(path).expanduser()
     if beside is not None and exists(str(beside / path)):
@@ -93,7 +94,7 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
 
 
 def commit(path: Path | None) -> str | None:
-    """The commit that a folder or file in the Hub's cache is of, by its path; None elsewhere."""
+    """Return the commit of a folder or file in the Hub's cache, read off its path; None elsewhere."""
     parts = path.parts if path is not None else ()
     for models, snapshots, name in zip(parts, parts[1:], parts[2:], strict=False):
         if models.startswith("models--") and snapshots == "snapshots":
@@ -102,7 +103,7 @@ def commit(path: Path | None) -> str | None:
 
 
 def sha256(file: Path) -> str | None:
-    """The SHA-256 of a file in the Hub's cache, which stores large files by it; None if it is not known."""
+    """Return the SHA-256 of a large file in the Hub's cache, read off its blob's name; None elsewhere."""
     try:
         blob = file.readlink()
     except (OSError, ValueError):
@@ -117,15 +118,15 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
     name = f"{repository}@{revision}" if revision else repository
 
     def fetch(patterns: list[str]) -> Path:
-        found = snapshot_download(
+        folder = snapshot_download(
             repository,
             revision=revision,
             allow_patterns=patterns,
             local_files_only=constants.HF_HUB_OFFLINE,
         )
-        return Path(found)
+        return Path(folder)
 
-    try:  # what is in the cache needs no network, and is what was used the last time
+    try:
         if not weights:
             return fetch(_SMALL)
         folder = fetch(_WANTED)
@@ -135,11 +136,11 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
         folder = fetch([*_WITHOUT_SAFETENSORS, *modules])
         if any(folder.glob("*.bin")):
             return folder
-        there = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
         if not constants.HF_HUB_OFFLINE:
-            with suppress(Exception):  # without a network, in whatever way: what is in the cache
-                there = list_repo_files(repository, revision=revision)
-        parts = chosen_gguf(there, name)
+            with suppress(Exception):  # without a network, the cached files are the choice
+                files = list_repo_files(repository, revision=revision)
+        parts = chosen_gguf(files, name)
         return fetch([*_SMALL, *parts]) / parts[0] if parts else folder
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
@@ -155,18 +156,19 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
 
 
 def chosen_gguf(files: Iterable[str], name: str) -> list[str]:
-    """The files of the one GGUF model to take of a repository: the only one, or the most precise by
-    what the names tell, F32 before BF16, F16, Q8_0, Q6_K and so on.
+    """Choose the GGUF model of a repository: the only one, or the most precise by its name.
+
+    The order is F32, BF16, F16, Q8_0, Q6_K and so on.
 
     Args:
         files: paths of all files in the repository.
-        name: what the repository is called in messages.
+        name: the repository's name in messages.
 
     Returns:
-        Its parts in order; empty if there is none.
+        The model's files in order; empty if the repository has no GGUF model.
 
     Raises:
-        InputError: when the names do not tell.
+        InputError: when several models are equally precise by their names.
     """
     models: dict[str, list[str]] = {}
     for file in sorted(files):
@@ -177,16 +179,17 @@ def chosen_gguf(files: Iterable[str], name: str) -> list[str]:
     ranks = {model: _rank(model) for model in models}
     best = [model for model in models if ranks[model] == min(ranks.values())]
     if len(best) > 1:
-        told = ", ".join(models[model][0] for model in best[:3]) + (" …" if len(best) > 3 else "")
+        examples = ", ".join(models[model][0] for model in best[:3])
+        more = " …" if len(best) > 3 else ""
         raise InputError(
-            f"{name}: has several GGUF models ({told}); fetch one with: hf download "
-            f"{name.partition('@')[0]} {models[best[0]][0]}, and name the file that it tells of"
+            f"{name}: has several GGUF models ({examples}{more}); fetch one with: hf download "
+            f"{name.partition('@')[0]} {models[best[0]][0]}, and name the downloaded file"
         )
     return models[best[0]] if best else []
 
 
 def _rank(model: str) -> int:
-    """How precise a model is by its name; types that are not known come last."""
+    """Rank a model by the type in its name, 0 the most precise; unknown types come last."""
     words = re.split(r"[^0-9A-Z_]", PurePosixPath(model).name.upper())
     known = (rank for rank, kind in enumerate(_PRECISE) for w in words if w == kind)
     mixed = (rank for rank, kind in enumerate(_PRECISE) for w in words if w[:-2] == kind)
@@ -198,11 +201,11 @@ def _rank(model: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What is on the Hub already.
+    """A repository on the Hub.
 
     Attributes:
         private: whether only its owners see it.
-        files: paths in it.
+        files: paths of its files.
     """
 
     private: bool
@@ -210,10 +213,10 @@ class Repository:
 
 
 def check_name(repository: str) -> None:
-    """Refuse what cannot be a repository's name, ``org/name``, without asking the Hub.
+    """Check that a text is a valid repository name, ``org/name``, without asking the Hub.
 
     Raises:
-        RecipeError: when it cannot.
+        RecipeError: when it is not.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -228,17 +231,17 @@ def check_name(repository: str) -> None:
 
 
 def account() -> str:
-    """The name of whose token is used.
+    """Return the name of the account that the token belongs to.
 
     Raises:
-        MerganserError: when there is no token, or it is not valid, or the Hub does not answer.
+        MerganserError: when there is no valid token, or the Hub does not answer.
     """
     with _explained("whoami"):
         return str(_api().whoami()["name"])
 
 
 def look(repository: str, revision: str | None = None) -> Repository | None:
-    """What a repository holds; None if there is none that this account can see.
+    """Return a repository's files; None if this account sees no such repository.
 
     Raises:
         MerganserError: when the Hub does not answer.
@@ -247,18 +250,18 @@ def look(repository: str, revision: str | None = None) -> Repository | None:
 
     with _explained(repository):
         try:
-            found = _api().model_info(repository)
+            info = _api().model_info(repository)
         except RepositoryNotFoundError as error:
             if error.response.status_code == 401:
                 raise
             return None
-        files = found.siblings
+        files = info.siblings
         if revision is not None:
             try:
                 files = _api().model_info(repository, revision=revision).siblings
             except RevisionNotFoundError:
                 files = []
-    return Repository(bool(found.private), frozenset(file.rfilename for file in files or ()))
+    return Repository(bool(info.private), frozenset(file.rfilename for file in files or ()))
 
 
 def send(
@@ -271,21 +274,22 @@ def send(
     remove: Sequence[str] = (),
     progress: bool = False,
 ) -> str:
-    """Put files into a repository, in one commit: it has all of them, or none.
+    """Commit files to a repository: all of them, or none.
 
-    What the Hub has already is not sent again, so a push that was cut off goes on where it was.
+    Files that the Hub already has are not sent again, so an interrupted push continues when it is
+    repeated.
 
     Args:
-        repository: made if it is not there.
-        files: by their paths in it.
-        private: whether it is made as a private one; one that is there stays what it is.
-        message: of the commit.
-        revision: the branch; made if it is not there.
-        remove: paths that are there and shall not be.
-        progress: whether the library draws bars on stderr.
+        repository: its name; created if it does not exist.
+        files: contents or local files by their paths in the repository.
+        private: whether a new repository is private; an existing one keeps its visibility.
+        message: the commit message.
+        revision: the branch; created if it does not exist.
+        remove: paths to delete.
+        progress: whether huggingface_hub draws progress bars on stderr.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         MerganserError: in one line, with what to do.
@@ -309,10 +313,10 @@ def send(
 
 
 def collect(title: str, namespace: str, repositories: Sequence[str], *, private: bool) -> str:
-    """Put repositories into the collection of that title, which is made if it is not there.
+    """Add repositories to the collection with this title, which is created if it does not exist.
 
     Returns:
-        The collection's address.
+        The URL of the collection.
 
     Raises:
         MerganserError: in one line, with what to do.
@@ -320,14 +324,14 @@ def collect(title: str, namespace: str, repositories: Sequence[str], *, private:
     with _explained(f"the collection {title!r}"):
         api = _api()
         same = [c for c in api.list_collections(owner=namespace) if c.title == title]
-        made = same[0] if same else None
-        if made is None:
-            made = api.create_collection(
+        collection = same[0] if same else None
+        if collection is None:
+            collection = api.create_collection(
                 title, namespace=namespace, private=private, exists_ok=True
             )
         for name in repositories:
-            api.add_collection_item(made.slug, name, "model", exists_ok=True)
-    return str(made.url)
+            api.add_collection_item(collection.slug, name, "model", exists_ok=True)
+    return str(collection.url)
 
 
 @contextmanager
@@ -351,7 +355,7 @@ def _api() -> Any:
 
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turn what the Hub's library raises into one line that says what to do."""
+    """Re-raise errors of huggingface_hub as one line that says what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -359,7 +363,7 @@ def _explained(what: str) -> Iterator[None]:
         OfflineModeIsEnabled,
     )
 
-    again = "run the same command again: what is there is not sent twice"
+    again = "run the same command again: nothing is sent twice"
     try:
         yield
     except MerganserError:
@@ -383,8 +387,8 @@ def _explained(what: str) -> Iterator[None]:
                 409: "the Hub says that it changed meanwhile; run the same command again",
                 429: "the Hub asks to wait; try again later",
             }.get(status, again)
-            said = _first_sentence(cause.server_message or cause)
-            raise MerganserError(f"{what}: {todo} ({status}: {said})") from None
+            answer = _first_sentence(cause.server_message or cause)
+            raise MerganserError(f"{what}: {todo} ({status}: {answer})") from None
         if isinstance(error, ValueError):
             raise MerganserError(f"{what}: {_first_sentence(error)}") from None
         if isinstance(error, Warning) or not (
@@ -398,7 +402,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _http_error(error: BaseException) -> BaseException:
-    """What the library wrapped, if it says more than the wrapper."""
+    """Return the HTTP error that a RuntimeError wraps; else the error itself."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -412,26 +416,26 @@ def _first_sentence(error: object) -> str:
 
 
 def model_index(name: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Scores as the metadata of a model card has them.
+    """Return scores in the form of a model card's metadata.
 
     Args:
-        name: the model's.
-        results: keywords of ``huggingface_hub.EvalResult``, a mapping a score.
+        name: the model's name.
+        results: keywords of ``huggingface_hub.EvalResult``, one mapping per score.
     """
     from huggingface_hub import EvalResult
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    found: list[dict[str, Any]] = eval_results_to_model_index(
+    index: list[dict[str, Any]] = eval_results_to_model_index(
         name, [EvalResult(**result) for result in results]
     )
-    return found
+    return index
 
 
 def benchmark_results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Scores on data sets of the Hub, as files in a model's ``.eval_results`` have them.
+    """Return scores on the Hub's data sets in the form of a model's ``.eval_results`` files.
 
     Args:
-        results: keywords of ``huggingface_hub.EvalResultEntry``, a mapping a score.
+        results: keywords of ``huggingface_hub.EvalResultEntry``, one mapping per score.
 
     Raises:
         MerganserError: when the library is too old for that.
@@ -442,7 +446,7 @@ def benchmark_results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, An
         raise MerganserError(
             ".eval_results needs a newer library: pip install -U huggingface_hub"
         ) from None
-    found: list[dict[str, Any]] = eval_result_entries_to_yaml(
+    entries: list[dict[str, Any]] = eval_result_entries_to_yaml(
         [EvalResultEntry(**result) for result in results]
     )
-    return found
+    return entries

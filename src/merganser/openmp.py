@@ -1,4 +1,4 @@
-"""How torch's OpenMP threads wait, decided before torch is imported."""
+"""Set how torch's OpenMP threads wait, before torch is imported."""
 
 from __future__ import annotations
 

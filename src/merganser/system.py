@@ -1,8 +1,7 @@
-"""Calls of the operating system that Windows or macOS lack, each with a portable fallback.
+"""System calls that Windows or macOS lack, each with a portable fallback.
 
-Linux is where Merganser is tested and fast. Elsewhere the fallbacks are correct and slower: one
-thread at a time reads or writes a file, outputs go through the page cache, and a lock is held by the
-process that is named in its file.
+Merganser is tested on Linux. The fallbacks are correct and slower: one thread at a time reads or
+writes a file, outputs go through the page cache, and a lock file names the process that holds it.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-"""Flags of every file that is opened: child processes do not inherit it, and its bytes stay as they are."""
+"""Flags for every ``os.open``: child processes do not inherit the file, and Windows does not translate
+line ends."""
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """The flag for direct I/O; 0 where there is none."""
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
-"""Errors of a file system, or of a system, that has no file locks."""
+"""Errors of a system or a file system without file locks."""
 
 _position = threading.Lock()
 
@@ -47,10 +47,10 @@ def write_at(descriptor: int, data: memoryview | bytes, position: int) -> int:
 
 
 def is_cached(descriptor: int, position: int) -> bool:
-    """Whether the byte at a position is in the page cache; False where that cannot be told.
+    """Whether the byte at a position is in the page cache; False where the system cannot say.
 
     Raises:
-        OSError: when it is not.
+        OSError: when it is not cached.
     """
     if not hasattr(os, "preadv") or not hasattr(os, "RWF_NOWAIT"):
         return False
@@ -69,8 +69,8 @@ def lock(descriptor: int) -> None:
     """Lock an open file for this process, until it is closed.
 
     Raises:
-        BlockingIOError: another process has it.
-        OSError: with a number of :data:`NO_LOCKS` where there are no locks.
+        BlockingIOError: another process holds the lock.
+        OSError: with a number of :data:`NO_LOCKS` where the file system has no locks.
     """
     try:
         import fcntl
@@ -80,12 +80,12 @@ def lock(descriptor: int) -> None:
 
 
 def buffer(size: int) -> mmap.mmap:
-    """Zeroed memory that begins on a page, in huge pages where there are any.
+    """Allocate zeroed, page-aligned memory, in huge pages where the system has them.
 
-    Direct I/O takes huge pages in far fewer pieces.
+    Direct I/O splits a request into far fewer pieces on huge pages.
 
     Raises:
-        MemoryError: there is not enough.
+        MemoryError: when there is not enough memory.
     """
     try:
         if hasattr(mmap, "MAP_PRIVATE"):
@@ -101,7 +101,7 @@ def buffer(size: int) -> mmap.mmap:
 
 
 def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk; Windows has no such call for folders."""
+    """Flush a file, or a folder's entries, to the disk; Windows has no such call for folders."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY | OPEN_FLAGS)
@@ -119,7 +119,7 @@ def cores() -> int:
 
 
 def memory_size() -> int | None:
-    """Bytes of memory that the machine has; None where that cannot be told."""
+    """Bytes of memory of the machine; None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
