@@ -1,10 +1,9 @@
-"""What a tensor is in its model, inferred from names, shapes and ``config.json``: no file per family.
+"""Infer layers, modules and roles of tensors from names, shapes and ``config.json``: no file per family.
 
-Numbered blocks whose count matches a layer count of the config are layers. The parts of models with
-several (the text decoder, the vision tower ...) are told by the words in tensor names. A matrix with
-a vocabulary-sized side is an embedding or a head. Names stay as they are on disk; where models call
-the same tensor differently, their *keys* (names without wrappers) are compared. What cannot be
-inferred is data in the tables below.
+Numbered blocks whose count matches a layer count of the config are layers. Words in tensor names
+tell the modules apart (text decoder, vision tower ...). A matrix with a vocabulary-sized side is an
+embedding or a head. Tensors keep their names on disk; tensors that models name differently are
+matched by *key*, the name without wrappers. Exceptions are data in the tables below.
 """
 
 from __future__ import annotations
@@ -49,18 +48,18 @@ WRAPPERS = (
     "gpt_neox",
     "rwkv",
 )
-"""Words that wrap a model's names in some checkpoints and not in others: a base model saved without
-its head, or vision–language models as transformers 4 and 5 name their tensors."""
+"""First words of tensor names that some checkpoints of a family have and others lack: base models
+saved without a head, vision–language models saved by transformers 4 and 5."""
 
 SAME_WORDS = (("vision_tower.vision_model.", "vision_tower."),)
-"""Parts of names that mean the same, other than wrappers."""
+"""Pairs of prefixes with the same meaning, other than wrappers."""
 
 FIRST_LAYER_ONLY = ("relative_attention_bias", "rel_attn_embed")
-"""Tensors that the first layer holds for all: where no other layer has them, they stay with the
-first layer of the output rather than follow a layer (T5, WavLM)."""
+"""Tensors that only the first layer has and all layers use (T5, WavLM): they stay in the first layer
+of the output, whichever layers are stacked."""
 
 SHARED_BY_LAYERS = ("shared_transf",)
-"""Parts of layers that several of them share, by their numbers, so that those cannot change (Zamba)."""
+"""Blocks that several layers share by number (Zamba), so that those layers cannot be renumbered."""
 
 _LISTED = re.compile(r"(.+\.)(\d+)")
 
@@ -87,19 +86,19 @@ _AFTER_LAYERS = ("embedding_norm",)  # LFM2's final norm, for all its name
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor sits in its model.
+    """The position of a tensor in its model.
 
     Attributes:
-        stack: the prefix of the numbered blocks it lies in (``model.layers.``), or None.
+        stack: the prefix of its numbered blocks (``model.layers.``), or None outside the layers.
         layer: its block's number, or None outside the layers.
-        rest: its name without prefix and number; outside the layers the whole name.
-        role: a word for people: embedding, head, attention, mlp, norm, buffer, other.
+        rest: its name without prefix and number; outside the layers its full name.
+        role: embedding, head, attention, mlp, norm, buffer or other.
         after_layers: whether it comes after the layers (final norm, head) rather than before.
-        module: the part of the model that it belongs to.
-        vocabulary: whether it is an embedding or a head with a row for every token.
-        layer_axis: the axis along which a tensor outside the layers has a block for each of them.
-        beside: of a tensor that goes with a layer but lies in numbered blocks of their own: their
-            prefix, the layer of the first of them, and what follows the number.
+        module: the name of its module.
+        vocabulary: whether it is an embedding or a head with one row per token.
+        layer_axis: for a tensor outside the layers with one block per layer: the axis of these blocks.
+        beside: for a tensor that belongs to a layer but is numbered in a separate list: the list's
+            prefix, the layer of its first entry, and the rest of the name after the number.
     """
 
     stack: str | None
@@ -113,7 +112,7 @@ class Place:
     beside: tuple[str, int, str] | None = None
 
     def name_at(self, layer: int, stack: str | None = None) -> str:
-        """This tensor's name in another layer, perhaps of a stack with another prefix."""
+        """The tensor's name in layer ``layer``, in a stack with prefix ``stack`` if that is given."""
         if self.beside is not None:
             prefix, first, rest = self.beside
             return f"{prefix}{layer - first}{rest}"
@@ -122,28 +121,27 @@ class Place:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a model: its modules, and the place of every tensor."""
+    """The structure of a model: its modules, and the place of every tensor."""
 
     modules: Mapping[str, Module]
     places: Mapping[str, Place]
 
     @cached_property
     def names(self) -> Mapping[str, str]:
-        """The model's own name for a key; see :meth:`key`."""
+        """Tensor names by key; see :meth:`key`."""
         return {self.key(name): name for name in self.places}
 
     @cached_property
     def layers(self) -> Mapping[tuple[str | None, int], list[str]]:
-        """The tensors of each layer, by the prefix of its stack and its number."""
-        found: dict[tuple[str | None, int], list[str]] = {}
+        """The names of each layer's tensors, by (prefix of the stack, number of the layer)."""
+        layers: dict[tuple[str | None, int], list[str]] = {}
         for name, place in self.places.items():
             if place.layer is not None:
-                found.setdefault((place.stack, place.layer), []).append(name)
-        return found
+                layers.setdefault((place.stack, place.layer), []).append(name)
+        return layers
 
     def key(self, name: str) -> str:
-        """A name without the wrappers that some checkpoints of a family have and others lack. Two
-        models' tensors with the same key are the same tensor."""
+        """The name without wrappers: tensors of two models with one key are the same tensor."""
         return self._keys.get(name) or (_unwrapped(name) if self._unwraps else name)
 
     @cached_property
@@ -152,15 +150,14 @@ class Architecture:
 
     @cached_property
     def _unwraps(self) -> bool:
-        """Whether unwrapped names are unique, as they are not in a model of two language models."""
+        """Whether unwrapped names are unique; they are not in a model of two language models."""
         return len({_unwrapped(name) for name in self.places}) == len(self.places)
 
     @property
     def main(self) -> Module:
-        """The module that people mean by a model's layers."""
-        wanted = (DEFAULT, TEXT, DECODER)
-        found = next((self.modules[name] for name in wanted if name in self.modules), None)
-        return found or next(iter(self.modules.values()))
+        """The module whose layers are called the model's layers."""
+        names = (name for name in (DEFAULT, TEXT, DECODER) if name in self.modules)
+        return self.modules[next(names, next(iter(self.modules)))]
 
     @property
     def depth(self) -> int:
@@ -168,14 +165,17 @@ class Architecture:
         return self.main.depth
 
     def module(self, name: str) -> Module | None:
-        """The module that a recipe calls so, by MergeKit's name for it, another, or its path."""
+        """The module that a recipe names: by MergeKit's name, an alias or its path; None if unknown."""
         names = (name, MODULE_ALIASES.get(name, name), name.removeprefix("model."))
         return next((self.modules[each] for each in names if each in self.modules), None)
 
 
 def keys(names: Collection[str]) -> dict[str, str]:
-    """The key of each tensor of a model; see :meth:`Architecture.key`. Names stay as they are where two
-    tensors would have one key, as in a model of two language models."""
+    """Keys of a model's tensors by name; see :meth:`Architecture.key`.
+
+    If two tensors would get one key, as in a model of two language models, all names are their own
+    keys.
+    """
     unwrapped = {name: _unwrapped(name) for name in names}
     if len(set(unwrapped.values())) < len(unwrapped):
         return {name: name for name in names}
@@ -185,7 +185,13 @@ def keys(names: Collection[str]) -> dict[str, str]:
 def infer(
     specs: Mapping[str, TensorSpec], config: Mapping[str, Any], paths: Iterable[str] = ()
 ) -> Architecture:
-    """Find modules, layers and roles from tensor names, their shapes and the config."""
+    """Infer a model's architecture.
+
+    Args:
+        specs: dtype and shape of every tensor by name.
+        config: the model's ``config.json``.
+        paths: module names in a recipe; see :func:`merganser.modules.find_parts`.
+    """
     parts = find_parts(specs, config, paths)
     of_module: dict[str, list[str]] = {}
     for name in specs:
@@ -213,8 +219,11 @@ def infer(
 
 
 def _add_blocks_beside(modules: dict[str, Module], places: dict[str, Place]) -> None:
-    """Find what goes with the layers in blocks of their own: as many as there are layers, next to
-    them (XLM), or lists of tensors with one for each layer, or for each but the first (Inkling)."""
+    """Assign tensors in separate numbered lists to layers.
+
+    A list counts if it has as many blocks as there are layers and lies next to them (XLM), or if it
+    has one tensor per layer, or per layer except the first (Inkling).
+    """
     for module in list(modules.values()):
         if module.stack is None or module.section is None or module.depth < 3:
             continue
@@ -254,9 +263,11 @@ def _parent(prefix: str) -> str:
 def _layer_axis(
     name: str, shape: Sequence[int], module: Module, config: Mapping[str, Any]
 ) -> int | None:
-    """The axis along which a tensor has a block for each layer: its side is the number of layers
-    times a size that the config gives as one for each layer, or times the number of heads where
-    the config has no number for that side."""
+    """The axis along which a tensor has one block per layer, or None.
+
+    The axis has the number of layers times a size that the config names as per layer, or times the
+    number of heads, unless the config explains the length otherwise.
+    """
     if module.depth < 2 or module.section is None:
         return None
     section: Any = config
@@ -275,7 +286,7 @@ def _layer_axis(
 
 
 def without_layers(architecture: Architecture) -> Architecture:
-    """The same tensors, each by itself: no layers, and no head that an embedding could stand for."""
+    """The same tensors without layers and heads, so that each is merged by its name alone."""
     places = {
         name: Place(None, None, name, "other")
         if place.role == "head"
@@ -286,7 +297,7 @@ def without_layers(architecture: Architecture) -> Architecture:
 
 
 def layer_counts(config: Mapping[str, Any]) -> list[int]:
-    """All layer counts that the config states, the text model's first."""
+    """All layer counts in the config, the text model's first."""
     return [
         section[key]
         for section in sections(config)
@@ -296,13 +307,13 @@ def layer_counts(config: Mapping[str, Any]) -> list[int]:
 
 
 def vocabulary_sizes(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> set[int]:
-    """All vocabulary sizes of a model: those that its config states, and the rows of its embeddings."""
+    """All vocabulary sizes of a model: those in its config, and the rows of its embeddings."""
     stated = (section.get(key) for section in sections(config) for key in VOCABULARY_KEYS)
     return roles.vocabulary_sizes(specs, (size for size in stated if isinstance(size, int)))
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:
-    """The vocabulary size that the config states."""
+    """The vocabulary size in the config, or None."""
     for section in sections(config):
         for key in VOCABULARY_KEYS:
             if isinstance(value := section.get(key), int):
@@ -311,20 +322,22 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
 
 
 def ties_embeddings(config: Mapping[str, Any]) -> bool:
-    """Whether the config says that the head is the embedding. In a config of several sections its
-    own word goes before theirs, as in transformers."""
+    """Whether the config ties the head to the embedding. The top level overrides sections, as in
+    transformers."""
     return stated_tie(config) is True
 
 
 def stated_tie(config: Mapping[str, Any]) -> bool | None:
-    """What the config says of the head being the embedding, if it does."""
-    said = (section.get("tie_word_embeddings") for section in sections(config))
-    return next((value for value in said if isinstance(value, bool)), None)
+    """The config's ``tie_word_embeddings``, or None if it has none."""
+    values = (section.get("tie_word_embeddings") for section in sections(config))
+    return next((value for value in values if isinstance(value, bool)), None)
 
 
 def lends_embedding(config: Mapping[str, Any]) -> bool:
-    """Whether the head of a model that stores none is its embedding. A model without a head, such
-    as ``BertModel``, has none to lend it to, unless the config says so."""
+    """Whether a model that stores no head uses its embedding as head.
+
+    Without ``tie_word_embeddings`` it does, unless its class has no head, such as ``BertModel``.
+    """
     stated = stated_tie(config)
     if stated is not None:
         return stated
@@ -338,7 +351,7 @@ def _unwrapped(name: str) -> str:
     first = 0
     while words[first] in WRAPPERS and first < len(words) - 2:
         first += 1
-    if words[first].isdigit():  # of a stack that is itself called so
+    if words[first].isdigit():  # the last wrapper is the name of a stack
         first -= 1
     name = ".".join(words[first:])
     for old, new in SAME_WORDS:
@@ -349,9 +362,9 @@ def _unwrapped(name: str) -> str:
 
 def _place(name: str, spec: TensorSpec, module: Module, vocabularies: set[int]) -> Place:
     for stack, depth in module.stacks.items():
-        found = re.match(r"(\d+)\.(.+)", name[len(stack) :]) if name.startswith(stack) else None
-        if found is not None and int(found[1]) < depth:
-            return Place(stack, int(found[1]), found[2], roles.role(name, spec), False, module.name)
+        match = re.match(r"(\d+)\.(.+)", name[len(stack) :]) if name.startswith(stack) else None
+        if match is not None and int(match[1]) < depth:
+            return Place(stack, int(match[1]), match[2], roles.role(name, spec), False, module.name)
     role = roles.role(name, spec)
     if role != "buffer":
         role = roles.outer_role(name, spec, vocabularies) or role

@@ -7,18 +7,18 @@ from html import escape
 
 
 def number(value: float | None) -> str:
-    """A figure of four digits, or a dash for none."""
+    """A number to four digits, or a dash for None."""
     return "–" if value is None else f"{value:.4g}"
 
 
 def facts(values: Mapping[str, object], caption: str = "") -> str:
-    """A table of two columns; values that are None are left out."""
+    """An HTML table of names and values, without those that are None."""
     rows = [(name, value) for name, value in values.items() if value is not None]
     return table((), rows, caption)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A table; all text in it is escaped."""
+    """An HTML table; its texts are escaped."""
     parts = ["<table>"]
     if caption:
         parts.append(f"<caption>{escape(caption)}</caption>")
@@ -34,7 +34,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = 
 
 
 def notes(texts: Sequence[str]) -> str:
-    """Warnings as a list; nothing if there are none."""
+    """Warnings as an HTML list; an empty text if there are none."""
     if not texts:
         return ""
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>"

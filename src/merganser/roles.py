@@ -1,4 +1,4 @@
-"""What a tensor is in its model, from its name, its shape and the vocabulary's size."""
+"""Roles of tensors (attention, mlp, norm ...), from name, shape and vocabulary size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "position_ids")
 
 
 def role(name: str, spec: TensorSpec) -> str:
-    """A word for people: attention, mlp, norm, buffer, other."""
+    """The role of a tensor in a layer: attention, mlp, norm, buffer or other."""
     square = len(spec.shape) == 4 and spec.shape[2] == spec.shape[3]  # GPT-2's causal mask
     mask = square and spec.shape[:2] == (1, 1) and name.endswith(".bias")
     if mask or not spec.dtype.floating or name.endswith(_BUFFERS):
@@ -42,7 +42,7 @@ def role(name: str, spec: TensorSpec) -> str:
 
 
 def outer_role(name: str, spec: TensorSpec, vocabularies: set[int]) -> str | None:
-    """Embedding or head, for a tensor outside the layers that is one."""
+    """The role of a tensor outside the layers: embedding or head; None for others."""
     words = name.split(".")
     rows = bool(spec.shape) and spec.shape[0] in vocabularies
     if not HEADS.isdisjoint(words) or (rows and words[0] in ("head", "output")):
@@ -53,9 +53,11 @@ def outer_role(name: str, spec: TensorSpec, vocabularies: set[int]) -> str | Non
 
 
 def has_row_per_token(name: str, spec: TensorSpec, vocabularies: set[int]) -> bool:
-    """Whether an embedding or a head is a matrix with a row for every token: only such a head can
-    be the same tensor as the embedding. The shape alone is no evidence: a classifier of two labels
-    has that of BERT's embedding of two token types."""
+    """Whether an embedding or a head has one row per token: only such a head can be tied.
+
+    The shape alone is no evidence: a classifier of two labels has the shape of BERT's embedding of
+    two token types.
+    """
     return (
         len(spec.shape) == 2
         and spec.shape[0] in vocabularies
@@ -65,8 +67,7 @@ def has_row_per_token(name: str, spec: TensorSpec, vocabularies: set[int]) -> bo
 
 
 def vocabulary_sizes(specs: Mapping[str, TensorSpec], stated: Iterable[int]) -> set[int]:
-    """The sizes that the config states, and the rows of embeddings that are known by name: a
-    checkpoint may have more rows than its config says."""
+    """The config's vocabulary sizes, and the rows of token embeddings, which may be more."""
     named = {
         spec.shape[0]
         for name, spec in specs.items()

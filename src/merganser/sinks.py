@@ -1,6 +1,6 @@
-"""Where a merge goes: a safetensors folder, a live model, a state dict, or nowhere.
+"""Sinks take the output of a merge: a safetensors folder, a live model, a state dict, or nothing.
 
-A sink is given finished ranges of output tensors, in any order and from any thread.
+The engine hands a sink finished ranges of output tensors, in any order and from any thread.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     import torch
 
 WINDOW = 8 * 2**20
-"""Bytes that are written at once, at multiples of themselves: large enough for any disk."""
+"""Size of a write in bytes, and its alignment in the file."""
 
 
 UNOPENED, CLOSED = -1, -2
 
 
 class Extents(Protocol):
-    """What a sink needs to know of an output file; a plan's shard is one."""
+    """Layout of an output file; a plan's shard is one."""
 
     @property
     def file(self) -> str:
-        """Its name."""
+        """Name of the file."""
 
     @property
     def header(self) -> bytes:
-        """What comes before the data."""
+        """Bytes before the data."""
 
     @property
     def offsets(self) -> Mapping[str, int]:
-        """Where each tensor begins in the file."""
+        """First byte of each tensor in the file."""
 
     @property
     def size(self) -> int:
-        """Of the whole file, in bytes."""
+        """Size of the file in bytes."""
 
 
 class Sink:
-    """Takes the output of one plan: the base class of all sinks, one's own included.
+    """Base class of sinks: a sink takes the output of one plan.
 
-    A sink must define :meth:`write`. The other methods do nothing unless a sink overrides them.
+    A subclass defines :meth:`write`. The other methods do nothing by default.
 
     Attributes:
         wants_digests: whether the engine should compute digests of what it writes.
@@ -62,35 +62,37 @@ class Sink:
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Take a tensor's bytes from byte ``start`` on.
 
-        Called in any order and from any thread, once for each range. The engine uses the buffer
-        again afterwards, so that what should stay must be copied.
+        The engine calls this once for each range, in any order and from any thread. It reuses the
+        buffer, so a sink copies what it needs later.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what write() does")
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
-        """Memory in which to make these bytes, to be followed by :meth:`commit`: it saves a copy.
-        None where there is none; then the engine calls :meth:`write`."""
+        """Return memory for these bytes, to save a copy; the engine calls :meth:`commit` once it is filled.
+
+        If this returns None, the engine calls :meth:`write`.
+        """
         return None
 
     def commit(self, name: str, start: int, length: int) -> None:
-        """The bytes that were reserved are there."""
+        """Take the bytes that the engine has put into reserved memory."""
 
     def close(self) -> None:
-        """Everything has been written: make it last."""
+        """Finish: all tensors are written."""
 
     def abort(self) -> None:
-        """The merge failed: let go of what is open."""
+        """Release what is open, after a merge that failed."""
 
 
 class NullSink(Sink):
-    """Forgets everything: to measure the engine alone."""
+    """Discard the output, to measure the engine alone."""
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Do nothing."""
 
 
 class DigestSink(NullSink):
-    """Keeps nothing but the engine's digests: to compare a merge with one on disk."""
+    """Keep only the engine's digests, to compare a merge with one on disk."""
 
     wants_digests = True
 
@@ -98,9 +100,8 @@ class DigestSink(NullSink):
 class SafetensorsSink(Sink):
     """Safetensors files with final names, headers and offsets.
 
-    Bytes are collected in aligned windows that go to the disk as soon as they are full, past the
-    page cache where the file system allows it: what is written is not read again, and the page
-    cache would only be in the way of the inputs.
+    Bytes are collected in aligned windows. A full window is written to the disk, past the page cache
+    where the file system allows it, so that the page cache is left to the inputs.
     """
 
     wants_digests = True
@@ -111,12 +112,12 @@ class SafetensorsSink(Sink):
         shards: Sequence[Extents],
         on_file: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Make no file yet.
+        """Prepare the files; each is created when its first byte arrives.
 
         Args:
-            folder: where they go.
-            shards: the files.
-            on_file: told of each by its name when it is whole and synced, by any thread.
+            folder: the folder of the files.
+            shards: the layout of each file.
+            on_file: called with the name of each complete and synced file, from any thread.
         """
         self._files = [_ShardFile(folder, shard, on_file) for shard in shards]
         self._places = {
@@ -141,12 +142,12 @@ class SafetensorsSink(Sink):
         file.commit(offset + start, length)
 
     def close(self) -> None:
-        """Write the last, partly filled windows, and sync."""
+        """Check that every file is complete."""
         for file in self._files:
             file.close()
 
     def abort(self) -> None:
-        """Close the files as they are."""
+        """Close the files, complete or not."""
         for file in self._files:
             file.abort()
 
@@ -158,7 +159,7 @@ class _Window:
 
 
 class _ShardFile:
-    """One output file, opened at its first byte and closed at its last: a large merge has many."""
+    """One output file. It is open only between its first and last byte, since a merge may have many."""
 
     def __init__(self, folder: Path, shard: Extents, on_file: Callable[[str], None]) -> None:
         self.path = folder / shard.file
@@ -174,7 +175,7 @@ class _ShardFile:
         self._direct = False
 
     def write(self, position: int, data: memoryview) -> None:
-        """Copy bytes into their windows. Ranges never overlap, so that the copying needs no lock."""
+        """Copy bytes into their windows; ranges never overlap, so copying needs no lock."""
         while len(data):
             part = data[: WINDOW - position % WINDOW]
             view = self.reserve(position, len(part))
@@ -185,7 +186,7 @@ class _ShardFile:
             data = data[len(part) :]
 
     def reserve(self, position: int, length: int) -> memoryview | None:
-        """The memory of a range within one window."""
+        """The memory of a range; None for a range that crosses windows."""
         index, within = divmod(position, WINDOW)
         if within + length > WINDOW:
             return None
@@ -200,7 +201,7 @@ class _ShardFile:
         return memoryview(window.buffer)[within : within + length]
 
     def commit(self, position: int, length: int) -> None:
-        """A range is filled; the last one of a window sends it to the disk."""
+        """Count a filled range; the last range of a window writes the window to the disk."""
         index = position // WINDOW
         with self._lock:
             window = self._windows[index]
@@ -208,7 +209,7 @@ class _ShardFile:
             full = window.missing == 0
             if full:
                 del self._windows[index]
-        if full:  # and nobody else has it any more
+        if full:  # and no other thread has it any more
             self._flush(index, window.buffer)
 
     def _open(self) -> None:
@@ -289,7 +290,7 @@ class StateDictSink(Sink):
     """Tensors in memory, under their output names.
 
     Attributes:
-        tensors: the state dict, whole once the merge is done.
+        tensors: the state dict, complete after the merge.
     """
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
@@ -307,12 +308,12 @@ class StateDictSink(Sink):
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
         """See :class:`Sink`."""
-        found: memoryview = self._bytes[name][start : start + length]
-        return found
+        memory: memoryview = self._bytes[name][start : start + length]
+        return memory
 
 
 class ModuleSink(StateDictSink):
-    """The parameters of a live model on the CPU, changed in place: the next forward pass sees the merge.
+    """The parameters of a live model on the CPU, changed in place.
 
     Raises:
         MerganserError: when the model lacks a tensor of the merge, or has it in another dtype or shape.
@@ -325,10 +326,10 @@ class ModuleSink(StateDictSink):
             tensor = own.get(name)
             if tensor is None:
                 raise MerganserError(f"the live model has no tensor {name!r}")
-            found = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-            if found != str(spec) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            kind = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+            if kind != str(spec) or tensor.device.type != "cpu" or not tensor.is_contiguous():
                 raise MerganserError(
-                    f"the live model's tensor {name!r} is {found} on {tensor.device}, "
+                    f"the live model's tensor {name!r} is {kind} on {tensor.device}, "
                     f"the merge's is {spec}; both must be alike, and on the CPU"
                 )
             self.tensors[name] = tensor
@@ -336,10 +337,11 @@ class ModuleSink(StateDictSink):
 
 
 class LiveSink(Sink):
-    """The tensors of a live model on any device and of any dtype: each range is converted as it comes.
+    """The tensors of a live model on any device, in any dtype; each range is converted on arrival.
 
     Raises:
-        MerganserError: when the model has a tensor of the merge in another shape, or not in one piece.
+        MerganserError: when a tensor of the model has another shape than the merge's, or is not
+            contiguous.
     """
 
     def __init__(
@@ -360,7 +362,7 @@ class LiveSink(Sink):
             self._flat[name] = None if tensor is None else tensor.detach().view(-1)
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """See :class:`Sink`. What the model does not have is forgotten."""
+        """See :class:`Sink`. Tensors that the model lacks are discarded."""
         import torch
 
         flat, dtype = self._flat[name], self._dtypes[name]

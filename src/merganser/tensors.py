@@ -1,4 +1,4 @@
-"""What a tensor is before it is read: its dtype and shape. The one dtype table of the package."""
+"""Dtype and shape of tensors, and the only dtype table of the package."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class DType:
         name: torch's name, which is also the name used in recipes and ``config.json``.
         tag: the name in a safetensors header.
         itemsize: bytes an element.
-        floating: whether arithmetic on it makes sense; others are only ever copied.
-        mergeable: whether the engine can read it into numbers (fp8 needs its scales first).
+        floating: whether its numbers can be merged; tensors of other types are copied.
+        mergeable: whether the engine reads it directly; fp8, for example, needs its scales first.
     """
 
     name: str
@@ -57,13 +57,13 @@ FLOAT64 = BY_NAME["float64"]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Dtype and shape of a tensor, known from a header alone.
+    """Dtype and shape of a tensor, read from a header.
 
     Attributes:
-        dtype: what reading it gives.
+        dtype: the dtype that reading the tensor gives.
         shape: its sizes, outermost first.
-        narrow: the dtype that a result made of it has by default, where reading gives a wider one
-            so as to lose nothing (quantised, adapted and averaged tensors); None for ``dtype``.
+        narrow: the default dtype of a result, for a tensor that is read in a wider dtype to lose
+            nothing (quantised, adapted and averaged tensors); None for ``dtype``.
     """
 
     dtype: DType
@@ -72,7 +72,7 @@ class TensorSpec:
 
     @property
     def natural(self) -> DType:
-        """The dtype that a result made of this tensor alone has, if none is asked for."""
+        """The default dtype of a result of this tensor alone."""
         return self.narrow or self.dtype
 
     @property
@@ -82,7 +82,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes, stored without gaps."""
+        """Size in bytes, contiguous."""
         return self.numel * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size: float) -> str:
-    """Write a number of bytes for people, in decimal units: ``3.55 GB``."""
+    """Format a number of bytes in decimal units: ``3.55 GB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
