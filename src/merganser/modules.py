@@ -1,4 +1,4 @@
-"""The modules of a model and their layers: from tensor names, shapes and ``config.json``."""
+"""Infer a model's modules and their layers from tensor names, shapes and ``config.json``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ LAYER_COUNT_KEYS = (
     "num_blocks",  # xLSTM
     "layers",
 )
-"""Names that configs give to the number of layers."""
+"""Keys of configs for the number of layers."""
 
 DEFAULT = "default"
-"""The module of a model of one part, as MergeKit calls it."""
+"""Name of the only module of a model, as in MergeKit."""
 
 TEXT, VISION, AUDIO, PROJECTOR = (
     "text_decoder",
@@ -39,15 +39,15 @@ ENCODER, DECODER, SHARED = "encoder", "decoder", "shared"
 _SIDED = (ENCODER, DECODER, SHARED)
 
 FURTHER = frozenset({"mtp", "mtp_layers"})
-"""Modules that predict further tokens, where these are no blocks after the layers."""
+"""Words of modules for multi-token prediction; other models have them as blocks after the layers."""
 
 WIDTH_KEYS = ("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "width", "hidden_dim")
-"""Names that configs give to the width of layers."""
+"""Keys of configs for the width of layers."""
 
 _TOWER = re.compile(
     r"(?:^|[._])(image|img|vision|visual|vit|video|audio|speech|sam|protein|vq\w*|vae|codec)(?:$|[._])"
 )
-"""Words of a path that no language model has."""
+"""Words in paths of modules that are not language models."""
 
 MODULE_WORDS: Mapping[str, str] = {
     "multi_modal_projector": PROJECTOR,
@@ -77,9 +77,8 @@ MODULE_WORDS: Mapping[str, str] = {
     "audio_encoder": AUDIO,
     "speech_encoder": AUDIO,
 }
-"""Words of a tensor's name, between dots, that tell its module; the first of this table that occurs
-wins. All else in a model that has some of these is its text decoder. The names of modules are
-MergeKit's."""
+"""Modules by a word of a tensor's name (between dots); the first of this table that occurs wins.
+In a model with any of them, all other tensors are the text decoder's. Module names are MergeKit's."""
 
 MODULE_ALIASES: Mapping[str, str] = {
     "vision_model": VISION,  # MergeKit's name for that of Llama 4
@@ -89,7 +88,7 @@ MODULE_ALIASES: Mapping[str, str] = {
     "text_model": TEXT,
     "projector": PROJECTOR,
 }
-"""Other names by which a recipe may call a module."""
+"""Other names for modules in recipes."""
 
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     TEXT: ("text_config", "llm_config", "language_config", "thinker_config"),
@@ -98,7 +97,7 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     ENCODER: ("encoder", "encoder_config"),
     DECODER: ("decoder", "decoder_config"),
 }
-"""Where a config describes a module, if not in itself."""
+"""Keys of a config's section for a module, if it has one."""
 
 _SIDES: Mapping[str, tuple[str, ...]] = {
     ENCODER: (
@@ -110,22 +109,22 @@ _SIDES: Mapping[str, tuple[str, ...]] = {
     ),
     DECODER: ("decoder_layers", "num_decoder_layers"),
 }
-"""The layer counts of the two sides of an encoder–decoder model, in a config for both. It often
-repeats the encoder's as ``num_hidden_layers``."""
+"""Keys for the layer counts of encoder and decoder in one config. ``num_hidden_layers`` is often the
+encoder's."""
 
 NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A part of a model: its text decoder, its vision tower; or the whole of it.
+    """A module of a model: its text decoder, its vision tower; or the model itself.
 
     Attributes:
         name: MergeKit's name for it.
-        stacks: the prefixes of its numbered blocks, and how many there are; deepest first.
-        section: the keys that lead to where the config counts its layers (none for the config
-            itself); None if the config does not.
-        counts: the keys there that hold that number.
+        stacks: prefixes of numbered blocks and their numbers of blocks, the deepest first.
+        section: path of keys to the config's section with its layer count, () for the top level;
+            None if the config has no count for it.
+        counts: keys of the layer count in that section.
     """
 
     name: str
@@ -135,20 +134,20 @@ class Module:
 
     @property
     def stack(self) -> str | None:
-        """The prefix of its layers; None if there are none."""
+        """Prefix of its layers; None if it has none."""
         return next(iter(self.stacks), None)
 
     @property
     def depth(self) -> int:
-        """Its number of layers."""
+        """Number of layers."""
         return next(iter(self.stacks.values()), 0)
 
     def predicts_further(self, name: str) -> bool:
-        """Whether a tensor belongs to what predicts further tokens, which models may lack."""
+        """Whether a tensor is part of multi-token prediction, which a model may lack."""
         return self.number_beyond(name) is not None or not FURTHER.isdisjoint(name.split("."))
 
     def number_beyond(self, name: str) -> int | None:
-        """How many blocks after the last layer a tensor lies, for predicting further tokens."""
+        """Number of a tensor's block, counted from the first block after the layers; None for others."""
         if self.stack is None or not name.startswith(self.stack):
             return None
         number = re.match(r"\d+", name[len(self.stack) :])
@@ -157,36 +156,35 @@ class Module:
 
 
 def sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The config and those of its parts that describe a sub-model (``text_config`` …), the text
-    model's before others."""
+    """The config and its sections for sub-models (``text_config`` …), the text model's first."""
     return [section for _, section in located_sections(config)]
 
 
 def located_sections(
     config: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """:func:`sections`, each with the keys that lead to it."""
+    """:func:`sections`, each with its path of keys."""
     text = _SECTIONS[TEXT]
     known = [key for keys in _SECTIONS.values() for key in keys]
-    found = [(path, config)]
+    located = [(path, config)]
     inner = [
         k for k, v in config.items() if isinstance(v, dict) and (k.endswith("config") or k in known)
     ]
     for key in sorted(inner, key=lambda k: text.index(k) if k in text else len(text)):
-        found += located_sections(config[key], (*path, key))
-    return found
+        located += located_sections(config[key], (*path, key))
+    return located
 
 
 def find_parts(
     specs: Mapping[str, TensorSpec], config: Mapping[str, Any], paths: Iterable[str] = ()
 ) -> dict[str, str]:
-    """The module of every tensor.
+    """Return the module of every tensor.
 
     Args:
-        specs: the model's tensors.
-        config: its ``config.json``.
-        paths: names that a recipe gives to modules. One that is no module's is a path: words that
-            follow each other in the names of its tensors.
+        specs: dtype and shape of every tensor by name.
+        config: the model's ``config.json``.
+        paths: module names in a recipe. An unknown name is a path: consecutive words in the names of
+            the module's tensors.
     """
     parts = _by_evidence(specs, config, _by_words(specs, config))
     known = set(parts.values())
@@ -203,30 +201,30 @@ def _words(name: str) -> str:
 
 
 def _by_words(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    told = {name: _words(name) for name in names}
-    sees = not {VISION, AUDIO}.isdisjoint(told.values())
+    parts = {name: _words(name) for name in names}
+    multimodal = not {VISION, AUDIO}.isdisjoint(parts.values())
     sides = {
         name: next((word for word in name.split(".") if word in (ENCODER, DECODER)), SHARED)
-        for name in told
+        for name in parts
     }
-    if sees and any(told[name] == TEXT and NUMBER.search(name) for name in told):
+    if multimodal and any(parts[name] == TEXT and NUMBER.search(name) for name in parts):
         if all(isinstance(config.get(side), dict) for side in (ENCODER, DECODER)):  # T5Gemma 2
-            return {name: sides[name] if part == TEXT else part for name, part in told.items()}
-        return told
+            return {name: sides[name] if part == TEXT else part for name, part in parts.items()}
+        return parts
     stacked = {side for name, side in sides.items() if NUMBER.search(name)}
     if {ENCODER, DECODER} <= stacked:
         return sides
-    return dict.fromkeys(told, DEFAULT)
+    return dict.fromkeys(parts, DEFAULT)
 
 
 def _by_evidence(
     specs: Mapping[str, TensorSpec], config: Mapping[str, Any], parts: Mapping[str, str]
 ) -> dict[str, str]:
-    """The modules of a model that has others beside its language model by names that are not known.
+    """Correct the modules of a model whose other modules have names that ``MODULE_WORDS`` lacks.
 
-    The language model's layers are the blocks whose number and width are the text config's. Blocks
-    elsewhere are of another module if their names, their width or another section of the config
-    say so; its path, where that leaves the language model's, is its name.
+    The language model's layers are the blocks with the text config's number and width. Other blocks
+    belong to another module if their names, their width or another section of the config say so.
+    The module is named by its path, up to the first word that differs from the language model's.
     """
     located = located_sections(config)
     counted = [(path, s) for path, s in located if _counts(s)]
@@ -272,7 +270,7 @@ def _by_evidence(
 
 
 def _leaving(prefix: str, main: str) -> str | None:
-    """The path of a prefix to the first word that is not the other's."""
+    """A prefix up to the first word that differs from ``main``; None if none differs."""
     words, others = prefix.rstrip(".").split("."), main.rstrip(".").split(".")
     for i, word in enumerate(words):
         if i >= len(others) or word != others[i]:
@@ -281,17 +279,17 @@ def _leaving(prefix: str, main: str) -> str | None:
 
 
 def _widths(specs: Mapping[str, TensorSpec], names: Iterable[str]) -> dict[str, set[int]]:
-    """What may be the width of blocks, by their prefix: the lengths of the norms in a first block, or
-    of all sides there if it has none."""
+    """Candidates for the width of blocks, by their prefix: the lengths of the norms in the first block,
+    or all its sides if it has no norm."""
     norms: dict[str, set[int]] = {}
     sides: dict[str, set[int]] = {}
     for name in names:
         match = NUMBER.search(name)
         if match is not None and "/" not in name:
             prefix, shape = name[: match.start()], specs[name].shape
-            found = sides.setdefault(prefix, set())
+            widths = sides.setdefault(prefix, set())
             if int(match[1]) == 0:
-                found.update(shape)
+                widths.update(shape)
                 if len(shape) == 1 and ("norm" in name.lower() or ".ln_" in name):
                     norms.setdefault(prefix, set()).update(shape)
     return sides | norms
@@ -311,17 +309,17 @@ def _width(section: Mapping[str, Any]) -> int | None:
 def find_module(
     name: str, specs: Mapping[str, TensorSpec], tensors: Sequence[str], config: Mapping[str, Any]
 ) -> Module:
-    """A module's layers: those numbered blocks that the config counts, else all that are whole."""
+    """Find a module's layers: the numbered blocks that the config counts, else all without gaps."""
     blocks, sides = _blocks(tensors), _widths(specs, tensors)
     further = _blocks(name for name in tensors if ".eh_proj." in name)
     stated = {
-        prefix: found
+        prefix: count
         for prefix, numbers in blocks.items()
-        if (found := _counted(name, numbers, sides[prefix], config, further.get(prefix)))
+        if (count := _counted(name, numbers, sides[prefix], config, further.get(prefix)))
         is not None
     }
-    whole = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
-    depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or whole
+    gapless = {p: len(n) for p, n in blocks.items() if n == set(range(len(n)))}
+    depths = {prefix: depth for prefix, (_, _, depth) in stated.items()} or gapless
     stacks = dict(sorted(depths.items(), key=lambda entry: -entry[1]))
     main = next(iter(stacks), "")
     section, counts, _ = stated.get(main, (None, (), 0))
@@ -329,7 +327,7 @@ def find_module(
 
 
 def _of_side(prefix: str, counts: tuple[str, ...]) -> tuple[str, ...]:
-    """The counts that are not the other side's, of blocks of an encoder or a decoder."""
+    """For blocks of an encoder or a decoder, the count keys without the other side's."""
     words = prefix.split(".")
     for side, other in ((ENCODER, DECODER), (DECODER, ENCODER)):
         if side in words and other not in words:
@@ -338,12 +336,15 @@ def _of_side(prefix: str, counts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _blocks(names: Iterable[str]) -> dict[str, set[int]]:
-    """Prefixes of numbered blocks and their numbers. The first number in a name counts: experts are
-    numbered too, but inside a layer. Modules in folders of their own (``2_Dense/``) have no layers."""
+    """Numbers of blocks by prefix.
+
+    The first number in a name is the block's; later ones number experts. Modules in folders
+    (``2_Dense/``) have no layers.
+    """
     numbers: dict[str, set[int]] = {}
     for name in names:
-        if "/" not in name and (found := NUMBER.search(name)):
-            numbers.setdefault(name[: found.start()], set()).add(int(found[1]))
+        if "/" not in name and (match := NUMBER.search(name)):
+            numbers.setdefault(name[: match.start()], set()).add(int(match[1]))
     return numbers
 
 
@@ -354,32 +355,34 @@ def _counted(
     config: Mapping[str, Any],
     further: set[int] | None,
 ) -> tuple[tuple[str, ...], tuple[str, ...], int] | None:
-    """Where the config states the count of some blocks. Blocks beyond the count are no layers of
-    the model: DeepSeek keeps its layers for predicting further tokens there, which the config may
-    count or not: ``further``."""
+    """Find the config's count of some blocks: its section, its keys and the number; None if there is none.
+
+    Blocks beyond the count are for multi-token prediction (DeepSeek), not layers; ``further`` has
+    the numbers of such blocks, which the config may include in its count.
+    """
     if numbers != set(range(len(numbers))):
         return None
-    found = located_sections(config)
+    located = located_sections(config)
     own = _SECTIONS.get(module, ())
-    mine = [entry for entry in found if entry[0] and entry[0][-1] in own]
-    if module in _SIDED:  # the text model of a side that sees, too
+    mine = [entry for entry in located if entry[0] and entry[0][-1] in own]
+    if module in _SIDED:  # and the text section of a multimodal side
         text = _SECTIONS[TEXT]
-        mine += [e for e in found if len(e[0]) > 1 and e[0][-2] in own and e[0][-1] in text]
+        mine += [e for e in located if len(e[0]) > 1 and e[0][-2] in own and e[0][-1] in text]
     others = [
         (path, section)
-        for path, section in found
+        for path, section in located
         if not any(path and path[-1] in keys for m, keys in _SECTIONS.items() if m != module)
     ]
-    if not mine and module in _SIDED and len(found) > 1:  # an encoder of images (Pix2Struct)
+    if not mine and module in _SIDED and len(located) > 1:  # an encoder of images (Pix2Struct)
         own = _SECTIONS[TEXT] if module == DECODER else (*_SECTIONS[VISION], *_SECTIONS[AUDIO])
-        others = [entry for entry in found if entry[0] and entry[0][-1] in own] + others
+        others = [entry for entry in located if entry[0] and entry[0][-1] in own] + others
     elif module not in (*_SECTIONS, DEFAULT, SHARED):  # one of another name: what has its width
-        fitting = [e for e in found if (width := _width(e[1])) is None or width in sides]
+        fitting = [e for e in located if (width := _width(e[1])) is None or width in sides]
         named = [
             e for e in fitting if e[0] and e[0][-1].removesuffix("_config") in module.split(".")
         ]
-        others, found = named + sorted(fitting, key=lambda e: _width(e[1]) is None), []
-    for path, section in mine or [*others, *found]:
+        others, located = named + sorted(fitting, key=lambda e: _width(e[1]) is None), []
+    for path, section in mine or [*others, *located]:
         in_own = bool(path) and path[-1] in own
         known = LAYER_COUNT_KEYS if in_own else _SIDES.get(module, LAYER_COUNT_KEYS)
         beyond = section.get("num_nextn_predict_layers")
@@ -397,5 +400,5 @@ def _counted(
 
 
 def is_count(value: object) -> bool:
-    """Whether a value of a config may be a number of something."""
+    """Whether a config's value is a positive integer."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,4 +1,4 @@
-"""Checks on what a method's function does, for methods that nobody has tested yet."""
+"""Run-time checks of methods' results, for methods from outside the package."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = 4096
-"""Elements of a tile on which a method's claim to be elementwise is tried."""
+"""Number of elements on which ``elementwise=True`` is checked."""
 
 
 def fault(method: Method, error: Exception) -> str | None:
-    """What to say about an exception from a method's function; None for a fault of Merganser's.
+    """The message for an exception from a method's function; None for a bug of Merganser.
 
-    A ValueError is the method's own refusal. Any other exception is a fault in the code of a method
-    that is not built in, and is named with its line.
+    A ValueError is the method's refusal of its inputs. Any other exception is a bug in the code of a
+    method from outside the package; the message names its line.
     """
     if isinstance(error, MerganserError):
         return None
@@ -37,10 +37,10 @@ def fault(method: Method, error: Exception) -> str | None:
 
 
 def check_coefficients(method: Method, result: object, inputs: int) -> None:
-    """Refuse a combination that does not have one coefficient for each input.
+    """Check that a result is a combination with one coefficient per input.
 
     Raises:
-        ValueError: when there are more or fewer, or the result is something else.
+        ValueError: when it is not.
     """
     if not isinstance(result, Combination):
         raise ValueError(f"returned {type(result).__name__}, and not the Combination it declares")
@@ -52,10 +52,10 @@ def check_coefficients(method: Method, result: object, inputs: int) -> None:
 
 
 def check_sparse_deltas(result: object, models: int) -> None:
-    """Refuse sparse deltas that do not have one number for each model.
+    """Check that a result is sparse deltas with one number of each kind per model.
 
     Raises:
-        ValueError: when there are more or fewer, or the result is something else.
+        ValueError: when it is not.
     """
     if not isinstance(result, SparseDeltas):
         raise ValueError(f"returned {type(result).__name__}, and not the SparseDeltas it declares")
@@ -75,17 +75,17 @@ def check_sparse_deltas(result: object, models: int) -> None:
 def check_elementwise(
     method: Method, call: Callable[[list[Tensor]], Tensor], tensors: Sequence[Tensor]
 ) -> None:
-    """Refuse a method that claims to be elementwise and is not, by a few thousand elements.
+    """Check on a few thousand elements that a method with ``elementwise=True`` is elementwise.
 
-    An elementwise function gives the same for two parts of its inputs as for both together.
+    An elementwise function gives the same result for two parts of its inputs as for both at once.
 
     Args:
-        method: what claims it.
-        call: the method's function, with all but the tensors settled.
-        tensors: flat ones of one size.
+        method: the method.
+        call: the method's function of the tensors alone.
+        tensors: flat tensors of one size.
 
     Raises:
-        ValueError: when the two differ by more than rounding.
+        ValueError: when the results differ by more than rounding.
     """
     import torch
 

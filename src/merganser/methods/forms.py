@@ -1,4 +1,4 @@
-"""What a method returns, and what the engine gives it."""
+"""Types of methods' arguments and results."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[np.float64]]
 else:
-    Array = Any  # so that looking methods up loads nothing
+    Array = Any  # looking up a method does not import numpy
 
 Gram = Array
-"""Inner products ``gram[..., i, j]``, float64; of the inputs the base comes first where there is one.
-The leading axes are those of the vectors that the method works on: none for whole tensors."""
+"""Inner products ``gram[..., i, j]`` in float64. The base, if there is one, is input 0. Leading axes
+count the vectors (rows or columns); there are none if a tensor is one vector."""
 
 Generators = Callable[[int], Any]
-"""Makes the ``torch.Generator`` for the draws of one of the models: they depend on the seed, the
-tensor's name and the model's number alone."""
+"""Returns the ``torch.Generator`` for one model's draws, which depend on the seed, the tensor's name
+and the model's number only."""
 
 Vectors = Literal["tensor", "rows", "columns"]
-"""What a method takes for one vector: the flattened tensor, or what lies along its last or its
-first axis."""
+"""The vectors of a tensor: the flattened tensor, its rows (last axis), or its columns (first axis)."""
 
 
 class Combination(NamedTuple):
     """``sum(c * x for c, x in zip(coefficients, inputs))``, the base first if there is one.
 
     Attributes:
-        coefficients: one an input; where the method works on rows or columns, an array of one a
-            vector.
+        coefficients: one per input; for rows or columns, each an array with one per vector.
         divide: divide the sum by the coefficients' sum afterwards, both in the dtype that is
             computed in, as MergeKit 0.1.5 does; otherwise methods normalise beforehand, exactly.
         from_zero: begin the sum with zero, as MergeKit does; it makes a sum of negative zeros positive.
@@ -42,21 +40,20 @@ class Combination(NamedTuple):
 
 
 class Largest(NamedTuple):
-    """Keep the greatest changes of a tensor, or those below the very greatest.
+    """Keep the deltas of largest magnitude, optionally without the very largest.
 
-    Magnitudes are compared as float32; equal ones at a cut are kept in the order of the tensor.
+    Magnitudes are compared in float32; of equal ones at a threshold, the first elements are kept.
 
     Attributes:
-        density: share of the tensor that is kept.
-        without: share of the greatest that is dropped first; None for a rule without it, which
-            keeps at least one.
+        density: kept share of the tensor.
+        without: share of the largest deltas to drop; None to drop none and keep at least one.
     """
 
     density: float
     without: float | None = None
 
     def ranks(self, size: int) -> tuple[int, int]:
-        """The ranks by descending magnitude that are kept of so many elements, half-open."""
+        """The half-open range of kept ranks, by descending magnitude, among ``size`` elements."""
         if self.without is None:
             return 0, max(1, int(self.density * size)) if self.density > 0 and size else 0
         kept, dropped = int(self.density * size), int(self.without * size)
@@ -65,49 +62,50 @@ class Largest(NamedTuple):
 
 
 class Random(NamedTuple):
-    """Keep each change with a probability of its own draw."""
+    """Keep each delta with probability ``density``, drawn independently."""
 
     density: float
 
 
 class Ranked(NamedTuple):
-    """Keep each change with a probability that grows with its rank in its row, by magnitude: from
-    ``density - epsilon`` for the smallest to ``density + epsilon`` for the greatest."""
+    """Keep each delta with a probability that grows with the rank of its magnitude in its row, from
+    ``density - epsilon`` for the smallest to ``density + epsilon`` for the largest."""
 
     density: float
     epsilon: float
 
 
 class MostVaried(NamedTuple):
-    """Keep, in all models, the positions at which the changes vary most between the models: this
-    share of those where they vary at all."""
+    """Keep, in all models, the positions where the deltas vary most between models: a share of the
+    positions where they vary at all."""
 
     share: float
 
 
 Keep = Largest | Random | Ranked | None
-"""Which of a model's changes are kept; None for all."""
+"""Which of a model's deltas are kept; None for all."""
 
 
 class SparseDeltas(NamedTuple):
-    """The base plus some of what each model changed in it.
+    """The base plus a weighted sum of sparse deltas.
 
-    With the differences ``d_i = x_i - x_0``, at every position: ``D_i = w_i f_i d_i`` where d_i is
-    kept, else 0; with ``elect`` those D_i count whose sign is that of their sum. The result is
-    ``x_0 + scale * sum(D_i) / divisor``.
+    With the deltas ``d_i = x_i - x_0``, at every position: ``D_i = w_i f_i d_i`` if d_i is kept, else
+    0. With ``elect`` only those D_i count that have the sign of sum(D_i). The result is ``x_0 + scale
+    * sum(D_i) / divisor``.
 
     Attributes:
-        weights: w_i; None for each model's share of the squares of all kept changes.
-        keep: which changes are kept, model by model; or one rule for all of them.
-        factors: f_i that are known beforehand.
-        rescale: the norm of a tensor's changes that f_i makes the kept ones have again, or None.
-        elect: whether the sign of the majority is elected.
-        divide: by nothing, by the sum of the weights, or by that of the weights which count at this
-            position; by 1 where the sum is zero.
-        scale: of the whole change.
-        agree: positions are kept only where so many models agree with the quotient m, that is
-            ``|d_i| >= slack_i |m - d_i|``; None for all positions.
-        slack: of each model.
+        weights: w_i; None for each model's share of the squares of all kept deltas.
+        keep: rule for the kept deltas, one per model, or one rule for all models together.
+        factors: f_i, if they are known beforehand.
+        rescale: the norm that f_i restores: the kept deltas of a tensor get the norm of all its
+            deltas. None for no rescaling.
+        elect: whether to elect the sign of the majority.
+        divide: the divisor: 1, the sum of the weights, or the sum of the weights that count at this
+            position; 1 where the sum is zero.
+        scale: factor of the sum.
+        agree: number of models that must agree with the quotient m at a position, that is
+            ``|d_i| >= slack_i |m - d_i|``; None to keep all positions.
+        slack: slack_i of each model.
     """
 
     weights: tuple[float, ...] | None

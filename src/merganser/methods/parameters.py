@@ -1,4 +1,4 @@
-"""The parameters of a method, and the marks that declare them in its signature."""
+"""Parameters of methods, and the annotations that declare them in a signature."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Annotated, Literal
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The values of a numeric parameter, ends included.
+    """The values of a numeric parameter, both ends included.
 
     Attributes:
-        low, high: the usual values. A recipe with others gets a warning; the tests of a method draw
-            from these.
-        least, most: the values that have a meaning. Others are an error. By default every finite
-            number has one, as it has for weights, where extrapolation is legitimate.
+        low, high: the usual values. Others get a warning; tests draw from these.
+        least, most: the valid values. Others are an error. By default every finite number is valid:
+            weights, for example, may extrapolate.
     """
 
     low: float
@@ -29,14 +28,14 @@ class Range:
             raise ValueError("a range needs least <= low <= high <= most")
 
     def usual(self, value: float) -> bool:
-        """Whether a value is a usual one."""
+        """Whether a value is usual."""
         return self.low <= value <= self.high
 
     def check(self, name: str, value: float) -> None:
-        """Refuse a value that has no meaning.
+        """Check that a value is valid.
 
         Raises:
-            ValueError: with the parameter's name and the values that have one.
+            ValueError: with the parameter's name and its valid values, if it is not.
         """
         if not self.least <= value <= self.most:
             raise ValueError(f"{name} must be {_interval(self.least, self.most)}, not {value:g}")
@@ -48,7 +47,7 @@ class Range:
 
     @property
     def valid_text(self) -> str:
-        """The values that have a meaning in words."""
+        """The valid values in words."""
         return _interval(self.least, self.most)
 
 
@@ -64,12 +63,12 @@ def _interval(low: float, high: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PerModel:
-    """Marks a parameter with one value a model (the base left out, where a method has one).
+    """Annotation of a parameter with one value per model, except the base.
 
     Attributes:
-        default: one model's value where a recipe gives none; None if it must give one.
-        normalized_by: the bool parameter with which the method divides the values by their sum, or
-            True if it always does. Usual are then the quotients, whatever the values' size.
+        default: a model's default value; None if the recipe must give one.
+        normalized_by: name of the bool parameter that makes the method divide the values by their
+            sum, or True if it always does. The usual range then applies to the quotients.
     """
 
     default: float | None = None
@@ -79,8 +78,8 @@ class PerModel:
 Weight = Annotated[Sequence[float], PerModel(normalized_by="normalize"), Range(-2.0, 2.0)]
 Density = Annotated[Sequence[float], PerModel(default=1.0), Range(0.01, 1.0, least=0.0, most=1.0)]
 Rescale = bool | Literal["l1", "l2", "linf", "dare"]
-"""Give the kept changes of a tensor the norm again that all of them had: ``true`` is ``l1``. ``dare``
-divides by the density instead, which keeps every change's expectation."""
+"""Give the kept deltas of a tensor the norm that all its deltas had; ``true`` is ``l1``. ``dare``
+divides by the density instead, which keeps the expectation of every delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +87,14 @@ class Parameter:
     """One of a method's parameters, read from its signature.
 
     Attributes:
-        name: in recipes.
-        argument: in Python.
+        name: its name in recipes.
+        argument: its name in Python.
         type: bool, int, float or str.
-        per_model: whether each model has its own.
+        per_model: whether each model has a value.
         required: whether a recipe must give it.
-        default: what it is otherwise; for ``per_model`` one model's.
-        range: the usual values, and those that have a meaning; None for any.
-        choices: the words that it may be, or may be instead of a number or truth.
+        default: its default; for ``per_model`` one model's.
+        range: its usual and its valid values; None for any.
+        choices: words that are valid values, alone or besides numbers or truth values.
         normalized_by: see :class:`PerModel`.
     """
 
@@ -111,16 +110,16 @@ class Parameter:
 
     @property
     def kind(self) -> str:
-        """What it may be, in words: ``float for each model``, ``bool or l1 or l2``."""
+        """Its type in words: ``float for each model``, ``bool or l1 or l2``."""
         plain = [] if self.type is str and self.choices else [self.type.__name__]
         kind = " or ".join([*plain, *self.choices])
         return f"{kind} for each model" if self.per_model else kind
 
     def convert(self, value: object) -> object:
-        """Read a recipe's value as this parameter's type.
+        """Convert a recipe's value to this parameter's type.
 
         Raises:
-            ValueError: when it is none, or has no meaning.
+            ValueError: when it has another type, or is not valid.
         """
         if self.choices and isinstance(value, str) and value.lower() not in ("true", "false"):
             if value not in self.choices:

@@ -34,12 +34,12 @@ FAMILIES: tuple[str, ...] = ("combination", "sparse_deltas", "selection", "merge
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a method that is not built in comes from.
+    """The source of a method that is not built in.
 
     Attributes:
-        source: the file, or the name of the module if there is none.
-        digest: SHA-256 of the file, or of the function's source; None where there is neither.
-        package: the installed package that it belongs to, as ``name==version``, or None.
+        source: its file, or the name of its module if there is no file.
+        digest: SHA-256 of the file, or of the function's source; None if neither can be read.
+        package: its installed package as ``name==version``, or None.
     """
 
     source: str
@@ -48,7 +48,7 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """The source without its folder."""
+        """The file's name."""
         return Path(self.source).name
 
 
@@ -58,30 +58,29 @@ class Method:
 
     Attributes:
         name: in recipes.
-        function: as it was written.
-        title: for cards and tables.
+        function: the registered function.
+        title: its name in cards and tables.
         summary: the first line of its docstring.
-        paper: arXiv number or address of its source, or None.
-        base: whether it works on differences to a base model; with ``none``, a base given in a
-            recipe is an input like the others.
-        models: least and greatest number of inputs, without the base unless ``base`` is ``none``.
-        form: what it returns: a combination, sparse deltas, or a tensor.
-        gram: what it needs the Gram matrix of: its inputs, their changes, or None.
-        vectors: what it takes for one vector, as a function of its parameters.
-        measure: counts things in tiles for a method with ``facts``; see :func:`merge_method`.
-        elementwise: whether it may be given tiles.
-        symmetric: whether the order of (model, parameters) pairs has no meaning.
+        paper: arXiv number or URL of its source, or None.
+        base: whether it merges task vectors, the differences to a base model; with ``none``, a
+            recipe's base is an ordinary input.
+        models: smallest and largest number of inputs, without the base unless ``base`` is ``none``.
+        form: its return type: a combination, sparse deltas, or a tensor.
+        gram: the vectors whose Gram matrix it needs: its inputs, their task vectors, or None.
+        vectors: the vectors of a tensor (all of it, rows, columns), as a function of the parameters.
+        measure: counts facts in tiles for a method with ``facts``; see :func:`merge_method`.
+        elementwise: whether it takes tiles of a tensor.
+        symmetric: whether the order of (model, parameters) pairs does not matter.
         idempotent: whether merging copies of one tensor gives that tensor.
-        arithmetic: the arithmetic that this function is the variant for.
+        arithmetic: the arithmetic for which this function is a variant.
         casts_up: whether MergeKit computes it in float32 whatever the dtype of its inputs.
         widens: whether MergeKit's result is float32 whatever the dtype of its inputs.
-        draws: whether it is given random generators.
-        check: raises ValueError for numbers that it refuses, before anything is read.
-        parameters: the recipe's.
-        cautions: functions of the parameters that return what is odd about a tensor's numbers
-            together, or None.
+        draws: whether it takes random generators.
+        check: raises ValueError for invalid parameters, before any tensor is read.
+        parameters: its parameters in recipes.
+        cautions: functions of the parameters that return a warning about their combination, or None.
         ignored: parameters that MergeKit accepts here, without effect.
-        origin: where it comes from; None for a built-in method.
+        origin: its source; None for a built-in method.
         fused: the compiled step of the engine that computes the same bits, or None.
     """
 
@@ -117,12 +116,12 @@ class Method:
 
     @property
     def whole(self) -> bool:
-        """Whether it needs whole tensors in memory."""
+        """Whether it needs complete tensors in memory."""
         return self.form == "tensor" and not self.elementwise and self.fused is None
 
     @property
     def cost(self) -> str:
-        """What it costs, in words: memory, and how often the inputs are read."""
+        """Its cost in words: memory, and passes over the inputs."""
         passes = "one pass"
         if self.gram:
             passes = "two passes: inner products first"
@@ -166,20 +165,20 @@ def merge_method(
 
     Args:
         name: in recipes.
-        base: whether the first coefficient of a combination is the base's. The other forms say it
-            in their signature: ``base: Tensor`` requires one, ``base: Tensor | None`` may have one,
-            and sparse deltas always require one.
-        elementwise: whether the method treats every element by itself, so that it may be given
-            tiles of a tensor. A method that is not elementwise is given whole tensors.
-        measure: takes what the method takes but for ``facts``, tile by tile, and returns a float64
-            tensor of counts; ``facts`` is their sum over the whole tensor.
-        replace: whether to take the place of a method that has this name already.
-        fused: the name of a compiled step with the same bits, see ``docs/adding.md``; none for methods
-            from outside the package.
+        base: for a combination, whether its first coefficient is the base's. The other forms declare
+            it in their signature: ``base: Tensor`` requires a base, ``base: Tensor | None`` allows
+            one, and sparse deltas require one.
+        elementwise: whether each element of the result depends on that element of the inputs only,
+            so that the method can take tiles. Other methods get complete tensors.
+        measure: takes the method's arguments except ``facts``, tile by tile, and returns a float64
+            tensor of counts; ``facts`` is their sum over the tensor.
+        replace: replace a method that already has this name.
+        fused: the name of a compiled step with the same bits, see ``docs/adding.md``; only for
+            built-in methods.
 
     Raises:
-        TypeError: when the signature is not that of a method, or contradicts the arguments.
-        ValueError: when the name is taken.
+        TypeError: when the signature is not a method's, or contradicts the arguments.
+        ValueError: when another method has the name.
     """
 
     def register(function: Function) -> Function:
@@ -230,13 +229,13 @@ def variant_of(
     measure: Callable[..., Any] | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[Function], Function]:
-    """Register a function as what a method is in another arithmetic, and return it unchanged.
+    """Register a function as a method's variant for another arithmetic, and return it unchanged.
 
-    It has the method's parameters, by the same names, and needs not declare them again; in all that
-    is not named here it is as the method. See :class:`Method` for the arguments.
+    The variant has the method's parameters under the same names, without their annotations; it
+    inherits everything that is not an argument here. See :class:`Method` for the arguments.
 
     Raises:
-        TypeError: when its parameters are others.
+        TypeError: when its parameters differ from the method's.
     """
     method = next(m for m in _registry.values() if m.function is exact)
 
@@ -268,7 +267,7 @@ def variant_of(
 
 
 def get(name: str, arithmetic: str = "exact") -> Method | None:
-    """The method of that name, in its variant for an arithmetic if it has one; None if unknown."""
+    """The method with this name, or its variant for the arithmetic if it has one; None if unknown."""
     _load_families()
     if (name, "exact") not in _registry:
         _load_entry_points()
@@ -276,14 +275,14 @@ def get(name: str, arithmetic: str = "exact") -> Method | None:
 
 
 def names() -> list[str]:
-    """The names of all methods, those of installed packages included, sorted."""
+    """Sorted names of all methods, including those of installed packages."""
     _load_families()
     _load_entry_points()
     return sorted({name for name, _ in _registry})
 
 
 def registered() -> list[Method]:
-    """All methods, in all their variants."""
+    """All methods and their variants."""
     names()
     return list(_registry.values())
 
@@ -319,12 +318,12 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def _finite(*ends: float) -> list[float | None]:
-    """Numbers for JSON, which has no infinity."""
+    """Numbers for JSON: None for infinity."""
     return [end if math.isfinite(end) else None for end in ends]
 
 
 def load_file(path: str | Path) -> None:
-    """Run a Python file that registers methods of the user's own.
+    """Run a Python file that registers merge methods.
 
     Raises:
         RecipeError: when it cannot be run.
@@ -354,9 +353,9 @@ def _check_claims(
     elementwise: bool,
     measure: Callable[..., Any] | None,
 ) -> None:
-    """Refuse arguments of the decorator that contradict the signature."""
+    """Check that the decorator's arguments agree with the signature."""
     name = function.__name__
-    if signature.draws and elementwise:  # every tile would be given the same draws
+    if signature.draws and elementwise:  # every tile would get the same draws
         raise TypeError(f"{name}: a method with generators is elementwise=False")
     if elementwise and signature.form != "tensor":
         raise TypeError(f"{name}: only a method that returns a tensor is elementwise")
@@ -369,7 +368,7 @@ def _check_claims(
 
 
 def _base(function: Callable[..., Any], signature: Signature, declared: BaseUse | None) -> BaseUse:
-    """Whether a method has a base, by its signature or, for a combination, by its declaration."""
+    """Return whether a method has a base: from its signature or, for a combination, as declared."""
     if signature.base is None:
         return declared or ("optional" if signature.gram == "changes" else "none")
     if declared is not None and declared != signature.base:
@@ -382,13 +381,13 @@ def _base(function: Callable[..., Any], signature: Signature, declared: BaseUse 
             says = "returns SparseDeltas, which are added to a base"
         raise TypeError(
             f"{function.__name__}: declared with base={declared!r}, but {says}; "
-            "leave base= away, for the signature says it"
+            "omit base=, since the signature declares it"
         )
     return signature.base
 
 
 def _check_name(method: Method) -> None:
-    """Refuse a name that another method has. The same function may be defined again."""
+    """Check that no other method has the name. The same function may be defined again."""
     if method.origin is not None:
         _load_families()
     taken = _registry.get((method.name, "exact"))
@@ -410,21 +409,21 @@ def _identity(method: Method) -> tuple[str, str]:
 
 
 def _origin(function: Callable[..., Any]) -> Origin | None:
-    """Where a function was written; None in this package."""
+    """The source of a function; None for one of this package."""
     function = inspect.unwrap(function)
     module = getattr(function, "__module__", "")
     if module.startswith(f"{PACKAGE}."):
         return None
     file = getattr(function, "__globals__", {}).get("__file__")
     digest = None
-    with suppress(OSError, TypeError):  # no file, and no source of what is typed at a prompt
+    with suppress(OSError, TypeError):  # a function typed at a prompt has neither file nor source
         code = Path(file).read_bytes() if file else inspect.getsource(function).encode()
         digest = hashlib.sha256(code).hexdigest()
     return Origin(file or module, digest, _package(module))
 
 
 def _package(module: str) -> str | None:
-    """The installed package that a module belongs to, as ``name==version``."""
+    """The installed package of a module, as ``name==version``, or None."""
     if module == "__main__" or module.startswith(FILE_PREFIX):
         return None
     installed = packages_distributions().get(module.partition(".")[0])

@@ -1,4 +1,4 @@
-"""Read what a method is from its signature."""
+"""Read a method's declaration from its signature."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Form = Literal["combination", "consensus", "tensor"]
 
 
 class _Tensor:
-    """Stands for torch's Tensor in annotations, so that reading them does not import torch."""
+    """Stands for torch's Tensor in annotations: reading them does not import torch."""
 
 
 _POSITIONAL: dict[Form, tuple[tuple[str, ...], ...]] = {
@@ -29,19 +29,19 @@ _POSITIONAL: dict[Form, tuple[tuple[str, ...], ...]] = {
         ("tensors", "base", "generators"),
     ),
 }
-"""The positional parameters that a method may have, by its form."""
+"""Valid positional parameters of a method, by its form."""
 
 
 class Signature(NamedTuple):
-    """What a method's signature says.
+    """The declaration in a method's signature.
 
     Attributes:
-        form: what it returns.
-        gram: what it needs the Gram matrix of: its inputs, their changes, or None.
+        form: its return type.
+        gram: the vectors whose Gram matrix it needs: its inputs, their task vectors, or None.
         draws: whether it takes random generators.
-        facts: whether it takes what its ``measure`` counted.
-        base: whether it works on differences to a base model; None where the signature does not say.
-        parameters: the recipe's.
+        facts: whether it takes the counts of its ``measure``.
+        base: whether it takes a base model; None if the signature does not say.
+        parameters: its parameters in recipes.
     """
 
     form: Form
@@ -53,10 +53,10 @@ class Signature(NamedTuple):
 
 
 def read_signature(function: Callable[..., Any]) -> Signature:
-    """Read a method's signature.
+    """Read the declaration in a method's signature.
 
     Raises:
-        TypeError: when it is not that of a method.
+        TypeError: when it is not a method's signature.
     """
     if not inspect.isfunction(function):
         raise TypeError(f"a merge method is a plain function, not {type(function).__name__}")
