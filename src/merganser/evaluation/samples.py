@@ -112,6 +112,68 @@ def read(file: Path, *, cut_off: bool = False) -> list[Sample]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a sample is worth, without what was said."""
+
+    task: str
+    problem: str
+    sample: int
+    scores: Mapping[str, float]
+
+
+_AFTER_PROMPT = b', "prompt": '
+_AFTER_COMPLETION = b', "tokens": '
+_TAIL = {"tokens", "finish", "scores", "answer", "key"}
+
+
+def read_verdicts(file: Path) -> list[Verdict]:
+    """Read what samples are worth.
+
+    Prompts and completions, nearly all of a line, are skipped: inside of a JSON string no quotation mark
+    stands without a backslash, so the keys around them are found by their quotation marks. A line that is
+    not as :func:`line` writes it is parsed whole.
+
+    Raises:
+        InputError: with file and line of what is wrong.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{file}: samples cannot be read ({error.strerror})") from None
+    found: list[Verdict] = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            found.append(_skipping(text) or _verdict(_sample(json.loads(text))))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(f"{file}:{number}: no sample ({str(error)[:80]})") from None
+    return found
+
+
+def _skipping(text: bytes) -> Verdict | None:
+    """The verdict of a line with its keys in order; None if it has others."""
+    head, tail = text.find(_AFTER_PROMPT), text.find(_AFTER_COMPLETION)
+    if not 0 < head < tail:
+        return None
+    try:
+        first = json.loads(text[:head] + b"}")
+        last = json.loads(b"{" + text[tail + 2 :])
+    except ValueError:
+        return None
+    if first.keys() != {"task", "problem", "sample"} or last.keys() != _TAIL:
+        return None
+    scores = last["scores"]
+    if not isinstance(first["sample"], int) or not isinstance(scores, dict):
+        return None
+    return Verdict(first["task"], first["problem"], first["sample"], scores)
+
+
+def _verdict(sample: Sample) -> Verdict:
+    return Verdict(sample.task, sample.problem, sample.sample, sample.scores)
+
+
 def _sample(record: dict[str, Any]) -> Sample:
     sample = Sample(**record)
     good = (

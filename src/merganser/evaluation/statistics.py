@@ -107,6 +107,55 @@ def pass_at(k: int, correct: Sequence[bool]) -> float:
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def pass_at_variance(k: int, correct: Sequence[bool]) -> float | None:
+    """The variance of :func:`pass_at` if the same problem was sampled again, without bias.
+
+    Of n samples that are right with chance 1 - q, pass@k is a U-statistic with variance
+    sum over j of C(k, j) C(n - k, k - j) / C(n, k) (q^(2k - j) - q^2k); powers of q are estimated by
+    C(n - c, i) / C(n, i).
+
+    Returns:
+        None where there are fewer than 2k samples, of which it cannot be told.
+    """
+    n, wrong = len(correct), len(correct) - sum(map(bool, correct))
+    if n < 2 * k:
+        return None
+    powers = [math.comb(wrong, i) / math.comb(n, i) for i in range(2 * k + 1)]
+    return math.fsum(
+        math.comb(k, j)
+        * math.comb(n - k, k - j)
+        / math.comb(n, k)
+        * (powers[2 * k - j] - powers[-1])
+        for j in range(1, k + 1)
+    )
+
+
+def maj_at_spread(
+    k: int,
+    answers: Sequence[str | None],
+    correct: Sequence[bool],
+    *,
+    draws: int = 400,
+    seed: int = SEED,
+) -> tuple[float, float]:
+    """The mean and the variance of maj@k over votes of k samples drawn from those of one problem.
+
+    The bootstrap: draws are with replacement, so the samples may be as few as k.
+    """
+    import numpy as np
+
+    known = list(dict.fromkeys(answer for answer in answers if answer is not None))
+    if not known:
+        return 0.0, 0.0
+    right = np.array([bool(correct[list(answers).index(answer)]) for answer in known])
+    votes = np.array([[answer == each for each in known] for answer in answers], np.int64)
+    drawn = np.random.default_rng(seed).integers(0, len(answers), (draws, k))
+    counts = votes[drawn].sum(axis=1)
+    first = (counts == counts.max(axis=1, keepdims=True)) & (counts > 0)
+    shares = (first & right).sum(axis=1) / np.maximum(1, first.sum(axis=1))
+    return float(shares.mean()), float(shares.var(ddof=1))
+
+
 def maj_at(k: int, answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Whether the answer that most of the first k samples give is right (self-consistency,
     Wang et al. 2022, arXiv:2203.11171).

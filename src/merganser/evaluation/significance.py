@@ -1,0 +1,308 @@
+"""Whether paired scores differ: intervals, sign-flip permutation, and corrections for many tests.
+
+Problems are the unit. Samples of one problem are a cluster, so a problem goes in as the difference of its
+means: if two models are equally good, each problem's difference is as likely to have the other sign,
+however many samples it stands on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DRAWS = 10_000
+"""Sign flips that are drawn where they are too many to list."""
+
+LEVEL = 0.05
+"""Two-sided level of tests; intervals hold the rest."""
+
+POWER_Z = 0.8416212335729143
+"""Quantile of the normal distribution at 80 %, the power that detectable differences stand for."""
+
+Z = 1.959963984540054
+
+_MOST_LISTED = 20
+"""Problems whose sign flips are all listed, at most: 2 ** 20 of them."""
+
+_MOST_LISTED_CELLS = 2**22
+"""Flips times models that are listed at most for a family of tests."""
+
+_MOST_STEPS = 1_000_000
+"""Length of an exact distribution, at most."""
+
+_TIE = 1e-9
+"""Statistics this close, relatively, are equal: sums in another order differ in the last bits."""
+
+
+# -- Student's t ---------------------------------------------------------------------------------
+
+
+def t_tail(t: float, freedom: float) -> float:
+    """Two-sided tail of Student's distribution: the chance of a value at least as far from 0."""
+    if math.isinf(t):
+        return 0.0
+    return _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
+
+
+@lru_cache(maxsize=1024)
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """The value that Student's distribution exceeds, on either side, with the chance of ``level``."""
+    low, high = 0.0, 1.0
+    while t_tail(high, freedom) > level:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_tail(middle, freedom) > level else (low, middle)
+    return (low + high) / 2
+
+
+def _incomplete_beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function, by its continued fraction."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1.0 - _incomplete_beta(1 - x, b, a)
+    scale = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = math.exp(scale + a * math.log(x) + b * math.log1p(-x)) / a
+    c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1))
+    value = d
+    for m in range(1, 100_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1.0 / (1.0 + term * d)
+            c = 1.0 + term / c
+            value *= c * d
+        if abs(c * d - 1.0) < 1e-15:
+            break
+    return front * value
+
+
+def normal_tail(z: float) -> float:
+    """Two-sided tail of the normal distribution."""
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
+# -- one difference ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two models are apart.
+
+    Attributes:
+        mean: of the problems' differences; of several tasks their weighted mean.
+        error: standard error of the mean, over problems.
+        freedom: degrees of freedom of the error.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+
+    def interval(self, critical: float | None = None) -> tuple[float, float]:
+        """The mean, and ``critical`` errors on both sides; by default the 95 % of Student's distribution."""
+        width = (t_quantile(self.freedom) if critical is None else critical) * self.error
+        return self.mean - width, self.mean + width
+
+    def detectable(self, critical: float | None = None) -> float:
+        """The smallest true difference that a test finds in 80 % of studies like this one.
+
+        Args:
+            critical: how many errors are significant; by default those of one test.
+        """
+        return ((Z if critical is None else critical) + POWER_Z) * self.error
+
+
+def differences(
+    parts: Sequence[Array], weights: Sequence[float], *, rates: bool = False
+) -> list[Difference]:
+    """The mean differences of some models from one reference.
+
+    Args:
+        parts: of each task the differences, [models, problems]; two problems or more.
+        weights: of the tasks; they count by their shares of the sum.
+        rates: whether scores lie between 0 and 1. Where all of a task's problems then differ by
+            the same, the error is that of two more problems, one half a point up and one down
+            (Agresti and Min 2005): equal scores on four problems do not show that models are equal.
+    """
+    shares = _shares(weights)
+    means = np.stack([part.mean(axis=1) for part in parts])
+    variances = np.stack([_variances(part, rates) for part in parts])
+    mean = shares @ means
+    each = shares[:, None] ** 2 * variances
+    total = each.sum(axis=0)
+    freedoms = np.array([part.shape[1] - 1 for part in parts], np.float64)
+    spread = (each**2 / freedoms[:, None]).sum(axis=0)
+    freedom = np.where(spread > 0, total**2 / np.where(spread > 0, spread, 1), freedoms.sum())
+    return [
+        Difference(float(m), math.sqrt(v), float(f))
+        for m, v, f in zip(mean, total, freedom, strict=True)
+    ]
+
+
+def _shares(weights: Sequence[float]) -> Array:
+    shares: Array = np.asarray(weights, np.float64)
+    total: Array = shares / shares.sum()
+    return total
+
+
+def _variances(part: Array, rates: bool) -> Array:
+    """Squared standard errors of the means of rows."""
+    count = part.shape[1]
+    found: Array = part.var(axis=1, ddof=1) / count
+    if rates:
+        found[np.ptp(part, axis=1) == 0] = 1 / (count + 2) ** 2
+    return found
+
+
+# -- permutation ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tests of several models against one reference, by the same sign flips.
+
+    Attributes:
+        single: p-values of each test by itself.
+        adjusted: p-values by max-T (Westfall and Young 1993): the chance that any of the tests reaches
+            the statistic if no model differs. Whoever believes those up to 0.05 believes anything
+            false in 5 % of studies.
+        critical: how many standard errors any of the tests exceeds with a chance of 5 %.
+        exact: whether all sign flips were listed.
+    """
+
+    single: tuple[float, ...]
+    adjusted: tuple[float, ...]
+    critical: float
+    exact: bool
+
+
+def family(
+    parts: Sequence[Array], weights: Sequence[float], *, draws: int = DRAWS, seed: int = 0
+) -> Family:
+    """Test the mean differences of some models from one reference, by sign flips of problems.
+
+    A flip is shared by all models, so that what they have in common, such as the reference's luck and
+    being near copies of each other, stays as it is.
+
+    Args:
+        parts, weights: as for :func:`differences`.
+        draws: of flips, where they are too many to list.
+        seed: of the draws.
+    """
+    shares = _shares(weights)
+    counts = [part.shape[1] for part in parts]
+    parts = [part[:, np.any(part != 0, axis=0)] for part in parts]  # flips of zeros change nothing
+    models, problems = parts[0].shape[0], sum(part.shape[1] for part in parts)
+    exact = problems <= _MOST_LISTED and models << max(0, problems - 1) <= _MOST_LISTED_CELLS
+    observed = _statistics(parts, shares, np.ones((1, problems)), counts)
+    total, single, adjusted = 0, np.zeros(models), np.zeros(models)
+    largest: list[Array] = []
+    for signs in _listed(problems) if exact else _drawn(problems, draws, models, seed):
+        means, squares = _statistics(parts, shares, signs, counts)
+        top = squares.max(axis=1)
+        single += _reaches(means, observed[0]).sum(axis=0)
+        adjusted += _reaches(top[:, None], observed[1]).sum(axis=0)
+        largest.append(top)
+        total += len(signs)
+    own = 0 if exact else 1  # the flips as they were observed, which are among those listed
+    single, adjusted = (single + own) / (total + own), (adjusted + own) / (total + own)
+    square = float(np.quantile(np.concatenate(largest), 1 - LEVEL, method="higher"))
+    critical = max(math.sqrt(square), t_quantile(max(1, sum(counts) - len(counts))))
+    return Family(
+        tuple(single.tolist()), tuple(np.maximum(adjusted, single).tolist()), critical, exact
+    )
+
+
+def _statistics(
+    parts: Sequence[Array], shares: Array, signs: Array, counts: Sequence[int]
+) -> tuple[Array, Array]:
+    """Means without their sign, and squares of t, [flips, models], of flipped differences."""
+    mean, variance = np.zeros(()), np.zeros(())
+    start = 0
+    for part, share, count in zip(parts, shares, counts, strict=True):
+        own = signs[:, start : start + part.shape[1]] @ part.T / count
+        power = (part**2).sum(axis=1) / count
+        mean = mean + share * own
+        variance = variance + share**2 * np.maximum(power - own**2, 1e-12 * power) / (count - 1)
+        start += part.shape[1]
+    squares = np.divide(mean**2, variance, out=np.zeros_like(mean), where=variance > 0)
+    return np.abs(mean), squares
+
+
+def _reaches(drawn: Array, observed: Array) -> Array:
+    """Which are at least as large as was observed."""
+    reached: Array = drawn >= observed * (1 - _TIE)
+    return reached
+
+
+def _listed(problems: int) -> Iterator[Array]:
+    """All sign flips, but for those that turn all signs of another, which has the same statistics."""
+    total = 1 << max(0, problems - 1)
+    step = 1 << 14
+    for start in range(0, total, step):
+        numbers = np.arange(start, min(total, start + step))
+        yield 1.0 - 2.0 * ((numbers[:, None] >> np.arange(problems)) & 1)
+
+
+def _drawn(problems: int, draws: int, models: int, seed: int) -> Iterator[Array]:
+    random = np.random.default_rng(seed)
+    step = max(1, 4_000_000 // (problems + models))
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        yield random.integers(0, 2, (rows, problems), dtype=np.int8) * 2.0 - 1.0
+
+
+def exact_p(differences: Array, grain: int) -> float | None:
+    """The p-value of the sign-flip test over all flips, however many, of differences on a grid.
+
+    Means of verdicts of 0 and 1 over a few samples lie on one; with one sample this is McNemar's exact
+    test. Flips of problems with the same absolute difference have a binomial sum; sums of several such
+    add up by convolution.
+
+    Args:
+        differences: of the problems.
+        grain: a number of which all differences are whole parts, such as the number of samples.
+
+    Returns:
+        None if the differences do not lie on the grid, or the distribution would be too long.
+    """
+    scaled = differences * grain
+    steps = np.rint(scaled).astype(np.int64)
+    if not np.allclose(scaled, steps, rtol=0, atol=1e-6) or np.abs(steps).sum() > _MOST_STEPS:
+        return None
+    sizes, times = np.unique(np.abs(steps[steps != 0]), return_counts=True)
+    chances = np.ones(1)
+    for size, count in zip(sizes.tolist(), times.tolist(), strict=True):
+        own = np.zeros(size * count + 1)
+        own[::size] = _binomial(count)
+        chances = np.convolve(chances, own)
+    # Position i of the distribution is the sum 2 i - total.
+    sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
+    return min(1.0, float(chances[np.abs(sums) >= abs(int(steps.sum()))].sum()))
+
+
+def _binomial(count: int) -> Array:
+    """Chances of 0 to ``count`` heads of a fair coin."""
+    logs = [
+        math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
+        for i in range(count + 1)
+    ]
+    return np.exp(np.array(logs) - count * math.log(2))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979)."""
+    adjusted, least = [0.0] * len(values), 0.0
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        least = max(least, min(1.0, (len(values) - place) * values[index]))
+        adjusted[index] = least
+    return adjusted
