@@ -21,6 +21,8 @@ Study:
     evaluate(model, tasks)          score a model, a recipe, or a point of a sweep
     evaluate_sweep(file, out)       score all points of a sweep, and write the best
     search(file, out)               the best values of any parameters
+    compare(study)                  which models of a study are better than which, with tests
+    power(study)                    how many problems it takes to see a difference
     diff(a, b)                      what sets two models apart
     report(folder)                  draw what a study found, on one page
 
@@ -85,6 +87,8 @@ if TYPE_CHECKING:
     from merganser.recipe import load as load_recipe
     from merganser.release.fact_sheet import inspect as inspect
     from merganser.reports.page import write as report
+    from merganser.results.paired import compare as compare
+    from merganser.results.power import power as power
     from merganser.sinks import Sink as Sink
     from merganser.study.evaluate import evaluate as evaluate
     from merganser.study.evaluate import evaluate_sweep as evaluate_sweep
@@ -107,6 +111,7 @@ _HOMES = {
     "Weight": "merganser.methods",
     "blend": "merganser.merging.in_memory",
     "card": "merganser.publishing.study_cards:rewrite",
+    "compare": "merganser.results.paired",
     "convert": "merganser.merging.folders",
     "diff": "merganser.differences.diff",
     "evaluate": "merganser.study.evaluate",
@@ -122,6 +127,7 @@ _HOMES = {
     "merge_tensors": "merganser.merging.in_memory",
     "open_checkpoint": "merganser.checkpoints",
     "plan": "merganser.planning",
+    "power": "merganser.results.power",
     "push": "merganser.publishing.push",
     "report": "merganser.reports.page:write",
     "run": "merganser.engine",

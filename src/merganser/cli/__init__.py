@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from merganser.cli import catalogue, evaluations, merges, publishing, studies, talking
+from merganser.cli import catalogue, comparisons, evaluations, merges, publishing, studies, talking
 from merganser.cli.options import is_utf8
 from merganser.cli.wording import in_flags
 from merganser.errors import MerganserError, ResourceError, one_line
@@ -31,6 +31,8 @@ COMMANDS: Mapping[str, Sequence[click.Command]] = {
         studies.sweep,
         studies.search,
         evaluations.evaluate,
+        comparisons.compare,
+        comparisons.power,
         studies.report,
         studies.diff,
     ),

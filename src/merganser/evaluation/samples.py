@@ -122,56 +122,34 @@ class Verdict:
     scores: Mapping[str, float]
 
 
-_AFTER_PROMPT = b', "prompt": '
-_AFTER_COMPLETION = b', "tokens": '
-_TAIL = {"tokens", "finish", "scores", "answer", "key"}
+_PROMPT, _TOKENS = b', "prompt": ', b', "tokens": '
+_WITHOUT_TEXTS = [f for f in Sample.__dataclass_fields__ if f not in ("prompt", "completion")]
 
 
 def read_verdicts(file: Path) -> list[Verdict]:
     """Read what samples are worth.
 
-    Prompts and completions, nearly all of a line, are skipped: inside of a JSON string no quotation mark
-    stands without a backslash, so the keys around them are found by their quotation marks. A line that is
-    not as :func:`line` writes it is parsed whole.
+    Prompts and completions, nearly all of a file, are cut out before the rest is parsed: inside of a JSON
+    string no quotation mark stands without a backslash, so the keys around them are found by theirs. A
+    file that is not as :func:`line` writes it is parsed whole.
 
     Raises:
         InputError: with file and line of what is wrong.
     """
     try:
-        lines = file.read_bytes().split(b"\n")
+        lines = [line for line in file.read_bytes().split(b"\n") if line]
     except OSError as error:
         raise InputError(f"{file}: samples cannot be read ({error.strerror})") from None
-    found: list[Verdict] = []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            found.append(_skipping(text) or _verdict(_sample(json.loads(text))))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"{file}:{number}: no sample ({str(error)[:80]})") from None
-    return found
-
-
-def _skipping(text: bytes) -> Verdict | None:
-    """The verdict of a line with its keys in order; None if it has others."""
-    head, tail = text.find(_AFTER_PROMPT), text.find(_AFTER_COMPLETION)
-    if not 0 < head < tail:
-        return None
+    cut = [line[: line.find(_PROMPT)] + line[line.find(_TOKENS) :] for line in lines]
     try:
-        first = json.loads(text[:head] + b"}")
-        last = json.loads(b"{" + text[tail + 2 :])
-    except ValueError:
-        return None
-    if first.keys() != {"task", "problem", "sample"} or last.keys() != _TAIL:
-        return None
-    scores = last["scores"]
-    if not isinstance(first["sample"], int) or not isinstance(scores, dict):
-        return None
-    return Verdict(first["task"], first["problem"], first["sample"], scores)
-
-
-def _verdict(sample: Sample) -> Verdict:
-    return Verdict(sample.task, sample.problem, sample.sample, sample.scores)
+        records = json.loads(b"[" + b",".join(cut) + b"]")
+        found = [Verdict(r["task"], r["problem"], r["sample"], r["scores"]) for r in records]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        found = records = []
+    good = all(list(record) == _WITHOUT_TEXTS for record in records)
+    if not good or len(found) != len(lines) or not all(type(v.scores) is dict for v in found):
+        found = [Verdict(s.task, s.problem, s.sample, s.scores) for s in read(file)]
+    return found
 
 
 def _sample(record: dict[str, Any]) -> Sample:

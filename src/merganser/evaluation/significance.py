@@ -277,7 +277,7 @@ def exact_p(differences: Array, grain: int) -> float | None:
     """
     scaled = differences * grain
     steps = np.rint(scaled).astype(np.int64)
-    if not np.allclose(scaled, steps, rtol=0, atol=1e-6) or np.abs(steps).sum() > _MOST_STEPS:
+    if np.abs(scaled - steps).max(initial=0) > 1e-6 or np.abs(steps).sum() > _MOST_STEPS:
         return None
     sizes, times = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     chances = np.ones(1)
@@ -290,6 +290,7 @@ def exact_p(differences: Array, grain: int) -> float | None:
     return min(1.0, float(chances[np.abs(sums) >= abs(int(steps.sum()))].sum()))
 
 
+@lru_cache(maxsize=4096)
 def _binomial(count: int) -> Array:
     """Chances of 0 to ``count`` heads of a fair coin."""
     logs = [

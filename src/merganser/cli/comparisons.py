@@ -1,0 +1,345 @@
+"""Commands about what the differences of a study are worth, and what they print."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from merganser.cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from merganser.results.paired import Comparison, Comparisons
+    from merganser.results.power import Power
+    from merganser.tables import Column
+
+
+class _Weights(click.ParamType[dict[str, float]]):
+    """``aime=2,math=1``."""
+
+    name = "TASK=NUMBER,…"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        found = {}
+        for part in str(value).split(","):
+            task, _, number = part.partition("=")
+            try:
+                found[task.strip()] = float(number)
+            except ValueError:
+                self.fail(f"{part!r}: wanted is TASK=NUMBER", param, ctx)
+        return found
+
+
+score_option = click.option(
+    "--score", "scores", multiple=True, metavar="SCORE", help="This score only; may be repeated."
+)
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, metavar="[A B …]")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="MODEL",
+    help="A reference, named in advance; may be repeated. By default base, experts and references.",
+)
+@score_option
+@click.option(
+    "--weights", type=_Weights(), help="Of the tasks, in the mean over them; by default all equal."
+)
+@click.option("--draws", type=click.IntRange(100), default=10_000, help="Sign flips to draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the draws.")
+@json_option
+def compare(
+    study: Path,
+    models: tuple[str, ...],
+    against: tuple[str, ...],
+    scores: tuple[str, ...],
+    weights: dict[str, float] | None,
+    draws: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Test which models of STUDY are better than which.
+
+    Differences are paired over problems, with 95 % intervals, p-values of sign-flip permutation, and
+    corrections for the number of tests. The first of several models is compared with each of the others;
+    without any, all merges are compared with base, experts and references. What is not significant says
+    which difference would have been.
+
+    \b
+    Examples:
+      merganser compare OUT
+      merganser compare OUT w0.4 acc
+      merganser compare OUT --against acc --score accuracy
+    """
+    from merganser.results import paired
+
+    found = paired.compare(
+        study, *models, against=against, scores=scores, weights=weights, draws=draws, seed=seed
+    )
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        show_comparisons(found)
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "--detect",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DIFFERENCE",
+    help="Say what it takes to see this difference: in points for scores from 0 to 1, else in the score's unit.",
+)
+@score_option
+@json_option
+def power(results: Path, detect: float | None, scores: tuple[str, ...], as_json: bool) -> None:
+    """Say how many problems or samples it takes to see a difference.
+
+    Reads from the samples of a finished study, or of a small pilot, how much differences vary over problems
+    and over samples. A difference counts as seen that 80 % of studies find, by a test at 5 %.
+
+    \b
+    Examples:
+      merganser power OUT
+      merganser power OUT --detect 2
+    """
+    from merganser.results import power as powers
+
+    found = powers.power(results, scores=scores)
+    if as_json:
+        print_json([_power_data(each, detect) for each in found])
+    else:
+        show_power(found, detect)
+
+
+# -- what they print -----------------------------------------------------------------------------
+
+
+def p_text(value: float | None) -> str:
+    """A p-value as papers write it."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def show_comparisons(found: Comparisons) -> None:
+    """Print comparisons: a table for each score and reference."""
+    from merganser import tables
+
+    console = tables.stdout()
+    groups: dict[tuple[str, str, bool], list[Comparison]] = {}
+    several = {row.model for row in found.rows}
+    by_reference = len(several) > 1
+    for row in found.rows:
+        key = row.score, row.reference if by_reference else row.model, row.held_out
+        groups.setdefault(key, []).append(row)
+    names = dict.fromkeys(name for row in found.rows for name in (row.model, row.reference))
+    short = dict(zip(names, _shorten(list(names)), strict=True))
+    for (score, fixed, held_out), rows in groups.items():
+        arrow = "↑" if rows[0].direction == "max" else "↓"
+        where = ", on held-out problems" if held_out else ""
+        word = "against" if by_reference else "of"
+        first = rows[0]
+        mean = first.reference_mean if by_reference else first.mean
+        places = _places(rows)
+        console.print(
+            f"[bold]{score} {arrow}[/] {word} [bold]{short[fixed]}[/] "
+            f"({mean:.{places}f}){where}: {_how(rows)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        tables.print_columns(console, _columns(rows, short, places, by_reference))
+        console.print()
+    _explain(found)
+
+
+def _shorten(names: Sequence[str]) -> list[str]:
+    """Names as short as other tables have them."""
+    from merganser.recipe.short_names import POINTS, shorten
+
+    return shorten(names, POINTS)
+
+
+def _places(rows: Sequence[Comparison]) -> int:
+    from merganser.evaluation.statistics import decimals
+
+    return decimals(row.error for row in rows)
+
+
+def _how(rows: Sequence[Comparison]) -> str:
+    """The problems and the tests of a table."""
+    counts = {row.problems for row in rows if row.problems}
+    tests = list(dict.fromkeys(row.test for row in rows))
+    parts = [f"{max(counts)} problems"] if counts else []
+    parts.append(", ".join(tests))
+    if rows[0].family > 1:
+        parts.append(f"adjusted for {rows[0].family} models")
+    return "; ".join(parts)
+
+
+def _columns(
+    rows: Sequence[Comparison], short: dict[str, str], places: int, by_reference: bool
+) -> list[Column]:
+    from merganser.tables import Column
+
+    names = [row.model if by_reference else row.reference for row in rows]
+    marks = [" ‡" if row.selected else "" for row in rows]
+    several = any(row.family > 1 for row in rows)
+    columns = [
+        Column(
+            "model" if by_reference else "against",
+            [short[n] + m for n, m in zip(names, marks, strict=True)],
+        ),
+        Column(
+            "score",
+            [f"{row.mean if by_reference else row.reference_mean:.{places}f}" for row in rows],
+            True,
+        ),
+        Column("difference", [f"{row.difference:+.{places}f}" for row in rows], True),
+        Column("95 %", [f"{row.low:+.{places}f} … {row.high:+.{places}f}" for row in rows], True),
+        Column(
+            "better:worse",
+            [f"{row.wins}:{row.losses}" if row.problems else "–" for row in rows],
+            True,
+        ),
+        Column("p", [p_text(row.p) for row in rows], True),
+    ]
+    if several:
+        columns.append(Column("max-T", [p_text(row.p_max_t) for row in rows], True))
+        columns.append(Column("Holm", [p_text(row.p_holm) for row in rows], True))
+    columns.append(Column("verdict", [_verdict(row, places) for row in rows]))
+    return columns
+
+
+def _verdict(row: Comparison, places: int) -> str:
+    if row.verdict != "not significant":
+        return row.verdict
+    return f"not significant (would see {row.detectable:.{places}f})"
+
+
+def _explain(found: Comparisons) -> None:
+    """What the columns of the tables mean, as far as they are there."""
+    from merganser import tables
+
+    console = tables.stdout()
+    lines = [
+        "Differences are paired over problems; 95 % by Student's t. “would see”: the true difference "
+        "that 80 % of such studies find."
+    ]
+    if any(row.selected for row in found.rows):
+        lines.append(
+            "‡ chosen by these problems, or the best on them: judged by the adjusted value and interval alone."
+        )
+    for task, count in found.left_out.items():
+        lines.append(
+            f"{count} problems{f' of {task}' if task else ''} that not all models have are left out."
+        )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+SAMPLES = (1, 4, 16, 64, math.inf)
+"""Columns of the table of detectable differences."""
+
+
+def show_power(found: Sequence[Power], detect: float | None) -> None:
+    """Print what differences can be seen, and what it takes to see one."""
+    from merganser import tables
+
+    console = tables.stdout()
+    for each in found:
+        unit = " points" if each.points == 100 else ""
+        own = each.detectable() or 0.0
+        at = f"{each.problems} problems" + (f" × {each.samples} samples" if each.samples else "")
+        console.print(
+            f"[bold]{each.score}[/]: {at} show a difference of {own * each.points:.2g}{unit}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if each.between is None or each.within is None:
+            console.print(
+                "  with one sample a problem, luck cannot be told from differences: only problems can be counted"
+                if each.samples == 1
+                else "  of this score, only problems can be counted",
+                soft_wrap=True,
+            )
+        else:
+            console.print(
+                f"  true differences vary over problems with variance {each.between:.3g}, "
+                f"samples of a problem with {each.within:.3g}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        samples = (
+            sorted({*SAMPLES, each.samples} - {0}) if each.between is not None else [each.samples]
+        )
+        rows = sorted({30, 60, 200, 500, 2000, each.problems})
+        table = [
+            tables.Column(r"problems \ samples", [str(row) for row in rows], True),
+            *(
+                tables.Column(
+                    "∞" if math.isinf(k) else str(int(k)) if k else "as now",
+                    [_points(each.detectable(n, k or None), each.points) for n in rows],
+                    True,
+                )
+                for k in samples
+            ),
+        ]
+        tables.print_columns(console, table)
+        if detect is not None:
+            for line in _needed(each, detect / each.points):
+                console.print("  " + line, highlight=False, markup=False, soft_wrap=True)
+        console.print()
+
+
+def _points(value: float | None, points: int) -> str:
+    return (
+        "–"
+        if value is None
+        else f"{value * points:.2g}"
+        if value * points < 10
+        else f"{value * points:.0f}"
+    )
+
+
+def _needed(each: Power, difference: float) -> list[str]:
+    """What it takes to see a difference, as sentences."""
+    unit = " points" if each.points == 100 else ""
+    shown = f"{difference * each.points:g}{unit}"
+    samples = f" × {each.samples} samples" if each.samples else ""
+    lines = [f"to see {shown}: {each.problems_for(difference):,} problems{samples}"]
+    if each.between is None:
+        return lines
+    count = each.samples_for(difference)
+    if count is not None:
+        lines.append(f"or {count:,} samples of each of these {each.problems} problems")
+    else:
+        most = each.problems_for(difference, math.inf)
+        lines.append(
+            f"no number of samples of these {each.problems} problems shows it: even without luck it takes "
+            f"{most:,} problems"
+        )
+    return lines
+
+
+def _power_data(each: Power, detect: float | None) -> dict[str, object]:
+    from dataclasses import asdict
+
+    found: dict[str, object] = {**asdict(each), "detectable": each.detectable()}
+    if detect is not None:
+        difference = detect / each.points
+        found["detect"] = difference
+        found["problems_needed"] = each.problems_for(difference)
+        found["samples_needed"] = each.samples_for(difference)
+    return found

@@ -1,0 +1,500 @@
+"""Which models of a study are better than which: differences paired over problems, with their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from math import hypot
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from merganser import notebook, recipe
+from merganser.errors import RecipeError
+from merganser.evaluation import significance
+from merganser.evaluation.significance import DRAWS, LEVEL, Difference
+from merganser.recipe.short_names import matching
+from merganser.results import problem_scores, scores
+from merganser.results.interpolation import labels
+from merganser.results.problem_scores import ScoreTable
+from merganser.results.scores import Direction, Entry, Results
+
+Verdict = Literal["better", "worse", "not significant"]
+
+Pair = tuple[str, str]
+"""A model, and the reference that it is compared with."""
+
+TOGETHER = "mean of tasks"
+"""What takes the place of a task in the name of a score over several tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One model against one reference, in one score.
+
+    Attributes:
+        score: the score's name; ``mean of tasks/SCORER`` over several tasks.
+        direction: whether more or less of it is better.
+        model, reference: names of entries.
+        mean, reference_mean: the score of both, on the problems that are compared.
+        difference: model minus reference.
+        error: standard error of the difference.
+        low, high: 95 % interval; of a selected model the one that holds for all models of its family.
+        p: of this test alone; None for a selected model.
+        p_max_t: adjusted for all models of the family by max-T; None where problems are not paired.
+        p_holm: adjusted for all tests of the family, and all tasks of the scorer, by Holm.
+        family: how many tests the adjusted values and the verdict count.
+        detectable: the smallest true difference that the verdict's test finds in 80 % of studies like this.
+        problems: how many; 0 where problems are not paired.
+        wins, losses: problems on which the model is better, or worse.
+        test: how p was found.
+        selected: whether the model was chosen by these very problems, so that only what holds for all
+            models of the family counts.
+        held_out: whether the problems are those that no model was chosen by.
+    """
+
+    score: str
+    direction: Direction
+    model: str
+    reference: str
+    mean: float
+    reference_mean: float
+    difference: float
+    error: float
+    low: float
+    high: float
+    p: float | None
+    p_max_t: float | None
+    p_holm: float
+    family: int
+    detectable: float
+    problems: int
+    wins: int
+    losses: int
+    test: str
+    selected: bool = False
+    held_out: bool = False
+
+    @property
+    def p_verdict(self) -> float:
+        """The p-value that decides: max-T where several are tested, else Holm's, else its own."""
+        if self.family > 1 or self.p is None:
+            return self.p_holm if self.p_max_t is None else self.p_max_t
+        return self.p
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the model is better or worse than the reference, at 5 %."""
+        if self.p_verdict > LEVEL or not self.difference:
+            return "not significant"
+        return "better" if (self.difference > 0) == (self.direction == "max") else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """What :func:`compare` found.
+
+    Attributes:
+        study: the study's name.
+        rows: the comparisons, score by score, reference by reference.
+        left_out: by task, problems that not all models have, and that no comparison counts.
+        draws: sign flips where they are too many to list.
+    """
+
+    study: str
+    rows: tuple[Comparison, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    draws: int = DRAWS
+
+    def __repr__(self) -> str:
+        found = [row.verdict for row in self.rows]
+        return (
+            f"Comparisons({self.study!r}, {len(found)} differences: {found.count('better')} better, "
+            f"{found.count('worse')} worse, {found.count('not significant')} not significant)"
+        )
+
+    def _repr_html_(self) -> str:
+        head = ("score", "model", "reference", "difference", "95 %", "p", "verdict", "detectable")
+        rows = [
+            (
+                row.score,
+                row.model,
+                row.reference,
+                notebook.number(row.difference),
+                f"{notebook.number(row.low)} … {notebook.number(row.high)}",
+                notebook.number(row.p_verdict),
+                row.verdict,
+                notebook.number(row.detectable),
+            )
+            for row in self.rows
+        ]
+        return notebook.table(head, rows, f"Comparisons of {self.study}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        rows = [
+            asdict(row) | {"p_verdict": row.p_verdict, "verdict": row.verdict} for row in self.rows
+        ]
+        return {"study": self.study, "level": LEVEL, "draws": self.draws} | {
+            "left_out": dict(self.left_out),
+            "comparisons": rows,
+        }
+
+
+def compare(
+    study: str | Path,
+    *models: str,
+    against: Sequence[str] = (),
+    scores: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Comparisons:
+    """Compare models of a study on the problems that they share.
+
+    Differences are paired over problems; all samples of a problem count as one. P-values are those of
+    sign flips of problems (McNemar's exact test for single verdicts of 0 and 1), adjusted by max-T for all
+    models that are compared with one reference. A model that was chosen by the problems, or is the best on
+    them, is only judged by the adjusted value over all merges; where the study has ``held_out``, it is
+    tested on those problems.
+
+    Args:
+        study: the folder of a study.
+        models: names, as short as tables have them. The first is compared with each of the others; with
+            ``against`` each is compared with these. Without any, all merges are.
+        against: the references; by default all models of the study that are no merges.
+        scores: which; by default all, and where several tasks have the same scorer, its mean over them.
+        weights: of the tasks in that mean; by default all count the same.
+        draws: of sign flips, where they are too many to list.
+        seed: of the draws.
+
+    Raises:
+        InputError: there are no results, or their samples are broken.
+        RecipeError: there is no such model or score, or nothing to compare.
+    """
+    folder = Path(study)
+    seen = _read(folder, scores, weights)
+    wanted = _pairs(seen.results, models, against)
+    later = folder / _HELD_OUT
+    unseen = _read(later, scores, weights) if (later / _JSON).is_file() else None
+    families = []
+    for score in seen.scores(scores):
+        scorer = score if score in seen.groups else score.rpartition("/")[2]
+        for number, pairs in enumerate(wanted):
+            tested = unseen if unseen and score in unseen.scores(()) else None
+            rows = _compare(seen, tested, score, pairs, bool(models), draws, seed)
+            families.append((scorer, number, rows))
+    left_out = {t.task: t.left_out for t in seen.tables.values() if t.left_out}
+    return Comparisons(seen.results.name, tuple(_finished(families)), left_out, draws)
+
+
+_HELD_OUT, _JSON = scores.HELD_OUT, scores.JSON_NAME
+
+
+# -- what is compared ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """Results, and what each problem was worth."""
+
+    results: Results
+    tables: Mapping[str, ScoreTable]
+    groups: Mapping[str, tuple[tuple[str, float], ...]]
+    """Scores over several tasks: their parts, with weights."""
+
+    def scores(self, asked: Sequence[str]) -> list[str]:
+        """The scores that are compared."""
+        known = [*self.results.directions, *self.groups]
+        for name in asked:
+            if name not in known:
+                raise RecipeError(f"there is no score {name!r}; {recipe.instead(name, known)}")
+        return list(asked) or known
+
+    def parts(self, score: str) -> tuple[tuple[str, float], ...]:
+        """The scores of single tasks that a score is the mean of, with their weights."""
+        return self.groups.get(score, ((score, 1.0),))
+
+    def direction(self, score: str) -> Direction:
+        """Whether more or less is better."""
+        return self.results.directions[self.parts(score)[0][0]]
+
+    def entry(self, name: str) -> Entry:
+        """A model by its name."""
+        return next(entry for entry in self.results.entries if entry.name == name)
+
+    def has(self, score: str, name: str) -> bool:
+        """Whether a model has a score."""
+        names = {entry.name for entry in self.results.entries}
+        return name in names and all(
+            part in self.entry(name).scores for part, _ in self.parts(score)
+        )
+
+    def is_paired(self, score: str, name: str) -> bool:
+        """Whether a model's problems are known."""
+        return all(
+            part in self.tables and name in self.tables[part].models
+            for part, _ in self.parts(score)
+        )
+
+    def mean(self, score: str, name: str) -> float:
+        """A model's score."""
+        parts = self.parts(score)
+        total = sum(weight for _, weight in parts)
+        if self.is_paired(score, name):
+            means = [(float(self.tables[p].row(name).mean()), w) for p, w in parts]
+        else:
+            means = [(self.entry(name).scores[p].mean, w) for p, w in parts]
+        return sum(mean * weight for mean, weight in means) / total
+
+
+def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | None) -> _Study:
+    found = scores.read(folder)
+    tables = problem_scores.load(found, folder)
+    shared: dict[str, list[ScoreTable]] = {}
+    for table in tables.values():
+        shared.setdefault(table.scorer, []).append(table)
+    tasks = list(dict.fromkeys(table.task for table in tables.values()))
+    for name, weight in (weights or {}).items():
+        if name not in tasks:
+            raise RecipeError(f"weights: no task {name!r}; {recipe.instead(name, tasks)}")
+        if not weight >= 0:
+            raise RecipeError(f"weights: {name}: {weight:g} is negative")
+    groups = {}
+    for scorer, own in shared.items():
+        parts = [(t.score, (weights or {}).get(t.task, 0.0 if weights else 1.0)) for t in own]
+        parts = [(score, weight) for score, weight in parts if weight > 0]
+        if len(parts) > 1 and len({t.direction for t in own}) == 1:
+            groups[f"{TOGETHER}/{scorer}"] = tuple(parts)
+    return _Study(found, tables, groups)
+
+
+def find(found: Results, name: str) -> str:
+    """The entry that a name stands for, which may be as short as tables have it.
+
+    Raises:
+        RecipeError: there is none, or there are several.
+    """
+    names = [entry.name for entry in found.entries]
+    if name in names:
+        return name
+    short = labels(found)
+    chosen = [each for each in names if short[each] == name] or matching(names, name)
+    if not chosen:
+        raise RecipeError(
+            f"{found.name} has no model {name!r}; {recipe.instead(name, [short[n] for n in names])}"
+        )
+    if len(chosen) > 1:
+        raise RecipeError(f"{name!r} may be {' or '.join(chosen[:3])}; give more of the name")
+    return chosen[0]
+
+
+def _pairs(found: Results, models: Sequence[str], against: Sequence[str]) -> list[list[Pair]]:
+    """The families of comparisons: by reference, or of one model with several."""
+    named = [find(found, name) for name in models]
+    references = [find(found, name) for name in against]
+    others = [entry.name for entry in found.entries if entry.role != "point"]
+    if references or not named:
+        named = named or [point.name for point in found.points]
+        references = references or others
+        pairs = [[(n, r) for n in named if n != r] for r in dict.fromkeys(references)]
+    else:
+        first, *rest = named
+        pairs = [[(first, other) for other in dict.fromkeys(rest or others) if other != first]]
+    pairs = [each for each in pairs if each]
+    if not pairs:
+        raise RecipeError(f"{found.name}: there are no two models to compare; name some")
+    return pairs
+
+
+# -- the comparisons -----------------------------------------------------------------------------
+
+
+def _compare(
+    seen: _Study,
+    unseen: _Study | None,
+    score: str,
+    pairs: Sequence[Pair],
+    named: bool,
+    draws: int,
+    seed: int,
+) -> list[Comparison]:
+    """One score of one family; chosen models on what was held out, where that is."""
+    pairs = [pair for pair in pairs if all(seen.has(score, name) for name in pair)]
+    if not pairs:
+        return []
+    chosen = _selected(seen, score)
+    again = [
+        pair
+        for pair in pairs
+        if unseen and chosen & set(pair) and all(unseen.has(score, name) for name in pair)
+    ]
+    first = [pair for pair in pairs if pair not in again] if named else list(pairs)
+    rows: list[Comparison] = []
+    points = [point.name for point in seen.results.points if seen.has(score, point.name)]
+    free = [pair for pair in first if not chosen & set(pair)]
+    if len(free) == len(first) or set(points) <= {model for model, _ in first}:
+        rows += _family(seen, score, first, chosen, draws, seed)
+    else:
+        rows += _family(seen, score, free, chosen, draws, seed) if free else []
+        for pair in first:
+            if pair not in free:
+                models, references = ([n] if n not in chosen else points for n in pair)
+                wide = [(m, r) for m in models for r in references if m != r]
+                found = _family(seen, score, wide, chosen, draws, seed)
+                rows += [row for row in found if (row.model, row.reference) == pair]
+    if again and unseen:
+        found = _family(unseen, score, again, set(), draws, seed)
+        rows += [replace(row, held_out=True) for row in found]
+    return rows
+
+
+def _selected(seen: _Study, score: str) -> set[str]:
+    """The merges that these problems chose: those of the study's rule, and the best."""
+    having = [point.name for point in seen.results.points if seen.has(score, point.name)]
+    if len(having) < 2:
+        return set()
+    sign = 1 if seen.direction(score) == "max" else -1
+    best = max(having, key=lambda name: sign * seen.mean(score, name))
+    return {best, *(name for name in having if name in seen.results.chosen)}
+
+
+def _family(
+    study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
+) -> list[Comparison]:
+    """Comparisons that are adjusted for each other."""
+    paired = [pair for pair in pairs if all(study.is_paired(score, name) for name in pair)]
+    rows = _paired(study, score, paired, chosen, draws, seed) if paired else []
+    rows += [_unpaired(study, score, *pair, chosen) for pair in pairs if pair not in set(paired)]
+    adjusted = significance.holm([row.p or 0.0 for row in rows])
+    order = {pair: place for place, pair in enumerate(pairs)}
+    rows = [replace(row, p_holm=p, family=len(rows)) for row, p in zip(rows, adjusted, strict=True)]
+    return sorted(rows, key=lambda row: order[row.model, row.reference])
+
+
+def _paired(
+    study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
+) -> list[Comparison]:
+    """Comparisons of models whose problems are known."""
+    weighted = study.parts(score)
+    tables = [study.tables[part] for part, _ in weighted]
+    weights = [weight for _, weight in weighted]
+    parts = [
+        np.stack([table.row(model) - table.row(reference) for model, reference in pairs])
+        for table in tables
+    ]
+    rates = all(table.is_rate for table in tables)
+    problems = sum(len(table.problems) for table in tables)
+    if min(len(table.problems) for table in tables) < 2:
+        raise RecipeError(f"{score}: one problem says nothing of others; two or more are needed")
+    found = significance.differences(parts, weights, rates=rates)
+    tested = significance.family(parts, weights, draws=draws, seed=seed)
+    sign = 1 if study.direction(score) == "max" else -1
+    rows = []
+    for n, (model, reference) in enumerate(pairs):
+        own = [part[n] for part in parts]
+        p, test = _single(tables, own, tested.single[n], tested.exact, draws)
+        selected = bool(chosen & {model, reference})
+        several = len(pairs) > 1
+        low, high = found[n].interval(tested.critical if selected and several else None)
+        rows.append(
+            Comparison(
+                score=score,
+                direction=study.direction(score),
+                model=model,
+                reference=reference,
+                mean=study.mean(score, model),
+                reference_mean=study.mean(score, reference),
+                difference=found[n].mean,
+                error=found[n].error,
+                low=low,
+                high=high,
+                p=p,
+                p_max_t=max(tested.adjusted[n], p) if several else p,
+                p_holm=p,
+                family=len(pairs),
+                detectable=found[n].detectable(tested.critical if several else None),
+                problems=problems,
+                wins=sum(int((sign * d > 1e-12).sum()) for d in own),
+                losses=sum(int((sign * d < -1e-12).sum()) for d in own),
+                test=test,
+                selected=selected,
+            )
+        )
+    return rows
+
+
+def _single(
+    tables: Sequence[ScoreTable], own: Sequence[Any], drawn: float, listed: bool, draws: int
+) -> tuple[float, str]:
+    """The p-value of one test by itself, and how it was found."""
+    if len(tables) == 1 and tables[0].grain:
+        exact = significance.exact_p(own[0], tables[0].grain)
+        if exact is not None:
+            single = tables[0].is_rate and bool((tables[0].counts == 1).all())
+            return exact, "McNemar, exact" if single else "sign flips, exact"
+    return drawn, "sign flips, exact" if listed else f"sign flips, {draws:,} draws"
+
+
+def _unpaired(
+    study: _Study, score: str, model: str, reference: str, chosen: set[str]
+) -> Comparison:
+    """A comparison of two scores of which only means and errors are known."""
+    parts = study.parts(score)
+    total = sum(weight for _, weight in parts)
+    errors = [
+        study.entry(name).scores[part].error * weight / total
+        for part, weight in parts
+        for name in (model, reference)
+    ]
+    means = [study.mean(score, name) for name in (model, reference)]
+    found = Difference(means[0] - means[1], hypot(*errors), 1e9)
+    z = abs(found.mean) / found.error if found.error else 0.0
+    p = significance.normal_tail(z)
+    low, high = found.interval()
+    return Comparison(
+        score=score,
+        direction=study.direction(score),
+        model=model,
+        reference=reference,
+        mean=means[0],
+        reference_mean=means[1],
+        difference=found.mean,
+        error=found.error,
+        low=low,
+        high=high,
+        p=p,
+        p_max_t=None,
+        p_holm=p,
+        family=1,
+        detectable=found.detectable(),
+        problems=0,
+        wins=0,
+        losses=0,
+        test="normal, not paired",
+        selected=bool(chosen & {model, reference}),
+    )
+
+
+def _finished(families: Sequence[tuple[str, int, Sequence[Comparison]]]) -> list[Comparison]:
+    """Holm's values for all tasks of a scorer together; chosen models without a p-value of their own."""
+    groups: dict[tuple[str, int, bool, int], list[Comparison]] = {}
+    for scorer, number, rows in families:
+        for row in rows:
+            groups.setdefault((scorer, number, row.held_out, row.family), []).append(row)
+    adjusted: dict[int, float] = {}
+    for group in groups.values():
+        tasks = {row.score for row in group}
+        if len(group) == len(tasks) * group[0].family:  # otherwise other models were counted too
+            values = significance.holm([row.p or 0.0 for row in group])
+            adjusted |= {id(row): p for row, p in zip(group, values, strict=True)}
+    return [
+        replace(
+            row,
+            p_holm=adjusted.get(id(row), row.p_holm),
+            p=None if row.selected and row.family > 1 else row.p,
+        )
+        for _, _, rows in families
+        for row in rows
+    ]

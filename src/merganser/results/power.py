@@ -1,0 +1,134 @@
+"""How many problems or samples it takes to see a difference, from what a study has found."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from merganser import recipe
+from merganser.errors import RecipeError
+from merganser.evaluation.significance import POWER_Z, Z
+from merganser.results import problem_scores, scores
+from merganser.results.problem_scores import ScoreTable
+from merganser.results.scores import Results
+
+DETECTED = (Z + POWER_Z) ** 2
+"""Squared standard errors between no difference and one that is found in 80 % of studies: 7.85."""
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """What the differences of one score vary by.
+
+    The mean difference of n problems with k samples each has the variance
+    ``(between + 2 within / k) / n``.
+
+    Attributes:
+        score: its name.
+        points: how many of the units that ``detect`` counts are one of the score's: 100 for rates, which
+            are told in points, else 1.
+        problems, samples: of the study; samples are 0 where problems have different numbers.
+        pairs: how many differences of models this is the mean of.
+        variance: of the problems' differences.
+        between: of the problems' true differences; None where it cannot be told from luck.
+        within: of a model's samples of one problem; None likewise.
+    """
+
+    score: str
+    points: int
+    problems: int
+    samples: int
+    pairs: int
+    variance: float
+    between: float | None
+    within: float | None
+
+    def variance_with(self, samples: float) -> float | None:
+        """The variance of a problem's difference with so many samples; None where it cannot be told."""
+        if self.between is None or self.within is None:
+            return self.variance if samples == self.samples else None
+        return self.between + 2 * self.within / samples
+
+    def detectable(self, problems: int | None = None, samples: float | None = None) -> float | None:
+        """The smallest true difference that is found in 80 % of studies, by a test at 5 %.
+
+        Args:
+            problems, samples: by default those of the study; ``math.inf`` samples are as many as it takes.
+        """
+        variance = self.variance if samples is None else self.variance_with(samples)
+        if variance is None:
+            return None
+        return math.sqrt(DETECTED * variance / (problems or self.problems))
+
+    def problems_for(self, difference: float, samples: float | None = None) -> int | None:
+        """Problems that it takes to find a difference, with the study's number of samples or another."""
+        variance = self.variance if samples is None else self.variance_with(samples)
+        return None if variance is None else max(2, math.ceil(DETECTED * variance / difference**2))
+
+    def samples_for(self, difference: float, problems: int | None = None) -> int | None:
+        """Samples of each problem that it takes; None where no number does, or it cannot be told."""
+        if self.between is None or self.within is None:
+            return None
+        left = (problems or self.problems) * difference**2 / DETECTED - self.between
+        return max(1, math.ceil(2 * self.within / left)) if left > 0 else None
+
+
+def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
+    """What the differences of a study's scores vary by, over merges and references.
+
+    Args:
+        study: the folder of a study, which may be a small pilot.
+        scores: which; by default all that have samples.
+
+    Raises:
+        InputError: there are no results, or their samples are broken.
+        RecipeError: there is no such score, or there are no two models.
+    """
+    folder = Path(study)
+    found = _read_results(folder)
+    tables = problem_scores.load(found, folder)
+    for name in scores:
+        if name not in tables:
+            raise RecipeError(
+                f"there are no samples of a score {name!r}; {recipe.instead(name, tables)}"
+            )
+    return [_power(found, tables[name]) for name in scores or tables]
+
+
+_read_results = scores.read
+
+
+def _power(found: Results, table: ScoreTable) -> Power:
+    pairs = _pairs(found, table)
+    if len(table.problems) < 2:
+        raise RecipeError(f"{table.score}: one problem says nothing of others; two are needed")
+    rows = {name: table.row(name) for name in table.models}
+    variance = float(np.mean([np.var(rows[a] - rows[b], ddof=1) for a, b in pairs]))
+    luck = dict(zip(table.models, table.spread.mean(axis=1).tolist(), strict=True))
+    counts = np.unique(table.counts)
+    samples = int(counts[0]) if len(counts) == 1 else 0
+    between = within = None
+    if table.is_mean and not any(math.isnan(value) for value in luck.values()):
+        own = float(np.mean([luck[a] + luck[b] for a, b in pairs]))
+        between = max(0.0, variance - own)
+        within = float((table.spread * table.counts).mean())
+    points = 100 if table.is_rate else 1
+    return Power(
+        table.score, points, len(table.problems), samples, len(pairs), variance, between, within
+    )
+
+
+def _pairs(found: Results, table: ScoreTable) -> list[tuple[str, str]]:
+    """Merges with references, or all models with each other where there are no merges."""
+    points = [entry.name for entry in found.points if entry.name in table.models]
+    others = [name for name in table.models if name not in points]
+    pairs = [(point, other) for point in points for other in others]
+    pairs = pairs or list(itertools.combinations(table.models, 2))
+    if not pairs:
+        raise RecipeError(f"{found.name}: there are no two models with samples of {table.score}")
+    return pairs

@@ -1,0 +1,230 @@
+"""What the models of a study got on each problem and sample, as arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merganser.errors import InputError
+from merganser.evaluation import samples as kept_samples
+from merganser.evaluation.samples import Verdict
+from merganser.evaluation.scorers import answer_of
+from merganser.evaluation.statistics import (
+    Direction,
+    maj_at,
+    maj_at_spread,
+    pass_at,
+    pass_at_variance,
+)
+from merganser.results.scores import Results
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreTable:
+    """One score of several models, on the problems that all of them have.
+
+    Attributes:
+        score: its name in the study.
+        scorer: its name without the task.
+        task: the task's name.
+        direction: whether more or less is better.
+        models: who is compared.
+        problems: the problems that all have.
+        left_out: problems that only some have.
+        values: what each problem is worth, [models, problems].
+        spread: the variance of each of these values if the problem was sampled again, [models, problems];
+            NaN where there are too few samples to tell.
+        counts: samples, [models, problems].
+        grain: a number of which all differences of values are whole parts; 0 if there is none.
+        is_mean: whether a problem's value is the mean over its samples; pass@k and maj@k are none.
+    """
+
+    score: str
+    scorer: str
+    task: str
+    direction: Direction
+    models: tuple[str, ...]
+    problems: tuple[str, ...]
+    left_out: int
+    values: Array
+    spread: Array
+    counts: Array
+    grain: int
+    is_mean: bool
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether all values lie between 0 and 1."""
+        return bool(((self.values >= 0) & (self.values <= 1)).all())
+
+    def row(self, model: str) -> Array:
+        """What each problem is worth to a model."""
+        row: Array = self.values[self.models.index(model)]
+        return row
+
+
+def sample_file(results: Results, folder: Path, name: str) -> Path | None:
+    """The file of an entry's samples, if it has one.
+
+    Raises:
+        InputError: it lies outside of the folder.
+    """
+    entry = next(entry for entry in results.entries if entry.name == name)
+    if entry.samples is None:
+        return None
+    file = (folder / entry.samples).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise InputError(f"{entry.samples}: samples of {name} lie outside of {folder}")
+    return file
+
+
+Answers = Mapping[tuple[str, str, int], str | None]
+"""The answers of a model, by task, problem and sample."""
+
+
+def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
+    """The tables of all scores of a study that come from samples.
+
+    Raises:
+        InputError: a file is missing, broken, or outside of the folder.
+    """
+    verdicts: dict[str, list[Verdict]] = {}
+    answers: dict[str, Answers] = {}
+    votes = any("_maj@" in name for name in results.directions)
+    for entry in results.entries:
+        file = sample_file(results, folder, entry.name)
+        if file is None:
+            continue
+        if votes:
+            full = kept_samples.read(file)
+            answers[entry.name] = {
+                (s.task, s.problem, s.sample): answer_of(s.completion) for s in full
+            }
+        verdicts[entry.name] = kept_samples.read_verdicts(file)
+    tasks = {verdict.task for own in verdicts.values() for verdict in own}
+    by_task: dict[str, dict[str, _Asked]] = {}
+    for model, own in verdicts.items():
+        for task in tasks:
+            mine = [verdict for verdict in own if verdict.task == task]
+            if mine:
+                by_task.setdefault(task, {})[model] = _Asked(mine)
+    found: dict[str, ScoreTable] = {}
+    for name, direction in results.directions.items():
+        task, _, scorer = (
+            name.rpartition("/") if len(tasks) > 1 else (next(iter(tasks), ""), "", name)
+        )
+        table = _table(by_task.get(task, {}), scorer, answers)
+        if table is not None:
+            found[name] = ScoreTable(name, scorer, task, direction, *table)
+    return found
+
+
+class _Asked:
+    """A model's verdicts on one task, problem by problem."""
+
+    def __init__(self, verdicts: Sequence[Verdict]) -> None:
+        self.verdicts = sorted(verdicts, key=lambda verdict: verdict.sample)
+        self.places: dict[str, int] = {}
+        rows = [self.places.setdefault(v.problem, len(self.places)) for v in self.verdicts]
+        self.rows = np.array(rows)
+        self.counts = np.bincount(self.rows)
+        order = np.argsort(self.rows, kind="stable")
+        starts = np.cumsum(self.counts) - self.counts
+        self.columns = np.empty(len(rows), np.int64)
+        self.columns[order] = np.arange(len(rows)) - np.repeat(starts, self.counts)
+
+    def samples(self, scorer: str, problems: Sequence[str]) -> Array | None:
+        """A score of each sample, [problems, samples], NaN where a problem has fewer; None without it."""
+        try:
+            values = np.array([verdict.scores[scorer] for verdict in self.verdicts], np.float64)
+        except KeyError:
+            return None
+        whole = np.full((len(self.counts), int(self.counts.max())), np.nan)
+        whole[self.rows, self.columns] = values
+        return whole[[self.places[problem] for problem in problems]]
+
+    def answers(self, problems: Sequence[str], own: Answers) -> list[list[str | None]]:
+        """The answers to problems, each problem's in the order of its samples."""
+        said: list[list[str | None]] = [[] for _ in self.places]
+        for verdict, row in zip(self.verdicts, self.rows.tolist(), strict=True):
+            said[row].append(own[verdict.task, verdict.problem, verdict.sample])
+        return [said[self.places[problem]] for problem in problems]
+
+
+def _table(
+    asked: Mapping[str, _Asked], scorer: str, answers: Mapping[str, Answers]
+) -> tuple[Any, ...] | None:
+    """The columns of a :class:`ScoreTable` from ``models`` on."""
+    known = {name for own in asked.values() for name in own.verdicts[0].scores}
+    base, kind, k = scorer, "", 0
+    for mark in ("_pass@", "_maj@"):
+        before, found, after = scorer.rpartition(mark)
+        if scorer not in known and found and before in known and after.isdecimal():
+            base, kind, k = before, mark, int(after)
+    having = {name: own for name, own in asked.items() if base in own.verdicts[0].scores}
+    if not having:
+        return None
+    first = next(iter(having.values()))
+    problems = [p for p in first.places if all(p in own.places for own in having.values())]
+    every = {p for own in having.values() for p in own.places}
+    values, spreads, counts, grains = [], [], [], {1}
+    for name, own in having.items():
+        samples = own.samples(base, problems)
+        if samples is None or not problems:
+            return None
+        count = (~np.isnan(samples)).sum(axis=1)
+        if kind == "_maj@":
+            value, spread = _majority(k, own.answers(problems, answers[name]), samples)
+        elif kind == "_pass@":
+            value, spread = _passes(k, samples)
+        else:
+            value = np.nansum(samples, axis=1) / count
+            squares = np.nansum((samples - value[:, None]) ** 2, axis=1)
+            spread = np.where(count > 1, squares / np.maximum(1, count - 1) / count, np.nan)
+            whole = bool((np.mod(samples[~np.isnan(samples)], 1) == 0).all())
+            grains |= set(count.tolist()) if whole else {0}
+        values.append(value)
+        spreads.append(spread)
+        counts.append(count)
+    grain = 0 if kind else math.lcm(*grains)
+    return (
+        tuple(having),
+        tuple(problems),
+        len(every) - len(problems),
+        np.stack(values),
+        np.stack(spreads),
+        np.stack(counts),
+        grain if grain <= 10_000 else 0,
+        not kind,
+    )
+
+
+def _passes(k: int, samples: Array) -> tuple[Array, Array]:
+    """pass@k of each problem, and its variance over samples."""
+    total = (~np.isnan(samples)).sum(axis=1).tolist()
+    right = (samples >= 1.0).sum(axis=1).tolist()
+    known: dict[tuple[int, int], tuple[float, float]] = {}
+    for n, c in set(zip(total, right, strict=True)):
+        verdicts = [True] * c + [False] * (n - c)
+        variance = pass_at_variance(k, verdicts)
+        known[n, c] = pass_at(k, verdicts), math.nan if variance is None else variance
+    pairs = np.array([known[each] for each in zip(total, right, strict=True)])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _majority(k: int, said: Sequence[Sequence[str | None]], samples: Array) -> tuple[Array, Array]:
+    """maj@k of each problem, and its variance by the bootstrap over samples."""
+    pairs = []
+    for answers, row in zip(said, samples, strict=True):
+        correct = [value >= 1.0 for value in row[: len(answers)].tolist()]
+        own = maj_at(k, answers, correct)
+        pairs.append((own, maj_at_spread(k, answers, correct)[1] if k > 1 else math.nan))
+    found = np.array(pairs)
+    return found[:, 0], found[:, 1]
