@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from merganser import suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
-from merganser.recipe import exists, nearest_in
+from merganser.recipe import exists
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -75,7 +76,7 @@ def _hint(path: str, beside: Path | None) -> str:
             folder = home.joinpath(*parts[:n])
             if exists(str(folder / part)):
                 continue
-            if name := nearest_in(folder, part):
+            if name := suggestions.nearest_in(folder, part):
                 corrected = Path(*parts[:n], name, *parts[n + 1 :])
                 if not exists(str(home / corrected)):
                     corrected = Path(*parts[:n], name)

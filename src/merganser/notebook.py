@@ -6,11 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 
-def number(value: float | None) -> str:
-    """A number to four digits, or a dash for None."""
-    return "–" if value is None else f"{value:.4g}"
-
-
 def facts(values: Mapping[str, object], caption: str = "") -> str:
     """An HTML table of names and values, without those that are None."""
     rows = [(name, value) for name, value in values.items() if value is not None]

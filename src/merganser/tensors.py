@@ -111,12 +111,3 @@ def parse_size(text: str | int) -> int:
         return size
     except (KeyError, ValueError, OverflowError):
         raise ValueError(f"{text!r} is no size; write it like 5GB, 512MB or 5GiB") from None
-
-
-def format_size(size: float) -> str:
-    """Format a number of bytes in decimal units: ``3.55 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

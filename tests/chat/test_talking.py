@@ -141,7 +141,7 @@ def test_ctrl_c_stops_all_that_would_answer(
 
     monkeypatch.setattr(talking.Conversation, "answer", answer)
     monkeypatch.setattr(
-        "merganser.cli.talking._mark_cut_off", lambda *_: None
+        "merganser.cli.chat._mark_cut_off", lambda *_: None
     )  # the answers here have no end
     found = run(*("chat", tmp_path / "a", "--with", tmp_path / "b"), said="stop me\nhello\n/quit\n")
     assert found.exit_code == 0, found.output

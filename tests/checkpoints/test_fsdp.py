@@ -458,13 +458,13 @@ def test_a_tile_touches_only_the_ranks_that_it_needs(run: Path) -> None:
 def test_the_files_of_many_ranks_are_counted(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from merganser import tables
+    from merganser.cli import fact_sheet_table
     from merganser.release.fact_sheet import inspect
 
     monkeypatch.setenv("COLUMNS", "200")
-    tables.show_facts(inspect(str(run)))
+    fact_sheet_table.show_facts(inspect(str(run)))
     assert "model_world_size_2_rank_0.pt 27," in capsys.readouterr().out
-    monkeypatch.setattr(tables, "MANY", 1)
-    tables.show_facts(inspect(str(run)))
+    monkeypatch.setattr(fact_sheet_table, "MANY", 1)
+    fact_sheet_table.show_facts(inspect(str(run)))
     told = capsys.readouterr().out
     assert "2 files, model_world_size_2_rank_0.pt to model_world_size_2_rank_1.pt" in told

@@ -22,9 +22,10 @@ from conftest import RecipeFile, assert_one_line, change_config, make_model, tre
 from rich.console import Console
 
 import merganser
-from merganser import methods, tables
-from merganser.cli import main
-from merganser.cli.options import MEANINGLESS
+from command_line import commands, load
+from merganser import methods
+from merganser.cli import main, progress_bars
+from merganser.cli.mergekit_flags import MEANINGLESS
 from merganser.engine import events
 from merganser.merging import folders
 from merganser.methods import registry
@@ -384,7 +385,7 @@ def test_what_click_refuses_is_exit_code_2(
     monkeypatch.chdir(linear.parent)
     result = run(*arguments, code=2)
     assert result.stdout == ""
-    assert "Usage" in result.stderr
+    assert_one_line(result.stderr.removesuffix("\n"), "merganser: ")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +471,7 @@ def test_help_names_every_command_in_a_whole_sentence_and_examples_are_commands(
     text = CliRunner().invoke(main, ["--help"], terminal_width=80).output
     assert "...\n" not in text.partition("Options:")[2]
     assert max(map(len, text.splitlines())) <= 80
-    for name, command in main.commands.items():
+    for name, command in commands().items():
         assert f"  {name} " in text
         shown = CliRunner().invoke(main, [name, "--help"], prog_name="merganser").output
         examples = re.findall(rf"^    merganser {name}\b(.*)$", shown, re.M)
@@ -549,8 +550,8 @@ def test_off_a_terminal_lines_tell_the_rate_and_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(tables.time, "monotonic", lambda: now)
-    bar = tables.ProgressBar()
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: now)
+    bar = progress_bars.ProgressBar()
     bar.listen(events.Started(40_000_000, 1, 1))
     now = 1.0
     bar.listen(events.Merged("a", 5_000_000))
@@ -563,11 +564,59 @@ def test_the_bar_of_a_merge_takes_the_place_of_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        tables, "Console", lambda **_: Console(file=StringIO(), force_terminal=True)
+        progress_bars, "Console", lambda **_: Console(file=StringIO(), force_terminal=True)
     )
-    bar = tables.ProgressBar()
+    bar = progress_bars.ProgressBar()
     for total in (10, 20):
         bar.listen(events.Started(total, 1, 1))
         bar.listen(events.Finished(0.1))
     assert bar.progress is not None
     assert [task.total for task in bar.progress.tasks] == [20]
+
+
+# -- how commands are listed and loaded ------------------------------------------------------------
+
+
+def test_help_repeats_the_first_sentence_of_each_command() -> None:
+    for name, lazy in main.lazy.items():
+        assert load(name).get_short_help_str(1000) == lazy.summary
+        assert load(name).name == name
+
+
+def test_a_command_imports_no_other() -> None:
+    code = (
+        "import sys\nfrom merganser.cli import main\n"
+        "main(['diff', '--help'], standalone_mode=False)\n"
+        "print(*[name for name in sys.modules if name.startswith('merganser.cli.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded_modules = set(done.stderr.split())
+    assert "merganser.cli.differences" in loaded_modules
+    others = {lazy.target.partition(":")[0] for lazy in main.lazy.values()}
+    assert loaded_modules & others == {"merganser.cli.differences"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plann", "recipe.yml"], "there is no command 'plann'; did you mean 'plan'?"),
+        (["swep"], "there is no command 'swep'; did you mean 'sweep'?"),
+        (["qqq"], "there is no command 'qqq'; there are plan, merge, verify, convert, sweep, "),
+        (["--nonesuch"], "no such option '--nonesuch'; see merganser --help"),
+        (["merge"], "missing argument 'CONFIG'; see merganser merge --help"),
+        (
+            ["verify", "a", "--agianst", "b"],
+            "no such option '--agianst'. Did you mean '--against'?",
+        ),
+        (
+            ["merge", "a", "b", "-j", "0"],
+            "invalid value for '-j' / '--threads' / '--num-threads': 0 is not in the range x>=1; "
+            "see merganser merge --help",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_call_is_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments, prog_name="merganser")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert_one_line(result.stderr.removesuffix("\n"), f"merganser: {message}")

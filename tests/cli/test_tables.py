@@ -11,8 +11,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import merganser
-from merganser import methods, tables
-from merganser.cli import plan_tables
+from merganser import methods
+from merganser.cli import columns, method_table, plan_table
 
 
 def test_names_are_folded_where_there_is_no_room_and_never_cut(
@@ -20,8 +20,8 @@ def test_names_are_folded_where_there_is_no_room_and_never_cut(
 ) -> None:
     models = [{"model": str(path), "parameters": {"weight": 1}} for path in pair]
     plan = merganser.plan({"merge_method": "linear", "models": models})
-    monkeypatch.setattr(plan_tables, "stdout", lambda: Console(width=60))
-    plan_tables.show_plan(plan)
+    monkeypatch.setattr(plan_table, "stdout", lambda: Console(width=60))
+    plan_table.show_plan(plan)
     shown = capsys.readouterr().out
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 60
@@ -46,7 +46,7 @@ def test_a_plan_says_once_what_all_tensors_share(
             {"model": "./b", "parameters": {"weight": 0.4}},
         ]
         plan = merganser.plan({"merge_method": "linear", "models": models})
-        plan_tables.show_plan(plan, verbose=verbose)
+        plan_table.show_plan(plan, verbose=verbose)
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= width
         assert lines == [line.rstrip() for line in lines]
@@ -73,14 +73,14 @@ def test_tables_are_as_wide_as_they_need_in_a_pipe(
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     names = ["n" * 300, "m"]
-    tables.print_columns(
-        tables.stdout(), [tables.Column("a", names), tables.Column("b", ["1", ""])]
+    columns.print_columns(
+        columns.stdout(), [columns.Column("a", names), columns.Column("b", ["1", ""])]
     )
     assert capsys.readouterr().out.splitlines()[1:] == [f"{'n' * 300}  1", "m"]
 
 
 def test_models_have_letters() -> None:
-    assert [tables.letter(i) for i in (0, 25, 26, 51, 52, 701, 702)] == [
+    assert [columns.letter(i) for i in (0, 25, 26, 51, 52, 701, 702)] == [
         "A", "Z", "AA", "AZ", "BA", "ZZ", "AAA",
     ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_methods_fit_the_terminal(
     monkeypatch.setenv("COLUMNS", str(width or ""))
     known = [method for name in methods.names() if (method := methods.get(name)) is not None]
     for full in (False, True):
-        tables.show_methods(known, full=full)
+        method_table.show_methods(known, full=full)
         lines = capsys.readouterr().out.splitlines()
         assert width is None or max(map(len, lines)) <= width
         assert not [line for line in lines if "…" in line or "``" in line or line.endswith(" ")]
@@ -108,10 +108,10 @@ def test_a_table_of_points_says_that_it_shortens_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = [f"merge_accfmt_MRL4096_ROLLOUT4_LR2e-6_w0.{n}_linear" for n in (3, 5)]
-    columns = [tables.Column("plan", ["0123456789abcdef", "fedcba9876543210"])]
+    plans = [columns.Column("plan", ["0123456789abcdef", "fedcba9876543210"])]
     for width in (60, 80):
         monkeypatch.setenv("COLUMNS", str(width))
-        tables.print_points(tables.stdout(), names, columns)
+        columns.print_points(columns.stdout(), names, plans)
         lines = capsys.readouterr().out.splitlines()
         said = " ".join(lines[3:])
         if width == 80:

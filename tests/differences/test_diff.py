@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from conftest import assert_one_line, make_model
 from rich.console import Console
 
-from merganser import cli, tables
+from merganser import cli
+from merganser.cli import diff_table
 from merganser.differences import effective_rank
 from merganser.differences.diff import diff
 from merganser.errors import InputError, RecipeError
@@ -196,8 +197,8 @@ def test_the_tables_of_a_comparison_fit_the_terminal(
     """Headings and numbers are whole, and names are whole or folded."""
     a, b = map(str, pair)
     found = diff(a, b, base=a, rank=True)
-    monkeypatch.setattr(tables, "stdout", lambda: Console(width=width))
-    tables.show_diff(found)
+    monkeypatch.setattr(diff_table, "stdout", lambda: Console(width=width))
+    diff_table.show_diff(found)
     out = capsys.readouterr().out
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= width

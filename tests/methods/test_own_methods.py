@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from conftest import assert_one_line, make_model
 
 import merganser
+from command_line import commands
 from merganser import Combination, SparseDeltas, Weight, merge_method, methods
 from merganser.cli import main
 from merganser.errors import MerganserError, RecipeError
@@ -410,7 +411,7 @@ def test_every_command_that_plans_takes_methods() -> None:
     planning = {"plan", "merge", "verify", "sweep", "search", "eval", "diff", "generate", "chat"}
     takes = {
         name
-        for name, command in main.commands.items()
+        for name, command in commands().items()
         if any("--methods" in option.opts for option in command.params)
     }
     assert takes == planning | {"methods"}

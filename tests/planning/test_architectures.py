@@ -19,7 +19,7 @@ import merganser
 from families import FAMILIES, LAYERS, Family
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import open_checkpoint
-from merganser.cli.plan_tables import show_plan
+from merganser.cli.plan_table import show_plan
 from merganser.errors import InputError, RecipeError
 from merganser.planning import describe
 from merganser.release.fact_sheet import inspect

@@ -18,9 +18,9 @@ import torch
 from conftest import RecipeFile, make_model
 
 import merganser
+from command_line import commands
 from merganser import hub
-from merganser.cli import main
-from merganser.cli.wording import in_flags
+from merganser.cli.flag_names import in_flags
 from merganser.evaluation.statistics import Score
 from merganser.results.scores import Entry, Results
 from merganser.sinks import NullSink
@@ -43,14 +43,14 @@ SOURCE = Path(merganser.__file__).parent
     ],
 )
 def test_the_command_line_names_its_own_flags(command: str, message: str, expected: str) -> None:
-    assert in_flags(message, main.commands[command]) == expected
+    assert in_flags(message, commands()[command]) == expected
 
 
 def test_messages_of_the_library_name_no_flags() -> None:
-    """The command line puts its flags in: see ``cli/wording.py``."""
+    """The command line puts its flags in: see ``cli/flag_names.py``."""
     flags = {
         flag
-        for command in main.commands.values()
+        for command in commands().values()
         for option in command.params
         if isinstance(option, click.Option)
         for flag in option.opts
@@ -100,7 +100,7 @@ def test_every_public_name_is_there_typed_and_documented() -> None:
 
 def test_all_that_the_command_line_does_is_in_python() -> None:
     same = {"eval": "evaluate", "chat": "LiveModel", "methods": "merge_method", "schema": "Recipe"}
-    for command in main.commands:
+    for command in commands():
         assert same.get(command, command) in dir(merganser)
 
 

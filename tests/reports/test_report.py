@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import assert_one_line
 
-from merganser import cli
+from merganser import cli, number_format
 from merganser.errors import InputError, RecipeError
 from merganser.evaluation.samples import Sample
 from merganser.recipe import short_names as names
@@ -168,7 +168,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
     for entry in found.entries:
         assert entry.name in text
         for score in entry.scores.values():
-            assert report.digits(score.low) in page
+            assert number_format.typeset(score.low) in page
         for name, places in {"accuracy": 3, "format": 3, "tokens": 1}.items():
             assert f"{entry.scores[name].mean:.{places}f}  ± " in text
     for words in ("Hypervolume", "reference", "temperature", "accuracy, with format >= 0.5"):
@@ -409,6 +409,6 @@ def test_numbers_as_people_write_them() -> None:
         1e-9: "1e−09",
         -0.25: "−0.25",
     }
-    assert {value: report.digits(value) for value in written} == written
-    assert report.signed(-0.25) == "−0.25"
-    assert report.signed(0.25) == "+0.25"
+    assert {value: number_format.typeset(value) for value in written} == written
+    assert number_format.typeset_difference(-0.25) == "−0.25"
+    assert number_format.typeset_difference(0.25) == "+0.25"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from merganser import tables
+from merganser.cli import score_table
 from merganser.errors import InputError, ResourceError
 from merganser.results import scores
 from merganser.results.scores import Direction, Entry, Results, Score
@@ -128,8 +128,8 @@ def test_the_table_of_scores_fits_the_terminal(
         ),
         chosen={names[6]: "best score_0"},
     )
-    monkeypatch.setattr(tables, "stdout", lambda: Console(width=width))
-    tables.show_scores(found)
+    monkeypatch.setattr(score_table, "stdout", lambda: Console(width=width))
+    score_table.show_scores(found)
     *lines, chosen = capsys.readouterr().out.splitlines()
     assert chosen == f"* chosen, best score_0: {names[6]}"
     assert max(map(len, lines)) <= width

@@ -478,7 +478,7 @@ def fault_worker(home: Path, part: int, kinds: Sequence[str]) -> None:
     merge(home / "recipe.yml", home / "warm", shard_size="32kB", threads=1)
     verify(home / "warm")
     # Errors of the system must get their words where they arise: the last resort is taken away.
-    vars(sys.modules["merganser.cli"])["OSError"] = KeyboardInterrupt
+    vars(sys.modules["merganser.cli.program"])["OSError"] = KeyboardInterrupt
 
     def attempt(words: list[str], kind: str, at: int, fault: int) -> tuple[int, str, int]:
         code, told = in_process(

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from test_evaluating import file  # noqa: F401 (a fixture)
 
 import peers
-from merganser import cli, tables
+from merganser import cli
+from merganser.cli import progress_bars
 from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.evaluation.statistics import Score
 from merganser.planning import plan
@@ -62,8 +63,8 @@ def test_lines_say_which_model_how_far_and_the_scores(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(tables.time, "monotonic", lambda: now)
-    lines = tables.ScoringLines()
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: now)
+    lines = progress_bars.ScoringLines()
     turn = Turn("acc_w0.7", 3, 4)
     lines.listen(Scoring(turn, 0, 40, 0, 0))
     now = 10.0

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merganser.cli.options import json_option, print_json
+from merganser import number_format
+from merganser.cli.options import json_option
+from merganser.cli.output import print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from merganser.cli.columns import Column
     from merganser.results.paired import Comparison, Comparisons
     from merganser.results.power import Power
-    from merganser.tables import Column
 
 
 class _Weights(click.ParamType[dict[str, float]]):
@@ -135,9 +137,9 @@ def p_text(value: float | None) -> str:
 
 def show_comparisons(found: Comparisons) -> None:
     """Print comparisons: a table for each score and reference."""
-    from merganser import tables
+    from merganser.cli import columns
 
-    console = tables.stdout()
+    console = columns.stdout()
     groups: dict[tuple[str, str, bool], list[Comparison]] = {}
     several = {row.model for row in found.rows}
     by_reference = len(several) > 1
@@ -159,7 +161,7 @@ def show_comparisons(found: Comparisons) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        tables.print_columns(console, _columns(rows, short, places, by_reference))
+        columns.print_columns(console, _columns(rows, short, places, by_reference))
         console.print()
     _explain(found)
 
@@ -172,9 +174,7 @@ def _shorten(names: Sequence[str]) -> list[str]:
 
 
 def _places(rows: Sequence[Comparison]) -> int:
-    from merganser.evaluation.statistics import decimals
-
-    return decimals(row.error for row in rows)
+    return number_format.decimals(row.error for row in rows)
 
 
 def _how(rows: Sequence[Comparison]) -> str:
@@ -191,7 +191,7 @@ def _how(rows: Sequence[Comparison]) -> str:
 def _columns(
     rows: Sequence[Comparison], short: dict[str, str], places: int, by_reference: bool
 ) -> list[Column]:
-    from merganser.tables import Column
+    from merganser.cli.columns import Column
 
     names = [row.model if by_reference else row.reference for row in rows]
     marks = [" ‡" if row.selected else "" for row in rows]
@@ -230,9 +230,9 @@ def _verdict(row: Comparison, places: int) -> str:
 
 def _explain(found: Comparisons) -> None:
     """What the columns of the tables mean, as far as they are there."""
-    from merganser import tables
+    from merganser.cli import columns
 
-    console = tables.stdout()
+    console = columns.stdout()
     lines = [
         "Differences are paired over problems; 95 % by Student's t. “would see”: the true difference "
         "that 80 % of such studies find."
@@ -255,9 +255,9 @@ SAMPLES = (1, 4, 16, 64, math.inf)
 
 def show_power(found: Sequence[Power], detect: float | None) -> None:
     """Print what differences can be seen, and what it takes to see one."""
-    from merganser import tables
+    from merganser.cli import columns
 
-    console = tables.stdout()
+    console = columns.stdout()
     for each in found:
         unit = " points" if each.points == 100 else ""
         own = each.detectable() or 0.0
@@ -286,9 +286,9 @@ def show_power(found: Sequence[Power], detect: float | None) -> None:
         )
         rows = sorted({30, 60, 200, 500, 2000, each.problems})
         table = [
-            tables.Column(r"problems \ samples", [str(row) for row in rows], True),
+            columns.Column(r"problems \ samples", [str(row) for row in rows], True),
             *(
-                tables.Column(
+                columns.Column(
                     "∞" if math.isinf(k) else str(int(k)) if k else "as now",
                     [_points(each.detectable(n, k or None), each.points) for n in rows],
                     True,
@@ -296,7 +296,7 @@ def show_power(found: Sequence[Power], detect: float | None) -> None:
                 for k in samples
             ),
         ]
-        tables.print_columns(console, table)
+        columns.print_columns(console, table)
         if detect is not None:
             for line in _needed(each, detect / each.points):
                 console.print("  " + line, highlight=False, markup=False, soft_wrap=True)

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from merganser.errors import RecipeError
 
-if TYPE_CHECKING:
-    from merganser.engine.events import Listener
-
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-MEANINGLESS = {
-    "cuda": "the CPU merges at the speed of the disk",
-    "low-cpu-memory": "memory is a few tiles anyway",
-    "read-to-gpu": "the CPU merges at the speed of the disk",
-    "multi-gpu": "the CPU merges at the speed of the disk",
-    "gpu-rich": "the CPU merges at the speed of the disk",
-    "lazy-unpickle": "all reading is lazy, and nothing in a pickle is ever run",
-    "async-write": "writing never waits",
-    "clone-tensors": "no tensors share memory",
-    "allow-crimes": "models of any architecture merge if their tensors fit",
-    "trust-remote-code": "nothing that comes with a model is ever run",
-}
-"""Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
-
-SAFE = "safetensors is always written"
-"""Why ``--no-safe-serialization`` has no meaning."""
-
-MEANINGLESS_VALUES = {
-    "device": "the CPU merges at the speed of the disk",
-    "write-threads": "writing never waits",
-    "lora-merge-cache": "adapters are applied as tiles are read, and nothing is kept",
-    "lora-merge-dtype": "adapters are applied in float32",
-    "transformers-cache": "set HF_HOME or HF_HUB_CACHE instead",
-}
-"""The same for options with a value."""
 
 
 def _load_methods(
@@ -219,21 +188,6 @@ def running_options(command: Command) -> Command:
     return command
 
 
-def mergekit_flags(command: Command) -> Command:
-    """Flags of mergekit-yaml that are taken and have no meaning here."""
-    for name in MEANINGLESS_VALUES:
-        command = click.option(f"--{name}", name.replace("-", "_"), default=None, hidden=True)(
-            command
-        )
-    for name in MEANINGLESS:
-        command = click.option(
-            f"--{name}/--no-{name}", name.replace("-", "_"), default=False, hidden=True
-        )(command)
-    return click.option("--safe-serialization/--no-safe-serialization", default=True, hidden=True)(
-        command
-    )
-
-
 resume_option = click.option(
     "--resume",
     is_flag=True,
@@ -261,62 +215,3 @@ def parse_memory(options: dict[str, Any]) -> None:
             options["memory"] = max(1, parse_size(options["memory"]))
         except ValueError as error:
             raise RecipeError(f"--memory: {error}") from None
-
-
-def print_json(data: Any) -> None:
-    """Print the result of ``--json``."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=not is_utf8(sys.stdout)))
-
-
-def is_utf8(stream: TextIO) -> bool:
-    """Whether a stream can hold all characters."""
-    return (stream.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
-
-
-class progress:
-    """A bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.bar: Any = None
-
-    def __enter__(self) -> Listener:
-        from merganser.engine.events import ignore
-
-        if self.quiet:
-            return ignore
-        from merganser import tables
-
-        self.bar = tables.ProgressBar()
-        return self.bar.listen  # type: ignore[no-any-return]
-
-    def __exit__(self, *_error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-
-def show_warning(text: str) -> None:
-    """Show a warning on stderr."""
-    click.echo(f"merganser: warning: {text}", err=True)
-
-
-class scoring:
-    """The progress and the scores of each model on stderr; nothing if quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.lines: Any = None
-
-    def __enter__(self) -> Callable[[Any], None]:
-        if self.quiet:
-            from merganser.study.progress import ignore
-
-            return ignore
-        from merganser import tables
-
-        self.lines = tables.ScoringLines()
-        return self.lines.listen  # type: ignore[no-any-return]
-
-    def __exit__(self, *_error: object) -> None:
-        if self.lines is not None:
-            self.lines.stop()

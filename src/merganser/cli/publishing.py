@@ -1,4 +1,4 @@
-"""Commands that make a merge known: its card, and the Hub."""
+"""Commands that publish a merge: card, push."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from merganser.cli.options import json_option, print_json, progress
+from merganser.cli.options import json_option
+from merganser.cli.output import print_json
+from merganser.cli.progress import merge_progress
 from merganser.errors import RecipeError
 
 
@@ -77,10 +79,10 @@ def push(
       merganser push OUT org/name --private
       merganser push STUDY org --collection "Merges of acc and accfmt"
     """
-    from merganser import tables
+    from merganser.cli.publication_table import show_publication
     from merganser.publishing import push as publishing
 
-    with progress(quiet or as_json) as on_event:
+    with merge_progress(quiet or as_json) as on_event:
         prepared = publishing.prepare(
             out,
             name,
@@ -94,11 +96,11 @@ def push(
         if as_json:
             print_json(publishing.describe(prepared))
         else:
-            tables.show_publication(prepared)
+            show_publication(prepared)
         return
     state = publishing.look(prepared)
     if not (as_json and yes):
-        tables.show_publication(prepared, state, on_stderr=True)
+        show_publication(prepared, state, on_stderr=True)
     publishing.check_paths(prepared, public=public, with_paths=with_paths)
     if not yes:
         if not _can_ask():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser import engine, hub, notebook, recipe
+from merganser import engine, hub, notebook, number_format, recipe
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.derived import look
@@ -87,7 +87,7 @@ class Diff:
             "all": list(self.tensors),
         }
         rows = [
-            (group, *(notebook.number(self.figures(tensors)[name]) for name in names))
+            (group, *(number_format.significant(self.figures(tensors)[name]) for name in names))
             for group, tensors in groups.items()
         ]
         head = ("", *(name.replace("_", " ") for name in names))

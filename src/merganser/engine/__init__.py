@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from merganser import number_format
 from merganser.engine.effective_weights import ModelWeight, Report, TensorOutcome, summarize
 from merganser.engine.events import Event, Finished, Listener, Merged, Started, ignore
 from merganser.engine.tiles import Group, Tile, group_jobs
@@ -20,7 +21,6 @@ from merganser.errors import ResourceError
 from merganser.kernels import CELL
 from merganser.planning import OVERHEAD, TILE, Plan, buffer_bytes, default_threads
 from merganser.sinks import Sink
-from merganser.tensors import format_size
 
 __all__ = [
     "Event",
@@ -157,8 +157,8 @@ def _within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) 
             tile = max(CELL, tile // 2 // CELL * CELL)
         else:
             raise ResourceError(
-                f"this merge needs {format_size(OVERHEAD + each)} of memory, more than the "
-                f"{format_size(memory)} given"
+                f"this merge needs {number_format.size(OVERHEAD + each)} of memory, more than the "
+                f"{number_format.size(memory)} given"
             )
 
 

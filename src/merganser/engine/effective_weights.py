@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser import notebook
+from merganser import notebook, number_format
 from merganser.planning import Plan
 from merganser.tensors import TensorSpec
 
@@ -114,7 +114,10 @@ class Report:
     def _repr_html_(self) -> str:
         columns = ("model", "weight in the recipe", "exact", "effective", "differs")
         rows = [
-            (m.model, *map(notebook.number, (m.given, m.requested, m.effective, m.differ)))
+            (
+                m.model,
+                *map(number_format.significant, (m.given, m.requested, m.effective, m.differ)),
+            )
             for m in self.models
         ]
         return notebook.table(columns, rows, "Effective weights") + notebook.notes(self.warnings)

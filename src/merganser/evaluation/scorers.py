@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from merganser import recipe
+from merganser import suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation.grader import Rule, grade
 from merganser.evaluation.problems import Problem
@@ -141,7 +141,7 @@ def get(
     elif ":" in reference:
         found = _imported(reference, beside)
     else:
-        hint = recipe.instead(reference, names())
+        hint = suggestions.suggest(reference, names())
         own = ", and your own as module:function or file.py:function"
         raise RecipeError(
             f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"

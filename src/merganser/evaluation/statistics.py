@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,12 +40,6 @@ class Score:
     low: float
     high: float
     problems: int
-
-
-def decimals(errors: Iterable[float]) -> int:
-    """Decimals that show two digits of the largest of some standard errors: those of one column."""
-    largest = max(errors, default=0.0)
-    return min(6, max(0, 1 - math.floor(math.log10(largest)))) if largest > 0 else 3
 
 
 def summarize(values: Sequence[float]) -> Score:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merganser import recipe
+from merganser import recipe, suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import problems as problem_files
 from merganser.evaluation import scorers
@@ -170,7 +170,7 @@ def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]
         entry = error.errors(include_url=False)[0]
         if entry["type"] == "extra_forbidden":
             known = {f for each in (kind, TaskEntry, ScorerEntry) for f in each.model_fields}
-            slip = recipe.nearest(str(entry["loc"][-1]), known)
+            slip = suggestions.nearest(str(entry["loc"][-1]), known)
             entry["msg"] = "unknown key" + (f"; did you mean {slip!r}?" if slip else "")
         raise recipe.invalid(document, entry, path) from None
 
@@ -268,7 +268,7 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
             )
     file = folder / os.path.expanduser(entry.problems)  # noqa: PTH111 (which takes unknown homes)
     if not recipe.exists(str(file)):
-        slip = recipe.nearest_in(file.parent, file.name)
+        slip = suggestions.nearest_in(file.parent, file.name)
         hint = f"; did you mean {slip!r}?" if slip else ""
         where = (*place, "problems")
         with document.addressed(where):

@@ -21,13 +21,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from merganser import system
+from merganser import number_format, system
 from merganser.engine import TensorOutcome
 from merganser.errors import InputError, OutputExistsError, ResourceError, reraise_os_errors
 from merganser.merging.journal import Journal, difference, files_of
 from merganser.planning import DISK_MARGIN, Plan
 from merganser.sinks import SafetensorsSink
-from merganser.tensors import format_size
 
 Leftover = Literal["refuse", "resume", "discard", "either"]
 """What becomes of an unfinished merge: it is refused, gone on with (or refused where it is another),
@@ -127,7 +126,7 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
         if free < needed:
             what = "the merge needs" if len(folders) == 1 else f"the {len(folders)} merges need"
             raise ResourceError(
-                f"{parent}: has {format_size(free)} free, and {what} {format_size(needed)}"
+                f"{parent}: has {number_format.size(free)} free, and {what} {number_format.size(needed)}"
             )
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser import engine, notebook
+from merganser import engine, notebook, number_format
 from merganser.planning import Plan
-from merganser.tensors import format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class MergeResult:
             "method": self.plan.method.name,
             "parameters": f"{self.plan.parameters:,}",
             "dtype": self.plan.dtype.name,
-            "size": format_size(self.plan.output_bytes),
+            "size": number_format.size(self.plan.output_bytes),
             "seconds": self.timings.get("total_s"),
         }
         report = self.outcome.report

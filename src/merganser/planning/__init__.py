@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from merganser import hub, methods, recipe
+from merganser import hub, methods, recipe, suggestions
 from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.errors import InputError, RecipeError, reraise_os_errors
@@ -188,7 +188,7 @@ class _Planner:
         name = self.recipe.merge_method
         method = methods.get(name, self.arithmetic)
         if method is None:
-            hint = recipe.instead(name, methods.names())
+            hint = suggestions.suggest(name, methods.names())
             raise self.parsed.error(
                 f"merge_method: there is no method {name!r}; {hint}", ("merge_method",)
             )

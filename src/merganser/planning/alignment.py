@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser import hub
+from merganser import hub, suggestions
 from merganser.architecture import Place, lends_embedding, vocabulary_size
 from merganser.checkpoints import read_config, read_json
 from merganser.checkpoints.computed.vocabulary_rows import (
@@ -28,7 +28,7 @@ from merganser.errors import InputError
 from merganser.planning.groups import Path
 from merganser.planning.heads import token_embedding
 from merganser.planning.plan_data import Source, TokenizerEdit
-from merganser.recipe import ModelReference, ParsedRecipe, key_name, nearest
+from merganser.recipe import ModelReference, ParsedRecipe, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
 from merganser.tokenizer import chat_templates
 from merganser.tokenizer.vocabulary import (
@@ -205,7 +205,7 @@ class Aligner:
                 )
             except InputError as error:
                 words = ("base", "union", *(source.reference.text for source in self.sources))
-                slip = nearest(reference.text, words)
+                slip = suggestions.nearest(reference.text, words)
                 if slip is None:
                     raise
                 message = (

@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from merganser import hub, notebook, system
+from merganser import hub, notebook, number_format, system
 from merganser.architecture import Architecture
 from merganser.checkpoints import Checkpoint, Weights, refuse_changed
 from merganser.checkpoints.computed.derived import DerivedCheckpoint
 from merganser.kernels import CELL
 from merganser.methods import Combination, Method, SparseDeltas
 from merganser.recipe import ModelReference, ParsedRecipe
-from merganser.tensors import DType, TensorSpec, format_size
+from merganser.tensors import DType, TensorSpec
 from merganser.tokenizer.vocabulary import OutputTokenizer
 
 TILE = 16 * CELL
@@ -215,7 +215,7 @@ class Plan:
         models = f"{len(self.sources)} model{'s' if len(self.sources) > 1 else ''}"
         return (
             f"{self.method.name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
-            f"{self.dtype}, {format_size(self.output_bytes)}"
+            f"{self.dtype}, {number_format.size(self.output_bytes)}"
         )
 
     def __repr__(self) -> str:
@@ -231,8 +231,8 @@ class Plan:
             "parameters": f"{self.parameters:,}",
             "dtype": self.dtype.name,
             "files": len(self.shards),
-            "size": format_size(self.output_bytes),
-            "memory": format_size(memory_needed(self)),
+            "size": number_format.size(self.output_bytes),
+            "memory": number_format.size(memory_needed(self)),
             "digest": self.digest[:16],
         }
         models = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from merganser import suggestions
 from merganser.methods import Method
 from merganser.planning.groups import Path
 from merganser.planning.parameter_checks import Block, Warn
 from merganser.planning.plan_data import TensorJob
-from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Rule, nearest
+from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Rule
 from merganser.recipe.schema import ModelInput, OutputSlice, SliceSource
 
 Form = tuple[Path, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]
@@ -109,7 +110,9 @@ def _check_filter(
     matched = [tensor for tensor in names if rule.matches(tensor)]
     if not matched:
         parts = dict.fromkeys(part for tensor in sorted(names) for part in tensor.split("."))
-        slip = nearest(str(rule.filter), [part for part in parts if part.isidentifier()])
+        slip = suggestions.nearest(
+            str(rule.filter), [part for part in parts if part.isidentifier()]
+        )
         hint = f"; did you mean {slip!r}?" if slip else ""
         warn(path, f"the filter {rule.filter!r} matches no tensor{hint}")
     elif all(any(other.matches(tensor) for other in before) for tensor in matched):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from merganser import extras, hub, recipe
+from merganser import extras, hub, number_format, recipe
 from merganser.errors import (
     InputError,
     MerganserError,
@@ -18,7 +18,6 @@ from merganser.errors import (
     ResourceError,
     reraise_os_errors,
 )
-from merganser.evaluation.statistics import decimals
 from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
 from merganser.results import scores as studies
@@ -183,7 +182,9 @@ def _section(place: Place) -> str:
     ]
     shown = [each for each in results.entries if each.role != "point" and each.scores]
     places = {
-        name: decimals(e.scores[name].error for e in (*shown, entry) if name in e.scores)
+        name: number_format.decimals(
+            e.scores[name].error for e in (*shown, entry) if name in e.scores
+        )
         for name in names
     }
     for each in [*shown, entry]:
@@ -216,18 +217,18 @@ def _section(place: Place) -> str:
 
 def _cell(score: Score | None, places: int, *, bold: bool) -> str:
     if score is None:
-        return "–"
-    mean = f"{score.mean:.{places}f}"
-    return (
-        f"{f'**{mean}**' if bold else mean} ± {score.error:.{places}f} "
-        f"({score.low:.{places}f} to {score.high:.{places}f})"
+        return number_format.MISSING
+    mean, error, low, high = (
+        number_format.decimal(value, places)
+        for value in (score.mean, score.error, score.low, score.high)
     )
+    return f"{f'**{mean}**' if bold else mean} ± {error} ({low} to {high})"
 
 
 def _notes(name: str, score: Score) -> str:
+    error, low, high = map(number_format.significant, (score.error, score.low, score.high))
     return (
-        f"{name}: standard error {score.error:.4g}, 95 % interval {score.low:.4g} to "
-        f"{score.high:.4g}, {score.problems} problems"
+        f"{name}: standard error {error}, 95 % interval {low} to {high}, {score.problems} problems"
     )
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from merganser import suggestions
 from merganser.errors import RecipeError
 from merganser.recipe.document import Document, key_name, parse_document, parse_documents
 from merganser.recipe.references import ModelReference, exists, parse_reference
@@ -32,15 +31,12 @@ __all__ = [
     "SliceSource",
     "Strictness",
     "exists",
-    "instead",
     "invalid",
     "json_schema",
     "key_name",
     "load",
     "load_all",
     "model_references",
-    "nearest",
-    "nearest_in",
     "parse_reference",
     "parse_setting",
     "read_documents",
@@ -58,9 +54,6 @@ FOREIGN: Mapping[str, str] = {
 
 MAX_UNKNOWN = 100
 """Most keys without a meaning that a recipe may have."""
-
-MOST_NAMES = 10_000
-"""Of a folder that are looked through for the one that was meant."""
 
 
 @dataclass(frozen=True)
@@ -236,32 +229,6 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.8) -> str | None:
-    """The known name that ``word`` is evidently a slip for, or None."""
-    folded = {name.lower().replace("-", "_"): name for name in known}
-    asked = word.lower().replace("-", "_")
-    # Letters that changed places are the slip that is nearest: ``modles`` is ``models``, not ``modules``.
-    swapped = [name for name in folded if len(word) > 3 and sorted(name) == sorted(asked)]
-    found = swapped[:1] or difflib.get_close_matches(asked, folded, n=1, cutoff=cutoff)
-    return folded[found[0]] if found else None
-
-
-def instead(word: str, known: Iterable[str]) -> str:
-    """What there is in place of a name that there is not, as the end of a message: the nearest, or all."""
-    known = list(known)
-    slip = nearest(word, known, cutoff=0.6)
-    return f"did you mean {slip!r}?" if slip else f"there are {', '.join(known) or 'none'}"
-
-
-def nearest_in(folder: Path, name: str) -> str | None:
-    """What lies in a folder and has the name that ``name`` is evidently a slip for, or None."""
-    try:
-        there = [entry.name for entry in islice(folder.iterdir(), MOST_NAMES)]
-    except OSError:
-        return None
-    return nearest(name, [each for each in there if not each.startswith(".")], cutoff=0.65)
-
-
 def judge_unknown(
     document: Document,
     strictness: Strictness,
@@ -273,7 +240,7 @@ def judge_unknown(
     """See :meth:`ParsedRecipe.oddity`."""
     known = list(known)
     name = key_name(path)
-    slip = nearest(key, known)
+    slip = suggestions.nearest(key, known)
     if slip is not None and strictness != "lenient":
         raise document.error(f"{name}: unknown key; did you mean {slip!r}?", path)
     message = f"{name}: {where} has no key {key!r}; it is ignored, as MergeKit does"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from merganser import suggestions
 from merganser.recipe import (
     Config,
     ModelReference,
@@ -16,7 +17,6 @@ from merganser.recipe import (
     key_name,
     load_all,
     model_references,
-    nearest,
 )
 
 
@@ -111,7 +111,7 @@ def _uses(parsed: ParsedRecipe, names: set[str]) -> Iterator[tuple[str, tuple[st
         if _names_result(reference, names):
             yield reference.path, path
         elif "/" not in reference.path and not _exists(reference.path, parsed.folder):
-            slip = nearest(reference.path, names)
+            slip = suggestions.nearest(reference.path, names)
             if slip is not None:
                 raise parsed.error(
                     f"{key_name(path)}: there is no model {reference.path!r}; did you mean the "

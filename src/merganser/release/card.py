@@ -14,14 +14,13 @@ from typing import Any
 
 import yaml
 
-from merganser import methods
+from merganser import methods, number_format
 from merganser.architecture import layer_counts, vocabulary_size
 from merganser.checkpoints import read_json
 from merganser.errors import one_line
 from merganser.modules import DEFAULT, sections
 from merganser.release import files
 from merganser.release import manifest as manifests
-from merganser.tensors import format_size
 
 NAME = "README.md"
 
@@ -221,8 +220,8 @@ def _models(manifest: Mapping[str, Any]) -> str:
     for row in rows:
         role = f" ({row.role})" if row.role else ""
         text += (
-            f"| {row.shown}{role} | {_number(row.given)} | {_number(row.requested)} "
-            f"| {_number(row.effective)} |\n"
+            f"| {row.shown}{role} | {number_format.trimmed(row.given)} | {number_format.trimmed(row.requested)} "
+            f"| {number_format.trimmed(row.effective)} |\n"
         )
     report = manifest["effective_weights"]
     if report:
@@ -273,21 +272,15 @@ def _facts(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         ("Dtype", manifest["dtype"]),
         ("Context length", text_part.get("max_position_embeddings")),
         ("Vocabulary", vocabulary_size(config)),
-        ("Size on disk", format_size(sum(file["size"] for file in files.values()))),
+        ("Size on disk", number_format.size(sum(file["size"] for file in files.values()))),
         ("Files", len(files)),
     ]
     rows = "".join(
-        f"| {name} | {inline(_plain(value))} |\n" for name, value in facts if value is not None
+        f"| {name} | {inline(number_format.grouped(value, 10_000))} |\n"
+        for name, value in facts
+        if value is not None
     )
     return f"## Key facts\n\n| | |\n|---|---|\n{rows}"
-
-
-def _plain(value: Any) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 10000
-        else str(value)
-    )
 
 
 def _recipe(text: str) -> str:
@@ -318,7 +311,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 def _reproduce(manifest: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"| {_name(entry)} | {format_size(sum(entry['files'].values()))} | {_identity(entry)} |\n"
+        f"| {_name(entry)} | {number_format.size(sum(entry['files'].values()))} | {_identity(entry)} |\n"
         for entry in _all_inputs(manifest)
     )
     rounding, arithmetic = manifest["rounding"], manifest["arithmetic"]
@@ -378,16 +371,6 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 def _link(name: str) -> str:
     return f"[{inline(name)}](https://huggingface.co/{name})"
-
-
-def _number(value: float | None) -> str:
-    return (
-        "–"
-        if value is None
-        else f"{value:.4g}"
-        if abs(value) < 1e-3 and value
-        else f"{value:.3f}".rstrip("0").rstrip(".")
-    )
 
 
 def _join(names: list[str]) -> str:

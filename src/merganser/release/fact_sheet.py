@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merganser import hub, notebook
+from merganser import hub, notebook, number_format
 from merganser.architecture import (
     Architecture,
     infer,
@@ -23,7 +23,6 @@ from merganser.modules import sections
 from merganser.recipe import parse_reference
 from merganser.release import manifest
 from merganser.release.tokenizer import FILES as TOKENIZER_FILES
-from merganser.tensors import format_size
 from merganser.tokenizer.vocabulary import has_tokenizer
 
 
@@ -33,7 +32,7 @@ class FactSheet(dict[str, Any]):
     def __repr__(self) -> str:
         return (
             f"FactSheet({self['model']!r}, {self['tensors']} tensors, {self['parameters']:,} parameters, "
-            f"{format_size(self['size'])})"
+            f"{number_format.size(self['size'])})"
         )
 
     def _repr_html_(self) -> str:
@@ -42,7 +41,7 @@ class FactSheet(dict[str, Any]):
             for name, value in self.items()
             if value not in (None, {}, []) and name not in ("shards", "size")
         }
-        files = {"files": len(self["shards"]), "size": format_size(self["size"])}
+        files = {"files": len(self["shards"]), "size": number_format.size(self["size"])}
         return notebook.facts({name: _words(value) for name, value in (shown | files).items()})
 
 
@@ -51,8 +50,7 @@ def _words(value: object) -> str:
         return ", ".join(f"{name} {_words(each)}" for name, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(_words, value))
-    plain = isinstance(value, int) and not isinstance(value, bool)
-    return f"{value:,}" if plain else str(value)
+    return number_format.grouped(value)
 
 
 def inspect(model: str, weights: Weights = "auto") -> FactSheet:

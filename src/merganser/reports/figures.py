@@ -23,11 +23,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from merganser import number_format
 from merganser.errors import ResourceError
 from merganser.recipe.short_names import shorten
 from merganser.reports import label_placement
 from merganser.results import front as fronts
-from merganser.results.interpolation import Line, gap, lines, plain, short_names
+from merganser.results.interpolation import Line, gap, lines, short_names
 from merganser.results.scores import Entry, Results
 
 P = ParamSpec("P")
@@ -280,7 +281,7 @@ def _label_points(
     for n, line in enumerate(chosen):
         colour = INK if only or len(chosen) == 1 else COLOURS[n % len(COLOURS)]
         for number, entry in line.points:
-            shown[entry.name] = (plain(round(number, 6)), colour)
+            shown[entry.name] = (number_format.ten_digits(round(number, 6)), colour)
         along = [(e.scores[x].mean, e.scores[y].mean) for _, e in _both(line, x, y)]
         paths += [along, [along[0], along[-1]]]
     for name, short in short_names(results).items():

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from merganser import extras, recipe
+from merganser import extras, number_format, suggestions
 from merganser.errors import InputError, RecipeError, ResourceError
-from merganser.evaluation.statistics import decimals
 from merganser.results import completions, front
 from merganser.results import scores as results
-from merganser.results.interpolation import Line, gap, labels, lines, plain, short_names
+from merganser.results.interpolation import Line, gap, labels, lines, short_names
 from merganser.results.scores import Results
 from merganser.version import VERSION
 
@@ -96,7 +94,7 @@ def _plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, st
     names = list(found.directions)
     for name in (x, y):
         if name is not None and name not in names:
-            raise RecipeError(f"there is no score {name!r}; {recipe.instead(name, names)}")
+            raise RecipeError(f"there is no score {name!r}; {suggestions.suggest(name, names)}")
     x = x or next((name for name in names if name != y), None)
     return x, y or next((name for name in names if name != x), None)
 
@@ -241,7 +239,9 @@ def _held_out(folder: Path) -> dict[str, Any] | None:
         "short": labels(found),
         "problems": max((s.problems for e in found.entries for s in e.scores.values()), default=0),
         "places": {
-            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            name: number_format.decimals(
+                e.scores[name].error for e in found.entries if name in e.scores
+            )
             for name in found.directions
         },
     }
@@ -274,9 +274,14 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
         else "of the scores by their errors"
     )
     corners = "; ".join(
-        f"{name} from {digits(whole.worst[name])} (0) to {digits(whole.best[name])} (1), reference "
-        f"{digits(whole.reference[name])}"
+        f"{name} from {worst} (0) to {best} (1), reference {reference}"
         for name in directions
+        for worst, best, reference in [
+            map(
+                number_format.typeset,
+                (whole.worst[name], whole.best[name], whole.reference[name]),
+            )
+        ]
     )
     return {
         "best": [e.name for e in front.non_dominated(scored, directions)],
@@ -285,7 +290,7 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
         "frame": (
             f"Hypervolume over {', '.join(directions)}: each score scaled to the worst and best of all models, "
             f"measured from a reference {whole.margin:.0%} of the range beyond the worst ({corners}). At most "
-            f"{digits((1 + whole.margin) ** len(directions))}."
+            f"{number_format.typeset((1 + whole.margin) ** len(directions))}."
         ),
         "on_front": sure.on_front,
         "contributions": whole.contributions if len(directions) > 1 else {},
@@ -317,7 +322,9 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
         "short": labels(found),
         "keys": _keys(found),
         "places": {
-            name: decimals(e.scores[name].error for e in found.entries if name in e.scores)
+            name: number_format.decimals(
+                e.scores[name].error for e in found.entries if name in e.scores
+            )
             for name in found.directions
         },
         "gaps": gaps,
@@ -342,7 +349,11 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
 def _keys(found: Results) -> list[str]:
     """The sweep's keys, without those that all points have in common."""
     keys = list(dict.fromkeys(key for point in found.points for key in point.values))
-    varied = [key for key in keys if len({plain(p.values.get(key)) for p in found.points}) > 1]
+    varied = [
+        key
+        for key in keys
+        if len({number_format.ten_digits(p.values.get(key)) for p in found.points}) > 1
+    ]
     return varied or keys
 
 
@@ -371,7 +382,12 @@ def _render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"digits": digits, "fixed": fixed, "signed": signed, "plain": plain}
+    environment.filters |= {
+        "digits": number_format.typeset,
+        "fixed": number_format.typeset_decimal,
+        "signed": number_format.typeset_difference,
+        "plain": number_format.ten_digits,
+    }
     script = (_PAGE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
@@ -380,29 +396,6 @@ def _render(content: Mapping[str, Any]) -> str:
         script_digest=digest,
         style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
     )
-
-
-def digits(value: float, count: int = 4) -> str:
-    """A number with some significant digits, without an exponent where it can be without."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    size = math.floor(math.log10(abs(value)))
-    if not -5 < size < 12:
-        return f"{value:.{count}g}".replace("-", "−")
-    text = f"{value:.{max(0, count - 1 - size)}f}".replace("-", "−")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def fixed(value: float, places: int) -> str:
-    """A number with some decimals, as its whole column has them."""
-    return f"{value:.{places}f}".replace("-", "−")
-
-
-def signed(value: float) -> str:
-    """A difference: with its sign, which is a true minus."""
-    return f"+{digits(value, 3)}" if value > 0 else digits(value, 3)
 
 
 # -- what sets experts apart ---------------------------------------------------------------------

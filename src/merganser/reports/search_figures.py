@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from merganser import number_format
 from merganser.reports.figures import COLOURS, FAINT, GREY, INK, axis_label, styled
-from merganser.results.interpolation import plain
 from merganser.results.scores import Entry, Results
 
 MOST_SCORES = 3
@@ -65,7 +65,11 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
     """
     values = {entry.name: _flat(entry.values) for entry in results.points}
     keys = list(dict.fromkeys(key for own in values.values() for key in own))
-    varied = [k for k in keys if len({plain(own[k]) for own in values.values() if k in own}) > 1]
+    varied = [
+        k
+        for k in keys
+        if len({number_format.ten_digits(own[k]) for own in values.values() if k in own}) > 1
+    ]
     varied = varied[:MOST_PARAMETERS]
     if not varied:
         return None
@@ -82,7 +86,7 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
             having = [e for e in results.points if score in e.scores and key in values[e.name]]
             places = [values[entry.name][key] for entry in having]
             if not all(_is_number(place) for place in places):
-                places = [plain(place) for place in places]
+                places = [number_format.ten_digits(place) for place in places]
             _dots(axes, places, score, having, results)
             axes.set_xlabel(key)
             if p % columns == 0:

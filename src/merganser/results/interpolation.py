@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from merganser import number_format
 from merganser.recipe.short_names import POINTS, shorten
 from merganser.results.scores import Direction, Entry, Results
 
@@ -48,7 +49,7 @@ def lines(results: Results) -> list[Line]:
     fixed = [key for key in keys if key not in dials]
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for point in points:
-        others = tuple(plain(point.values.get(key)) for key in fixed)
+        others = tuple(number_format.ten_digits(point.values.get(key)) for key in fixed)
         groups.setdefault((members(results, point), others), []).append(point)
     several = len({found for found, _ in groups}) > 1
     varied = [len({others[n] for _, others in groups}) > 1 for n in range(len(fixed))]
@@ -84,11 +85,6 @@ def short_names(results: Results) -> dict[str, str]:
     return dict(zip(experts + base, shorten(experts) + shorten(base), strict=True))
 
 
-def plain(value: Any) -> str:
-    """A value of a sweep as people write it."""
-    return f"{value:.10g}" if isinstance(value, float) else "–" if value is None else str(value)
-
-
 def _is_dial(key: str, points: Sequence[Entry]) -> bool:
     """Whether a key moves points along a line: a number with which weights change, all else as it is."""
     having = [point for point in points if key in point.values]
@@ -96,7 +92,9 @@ def _is_dial(key: str, points: Sequence[Entry]) -> bool:
         return False
     seen: dict[Any, set[tuple[float, ...]]] = {}
     for point in having:
-        others = tuple((k, plain(v)) for k, v in point.values.items() if k != key)
+        others = tuple(
+            (k, number_format.ten_digits(v)) for k, v in point.values.items() if k != key
+        )
         weights = tuple(point.weights.values()) or (float(point.values[key]),)
         seen.setdefault((tuple(point.weights), others), set()).add(weights)
     return any(len(weights) > 1 for weights in seen.values())

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from merganser import notebook, recipe
+from merganser import notebook, number_format, suggestions
 from merganser.errors import RecipeError
 from merganser.evaluation import significance
 from merganser.evaluation.significance import DRAWS, LEVEL, Difference
@@ -121,11 +121,11 @@ class Comparisons:
                 row.score,
                 row.model,
                 row.reference,
-                notebook.number(row.difference),
-                f"{notebook.number(row.low)} … {notebook.number(row.high)}",
-                notebook.number(row.p_verdict),
+                number_format.significant(row.difference),
+                f"{number_format.significant(row.low)} … {number_format.significant(row.high)}",
+                number_format.significant(row.p_verdict),
                 row.verdict,
-                notebook.number(row.detectable),
+                number_format.significant(row.detectable),
             )
             for row in self.rows
         ]
@@ -209,7 +209,7 @@ class _Study:
         known = [*self.results.directions, *self.groups]
         for name in asked:
             if name not in known:
-                raise RecipeError(f"there is no score {name!r}; {recipe.instead(name, known)}")
+                raise RecipeError(f"there is no score {name!r}; {suggestions.suggest(name, known)}")
         return list(asked) or known
 
     def parts(self, score: str) -> tuple[tuple[str, float], ...]:
@@ -258,7 +258,7 @@ def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | Non
     tasks = list(dict.fromkeys(table.task for table in tables.values()))
     for name, weight in (weights or {}).items():
         if name not in tasks:
-            raise RecipeError(f"weights: no task {name!r}; {recipe.instead(name, tasks)}")
+            raise RecipeError(f"weights: no task {name!r}; {suggestions.suggest(name, tasks)}")
         if not weight >= 0:
             raise RecipeError(f"weights: {name}: {weight:g} is negative")
     groups = {}
@@ -283,7 +283,7 @@ def find(found: Results, name: str) -> str:
     chosen = [each for each in names if short[each] == name] or matching(names, name)
     if not chosen:
         raise RecipeError(
-            f"{found.name} has no model {name!r}; {recipe.instead(name, [short[n] for n in names])}"
+            f"{found.name} has no model {name!r}; {suggestions.suggest(name, [short[n] for n in names])}"
         )
     if len(chosen) > 1:
         raise RecipeError(f"{name!r} may be {' or '.join(chosen[:3])}; give more of the name")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from merganser import recipe
+from merganser import suggestions
 from merganser.errors import RecipeError
 from merganser.evaluation.significance import POWER_Z, Z
 from merganser.results import problem_scores, scores
@@ -95,7 +95,7 @@ def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
     for name in scores:
         if name not in tables:
             raise RecipeError(
-                f"there are no samples of a score {name!r}; {recipe.instead(name, tables)}"
+                f"there are no samples of a score {name!r}; {suggestions.suggest(name, tables)}"
             )
     return [_power(found, tables[name]) for name in scores or tables]
 

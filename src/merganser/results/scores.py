@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from merganser import notebook, recipe
+from merganser import notebook, number_format, recipe
 from merganser.errors import InputError, ResourceError, reraise_os_errors
 from merganser.evaluation.statistics import Direction, Score
 from merganser.recipe.references import ModelReference, exists
@@ -112,8 +112,8 @@ class Results:
 
 def _shown(score: Score | None) -> str:
     if score is None:
-        return "–"
-    return notebook.number(score.mean) + (f" ± {score.error:.2g}" if score.error else "")
+        return number_format.MISSING
+    return number_format.with_error(score.mean, score.error, sign=" ± ")
 
 
 def write(results: Results, folder: Path) -> None:

@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from merganser import extras, recipe
+from merganser import extras, suggestions
 from merganser.errors import RecipeError
 from merganser.evaluation.statistics import Direction
 from merganser.recipe import Document
@@ -48,7 +48,7 @@ def parse_rule(
 
     def known(name: str) -> str:
         if name not in directions:
-            raise error(f"there is no score {name!r}; {recipe.instead(name, directions)}")
+            raise error(f"there is no score {name!r}; {suggestions.suggest(name, directions)}")
         return name
 
     if not isinstance(keep, str):

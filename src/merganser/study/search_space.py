@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Literal, get_args
 
+from merganser import suggestions
 from merganser.errors import RecipeError
-from merganser.recipe import Config, Document, Strictness, key_name, nearest
+from merganser.recipe import Config, Document, Strictness, key_name
 from merganser.recipe.axes import axis_values
 from merganser.recipe.expressions import text
 from merganser.recipe.sweep_file import Path, Pattern, read_pattern
@@ -246,7 +247,7 @@ def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], 
         raise document.error(f"{key_name(path)}: give a mapping such as {like}", path)
     for key in given:
         if key not in known:
-            guess = nearest(key, known)
+            guess = suggestions.nearest(key, known)
             hint = f"did you mean {guess!r}?" if guess else f"there are {', '.join(sorted(known))}"
             raise document.error(f"{key_name((*path, key))}: unknown key; {hint}", (*path, key))
 

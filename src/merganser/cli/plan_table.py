@@ -10,9 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from merganser.modules import DEFAULT, Module
-from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
-from merganser.tables import (
+from merganser import number_format
+from merganser.cli.columns import (
     GAP,
     Column,
     letter,
@@ -22,7 +21,8 @@ from merganser.tables import (
     stdout,
     value_text,
 )
-from merganser.tensors import format_size
+from merganser.modules import DEFAULT, Module
+from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
 
 if TYPE_CHECKING:
     from merganser.recipe.steps import Step
@@ -61,11 +61,11 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
     facts = {
         "output": f"{plan.parameters:,} parameters, {plan.dtype}, {how}",
         "tokenizer": _tokenizer(plan),
-        "files": f"{files}, {format_size(plan.output_bytes)}",
-        "reads": f"{format_size(plan.input_bytes)}, each byte once",
-        "needs": f"{format_size(plan.output_bytes + DISK_MARGIN)} of free disk (the weights, and "
-        f"{format_size(DISK_MARGIN)} for the other files and the file system), about "
-        f"{format_size(memory_needed(plan))} of memory "
+        "files": f"{files}, {number_format.size(plan.output_bytes)}",
+        "reads": f"{number_format.size(plan.input_bytes)}, each byte once",
+        "needs": f"{number_format.size(plan.output_bytes + DISK_MARGIN)} of free disk (the weights, and "
+        f"{number_format.size(DISK_MARGIN)} for the other files and the file system), about "
+        f"{number_format.size(memory_needed(plan))} of memory "
         f"({threads} thread{'s' if threads > 1 else ''})",
         "plan": plan.digest[:16],
     }
@@ -102,7 +102,7 @@ def _print_models(console: Console, plan: Plan) -> None:
         for i in range(len(plan.sources))
     ]
     dtypes = [", ".join(dict.fromkeys(spec.dtype.name for spec in own)) for own in specs]
-    sizes = [format_size(sum(spec.nbytes for spec in own)) for own in specs]
+    sizes = [number_format.size(sum(spec.nbytes for spec in own)) for own in specs]
     columns = [
         *([Column("", [letter(i) for i in range(len(specs))])] if len(specs) > 1 else []),
         Column("model", [source.reference.text for source in plan.sources]),
@@ -166,15 +166,7 @@ def _range(values: Sequence[Any]) -> str:
     ends = values[0], values[-1]
     if ends[0] == ends[1] and all(isinstance(value, int | float) for value in values):
         ends = min(values), max(values)
-    return " … ".join(dict.fromkeys(map(_number, ends)))
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return " … ".join(dict.fromkeys(map(number_format.parameter, ends)))
 
 
 def _print_layers(
@@ -219,13 +211,13 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
         *(Column(key, [value_text(point, key) for point in points]) for key in keys),
         Column("method", [plan.method.name for plan in plans], shared=""),
         Column("dtype", [plan.dtype.name for plan in plans], shared=""),
-        Column("size", [format_size(plan.output_bytes) for plan in plans], True, "size "),
+        Column("size", [number_format.size(plan.output_bytes) for plan in plans], True, "size "),
         Column("plan", [plan.digest[:16] for plan in plans]),
     ]
     print_points(console, [point.name for point in points], columns)
     written = sum(plan.output_bytes for plan in plans)
     console.print(
-        f"\n{len(points)} points; reads {format_size(input_bytes)}, writes {format_size(written)}",
+        f"\n{len(points)} points; reads {number_format.size(input_bytes)}, writes {number_format.size(written)}",
         highlight=False,
     )
 

@@ -1,4 +1,4 @@
-"""Commands that let models speak."""
+"""Commands that let models answer: generate, chat."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from merganser.cli.options import json_option, methods_option, print_json
+from merganser.cli.options import json_option, methods_option
+from merganser.cli.output import print_json
 from merganser.errors import RecipeError
 
 if TYPE_CHECKING:
     from merganser.chat.talk import Answer, Conversation
+    from merganser.cli.answers import AnswerColumns
     from merganser.evaluation.generation import Completion, Sampling
-    from merganser.tables import Columns
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -88,8 +89,8 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
       merganser generate OUT "What is 12 + 30?"
       merganser generate sweep.yml#w=0.7 "What is 12 + 30?" --with base
     """
-    from merganser import tables
     from merganser.chat import talk as talking
+    from merganser.cli.answers import AnswerColumns
     from merganser.study.live_model import LiveModel
 
     gc.enable()
@@ -98,7 +99,7 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
         raise RecipeError("the prompt is empty")
     models = [model, *options["others"]]
     sampling = _sampling(options)
-    with tables.Columns(models, silent=as_json) as columns:
+    with AnswerColumns(models, silent=as_json) as columns:
         answers = talking.ask(
             models,
             text,
@@ -127,8 +128,8 @@ def chat(model: str, **options: Any) -> None:
       merganser chat OUT
       merganser chat sweep.yml#w=0.7 --with sweep.yml#w=0.3
     """
-    from merganser import tables
     from merganser.chat import talk as talking
+    from merganser.cli.answers import AnswerColumns
     from merganser.study.live_model import LiveModel
 
     gc.enable()
@@ -155,12 +156,12 @@ def chat(model: str, **options: Any) -> None:
         elif text.startswith("/"):
             click.echo("there are /reset and /quit", err=True)
         elif text:
-            with tables.Columns(models) as columns:
+            with AnswerColumns(models) as columns:
                 _answer_all(talks, text, sampling, columns)
 
 
 def _answer_all(
-    talks: Sequence[Conversation], text: str, sampling: Sampling, columns: Columns
+    talks: Sequence[Conversation], text: str, sampling: Sampling, columns: AnswerColumns
 ) -> None:
     """Let each model answer in turn; Ctrl-C stops the answer that comes, and those that would follow."""
     for index, talk in enumerate(talks):
@@ -178,7 +179,7 @@ def _answer_all(
 
 
 def _mark_cut_off(
-    columns: Columns, index: int, answer: Answer | Completion, sampling: Sampling
+    columns: AnswerColumns, index: int, answer: Answer | Completion, sampling: Sampling
 ) -> None:
     if answer.finish == "length":
         is_full = answer.tokens < sampling.max_tokens

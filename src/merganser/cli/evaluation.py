@@ -1,4 +1,4 @@
-"""Commands that score models."""
+"""The command that scores a model: eval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from merganser.cli.options import json_option, methods_option, print_json, scoring, show_warning
+from merganser.cli.options import json_option, methods_option
+from merganser.cli.output import print_json, show_warning
+from merganser.cli.progress import scoring_progress
 
 
 @click.command("eval")
@@ -68,7 +70,7 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
         raise click.UsageError(
             "with --from give only TASKS" if given else "give a model and a file: MODEL TASKS"
         )
-    with scoring(quiet or as_json) as on_progress:
+    with scoring_progress(quiet or as_json) as on_progress:
         if given:
             found = evaluating.judge_again(given, words[0])
         else:
@@ -85,6 +87,6 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
     if as_json:
         print_json(asdict(found))
         return
-    from merganser import tables
+    from merganser.cli.score_table import show_scores
 
-    tables.show_scores(found)
+    show_scores(found)

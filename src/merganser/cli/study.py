@@ -1,4 +1,4 @@
-"""Commands about many merges, and about what sets models apart."""
+"""Commands about many merges: sweep, search, report."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import click
 from merganser.cli.options import (
     card_option,
     json_option,
-    methods_option,
     prepare,
-    print_json,
-    progress,
     public_option,
     recipe_options,
     report_option,
     running_options,
-    scoring,
-    show_warning,
     tokenizer_option,
 )
+from merganser.cli.output import print_json, show_warning
+from merganser.cli.progress import merge_progress, scoring_progress
 
 
 @click.command()
@@ -71,11 +68,11 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         return
     if no_write:
         raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
-    with progress(quiet or as_json) as on_event:
+    with merge_progress(quiet or as_json) as on_event:
         result = sweeps.sweep(config, out, on_event=on_event, **options)
     for each in result.points:
         for warning in each.merged.warnings if each.merged else ():
-            click.echo(f"merganser: warning: {each.point.name}: {warning}", err=True)
+            show_warning(f"{each.point.name}: {warning}")
     if as_json:
         print_json(
             {
@@ -95,9 +92,9 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
             }
         )
     elif not quiet:
-        from merganser import tables
+        from merganser.cli.sweep_table import show_sweep
 
-        tables.show_sweep(result, verbose=verbose > 0)
+        show_sweep(result, verbose=verbose > 0)
 
 
 def _sweep_evaluated(
@@ -108,7 +105,10 @@ def _sweep_evaluated(
     from merganser.results import scores
     from merganser.study.evaluate import evaluate_sweep
 
-    with progress(quiet or as_json) as on_event, scoring(quiet or as_json) as on_progress:
+    with (
+        merge_progress(quiet or as_json) as on_event,
+        scoring_progress(quiet or as_json) as on_progress,
+    ):
         found = evaluate_sweep(
             config,
             out,
@@ -121,12 +121,12 @@ def _sweep_evaluated(
     if as_json:
         print_json(asdict(found))
     elif not quiet:
-        from merganser import tables
+        from merganser.cli.score_table import show_scores
 
-        tables.show_scores(found)
+        show_scores(found)
         if (out / scores.HELD_OUT / scores.JSON_NAME).is_file():
             click.echo("\nThe chosen points on problems that were held out:")
-            tables.show_scores(scores.read(out / scores.HELD_OUT))
+            show_scores(scores.read(out / scores.HELD_OUT))
 
 
 @click.command()
@@ -158,19 +158,19 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     prepare(options)
 
-    def told(standing: Any, wanted: Any) -> None:
+    def show_standing(standing: Any, wanted: Any) -> None:
         if not quiet and not as_json:
-            from merganser import tables
+            from merganser.cli.progress_bars import search_line
 
-            click.echo(tables.search_line(standing, wanted), err=True)
+            click.echo(search_line(standing, wanted), err=True)
 
     silent = quiet or as_json
-    with scoring(silent) as on_progress, progress(silent) as on_event:
+    with scoring_progress(silent) as on_progress, merge_progress(silent) as on_event:
         result = searches.search(
             config,
             out,
             write=not no_write,
-            on_standing=told,
+            on_standing=show_standing,
             on_progress=on_progress,
             on_warning=show_warning,
             on_event=on_event,
@@ -178,7 +178,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
         )
     for each in result.written.points if result.written else ():
         for warning in each.merged.warnings if each.merged else ():
-            click.echo(f"merganser: warning: {each.point.name}: {warning}", err=True)
+            show_warning(f"{each.point.name}: {warning}")
     if as_json:
         from dataclasses import asdict
 
@@ -194,9 +194,9 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             }
         )
     elif not quiet:
-        from merganser import tables
+        from merganser.cli.search_table import show_search
 
-        tables.show_search(result, verbose=verbose > 0)
+        show_search(result, verbose=verbose > 0)
     if draw:
         _draw(out, quiet or as_json)
 
@@ -209,70 +209,10 @@ def _draw(folder: Path, quiet: bool) -> None:
     try:
         page, *_ = reports.write(folder)
     except MerganserError as error:
-        click.echo(f"merganser: warning: no report: {error}", err=True)
+        show_warning(f"no report: {error}")
         return
     if not quiet:
         click.echo(f"report: {page}", err=True)
-
-
-@click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
-@click.option("--base", metavar="C", help="What both come from: compares their changes too.")
-@click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
-@click.option(
-    "--figure",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Draw it too: a picture of layers and kinds of tensors, .png, .svg or .pdf.",
-)
-@methods_option
-@click.option(
-    "--rank", is_flag=True, help="Effective ranks of the matrices' differences too; takes long."
-)
-@click.option(
-    "--ulp",
-    type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Round both to this dtype, such as that of a merge, before elements that differ and units in the "
-    "last place are counted; by default the wider of both.",
-)
-@json_option
-def diff(
-    first: str,
-    second: str,
-    base: str | None,
-    threads: int | None,
-    figure: Path | None,
-    rank: bool,
-    ulp: str | None,
-    as_json: bool,
-) -> None:
-    """Show what sets the models A and B apart.
-
-    By layers, roles and tensors; with a base, how their changes of it agree. A and B are models, or recipes
-    and points of sweeps, which are merged in memory.
-
-    \b
-    Examples:
-      merganser diff acc accfmt
-      merganser diff acc accfmt --base base --figure apart.png
-      merganser diff sweep.yml#w=0.7 acc
-    """
-    from merganser import extras
-    from merganser.differences import diff as diffs
-
-    if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
-    figures = extras.load("merganser.reports.figures", "plot") if figure else None
-    found = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
-    if figures and figure:
-        figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    from merganser import tables
-
-    tables.show_diff(found)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Commands that tell what there is: of a model, of the methods, of the language."""
+"""Commands that look things up: inspect, methods, schema."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from merganser.cli.options import (
-    json_option,
-    methods_option,
-    print_json,
-    weights_option,
-)
+from merganser.cli.options import json_option, methods_option, weights_option
+from merganser.cli.output import print_json
 from merganser.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,9 +26,9 @@ def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
     if as_json:
         print_json(sheet)
         return
-    from merganser import tables
+    from merganser.cli.fact_sheet_table import show_facts
 
-    tables.show_facts(sheet)
+    show_facts(sheet)
 
 
 @click.command("methods")
@@ -47,20 +43,20 @@ def list_methods(name: str | None, as_json: bool) -> None:
       merganser methods
       merganser methods ties
     """
-    from merganser import methods, recipe
+    from merganser import methods, suggestions
 
     known = [methods.get(each) for each in ([name] if name else methods.names())]
     found = [method for method in known if method is not None]
     if not found:
         raise RecipeError(
-            f"there is no method {name!r}; {recipe.instead(name or '', methods.names())}"
+            f"there is no method {name!r}; {suggestions.suggest(name or '', methods.names())}"
         )
     if as_json:
         print_json([methods.describe(method) for method in found])
         return
-    from merganser import tables
+    from merganser.cli.method_table import show_methods
 
-    tables.show_methods(found, full=name is not None)
+    show_methods(found, full=name is not None)
 
 
 @click.command()

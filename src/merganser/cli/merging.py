@@ -1,4 +1,4 @@
-"""Commands about one merge."""
+"""Commands about one merge: plan, merge, verify, convert."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from typing import Any
 
 import click
 
+from merganser.cli.mergekit_flags import explain_mergekit_flags, mergekit_flags
 from merganser.cli.options import (
-    MEANINGLESS,
-    MEANINGLESS_VALUES,
-    SAFE,
     card_option,
     json_option,
-    mergekit_flags,
     methods_option,
     parse_memory,
     prepare,
-    print_json,
-    progress,
     public_option,
     recipe_options,
     resume_option,
@@ -28,6 +23,8 @@ from merganser.cli.options import (
     tokenizer_option,
     weights_option,
 )
+from merganser.cli.output import print_json, show_warning
+from merganser.cli.progress import merge_progress
 
 
 @click.command()
@@ -75,11 +72,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     """
     from merganser.merging import folders, multistage
 
-    for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
-        if options.pop(name.replace("-", "_")):
-            click.echo(f"merganser: --{name} has no meaning here: {reason}", err=True)
-    if not options.pop("safe_serialization"):
-        click.echo("merganser: --no-safe-serialization has no meaning here: " + SAFE, err=True)
+    explain_mergekit_flags(options)
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     sink = options.pop("sink")
     if (out is None) == (sink == "folder"):
@@ -88,7 +81,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
         )
     prepare(options)
     where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
-    with progress(quiet or as_json) as on_event:
+    with merge_progress(quiet or as_json) as on_event:
         if out is not None:
             steps = multistage.merge_all(config, out, on_event=on_event, **where, **options)
         else:
@@ -109,7 +102,7 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     results = [step.merged for step in steps if step.merged] if out is not None else [result]
     for result in results:
         for warning in result.warnings:
-            click.echo(f"merganser: warning: {warning}", err=True)
+            show_warning(warning)
     if as_json:
         data = [
             {
@@ -128,15 +121,15 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
         for name, digest in results[0].manifest["tensors"].items():
             click.echo(f"{digest}  {name}")
     elif not quiet:
-        from merganser import tables
+        from merganser.cli.merge_table import show_result
 
         for step in steps:
             if step.merged is None:
                 click.echo(f"{step.folder}: is up to date")
             else:
-                tables.show_result(step.merged, verbose=verbose > 0)
+                show_result(step.merged, verbose=verbose > 0)
         if out is None:
-            tables.show_result(results[0], verbose=verbose > 0)
+            show_result(results[0], verbose=verbose > 0)
 
 
 @click.command()
@@ -178,22 +171,22 @@ def convert(source: str, out: Path, **options: Any) -> None:
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     parse_memory(options)
-    with progress(quiet or as_json) as on_event:
+    with merge_progress(quiet or as_json) as on_event:
         result = folders.convert(source, out, on_event=on_event, **options)
     for warning in result.warnings:
-        click.echo(f"merganser: warning: {warning}", err=True)
+        show_warning(warning)
     lacking = [] if (out / "config.json").is_file() else ["config.json"]
     words = vocabulary_tensors(result.plan.sources[result.plan.donor])
     lacking += ["tokenizer"] if words and not has_tokenizer(out) else []
     if lacking and options["base"] is None:
         what = " and ".join(lacking)
-        click.echo(f"merganser: warning: {out}: lacks {what}; --base MODEL lends them", err=True)
+        show_warning(f"{out}: lacks {what}; --base MODEL lends them")
     if as_json:
         print_json({"out": str(out), "timings": result.timings, **result.manifest})
     elif not quiet:
-        from merganser import tables
+        from merganser.cli.merge_table import show_result
 
-        tables.show_result(result, verbose=verbose > 0)
+        show_result(result, verbose=verbose > 0)
 
 
 @click.command()
@@ -239,25 +232,25 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         only = plans[0][1] if len(plans) == 1 else None
         print_json(planning.describe(only) if only else {"documents": found})
         return
-    from merganser.cli import plan_tables
+    from merganser.cli.plan_table import show_plan, show_step
 
     for step, plan in plans:
         if len(plans) > 1:
-            plan_tables.show_step(step)
+            show_step(step)
         if plan is not None:
-            plan_tables.show_plan(plan, verbose=verbose)
+            show_plan(plan, verbose=verbose)
         else:
             click.echo("can be planned when the tokenizers that it builds on are made")
     for _, plan in plans:
         for warning in plan.warnings if plan else ():
-            click.echo(f"merganser: warning: {warning}", err=True)
+            show_warning(warning)
 
 
 def _plan_sweep(
     config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
 ) -> None:
     from merganser import planning
-    from merganser.cli import plan_tables
+    from merganser.cli.plan_table import show_plan, show_point, show_points
     from merganser.recipe.sweep_file import has_block
     from merganser.release.copies import refuse_foreign_links
     from merganser.study import evaluate
@@ -276,11 +269,11 @@ def _plan_sweep(
         print_json({"input_bytes": total, "points": points})
         return
     for point, plan in planned if verbose else ():
-        plan_tables.show_point(point)
-        plan_tables.show_plan(plan, verbose=True)
-    plan_tables.show_points(planned, total)
+        show_point(point)
+        show_plan(plan, verbose=True)
+    show_points(planned, total)
     for warning in dict.fromkeys(w for _, plan in planned for w in plan.warnings):
-        click.echo(f"merganser: warning: {warning}", err=True)
+        show_warning(warning)
 
 
 def _plan_search(
@@ -298,11 +291,11 @@ def _plan_search(
         samples = [{"values": point.values, **planning.describe(plan)} for point, plan in planned]
         print_json({**search_loop.describe(search), "budget": search.budget, "samples": samples})
         return
-    from merganser.cli import plan_tables
+    from merganser.cli.plan_table import show_search_plan
 
-    plan_tables.show_search_plan(search, planned, verbose=verbose)
+    show_search_plan(search, planned, verbose=verbose)
     for warning in dict.fromkeys(w for _, plan in planned for w in plan.warnings):
-        click.echo(f"merganser: warning: {warning}", err=True)
+        show_warning(warning)
 
 
 @click.command()
@@ -329,7 +322,7 @@ def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_
     """
     from merganser.merging import folders
 
-    with progress(quiet or as_json) as on_event:
+    with merge_progress(quiet or as_json) as on_event:
         problems = folders.verify(folder, recompute=recompute, against=against, on_event=on_event)
     recompute = recompute or against is not None
     if as_json:

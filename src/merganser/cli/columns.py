@@ -1,0 +1,163 @@
+"""Tables that fit the terminal: too wide ones continue below, what all rows share is printed once."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from merganser.recipe.sweep_file import Point
+    from merganser.results.scores import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table that may be too wide.
+
+    Attributes:
+        title: its heading.
+        cells: one for each row.
+        right: whether they stand on the right, as numbers do.
+        shared: what stands before the cell where all rows have the same and it is written once, below the
+            table; None for a column that stays.
+    """
+
+    title: str
+    cells: Sequence[str | Text]
+    right: bool = False
+    shared: str | None = None
+
+    @property
+    def width(self) -> int:
+        """In characters."""
+        return max(map(cell_len, [self.title, *map(str, self.cells)]))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows have the same cell, and it may be written once."""
+        return self.shared is not None and len(set(map(str, self.cells))) == 1
+
+
+GAP = 2
+"""Blanks between columns."""
+
+
+NAMES_WORK = "; `SWEEP.yml#NAME` and `--only NAME` take both"
+"""Where the short name of a point works."""
+
+
+def print_columns(console: Console, columns: Sequence[Column], alike: str = "all") -> None:
+    """Print a table; where the terminal is too narrow, several below each other, all with the first column.
+
+    The first column takes half of the terminal, or what the others leave: longer names are folded. Columns
+    whose rows are all the same become a line below that begins with ``alike``, if there are several rows.
+    """
+    constant = [column for column in columns if column.is_constant and len(column.cells) > 1]
+    first, *others = [column for column in columns if column not in constant]
+    most = max(console.width // 2, console.width - sum(GAP + other.width for other in others))
+    while True:
+        room, count = console.width - min(first.width, most), 0
+        while count < len(others) and (room := room - GAP - others[count].width) >= 0:
+            count += 1
+        count = max(1, count)
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        shown = [first, *others[:count]]
+        for column in shown:
+            justify: Literal["left", "right"] = "right" if column.right else "left"
+            table.add_column(
+                escape(column.title),
+                justify=justify,
+                overflow="fold",
+                max_width=most if column is first else None,
+            )
+        for row in zip(*(column.cells for column in shown), strict=True):
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        console.print(table)
+        others = others[count:]
+        if not others:
+            break
+        console.print()
+    print_shared(console, constant, alike)
+
+
+def print_shared(console: Console, columns: Sequence[Column], alike: str) -> None:
+    """Print columns whose rows are all the same, on one line."""
+    cells = [f"{column.shared}{column.cells[0]}" for column in columns if str(column.cells[0])]
+    if cells:
+        console.print(escape(f"{alike}: {'; '.join(cells)}"), highlight=False)
+
+
+def print_points(console: Console, names: Sequence[str], columns: Sequence[Column]) -> None:
+    """Print a table of points, by short names where there is no room for their own."""
+    from merganser.recipe.short_names import POINTS, shorten
+
+    point = Column("point", names)
+    room = console.width - sum(GAP + column.width for column in columns if not column.is_constant)
+    if point.width <= room or len(names) == 1:
+        print_columns(console, [point, *columns], "all points")
+        return
+    short = shorten(names, POINTS)
+    print_columns(console, [Column("point", short), *columns], "all points")
+    say_shortened(console, dict(zip(names, short, strict=True)))
+
+
+def say_shortened(console: Console, short: Mapping[str, str], where: str = NAMES_WORK) -> None:
+    """Say that a table has names shortened, with one of them in full."""
+    example = next(((name, each) for name, each in short.items() if name != each), None)
+    if example is not None:
+        text = f"names are shortened: {example[1]} is {example[0]}{where}"
+        console.print(escape(text), highlight=False)
+
+
+def letter(place: int) -> str:
+    """What a model is called where its name takes too much room: A, B … Z, AA, AB …"""
+    before, last = divmod(place, len(ascii_uppercase))
+    return (letter(before - 1) if before else "") + ascii_uppercase[last]
+
+
+def value_text(point: Point | Entry, key: str) -> str:
+    """A point's value of a key of the sweep, as people write it."""
+    from merganser.recipe.expressions import text
+
+    value = point.values.get(key)
+    if isinstance(value, list):
+        return f"[{', '.join(map(text, value))}]"
+    return "–" if value is None else text(value)
+
+
+class _Unpadded:
+    """A stream that takes no blanks at the ends of lines, with which tables fill their last column."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write lines."""
+        return self.stream.write(re.sub(r" +(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+UNBROKEN = 10_000
+"""Characters of a line off a terminal, where nothing is folded unless COLUMNS asks for it."""
+
+
+def stdout() -> Console:
+    """What results are printed with."""
+    if sys.stdout.isatty():
+        return Console()
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else UNBROKEN
+    return Console(file=cast("TextIO", _Unpadded(sys.stdout)), width=width)

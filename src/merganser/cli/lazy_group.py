@@ -1,0 +1,120 @@
+"""A group of commands that imports a command only when it runs, and says in one line what a call lacks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from merganser import suggestions
+from merganser.errors import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A command that is not imported yet.
+
+    Attributes:
+        target: where it is defined: ``package.module:attribute``.
+        summary: the first sentence of its help.
+    """
+
+    target: str
+    summary: str
+
+    def load(self) -> click.Command:
+        """Import the command."""
+        module, _, attribute = self.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+class LazyGroup(click.Group):
+    """A group whose help, and whose errors about unknown commands, import no command.
+
+    Args:
+        sections: the commands by their names, under the headings that help has for them.
+        options: as click's groups take them.
+    """
+
+    def __init__(
+        self, *, sections: Mapping[str, Mapping[str, LazyCommand]], **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.sections = sections
+        self.lazy = {name: lazy for lazies in sections.values() for name, lazy in lazies.items()}
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        """The names of all commands, in the order of help."""
+        return list(dict.fromkeys([*self.lazy, *self.commands]))
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        """A command, imported at its first use."""
+        if cmd_name not in self.commands and cmd_name in self.lazy:
+            self.commands[cmd_name] = self.lazy[cmd_name].load()
+        return self.commands.get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Split a call into the command and its arguments.
+
+        Raises:
+            UsageError: when there is no such command; it names the nearest.
+        """
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            hint = suggestions.suggest(name, self.list_commands(ctx))
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by sections, each with its first sentence."""
+        width = max(map(len, self.lazy))
+        room = formatter.width - 6 - width
+        for title, lazies in self.sections.items():
+            rows = [
+                (f"{name:{width}}", click.Command(name, help=lazy.summary).get_short_help_str(room))
+                for name, lazy in lazies.items()
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Parse the group's own options."""
+        with _usage_errors_on_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse a command's arguments and run it."""
+        with _usage_errors_on_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_errors_on_one_line() -> Iterator[None]:
+    """Print what is wrong with a call as ``merganser: missing argument 'OUT'; see merganser sweep --help``."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        message = " ".join(error.format_message().split()).removesuffix(".")
+        if not message[1:2].isupper():
+            message = message[:1].lower() + message[1:]
+        root, path = ("merganser", "merganser")
+        if error.ctx is not None:
+            root, path = error.ctx.find_root().command_path, error.ctx.command_path
+        ending = "" if message.endswith("?") else f"; see {path} --help"
+        click.echo(one_line(f"{root}: {message}{ending}"), err=True)
+        raise click.exceptions.Exit(error.exit_code) from None

@@ -1,0 +1,70 @@
+"""What a merge wrote, as a table of its effective weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.text import Text
+
+from merganser import number_format
+from merganser.cli.columns import Column, letter, print_columns, stdout
+
+if TYPE_CHECKING:
+    from merganser.merging.result import MergeResult
+
+
+def show_result(result: MergeResult, *, verbose: bool = False) -> None:
+    """Print what a merge made."""
+    console = stdout()
+    report = result.outcome.report
+    if report is not None:
+        moved = [
+            Text(
+                number_format.decimal(m.effective),
+                style="yellow" if _is_far(m.effective, m.requested) else "",
+            )
+            for m in report.models
+        ]
+        names = [model.model for model in report.models]
+        letters = list(map(letter, range(len(names))))
+        differ = ["–" if m.differ is None else f"{m.differ:.1%}" for m in report.models]
+        columns = [
+            *([Column("", letters)] if len(names) > 1 else []),
+            Column("model", names),
+            Column("weight", [number_format.decimal(model.given) for model in report.models], True),
+            Column(
+                "normalised",
+                [number_format.decimal(model.requested) for model in report.models],
+                True,
+            ),
+            Column("effective", moved, True),
+            Column("differs", differ, True),
+        ]
+        print_columns(console, columns)
+        if verbose and report.worst:
+            tensors, models, wanted, got = zip(*report.worst, strict=True)
+            known = dict(zip(names, letters, strict=True))
+            console.print("\nfarthest from what was asked", highlight=False)
+            columns = [
+                Column("tensor", tensors),
+                Column("model", [known[model] for model in models], shared="model "),
+                Column("normalised", [*map(number_format.decimal, wanted)], True),
+                Column("effective", [*map(number_format.decimal, got)], True),
+            ]
+            print_columns(console, columns, "all of these")
+    size, seconds = result.plan.output_bytes, result.timings["total_s"]
+    where = f"[bold]{escape(str(result.folder))}[/]: " if result.folder else ""
+    console.print(
+        f"{where}{result.plan.parameters:,} parameters, {number_format.size(size)} in {seconds:.1f} s "
+        f"({number_format.size(size / max(seconds, 1e-9))}/s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _is_far(got: float | None, asked: float | None) -> bool:
+    return (
+        number_format.decimal(got) != number_format.decimal(asked)
+        and abs((got or 0) - (asked or 0)) > 0.02
+    )

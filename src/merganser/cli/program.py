@@ -1,0 +1,207 @@
+"""The command line: parse, call one function, print. stdout is the result, stderr the progress.
+
+Each command is in the file that SECTIONS names, and what it prints in a file beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from merganser.cli.flag_names import in_flags
+from merganser.cli.lazy_group import LazyCommand, LazyGroup
+from merganser.cli.output import is_utf8
+from merganser.errors import MerganserError, ResourceError, one_line
+from merganser.openmp import wait_passively
+from merganser.version import VERSION
+
+
+def _command(target: str, summary: str) -> LazyCommand:
+    return LazyCommand(f"merganser.cli.{target}", summary)
+
+
+SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
+    "Merge": {
+        "plan": _command(
+            "merging:plan", "Show what merging CONFIG would do, without reading weights."
+        ),
+        "merge": _command(
+            "merging:merge", "Merge the models of the recipe CONFIG into the folder OUT."
+        ),
+        "verify": _command("merging:verify", "Check a merged FOLDER against its manifest."),
+        "convert": _command(
+            "merging:convert", "Write the model SOURCE as a Hugging Face folder OUT."
+        ),
+    },
+    "Study": {
+        "sweep": _command("study:sweep", "Merge all points of the sweep CONFIG in one pass."),
+        "search": _command("study:search", "Search the best values of CONFIG's parameters."),
+        "eval": _command("evaluation:evaluate", "Score MODEL on the tasks of the file TASKS."),
+        "compare": _command(
+            "comparisons:compare", "Test which models of STUDY are better than which."
+        ),
+        "power": _command(
+            "comparisons:power", "Say how many problems or samples it takes to see a difference."
+        ),
+        "report": _command(
+            "study:report", "Draw what a study found, on one page that opens offline."
+        ),
+        "diff": _command("differences:diff", "Show what sets the models A and B apart."),
+    },
+    "Try": {
+        "generate": _command("chat:generate", "Let MODEL answer PROMPT (- reads it from stdin)."),
+        "chat": _command("chat:chat", "Talk with MODEL."),
+    },
+    "Publish": {
+        "card": _command("publishing:card", "Write the card of a merged FOLDER anew."),
+        "push": _command(
+            "publishing:push", "Publish a merged folder, or a study's choice, on the Hub."
+        ),
+    },
+    "Look up": {
+        "inspect": _command(
+            "lookup:inspect", "Show the fact sheet of MODEL: a folder, a file or a Hub id."
+        ),
+        "methods": _command(
+            "lookup:list_methods", "List the merge methods, or tell all about the one called NAME."
+        ),
+        "schema": _command(
+            "lookup:schema", "Print the JSON Schema of recipes and studies, for editors."
+        ),
+    },
+}
+"""All commands, as help lists them: the file and the function of each, and its first sentence."""
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C or SIGTERM."""
+
+
+class _Program(LazyGroup):
+    """Turns errors into one line on stderr and their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        wait_passively()
+        _replace_what_cannot_be_encoded()
+        gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
+        try:
+            with _stopped_by_sigterm():
+                return super().invoke(ctx)
+        except MerganserError as error:
+            _tell(str(error), error)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt as error:
+            _tell(
+                "interrupted",
+                error,
+                "no output is half-written, and what is finished is used by the next run",
+            )
+            _leave_if_at_work()
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()
+            ctx.exit(1)
+        except OSError as error:
+            parts = error.filename, error.strerror or str(error) or type(error).__name__
+            _tell(one_line(": ".join(str(part) for part in parts if part)), error)
+            ctx.exit(ResourceError.exit_code)
+        except MemoryError as error:
+            _tell("there is not enough memory; give --memory, or fewer --threads", error)
+            ctx.exit(ResourceError.exit_code)
+        finally:
+            gc.enable()
+
+
+def _replace_what_cannot_be_encoded() -> None:
+    """Print a question mark for what stdout's encoding lacks, in place of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and not is_utf8(sys.stdout):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
+    """One line: what happened, and what is kept."""
+    notes = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
+    line = "; ".join((f"merganser: {message}", *notes))
+    context = click.get_current_context(silent=True)
+    command = main.get_command(context, (context and context.invoked_subcommand) or "")
+    click.echo(in_flags(line, command) if command else line, err=True)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM is heard as Ctrl-C is."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave_if_at_work() -> None:
+    """End the process at once where a thread is in the middle of a long tile."""
+    if any(thread.name.startswith("merge-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+
+
+def _be_verbose(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    context.meta["verbose"] = wanted
+
+
+def _print_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    click.echo(f"merganser, version {VERSION}")
+    if context.meta["verbose"]:
+        from merganser.kernels import library
+
+        click.echo(f"kernels: {library.description()}")
+    context.exit()
+
+
+@click.group(
+    cls=_Program, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_be_verbose,
+    help="With --version: say which kernels run, too.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def main() -> None:
+    """Merge language-model checkpoints at the speed of the disk.
+
+    The recipes are MergeKit's YAML files.
+
+    \b
+    Start with:
+      merganser plan recipe.yml
+      merganser merge recipe.yml OUT
+    """

@@ -1,0 +1,190 @@
+"""A bar for a merge, a line for each model that is scored and for each candidate of a search."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+from merganser import number_format
+from merganser.cli.score_table import score_text
+
+if TYPE_CHECKING:
+    from merganser.engine.events import Event
+    from merganser.study.progress import Scored, Scoring, Turn, Waiting
+    from merganser.study.search_loop import Standing
+    from merganser.study.search_space import Search
+
+
+LINE_SECONDS = 5.0
+"""Off a terminal a line is written this often."""
+
+
+BAR_WIDTH = 80
+"""What the bar of a merge takes without the tensor's name."""
+
+
+class ProgressBar:
+    """Listens to the engine: a bar on a terminal, else a line now and then; always on stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = (
+            Progress(
+                TextColumn("merging"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[tensor]}"),
+                console=self.console,
+                transient=True,
+            )
+            if self.console.is_terminal
+            else None
+        )
+        self.task: Any = None
+        self.total = 0
+        self.began = self.written = time.monotonic()
+
+    def listen(self, event: Event) -> None:
+        """Take an event of the engine."""
+        from merganser.engine.events import Finished, Merged, Started
+
+        if isinstance(event, Started):
+            self.total = event.total_bytes
+            self.began = self.written = time.monotonic()
+            if self.progress is not None:
+                if self.task is not None:  # of the merge before this one
+                    self.progress.remove_task(self.task)
+                self.progress.start()
+                self.task = self.progress.add_task("merge", total=event.total_bytes, tensor="")
+        elif isinstance(event, Merged):
+            if self.progress is not None:
+                room = self.console.width - BAR_WIDTH
+                tensor = escape(event.tensor[-room:]) if room > 0 else ""
+                self.progress.update(self.task, completed=event.done_bytes, tensor=tensor)
+            elif time.monotonic() - self.written > LINE_SECONDS:
+                self._line(event.done_bytes)
+        elif isinstance(event, Finished):
+            self.stop()
+
+    def _line(self, done: int) -> None:
+        self.written = time.monotonic()
+        rate = done / (self.written - self.began)
+        left = (self.total - done) / rate if rate else 0.0
+        self.console.print(
+            f"merging: {done / max(self.total, 1):.0%}, {number_format.size(rate)}/s, {left:.0f} s left",
+            highlight=False,
+        )
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+
+
+class ScoringLines:
+    """Listens to a study: one line for the model at work, and one for each model's scores; on stderr.
+
+    On a terminal the line of the model at work is rewritten; elsewhere a new one comes now and then.
+    """
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.status: Any = None
+        self.turn: Turn | None = None
+        self.began = self.written = time.monotonic()
+        self.first = 0
+
+    def listen(self, event: Scoring | Scored | Waiting) -> None:
+        """Take an event of a study."""
+        from merganser.study.progress import Scored, Waiting
+
+        if isinstance(event, Waiting):
+            line = f"{_turn(event.turn)}: waiting for another process, which scores it"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return
+        if event.turn != self.turn:
+            self.turn = event.turn
+            self.began = self.written = time.monotonic()
+            self.first = 0 if isinstance(event, Scored) else event.tokens
+        if isinstance(event, Scored):
+            self.console.print(_scored_line(event), highlight=False, soft_wrap=True)
+        elif self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status("")
+                self.status.start()
+            self.status.update(Text(self._line(event), no_wrap=True, overflow="ellipsis"))
+        elif time.monotonic() - self.written > LINE_SECONDS:
+            self.written = time.monotonic()
+            self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
+
+    def _line(self, event: Scoring) -> str:
+        """Which model, how far it is, how fast, and about how long all models take still."""
+        parts = [f"{_turn(event.turn)}: {event.done} of {event.total} completions"]
+        tokens, seconds = event.tokens - self.first, time.monotonic() - self.began
+        if tokens and seconds:
+            rate = tokens / seconds
+            parts.append(f"{rate:,.0f} tokens/s")
+            if event.generated:
+                others = event.turn.models - event.turn.number
+                missing = event.total - event.done + others * event.total
+                left = missing * (event.tokens / event.generated) / rate
+                parts.append(f"about {number_format.duration(left)} left")
+        return ", ".join(parts)
+
+    def stop(self) -> None:
+        """Take the line away."""
+        if self.status is not None:
+            self.status.stop()
+
+
+def _turn(turn: Turn) -> str:
+    return f"model {turn.number} of {turn.models}, {turn.model}"
+
+
+def _scored_line(event: Scored) -> str:
+    """A model's scores, and how many of its completions are new."""
+    scores = ", ".join(f"{name} {score_text(score)}" for name, score in event.scores.items())
+    reused = event.completions - event.generated
+    kept = f", {reused} of them reused" if 0 < reused < event.completions else ""
+    kept = ", all of them reused" if reused == event.completions > 0 else kept
+    count = f" ({event.completions} completions{kept})" if event.completions else ""
+    return escape(f"{_turn(event.turn)}: {scores}{count}")
+
+
+def search_line(standing: Standing, search: Search) -> str:
+    """One line about a candidate that was scored: which, its scores, the best so far, the time left."""
+    from merganser.recipe.sweep_file import told
+
+    trial = standing.trial
+    own = ", ".join(f"{name} {score_text(trial.scores.get(name))}" for name in search.objectives)
+    own = f"cannot be merged ({trial.invalid})" if trial.invalid else own
+    if not standing.best:
+        best = "none keeps to the constraints yet"
+    elif len(search.objectives) > 1:
+        best = f"{len(standing.best)} on the front"
+    else:
+        first = standing.best[0]
+        [score] = search.objectives
+        best = f"best {score_text(first.scores[score])} ({first.candidate.name})"
+    left = (
+        f"; about {number_format.duration(standing.seconds_left)} left"
+        if standing.seconds_left
+        else ""
+    )
+    values = told(trial.candidate.values)
+    which = f"candidate {trial.candidate.number} of {standing.budget} ({values})"
+    return f"{which}: {own}; {best}{left}"

@@ -1,0 +1,71 @@
+"""The scores of a study as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from merganser import number_format
+from merganser.cli.columns import Column, print_columns, say_shortened, stdout, value_text
+
+if TYPE_CHECKING:
+    from merganser.evaluation.statistics import Score
+    from merganser.results.scores import Entry, Results
+
+
+def show_scores(found: Results) -> None:
+    """Print the scores of a study: a line a model, those that were chosen marked and told below."""
+    from merganser.results.interpolation import labels
+
+    console = stdout()
+    short = labels(found)
+    keys = list(dict.fromkeys(key for entry in found.entries for key in entry.values))
+    blank = "  " if found.chosen else ""
+    names = [("* " if e.name in found.chosen else blank) + short[e.name] for e in found.entries]
+    columns = [
+        Column(f"{blank}model", names),
+        Column("", ["" if e.role == "point" else e.role for e in found.entries]),
+        *(
+            Column(k, [value_text(e, k) if k in e.values else "" for e in found.entries])
+            for k in keys
+        ),
+    ]
+    if any(_is_moved(entry) for entry in found.entries):
+        weights = [
+            ", ".join(map(number_format.decimal, entry.effective.values()))
+            for entry in found.entries
+        ]
+        columns.append(Column("effective", weights))
+    for name, direction in found.directions.items():
+        title = f"{name} {'↑' if direction == 'max' else '↓'}"
+        columns.append(score_column(title, [e.scores.get(name) for e in found.entries]))
+    print_columns(console, columns)
+    points = {point.name for point in found.points}
+    say_shortened(console, {name: each for name, each in short.items() if name in points})
+    models = {e.name: short[e.name] for e in found.entries if e.name not in points}
+    say_shortened(console, models, "")
+    console.print("means ± one standard error, over problems", highlight=False)
+    for name, rule in found.chosen.items():
+        told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
+        console.print(told, highlight=False, soft_wrap=True)
+
+
+def _is_moved(entry: Entry) -> bool:
+    """Whether rounding made other weights of those that were asked for."""
+    pairs = ((entry.weights.get(model), got) for model, got in entry.effective.items())
+    return any(asked is None or abs(got - asked) > 0.02 for asked, got in pairs)
+
+
+def score_column(title: str, scores: Sequence[Score | None]) -> Column:
+    """A column of scores, all with as many decimals as the largest error has in two digits."""
+    places = number_format.decimals(score.error for score in scores if score is not None)
+    return Column(title, [score_text(score, places) for score in scores], True)
+
+
+def score_text(score: Score | None, places: int | None = None) -> str:
+    """A mean and its standard error; see :func:`merganser.number_format.with_error`."""
+    if score is None:
+        return number_format.MISSING
+    return number_format.with_error(score.mean, score.error, places=places)
