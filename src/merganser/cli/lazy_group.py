@@ -68,8 +68,9 @@ class LazyGroup(click.Group):
         """
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
-            hint = suggestions.suggest(name, self.list_commands(ctx))
-            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+            slip = suggestions.nearest(name, self.list_commands(ctx), cutoff=0.6)
+            hint = f"; did you mean {slip!r}?" if slip else ""
+            raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,7 +113,7 @@ def _usage_errors_on_one_line() -> Iterator[None]:
         message = " ".join(error.format_message().split()).removesuffix(".")
         if not message[1:2].isupper():
             message = message[:1].lower() + message[1:]
-        root, path = ("merganser", "merganser")
+        root = path = "merganser"
         if error.ctx is not None:
             root, path = error.ctx.find_root().command_path, error.ctx.command_path
         ending = "" if message.endswith("?") else f"; see {path} --help"

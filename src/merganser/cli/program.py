@@ -177,7 +177,10 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
 
 
 @click.group(
-    cls=_Program, sections=SECTIONS, context_settings={"help_option_names": ["-h", "--help"]}
+    "merganser",
+    cls=_Program,
+    sections=SECTIONS,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option(
     "-v",
