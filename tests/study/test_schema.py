@@ -33,6 +33,17 @@ evaluate:
   tasks: [{problems: p.jsonl, scorers: [exact, {scorer: tokens, better: min}]}]
   keep: {front: [exact, tokens]}
 """
+STEPS = """
+sweep:
+  - {w: {simplex: [a, b], step: 0.1, inside: true}, v: {simplex: [a, b], layers: [3, 2]}, where: w.a > 0.2}
+  - {w: {sobol: [a, b], points: 9}, v: {dirichlet: [a, b], points: 9, alpha: 0.5, seed: 3}, where: [w.a > 0]}
+  - {step: {run: runs/acc, every: 6}, w: {run: runs/acc, steps: [3, 4]}}
+merge_method: linear
+models:
+  - {run: runs/acc, steps: "{{ step }}", schedule: {ema: 0.9}, parameters: {weight: "{{ w.a }}"}}
+  - {run: runs/acc, steps: {last: 8}, schedule: {decay: 1-sqrt}}
+  - {run: runs/acc, steps: all, schedule: wma}
+"""
 SEARCH = """
 search:
   over: {w: {from: 0, to: 1, log: true}, g: {from: 0, to: 1, length: 5}, m: [linear, slerp], c: 3}
@@ -80,7 +91,7 @@ def refused(folder: Path, documents: list[Any]) -> set[int]:
 
 
 def test_all_yaml_of_the_examples_and_the_documentation_is_accepted(tmp_path: Path) -> None:
-    documents = [*pages(), yaml.safe_load(SWEEP), yaml.safe_load(SEARCH)]
+    documents = [*pages(), yaml.safe_load(SWEEP), yaml.safe_load(STEPS), yaml.safe_load(SEARCH)]
     found = refused(tmp_path, documents)
     assert found == set(), [documents[i] for i in found]
 
@@ -96,6 +107,14 @@ def test_slips_are_refused(tmp_path: Path) -> None:
         sweep | {"sweep": {}},
         sweep | {"sweep": {"w": {"from": 0, "to": 1}}},
         sweep | {"sweep": {"1w": [1]}},
+        sweep | {"sweep": {"w": {"simplex": ["a"], "step": 0.1}}},
+        sweep | {"sweep": {"w": {"simplex": ["a", "b"]}}},
+        sweep | {"sweep": {"w": {"sobol": ["a", "b"], "points": 2000}}},
+        sweep | {"sweep": {"w": [1], "where": 3}},
+        sweep | {"sweep": {"w": {"run": "a", "evry": 3}}},
+        RECIPE | {"models": [{"run": "a", "steps": "some"}]},
+        RECIPE | {"models": [{"run": "a", "schedule": {"decay": "cubic"}}]},
+        RECIPE | {"models": [{"run": "a", "model": "b"}]},
         sweep | {"evaluate": {"tasks": [{"problems": "p", "scorers": []}]}},
         sweep | {"evaluate": sweep["evaluate"] | {"kep": "all"}},
         search | {"search": {"over": search["search"]["over"]}},

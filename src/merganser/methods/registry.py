@@ -28,7 +28,13 @@ PACKAGE = "merganser.methods"
 FILE_PREFIX = "merganser_methods_"
 """Begins the names of modules that are loaded from a file."""
 
-FAMILIES: tuple[str, ...] = ("combination", "sparse_deltas", "selection", "mergekit")
+FAMILIES: tuple[str, ...] = (
+    "combination",
+    "trajectories",
+    "sparse_deltas",
+    "selection",
+    "mergekit",
+)
 """Modules of this package with built-in methods."""
 
 

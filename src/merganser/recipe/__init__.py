@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from merganser import suggestions
 from merganser.errors import RecipeError
+from merganser.recipe import run_models
 from merganser.recipe.document import Document, key_name, parse_document, parse_documents
 from merganser.recipe.references import ModelReference, exists, parse_reference
 from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
@@ -226,6 +227,15 @@ def _mapped(part: Any, change: Callable[[ModelReference], ModelReference]) -> An
 def json_schema() -> dict[str, Any]:
     """The recipe language as JSON Schema, for editors."""
     schema = Recipe.model_json_schema()
+    defs = schema["$defs"]
+    parameters = defs["ModelInput"]["properties"]["parameters"]
+    defs["RunInput"] = run_models.SCHEMA | {
+        "properties": run_models.SCHEMA["properties"] | {"parameters": parameters}
+    }
+    either = {"anyOf": [{"$ref": "#/$defs/ModelInput"}, {"$ref": "#/$defs/RunInput"}]}
+    for owner in (schema, defs["Module"]):
+        listed, _ = owner["properties"]["models"]["anyOf"]
+        listed["items"] = either
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -276,8 +286,8 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
                 raise document.error(
                     f"{key}: this is no recipe but a configuration of {program}", (key,)
                 )
-    warnings: list[str] = []
-    data = document.data
+    document, warnings = run_models.expand(document, folder)
+    data: Any = document.data
     ignored: dict[tuple[str | int, ...], None] = {}
     while True:
         try:

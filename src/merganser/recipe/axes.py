@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path as Folder
 from typing import Any
 
-from merganser.recipe import Document, key_name
-from merganser.recipe.expressions import text
+from merganser.recipe import Document, expressions, key_name, run_steps, simplex
+from merganser.recipe.expressions import Template, text
+from merganser.recipe.simplex import MAX_POINTS
 
 Path = tuple[str | int, ...]
 
-MAX_POINTS = 1000
+MAX_COMBINATIONS = 100_000
+"""Points of a grid before its filter chooses among them."""
 
 MAX_LINES = 500_000
 """Most keys and list entries of all points' recipes together."""
@@ -24,8 +29,55 @@ _SCIENTIFIC = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
 _RANGE = frozenset({"from", "to", "step"})
 
 
-def read_grids(document: Document, block: Any) -> Iterator[dict[str, list[Any]]]:
-    """Read a ``sweep:`` block: the axes of each grid, keys with the values that they run over.
+WHERE = "where"
+"""The key of a grid that is no axis but says which of its points there are."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Keys with the values that they run over, and which of their combinations are points.
+
+    Attributes:
+        axes: the keys' values.
+        where: conditions that all points fulfil, each with its place.
+    """
+
+    axes: Mapping[str, Sequence[Any]]
+    where: tuple[tuple[Path, Template], ...] = ()
+
+    def points(self, document: Document) -> Iterator[dict[str, Any]]:
+        """The values of each point, the last key fastest.
+
+        Raises:
+            RecipeError: when a condition has no value, or is neither true nor false.
+        """
+        for entries in itertools.product(*self.axes.values()):
+            values = dict(zip(self.axes, entries, strict=True))
+            if all(_holds(document, path, template, values) for path, template in self.where):
+                yield values
+
+
+def _holds(document: Document, path: Path, template: Template, values: Mapping[str, Any]) -> bool:
+    try:
+        found = expressions.render(template, values)
+    except ValueError as error:
+        raise document.error(f"{key_name(path)}: {error}", path) from None
+    if not isinstance(found, bool):
+        raise document.error(
+            f"{key_name(path)}: is neither true nor false but {str(found)[:40]!r}; write a "
+            "comparison, such as w.acc >= 0.2",
+            path,
+        )
+    return found
+
+
+def read_grids(document: Document, block: Any, folder: Folder | None = None) -> list[Grid]:
+    """Read a ``sweep:`` block.
+
+    Args:
+        document: the file's.
+        block: what stands there.
+        folder: the file's, where training runs are looked for too.
 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.
@@ -40,22 +92,71 @@ def read_grids(document: Document, block: Any) -> Iterator[dict[str, list[Any]]]
             whole,
         )
     total = 0
+    grids = []
     for path, entry in blocks:
-        grid = {key: axis_values(document, value, (*path, key)) for key, value in entry.items()}
-        total += math.prod(len(values) for values in grid.values())
+        axes = {
+            key: axis_values(document, value, (*path, key), folder)
+            for key, value in entry.items()
+            if key != WHERE
+        }
+        grid = Grid(axes, _conditions(document, entry, axes, path))
+        count = math.prod(len(values) for values in axes.values())
+        if grid.where and count <= MAX_COMBINATIONS:
+            before, count = count, sum(1 for _ in grid.points(document))
+            if not count:
+                here = (*path, WHERE)
+                raise document.error(
+                    f"{key_name(here)}: holds for none of the {before:,} points", here
+                )
+        total += count
         if total > MAX_POINTS:
-            raise document.error(f"{key_name(path)}: more than {MAX_POINTS} points", path)
+            raise document.error(
+                f"{key_name(path)}: {total:,} points, more than {MAX_POINTS:,}", path
+            )
         if total * len(document.lines) > MAX_LINES:
             raise document.error(
                 f"{key_name(path)}: {total} points of a recipe with {len(document.lines)} keys and entries "
                 "are too many; make several files of it",
                 path,
             )
-        yield grid
+        grids.append(grid)
+    return grids
 
 
-def axis_values(document: Document, value: Any, path: Path) -> list[Any]:
-    """The values that a key runs over: a list, a range, or a single one.
+def _conditions(
+    document: Document, entry: Mapping[str, Any], axes: Mapping[str, Any], path: Path
+) -> tuple[tuple[Path, Template], ...]:
+    """The conditions of a grid's ``where``: one text, or a list of them."""
+    if WHERE not in entry:
+        return ()
+    here = (*path, WHERE)
+    given = entry[WHERE]
+    listed = given if isinstance(given, list) else [given]
+    if not axes or not listed or not all(isinstance(each, str) for each in listed):
+        raise document.error(
+            f"{key_name(here)}: give a condition on the other keys, such as w.acc >= 0.2, or a list of them",
+            here,
+        )
+    found = []
+    for i, each in enumerate(listed):
+        own = (*here, i) if given is listed else here
+        try:
+            template = expressions.parse(each if "{{" in each else f"{{{{ {each} }}}}")
+        except ValueError as error:
+            raise document.error(f"{key_name(own)}: {error}", own) from None
+        assert template is not None
+        if unknown := sorted(template.names - set(axes)):
+            raise document.error(
+                f"{key_name(own)}: the sweep has no {unknown[0]!r}; it has {', '.join(axes)}", own
+            )
+        found.append((own, template))
+    return tuple(found)
+
+
+def axis_values(
+    document: Document, value: Any, path: Path, folder: Folder | None = None
+) -> list[Any]:
+    """The values that a key runs over: a list, a range, a simplex, a run's steps, or a single one.
 
     Raises:
         RecipeError: when one is no value, or the key no name.
@@ -63,6 +164,10 @@ def axis_values(document: Document, value: Any, path: Path) -> list[Any]:
     key = str(path[-1])
     if not _NAME.fullmatch(key) or key in _WORDS:
         raise document.error(f"{key_name(path)}: {key!r} cannot be a name in expressions", path)
+    if simplex.is_simplex(value):
+        return list(simplex.read_points(document, value, path))
+    if isinstance(value, dict) and "run" in value:
+        return list(run_steps.read_numbers(document, value, path, folder))
     if isinstance(value, dict):
         return _range(document, value, path)
     values = value if isinstance(value, list) else [value]
@@ -78,7 +183,8 @@ def _range(document: Document, value: Mapping[str, Any], path: Path) -> list[Any
     ]
     if set(value) != _RANGE or not all(is_number(end) for end in ends):
         raise document.error(
-            f"{key_name(path)}: give a list of values, or a range of numbers {{from, to, step}}",
+            f"{key_name(path)}: give a list of values, or a range of numbers {{from, to, step}}, or weights "
+            "{simplex: [acc, fmt], step: 0.1}, or steps {run: runs/acc, every: 6}",
             path,
         )
     first, last, step = (Decimal(text(end)) for end in ends)

@@ -36,8 +36,8 @@ Entry = TypeVar("Entry")
 LITERAL = ("chat_template",)
 """Keys whose text is Jinja of their own, and stays as it is."""
 
-ENTRY_IS = frozenset({"model", "value"})
-"""Keys without which an entry of a list is none: a model's, and that of a rule of a parameter."""
+ENTRY_IS = frozenset({"model", "run", "value"})
+"""Keys without which an entry of a list is none: a model's, a run's, and that of a rule of a parameter."""
 
 BLOCKS = ("sweep", "search", "evaluate")
 """Keys of studies, which are no part of the points' recipes."""
@@ -263,11 +263,11 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
     """
     pattern = read_pattern(source, "sweep", strictness)
     document: Any = pattern.document
-    grids = list(read_grids(document, document.data["sweep"]))
+    grids = read_grids(document, document.data["sweep"], pattern.folder)
     for grid in grids:
-        pattern.check_names({key: len(values) > 1 for key, values in grid.items()})
+        pattern.check_names({key: len(values) > 1 for key, values in grid.axes.items()})
     points: dict[str, Point] = {}
-    for values in itertools.chain.from_iterable(_combinations(grid) for grid in grids):
+    for values in itertools.chain.from_iterable(grid.points(document) for grid in grids):
         point = pattern.point(values)
         other = points.setdefault(folder_key(point.name), point)
         if other is not point:
@@ -379,11 +379,6 @@ def _canonical(entry: str) -> str:
 
 
 # -- the points ----------------------------------------------------------------------------------
-
-
-def _combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
 
 
 def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple[Path, Template]]:

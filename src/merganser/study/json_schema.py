@@ -7,6 +7,9 @@ from typing import Any, get_args
 
 from merganser import recipe
 from merganser.evaluation.tasks import Evaluate
+from merganser.recipe.axes import WHERE
+from merganser.recipe.run_models import SCHEMA
+from merganser.recipe.simplex import MAX_POINTS
 from merganser.results.scores import Direction
 from merganser.study.evaluate_block import Study
 from merganser.study.search_space import MAX_BUDGET, MAX_LENGTH, Method
@@ -41,12 +44,62 @@ def _object(properties: Mapping[str, Any], *required: str) -> Schema:
     }
 
 
+_WHOLE: Schema = {"type": "integer", "minimum": 0}
+_MODELS: Schema = {
+    "type": "array",
+    "items": {"type": "string", "pattern": r"^[A-Za-z_]\w*$"},
+    "minItems": 2,
+}
+_POINTS: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_POINTS}
+_SIMPLEX: Schema = {
+    "anyOf": [
+        _object(
+            {"simplex": _MODELS, "step": _NUMBER, "inside": {"type": "boolean"}}, "simplex", "step"
+        ),
+        _object(
+            {
+                "simplex": _MODELS,
+                "layers": {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 1},
+                    "minItems": 1,
+                },
+                "inside": {"type": "boolean"},
+            },
+            "simplex",
+            "layers",
+        ),
+        _object({"sobol": _MODELS, "points": _POINTS, "seed": _WHOLE}, "sobol", "points"),
+        _object(
+            {
+                "dirichlet": _MODELS,
+                "points": _POINTS,
+                "alpha": {"type": "number", "minimum": 0.01, "maximum": 1000},
+                "seed": _WHOLE,
+            },
+            "dirichlet",
+            "points",
+        ),
+    ],
+    "description": "weights that add up to one",
+}
+_RUN = _object(
+    {
+        "run": {"type": "string", "minLength": 1},
+        "steps": SCHEMA["properties"]["steps"],
+        **{key: _WHOLE for key in ("first", "last", "from", "to", "every")},
+    },
+    "run",
+)
 _STEPS = _object({"from": _NUMBER, "to": _NUMBER, "step": _NUMBER}, "from", "to", "step")
 _GRID: Schema = {
     "type": "object",
     "minProperties": 1,
     "propertyNames": _NAMES,
-    "additionalProperties": {"anyOf": [_SCALAR, _VALUES, _STEPS]},
+    "properties": {
+        WHERE: {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    },
+    "additionalProperties": {"anyOf": [_SCALAR, _VALUES, _STEPS, _SIMPLEX, _RUN]},
 }
 _SWEEP: Schema = {"anyOf": [_GRID, {"type": "array", "items": _GRID, "minItems": 1}]}
 

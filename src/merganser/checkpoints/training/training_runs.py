@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 from merganser.checkpoints.protocol import Weights
 from merganser.checkpoints.sidecar_files import read_json
 from merganser.errors import InputError, RecipeError
+from merganser.recipe.run_steps import step_of
 
 if TYPE_CHECKING:
     from merganser.checkpoints.training.dcp import Contents
@@ -153,14 +154,8 @@ def _is_model(folder: Path) -> bool:
 
 def step_number(folder: Path) -> int | None:
     """The training step that a folder's name tells, or that of one up to three above it."""
-    numbers = map(_number, reversed(folder.absolute().parts[-4:]))
+    numbers = map(step_of, reversed(folder.absolute().parts[-4:]))
     return next((number for number in numbers if number is not None), None)
-
-
-def _number(name: str) -> int | None:
-    """The step that a folder's own name tells."""
-    found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d+)", name)
-    return int(found[1]) if found else None
 
 
 def _step(path: Path) -> Path:
@@ -304,7 +299,7 @@ def why_no_model(folder: Path, contents: Contents) -> str | None:
 def _of_training(folder: Path) -> str | None:
     """What a folder of a training run lacks; None if it is none."""
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    steps = {name: number for name in folders if (number := _number(name)) is not None}
+    steps = {name: number for name in folders if (number := step_of(name)) is not None}
     if steps:
         last = max(steps, key=lambda name: steps[name])
         return f"holds steps of a run, and no file that names the last; name one, such as {last}"

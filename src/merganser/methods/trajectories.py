@@ -1,0 +1,45 @@
+"""Methods over the steps of one training run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from merganser.methods import Array, Combination, Gram, PerModel, Range, merge_method
+
+Step = Annotated[Sequence[float], PerModel(), Range(0.0, 1e9, least=0.0, most=1e9)]
+
+
+@merge_method("relex", title="RELEX", paper="2605.21468", base="required", models=(2, None))
+def relex(
+    changes: Gram,
+    *,
+    step: Step,
+    target: Annotated[float, Range(0.0, 1e9, least=0.0, most=1e9)],
+    explained: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)] = 0.9,
+) -> Combination:
+    """Where a run would be at the step ``target``, by a straight line through its steps so far.
+
+    The base is the model that training began from. Of what the steps changed in it the leading direction is
+    taken (of rank one), how far each step is along it, and the straight line through that against the steps'
+    numbers; the result lies on the direction where the line is at ``target``. Where the direction has less
+    than the share ``explained`` of the squared changes, the last step is returned. Source: RELEX 2026,
+    arXiv:2605.21468; its code counts rows in place of steps, which is the same for steps at even distances
+    only.
+    """
+    import numpy as np
+
+    numbers = np.array(step, np.float64)
+    last = int(numbers.argmax())
+    values, vectors = np.linalg.eigh(changes)
+    leading = float(values[-1])
+    if leading <= 0.0:
+        return Combination((0.0,) * len(numbers))
+    if leading < explained * float(np.trace(changes)):
+        return Combination(tuple(float(i == last) for i in range(len(numbers))))
+    direction: Array = vectors[:, -1]
+    shifted = numbers - numbers.mean()
+    spread = float(shifted @ shifted)
+    slope = float(shifted @ direction) / spread if spread > 0 else 0.0
+    ahead = float(direction.mean()) + slope * (target - float(numbers.mean()))
+    return Combination(tuple((ahead * direction).tolist()))
