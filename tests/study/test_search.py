@@ -283,8 +283,8 @@ def test_a_search_that_was_cut_off_anywhere_goes_on(tmp_path: Path, method: str)
 KILLED = """
 import sys, time
 from pathlib import Path
-from merganser.study.exploration import explore
-from merganser.study.space import load_search
+from merganser.study.search_loop import explore
+from merganser.study.search_space import load_search
 
 def score(candidate):
     print(candidate.number, flush=True)
