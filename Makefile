@@ -121,6 +121,7 @@ families: $(BIN)/.dev
 docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
 	$(BIN)/python docs/differences.py
+	$(BIN)/python docs/console.py
 
 clean:
 	rm -rf $(VENV) $(PEER) $(LATEST) .venv-lock $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -47,15 +47,18 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     [recipe] = [block for block in blocks(README, "yaml") if "merge_method" in block]
     (tmp_path / "recipe.yml").write_text(recipe)
-    for seed, path in enumerate(re.findall(r"model: (\S+)", recipe)):
+    for seed, path in enumerate(re.findall(r"model: ([^\s,}]+)", recipe)):
         make_model(tmp_path / path, seed=seed)
     return tmp_path
 
 
 def commands(text: str) -> list[str]:
+    typed = re.findall(r"^\$ (.*)", "".join(blocks(text, "console")), re.MULTILINE)
+    inline = re.findall(r"`(merganser [^`]*recipe\.yml[^`]*)`", text)
     lines = [
         line.split("#")[0].strip() for block in blocks(text, "") for line in block.splitlines()
     ]
+    lines += [*inline, *typed]
     return [line for line in lines if line.startswith(("merganser ", "make "))]
 
 
@@ -99,33 +102,6 @@ def test_the_targets_that_the_readme_names_are_in_the_makefile() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(workplace: Path) -> None:
-    [code] = blocks(README, "python")
-    folders = re.findall(r"model: (\S+)", (workplace / "recipe.yml").read_text())
-    states = [{"t": torch.ones(3)}, {"t": torch.zeros(3)}]
-    reader = merganser.open_checkpoint(folders[0])
-
-    class Live(torch.nn.Module):
-        def state_dict(self, **_options: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
-            return live
-
-    live = {
-        n: torch.empty(s.shape, dtype=getattr(torch, s.dtype.name)) for n, s in reader.specs.items()
-    }
-    scope = {
-        "recipe": lambda w: {
-            "merge_method": "linear",
-            "models": [{"model": f, "parameters": {"weight": w}} for f in folders],
-        },
-        "sinks": [NullSink(), NullSink(), NullSink()],
-        "model": Live(),
-        "a": states[0],
-        "b": states[1],
-    }
-    exec(code, scope)
-    assert (workplace / "OUT" / "model.safetensors").is_file()
-
-
 METHODS, NPY, SINK, SCORER, COMMAND = (
     blocks(ADDING, "python")[:3],
     *blocks(ADDING, "python")[3:],
@@ -145,7 +121,7 @@ def test_the_methods_of_the_guide_merge(
         make_model(workplace / "base", seed=9)
         text = text.replace("normalize: true", parameters) + "base_model: base\n"
     else:
-        text = re.sub(r"\n *parameters:.*", "", text)
+        text = re.sub(r"(\n|, )parameters: \{.*?\}", "", text)
     (workplace / "own.yml").write_text(text)
     run("merganser merge own.yml OUT --methods my_methods.py --strict")
 
@@ -209,6 +185,21 @@ def test_the_command_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert gone.stderr.startswith("merganser: ")
 
 
+class Live(torch.nn.Module):
+    """A module with the tensors of a checkpoint."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        specs = merganser.open_checkpoint(folder).specs
+        self.live = {
+            name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name))
+            for name, spec in specs.items()
+        }
+
+    def state_dict(self, **_options: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return self.live
+
+
 def test_the_python_of_the_api_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,10 +210,31 @@ def test_the_python_of_the_api_page_runs(
         "tasks: [{problems: p.jsonl, scorers: [exact], max_tokens: 4}]\n"
     )
     (tmp_path / "p.jsonl").write_text('{"problem": "1 + 2 =", "answer": "3"}\n')
-    scope: dict[str, Any] = {}
+    model = Live("a")
+    scope: dict[str, Any] = {
+        "recipe_with": lambda w: {
+            "merge_method": "linear",
+            "models": [
+                {"model": name, "parameters": {"weight": weight}}
+                for name, weight in (("a", w), ("b", 1 - w))
+            ],
+        },
+        "sinks": [NullSink(), NullSink(), NullSink()],
+        "model": model,
+    }
     for block in blocks(PYTHON, "python"):
         exec(block, scope)
     assert scope["problems"] == []
     assert torch.equal(scope["merged"]["w"], torch.full((4,), 0.25))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    for name, tensor in model.live.items():
+        mean = (a[name].double() + b[name].double()) / 2
+        assert torch.equal(tensor, mean.to(torch.bfloat16)), name
     assert scope["results"].entries[0].scores["exact"].problems == 1
     assert "Plan(linear of 2 models" in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_its_commands_print() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "console.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
