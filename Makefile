@@ -17,7 +17,7 @@ DEMO := demo-out
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture families docs clean
+.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
@@ -33,7 +33,8 @@ help:
 	@echo "make precision      what rounding leaves of a merge, measured: docs/precision.md and its plot"
 	@echo "make torture        merges cut off at every moment, and all that can fail: docs/reliability.md"
 	@echo "make families       merge, stack and run every model type of transformers: docs/families.md"
-	@echo "make docs           write docs/methods.md and docs/differences.md anew"
+	@echo "make docs           write what the code says anew: methods, differences, README's output, picture"
+	@echo "make site           build the documentation as a site, in build/site; fails on broken links"
 
 # The pip of an older Python knows no --build-constraint, so the lock's own pip comes first.
 $(BIN)/.run: pyproject.toml $(LOCK)
@@ -91,6 +92,7 @@ lint: $(BIN)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 slow: $(BIN)/.dev
 	$(BIN)/pip install $(LOCKED) --editable '.[lm-eval]'
@@ -122,6 +124,9 @@ docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
 	$(BIN)/python docs/differences.py
 	$(BIN)/python docs/console.py
+
+site: $(BIN)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) $(PEER) $(LATEST) .venv-lock $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,7 @@
-"""Write ``docs/methods.md`` from the registry; with ``--check`` only tell whether it is up to date."""
+"""Write ``docs/methods.md`` from the registry and ``docs/architecture.svg`` from the imports.
+
+With ``--check`` nothing is written; the exit code says whether both are up to date.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,25 @@ import inspect
 import sys
 from pathlib import Path
 
+import architecture_picture
+
 from merganser import methods
 from merganser.methods import Method, Parameter
 
 TARGET = Path(__file__).parent / "methods.md"
 
-HEADER = """# Merge methods
-
-Written by `make docs` from the methods' own signatures; `merganser methods NAME` prints the same.
-A value that is not valid is an error, with file and line; a valid one that is not usual is a warning.
-Weights that a method divides by their sum are judged by the quotients.
-"""
+HEADER = TARGET.with_suffix(".head.md")
+"""The page up to the list: which method to take, written by hand."""
 
 
 def page() -> str:
-    """The whole page."""
-    found = [method for name in methods.names() if (method := methods.get(name)) is not None]
-    return "\n".join([HEADER, *(section(method) for method in found)])
+    """The page of methods."""
+    header = HEADER.read_text(encoding="utf-8")
+    missing = [name for name in methods.names() if f"`{name}`" not in header]
+    if missing:
+        sys.exit(f"{HEADER.name}: the table does not say when to take {', '.join(missing)}")
+    registered = [method for name in methods.names() if (method := methods.get(name)) is not None]
+    return "\n".join([header, *(section(method) for method in registered)])
 
 
 def section(method: Method) -> str:
@@ -42,7 +47,7 @@ def section(method: Method) -> str:
     }[method.base]
     rows = "".join(row(parameter) for parameter in method.parameters)
     return (
-        f"## `{method.name}`\n\n{inspect.getdoc(method.function)}\n\n"
+        f"### `{method.name}`\n\n{inspect.getdoc(method.function)}\n\n"
         f"Takes {count} model{'' if count == '1' else 's'} and {base}. "
         f"{method.cost[0].upper()}{method.cost[1:]}.\n\n"
         f"| parameter | type | default | usual values | valid values |\n|---|---|---|---|---|\n{rows}"
@@ -60,11 +65,14 @@ def row(parameter: Parameter) -> str:
 
 def main() -> None:
     """Write, or check."""
-    text = page()
-    if "--check" not in sys.argv:
-        TARGET.write_text(text, encoding="utf-8")
-    elif not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET.name} is not up to date; run: make docs")
+    for target, text in (
+        (TARGET, page()),
+        (architecture_picture.TARGET, architecture_picture.draw()),
+    ):
+        if "--check" not in sys.argv:
+            target.write_text(text, encoding="utf-8")
+        elif not target.is_file() or target.read_text(encoding="utf-8") != text:
+            sys.exit(f"{target.name} is not up to date; run: make docs")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import merganser
 import peers
-from merganser import checkpoints, cli
+from merganser import cli
+from merganser.checkpoints import opening
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
 from merganser.sinks import NullSink
@@ -138,7 +139,7 @@ def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     module = types.ModuleType("merganser.checkpoints.npy")
     exec(NPY, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(checkpoints, "FORMATS", (*checkpoints.FORMATS, "npy"))
+    monkeypatch.setattr(opening, "FORMATS", (*opening.FORMATS, "npy"))
     numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
     for name, scale in (("a", 1), ("b", 3)):
         (tmp_path / name).mkdir()
