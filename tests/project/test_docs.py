@@ -221,7 +221,7 @@ def test_the_python_of_the_api_page_runs(
             ],
         },
         "sinks": [NullSink(), NullSink(), NullSink()],
-        "model": model,
+        "module": model,
     }
     for block in blocks(PYTHON, "python"):
         exec(block, scope)
