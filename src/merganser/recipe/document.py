@@ -23,11 +23,11 @@ class Document:
 
     Attributes:
         data: plain dicts, lists and scalars.
-        text: the document as its author wrote it, or None if it was made in Python.
-        file: its name in messages, or None.
-        lines: for the path of every key and list entry, its line, counted from 1.
-        repeated: for the path of every key that is given more than once, all its lines; the last
-            value counts, as in MergeKit.
+        text: the text of the document, or None for one built in Python.
+        file: the file's name in messages, or None.
+        lines: line of every key and list entry by its path, counted from 1.
+        repeated: lines of every key that occurs more than once, by its path; the last value counts,
+            as in MergeKit.
     """
 
     data: object
@@ -37,21 +37,23 @@ class Document:
     repeated: Mapping[Path, Sequence[int]] = field(default_factory=dict)
 
     def error(self, message: str, path: Path = ()) -> RecipeError:
-        """An error that names the file, and the line of ``path`` or of what it lies in."""
+        """An error with the file and the line of ``path``, or of the nearest part that has a line."""
         while path and path not in self.lines:
             path = path[:-1]
         return RecipeError(message, file=self.file, line=self.lines.get(path))
 
     def address(self, path: Path) -> str:
-        """``file:line`` of a path, for warnings; empty for a recipe made in Python."""
+        """``file:line`` of a path, for warnings; empty for a recipe built in Python."""
         return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
 
     def check_repeated(self, ignored: Container[Path] = ()) -> None:
-        """Refuse repeated keys, but for those that are ignored or lie in what is ignored: published
-        recipes hold their anchors under one repeated key.
+        """Check that no key is repeated.
+
+        Ignored keys, and keys inside them, may be repeated: published recipes put their anchors under
+        one repeated key.
 
         Raises:
-            RecipeError: with the line of the key's second value.
+            RecipeError: with the line of a key's second value.
         """
         for path, lines in self.repeated.items():
             if not any(path[: end + 1] in ignored for end in range(len(path))):
@@ -60,7 +62,7 @@ class Document:
 
     @contextmanager
     def addressed(self, path: Path) -> Iterator[None]:
-        """Name the file and line that ask for an input that cannot be had."""
+        """Prefix an InputError with the file and line of the recipe that name the input."""
         try:
             yield
         except InputError as error:
@@ -69,7 +71,7 @@ class Document:
 
 
 def key_name(path: Path) -> str:
-    """Write a path for people: ``models[0].parameters.weight``."""
+    """Format a path: ``models[0].parameters.weight``."""
     name = ""
     for part in path:
         text = part if isinstance(part, str) and part.isprintable() else repr(part)
@@ -78,10 +80,10 @@ def key_name(path: Path) -> str:
 
 
 def parse_document(text: str, file: str | None = None) -> Document:
-    """Read the only YAML document of a text; see :func:`parse_documents`.
+    """Read a text with one YAML document; see :func:`parse_documents`.
 
     Raises:
-        RecipeError: also when there are several.
+        RecipeError: also when there are several documents.
     """
     first, *more = parse_documents(text, file)
     if more:
@@ -95,10 +97,13 @@ def parse_document(text: str, file: str | None = None) -> Document:
 
 
 def parse_documents(text: str, file: str | None = None) -> list[Document]:
-    """Read YAML documents, which ``---`` divides, leaving out empty ones; at least one.
+    """Read the YAML documents of a text, separated by ``---``, without empty ones.
 
-    Refuses alias bombs and tags that build objects. Each document has its own text, and the file's
-    lines. Whoever reads a document's data calls :meth:`Document.check_repeated`.
+    Alias bombs and tags that build objects are errors. Lines are counted in the file. The caller
+    calls :meth:`Document.check_repeated`, which knows which keys are ignored.
+
+    Returns:
+        At least one document.
 
     Raises:
         RecipeError: with file and line.
@@ -144,7 +149,7 @@ def parse_documents(text: str, file: str | None = None) -> list[Document]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Remembers where the document in hand begins: at its ``---``."""
+    """A loader that knows where the current document begins."""
 
     begin = 0
 
@@ -154,8 +159,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Reader:
-    """Turns YAML nodes into plain data. PyYAML's own constructor forgets lines and repeated keys, so
-    mappings and lists are built here; scalars are left to it."""
+    """Converts YAML nodes to plain data.
+
+    PyYAML's constructor drops lines and repeated keys, so mappings and lists are built here; it
+    constructs the scalars.
+    """
 
     def __init__(self, loader: yaml.SafeLoader, file: str | None) -> None:
         self.loader = loader
@@ -167,7 +175,7 @@ class _Reader:
     def read(self, node: yaml.Node, path: Path) -> object:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
-        self.nodes += 1  # aliases are counted as often as they are used
+        self.nodes += 1  # an alias counts each time it is used
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
             raise RecipeError("the recipe is too large or too deep", file=self.file, line=line)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":

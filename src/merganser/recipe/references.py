@@ -1,4 +1,4 @@
-"""Model references: ``path@revision+adapter@revision``, the way recipes name a checkpoint."""
+"""References to models in recipes: ``path@revision+adapter@revision``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from merganser.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model as the recipe names it.
+    """A reference to a model.
 
     Attributes:
-        text: the reference as the recipe's author wrote it; two references are equal if this is.
-        path: folder or Hub id.
+        text: the reference in the recipe.
+        path: folder or Hub id of the model.
         revision: branch, tag or commit on the Hub, or None.
-        adapter: folder or Hub id of a LoRA adapter on top of the model, or None.
-        adapter_revision: its revision, or None.
-        architecture: value that replaces ``architectures`` in the model's config, or None.
+        adapter: folder or Hub id of a LoRA adapter to apply, or None.
+        adapter_revision: the adapter's revision, or None.
+        architecture: replaces ``architectures`` in the model's config, unless None.
     """
 
     text: str
@@ -36,7 +36,7 @@ class ModelReference:
 
     @property
     def name(self) -> str:
-        """A short name for people: ``acc`` rather than ``runs/acc/global_step_54/actor/huggingface``."""
+        """A short name: ``acc`` for ``runs/acc/global_step_54/actor/huggingface``."""
         parts = [part for part in Path(self.path).parts if part not in ("/", "..", ".")]
         while len(parts) > 1 and (
             parts[-1] in ("huggingface", "actor")
@@ -48,9 +48,9 @@ class ModelReference:
 
 
 def parse_reference(value: object) -> ModelReference:
-    """Read a reference from a recipe: a string, or MergeKit's mapping form.
+    """Parse a reference: a string, or MergeKit's mapping.
 
-    A string that is the path of an existing folder is that folder, ``@`` and ``+`` included.
+    If the string is the path of an existing folder, ``@`` and ``+`` in it are part of the path.
 
     Raises:
         ValueError: when it is neither, or has more than one ``+``, or ``@`` in one part.
@@ -65,14 +65,14 @@ def parse_reference(value: object) -> ModelReference:
 
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that say that a path is not there."""
+"""Errors of a path that does not exist."""
 
 
 def exists(path: str) -> bool:
-    """Whether a path is there; False too for what no file system takes as one.
+    """Whether a path exists; False for texts that are not valid paths.
 
     Raises:
-        InputError: when that cannot be told, so that no folder is taken for a name on the Hub.
+        InputError: when the system cannot say; the path is then not tried on the Hub.
     """
     try:
         Path(path).expanduser().stat()  # from Python 3.14 on Path.exists() says no to any error
@@ -82,7 +82,7 @@ def exists(path: str) -> bool:
     except OSError as error:
         if error.errno in _NOWHERE:
             return False
-        raise InputError(f"{path}: cannot be looked at ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _from_text(text: str) -> ModelReference:

@@ -1,4 +1,4 @@
-"""MergeKit's configuration language, typed. Unknown keys are found here, not forgiven."""
+"""MergeKit's configuration language as pydantic models, which report unknown keys."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ Parameters = dict[str, ParameterSetting]
 
 
 def _dtype(value: object) -> object:
-    """MergeKit also reads ``torch.bfloat16``, and an empty text as none."""
+    """Normalise a dtype: as MergeKit, accept ``torch.bfloat16``, and an empty text as none."""
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name in (None, ""):
         return None
@@ -107,14 +107,14 @@ class _Part(BaseModel):
 
 
 class ModelInput(_Part):
-    """A whole model that goes into the merge."""
+    """A model to merge."""
 
     model: Reference
     parameters: Parameters = Field(default_factory=dict)
 
 
 class SliceSource(_Part):
-    """Some layers of a model, half-open and counted from 0."""
+    """A range of a model's layers, half-open, counted from 0."""
 
     model: Reference
     layer_range: tuple[Layer, Layer]
@@ -128,7 +128,7 @@ class SliceSource(_Part):
 
 
 class OutputSlice(_Part):
-    """A run of layers of the output, and where they come from."""
+    """Consecutive layers of the output, and their sources."""
 
     sources: list[SliceSource] = Field(min_length=1)
     base_model: Reference | None = None
@@ -144,7 +144,7 @@ class OutputSlice(_Part):
 
 
 class Module(_Part):
-    """One part of a model with several, such as the vision tower."""
+    """A module of a model, such as its vision tower."""
 
     models: list[ModelInput] | None = Field(default=None, min_length=1)
     slices: list[OutputSlice] | None = Field(default=None, min_length=1)
@@ -158,7 +158,7 @@ class Module(_Part):
 
 
 class ModelTokenSource(_Part):
-    """The embedding of a token of some model."""
+    """The embedding of a model's token."""
 
     kind: Literal["model_token"]
     model: Reference
@@ -179,7 +179,7 @@ class ZeroTokenSource(_Part):
 
 
 def _kind(value: object) -> str:
-    """Which form of a token's source is meant, so that errors speak of that one."""
+    """The form of a token's source, so that errors describe that form only."""
     if isinstance(value, ModelTokenSource | ZeroTokenSource):
         return f"<{value.kind}>"
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -195,14 +195,14 @@ TokenSource = Annotated[
 
 
 class TokenRule(_Part):
-    """Where the embedding of one token comes from."""
+    """The source of one token's embedding."""
 
     source: TokenSource | None = None
     force: bool = False
 
 
 class Tokenizer(_Part):
-    """How the output's tokenizer is made."""
+    """The tokenizer of the output."""
 
     source: Literal["union", "base"] | Reference = "union"
     tokens: dict[str, TokenRule] | None = None
@@ -210,7 +210,7 @@ class Tokenizer(_Part):
 
 
 class Recipe(_Part):
-    """A merge, as its author wrote it: MergeKit's YAML, and four keys of ours at the end."""
+    """A recipe: MergeKit's keys, and four more at the end."""
 
     merge_method: str
     models: list[ModelInput] | None = Field(default=None, min_length=1)
@@ -245,7 +245,7 @@ class Recipe(_Part):
 
 
 def valid_keys(path: tuple[str | int, ...]) -> list[str]:
-    """The keys that the schema knows where ``path`` points to; for "did you mean"."""
+    """The valid keys at a path, for suggestions."""
     model: type[BaseModel] = Recipe
     inner: Mapping[str, type[BaseModel]] = {
         "models": ModelInput,

@@ -1,4 +1,4 @@
-"""Parameter settings: scalars, gradients over the layers, and filters by tensor name."""
+"""Settings of parameters: scalars, gradients over the layers, and filters by tensor name."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One value of a setting, and which tensors it is for.
+    """A value for some tensors.
 
     Attributes:
-        value: a scalar, or a tuple of them: a gradient over the layers.
-        filter: the tensors whose names contain this text; None or ``*`` for all.
+        value: a scalar, or a tuple of scalars: a gradient over the layers.
+        filter: applies to tensors whose names contain this text; None or ``*`` for all.
     """
 
     value: Scalar | tuple[Scalar, ...]
     filter: str | None = None
 
     def matches(self, tensor: str) -> bool:
-        """Whether this rule is for the tensor of that name."""
+        """Whether the rule applies to a tensor, by its name."""
         return self.filter is None or self.filter == "*" or self.filter in tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a recipe says of one parameter: rules, the first that matches a tensor wins."""
+    """The setting of one parameter: its rules, of which the first that matches a tensor applies."""
 
     rules: tuple[Rule, ...]
 
     def at(self, tensor: str, position: float) -> Scalar | tuple[Scalar, ...] | None:
-        """The value for a tensor at a place in the depth of the model; None if no rule matches.
+        """The value for a tensor at a relative depth; None if no rule matches.
 
         Args:
             tensor: the tensor's name, with its module's prefix.
-            position: 0.0 for the first layer and for all that lies outside the layers, 1.0 for
-                the last layer.
+            position: 0.0 for the first layer and outside the layers, 1.0 for the last layer.
 
         Returns:
-            A scalar; of a gradient the interpolated value (numbers) or the step's (bool, str).
+            A scalar. A gradient of numbers is interpolated; one of bool or str is a step function.
         """
         for rule in self.rules:
             if rule.matches(tensor):
@@ -64,7 +63,7 @@ def _along(value: Scalar | tuple[Scalar, ...], position: float) -> Scalar | None
 
 
 def parse_setting(value: object) -> Setting:
-    """Read a setting from a recipe: a scalar, a list of scalars, ``{filter, value}``, or a list of those.
+    """Parse a setting: a scalar, a list of scalars, ``{filter, value}``, or a list of these mappings.
 
     Raises:
         ValueError: when it is none of these.

@@ -1,4 +1,4 @@
-"""Several recipes in one file, each of which may build on others' results: their order."""
+"""Files with several recipes that build on each other's results, in the order of merging."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from merganser.recipe import (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One recipe of a chain.
+    """One recipe of a file with several.
 
     Attributes:
         parsed: the recipe.
-        name: what others call its result; None if it has no name.
-        needs: names of the results that it builds on.
-        final: whether its result is an output of the chain, rather than only an input of others.
+        name: the name of its result in other recipes, or None.
+        needs: names of the results that it takes as inputs.
+        final: whether its result is an output, not only an input of other recipes.
     """
 
     parsed: ParsedRecipe
@@ -38,13 +38,14 @@ class Step:
 
 
 def load_steps(source: Config, strictness: Strictness = "normal") -> list[Step]:
-    """Read all recipes of a file, in the order in which they can be merged.
+    """Read all recipes of a file, in the order of merging.
 
-    A model whose path equals a recipe's ``name`` is that recipe's result. The recipe without a name,
-    of which there is at most one, is the output; if all have names, those that no other needs are.
+    A model whose path equals a recipe's ``name`` is that recipe's result. The output is the recipe
+    without a name, of which there is at most one; if all have names, the outputs are those that no
+    other recipe needs.
 
     Raises:
-        RecipeError: when names are doubled, or recipes build on each other in a circle.
+        RecipeError: when two recipes have one name, or recipes need each other in a circle.
     """
     recipes = load_all(source, strictness)
     if len(recipes) == 1:
@@ -91,21 +92,20 @@ def _check_names(recipes: Sequence[ParsedRecipe]) -> None:
 
 
 def folder_name(name: str) -> str:
-    """A name as that of a folder, which lies nowhere else."""
+    """Convert a recipe's name to a folder's name, without path separators."""
     return re.sub(r"[^\w.+-]+", "-", name).strip(".-")
 
 
 def folder_key(name: str) -> str:
-    """What is equal for names whose folders are the same on a disk that does not tell capitals from
-    small letters."""
+    """A key that is equal for names with one folder on a disk that ignores case."""
     return folder_name(name).casefold()
 
 
 def _uses(parsed: ParsedRecipe, names: set[str]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """The results that a recipe builds on, and where it says so.
+    """The names of the results that a recipe needs, with their paths in the recipe.
 
     Raises:
-        RecipeError: for a model that is evidently a slip for a result.
+        RecipeError: for a model that does not exist and is a likely slip for a result's name.
     """
     for path, reference in model_references(parsed.recipe):
         if _names_result(reference, names):
@@ -131,7 +131,7 @@ def _exists(path: str, beside: Path | None) -> bool:
 def _in_order(
     steps: Sequence[Step], uses: Sequence[Mapping[str, tuple[str | int, ...]]]
 ) -> list[Step]:
-    """Each after what it needs, otherwise as in the file."""
+    """Sort steps so that each follows those it needs, otherwise in the order of the file."""
     ordered: list[Step] = []
     left = list(steps)
     while left:
@@ -151,7 +151,7 @@ def _in_order(
 
 
 def _circle(steps: Sequence[Step]) -> list[Step]:
-    """Steps of which each needs the next, and the last the first; every step needs one of them."""
+    """A circle of steps: each needs the next, and the last needs the first."""
     by_name = {step.name: step for step in steps}
     trail = [steps[0]]
     while True:
@@ -162,7 +162,7 @@ def _circle(steps: Sequence[Step]) -> list[Step]:
 
 
 def ancestors(step: Step, steps: Sequence[Step]) -> list[str | None]:
-    """What a step builds on, and what that builds on, in order."""
+    """Names of the steps that a step needs, directly or indirectly, in order."""
     wanted = set(step.needs)
     for other in reversed(steps):
         if other.name in wanted:
