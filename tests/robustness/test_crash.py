@@ -551,7 +551,7 @@ def test_whether_a_model_is_there_is_asked_of_the_system(
 
     monkeypatch.setattr(Path, "exists", lambda _self: False)
     monkeypatch.setattr(Path, "stat", failing)
-    with pytest.raises(InputError, match=r"a: cannot be looked at \(Input/output error\)"):
+    with pytest.raises(InputError, match=r"a: cannot be read \(Input/output error\)"):
         exists(str(tmp_path / "a"))
 
 

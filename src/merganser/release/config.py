@@ -1,4 +1,4 @@
-"""``config.json`` and its neighbours: the donor's own files, only what the merge changed edited."""
+"""Write ``config.json``, generation config, processors and code: the donor's files, edited only where the merge differs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def edited_config(plan: Plan) -> dict[str, Any]:
-    """The output's ``config.json``: the donor's, with dtype, layers, tied head and
-    vocabulary as they are now.
+    """Return the output's ``config.json``: the donor's, with the output's dtype, layers, tied head and
+    vocabulary size.
 
     Raises:
-        InputError: when the layers changed and the config does not say how many there are.
+        InputError: when the layers changed and the config has no layer count.
     """
     donor = plan.sources[plan.donor]
     config: dict[str, Any] = copy.deepcopy(dict(donor.checkpoint.config))
@@ -48,7 +48,7 @@ def edited_config(plan: Plan) -> dict[str, Any]:
 
 
 def _set_tie(config: dict[str, Any], parts: list[dict[str, Any]], tied: bool) -> None:
-    """Say whether the head is the embedding."""
+    """Set whether the head is tied to the embedding."""
     config["tie_word_embeddings"] = tied
     for part in parts:
         if not tied and part.get("tie_word_embeddings") is True:
@@ -56,7 +56,7 @@ def _set_tie(config: dict[str, Any], parts: list[dict[str, Any]], tied: bool) ->
 
 
 def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
-    """Write ``config.json`` in the donor's order of keys; with ``public`` without where that came from."""
+    """Write ``config.json`` in the donor's order of keys; with ``public``, without ``_name_or_path``."""
     config = edited_config(plan)
     if public:
         config.pop("_name_or_path", None)
@@ -65,8 +65,8 @@ def write_config(plan: Plan, folder: Path, *, public: bool = False) -> None:
 
 
 def copied(plan: Plan) -> list[Path]:
-    """The donor's other small files, which the output gets: those that say how to use the model, the
-    code that it loads with, and the settings of its sentence-transformers modules."""
+    """Return the donor's other files that the output gets: generation config, processors, code, and
+    the settings of sentence-transformers modules."""
     model = plan.sources[plan.donor].checkpoint.path
     if model is None or not model.is_dir():
         return []
@@ -76,8 +76,7 @@ def copied(plan: Plan) -> list[Path]:
 
 
 def write_companions(plan: Plan, folder: Path) -> None:
-    """Copy the donor's generation config, processors and code, byte for byte but for token ids that
-    moved."""
+    """Copy the donor's other files byte for byte; only token ids that changed are edited."""
     home = plan.sources[plan.donor].checkpoint.path
     for file in copied(plan):
         is_generation = file.name == "generation_config.json"
@@ -88,7 +87,7 @@ def write_companions(plan: Plan, folder: Path) -> None:
 
 
 def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
-    """A config of the donor's with the token ids as they are in the output's tokenizer."""
+    """Return a config of the donor with the token ids of the output's tokenizer."""
     moved = plan.tokenizer.moved if plan.tokenizer is not None else {}
     if not moved:
         return data
@@ -98,7 +97,7 @@ def with_token_ids(plan: Plan, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set_vocabulary(config: dict[str, Any], rows: int) -> None:
-    """Set the vocabulary's size wherever the config states the text model's."""
+    """Set the vocabulary size wherever the config has the text model's."""
     old = vocabulary_size(config)
     stated = [
         (part, key)

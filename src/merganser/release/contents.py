@@ -1,6 +1,6 @@
-"""What models hold, as digests that depend on neither where files are nor when they were written.
+"""Digests of models' contents, which depend neither on the place nor on the time of the files.
 
-Digests of tensors are remembered in the user's cache, by the path, size, time and inode of the files.
+Digests of tensors are cached in the user's cache folder, by path, size, time and inode of the files.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ SCHEME = "mg1"
 """The digest of tensors: see ``docs/output.md``."""
 
 READ = (".json", ".jinja", ".model", ".txt")
-"""Files beside the weights that a model's behaviour may depend on."""
+"""Suffixes of files, other than weights, that a model's behaviour may depend on."""
 
 UNREAD = ("merge_manifest.json", "trainer_state.json")
 
 MOST_REMEMBERED = 256
-"""Models whose digests are remembered."""
+"""Most models in the cache."""
 
 SETTLED = 2_000_000_000
-"""Nanoseconds after which a file that changes again gets another time, on any file system."""
+"""Age of a file in nanoseconds after which a further change gives it another time, on any file system."""
 
 
 def digest_of_parts(parts: Mapping[str, str]) -> str:
-    """One digest of named digests, whatever their order."""
+    """Combine named digests into one digest that does not depend on their order."""
     lines = sorted(f"{name} {digest}\n" for name, digest in parts.items())
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def hashes(source: Source) -> dict[str, str]:
-    """The SHA-256 of the weight files of a source on the Hub, by their names."""
+    """The SHA-256 of each weight file of a source on the Hub, by name."""
     return {name: f"sha256:{digest}" for name, digest in source.hashes.items()}
 
 
 def of_weights(source: Source, names: Iterable[str]) -> str:
-    """The ``digest`` of an input as manifests have it: of the files on the Hub, or of tensors.
+    """The ``digest`` of an input in a manifest: of its files on the Hub, or of its tensors.
 
     Raises:
-        InputError: when a tensor cannot be read, or changes while it is.
+        InputError: when a tensor cannot be read, or changes meanwhile.
     """
     return digest_of_parts(hashes(source) or _tensor_digests(source, names))
 
 
 def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str, str]:
-    """A digest of each model that a plan reads, by its reference: of its weights and small files.
+    """Digests of the models that a plan reads, by reference: of their weights and other files.
 
     Args:
         plan: an open one.
         weights: the result of :func:`of_weights` by sources, where it is known; else they are read.
 
     Raises:
-        InputError: when a model cannot be read, or changes while it is.
+        InputError: when a model cannot be read, or changes meanwhile.
     """
     parts: dict[str, dict[str, str]] = {name: {} for name in plan.homes.values()}
     read: dict[int, set[str]] = {}
@@ -84,7 +84,7 @@ def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str,
 
 
 def state(plan: Plan, weights: Mapping[int, str] | None = None) -> str:
-    """One digest of all models that a plan reads; the arguments are those of :func:`of_models`."""
+    """One digest of all models that a plan reads; for the arguments see :func:`of_models`."""
     digests = of_models(plan, weights).values()
     return digest_of_parts({str(index): digest for index, digest in enumerate(digests)})
 
@@ -101,7 +101,7 @@ def _of_file(file: Path, _stamp: Stamp) -> str:
 
 
 def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
-    """Digests of tensors as they are read; those that are remembered are not read again."""
+    """Digests of tensors; only those that are not in the cache are read."""
     checkpoint, wanted = source.checkpoint, sorted(names)
     file = _remembered_in(source)
     known = _recalled(file)
@@ -110,11 +110,11 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
         from merganser.engine.digests import read_digest
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = pool.map(
+            computed = pool.map(
                 lambda name: read_digest(checkpoint.specs[name], partial(checkpoint.read, name)),
                 missing,
             )
-            digests = [f"{SCHEME}:{digest}" for digest in found]
+            digests = [f"{SCHEME}:{digest}" for digest in computed]
         refuse_changed(checkpoint)
         known |= dict(zip(missing, digests, strict=True))
         youngest = max((stamp.mtime_ns for stamp in checkpoint.stamps.values()), default=0)
@@ -124,7 +124,7 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
 
 
 def _remembered_in(source: Source) -> Path | None:
-    """The file in the cache for a source as it is now; None for one in memory."""
+    """The cache file for a source in its present state; None for a source in memory."""
     checkpoint = source.checkpoint
     if not checkpoint.stamps:
         return None
@@ -141,19 +141,19 @@ def _recalled(file: Path | None) -> dict[str, str]:
     if file is None:
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        digests = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return dict(found) if isinstance(found, dict) else {}
+    return dict(digests) if isinstance(digests, dict) else {}
 
 
 def _remember(file: Path, digests: Mapping[str, str]) -> None:
-    """Write digests into the cache; one that cannot be written is no loss but of time."""
+    """Write digests to the cache; a cache that cannot be written only costs time."""
     partial_file = file.with_name(f"{file.name}.{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial_file.write_text(json.dumps(digests), encoding="utf-8")
         partial_file.replace(file)
-        kept = sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
-        for old in kept[:-MOST_REMEMBERED]:
+        cached = sorted(file.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)
+        for old in cached[:-MOST_REMEMBERED]:
             old.unlink()

@@ -1,4 +1,4 @@
-"""The fact sheet of a model: what its headers, config and manifest say."""
+"""The fact sheet of a model, from its headers, config and manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from merganser.tokenizer.vocabulary import has_tokenizer
 
 
 class FactSheet(dict[str, Any]):
-    """Facts about a model, by their names: plain data."""
+    """Facts about a model by name, as plain data."""
 
     def __repr__(self) -> str:
         return (
@@ -54,16 +54,16 @@ def _words(value: object) -> str:
 
 
 def inspect(model: str, weights: Weights = "auto") -> FactSheet:
-    """Facts about a model, without reading weights.
+    """Return facts about a model, without reading its weights.
 
     Args:
-        model: a folder, a file of weights, a training run or a step of one, or a Hub id; with
-            ``+adapter`` as a recipe has it.
-        weights: which are looked at where a training step has both shards and Hugging Face weights.
+        model: a folder, a file of weights, a training run or one of its steps, or a Hub id; with
+            ``+adapter`` as in recipes.
+        weights: ``shards`` or ``huggingface`` for a training step that has both.
 
     Raises:
-        RecipeError: when it is no reference to a model.
-        InputError: when it is no model, or its headers are broken.
+        RecipeError: when it is not a valid reference.
+        InputError: when it is not a model, or its headers are broken.
     """
     try:
         reference = parse_reference(model)
@@ -154,7 +154,7 @@ def _adapter_sheet(model: str, path: Path) -> FactSheet:
 
 
 def _companion(checkpoint: Checkpoint, name: str) -> Path | None:
-    """A small file that goes with a model."""
+    """A file in a model's folder, if it exists."""
     file = checkpoint.path / name if checkpoint.path is not None else None
     return file if file is not None and file.is_file() else None
 
@@ -162,7 +162,7 @@ def _companion(checkpoint: Checkpoint, name: str) -> Path | None:
 def _missing(
     config: Mapping[str, Any], tokenizer: bool, stated: int | None, depth: int
 ) -> list[str]:
-    """What a whole model would have."""
+    """What the model lacks."""
     missing = [] if config else ["config.json"]
     if not tokenizer:
         missing.append("tokenizer")
@@ -172,7 +172,7 @@ def _missing(
 
 
 def _modules(shape: Architecture) -> dict[str, str]:
-    """The parts of a model of several, by the names that recipes call them by."""
+    """The modules of a model with several, by their names in recipes."""
     return {
         name: f"{sum(place.module == name for place in shape.places.values())} tensors"
         + "".join(f", {depth} layers ({stack}*)" for stack, depth in module.stacks.items())
@@ -182,7 +182,7 @@ def _modules(shape: Architecture) -> dict[str, str]:
 
 
 def _provenance(path: Path) -> dict[str, Any] | None:
-    """What the model was merged from, if Merganser did it."""
+    """Method and inputs of a model that Merganser merged; None for others."""
     if not (path / manifest.NAME).is_file():
         return None
     data = manifest.read(path)

@@ -1,4 +1,4 @@
-"""Small files of a model, read from an input and written into an output: whose fault it is when they cannot be."""
+"""Copy and write the small files of a model, with an error that names the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, data: Any, *, indent: int = 2) -> None:
-    """Write a file of the output as people read JSON.
+    """Write an indented JSON file of the output.
 
     Raises:
         ResourceError: when it cannot be written.
@@ -42,10 +42,10 @@ def write_bytes(file: Path, data: bytes) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file of an input into the output, byte for byte.
+    """Copy a file of an input to the output.
 
     Raises:
-        InputError: when it cannot be read, or is a link out of its folder.
+        InputError: when it cannot be read, or is a link that leaves its folder.
         ResourceError: when the copy cannot be written.
     """
     refuse_foreign_link(source)

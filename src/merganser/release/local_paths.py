@@ -1,4 +1,4 @@
-"""What a folder would tell of the machine that it was made on, and the same folder without that."""
+"""Find local paths in a model folder's text files, and replace them with public names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merganser.recipe import ParsedRecipe
 from merganser.release import manifest, public_names
 
 LOOKED_AT = (".md", ".yml", ".yaml", ".json", ".csv", ".jsonl", ".txt")
-"""Files that people and programs write paths into; weights and vocabularies are not read."""
+"""Suffixes of files that may contain paths; weights and vocabularies are not searched."""
 
 SKIPPED = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 
@@ -24,7 +24,7 @@ _HOMES = frozenset(
     {"home", "root", "Users", "mnt", "data", "tmp", "scratch", "workspace", "work", "opt", "srv"}
     | {"media", "var", "private", "Volumes", "lustre", "gpfs", "nfs", "fsx", "shared", "net"}
 )
-"""Folders at the top of machines; others count if this machine has them."""
+"""First folders of absolute paths; others count if this machine has them."""
 
 _ABSOLUTE = re.compile(
     r"(?<![\w/:.>)\]-])(?:~|/(?P<top>[\w.-]+)|[A-Za-z]:\\\\?[\w.-]+)(?:[/\\]+[\w.@+=-]+)+"
@@ -33,7 +33,7 @@ _ABSOLUTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Disclosed:
-    """A local path that a file holds."""
+    """A local path in a file."""
 
     file: str
     path: str
@@ -42,37 +42,37 @@ class Disclosed:
 def local_paths(
     files: Mapping[str, Path | bytes], made: Mapping[str, Any] | None = None
 ) -> list[Disclosed]:
-    """The local paths in a model's text files: absolute ones, and those of the merge's inputs.
+    """Find the local paths in a model's text files: absolute paths, and paths of the merge's inputs.
 
     Args:
-        files: by their names.
-        made: the manifest.
+        files: local files or contents by name.
+        made: the manifest, if there is one.
     """
     named = public_names.public_names(made) if made else {}
     inputs = sorted((r for r, name in named.items() if r != name and "/" in r), key=len)
-    found: dict[Disclosed, None] = {}
+    disclosed: dict[Disclosed, None] = {}
     for name, content in files.items():
         if not name.endswith(LOOKED_AT) or Path(name).name in SKIPPED:
             continue
         text = _text(content)
-        own = [path for path in inputs if _mentioned(path, text)]
-        paths = [*own, *_absolute(text)]
-        found |= dict.fromkeys(Disclosed(name, path) for path in paths)
-    return list(found)
+        mentioned = [path for path in inputs if _mentioned(path, text)]
+        paths = [*mentioned, *_absolute(text)]
+        disclosed |= dict.fromkeys(Disclosed(name, path) for path in paths)
+    return list(disclosed)
 
 
 def made_public(
     files: Mapping[str, Path | bytes], made: Mapping[str, Any], recipes: Sequence[ParsedRecipe]
 ) -> dict[str, bytes]:
-    """Manifest, recipe and config with names for the models that they refer to, and no local folder.
+    """Rewrite manifest, recipe and config with public names for models and without local folders.
 
     Args:
-        files: of the folder, by their names.
+        files: the folder's files by name.
         made: the manifest.
-        recipes: the recipe file's documents.
+        recipes: the documents of the recipe file.
 
     Returns:
-        The files that change, by their names.
+        The contents of the files that change, by name.
     """
     named = public_names.public_names(made)
     texts = [public_names.recipe_made_public(each, named) for each in recipes]
@@ -98,7 +98,7 @@ def _text(content: Path | bytes) -> str:
 
 
 def _mentioned(path: str, text: str) -> bool:
-    """Whether a path stands in a text, and not only as a part of a longer word."""
+    """Whether a text contains a path, not as a part of a longer word."""
     return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", text) is not None
 
 

@@ -1,4 +1,4 @@
-"""``merge_manifest.json``: what went in, what came out, and how to tell that it still is what it was."""
+"""``merge_manifest.json``: inputs, settings and digests of a merge, to verify its folder later."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "merge_manifest.json"
 
 RECIPE = "mergekit_config.yml"
-"""The recipe's file, beside it."""
+"""Name of the recipe's file in the output folder."""
 
 REQUIRED = (
     "merganser",
@@ -41,26 +41,26 @@ REQUIRED = (
 )
 
 UNKNOWN = "sha256:" + 64 * "0"
-"""Stands for the manifest's own digest while that is computed."""
+"""Placeholder of the manifest's own digest while it is computed."""
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
-"""Files that somebody may load in place of those that were merged."""
+"""Suffixes of weight files that a program might load instead of the merged ones."""
 
 
 Ancestor = tuple[Plan, Mapping[str, Any]]
-"""An earlier merge of a chain: its plan, and its manifest."""
+"""An earlier merge of a recipe file: its plan and its manifest."""
 
 
 def build(
     plan: Plan, outcome: Outcome, version: str, ancestors: Sequence[Ancestor] = ()
 ) -> dict[str, Any]:
-    """The manifest as plain data. Only ``log`` depends on when and where the merge ran.
+    """Return the manifest as plain data. Only ``log`` depends on time and place of the merge.
 
     Args:
-        plan: the merge.
-        outcome: what the engine measured.
-        version: Merganser's.
-        ancestors: the merges that the inputs came from.
+        plan: the plan of the merge.
+        outcome: the engine's digests, counts and effective weights.
+        version: the version of Merganser.
+        ancestors: the earlier merges of the same recipe file that made inputs.
     """
     reported = outcome.report.warnings if outcome.report else ()
     short = names([*(each for each, _ in ancestors), plan])
@@ -119,7 +119,7 @@ def build(
 
 
 def method_source(plan: Plan) -> dict[str, Any] | None:
-    """Where a method that is not built in comes from, without its folder; None for built-in ones."""
+    """The source of a method that is not built in, without its folder; None for built-in methods."""
     method = plan.method
     if method.origin is None:
         return None
@@ -133,7 +133,7 @@ def method_source(plan: Plan) -> dict[str, Any] | None:
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """The digest of a plan, and the settings that its recipe may leave to options."""
+    """The digest of a plan, and the settings that options can override."""
     return {
         "plan": plan.digest,
         "method": plan.method.name,
@@ -147,7 +147,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 
 def _identity(source: Source, name: str) -> dict[str, Any]:
-    """What an input is, as far as its headers and its place tell."""
+    """An input's name, place, format, licence and header digest."""
     return {
         "reference": source.reference.text,
         "name": name,
@@ -163,7 +163,7 @@ def _identity(source: Source, name: str) -> dict[str, Any]:
 
 
 def _earlier(plan: Plan, stated: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    """An earlier merge of a chain."""
+    """The entry of an earlier merge."""
     return {
         "name": plan.recipe.recipe.name,
         **_settings(plan),
@@ -182,8 +182,8 @@ def _sha256(data: bytes) -> str:
 
 
 def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
-    """Digests of the tensors that were read, by sources; only sources all of whose tensors have one."""
-    found: dict[int, dict[str, str]] = {}
+    """Digests of the tensors that were read, by source; without sources that have tensors without one."""
+    digests: dict[int, dict[str, str]] = {}
     unknown: set[int] = set()
     for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
         if len(tensor.inputs) != len(job.reads):
@@ -192,27 +192,27 @@ def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
             if digest is None:
                 unknown.add(read.source)
             else:
-                found.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
-    return {source: tensors for source, tensors in found.items() if source not in unknown}
+                digests.setdefault(read.source, {})[read.name] = f"{SCHEME}:{digest}"
+    return {source: tensors for source, tensors in digests.items() if source not in unknown}
 
 
 def _nonfinite(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """How many values are infinite or not a number, by tensors of the inputs and of the output."""
+    """Count infinities and NaNs by tensor, in the inputs and in the output."""
     inputs: dict[str, dict[str, int]] = {}
     output: dict[str, int] = {}
     for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
-        *counts, made = tensor.nonfinite or (0,)
+        *counts, in_output = tensor.nonfinite or (0,)
         for read, count in zip(job.reads, counts, strict=False):
             if count:
                 reference = plan.sources[read.source].reference.text
                 inputs.setdefault(reference, {})[read.name] = count
-        if made:
-            output[job.name] = made
+        if in_output:
+            output[job.name] = in_output
     return {"inputs": inputs, "output": output}
 
 
 def _told(nonfinite: Mapping[str, Any]) -> list[str]:
-    """Warnings: a line for each model with values that are infinite or not a number."""
+    """A warning for each model with infinities or NaNs."""
     of = [*nonfinite["inputs"].items(), ("the result", nonfinite["output"])]
     return [
         f"{model} has values that are infinite or not a number: {tell_counts(counts)}"
@@ -222,41 +222,40 @@ def _told(nonfinite: Mapping[str, Any]) -> list[str]:
 
 
 def tell_counts(counts: Mapping[str, int]) -> str:
-    """Counts of values by tensors, as a few words."""
+    """Format counts of values by tensor: ``2 in a, 1 in b``."""
     shown = [f"{count} in {name}" for name, count in list(counts.items())[:3]]
     return ", ".join(shown) + (f" and {len(counts) - 3} tensors more" if len(counts) > 3 else "")
 
 
 def _on_the_hub(source: Source) -> list[str]:
-    """What a source is made of that is on the Hub: the model, its adapter."""
+    """The Hub ids of a source's model and adapter, of those that are on the Hub."""
     reference = source.reference
     parts = (source.published, reference.path), (source.published_adapter, reference.adapter)
     return [name for published, name in parts if published and name is not None]
 
 
 def licenses(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """The licences of all that was merged, by name: of a model with an adapter each by itself. None
-    where no card states one."""
-    found: dict[str, str | None] = {}
+    """The licence of every model and adapter that was merged, by name; None if its card has none."""
+    licenses: dict[str, str | None] = {}
     for entry in manifest["inputs"]:
         name, own = entry["name"], entry.get("license")
         if entry.get("adapter"):
-            found[f"{name} (model)"] = own
-            found[f"{name} (adapter)"] = entry.get("adapter_license")
+            licenses[f"{name} (model)"] = own
+            licenses[f"{name} (adapter)"] = entry.get("adapter_license")
         else:
-            found[name] = own
-    return found
+            licenses[name] = own
+    return licenses
 
 
 def _license(model: Path | None) -> str | None:
-    """The licence that a parent's own card states."""
+    """The licence in a model's card, or None."""
     if model is None:
         return None
     readme = model / "README.md"
     with reraise_os_errors(InputError, "read", readme):
         if not readme.is_file():
             return None
-        with readme.open("rb") as stream:  # YAML of others may grow without end; one line is enough
+        with readme.open("rb") as stream:  # a YAML parser could be bombed; one line is enough
             text = stream.read(2**16).decode("utf-8", "replace").replace("\r\n", "\n")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     stated = front and re.search(r"^license: *([\"']?)([\w.+-]{1,40})\1 *(#.*)?$", front[1], re.M)
@@ -264,7 +263,7 @@ def _license(model: Path | None) -> str | None:
 
 
 def _conversion(plan: Plan) -> str | None:
-    """Whether the output is one model's weights in another form: ``copied``, ``computed``, or None."""
+    """How the output converts one model: ``copied``, ``computed``, or None for a real merge."""
     converted = (
         len(plan.sources) == 1
         and plan.method.name == "passthrough"
@@ -277,13 +276,13 @@ def _conversion(plan: Plan) -> str | None:
 
 
 def inputs_state(plan: Plan) -> str:
-    """Changes when a file of an input does, as far as sizes and times tell."""
+    """A digest of the names, sizes and times of all files of the inputs."""
     facts = [_state(path) for path in plan.homes]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a folder's files, or of one file."""
+    """The name, size and time of each file of a folder, or of one file."""
     with reraise_os_errors(InputError, "read", path):
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         status = [(file.name, file.stat()) for file in files if file.is_file()]
@@ -291,19 +290,18 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _output_digest(outcome: Outcome) -> str:
-    """One digest of all output tensors, whatever their order and files."""
+    """One digest of all output tensors, which does not depend on their order or files."""
     return digest_of_parts(tensor_digests([outcome]))
 
 
 def _without_folder(warning: str, plan: Plan) -> str:
-    """A warning with the recipe's name in place of its path, which is another elsewhere."""
+    """A warning with the name of the recipe file instead of its path."""
     file = plan.recipe.document.file
     return warning.replace(f"{file}:", f"{Path(file).name}:", 1) if file else warning
 
 
 def write(manifest: dict[str, Any], folder: Path) -> None:
-    """Write the manifest into an output folder that has all its other files: their digests are taken
-    into it, and its own into its log."""
+    """Write the manifest to an output folder that has all other files, with their digests and its own."""
     weights = {NAME, *manifest["files"]}
     with reraise_os_errors(ResourceError, "read", folder):
         manifest["companions"] = {
@@ -321,25 +319,25 @@ def _write(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def as_text(manifest: Mapping[str, Any]) -> str:
-    """The manifest's file, with its own digest in its log."""
+    """The text of a manifest, with its own digest in its log."""
     log = {**manifest["log"], "manifest_digest": UNKNOWN}
     text = json.dumps({**manifest, "log": log}, indent=1, ensure_ascii=False) + "\n"
     return text.replace(UNKNOWN, _sha256(text.encode()))
 
 
 def restated(manifest: Mapping[str, Any], changed: Mapping[str, bytes]) -> dict[str, Any]:
-    """A manifest with the digests of files that were written anew."""
+    """Return a manifest with the digests of changed files."""
     known = manifest.get("companions", {})
     fresh = {name: _sha256(data) for name, data in changed.items() if name in known}
     return {**manifest, "companions": known | fresh} if known else dict(manifest)
 
 
 def restate(folder: Path, name: str) -> None:
-    """Take note of a file that was written anew, in a folder that has a manifest.
+    """Update the digest of a changed file in a folder's manifest.
 
     Args:
-        folder: a merged one; nothing is done if it is none.
-        name: of the file.
+        folder: a folder; nothing happens if it has no manifest.
+        name: the file's name.
     """
     if not (folder / NAME).is_file():
         return
@@ -347,10 +345,10 @@ def restate(folder: Path, name: str) -> None:
 
 
 def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the manifest itself is what was written, by the digest in its log."""
+    """Whether the manifest is unchanged, by the digest in its log."""
     stated: str | None = manifest["log"].get("manifest_digest")
     if stated is None:
-        return "companions" not in manifest  # of a version that wrote neither
+        return "companions" not in manifest  # older versions wrote neither
     with reraise_os_errors(InputError, "read", folder / NAME):
         data = (folder / NAME).read_bytes()
     return _sha256(data.replace(stated.encode(), UNKNOWN.encode())) == stated
@@ -359,7 +357,7 @@ def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
 def damage(
     manifest: Mapping[str, Any], folder: Path, may_differ: Collection[str] = ()
 ) -> list[str]:
-    """Sentences on what is wrong with a folder's files: all but the manifest, and the bytes of tensors."""
+    """Describe damage to a folder's files, except to the manifest and the bytes of tensors."""
     problems = []
     for name, digest in manifest.get("companions", {}).items():
         if name in may_differ and (folder / name).is_file():
@@ -384,17 +382,17 @@ def damage(
 def _damaged(file: Path, what: str, digest: str, size: int | None) -> list[str]:
     try:
         with file.open("rb") as stream:
-            found = _sha256(stream.read(size))
+            actual = _sha256(stream.read(size))
     except OSError as error:
         return [f"{what} cannot be read ({error.strerror})"]
-    return [] if found == digest else [f"{what} is not what was written"]
+    return [] if actual == digest else [f"{what} is not what was written"]
 
 
 def read(folder: Path) -> dict[str, Any]:
     """Read a folder's manifest.
 
     Raises:
-        InputError: when there is none, or it is no manifest.
+        InputError: when there is none, or it is not a manifest.
     """
     file = folder / NAME
     try:
@@ -431,26 +429,28 @@ def _why_none(folder: Path) -> str:
     return "no merge wrote it; merge and convert write folders with one"
 
 
-def difference(manifest: dict[str, Any], found: dict[str, str]) -> list[str]:
-    """Sentences on how tensors' digests differ from the manifest's; empty where they do not."""
-    wanted: dict[str, str] = manifest["tensors"]
-    problems = [f"tensor {name!r} is missing" for name in wanted if name not in found]
-    problems += [f"tensor {name!r} is not in the manifest" for name in found if name not in wanted]
+def difference(manifest: dict[str, Any], digests: dict[str, str]) -> list[str]:
+    """Describe how tensors' digests differ from the manifest's; empty if they do not."""
+    stated: dict[str, str] = manifest["tensors"]
+    problems = [f"tensor {name!r} is missing" for name in stated if name not in digests]
     problems += [
-        f"tensor {name!r} is not what was merged ({found[name]}, the manifest says {digest})"
-        for name, digest in wanted.items()
-        if name in found and found[name] != digest
+        f"tensor {name!r} is not in the manifest" for name in digests if name not in stated
+    ]
+    problems += [
+        f"tensor {name!r} is not what was merged ({digests[name]}, the manifest says {digest})"
+        for name, digest in stated.items()
+        if name in digests and digests[name] != digest
     ]
     return problems
 
 
 def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """Sentences on how inputs differ from a manifest's, as far as both know of their tensors."""
+    """Describe how inputs differ from a manifest's, where both have digests."""
     problems = []
     for before, now in zip(stated["inputs"], again["inputs"], strict=False):
         for kind, key in (("tensor", "tensors"), ("file", "hashes")):
-            was, found = before.get(key, {}), now.get(key, {})
-            changed = [name for name in was if found.get(name, was[name]) != was[name]]
+            was, is_now = before.get(key, {}), now.get(key, {})
+            changed = [name for name in was if is_now.get(name, was[name]) != was[name]]
             whose = f"of the input {now['reference']}"
             if len(changed) == 1:
                 problems.append(f"{kind} {changed[0]!r} {whose} is not what was merged")
@@ -461,10 +461,10 @@ def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> lis
 
 
 def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Make sure that the method that a folder was merged by is registered.
+    """Check that the method of a merged folder is registered.
 
     Raises:
-        RecipeError: when it is not built in, and nobody has loaded it.
+        RecipeError: when it is not built in, and has not been loaded.
     """
     for each in (manifest, *manifest.get("earlier", [])):
         source, known = each.get("method_source"), _method(each)
@@ -478,7 +478,7 @@ def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
 
 
 def different_method(manifest: Mapping[str, Any]) -> list[str]:
-    """Sentences on how methods differ from a manifest's; empty where they do not."""
+    """Describe how methods differ from a manifest's; empty if they do not."""
     problems = []
     for each in (manifest, *manifest.get("earlier", [])):
         source, known = each.get("method_source"), _method(each)
@@ -497,5 +497,5 @@ def _method(manifest: Mapping[str, Any]) -> Method | None:
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Digests of all tensors of runs, as a manifest writes them."""
+    """Digests of all tensors of runs, in a manifest's form."""
     return {t.name: f"{SCHEME}:{t.digest}" for outcome in outcomes for t in outcome.tensors}

@@ -1,4 +1,4 @@
-"""Public names for models, in place of the local paths that recipes and manifests hold."""
+"""Public names of models, which replace local paths in recipes and manifests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from merganser.recipe import ModelReference, ParsedRecipe, model_references
 
 
 def names(plans: Sequence[Plan]) -> dict[str, str]:
-    """A public name for every model that recipes refer to, by its reference: the Hub's, the name of a
-    result that another recipe makes, or a short one that no other has."""
-    found = {name: name for plan in plans for name in plan.recipe.results}
+    """Return a public name for every model in the recipes, by reference.
+
+    It is the model's Hub id, the name of another recipe's result, or a short name that is unique.
+    """
+    public = {name: name for plan in plans for name in plan.recipe.results}
     references: dict[str, tuple[ModelReference, bool]] = {}
     for plan in plans:
         for source in plan.sources:
@@ -36,28 +38,28 @@ def names(plans: Sequence[Plan]) -> dict[str, str]:
         numbered = [f"{reference.name}-{n}" for n in range(2, len(references) + 2)]
         longer = [] if reference.adapter else longer
         choices = [text] if published else [reference.name, *longer, *numbered]
-        free = (c for c in choices if c not in found.values())
-        found.setdefault(text, next(free, choices[-1]))
-    return found
+        free = (c for c in choices if c not in public.values())
+        public.setdefault(text, next(free, choices[-1]))
+    return public
 
 
 def _is_published(reference: ModelReference, plan: Plan) -> bool:
-    """Whether all of a model is on the Hub, rather than in a folder."""
+    """Whether a model and its adapter are on the Hub, not in local folders."""
     paths = filter(None, (reference.path, reference.adapter))
     return all(hub.local_folder(path, plan.recipe.folder) is None for path in paths)
 
 
 def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Names for the models that are no local paths, by the references that the recipes have."""
+    """Public names of the models of a manifest, by reference."""
     inputs = {entry["reference"]: entry["name"] for entry in manifest["inputs"]}
     return {**inputs, **manifest.get("names", {})}
 
 
 def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with names for models in place of references, and no local folder in it.
+    """Return a manifest with public names for references, and without local folders.
 
-    References stand by themselves in known places, and as paths in warnings; all else stays, whatever
-    letters a short path has in common with it.
+    References are replaced where they are values of known keys, and as paths in warnings. Other text
+    stays, even if it contains a short path.
     """
     named = public_names(manifest)
     report = manifest.get("effective_weights")
@@ -92,7 +94,7 @@ def _inputs_made_public(merge: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _renamed_in(texts: Sequence[str], named: Mapping[str, str]) -> list[str]:
-    """Sentences with other names for the paths that they speak of; a plain word may be just that."""
+    """Replace paths in sentences with names; a reference without a slash may be an ordinary word."""
     longest = sorted((path for path in named if "/" in path), key=len, reverse=True)
     if not longest:
         return list(texts)
@@ -101,11 +103,11 @@ def _renamed_in(texts: Sequence[str], named: Mapping[str, str]) -> list[str]:
         for each in longest
     )
     word = re.compile("|".join(words))
-    return [word.sub(lambda found: named[found[0]], text) for text in texts]
+    return [word.sub(lambda match: named[match[0]], text) for text in texts]
 
 
 def recipe_text(plan: Plan, public: Mapping[str, str] | None = None) -> str:
-    """The recipe as its author wrote it; or written anew, with public names for models."""
+    """Return the recipe's text; with ``public``, the recipe rewritten with public names for models."""
     document = plan.recipe.document
     if public is not None:
         return recipe_made_public(plan.recipe, public)
@@ -115,7 +117,7 @@ def recipe_text(plan: Plan, public: Mapping[str, str] | None = None) -> str:
 
 
 def recipe_made_public(parsed: ParsedRecipe, named: Mapping[str, str]) -> str:
-    """A recipe written anew, with names for the models that it refers to."""
+    """Return the text of a recipe with other names for its models."""
     data: Any = copy.deepcopy(dict(parsed.data))
     for path, reference in model_references(parsed.recipe):
         place = data
@@ -128,7 +130,7 @@ def recipe_made_public(parsed: ParsedRecipe, named: Mapping[str, str]) -> str:
 
 
 def _reference(name: str, written: Any) -> Any:
-    """A reference of another name, in the form that its author chose: a text, or a mapping."""
+    """Return a reference with another name, in the form of the original: a text, or a mapping."""
     if not isinstance(written, dict):
         return name
     model, _, adapter = name.partition("+")

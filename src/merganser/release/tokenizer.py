@@ -1,4 +1,4 @@
-"""The output's tokenizer files and chat template: copied byte for byte, unless they are others now."""
+"""Write the output's tokenizer and chat template: copied byte for byte, edited only where they changed."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ FILES = (
     chat_templates.FILE,
     chat_templates.LEGACY_FILE,
 )
-"""Copied byte for byte, with ``additional_chat_templates/`` and the tokenizer's own code."""
+"""Files of a tokenizer; ``additional_chat_templates/`` and the tokenizer's code are copied too."""
 
 _MORE_TEMPLATES = "additional_chat_templates"
 
 
 def _home(plan: Plan) -> Path | None:
-    """The folder that the output's tokenizer comes from."""
+    """The folder of the model whose tokenizer the output gets; None if there is none."""
     edit = plan.tokenizer
     model = edit.output.start.folder if edit else plan.sources[plan.donor].checkpoint.path
     return model if model is not None and model.is_dir() else None
 
 
 def copied(plan: Plan) -> list[Path]:
-    """The files of the tokenizer that the output gets, if only to be changed there."""
+    """The tokenizer files to copy; some are edited afterwards."""
     model = _home(plan)
     if model is None:
         return []
@@ -58,14 +58,14 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
     """Write the output's tokenizer and its chat template.
 
     Args:
-        plan: tells what the tokenizer is.
+        plan: the plan.
         folder: the output folder.
 
     Returns:
-        Warnings: what a user would miss.
+        Warnings about missing or different files.
 
     Raises:
-        InputError: when a tokenizer cannot be changed as the plan says.
+        InputError: when the tokenizer cannot be changed as planned.
     """
     edit, donor = plan.tokenizer, plan.sources[plan.donor]
     lacking = []
@@ -94,7 +94,7 @@ def write_tokenizer(plan: Plan, folder: Path) -> list[str]:
 
 
 def _change(output: OutputTokenizer, folder: Path) -> None:
-    """Write the files anew that know of the tokens that came or went."""
+    """Rewrite the files that list added or dropped tokens."""
     files.write_json(folder / CONTENTS, edited_contents(output))
     for name in (SETTINGS, "special_tokens_map.json"):
         if (folder / name).is_file():
@@ -102,7 +102,7 @@ def _change(output: OutputTokenizer, folder: Path) -> None:
             edited = edited_settings(output, settings)
             if edited != settings:
                 files.write_json(folder / name, edited)
-    if output.dropped:  # what these say of the pieces is not true any more
+    if output.dropped:  # these still list the dropped pieces
         for name in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"):
             (folder / name).unlink(missing_ok=True)
     older = folder / "added_tokens.json"
@@ -112,7 +112,7 @@ def _change(output: OutputTokenizer, folder: Path) -> None:
 
 
 def _set_template(template: str, folder: Path) -> None:
-    """Put a template where transformers looks first, and take the old one out of all other places."""
+    """Write a chat template to the file that transformers reads first, and remove it everywhere else."""
     files.write_text(folder / chat_templates.FILE, template)
     (folder / chat_templates.LEGACY_FILE).unlink(missing_ok=True)
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
@@ -120,7 +120,7 @@ def _set_template(template: str, folder: Path) -> None:
     if old is None:
         return
     files.write_json(folder / SETTINGS, settings)
-    if isinstance(old, list):  # the others keep their names
+    if isinstance(old, list):  # write the named templates to files
         for name, text in chat_templates.by_name(old).items():
             plain = len(name) < 64 and name.replace("_", "").replace("-", "").isalnum()
             if plain and name != "default":
