@@ -1,4 +1,4 @@
-"""Write ``config.json``, generation config, processors and code: the donor's files, edited only where the merge differs."""
+"""Write ``config.json`` and the donor's other small files, edited only where the merge differs from it."""
 
 from __future__ import annotations
 
