@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import merganser
 import peers
-from merganser import cli
+from merganser import cli, methods
 from merganser.checkpoints import opening
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
@@ -233,6 +233,11 @@ def test_the_python_of_the_api_page_runs(
         assert torch.equal(tensor, mean.to(torch.bfloat16)), name
     assert scope["results"].entries[0].scores["exact"].problems == 1
     assert "Plan(linear of 2 models" in capsys.readouterr().out
+
+
+def test_the_readme_counts_the_methods() -> None:
+    [count] = re.findall(r"^\| methods \| (\d+) \|", README, re.MULTILINE)
+    assert int(count) == len(methods.names())
 
 
 def test_the_readme_shows_what_its_commands_print() -> None:
