@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import CHAT_TEMPLATE, RecipeFile, assert_one_line, make_model, tree
 
 import merganser
+from checkpoints_on_disk import CHAT_TEMPLATE, make_model, tree
 from merganser import cli
 from merganser.chat import talk as talking
 from merganser.evaluation.generation import Request, Sampling
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sweeps import SWEEP
 
 DRAWN = Sampling(temperature=1.5, top_p=0.95, max_tokens=12, seed=3)

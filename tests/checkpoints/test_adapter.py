@@ -11,18 +11,19 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line, change_config, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import change_config, write_json
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.derived import SCRATCH
 from merganser.errors import InputError, OutputExistsError
 from merganser.kernels import CELL
 from merganser.planning import buffer_bytes
 from merganser.release.fact_sheet import inspect
+from messages import assert_one_line
 from wrappers import assert_ranges_agree, assert_tiles_are_cheap, cut_off, tensor, tensors, whole
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT's and torch's, on what they do

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed._shard.sharded_tensor.metadata import MEM_FORMAT_ENCODING
@@ -23,6 +22,7 @@ from archives import rezipped
 from merganser.checkpoints import torch_pickle
 from merganser.checkpoints.training import dcp, deepspeed, fsdp
 from merganser.errors import InputError
+from messages import assert_one_line
 
 
 def with_pickle(folder: Path, data: bytes) -> Path:

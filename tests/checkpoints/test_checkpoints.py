@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line, make_model, tree, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ggufs
+from checkpoints_on_disk import make_model, tree, write_json
 from merganser import hub
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
@@ -28,6 +28,7 @@ from merganser.merging.folders import merge
 from merganser.merging.in_memory import merge_tensors
 from merganser.merging.output_folder import Partial
 from merganser.tensors import DTYPES
+from messages import assert_one_line
 
 INDEX = "model.safetensors.index.json"
 EMBEDDING = "model.embed_tokens.weight"

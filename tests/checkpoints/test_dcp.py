@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from conftest import RecipeFile, assert_one_line, config, make_model, write_json
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from archives import by_name, by_value
+from checkpoints_on_disk import config, make_model, write_json
 from merganser.checkpoints import Weights, open_checkpoint
 from merganser.errors import InputError
 from merganser.merging.folders import merge
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sources import worlds
 
 STEP = Path("global_step_30/actor")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RecipeFile, assert_one_line, save_weights
 
 from archives import by_name, by_value, edited
+from checkpoints_on_disk import save_weights
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.torch_pickle import PickledTensor
 from merganser.checkpoints.training import deepspeed
@@ -20,6 +20,8 @@ from merganser.errors import InputError
 from merganser.merging.folders import merge
 from merganser.release.fact_sheet import inspect
 from merganser.tensors import FLOAT32
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sources import Tensors, deepspeed_classes, model, zero
 
 MODEL = "mp_rank_00_model_states.pt"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line
 from safetensors.torch import load_file, save_file
 
 import merganser
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.computed.moe import named_like
 from merganser.errors import InputError
+from messages import assert_one_line
 from wrappers import assert_ranges_agree, cut_off, same_numbers, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers

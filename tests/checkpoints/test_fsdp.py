@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import RecipeFile, assert_one_line, make_model, save_weights, tree, write_json
 from safetensors.torch import load_file
 
 from archives import edited
+from checkpoints_on_disk import make_model, save_weights, tree, write_json
 from merganser.checkpoints import Weights, as_numbers, open_checkpoint
 from merganser.cli import main
 from merganser.errors import InputError, RecipeError
 from merganser.merging.folders import merge
 from merganser.release.fact_sheet import inspect
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sources import bytes_of, worlds
 
 ACTOR = Path("global_step_30/actor")

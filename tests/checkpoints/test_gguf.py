@@ -10,15 +10,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line, config, shapes, write_json
 from gguf.quants import dequantize
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.quantization_config import GgufConfig
 
 import ggufs
+from checkpoints_on_disk import config, shapes, write_json
 from ggufs import LLAMA, llama
 from merganser.checkpoints import Checkpoint, ggml, open_checkpoint
 from merganser.errors import InputError
+from messages import assert_one_line
 
 QWEN2 = config(hidden=64, tied=True)
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import assert_one_line, write_json
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 import ggufs
+from checkpoints_on_disk import write_json
 from merganser.checkpoints import gguf_tokenizer, open_checkpoint
 from merganser.cli import main
 from merganser.merging.folders import convert, merge
 from merganser.recipe import load
+from messages import assert_one_line
 
 TEXTS = [
     "",

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RecipeFile, assert_one_line, change_config, make_model, tree, write_json
 
+from checkpoints_on_disk import change_config, make_model, tree, write_json
 from merganser.checkpoints import open_checkpoint
 from merganser.errors import InputError
 from merganser.merging.folders import merge
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sources import model, save_pickles
 
 INDEX = "pytorch_model.bin.index.json"

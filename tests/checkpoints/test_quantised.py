@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line, change_config, make_model, save_weights, write_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -19,9 +18,11 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import merganser
+from checkpoints_on_disk import change_config, make_model, save_weights, write_json
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.quantised import dequantised
 from merganser.errors import InputError
+from messages import assert_one_line
 from wrappers import (
     assert_ranges_agree,
     assert_tiles_are_cheap,

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.blocks import SPAN
 from merganser.checkpoints.stored import Files
 from merganser.errors import InputError
+from messages import assert_one_line
 from sources import FORMS, bytes_of
 
 

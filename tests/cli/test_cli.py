@@ -18,10 +18,10 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from conftest import RecipeFile, assert_one_line, change_config, make_model, tree
 from rich.console import Console
 
 import merganser
+from checkpoints_on_disk import change_config, make_model, tree
 from command_line import commands, load
 from merganser import methods
 from merganser.cli import main, progress_bars
@@ -29,6 +29,8 @@ from merganser.cli.mergekit_flags import MEANINGLESS
 from merganser.engine import events
 from merganser.merging import folders
 from merganser.methods import registry
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 
 def run(*arguments: str | Path, code: int = 0) -> Result:

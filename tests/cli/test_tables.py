@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_model
 from rich.console import Console
 from safetensors.torch import load_file
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser import methods
 from merganser.cli import columns, method_table, plan_table
 

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import assert_one_line, make_model
 from rich.console import Console
 
+from checkpoints_on_disk import make_model
 from merganser import cli
 from merganser.cli import diff_table
 from merganser.differences import effective_rank
 from merganser.differences.diff import diff
 from merganser.errors import InputError, RecipeError
 from merganser.kernels import CELL
+from messages import assert_one_line
 from peers import _ordered, load
 
 BITS = ["bfloat16", "float16", "float32", "float64"]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_one_line
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -26,6 +25,7 @@ from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
+from messages import assert_one_line
 
 THOUGHT = "7+5\n</think>\n12"
 

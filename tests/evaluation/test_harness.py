@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RecipeFile
 
 import peers
 from merganser.cli import main
@@ -21,6 +20,7 @@ from merganser.errors import InputError
 from merganser.evaluation import harness
 from merganser.study.evaluate import evaluate, evaluate_sweep
 from merganser.study.live_model import LiveModel
+from recipe_files import RecipeFile
 
 TASK = """
 task: counting

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner, Result
-from conftest import RecipeFile, assert_one_line, make_model, tree, write_json
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import make_model, tree, write_json
 from merganser import recipe
 from merganser.cli import main
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
@@ -23,6 +23,8 @@ from merganser.merging.multistage import plan_all
 from merganser.recipe.document import parse_documents
 from merganser.recipe.steps import load_steps
 from merganser.release import manifest
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 THREE = """
     # the last comes first

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
 from safetensors.torch import save_file
 
+from checkpoints_on_disk import make_model
 from merganser import merge, plan
 from merganser.engine import digests
 from merganser.merging.folders import run_dry

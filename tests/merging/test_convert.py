@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_line, make_model, save_weights, tree, write_json
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ggufs
 import merganser
+from checkpoints_on_disk import make_model, save_weights, tree, write_json
 from merganser.cli import main
 from merganser.errors import RecipeError
+from messages import assert_one_line
 from sources import FORMS
 
 

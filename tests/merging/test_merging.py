@@ -13,26 +13,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import (
-    RecipeFile,
-    assert_one_line,
-    change_config,
-    config,
-    make_model,
-    shapes,
-    tree,
-    write_json,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import change_config, config, make_model, shapes, tree, write_json
 from merganser import engine
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
 from merganser.merging import folders as merging
 from merganser.merging.folders import merge, verify
 from merganser.merging.in_memory import blend, merge_state_dicts, merge_tensors
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 INDEX, MANIFEST = "model.safetensors.index.json", "merge_manifest.json"
 COMPANIONS = (

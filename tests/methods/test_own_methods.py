@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_line, make_model
 
 import merganser
+from checkpoints_on_disk import make_model
 from command_line import commands
 from merganser import Combination, SparseDeltas, Weight, merge_method, methods
 from merganser.cli import main
 from merganser.errors import MerganserError, RecipeError
 from merganser.methods import registry
+from messages import assert_one_line
 
 
 @pytest.fixture(autouse=True)

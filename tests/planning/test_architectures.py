@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line, change_config, make_model
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import change_config, make_model
 from families import FAMILIES, LAYERS, Family
 from merganser.architecture import Architecture, infer
 from merganser.checkpoints import open_checkpoint
@@ -24,6 +24,7 @@ from merganser.errors import InputError, RecipeError
 from merganser.planning import describe
 from merganser.release.fact_sheet import inspect
 from merganser.tensors import BY_NAME, TensorSpec
+from messages import assert_one_line
 from peers import different_bits, load, mergekit
 
 Tensors = dict[str, torch.Tensor]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import assert_one_line, make_model, tree
 from safetensors.torch import save_file
 
 import merganser
+from checkpoints_on_disk import make_model, tree
 from merganser.cli import main
 from merganser.errors import InputError, RecipeError
+from messages import assert_one_line
 from peers import Tensors, different_bits, load, mergekit_pytorch
 
 SHAPES = {

@@ -12,15 +12,16 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import TOKENIZER, WORDS, assert_one_line, change_config, make_model, tree, write_json
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
+from checkpoints_on_disk import TOKENIZER, WORDS, change_config, make_model, tree, write_json
 from merganser import hub, merge, plan, verify
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.sentence_transformers import module_folders
 from merganser.errors import InputError, MerganserError
 from merganser.publishing.push import prepare
+from messages import assert_one_line
 
 CONFIGURATION = "from transformers import Qwen2Config\n\nclass DuckConfig(Qwen2Config):\n    pass\n"
 MODELLING = """from transformers import Qwen2ForCausalLM

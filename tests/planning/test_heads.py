@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import change_config, make_model
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import change_config, make_model
 from merganser.architecture import infer
 from merganser.merging.multistage import plan_all
 from merganser.planning import heads

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line, write_json
 from safetensors.torch import load_file, save_file
 from transformers import core_model_loading
 from transformers.models.auto import modeling_auto
 
 import merganser
+from checkpoints_on_disk import write_json
 from families import FAMILIES, Family
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.computed.rearranged import rearranged
@@ -32,6 +32,7 @@ from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.differences.diff import diff
 from merganser.errors import InputError
 from merganser.tensors import BY_NAME, TensorSpec
+from messages import assert_one_line
 
 Tensors = dict[str, torch.Tensor]
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line, change_config, make_model
 from safetensors.torch import save_file
 
 import merganser
+from checkpoints_on_disk import change_config, make_model
 from merganser.errors import InputError
 from merganser.planning.heads import token_embedding
+from messages import assert_one_line
 from peers import different_bits, load
 
 LAYERS = 2

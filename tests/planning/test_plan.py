@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RecipeFile, assert_one_line, make_model, save_weights, shapes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import merganser
+from checkpoints_on_disk import make_model, save_weights, shapes
 from merganser import planning
 from merganser.checkpoints.stored import StoredCheckpoint
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.planning import Plan, TensorJob
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 MLP = "model.layers.{}.mlp.up_proj.weight"

@@ -14,19 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    assert_one_line,
-    change_config,
-    make_model,
-    write_json,
-)
 from safetensors.torch import load_file, save_file
 
 import merganser
+from checkpoints_on_disk import TOKENIZER, TOKENIZER_CONFIG, change_config, make_model, write_json
 from merganser import methods, planning
 from merganser.release import fact_sheet
+from messages import assert_one_line
 
 ONES = torch.ones(16, dtype=torch.bfloat16)
 BIAS = "model.layers.0.self_attn.o_proj.bias"

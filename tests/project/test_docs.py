@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_model
 from safetensors.torch import load_file, save_file
 
 import merganser
 import peers
+from checkpoints_on_disk import make_model
 from merganser import cli, methods
 from merganser.checkpoints import opening
 from merganser.evaluation import samples

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
 from safetensors.torch import load_file
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser.merging import multistage
 from merganser.recipe.sweep_file import has_block, load_points
 

@@ -15,15 +15,16 @@ from typing import Any
 import click
 import pytest
 import torch
-from conftest import RecipeFile, make_model
 
 import merganser
+from checkpoints_on_disk import make_model
 from command_line import commands
 from merganser import hub
 from merganser.cli.flag_names import in_flags
 from merganser.evaluation.statistics import Score
 from merganser.results.scores import Entry, Results
 from merganser.sinks import NullSink
+from recipe_files import RecipeFile
 
 SOURCE = Path(merganser.__file__).parent
 

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RecipeFile, make_model, tree
 
+from checkpoints_on_disk import make_model, tree
 from merganser import system
+from recipe_files import RecipeFile
 
 BARE = """
 import mmap, os, sys

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import RecipeFile, assert_one_line, tree
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 import merganser
+from checkpoints_on_disk import tree
 from merganser import cli
 from merganser.publishing import study_cards
 from merganser.results import scores
 from merganser.results.scores import Entry, Results, Score
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sweeps import SWEEP
 
 SCORES = {

@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from conftest import RecipeFile, assert_one_line, tree
 
 import merganser
+from checkpoints_on_disk import tree
 from hubs import TOKEN, StandIn, stand_in
 from merganser import cli
 from merganser.cli import publishing as commands
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sweeps import SWEEP
 
 Push = Callable[..., Result]

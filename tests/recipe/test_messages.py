@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import assert_one_line, make_model
 from safetensors.torch import save_file
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser.cli import main
 from merganser.errors import RecipeError
 from merganser.evaluation import scorers
+from messages import assert_one_line
 
 RECIPE = "merge_method: linear\nmodels: [{model: acc}, {model: accfmt}]\nparameters: {weight: 1}\n"
 FILES = {

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RecipeFile, assert_one_line, make_model
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser import methods, planning
 from merganser.errors import RecipeError
 from merganser.methods import Method, Parameter, Range
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 
 @pytest.fixture(scope="module")

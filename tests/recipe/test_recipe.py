@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import RecipeFile, assert_one_line
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -18,6 +17,8 @@ from merganser import recipe
 from merganser.errors import RecipeError
 from merganser.recipe import Setting, parse_reference, parse_setting
 from merganser.recipe.document import MAX_BYTES, parse_document
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 NAME = "model.layers.3.mlp.up_proj.weight"
 

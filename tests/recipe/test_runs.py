@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import RecipeFile, assert_one_line, make_model
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser import recipe
 from merganser.errors import RecipeError
 from merganser.merging.folders import merge
 from merganser.recipe.run_steps import list_steps, step_of
 from merganser.recipe.sweep_file import load_points
 from merganser.sinks import StateDictSink
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sources import worlds
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import RecipeFile, assert_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merganser.errors import RecipeError
 from merganser.recipe.simplex import MAX_POINTS, count, from_cube, rounded, sobol
 from merganser.recipe.sweep_file import load_points
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 COUNTS = json.loads((Path(__file__).parents[1] / "support" / "trajectory.json").read_text())
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import RecipeFile, assert_one_line, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merganser
+from checkpoints_on_disk import make_model
 from merganser.errors import RecipeError
 from merganser.recipe import expressions
 from merganser.recipe.short_names import matching, shorten
 from merganser.recipe.sweep_file import find_point, is_sweep, load_points, read_pattern, select
 from merganser.sinks import DigestSink
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 STUDY = """
 name: merge_w{{ w }}_linear

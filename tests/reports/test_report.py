@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import assert_one_line
 
 from merganser import cli, number_format
 from merganser.errors import InputError, RecipeError
@@ -28,6 +27,7 @@ from merganser.reports import page as report
 from merganser.results import completions
 from merganser.results import scores as results
 from merganser.results.scores import Entry, Results, Role, Score
+from messages import assert_one_line
 
 EVIL = '</script><img src="//evil.example/x" onerror="boom()">\'$x_{a}$&amp;<!--'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import assert_one_line
 
 import merganser
 import simulated
@@ -20,6 +19,7 @@ from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
 from merganser.results import paired, power, problem_scores, scores
 from merganser.results.scores import Entry, Score
+from messages import assert_one_line
 
 stats = pytest.importorskip("scipy.stats")
 

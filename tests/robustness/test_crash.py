@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RecipeFile, assert_one_line, tree
 
+from checkpoints_on_disk import tree
 from merganser import planning, system
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
 from merganser.merging import journal, output_folder
@@ -24,6 +24,8 @@ from merganser.merging.folders import merge, verify
 from merganser.merging.multistage import merge_all
 from merganser.recipe import exists
 from merganser.study.sweep import sweep
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 SHARDS = "4kB"
 """Of the pair's 14 kB, so that there are several files."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import make_model, tree
 
+from checkpoints_on_disk import make_model, tree
 from hostile import ATTACKS, HARMLESS, HEAD, linked
 from merganser.checkpoints import open_checkpoint, torch_pickle
 from merganser.cli import main

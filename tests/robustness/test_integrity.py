@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import assert_one_line, make_model, tree
 
+from checkpoints_on_disk import make_model, tree
 from merganser.cli import main
 from merganser.errors import InputError
 from merganser.merging.folders import convert, merge, verify
 from merganser.release import card, manifest
+from messages import assert_one_line
 
 NAN, INF = float("nan"), float("inf")
 

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from conftest import RecipeFile, assert_one_line
 
 import peers
 from merganser import cli
@@ -38,6 +37,8 @@ from merganser.study.evaluate import evaluate, evaluate_sweep, judge_again
 from merganser.study.keep import parse_rule
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Scored, Turn, Waiting
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 SWEEP = """
 name: m_w{{ w }}

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import RecipeFile, assert_one_line, make_model, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
 import merganser
+from checkpoints_on_disk import make_model, tree
 from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
 from merganser.publishing import study_cards
@@ -27,6 +27,8 @@ from merganser.study import history
 from merganser.study.optimisers import Front, Verdict
 from merganser.study.search_loop import Candidate, Standing, best, explore, invalid_ends
 from merganser.study.search_space import Axis, load_search
+from messages import assert_one_line
+from recipe_files import RecipeFile
 
 SEARCH = """
 name: m_w{{ w }}

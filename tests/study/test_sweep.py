@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import RecipeFile, assert_one_line, make_model, tree
 
 import merganser
+from checkpoints_on_disk import make_model, tree
 from merganser import cli, engine
 from merganser.checkpoints import safetensors
 from merganser.errors import InputError, OutputExistsError, RecipeError, ResourceError
@@ -22,6 +22,8 @@ from merganser.planning import OVERHEAD
 from merganser.recipe.sweep_file import load_points
 from merganser.study import evaluate
 from merganser.study.sweep import _batches, input_bytes, plan_points, sweep
+from messages import assert_one_line
+from recipe_files import RecipeFile
 from sweeps import SWEEP
 
 MANY = """

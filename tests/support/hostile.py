@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import change_config, write_json
+
+from checkpoints_on_disk import change_config, write_json
 
 Attack = Callable[[Path], None]
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import config, make_model, save_weights, write_json
 
+from checkpoints_on_disk import config, make_model, save_weights, write_json
 from merganser.tokenizer.vocabulary import AS_SPECIAL, AddedToken
 
 Change = Callable[[bytes, random.Random], bytes]

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import SHARED, config, make_model, save_weights, shapes, write_json
 
 import ggufs
+from checkpoints_on_disk import config, make_model, save_weights, shapes, write_json
+from shared_folder import shared_folder
 
 Tensors = dict[str, torch.Tensor]
 Form = Callable[[Path], tuple[Path, Tensors]]
@@ -129,7 +130,7 @@ def save_pickles(folder: Path, tensors: Mapping[str, torch.Tensor], shards: int)
 @functools.cache
 def worlds() -> Path:
     """What training runs of 1 to 4 ranks wrote, made once for all workers: see ``write_worlds.py``."""
-    shared = Path(os.environ[SHARED])
+    shared = shared_folder()
     folder, making = shared / "worlds", shared / "worlds.making"
     with (shared / "worlds.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

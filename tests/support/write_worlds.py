@@ -35,7 +35,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import config, shapes
+from checkpoints_on_disk import config, shapes
 
 
 class Tree(nn.Module):
@@ -58,7 +58,7 @@ class Tree(nn.Module):
 
 
 def qwen(*, tied: bool = False, dtype: torch.dtype = torch.float32) -> Tree:
-    """The model of ``conftest``, with random weights."""
+    """The model of ``checkpoints_on_disk``, with random weights."""
     torch.manual_seed(10 + dist.get_world_size())
     tensors = {name: (torch.randn(s) / 20).to(dtype) for name, s in shapes(vocab=33).items()}
     if tied:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import assert_one_line, make_model, tree, write_json
 
 import merganser
+from checkpoints_on_disk import make_model, tree, write_json
 from merganser import planning
 from merganser.errors import RecipeError
 from merganser.tokenizer import chat_templates
+from messages import assert_one_line
 
 TALK = [
     {"role": "system", "content": "Be kind."},

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line, change_config, make_model, tree, write_json
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import merganser
+from checkpoints_on_disk import change_config, make_model, tree, write_json
 from families import FAMILIES
 from merganser import planning
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import InputError, RecipeError
 from merganser.sinks import StateDictSink
+from messages import assert_one_line
 from peers import Tensors, mergekit, ulps
 
 WORDS = ["<unk>", "<s>", "</s>", "<|endoftext|>", *(f"w{i}" for i in range(60))]
