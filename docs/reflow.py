@@ -1,7 +1,7 @@
 """Fill the prose of Markdown pages to 100 columns; tables, code, headings and comments stay.
 
-    python docs/reflow.py FILE ...            rewrite
-    python docs/reflow.py --check FILE ...    only say which pages would change
+python docs/reflow.py FILE ...            rewrite
+python docs/reflow.py --check FILE ...    only say which pages would change
 """
 
 from __future__ import annotations
