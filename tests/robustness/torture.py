@@ -232,7 +232,7 @@ def kills(home: Path, count: int, seed: int) -> list[Line]:
             cut = 0
             for each in (out, home / "out.partial"):
                 shutil.rmtree(each, ignore_errors=True)
-        found = f"{wrong} wrong folders, {resumed} gone on with to identical bytes"
+        found = f"{wrong} wrong folders, {resumed} resumed to identical bytes"
         lines.append(
             Line(f"`kill -9` of {label}", str(done), found, wrong == 0 and resumed == done)
         )
@@ -462,7 +462,7 @@ def faults(home: Path, seed: int, kinds: Sequence[str] = tuple(KINDS)) -> list[L
         counts = {key: sum(part[name][key] for part in parts) for key in parts[0][name]}
         found = (
             f"{counts['wrong']} wrong folders, {counts['unclear']} unclear errors; "
-            f"{counts['finished']} finished all the same, {counts['resumed']} when done again"
+            f"{counts['finished']} finished anyway, {counts['resumed']} on retry"
         )
         good = counts["wrong"] == counts["unclear"] == 0
         lines.append(Line(name, str(counts["calls"]), found, good))
@@ -492,7 +492,7 @@ def fault_worker(home: Path, part: int, kinds: Sequence[str]) -> None:
     for kind in kinds:
         for fault in KINDS[kind]:
             tally = dict.fromkeys(("calls", "wrong", "unclear", "finished", "resumed"), 0)
-            name = f"`{kind}` that gives {NAMES[fault]}"
+            name = f"`{kind}` returns {NAMES[fault]}"
             failing = partial(attempt, kind=kind, fault=fault)
             for command in COMMANDS:
                 _let_fail(command, home, part, name, failing, tally)
@@ -573,7 +573,7 @@ def flips(home: Path, seed: int) -> list[Line]:
         print(f"    not named: {line}", file=sys.stderr)
     sizes = sum(file.stat().st_size for file in out.rglob("*"))
     what = f"flipped bits of a folder of {sizes:,} bytes, every one"
-    found = f"{len(missed)} not named by `verify`"
+    found = f"{len(missed)} missed by `verify`"
     return [Line(what, f"{len(places):,}", found, not missed)]
 
 
@@ -649,7 +649,7 @@ def disk(home: Path, seed: int) -> list[Line]:
             again = in_child(partial(_without_check, [*arguments, "--resume"]))
             os.waitpid(again, 0)
             good += clean and finished(place / "out") == wanted
-    found = f"{good} clean errors (exit code 4) that go on to identical bytes once there is room"
+    found = f"{good} clean errors (exit code 4), resumed to identical bytes once there is room"
     return [Line("full disk, at ten moments", "10", found, good == 10)]
 
 
@@ -730,24 +730,26 @@ def page(lines: list[Line], seconds: float) -> str:
     rows = "".join(f"| {line.what} | {line.times} | {line.found} |\n" for line in lines)
     return f"""# What happens when things break
 
-Measured by `make torture`, which writes this page, in one go on {date.today():%-d %B %Y} ({seconds / 60:.0f} minutes
-on {len(os.sched_getaffinity(0))} cores that had other work too). The tests have short versions.
+`make torture` measured this page in one go on {date.today():%-d %B %Y} ({seconds / 60:.0f} minutes on
+{len(os.sched_getaffinity(0))} cores that had other work too). The tests have short versions.
 
-| what is done | times | what comes of it |
+| event | times | outcome |
 |---|---|---|
 {rows}
-- *wrong* is a folder with its final name that is not, byte for byte, what an undisturbed merge writes (or what was
-  there before): weights, config, tokenizer, card and manifest but for its `log`; or one that cannot be finished.
-- Kills come at random moments of the whole command, after imports; each is gone on with, and killed again,
-  until it is done.
-- Faults are injected into every single call of the kind in turn, below Python, by a library before C's: in a merge,
-  a merge with `--force` over an old folder, a sweep of three points, and `verify`. The command is then done again, with
-  `--resume` if it is a merge. An error is clear if it is one line, without a traceback, with an exit code of its kind,
-  and was told by whoever met it: the command line's last resort is switched off. `verify` may name several things in a
-  line each. Calls that do half of what was asked must make no difference; `list` is reading a folder.
-- Bits: every bit of every file, the manifest's and the card's included.
-- The disk is filled behind the merge's back, after its check; one that is too small from the start is refused before
-  anything is written.
+- A folder with its final name is *wrong* if it cannot be finished, or differs in a byte from what an
+  undisturbed merge writes (or from what was there before). That includes weights, config, tokenizer,
+  card, and the manifest except for its `log`.
+- Kills come at random moments of the complete command, after imports. Each merge is resumed, and
+  killed again, until it is done.
+- Faults are injected into every single call of a kind in turn, below Python, by a library in front of
+  C's: in a merge, a merge with `--force` over an old folder, a sweep of three points, and `verify`. Then
+  the command runs again, with `--resume` if it is a merge. An error is clear if it is one line without a
+  traceback, has the exit code of its kind, and comes from the code that met the fault: the command
+  line's last resort is switched off. `verify` may print several lines. Calls that do half of what was
+  asked must make no difference. `list` is reading a folder.
+- Bits are every bit of every file, including the manifest and the card.
+- The disk fills up during the merge, after its check. A disk that is too small from the start is an
+  error before anything is written.
 """
 
 
