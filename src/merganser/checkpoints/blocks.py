@@ -1,7 +1,4 @@
-"""Tensors in blocks: any range of a tensor is read from the blocks that it touches.
-
-The blocks are those of shards in files, or of another checkpoint's tensors.
-"""
+"""Read ranges of a tensor that consists of blocks: parts of shards, or of other tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPAN = 1 << 16
-"""Bytes that are read in one go even if most of them are not wanted."""
+"""Bytes to read at once, even if most of them are gaps between the wanted elements."""
 
 
 class Block(Protocol):
@@ -21,19 +18,19 @@ class Block(Protocol):
 
     @property
     def offset(self) -> int:
-        """The byte with which its first element begins."""
+        """Byte offset of its first element."""
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Its sizes along each axis."""
+        """Its size along each axis."""
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """The distance, in stored elements, of neighbours along each axis."""
+        """Distance of neighbours along each axis, in stored elements."""
 
     @property
     def origin(self) -> tuple[int, ...]:
-        """The place of its first element in the tensor."""
+        """Index of its first element in the tensor."""
 
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -50,12 +47,12 @@ def read_blocks(
     """Fill a buffer with a range of a tensor that consists of blocks.
 
     Args:
-        grid: the shape that the blocks are blocks of.
-        blocks: no element is in two of them; those in none are zero.
-        width: bytes an element.
-        start: the byte of the tensor from which on.
-        into: the buffer.
-        read: fills a buffer with stored bytes, from a byte on, of what holds a block.
+        grid: the shape of the tensor that the blocks divide.
+        blocks: disjoint blocks; elements outside of them are zero.
+        width: bytes per element.
+        start: first byte of the range in the tensor.
+        into: the buffer to fill.
+        read: fills a buffer with a block's stored bytes from a byte offset on.
     """
     import numpy as np
 
@@ -85,7 +82,7 @@ def _gather(
     out: np.ndarray[Any, Any],
     read: Callable[[AnyBlock, int, memoryview], None],
 ) -> None:
-    """Copy the part of a block that begins at ``begin`` and is as large as ``out``."""
+    """Copy the part of a block that begins at ``begin``, with the shape of ``out``."""
     import numpy as np
 
     width = out.itemsize
@@ -107,8 +104,10 @@ def _gather(
 def _blocks(
     shape: tuple[int, ...], first: int, last: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """A range of a tensor's elements as blocks, in order: the rest of a row, whole rows, the
-    beginning of a row; each as its origin and its size."""
+    """Divide a range of a tensor's elements into blocks (origin, size), in order.
+
+    They are the end of a row, complete rows, and the beginning of a row.
+    """
     if len(shape) == 1:
         yield (first,), (last - first,)
         return

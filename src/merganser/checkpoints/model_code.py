@@ -1,4 +1,4 @@
-"""Python files that come with a model: which ones it loads with. They are read, never run."""
+"""Find the Python files that a model needs to load. They are read, never run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merganser.checkpoints.sentence_transformers import MODULES, module_classes
 from merganser.checkpoints.sidecar_files import read_json, read_text
 
 CUSTOM_GENERATE = "custom_generate"
-"""The folder with a generation loop of the model's own, which transformers loads by its name."""
+"""The folder of a model's custom generation loop, as transformers names it."""
 
 _MODULE = re.compile(r"\w[\w-]*", re.ASCII)
 
@@ -22,11 +22,11 @@ _IMPORT = re.compile(r"^\s*(?:from\s+\.(\w+)\s+import|import\s+\.(\w+)\s*$)", re
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
-    """The Python files that some configs name.
+    """The Python files that a model's configs name.
 
     Attributes:
-        files: those in the folder, and the neighbours that they import.
-        missing: names of files that are not in the folder, by the file that names them.
+        files: files in the folder, with the neighbouring files that they import.
+        missing: pairs of a missing file's name and the file that names it.
     """
 
     files: tuple[Path, ...]
@@ -34,10 +34,10 @@ class ModelCode:
 
 
 def find(folder: Path, *configs: str) -> ModelCode:
-    """Find the code that configs of a folder name in ``auto_map`` and ``custom_pipelines``; with
-    ``config.json`` also that of sentence-transformers modules.
+    """Find the code that a folder's configs name in ``auto_map`` and ``custom_pipelines``.
 
-    Code that is named with its repository (``org/name--module.Class``) stays there.
+    With ``config.json`` this includes the code of sentence-transformers modules. Code in another
+    repository (``org/name--module.Class``) is left there.
 
     Raises:
         InputError: when a config or a code file cannot be read.
@@ -48,7 +48,7 @@ def find(folder: Path, *configs: str) -> ModelCode:
         if (folder / name).is_file()
         for module in _modules(read_json(folder / name))
     ]
-    if "config.json" in configs:  # a class of a module may be a package's, too
+    if "config.json" in configs:  # the class of a module may also belong to an installed package
         own = {kind.partition(".")[0] for kind in module_classes(folder) if kind.count(".") == 1}
         own = {module for module in own if _MODULE.fullmatch(module)}
         to_read += [(each, MODULES) for each in sorted(own) if (folder / f"{each}.py").is_file()]
@@ -67,8 +67,8 @@ def find(folder: Path, *configs: str) -> ModelCode:
         to_read += [(each, file.name) for each in sorted(imported)]
     if "config.json" in configs:
         home = folder / CUSTOM_GENERATE
-        found = [*sorted(home.glob("*.py")), home / "requirements.txt"]
-        files |= dict.fromkeys(file for file in found if file.is_file())
+        custom = [*sorted(home.glob("*.py")), home / "requirements.txt"]
+        files |= dict.fromkeys(file for file in custom if file.is_file())
     return ModelCode(tuple(files), tuple(missing))
 
 

@@ -1,7 +1,7 @@
-"""Open checkpoints: formats are asked in turn, and the first that knows the folder reads it.
+"""Open a checkpoint with the first format that recognises its folder.
 
-A new format is one module with a class that keeps :class:`~merganser.checkpoints.protocol.Checkpoint`,
-and one line in ``FORMATS``.
+A new format is one module with a class that implements
+:class:`~merganser.checkpoints.protocol.Checkpoint`, and one line in ``FORMATS``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ FORMATS: tuple[str, ...] = ("safetensors", "pytorch", "gguf")
 """Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
 
 TRAINING: tuple[str, ...] = ("training.fsdp", "training.dcp", "training.deepspeed")
-"""The same for what a training run saves of its own."""
+"""The same for the shards of training runs."""
 
 
 def open_checkpoint(
     folder: str | Path, label: str | None = None, *, weights: Weights = "auto"
 ) -> Checkpoint:
-    """Open the checkpoint in a local folder, reading its headers only.
+    """Open the checkpoint in a local folder; only headers are read.
 
     Args:
         folder: a Hugging Face model folder, a single file of weights, a step of a training run, or
-            the run itself, which means its last step.
-        label: the name to use in messages; the path if None.
-        weights: what is taken where a step has both its shards and Hugging Face weights.
+            the run itself, for its last step.
+        label: its name in messages; the path if None.
+        weights: the weights to read of a step that has both shards and Hugging Face weights.
 
     Raises:
-        InputError: when there is none, or its headers are wrong.
+        InputError: when there is no checkpoint, or its headers are invalid.
     """
     with reraise_os_errors(InputError, "read", folder):
         return _opened(Path(folder), label or str(folder), weights)
@@ -66,12 +66,12 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
 
 
 def open_training(folder: Path, label: str) -> Checkpoint | None:
-    """Open the shards of a training run, the tensors of an adapter among them; None when there are none."""
+    """Open the shards of a training run, adapters included; None if there are no shards."""
     return first_known(TRAINING, folder, label)
 
 
 def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
-    """Open a folder or file in the first of some formats that it has; None if it has none of them."""
+    """Open a folder or file with the first format that recognises it; None if none does."""
     for module in formats:
         opener = importlib.import_module(f"merganser.checkpoints.{module}")
         checkpoint: Checkpoint | None = opener.open_folder(folder, label)
@@ -81,14 +81,14 @@ def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint 
 
 
 def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
-    """A checkpoint as the numbers that its model computes with: dequantised, its adapter applied.
+    """Return a checkpoint with the numbers that its model computes with: dequantised, adapter applied.
 
     Args:
-        checkpoint: an open one.
+        checkpoint: an open checkpoint.
         adapter: the folder of a LoRA adapter, or None.
 
     Raises:
-        InputError: when it is quantised in a way that cannot be merged, or the adapter does not fit.
+        InputError: when its quantisation is not supported, or the adapter does not fit.
     """
     from merganser.checkpoints.computed.quantised import dequantised
 

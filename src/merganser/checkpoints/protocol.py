@@ -1,4 +1,4 @@
-"""What a checkpoint is: tensors listed from headers, read by ranges."""
+"""The protocol of checkpoints: tensors are listed from headers and read by ranges."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ VOCABULARIES: tuple[str, ...] = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-"""Files that a tokenizer's vocabulary may lie in, the first one as transformers has it now."""
+"""Files that may hold a tokenizer's vocabulary; transformers 5 writes the first."""
 
 Weights = Literal["auto", "shards", "huggingface"]
-"""Which weights of a training step are taken where it has both its own shards and a Hugging Face
-folder. ``auto``: those of the folder that is named, if it holds weights; else the shards, which are
-of higher precision."""
+"""The weights to read of a training step that has both shards and a Hugging Face folder. ``auto`` is
+the named folder's weights if it has any, else the shards, which are more precise."""
 
 
 class Stamp(NamedTuple):
-    """What tells that a file is another than before, without reading it."""
+    """Size, time and inode of a file, to detect changes without reading it."""
 
     size: int
     mtime_ns: int
@@ -35,26 +34,26 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """That of a file, from what the system says of it."""
+        """The stamp of a file from the result of ``os.stat``."""
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 class Checkpoint(Protocol):
-    """A model at rest. Everything but ``read`` comes from headers and small JSON files.
+    """A stored model. Everything except ``read`` and ``view`` comes from headers and small JSON files.
 
     Attributes:
         label: its name in messages.
-        home: the folder or file that its weights lie in, which no output may touch; None in memory.
-        path: the folder with its ``config.json`` and tokenizer, mostly ``home``, or a temporary one that
-            is there as long as the checkpoint; None in memory.
-        format: what it is stored as, in words.
-        notes: what was decided in opening it that its user should know.
-        specs: dtype and shape of every tensor, in the order in which they are stored.
+        home: the folder or file of its weights, which no output may overwrite; None in memory.
+        path: the folder of its ``config.json`` and tokenizer: usually ``home``, or a temporary folder
+            that is removed with the checkpoint; None in memory.
+        format: the storage format in words.
+        notes: decisions made while opening it that the user should know.
+        specs: dtype and shape of every tensor, in storage order.
         config: the model's ``config.json``, or an empty mapping.
         files: the weight files and their sizes in bytes, for fact sheets and manifests.
-        header_digest: a digest of all headers, which changes when any tensor's name, dtype,
-            shape or place does.
-        stamps: the weight files as they were when their headers were read.
+        header_digest: a digest of all headers, which changes with any tensor's name, dtype, shape or
+            offset.
+        stamps: the stamp of each weight file at the time its header was read.
     """
 
     label: str
@@ -69,33 +68,34 @@ class Checkpoint(Protocol):
     stamps: Mapping[Path, Stamp]
 
     def read(self, name: str, start: int, into: memoryview) -> None:
-        """Fill a buffer with a tensor's stored bytes from byte ``start`` on; any thread may call.
+        """Fill a buffer with a tensor's bytes from byte ``start`` on. Threads may call this at once.
 
         Raises:
             InputError: when the file is shorter than its header says, or cannot be read.
         """
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """A tensor's stored bytes from byte ``start`` on where they lie in memory, which saves a copy.
-        None where they must be read. The first begins at a multiple of its element's size; whatever is
-        written into them is not kept."""
+        """Return a tensor's bytes as memory, to save a copy; None if they must be read.
+
+        The memory is aligned to the size of an element. Writes to it do not reach the file.
+        """
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the files."""
 
 
 def refuse_changed(checkpoint: Checkpoint) -> None:
-    """Make sure that a checkpoint's files are still those whose headers were read.
+    """Check that a checkpoint's files have not changed since their headers were read.
 
     Raises:
-        InputError: when one is gone, or is another.
+        InputError: when one has changed, or is gone.
     """
     for file, stamp in checkpoint.stamps.items():
         try:
-            found = Stamp.of(file.stat())
+            current = Stamp.of(file.stat())
         except OSError as error:
             raise InputError(
                 f"{file}: was there and cannot be read now ({error.strerror})"
             ) from None
-        if found != stamp:
+        if current != stamp:
             raise InputError(f"{file}: changed while it was read; merge again when it is at rest")

@@ -1,12 +1,12 @@
-"""Safetensors: a folder with one file or an index of shards, or a bare file.
+"""Safetensors: a folder with one file or an index of shards, or a single file.
 
 The format: 8 bytes with the header's length (little-endian), a JSON header that gives each
 tensor's dtype, shape and range of bytes, then the bytes. Headers are checked as the reference
 implementation does: ranges must lie in the file, follow one another without gap or overlap, and
 fit dtype and shape.
 
-PyTorch's distributed checkpoints may be written so too (``HuggingFaceStorageWriter``): the headers' metadata
-then tell where in the whole tensors each rank's parts begin, and the parts are joined as they are read.
+PyTorch's ``HuggingFaceStorageWriter`` also writes distributed checkpoints in this format. The
+headers' metadata then give the origin of each rank's part of a tensor, and reading joins the parts.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 SHARDED = "sharded"
-"""Where PyTorch leaves the ranks' parts beside the whole tensors, or before it has joined them."""
+"""The subfolder in which PyTorch leaves the ranks' parts."""
 
 _OFFSETS = "DCP_SHARDING_INFO"
 
 Origins = Mapping[str, tuple[int, ...]]
-"""Where in the whole tensors the parts in a file begin."""
+"""The index in its tensor at which each part in a file begins, by the tensor's name."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
-    """Open a folder or file of safetensors; None when it is none.
+    """Open a folder or file of safetensors; None if it is not one.
 
     Raises:
-        InputError: when an index or a header is wrong.
+        InputError: when an index or a header is invalid.
     """
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -65,7 +65,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     loose = sorted(path.glob("*.safetensors"))
     loose = [file for file in loose if not file.name.startswith(("adapter", "consolidated"))]
     loose = loose or sorted((path / SHARDED).glob("shard-*.safetensors"))
-    loose = [file for file in loose if file.is_file()]  # a pipe would be waited for
+    loose = [file for file in loose if file.is_file()]  # opening a pipe would block
     return _build(label, path, loose, None, config) if loose else None
 
 
@@ -80,8 +80,8 @@ def _build(
     parts: dict[str, list[StoredTensor]] = {}
     digest = hashlib.sha256()
     for file in files:
-        found, origins = _read_header(file, digest)
-        for name, tensor in found.items():
+        in_file, origins = _read_header(file, digest)
+        for name, tensor in in_file.items():
             if wanted is None and origins is not None:
                 parts.setdefault(name, []).append(_at(tensor, origins[name]))
                 continue
@@ -117,7 +117,7 @@ def _build(
 
 
 def _at(tensor: StoredTensor, origin: tuple[int, ...]) -> StoredTensor:
-    """A part of a tensor, which begins at that place of the whole."""
+    """A part of a tensor, with the index at which it begins."""
     shape = tensor.spec.shape
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     [piece] = tensor.pieces
@@ -128,10 +128,10 @@ def _at(tensor: StoredTensor, origin: tuple[int, ...]) -> StoredTensor:
 def _joined(
     path: Path, parts: Mapping[str, Sequence[StoredTensor]], config: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Whole tensors of the ranks' parts; how large they are, only the parts tell.
+    """Join the ranks' parts to tensors, whose shapes follow from the parts.
 
     Raises:
-        InputError: when parts are missing, or are not of one model.
+        InputError: when parts are missing, or belong to different models.
     """
     names = pytorch.unwrapped(parts, path)
     plain = names.values()
@@ -178,8 +178,12 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_header(
     file: Path, digest: hashlib._Hash
 ) -> tuple[dict[str, StoredTensor], Origins | None]:
-    """Read and check one file's header: tensors in the order of their bytes, and where they begin in
-    those that they are parts of."""
+    """Read and check a file's header.
+
+    Returns:
+        The tensors in the order of their bytes; and for ranks' parts the index at which each begins,
+        else None.
+    """
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -197,7 +201,7 @@ def _read_header(
         raise InputError(f"{file}: its header is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
         raise InputError(f"{file}: its header is no JSON object")
-    told = header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise InputError(f"{file}: has {len(header)} tensors; at most {MAX_TENSORS} can be read")
     base = 8 + length
@@ -215,31 +219,31 @@ def _read_header(
     if base + position != size:
         state = "is cut off" if base + position > size else "has bytes that belong to no tensor"
         raise InputError(f"{file}: {state} ({size} bytes, its header needs {base + position})")
-    given = told.get(_OFFSETS) if isinstance(told, dict) else None
+    given = metadata.get(_OFFSETS) if isinstance(metadata, dict) else None
     return tensors, _origins(file, given, tensors) if isinstance(given, str) else None
 
 
 def _origins(file: Path, given: str, tensors: Mapping[str, StoredTensor]) -> Origins:
     try:
         places = parse_json(given.encode())
-        found = {name: tuple(places[name]["saved_offsets"]) for name in tensors}
+        origins = {name: tuple(places[name]["saved_offsets"]) for name in tensors}
     except (ValueError, KeyError, TypeError):
-        found = {}
+        origins = {}
     for name, tensor in tensors.items():
-        origin = found.get(name)
-        whole = origin is not None and all(type(n) is int and 0 <= n < 1 << 48 for n in origin)
-        if origin is None or not whole or len(origin) != len(tensor.spec.shape):
+        origin = origins.get(name)
+        valid = origin is not None and all(type(n) is int and 0 <= n < 1 << 48 for n in origin)
+        if origin is None or not valid or len(origin) != len(tensor.spec.shape):
             raise InputError(f"{file}: its {_OFFSETS} does not say where tensor {name!r} begins")
-    return found
+    return origins
 
 
 def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = [*shape, begin, end]
+        numbers = [*shape, begin, end]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: the header's entry of tensor {name!r} is malformed") from None
-    sizes = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in whole)
+    sizes = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in numbers)
     if not sizes or end < begin or len(shape) > MAX_AXES:
         raise InputError(f"{file}: tensor {name!r} has an impossible shape or range")
     if not isinstance(dtype, str) or dtype not in BY_TAG:

@@ -1,7 +1,7 @@
-"""Sentence-transformers models: a transformer in a folder, further modules in folders inside it.
+"""Sentence-transformers models: a transformer, with further modules in folders inside its folder.
 
-``modules.json`` lists the folders (``1_Pooling``, ``2_Dense``). Their tensors belong to the model under
-the folder's name: ``2_Dense/linear.weight``.
+``modules.json`` lists the folders (``1_Pooling``, ``2_Dense``). Their tensors are named with the
+folder: ``2_Dense/linear.weight``.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from merganser.errors import InputError
 MODULES = "modules.json"
 
 SETTINGS = (MODULES, "config_sentence_transformers.json")
-"""Files at the top, with ``sentence_*_config.json``, which has the transformer's type in its name."""
+"""Files of the model, besides ``sentence_*_config.json``, whose name contains the transformer's type."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Files that a module's weights are in; the first is taken where there are both."""
+"""Files of a module's weights, the first preferred."""
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".vocab")
-"""Endings of a module's files that describe it."""
+"""Suffixes of a module's settings and vocabularies."""
 
 _FOLDER = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
 def module_folders(folder: Path) -> list[str]:
-    """The folders of a model's modules, the transformer's own left out; empty if it has none.
+    """The folders of a model's modules, without the transformer's.
 
     Raises:
-        InputError: when ``modules.json`` is no list of modules, or one leads out of the folder.
+        InputError: when ``modules.json`` is not a list of modules, or a path leaves the folder.
     """
     return list(dict.fromkeys(path for path, _ in _modules(folder) if path))
 
@@ -67,7 +67,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def small_files(folder: Path) -> list[Path]:
-    """All that describes a sentence-transformers model, with its modules' settings and vocabularies."""
+    """The settings and vocabularies of a sentence-transformers model and its modules."""
     folders = module_folders(folder)
     if not (folder / MODULES).is_file():
         return []
@@ -81,7 +81,7 @@ def small_files(folder: Path) -> list[Path]:
 
 
 def other_files(folder: Path) -> list[Path]:
-    """Files of modules that are neither small nor weights in a known form."""
+    """Files of modules that are neither settings nor weights in a known format."""
     files = [file for module in module_folders(folder) for file in _files(folder / module)]
     return [file for file in files if file.suffix not in COPIED and file.name not in WEIGHTS]
 
@@ -91,7 +91,7 @@ def _files(module: Path) -> list[Path]:
 
 
 def with_modules(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """A checkpoint with the tensors of its folder's modules; the same if there are none.
+    """Add the tensors of a folder's modules to its checkpoint; return it unchanged if there are none.
 
     Raises:
         InputError: when the weights of a module cannot be read.
@@ -119,14 +119,14 @@ def with_modules(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def _folders_with_weights(folder: Path) -> list[str]:
-    """The folders with weights among those of the modules and the folders in them."""
+    """The folders with weights among the modules' folders and their subfolders."""
     inside = [file for module in module_folders(folder) for file in _files(folder / module)]
     homes = [file.parent for file in inside if file.name in WEIGHTS]
     return [home.relative_to(folder).as_posix() for home in dict.fromkeys(homes)]
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> Derived:
-    """A tensor of a module, as it is stored."""
+    """A tensor of a module, unchanged."""
     spec = checkpoint.specs[name]
 
     def fill(start: int, out: Array) -> None:

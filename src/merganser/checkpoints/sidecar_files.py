@@ -1,7 +1,7 @@
-"""The small files beside weights: JSON, indices, texts. Read within bounds, and only where they belong.
+"""Read the small files of a checkpoint: JSON, indices, texts.
 
-Whoever made a checkpoint wrote them, so nothing in them is taken on trust: not their size, not how deep
-they are nested, not the numbers in them, and not where a link leads.
+They come from the author of the checkpoint, so nothing in them is trusted: size, depth, numbers and
+the targets of links are checked.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ MAX_BYTES = 64 * 2**20
 """Greatest size of a JSON file; the largest tokenizers have 35 MB."""
 
 MAX_ENTRIES = 1 << 22
-"""Most entries of all lists and mappings of a file together; the largest tokenizers have 2 million."""
+"""Most entries in all lists and mappings of a file; the largest tokenizers have 2 million."""
 
 MAX_DEPTH = 64
-"""How deep lists and mappings may be nested."""
+"""Deepest nesting of lists and mappings."""
 
 MAX_DIGITS = 40
-"""Digits of a whole number: ``model_max_length`` is often 10^30."""
+"""Most digits of an integer; ``model_max_length`` is often 10^30."""
 
 MAX_TEXT = 16 * 2**20
-"""Greatest size of a file that is read as a text, such as a chat template."""
+"""Greatest size of a text file, such as a chat template."""
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
 def parse_json(raw: bytes, pairs: Pairs | None = None) -> Any:
-    """JSON as data, within bounds of memory and depth.
+    """Parse JSON within limits of size and depth.
 
     Args:
         raw: the file's bytes.
-        pairs: makes a mapping of keys and values; a dictionary in which the last of equal keys wins
-            if None.
+        pairs: builds a mapping from keys and values; if None, a dict in which the last of equal keys
+            wins.
 
     Raises:
-        ValueError: when it is no JSON, or more than any checkpoint has.
+        ValueError: when it is not JSON, or beyond the limits.
     """
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_ENTRIES:
         raise ValueError(f"more than {MAX_ENTRIES} entries")
@@ -56,7 +56,7 @@ def parse_json(raw: bytes, pairs: Pairs | None = None) -> Any:
         level = [each for part in entries for each in part if isinstance(each, dict | list)]
     if level:
         raise ValueError(f"nested more than {MAX_DEPTH} deep")
-    if re.search(rb"\\u[dD][89a-fA-F]", raw):  # half of a character by itself fits no file
+    if re.search(rb"\\u[dD][89a-fA-F]", raw):  # a lone surrogate cannot be written to a file
         json.dumps(data, ensure_ascii=False).encode("utf-8")
     return data
 
@@ -71,7 +71,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a small file of a checkpoint.
 
     Raises:
-        InputError: when it is missing, broken, too large, no object, or lies elsewhere.
+        InputError: when the file is missing, broken, too large, not an object, or a foreign link.
     """
     try:
         refuse_foreign_link(path)
@@ -90,7 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The ``config.json`` of a folder, or an empty mapping if there is none.
 
     Raises:
-        InputError: when it is broken, or what is read of it everywhere is of another type.
+        InputError: when it is broken, or ``architectures`` or ``model_type`` has a wrong type.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -109,24 +109,24 @@ def _is_texts(value: object) -> bool:
 
 
 def read_index(file: Path) -> dict[str, str]:
-    """Read which file each tensor lies in from an index of shards.
+    """Read the file of each tensor from an index of shards.
 
     Raises:
-        InputError: when it names files that are missing, or lie elsewhere.
+        InputError: when it names files that are missing, or outside the folder.
     """
     weight_map = read_json(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{file}: has no weight_map")
-    there: set[str] = set()
+    existing: set[str] = set()
     for name, shard in weight_map.items():
-        if isinstance(shard, str) and shard in there:
+        if isinstance(shard, str) and shard in existing:
             continue
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
-            told = repr(shard)[:80]
-            raise InputError(f"{file}: tensor {name[:80]!r} points outside the folder, to {told}")
+            target = repr(shard)[:80]
+            raise InputError(f"{file}: tensor {name[:80]!r} points outside the folder, to {target}")
         if not _is_file(file.parent / shard):
             raise InputError(f"{file}: names the file {shard[:80]!r}, which is missing")
-        there.add(shard)
+        existing.add(shard)
     return weight_map
 
 
@@ -138,10 +138,10 @@ def _is_file(file: Path) -> bool:
 
 
 def read_text(file: Path) -> str:
-    """Read a file of text, such as a chat template.
+    """Read a text file, such as a chat template.
 
     Raises:
-        InputError: when it is no text, too large, or lies elsewhere.
+        InputError: when it is not text, too large, or a foreign link.
     """
     try:
         refuse_foreign_link(file)
@@ -153,10 +153,10 @@ def read_text(file: Path) -> str:
 
 
 def refuse_foreign_link(file: Path) -> None:
-    """Refuse a link out of its folder, which might bring any file of the user's into an output.
+    """Check that a file is not a link out of its folder, which could copy any file into an output.
 
-    Fine are links into the blobs of the Hub's cache, and those to files of the same name, as people
-    make them to keep models elsewhere.
+    Links into the blobs of the Hub's cache are allowed, and links to files of the same name, which
+    people make to keep models elsewhere.
 
     Raises:
         InputError: for any other link.
@@ -172,5 +172,5 @@ def refuse_foreign_link(file: Path) -> None:
 
 
 def _blobs(folders: Sequence[Path]) -> list[Path]:
-    """Where a Hub's cache keeps the files of its snapshots."""
+    """The folders in which a Hub cache stores the files of its snapshots."""
     return [folder.parent / "blobs" for folder in folders if folder.name == "snapshots"]

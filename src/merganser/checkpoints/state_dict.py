@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 
 class MemoryCheckpoint:
-    """See :class:`merganser.checkpoints.Checkpoint`. Tensors are viewed, never changed or copied
-    unless they lie in memory with gaps or on a device."""
+    """A state dict as a :class:`merganser.checkpoints.Checkpoint`.
+
+    Tensors are never changed, and copied only if they are not contiguous or on a device.
+    """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], label: str = "memory") -> None:
         self.label = label
@@ -48,8 +50,8 @@ class MemoryCheckpoint:
         into[:] = stored[start : start + len(into)].data
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """The tensors are their owner's: nobody else is to write into them."""
+        """None: the tensors belong to the caller, and the engine may write to views."""
         return None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: no file is open."""

@@ -1,8 +1,8 @@
 """Distributed checkpoints of PyTorch: a folder with ``.metadata`` and ``*.distcp``.
 
-``.metadata`` is a pickle. It tells for every tensor its dtype, its shape, and the chunks that it was cut
-into; and for every chunk the file and the range of bytes in which it lies as an archive of its own.
-FSDP, accelerate and TorchTitan write this, and Megatron-core in its format ``torch_dist``, with other names.
+``.metadata`` is a pickle with the dtype, shape and chunks of every tensor, and with the file and byte
+range of every chunk, which is a complete PyTorch archive. FSDP, accelerate and TorchTitan write this
+format, and Megatron-core does as ``torch_dist``, with other names.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ def _names() -> Names:
 
 
 NAMES = _names()
-"""What ``.metadata`` may name beside tensors."""
+"""Classes in ``.metadata`` other than tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
-    """Open a folder of PyTorch's distributed checkpoints; None when it is none.
+    """Open a folder with a distributed checkpoint of PyTorch; None if it is not one.
 
     Raises:
         InputError: when files are missing or cut off, or chunks do not join.
@@ -114,11 +114,11 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
 
 
 Contents = Literal["model", "adapter", "optimizer"]
-"""What a distributed checkpoint holds: weights, Megatron's LoRA adapter, or neither of them."""
+"""The contents of a distributed checkpoint: weights, Megatron's LoRA adapter, or neither."""
 
 
 def contents(folder: Path) -> Contents:
-    """What a folder with ``.metadata`` holds, by the names of its tensors.
+    """The contents of a folder with ``.metadata``, by the names of its tensors.
 
     Raises:
         InputError: when ``.metadata`` cannot be read.
@@ -152,7 +152,7 @@ def _metadata(file: Path) -> Mapping[str, Any]:
 
 
 def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``.metadata`` that are tensors."""
+    """The tensors among the entries of ``.metadata``."""
     entries = fields["state_dict_metadata"].items()
     return {name: entry for name, entry in entries if isinstance(entry, TensorStorage)}
 
@@ -161,26 +161,26 @@ Place = tuple[Path, int, int]
 
 
 def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[str, dict[tuple[int, ...], Place]]:
-    """File, offset and length of every chunk, by tensor and by where in the tensor it begins."""
-    found: dict[str, dict[tuple[int, ...], Place]] = {}
+    """File, offset and length of every chunk, by its tensor and its origin in the tensor."""
+    places: dict[str, dict[tuple[int, ...], Place]] = {}
     for index, info in storage.items():
-        where, told = index.fields, info.fields
-        relative = Path(told["relative_path"])
+        where, stored = index.fields, info.fields
+        relative = Path(stored["relative_path"])
         if relative.is_absolute() or ".." in relative.parts:
             raise InputError(
                 f"{folder / METADATA}: points outside the folder, to {str(relative)[:80]!r}"
             )
-        if told.get("transform_descriptors"):
+        if stored.get("transform_descriptors"):
             raise InputError(f"{folder / METADATA}: its chunks are compressed; save them without")
-        at, length = torch_pickle.sizes_of((told["offset"], told["length"]))
+        at, length = torch_pickle.sizes_of((stored["offset"], stored["length"]))
         origin = torch_pickle.sizes_of(where.get("offset") or ())
-        found.setdefault(where["fqn"], {})[origin] = folder / relative, at, length
-    _refuse_overlap(folder, [place for chunks in found.values() for place in chunks.values()])
-    return found
+        places.setdefault(where["fqn"], {})[origin] = folder / relative, at, length
+    _refuse_overlap(folder, [place for chunks in places.values() for place in chunks.values()])
+    return places
 
 
 def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
-    """No byte belongs to two chunks, so that reading all of them takes no longer than the files are."""
+    """Check that no byte belongs to two chunks, so that reading them takes no longer than the files."""
     for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
         if file == other and begin < at + length:
             raise InputError(f"{folder / METADATA}: two chunks share bytes of {file.name!r}")
@@ -189,7 +189,7 @@ def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
 def _refuse_cut_off(
     files: Sequence[Path], places: Mapping[str, Mapping[tuple[int, ...], Place]]
 ) -> None:
-    """Also where only the optimizer's part is lost, which lies behind the weights."""
+    """Check that no file is shorter than its chunks, including those of the optimizer at its end."""
     needed: dict[Path, int] = {}
     for chunks in places.values():
         for file, at, length in chunks.values():
@@ -203,7 +203,7 @@ def _refuse_cut_off(
 
 
 def _nested(stored: Mapping[str, Any], paths: Any) -> dict[str, Any]:
-    """The saved state dict as it was nested, each tensor's key in its place."""
+    """The nested state dict that was saved, with each tensor's key as its value."""
     nested: dict[str, Any] = {}
     for key in stored:
         path = paths.get(key) if isinstance(paths, dict) else None

@@ -1,10 +1,10 @@
-"""DeepSpeed's ZeRO checkpoints: ``*_optim_states.pt`` of every rank beside ``*_model_states.pt``.
+"""DeepSpeed's ZeRO checkpoints: ``*_optim_states.pt`` and ``*_model_states.pt`` of every rank.
 
-The optimizer's files hold the float32 weights as flat vectors, one for each parameter group and rank.
-Stages 1 and 2: the ranks' vectors, put behind each other, hold the group's parameters in the order of
+The optimizer's files contain the float32 weights as flat vectors, one per parameter group and rank.
+Stages 1 and 2: the concatenation of the ranks' vectors is the group's parameters in the order of
 ``param_shapes``, with padding at the end (and, in newer releases, after each parameter). Stage 3: each
-rank holds an equal share of each parameter, the last one padded; where there are several vectors, they
-continue each other. Buffers, frozen parameters and the names of shared ones are in the model's files.
+rank has an equal share of each parameter, padded at the last rank; several vectors are one after the
+other. Buffers, frozen parameters and the names of shared parameters are in the model's files.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ NAMES: Names = {
     ("__builtin__", "set"): Function(list),
     **torch_pickle.GETATTR,
 }
-"""What these files may name beside tensors."""
+"""Classes in these files other than tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
-    """Open a folder of DeepSpeed's ZeRO; None when it is none.
+    """Open a folder of DeepSpeed's ZeRO; None if it is not one.
 
     Raises:
-        InputError: when ranks are missing, or what they hold does not join.
+        InputError: when ranks are missing, or their parts do not join.
     """
     optimizers = _ranks(path, _OPTIMIZER)
     if not optimizers:
@@ -98,8 +98,8 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
 
 
 def _ranks(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """The files of all ranks in order."""
-    found: dict[int, Path] = {}
+    """The files of all ranks, in order."""
+    by_rank: dict[int, Path] = {}
     for file in folder.glob("*_states.pt") if folder.is_dir() else ():
         if match := pattern.fullmatch(file.name):
             if int(match[2]):
@@ -107,21 +107,21 @@ def _ranks(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
                     f"{file}: is of a run with model parallelism, which is not supported"
                 )
             rank = int(match[1] or 0)
-            if rank in found:
+            if rank in by_rank:
                 raise InputError(
-                    f"{file}: is of the same rank as {found[rank].name}; keep one of them"
+                    f"{file}: is of the same rank as {by_rank[rank].name}; keep one of them"
                 )
-            found[rank] = file
-    missing = sorted(set(range(max(found, default=-1) + 1)) - found.keys())
+            by_rank[rank] = file
+    missing = sorted(set(range(max(by_rank, default=-1) + 1)) - by_rank.keys())
     if missing:
         raise InputError(
             f"{folder}: lacks the {pattern_name(pattern)} of rank {missing[0]}; fetch it, all are needed"
         )
-    return [found[rank] for rank in sorted(found)]
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def pattern_name(pattern: re.Pattern[str]) -> str:
-    """What the files of a pattern are called."""
+    """The files of a pattern in messages."""
     return "*_optim_states.pt" if pattern is _OPTIMIZER else "*_model_states.pt"
 
 
@@ -133,7 +133,7 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _vectors(files: Sequence[Path], groups: Sequence[Any]) -> tuple[int, list[list[PickledTensor]]]:
-    """The stage, and every rank's flat vectors by parameter group."""
+    """The ZeRO stage, and each rank's flat vectors by parameter group."""
     stages = set()
     vectors = []
     for file, state in zip(files, groups, strict=True):
@@ -166,7 +166,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _joined(vectors: Sequence[PickledTensor]) -> list[Piece]:
-    """Flat vectors, one behind the other, as pieces of one."""
+    """Concatenate flat vectors: pieces of one vector."""
     pieces, begin = [], 0
     for vector in vectors:
         pieces.append(vector.piece((begin,)))
@@ -175,7 +175,7 @@ def _joined(vectors: Sequence[PickledTensor]) -> list[Piece]:
 
 
 def _cut(pieces: Sequence[Piece], begin: int, count: int, dtype: DType) -> list[Piece]:
-    """A range of numbers that lie in pieces one behind the other."""
+    """Cut a range of elements from consecutive pieces."""
     first = bisect_right(pieces, begin, key=_start) - 1
     last = bisect_left(pieces, begin + count, key=_start)
     return cut(pieces[max(0, first) : last], (begin,), (count,), dtype.itemsize)
@@ -186,11 +186,11 @@ def _start(piece: Piece) -> int:
 
 
 Named = Iterator[tuple[str, tuple[TensorSpec, list[Piece], tuple[int, ...]]]]
-"""Tensors by name: what they are, their pieces, and the shape that these are blocks of."""
+"""Tensors by name: spec, pieces, and the shape that the pieces divide."""
 
 
 def _buffers(state: Mapping[str, Any]) -> Named:
-    """What is no parameter, and lies whole in the model's file."""
+    """The buffers, which are complete in the model's file."""
     for name in state.get("buffer_names") or ():
         tensor = state["module"].get(name)
         if isinstance(tensor, PickledTensor):
@@ -202,7 +202,7 @@ def _whole(tensor: PickledTensor) -> tuple[TensorSpec, list[Piece], tuple[int, .
 
 
 def _frozen(states: Sequence[Mapping[str, Any]], stage: int) -> Named:
-    """Parameters that are not trained: whole, or a share in every rank's file of the model."""
+    """The frozen parameters: complete, or in stage 3 a share in each rank's model file."""
     for name, stated in (states[0].get("frozen_param_shapes") or {}).items():
         shares = [state["frozen_param_fragments"][name] for state in states]
         if stage < 3:

@@ -1,12 +1,12 @@
 """Shards of FSDP as verl saves them: ``model_world_size_W_rank_R.pt``, one file a rank.
 
-Each file pickles its rank's part of the state dict. A value is a DTensor, which tells the mesh of ranks
-and how each of its dimensions divides the tensor (FSDP2, FSDP1 over a mesh, HSDP); a ShardedTensor,
-which tells the place of every part (FSDP1); or a plain tensor, which every rank has whole. Which of
-these it is is decided for every tensor by itself. Config and tokenizer lie in ``huggingface/``.
+Each file is a pickle of its rank's part of the state dict. A value is a DTensor with the mesh of
+ranks and the placement along each of its dimensions (FSDP2, FSDP1 over a mesh, HSDP); a
+ShardedTensor with the place of every part (FSDP1); or a plain tensor that every rank has. One file
+may mix them. Config and tokenizer are in ``huggingface/``.
 
-The division is that of ``torch.chunk``: of n rows over W ranks each has ceil(n / W), the last ones
-fewer or none. Class names differ between releases of PyTorch; those from 2.0 on are known.
+Tensors are divided as by ``torch.chunk``: of n rows over W ranks each rank has ceil(n / W), the last
+ones fewer or none. Class names differ between releases of PyTorch; those from 2.0 on are known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from merganser.tensors import TensorSpec
 _FILE = re.compile(r"model(?:_world_size_(\d+))?_rank_(\d+)\.pt")
 
 SMALL = 2**12
-"""Bytes up to which tensors that every rank has whole are compared between the ranks."""
+"""Largest size in bytes of a replicated tensor that is compared between ranks."""
 
 DTensor = record("DTensor")
 ProcessGroupState = record("ProcessGroupState")
@@ -88,14 +88,14 @@ EXTRA_NAMES: Names = {
     ("numpy.core.multiarray", "_reconstruct"): record("_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"): record("_reconstruct"),
 }
-"""What the states of schedulers and random numbers may name, which verl saves beside the shards."""
+"""Classes in verl's files of scheduler and random states, which lie next to the shards."""
 
 
 def open_folder(path: Path, label: str) -> Checkpoint | None:
-    """Open a folder of FSDP shards; None when it is none.
+    """Open a folder of FSDP shards; None if it is not one.
 
     Raises:
-        InputError: when ranks are missing, or what they hold does not join.
+        InputError: when ranks are missing, or their parts do not join.
     """
     files = _ranks(path) if path.is_dir() else []
     if not files:
@@ -134,18 +134,18 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
 
 
 def _ranks(folder: Path) -> list[Path]:
-    """The files of all ranks in order."""
-    found: dict[int | None, dict[int, Path]] = {}
+    """The files of all ranks, in order."""
+    by_world: dict[int | None, dict[int, Path]] = {}
     for file in folder.glob("model_*rank_*.pt"):
         if match := _FILE.fullmatch(file.name):
             world = int(match[1]) if match[1] else None
-            found.setdefault(world, {})[int(match[2])] = file
-    if len(found) > 1:
-        worlds = " and ".join(str(world or "unknown") for world in sorted(found, key=str))
+            by_world.setdefault(world, {})[int(match[2])] = file
+    if len(by_world) > 1:
+        worlds = " and ".join(str(world or "unknown") for world in sorted(by_world, key=str))
         raise InputError(
             f"{folder}: holds shards of runs on {worlds} ranks; keep those of one, and move the others away"
         )
-    for world, ranks in found.items():
+    for world, ranks in by_world.items():
         missing = sorted(set(range(world or max(ranks) + 1)) - ranks.keys())
         if missing:
             raise InputError(
@@ -162,15 +162,12 @@ def _ranks(folder: Path) -> list[Path]:
 
 
 def _refuse_different_steps(folder: Path) -> None:
-    """The shards do not tell their step, but the schedulers that verl saves beside them do."""
+    """Check that all ranks' files are of one step, by the scheduler states that verl saves with them."""
     steps: dict[Any, Path] = {}
     for file in sorted(folder.glob("extra_state_*rank_*.pt")):
         try:
             scheduler = torch_pickle.load(file, EXTRA_NAMES).get("lr_scheduler")
-        except (
-            InputError,
-            AttributeError,
-        ):  # not needed for weights, whatever is the matter with it
+        except (InputError, AttributeError):  # the weights do not depend on it
             continue
         if isinstance(scheduler, dict) and isinstance(scheduler.get("last_epoch"), int):
             steps.setdefault(scheduler["last_epoch"], file)
@@ -193,23 +190,23 @@ def _stated_world(folder: Path) -> int | None:
 
 
 def _part(file: Path) -> dict[str, Any]:
-    """What one rank has of every tensor, by the tensor's name in the model."""
+    """One rank's part of every tensor, by the tensor's name in the model."""
     content = torch_pickle.load(file, NAMES)
     if not isinstance(content, dict):
         raise InputError(f"{file}: holds no state dict")
     kinds = (PickledTensor, DTensor, ShardedTensor)
-    found = {str(name): value for name, value in content.items() if isinstance(value, kinds)}
-    if not found:
+    parts = {str(name): value for name, value in content.items() if isinstance(value, kinds)}
+    if not parts:
         raise InputError(f"{file}: holds no tensors")
-    names = pytorch.unwrapped(found, file)
-    return {names[name]: value for name, value in found.items()}
+    names = pytorch.unwrapped(parts, file)
+    return {names[name]: value for name, value in parts.items()}
 
 
 def _joined(parts: Sequence[Any]) -> StoredTensor:
-    """One tensor of what each rank has of it.
+    """Join the ranks' parts to one tensor.
 
     Raises:
-        ValueError: when that is not the whole.
+        ValueError: when they do not cover it.
     """
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
@@ -226,7 +223,7 @@ def _joined(parts: Sequence[Any]) -> StoredTensor:
 
 
 def _replicated(parts: Sequence[PickledTensor]) -> StoredTensor:
-    """A tensor that every rank has whole: a buffer, or all of a run on one rank."""
+    """A tensor that every rank has: a buffer, or any tensor of a run on one rank."""
     first = parts[0]
     for part in parts:
         if (part.size, part.dtype) != (first.size, first.dtype):
@@ -245,7 +242,7 @@ Placed = list[tuple[PickledTensor, tuple[int, ...]]]
 
 
 def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
-    """The global shape, and every rank's part with its place; of replicas the first."""
+    """The global shape, and each rank's part with its origin; only the first of replicas."""
     spec = parts[0].fields["_spec"].fields
     shape = torch_pickle.sizes_of(spec["tensor_meta"].arguments[0])
     mesh_shape, ranks = _mesh(spec["mesh"], len(parts))
@@ -287,7 +284,11 @@ def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
 
 
 def _mesh(mesh: Record, world: int) -> tuple[tuple[int, ...], list[int]]:
-    """A mesh's shape, and its ranks in order; it cannot have more than there are."""
+    """A mesh's shape, and its ranks in order.
+
+    Raises:
+        ValueError: when it has more ranks than ``world``.
+    """
     fields = mesh.fields
     if "mesh" in fields:  # PyTorch up to 2.8
         mesh_shape, ranks = fields["mesh"].size, fields["mesh"].integers()
@@ -310,7 +311,7 @@ def _mesh(mesh: Record, world: int) -> tuple[tuple[int, ...], list[int]]:
 
 
 def _axes(layout: Mapping[str, Any]) -> list[list[tuple[int, int]]]:
-    """Every dimension of a mesh's layout as sizes and strides, the last one fastest."""
+    """Each dimension of a mesh's layout as pairs (size, stride), the last one fastest."""
     if "axes" in layout:
         axes = [(axis.fields["shape"], axis.fields["stride"]) for axis in layout["axes"]]
     elif isinstance(layout["shape"], tuple):
@@ -325,7 +326,7 @@ def _flat(value: Any) -> list[int]:
 
 
 def _of_sharded(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
-    """The global shape, and every part with its place; of parts in the same place the first."""
+    """The global shape, and each part with its origin; only the first of parts with one origin."""
     shapes = {torch_pickle.sizes_of(part.state[1].fields["size"]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"some have it as {list(shapes.pop())}, others as {list(shapes.pop())}")

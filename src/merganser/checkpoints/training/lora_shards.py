@@ -1,7 +1,8 @@
 """LoRA adapters in the shards of a training run.
 
-A trainer's state dict holds the base model (``q_proj.base_layer.weight``) and the factors of the adapter
-(``q_proj.lora_A.default.weight``), or the factors alone. A file beside the shards states rank and alpha.
+A trainer's state dict contains the base model (``q_proj.base_layer.weight``) and the adapter's factors
+(``q_proj.lora_A.default.weight``), or the factors alone. Rank and alpha are in a file next to the
+shards.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from merganser.checkpoints.sidecar_files import read_json
 from merganser.errors import InputError
 
 SETTINGS = ("lora_adapter/adapter_config.json", "adapter_config.json", "lora_train_meta.json")
-"""Files that state rank and alpha, in a step's folder or the folder of its shards."""
+"""Files with rank and alpha, in a step's folder or the folder of its shards."""
 
 _PREFIX = "base_model.model."
 
 
 def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """The model of training shards with the adapter that they train; the shards if they train none.
+    """Apply the adapter in training shards to the model in them; return shards without adapter as they are.
 
     Args:
         checkpoint: the shards.
-        folder: where they are.
+        folder: their folder.
 
     Raises:
-        InputError: when they hold no base model, or nothing states rank and alpha.
+        InputError: when they contain no base model, or no file states rank and alpha.
     """
     if not _factors(checkpoint):
         return checkpoint
@@ -50,13 +51,13 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 
 def find(folder: Path) -> tuple[Mapping[str, Any], Checkpoint] | None:
-    """The settings and the tensors of the adapter that a training step holds; None if it holds none.
+    """The settings and tensors of a training step's adapter; None if it has no adapter.
 
     Args:
-        folder: of a step, or of a run, which means its last step.
+        folder: the folder of a step, or of a run, for its last step.
 
     Raises:
-        InputError: when shards are missing, or nothing states rank and alpha.
+        InputError: when shards are missing, or no file states rank and alpha.
     """
     from merganser.checkpoints.opening import open_training
     from merganser.checkpoints.training.training_runs import locate
@@ -66,7 +67,7 @@ def find(folder: Path) -> tuple[Mapping[str, Any], Checkpoint] | None:
     if checkpoint is None or not _factors(checkpoint):
         return None
     names = checkpoint.specs
-    if any(".base_layer." in name for name in names):  # all else is the base model's own
+    if any(".base_layer." in name for name in names):  # the other tensors are the base model's
         names = {name: spec for name, spec in names.items() if name in _factors(checkpoint)}
     return _settings(place.folder), _part(checkpoint, {name: name for name in names})
 
@@ -76,17 +77,17 @@ def _factors(checkpoint: Checkpoint) -> set[str]:
 
 
 def _part(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:
-    """Some tensors of a checkpoint, by their new names."""
+    """Some tensors of a checkpoint under new names."""
     return DerivedCheckpoint(
         checkpoint, dict(names), checkpoint.config, "part", format=checkpoint.format
     )
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    """What the trainer states of its adapter: rank and alpha.
+    """The adapter's settings, with rank and alpha.
 
     Raises:
-        InputError: when it states none, or the 0 that a converter of verl's writes.
+        InputError: when no file states them, or it states 0, as a converter of verl writes.
     """
     homes = (folder, *folder.absolute().parents[:2])
     for file in (home / name for home in homes for name in SETTINGS):

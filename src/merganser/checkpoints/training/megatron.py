@@ -1,8 +1,8 @@
-"""Megatron-core's names for the tensors of dense models, and how it packs them.
+"""Megatron-core's tensors of dense models: their names and packing.
 
-Layers are numbered, or lie in one tensor with an axis of layers in front. ``linear_qkv`` holds, for
-each group of heads that share a key and a value, the rows of its queries, of the key, of the value;
-``linear_fc1`` holds the gate above the up projection. Vocabularies are padded.
+Layers are numbered, or stacked along a first axis. ``linear_qkv`` contains, for each group of heads
+that share a key and a value, the rows of its queries, its key and its value; ``linear_fc1`` is the
+gate projection above the up projection. Vocabularies are padded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose tensors these names are enough for."""
+"""Model types that consist of these tensors only."""
 
 _OUTSIDE = {
     "embedding.word_embeddings.weight": "model.embed_tokens.weight",
@@ -44,26 +44,26 @@ _INSIDE = {
 _LAYERS = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.+)")
 
 Split = tuple[str, list[tuple[int, int]]]
-"""A tensor of the model, and the runs of rows (first row, count) of the packed one that make it up."""
+"""A tensor's name in transformers, and its rows in the packed tensor as pairs (first row, count)."""
 
 
 def is_megatron(names: Collection[str]) -> bool:
-    """Whether these are names of Megatron-core's."""
+    """Whether tensor names are Megatron-core's."""
     return any(name.removeprefix("model.").startswith("decoder.layers.") for name in names)
 
 
 def renamed(
     tensors: Mapping[str, Parts], config: Mapping[str, Any], file: Path
 ) -> dict[str, Parts]:
-    """The tensors of a model as transformers names them, layer by layer.
+    """Convert a model's tensors to those of transformers, layer by layer.
 
     Args:
-        tensors: by Megatron's names.
-        config: the model's ``config.json``, which tells the heads.
-        file: for messages.
+        tensors: Megatron's tensors by name.
+        config: the model's ``config.json``, for the numbers of heads.
+        file: the file in messages.
 
     Raises:
-        InputError: when it is no dense model of a known type, or its config is missing.
+        InputError: when it is not a dense model of a known type, or its config is missing.
     """
     kind = config.get("model_type")
     if kind not in MODELS:
@@ -72,18 +72,18 @@ def renamed(
             f"{file}: is a checkpoint of Megatron that {what}; known are {', '.join(MODELS)}; use the "
             "weights that the trainer exports"
         )
-    found: dict[str, Parts] = {}
+    unpacked: dict[str, Parts] = {}
     for name, tensor in tensors.items():
         try:
-            for new, made in _unpacked(name.removeprefix("model."), tensor, config):
-                if new in found:
+            for new, parts in _unpacked(name.removeprefix("model."), tensor, config):
+                if new in unpacked:
                     raise ValueError(f"{new} is there twice")
-                found[new] = made
+                unpacked[new] = parts
         except MALFORMED as error:
             raise InputError(
                 f"{file}: tensor {name!r} is not what a dense {kind} of its config.json has ({error})"
             ) from None
-    return dict(sorted(found.items(), key=lambda entry: _order(entry[0])))
+    return dict(sorted(unpacked.items(), key=lambda entry: _order(entry[0])))
 
 
 def _unpacked(name: str, tensor: Parts, config: Mapping[str, Any]) -> Iterator[tuple[str, Parts]]:
@@ -106,12 +106,12 @@ def _unpacked(name: str, tensor: Parts, config: Mapping[str, Any]) -> Iterator[t
     parts = _parts(rest, shape, config)
     for layer in range(count):
         for new, runs in parts:
-            made = _rows(tensor, layer if number is None else None, runs)
-            yield f"model.layers.{layer if number is None else number}.{new}", made
+            stacked = _rows(tensor, layer if number is None else None, runs)
+            yield f"model.layers.{layer if number is None else number}.{new}", stacked
 
 
 def _parts(rest: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> list[Split]:
-    """What a tensor of a layer is split into."""
+    """The tensors that a tensor of a layer contains."""
     if rest in _INSIDE:
         return [(_INSIDE[rest], [(0, shape[0])])]
     module, _, kind = rest.rpartition(".")
@@ -138,7 +138,7 @@ def _parts(rest: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> list
 
 
 def _rows(tensor: Parts, layer: int | None, runs: list[tuple[int, int]]) -> Parts:
-    """Runs of rows, one below the other; of one layer where there is an axis of layers."""
+    """Stack runs of rows of a tensor; for tensors with an axis of layers, of one layer."""
     dtype, front = tensor[0].dtype, () if layer is None else (layer,)
     inner = tensor[0].shape[len(front) + 1 :]
     pieces, done = [], 0
@@ -156,8 +156,8 @@ def _rows(tensor: Parts, layer: int | None, runs: list[tuple[int, int]]) -> Part
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """The order of the model: the embedding, the layers by number, what comes after them."""
-    found = re.match(r"model\.layers\.(\d+)\.", name)
-    if found:
-        return 1, int(found[1]), name
+    """Sort key: the embedding, the layers by number, then the rest."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    if match:
+        return 1, int(match[1]), name
     return 0 if "embed" in name else 2, 0, name

@@ -1,4 +1,4 @@
-"""The folders of training runs: which step, where its weights lie, and where its config does.
+"""Find a training run's step, its weights and its config.
 
 Layouts of verl (``RUN/global_step_N/actor``), Megatron (``RUN/iter_N``), DeepSpeed and the trainer of
 transformers (``checkpoint-N/global_stepN``).
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from merganser.checkpoints.training.dcp import Contents
 
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
-"""Where trainers put config and tokenizer, and sometimes weights."""
+"""Subfolders of a step with config, tokenizer and sometimes weights."""
 
 _SHARDS = ("", "dist_ckpt", "model/dist_ckpt", "pytorch_model_fsdp_0")
 
@@ -38,12 +38,12 @@ _EXPORT_ADAPTER = "export the adapter in PEFT's form and merge BASE+ADAPTER"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the weights of a reference lie.
+    """The place of a reference's weights.
 
     Attributes:
         folder: the folder or file.
         shards: whether they are the shards of a training run.
-        notes: what was decided that the user should know.
+        notes: decisions that the user should know.
     """
 
     folder: Path
@@ -52,15 +52,15 @@ class Place:
 
 
 def locate(path: Path, weights: Weights) -> Place:
-    """Find the weights that a path means: those of a folder, or of a step of a training run.
+    """Find the weights of a path: a model's folder, or a step of a training run.
 
     Args:
-        path: a file, a model's folder, a step's, or a run's, which means its last step.
-        weights: which are taken where there are both.
+        path: a file, the folder of a model or of a step, or that of a run, for its last step.
+        weights: the weights to read of a step that has both kinds.
 
     Raises:
         InputError: when a run names a step that is missing, or there are no such weights.
-        RecipeError: when ``weights`` is none of its values.
+        RecipeError: when ``weights`` is not one of its values.
     """
     if weights not in get_args(Weights):
         known = ", ".join(get_args(Weights))
@@ -94,7 +94,7 @@ def locate(path: Path, weights: Weights) -> Place:
 
 
 def _contents(shards: Path) -> Contents:
-    """What training shards hold; weights, where that cannot be read: opening them reports why."""
+    """The contents of training shards; ``model`` if they cannot be read, since opening reports why."""
     from merganser.checkpoints.training import dcp
 
     with suppress(InputError):
@@ -106,14 +106,14 @@ def _contents(shards: Path) -> Contents:
 def _beside(
     path: Path, shards: Path, published: Path, contents: Contents, weights: Weights, named: bool
 ) -> Place:
-    """The Hugging Face weights of a step of Megatron whose shards hold no weights.
+    """The place of a Megatron step's Hugging Face weights, if its shards contain no weights.
 
     Args:
-        path: as the user named it.
-        shards, published: the folder of the shards, and of the Hugging Face weights.
-        contents: what the shards hold.
-        weights: which are taken.
-        named: whether ``path`` is the Hugging Face folder itself.
+        path: the path that the user named.
+        shards, published: the folders of the shards and of the Hugging Face weights.
+        contents: the contents of the shards.
+        weights: the weights to read.
+        named: whether ``path`` is the Hugging Face folder.
 
     Raises:
         InputError: when the shards are asked for, or the weights are those before the training.
@@ -135,7 +135,7 @@ def _beside(
 
 
 def companions(folder: Path) -> Path:
-    """The folder with config and tokenizer that goes with a folder of training shards; itself if none."""
+    """The folder with config and tokenizer for a folder of training shards; itself if there is none."""
     for home in (folder, *folder.absolute().parents[:2]):
         for candidate in (home, *(home / name for name in HUGGINGFACE)):
             if (candidate / "config.json").is_file() and (home == folder or _is_model(candidate)):
@@ -144,7 +144,7 @@ def companions(folder: Path) -> Path:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether the ``config.json`` of a folder above is a model's, and not that of the training."""
+    """Whether a folder's ``config.json`` describes a model rather than the training."""
     try:
         config = read_json(folder / "config.json")
     except InputError:
@@ -153,13 +153,13 @@ def _is_model(folder: Path) -> bool:
 
 
 def step_number(folder: Path) -> int | None:
-    """The training step that a folder's name tells, or that of one up to three above it."""
+    """The training step in the name of a folder or of one of its three nearest parents; else None."""
     numbers = map(step_of, reversed(folder.absolute().parts[-4:]))
     return next((number for number in numbers if number is not None), None)
 
 
 def _step(path: Path) -> Path:
-    """The folder of a step: the last one of a run, and in it that of the policy."""
+    """The policy's folder in a step, or in a run's last step."""
     for tracker in ("latest_checkpointed_iteration.txt", "latest"):
         if (path / tracker).is_file() and _published(path) != path:
             path = _tracked(path / tracker)
@@ -168,29 +168,30 @@ def _step(path: Path) -> Path:
 
 
 def _tracked(tracker: Path) -> Path:
-    """The step that a run's file names.
+    """The folder of the step that a run's tracker file names.
 
     Raises:
         InputError: when it is missing.
     """
     try:
-        told = tracker.read_text(encoding="utf-8")[:200].strip()
+        latest = tracker.read_text(encoding="utf-8")[:200].strip()
     except (OSError, ValueError) as error:
         raise InputError(f"{tracker}: cannot be read ({error})") from None
-    if not told:
+    if not latest:
         raise InputError(f"{tracker}: names no step; name one of the folders beside it")
-    names = [f"global_step_{told}", f"iter_{int(told):07d}"] if told.isdecimal() else [told]
+    names = [f"global_step_{latest}", f"iter_{int(latest):07d}"] if latest.isdecimal() else [latest]
     for name in names:
         step = tracker.parent / name
         with suppress(OSError, ValueError):  # too long a name, or a NUL in it
             if Path(name).name == name and name not in ("", ".", "..") and step.is_dir():
                 return step
     missing = tracker.parent / names[0][:60]
-    raise InputError(f"{tracker}: names step {told[:60]!r}, but {missing} is missing")
+    raise InputError(f"{tracker}: names step {latest[:60]!r}, but {missing} is missing")
 
 
 def _shards(step: Path) -> Path | None:
-    """Where a step's training shards lie: in its folder, below, or beside its Hugging Face folder."""
+    """The folder of a step's training shards: the step's, one below, or one next to its Hugging Face
+    folder; None if there is none."""
     for folder in _shard_folders(step):
         if folder.is_dir() and holds_shards(folder):
             return folder
@@ -209,14 +210,14 @@ def _shard_folders(step: Path) -> Iterator[Path]:
 
 
 def holds_shards(folder: Path) -> bool:
-    """Whether the shards of a training run are in a folder."""
+    """Whether a folder contains shards of a training run."""
     return (folder / ".metadata").is_file() or any(
         _RANK.fullmatch(entry.name) for entry in folder.glob("*.pt")
     )
 
 
 def _published(step: Path) -> Path | None:
-    """The folder of a step that holds weights as Hugging Face has them."""
+    """The folder of a step with Hugging Face weights; None if there is none."""
     for folder in (step, *(step / name for name in HUGGINGFACE)):
         files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
         if any(not file.name.startswith("adapter") for file in files):
@@ -225,7 +226,7 @@ def _published(step: Path) -> Path | None:
 
 
 def _told(folder: Path, path: Path) -> str:
-    """A folder as a user who named ``path`` would find it."""
+    """A folder's name relative to ``path``, for messages."""
     return (
         f"{folder.relative_to(path)}/"
         if folder != path and folder.is_relative_to(path)
@@ -237,7 +238,7 @@ def _told(folder: Path, path: Path) -> str:
 
 
 def what_is_there(path: Path) -> str:
-    """Say why a folder or file is no checkpoint, and what can be done."""
+    """Explain why a folder or file is not a checkpoint, and what to do."""
     from merganser.checkpoints.computed import adapter
 
     if path.is_file():
@@ -247,9 +248,9 @@ def what_is_there(path: Path) -> str:
             return "is a YAML file, and no model; plan and merge take recipes"
         return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
     for folder in (path, path / "actor"):
-        found = _of_training(folder) if folder.is_dir() else None
-        if found is not None:
-            return found
+        explanation = _of_training(folder) if folder.is_dir() else None
+        if explanation is not None:
+            return explanation
     names = sorted(entry.name for entry in path.iterdir())
     if adapter.CONFIG in names:
         return _adapter_alone(path, adapter.CONFIG)
@@ -270,7 +271,7 @@ def what_is_there(path: Path) -> str:
 
 
 def _adapter_alone(path: Path, file: str) -> str:
-    """What to write in place of an adapter's folder."""
+    """Explain what to write instead of an adapter's folder."""
     config = read_json(path / file)
     kind, base = str(config.get("peft_type", "LORA")), config.get("base_model_name_or_path")
     what = "a LoRA adapter" if kind.upper() == "LORA" else f"an adapter of the kind {kind}"
@@ -280,7 +281,7 @@ def _adapter_alone(path: Path, file: str) -> str:
 
 
 def why_no_model(folder: Path, contents: Contents) -> str | None:
-    """Say why a distributed checkpoint is no model; None if it is one."""
+    """Explain why a distributed checkpoint is not a model; None if it is one."""
     if contents == "model":
         return None
     home = next((home for home in folder.absolute().parents[:2] if _published(home)), None)
@@ -297,7 +298,7 @@ def why_no_model(folder: Path, contents: Contents) -> str | None:
 
 
 def _of_training(folder: Path) -> str | None:
-    """What a folder of a training run lacks; None if it is none."""
+    """Explain what a folder of a training run lacks; None if it is not one."""
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
     steps = {name: number for name in folders if (number := step_of(name)) is not None}
     if steps:
@@ -309,7 +310,7 @@ def _of_training(folder: Path) -> str | None:
             "holds a Megatron checkpoint of the older form (mp_rank_*), which cannot be read; "
             "save it as torch_dist, or export the model as safetensors"
         )
-    for pattern, told in (
+    for pattern, explanation in (
         (
             "optimizer/dist_ckpt/.metadata",
             "holds the optimizer's state, but no weights (model/huggingface/*.safetensors); fetch them",
@@ -325,5 +326,5 @@ def _of_training(folder: Path) -> str | None:
         ),
     ):
         if any(folder.glob(pattern)):
-            return told
+            return explanation
     return None
