@@ -49,7 +49,7 @@ def drawn(prompt: str, *models: object) -> list[str]:
 def test_a_stream_is_the_completion_that_is_scored(sweep: Path) -> None:
     [talk] = talking.conversations([f"{sweep}#w=0.7"])
     backend = talk.voice.live.backend
-    backend.end_tokens = []
+    backend.codec.end_tokens = []
     for prompt in ("1 + 2 =", [{"role": "user", "content": "3 - 1"}]):
         [(_, whole)] = backend([Request(prompt)], DRAWN)
         parts = list(backend.stream(prompt, DRAWN))
@@ -94,7 +94,7 @@ def drawn_greedily(model: Path) -> str:
 def test_the_template_and_the_system_prompt(sweep: Path, tmp_path: Path) -> None:
     [talk] = talking.conversations([str(tmp_path / "a")], system="0 1 2")
     asked: list[object] = []
-    talk.voice.live.backend._encode = lambda prompt: (  # type: ignore[method-assign]
+    talk.voice.live.backend.codec.encode = lambda prompt: (  # type: ignore[method-assign]
         asked.append(prompt) or [1]  # type: ignore[func-returns-value]
     )
     list(talk.answer("1 + 2", DRAWN))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -14,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser import extras, system
-from merganser.errors import InputError, ResourceError
+from merganser.errors import ResourceError
+from merganser.evaluation import drawing
+from merganser.evaluation.codec import Codec, TextStream
 from merganser.evaluation.generation import (
     Completion,
     OnTokens,
@@ -38,7 +38,7 @@ MEMORY_SHARE = 0.5
 
 
 class Inference:
-    """A backend: a model and its tokenizer.
+    """A backend: a model of transformers, in static batches.
 
     Requests are sorted by their prompts' lengths and padded on the left. Drawing goes by the inverse of the
     cumulative distribution, with numbers of a generator of each request's own, made of the seed, the
@@ -52,16 +52,12 @@ class Inference:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
-        end_tokens: Sequence[int],
+        codec: Codec,
         *,
-        label: str = "the model",
         batch_size: int | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
-        self.end_tokens = list(end_tokens)
-        self.label = label
+        self.codec = codec
         self.batch_size = batch_size
 
     def __call__(
@@ -78,9 +74,7 @@ class Inference:
         """
         import torch
 
-        prompts = {_text(r.prompt): r.prompt for r in requests}
-        ids = {text: self._encode(prompt) for text, prompt in prompts.items()}
-        rows = [ids[_text(request.prompt)] for request in requests]
+        rows = self.codec.encode_all([request.prompt for request in requests])
         order = sorted(range(len(rows)), key=lambda i: (-len(rows[i]), i))
         size = self.batch_size or self._guess(len(rows[order[0]]) + sampling.max_tokens)
         while order:
@@ -98,7 +92,7 @@ class Inference:
                     raise
                 if len(chosen) == 1:
                     raise ResourceError(
-                        f"{self.label}: memory does not suffice for {len(rows[chosen[0]])} tokens of "
+                        f"{self.codec.label}: memory does not suffice for {len(rows[chosen[0]])} tokens of "
                         f"prompt and {sampling.max_tokens} of completion"
                     ) from None
                 size = self.batch_size = max(1, len(chosen) // 2)
@@ -120,8 +114,8 @@ class Inference:
             InputError: when the model cannot take the prompt.
             ResourceError: when memory does not suffice.
         """
-        row = self._encode(prompt)
-        if (context := self._context()) is not None:
+        row = self.codec.encode(prompt)
+        if (context := self.codec.context) is not None:
             room = min(sampling.max_tokens, context - len(row))
             sampling = replace(sampling, max_tokens=room)
         told: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
@@ -142,68 +136,21 @@ class Inference:
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
-        tokens: list[int] = []
-        shown = ""
+        text = TextStream(self.codec, sampling)
         try:
             while (found := told.get()) is not None:
                 if isinstance(found, BaseException):
                     if _out_of_memory(found):
-                        raise ResourceError(f"{self.label}: memory does not suffice") from None
+                        raise ResourceError(
+                            f"{self.codec.label}: memory does not suffice"
+                        ) from None
                     raise found
-                tokens += found
-                text = self._completion(tokens, sampling).text
-                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a letter
-                    yield text[len(shown) :]
-                    shown = text
-            completion = self._completion(tokens, sampling)
-            yield completion.text[len(shown) :]
-            return completion
+                yield text.add(found)
+            yield text.finish()
+            return text.completion
         finally:
             closed.set()
             worker.join()
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
-        else:
-            if not getattr(self.tokenizer, "chat_template", None):
-                raise InputError(
-                    f"{self.label}: its tokenizer has no chat template; set chat: false to give "
-                    "problems as plain text"
-                )
-            try:
-                found = self.tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt],
-                    add_generation_prompt=True,
-                    tokenize=True,
-                    return_dict=True,
-                )
-            except Exception as error:  # a template may raise whatever it likes
-                reason = " ".join(str(error).split())[:120]
-                raise InputError(
-                    f"{self.label}: its chat template refuses a prompt ({reason})"
-                ) from None
-            ids = found["input_ids"]
-        if not ids:
-            raise InputError(f"{self.label}: a prompt has no tokens")
-        context = self._context()
-        if context is not None and len(ids) >= context:
-            text = " ".join(_text(prompt).split())
-            raise InputError(
-                f"{self.label}: a prompt has {len(ids):,} tokens, and the model's context is "
-                f"{context:,}: {text[:60]}{'…' if len(text) > 60 else ''}"
-            )
-        return [int(i) for i in ids]
-
-    def _context(self) -> int | None:
-        """The most tokens that the model takes by its config; None where that does not say."""
-        config = self.model.config.get_text_config()
-        length = getattr(config, "max_position_embeddings", None)
-        if not isinstance(length, int) or length <= 0:
-            return None
-        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-        factor = rope.get("factor", 1) if isinstance(rope, Mapping) else 1
-        return int(length * max(1, factor)) if isinstance(factor, int | float) else length
 
     def _complete(
         self,
@@ -213,10 +160,10 @@ class Inference:
         on_tokens: OnTokens,
     ) -> list[Completion]:
         # A completion that ends by a stop text is followed by padding, without an end token.
-        ends = [*self.end_tokens, *([self._padding()] if sampling.stop else [])]
+        ends = [*self.codec.end_tokens, *([self.codec.padding] if sampling.stop else [])]
         output = self._generate(rows, requests, sampling, _Counter(len(rows), ends, on_tokens))
         width = max(map(len, rows))
-        return [self._completion(row[width:].tolist(), sampling) for row in output.cpu()]
+        return [self.codec.completion(row[width:].tolist(), sampling) for row in output.cpu()]
 
     def _generate(
         self,
@@ -230,8 +177,8 @@ class Inference:
 
         transformers = extras.load("transformers", "eval")
 
-        ends = self.end_tokens
-        pad = self._padding()
+        ends = self.codec.end_tokens
+        pad = self.codec.padding
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), pad)
         mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -247,53 +194,25 @@ class Inference:
         )
         processors = transformers.LogitsProcessorList()
         if sampling.temperature > 0:
-            processors.append(_drawing([_seeded(r, sampling) for r in requests], sampling, width))
+            processors.append(_drawing(requests, sampling, width))
         device = self.model.device
         output: torch.Tensor = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=processors,
-            tokenizer=self.tokenizer if sampling.stop else None,
+            tokenizer=self.codec.tokenizer if sampling.stop else None,
             streamer=streamer,
         )
         return output
 
-    def _padding(self) -> int:
-        """The token that fills up prompts and completions of a batch."""
-        pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.end_tokens[0] if self.end_tokens else 0)
-
-    def _completion(self, tokens: list[int], sampling: Sampling) -> Completion:
-        ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
-        own = tokens if ended is None else tokens[:ended]
-        text = str(self.tokenizer.decode(own, skip_special_tokens=True))
-        cuts = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
-        count = len(own) + (ended is not None)
-        if cuts:
-            # Behind a stop text only padding follows, where others of the batch ran longer.
-            count = self._shortest(own, text[: min(cuts)], sampling.stop)
-            return Completion(text[: min(cuts)], count, "stop")
-        return Completion(text, count, "length" if ended is None else "stop")
-
-    def _shortest(self, tokens: list[int], kept: str, stops: Sequence[str]) -> int:
-        """How many tokens it took until a stop text was whole."""
-        for count in range(1, len(tokens) + 1):
-            text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
-            if len(text) > len(kept) and any(stop in text for stop in stops):
-                return count
-        return len(tokens)
-
     def _guess(self, length: int) -> int:
         """A batch whose keys and values fit into a part of the free memory."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        wide = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         size = next(self.model.parameters()).element_size()
-        each = 2 * config.num_hidden_layers * heads * wide * size * length
-        each += 12 * config.vocab_size  # logits and what is made of them
+        each = self.codec.key_value_bytes(size) * length
+        each += 12 * self.model.config.get_text_config().vocab_size  # logits and what is made of them
         return int(
-            min(MOST_AT_ONCE, max(1, MEMORY_SHARE * _free_memory(self.model.device) // each))
+            min(MOST_AT_ONCE, max(1, MEMORY_SHARE * free_memory(str(self.model.device)) // each))
         )
 
 
@@ -337,38 +256,18 @@ class _Counter:
     def end(self) -> None: ...
 
 
-def _text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(list(map(dict, prompt)))
-
-
-def _seeded(request: Request, sampling: Sampling) -> Any:
-    """Numbers from 0 to 1, one a token, of a request's own."""
-    text = f"{sampling.seed}\n{request.sample}\n{_text(request.prompt)}"
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    random = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    return random.random(sampling.max_tokens)
-
-
-def _drawing(numbers: Sequence[Any], sampling: Sampling, width: int) -> Callable[..., Any]:
+def _drawing(
+    requests: Sequence[Request], sampling: Sampling, width: int
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A step of generation that leaves each row the one token that its number draws."""
-    import torch
+    numbers = [
+        drawing.numbers_of(drawing.seed_of(request, sampling), sampling.max_tokens)
+        for request in requests
+    ]
 
     def draw(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = ids.shape[1] - width
-        # Apple's GPUs have no float64, so what is drawn there is drawn on the CPU.
-        exact = (scores.cpu() if scores.device.type == "mps" else scores).double()
-        shares = torch.softmax(exact / sampling.temperature, dim=-1)
-        if sampling.top_p < 1:
-            ordered, places = shares.sort(dim=-1, descending=True, stable=True)
-            beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-            shares = shares.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
-        reached = shares.cumsum(dim=-1)
-        drawn = torch.tensor([row[step] for row in numbers], dtype=torch.float64)
-        wanted = drawn.to(reached.device)[:, None] * reached[:, -1:]
-        chosen = torch.searchsorted(reached, wanted, right=True)
-        last = (shares > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
-        only = torch.full_like(scores, float("-inf"))
-        return only.scatter(-1, torch.minimum(chosen, last).to(scores.device), 0.0)
+        step = [row[ids.shape[1] - width] for row in numbers]
+        return drawing.draw(scores, step, sampling.temperature, sampling.top_p)
 
     return draw
 
@@ -390,10 +289,11 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: str) -> int:
+    """Free bytes of memory where a model computes: a GPU's own, or the machine's."""
     import torch
 
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     facts: Mapping[str, int] = {}
     try:

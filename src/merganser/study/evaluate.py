@@ -482,7 +482,7 @@ def _harness(
     for tasks in harness.runs([task for task in block.lm_eval if task.score not in found]):
         backend = live.settled(plan)
         outcome = harness.run(
-            backend.model, backend.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
+            backend.model, backend.codec.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
         )
         errors = []
         for task in tasks:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from merganser import engine, extras
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import running
+from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import (
     Backend,
     Completion,
@@ -183,13 +184,8 @@ class LiveModel:
             )
         self.module = self.module.to(self.device).eval()
         self._places = self._find(names, set(told["unexpected_keys"]))
-        self._backend = Inference(
-            self.module,
-            self.tokenizer,
-            self._end_tokens,
-            label=label,
-            batch_size=self._batch_size,
-        )
+        codec = Codec(self.tokenizer, self._end_tokens, config, label)
+        self._backend = Inference(self.module, codec, batch_size=self._batch_size)
 
     def _computes_in(self, plan: Plan) -> Any:
         import torch

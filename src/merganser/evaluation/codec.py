@@ -1,0 +1,166 @@
+"""A model's prompts and completions as tokens, the same for every engine that runs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.evaluation.generation import Completion, Prompt, Sampling
+
+
+class Codec:
+    """Turns prompts into tokens, and a model's tokens into completions.
+
+    Args:
+        tokenizer: a tokenizer of transformers.
+        end_tokens: tokens that end a completion.
+        config: the model's config, a transformers object.
+        label: names the model in messages.
+    """
+
+    def __init__(
+        self, tokenizer: Any, end_tokens: Sequence[int], config: Any, label: str = "the model"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.end_tokens = list(end_tokens)
+        self.config = config
+        self.label = label
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt; a conversation goes through the chat template.
+
+        Raises:
+            InputError: when the model cannot take the prompt.
+        """
+        if isinstance(prompt, str):
+            ids = self.tokenizer(prompt)["input_ids"]
+        else:
+            ids = self._conversation(prompt)
+        if not ids:
+            raise InputError(f"{self.label}: a prompt has no tokens")
+        context = self.context
+        if context is not None and len(ids) >= context:
+            text = " ".join(text_of(prompt).split())
+            raise InputError(
+                f"{self.label}: a prompt has {len(ids):,} tokens, and the model's context is "
+                f"{context:,}: {text[:60]}{'…' if len(text) > 60 else ''}"
+            )
+        return [int(i) for i in ids]
+
+    def encode_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The tokens of many prompts; equal ones are encoded once.
+
+        Raises:
+            InputError: when the model cannot take a prompt.
+        """
+        unique = {text_of(prompt): prompt for prompt in prompts}
+        ids = {text: self.encode(prompt) for text, prompt in unique.items()}
+        return [ids[text_of(prompt)] for prompt in prompts]
+
+    def _conversation(self, messages: Sequence[Mapping[str, str]]) -> Any:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(
+                f"{self.label}: its tokenizer has no chat template; set chat: false to give "
+                "problems as plain text"
+            )
+        try:
+            found = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )
+        except Exception as error:  # a template may raise whatever it likes
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{self.label}: its chat template refuses a prompt ({reason})"
+            ) from None
+        return found["input_ids"]
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model takes by its config; None where that does not say."""
+        config = self.config.get_text_config()
+        length = getattr(config, "max_position_embeddings", None)
+        if not isinstance(length, int) or length <= 0:
+            return None
+        rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+        factor = rope.get("factor", 1) if isinstance(rope, Mapping) else 1
+        return int(length * max(1, factor)) if isinstance(factor, int | float) else length
+
+    @property
+    def padding(self) -> int:
+        """The token that fills up prompts and completions of a batch."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.end_tokens[0] if self.end_tokens else 0)
+
+    def completion(self, tokens: Sequence[int], sampling: Sampling) -> Completion:
+        """What generated tokens say; what follows an end token or a stop text is left out."""
+        ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
+        own = list(tokens if ended is None else tokens[:ended])
+        text = str(self.tokenizer.decode(own, skip_special_tokens=True))
+        cuts = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
+        count = len(own) + (ended is not None)
+        if cuts:
+            # Behind a stop text only padding follows, where others of the batch ran longer.
+            count = self._shortest(own, text[: min(cuts)], sampling.stop)
+            return Completion(text[: min(cuts)], count, "stop")
+        return Completion(text, count, "length" if ended is None else "stop")
+
+    def _shortest(self, tokens: Sequence[int], kept: str, stops: Sequence[str]) -> int:
+        """How many tokens it took until a stop text was complete."""
+        for count in range(1, len(tokens) + 1):
+            text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
+            if len(text) > len(kept) and any(stop in text for stop in stops):
+                return count
+        return len(tokens)
+
+    def key_value_bytes(self, element_size: int) -> int:
+        """Bytes that the keys and values of one token take in a cache."""
+        config = self.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * width * element_size)
+
+
+class TextStream:
+    """The text of tokens that arrive one after the other.
+
+    Args:
+        codec: decodes them.
+        sampling: how they are drawn.
+    """
+
+    def __init__(self, codec: Codec, sampling: Sampling) -> None:
+        self.codec = codec
+        self.sampling = sampling
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that new tokens add; nothing while they are half of a letter."""
+        self._tokens += tokens
+        text = self.completion.text
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        return self._rest(text)
+
+    def finish(self) -> str:
+        """The text that is left at the end."""
+        return self._rest(self.completion.text)
+
+    @property
+    def completion(self) -> Completion:
+        """What the tokens say so far."""
+        return self.codec.completion(self._tokens, self.sampling)
+
+    def _rest(self, text: str) -> str:
+        part, self._shown = text[len(self._shown) :], text
+        return part
+
+
+def text_of(prompt: Prompt) -> str:
+    """A prompt as one text: conversations as JSON."""
+    return prompt if isinstance(prompt, str) else json.dumps(list(map(dict, prompt)))

@@ -1,0 +1,57 @@
+"""How tokens are drawn: by each request's own numbers, so that neither batch nor engine matters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.evaluation.codec import text_of
+from merganser.evaluation.generation import Request, Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+def seed_of(request: Request, sampling: Sampling) -> int:
+    """The seed of one request's numbers: of the task's seed, the prompt and the sample's number."""
+    text = f"{sampling.seed}\n{request.sample}\n{text_of(request.prompt)}"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:16], "little")
+
+
+def numbers_of(seed: int, count: int) -> Any:
+    """Numbers from 0 to 1, one a token, as an array."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+
+
+def draw(
+    scores: torch.Tensor, numbers: Sequence[float], temperature: float, top_p: float
+) -> torch.Tensor:
+    """Scores that leave each row the one token that its number draws.
+
+    Tokens are drawn by the inverse of the cumulative distribution, in float64.
+
+    Args:
+        scores: logits [rows, vocabulary].
+        numbers: one from 0 to 1 a row.
+        temperature, top_p: as in :class:`merganser.evaluation.generation.Sampling`.
+    """
+    import torch
+
+    # Apple's GPUs have no float64, so what is drawn there is drawn on the CPU.
+    exact = (scores.cpu() if scores.device.type == "mps" else scores).double()
+    shares = torch.softmax(exact / temperature, dim=-1)
+    if top_p < 1:
+        ordered, places = shares.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p
+        shares = shares.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
+    reached = shares.cumsum(dim=-1)
+    drawn = torch.tensor(numbers, dtype=torch.float64)
+    wanted = drawn.to(reached.device)[:, None] * reached[:, -1:]
+    chosen = torch.searchsorted(reached, wanted, right=True)
+    last = (shares > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    only = torch.full_like(scores, float("-inf"))
+    return only.scatter(-1, torch.minimum(chosen, last).to(scores.device), 0.0)
