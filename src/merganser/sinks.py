@@ -9,6 +9,7 @@ import errno
 import mmap
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,8 +298,7 @@ class StateDictSink(Sink):
         import torch
 
         self.tensors: dict[str, torch.Tensor] = {
-            name: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name))
-            for name, spec in specs.items()
+            name: _empty(spec) for name, spec in specs.items()
         }
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
 
@@ -310,6 +310,92 @@ class StateDictSink(Sink):
         """See :class:`Sink`."""
         memory: memoryview = self._bytes[name][start : start + length]
         return memory
+
+
+class StreamSink(Sink):
+    """Hands each tensor on once all of it is there, in an order of its own.
+
+    The engine waits while tensors of more than ``ahead`` bytes have not been taken. Memory is bounded
+    by that, by one tensor more, and by the tensors that the engine works on.
+
+    Args:
+        specs: all tensors.
+        ahead: bytes of tensors that may wait to be taken.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec], ahead: int = 64 * 2**20) -> None:
+        self._specs = specs
+        self._ahead = ahead
+        self._left = {name: spec.nbytes for name, spec in specs.items()}
+        self._open: dict[str, tuple[torch.Tensor, Any]] = {}
+        self._complete: deque[tuple[str, torch.Tensor]] = deque()
+        self._waiting = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def write(self, name: str, start: int, data: memoryview) -> None:
+        """See :class:`Sink`."""
+        self.reserve(name, start, len(data))[:] = data
+        self.commit(name, start, len(data))
+
+    def reserve(self, name: str, start: int, length: int) -> memoryview:
+        """See :class:`Sink`."""
+        with self._changed:
+            if name not in self._open:
+                tensor = _empty(self._specs[name])
+                self._open[name] = tensor, _bytes_of(tensor)
+            found: memoryview = self._open[name][1][start : start + length]
+            return found
+
+    def commit(self, name: str, start: int, length: int) -> None:
+        """See :class:`Sink`.
+
+        Raises:
+            MerganserError: nobody takes the tensors any more.
+        """
+        with self._changed:
+            self._left[name] -= length
+            if self._left[name]:
+                return
+            size = self._specs[name].nbytes
+            while self._waiting and self._waiting + size > self._ahead and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                raise MerganserError("nobody takes the tensors of the merge any more")
+            self._complete.append((name, self._open.pop(name)[0]))
+            self._waiting += size
+            self._changed.notify_all()
+
+    def take(self) -> tuple[str, torch.Tensor] | None:
+        """The next tensor, waiting for it; None once the sink is closed or stopped and all are taken."""
+        with self._changed:
+            while not self._complete and not self._stopped:
+                self._changed.wait(0.2)  # in steps, so that Ctrl-C is heard
+            if not self._complete:
+                return None
+            name, tensor = self._complete.popleft()
+            self._waiting -= self._specs[name].nbytes
+            self._changed.notify_all()
+            return name, tensor
+
+    def close(self) -> None:
+        """See :class:`Sink`. Tensors without elements are never written."""
+        with self._changed:
+            empty = [name for name, spec in self._specs.items() if not spec.nbytes]
+            self._complete += [(name, _empty(self._specs[name])) for name in empty]
+            self._stopped = True
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """See :class:`Sink`."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no more: the engine's next tensor fails."""
+        with self._changed:
+            self._stopped = True
+            self._complete.clear()
+            self._changed.notify_all()
 
 
 class ModuleSink(StateDictSink):
@@ -371,6 +457,12 @@ class LiveSink(Sink):
         numbers = torch.frombuffer(data, dtype=torch.uint8).view(dtype)
         first = start // dtype.itemsize
         flat[first : first + len(numbers)].copy_(numbers)
+
+
+def _empty(spec: TensorSpec) -> torch.Tensor:
+    import torch
+
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype.name))
 
 
 def _bytes_of(tensor: torch.Tensor) -> Any:

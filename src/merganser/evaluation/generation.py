@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from merganser.errors import MerganserError
+
 Message = Mapping[str, str]
 """``{"role": "user", "content": "…"}``"""
 
@@ -74,3 +76,7 @@ def ignore_tokens(_count: int) -> None:
 
 Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
 """Completes requests, in any order: yields each one's index and its completion as soon as it is there."""
+
+
+class EngineFailure(MerganserError):
+    """An engine failed in its work; one that is made anew may succeed."""

@@ -1,0 +1,62 @@
+"""A plan's output as tensors that come one after the other, for readers that take nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from merganser import engine
+from merganser.planning import Plan
+from merganser.sinks import StreamSink
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TensorStream:
+    """Runs a plan while its tensors are taken; it can be iterated once.
+
+    Args:
+        plan: the plan.
+        threads: as in :func:`merganser.engine.run`.
+        report: as in :func:`merganser.engine.run`.
+
+    Attributes:
+        outcome: what the engine measured; None until the last tensor is taken.
+    """
+
+    def __init__(self, plan: Plan, *, threads: int | None = None, report: bool = True) -> None:
+        self.plan = plan
+        self.outcome: engine.Outcome | None = None
+        self._threads = threads
+        self._report = report
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each tensor with its name, as soon as it is complete.
+
+        Raises:
+            MerganserError: as :func:`merganser.engine.run` does.
+        """
+        sink = StreamSink({job.name: job.spec for job in self.plan.jobs})
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                [self.outcome] = engine.run(
+                    [self.plan], [sink], threads=self._threads, report=self._report
+                )
+            except BaseException as error:
+                failure.append(error)
+                sink.stop()
+
+        thread = threading.Thread(target=work, name="merge", daemon=True)
+        thread.start()
+        try:
+            while (taken := sink.take()) is not None:
+                yield taken
+        finally:
+            sink.stop()
+            thread.join()
+        if failure:
+            raise failure[0]

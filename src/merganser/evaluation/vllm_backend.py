@@ -1,0 +1,348 @@
+"""Completions by vLLM in this process, whose weights can be replaced while it runs."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from merganser import extras
+from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.evaluation import drawing
+from merganser.evaluation.codec import Codec, TextStream
+from merganser.evaluation.engines import VllmOptions, vllm_version
+from merganser.evaluation.generation import (
+    Completion,
+    EngineFailure,
+    OnTokens,
+    Prompt,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
+from merganser.evaluation.inference import MEMORY_SHARE, MOST_AT_ONCE, free_memory
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 128
+"""Tokens of a block of vLLM's cache, at most: what a request takes is rounded up to blocks."""
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second model runner takes other logits processors
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the result
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the merge engine's threads need the cores, too
+}
+"""Variables that vLLM reads, where the user has not set them."""
+
+Result = TypeVar("Result")
+
+
+class VllmBackend:
+    """A backend: a vLLM engine, started without weights; :meth:`load` brings them.
+
+    Prompts, drawn tokens and counts are made as for the transformers engine: vLLM is given tokens,
+    draws by :mod:`merganser.evaluation.vllm_drawing`, and its tokens are decoded here.
+
+    Args:
+        folder: config and tokenizer of the model, without weights; it must stay there.
+        codec: of the same model.
+        dtype: what the model computes in, by torch's name.
+        options: of the engine.
+        length: tokens of a prompt and its completion at most.
+        at_once: completions at once at most; None for the default.
+
+    Raises:
+        InputError: vLLM does not know the model.
+        RecipeError: it refuses an option.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        codec: Codec,
+        *,
+        dtype: str,
+        options: VllmOptions,
+        length: int,
+        at_once: int | None = None,
+    ) -> None:
+        self.codec = codec
+        self.length = length
+        self._numbers = itertools.count()
+        self._on_tokens: OnTokens = ignore_tokens
+        vllm = _import()
+        if not options.unchecked:
+            _check_known(vllm, codec)
+        sequences = options.max_num_seqs or at_once or MOST_AT_ONCE
+        arguments: dict[str, Any] = {
+            "model": str(folder),
+            "load_format": "dummy",
+            "generation_config": "vllm",
+            "trust_remote_code": False,
+            "dtype": dtype,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "max_model_len": length,
+            "max_num_seqs": sequences,
+            "enforce_eager": options.enforce_eager,
+            "logits_processors": ["merganser.evaluation.vllm_drawing:Drawing"],
+            "worker_extension_cls": "merganser.evaluation.vllm_worker.Loading",
+        }
+        cache = options.kv_cache_gib * 2**30 if options.kv_cache_gib else None
+        if _is_on_cpu(vllm):
+            arguments["enforce_eager"] = options.enforce_eager is not False
+            cache = cache or self._cache_size(dtype, sequences)
+        arguments["enforce_eager"] = bool(arguments["enforce_eager"])
+        if cache is not None:
+            arguments["kv_cache_memory_bytes"] = int(cache)
+        self._engine = _start(vllm, codec.label, arguments | options.arguments)
+        self._sampling_params = vllm.SamplingParams
+        self._kinds = vllm.sampling_params.RequestOutputKind
+        self._count_tokens()
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace the weights.
+
+        Args:
+            tensors: all of them, under the names that files have.
+
+        Raises:
+            InputError: weights of the model are missing.
+            EngineFailure: the engine failed, and must be made anew.
+        """
+        self.call("merganser_load", tensors)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """Let every worker replace its weights by one of its methods, which gives what it lacks.
+
+        Returns:
+            What the method gave, by worker.
+
+        Raises:
+            InputError: weights of the model are missing.
+            EngineFailure: the engine failed, and must be made anew.
+        """
+        found = self._guard(lambda: self._engine.collective_rpc(method, args=arguments))
+        if missing := sorted({name for names in found for name in names}):
+            raise InputError(
+                f"{self.codec.label}: {missing[0]!r}, which vLLM's model needs, is not among its "
+                f"weights ({len(missing)} such)"
+            )
+        # Blocks of the prefix cache were computed with the old weights.
+        if not self._guard(self._engine.reset_prefix_cache):
+            raise EngineFailure(f"{self.codec.label}: vLLM keeps blocks of the old weights")
+        return found
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
+    ) -> Iterator[tuple[int, Completion]]:
+        """See :data:`merganser.evaluation.generation.Backend`.
+
+        Raises:
+            InputError: when the model cannot take a prompt.
+            EngineFailure: the engine failed, and must be made anew.
+        """
+        rows = self.codec.encode_all([request.prompt for request in requests])
+        self._on_tokens = on_tokens
+        for index, tokens in self._run(rows, requests, sampling):
+            yield index, self.codec.completion(tokens, sampling)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """One completion's text as it comes; see :meth:`merganser.evaluation.inference.Inference.stream`.
+
+        Raises:
+            InputError: when the model cannot take the prompt.
+            EngineFailure: the engine failed, and must be made anew.
+        """
+        row = self.codec.encode(prompt)
+        self._on_tokens = ignore_tokens
+        text = TextStream(self.codec, sampling)
+        for _, tokens in self._run([row], [Request(prompt)], sampling, in_parts=True):
+            yield text.add(tokens)
+        yield text.finish()
+        return text.completion
+
+    def close(self) -> None:
+        """Stop the engine and give back its memory."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            with suppress(Exception):  # a dead engine cannot stop in good order
+                engine.engine_core.shutdown()
+            del engine
+            gc.collect()
+
+    def needs(self, requests: Sequence[Request], sampling: Sampling) -> int:
+        """Tokens of the longest of some requests and its completion."""
+        return length_of(self.codec, requests, sampling)
+
+    def _run(
+        self,
+        rows: Sequence[Sequence[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        in_parts: bool = False,
+    ) -> Iterator[tuple[int, list[int]]]:
+        """The tokens of each request once it ends, or as they come."""
+        running: dict[str, int] = {}
+        try:
+            for index, (row, request) in enumerate(zip(rows, requests, strict=True)):
+                params = self._params(row, request, sampling, in_parts)
+                number = str(next(self._numbers))
+                self._guard(
+                    lambda number=number, row=row, params=params: self._engine.add_request(
+                        number, {"prompt_token_ids": list(row)}, params
+                    )
+                )
+                running[number] = index
+            while running:
+                for output in self._guard(self._engine.step):
+                    number = output.request_id.partition("-")[0]
+                    if number not in running:
+                        continue
+                    if in_parts or output.finished:
+                        yield running[number], list(output.outputs[0].token_ids)
+                    if output.finished:
+                        del running[number]
+        finally:
+            if running and self._engine is not None:
+                with suppress(Exception):  # a dead engine has nothing to give up
+                    self._engine.abort_request(list(running))
+
+    def _params(
+        self, row: Sequence[int], request: Request, sampling: Sampling, in_parts: bool
+    ) -> Any:
+        own: dict[str, Any] = {}
+        if sampling.temperature > 0:
+            own["seed"] = f"{drawing.seed_of(request, sampling):x}"
+            own |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        return self._sampling_params(
+            temperature=0.0,
+            max_tokens=max(1, min(sampling.max_tokens, self.length - len(row))),
+            stop_token_ids=self.codec.end_tokens,
+            ignore_eos=True,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            detokenize=bool(sampling.stop),
+            output_kind=self._kinds.DELTA if in_parts else self._kinds.FINAL_ONLY,
+            extra_args={"merganser": own} if own else None,
+        )
+
+    def _count_tokens(self) -> None:
+        """Report tokens at every step: vLLM itself reports a request when it ends."""
+        core = self._engine.engine_core
+        get_output = core.get_output
+
+        def counted() -> Any:
+            found = get_output()
+            self._on_tokens(sum(len(each.new_token_ids) for each in found.outputs))
+            return found
+
+        core.get_output = counted
+
+    def _cache_size(self, dtype: str, sequences: int) -> int:
+        """Bytes of keys and values that all completions at once take, as far as half of free memory goes."""
+        import torch
+
+        each = self.codec.key_value_bytes(getattr(torch, dtype).itemsize)
+        blocks = -(-self.length // BLOCK) + 1
+        wanted = each * blocks * BLOCK * sequences
+        return min(wanted, max(each * blocks * BLOCK, int(MEMORY_SHARE * free_memory("cpu"))))
+
+    def _guard(self, work: Callable[[], Result]) -> Result:
+        """Do something with the engine.
+
+        Raises:
+            EngineFailure: the engine failed.
+        """
+        try:
+            return work()
+        except MerganserError:
+            raise
+        except Exception as error:
+            raise EngineFailure(
+                f"{self.codec.label}: vLLM failed ({_reason(error)})"
+            ) from error
+
+
+def length_of(codec: Codec, requests: Sequence[Request], sampling: Sampling) -> int:
+    """Tokens of the longest of some requests and its completion, as far as the model's context goes.
+
+    Raises:
+        InputError: when the model cannot take a prompt.
+    """
+    rows = codec.encode_all([request.prompt for request in requests])
+    wanted = max(map(len, rows), default=1) + sampling.max_tokens
+    return min(wanted, codec.context or wanted)
+
+
+def _import() -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vllm = extras.load("vllm", "vllm")
+        extras.load("vllm.sampling_params", "vllm")
+    return vllm
+
+
+def _start(vllm: Any, label: str, arguments: Mapping[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return vllm.LLM(**arguments).llm_engine
+    except TypeError as error:
+        raise RecipeError(f"engine_options.arguments: vLLM refuses them ({_reason(error)})") from None
+    except Exception as error:  # whatever a config or a machine can make vLLM raise
+        raise InputError(
+            f"{label}: vLLM {vllm_version()} cannot run this model ({_reason(error)}); "
+            "engine: transformers may"
+        ) from None
+
+
+def _check_known(vllm: Any, codec: Codec) -> None:
+    """Refuse models that vLLM does not have, or whose swapped weights are not known to be right.
+
+    Raises:
+        InputError: see above.
+    """
+    names = list(codec.config.architectures or [])
+    known = vllm.ModelRegistry.get_supported_archs()
+    if not any(name in known for name in names):
+        what = names[0] if names else "a model without architectures in its config.json"
+        raise InputError(
+            f"{codec.label}: vLLM {vllm_version()} does not know {what}; use engine: transformers"
+        )
+    config = codec.config.get_text_config()
+    for key, kind in (
+        ("kv_lora_rank", "latent attention"),
+        ("num_experts", "experts"),
+        ("num_local_experts", "experts"),
+        ("n_routed_experts", "experts"),
+    ):
+        if getattr(config, key, None):
+            raise InputError(
+                f"{codec.label}: swapped weights of models with {kind} are not tested in vLLM; use "
+                "engine: transformers, or give the engine option unchecked=true"
+            )
+
+
+def _is_on_cpu(vllm: Any) -> bool:
+    platforms = extras.load("vllm.platforms", "vllm")
+    return bool(platforms.current_platform.is_cpu())
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,67 @@
+"""Drawing tokens inside vLLM by each request's own numbers; vLLM imports this module by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from merganser.evaluation import drawing
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+KEY = "merganser"
+"""Of a request's ``extra_args``: the seed of its numbers as hexadecimal, temperature and top_p."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A request that draws, and the tokens that it has so far."""
+
+    numbers: Any
+    temperature: float
+    top_p: float
+    tokens: list[int]
+
+
+class Drawing(LogitsProcessor):
+    """Leaves each request that draws the one token that its next number draws."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
+    ) -> None:
+        self._rows: dict[int, _Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        """No: what is drawn is seldom the most likely token."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the requests that join, leave and move."""
+        process_dict_updates(self._rows, batch_update, _row_of)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Edit the logits of the requests that draw."""
+        groups: dict[tuple[float, float], list[int]] = {}
+        for index, row in self._rows.items():
+            groups.setdefault((row.temperature, row.top_p), []).append(index)
+        for (temperature, top_p), indices in groups.items():
+            rows = [self._rows[index] for index in indices]
+            numbers = [row.numbers[len(row.tokens)] for row in rows]
+            logits[indices] = drawing.draw(logits[indices], numbers, temperature, top_p)
+        return logits
+
+
+def _row_of(
+    params: SamplingParams, _prompt: list[int] | None, tokens: list[int]
+) -> _Row | None:
+    own = (params.extra_args or {}).get(KEY)
+    if own is None:
+        return None
+    numbers = drawing.numbers_of(int(own["seed"], 16), params.max_tokens or 0)
+    return _Row(numbers, own["temperature"], own["top_p"], tokens)

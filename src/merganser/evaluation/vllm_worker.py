@@ -1,0 +1,63 @@
+"""What Merganser adds to vLLM's workers; vLLM imports this module by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Loading:
+    """A worker's part in a change of weights: vLLM makes the worker a subclass of this class.
+
+    Names begin with ``merganser_``, since vLLM refuses names that its workers have.
+    """
+
+    get_model: Any
+    reload_weights: Any
+
+    def merganser_load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+        """Replace the model's weights.
+
+        Args:
+            tensors: all of them under the names that files have, from one layer after the other.
+
+        Returns:
+            Parameters of the model that were not among them.
+        """
+        model = self.get_model()
+        wanted = {name for name, _ in model.named_parameters()}
+        loaded: set[str] = set()
+        load_weights = model.load_weights
+
+        def load(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+            names = load_weights(weights)
+            loaded.update(names or wanted)
+            return names
+
+        model.load_weights = load
+        try:
+            self.reload_weights(weights_iterator=tensors)
+        finally:
+            del model.load_weights
+        _pack_tied(model)
+        return sorted(wanted - loaded)
+
+
+def _pack_tied(model: torch.nn.Module) -> None:
+    """Make copies of tied weights anew.
+
+    vLLM's CPU build computes with a packed copy of a layer's weight. After a reload the copy of a
+    tied head is the old one, since none of the loaded tensors has the head's name.
+    """
+    seen: set[int] = set()
+    for layer in model.modules():
+        weight = layer._parameters.get("weight")
+        if weight is None:
+            continue
+        method = getattr(layer, "quant_method", None)
+        if id(weight) in seen and hasattr(method, "process_weights_after_loading"):
+            method.process_weights_after_loading(layer)
+        seen.add(id(weight))
