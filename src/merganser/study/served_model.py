@@ -1,0 +1,95 @@
+"""Merges that a server has: their completions are asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from merganser import engine
+from merganser.errors import MerganserError
+from merganser.evaluation import engines
+from merganser.evaluation.endpoint import Endpoint
+from merganser.evaluation.engines import EndpointOptions
+from merganser.evaluation.generation import (
+    Backend,
+    Completion,
+    OnTokens,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
+from merganser.planning import Plan
+from merganser.sinks import NullSink
+from merganser.study.live_model import Computing, Live, OnOutcome
+
+
+class ServedModel(Live):
+    """A server that has each model of a study under a name.
+
+    Args:
+        options: of the endpoint.
+        token: sent as a bearer token; None for none.
+        threads: of the merge engine, which measures effective weights.
+    """
+
+    def __init__(
+        self, options: EndpointOptions, *, token: str | None = None, threads: int | None = None
+    ) -> None:
+        self.options = options
+        self.engine = engines.describe("endpoint", options)
+        self.device = "server"
+        self.computing: Computing = "auto"
+        self._token = token
+        self._threads = threads
+        self._backend: Endpoint | None = None
+
+    @property
+    def backend(self) -> Endpoint:
+        """See :class:`merganser.study.live_model.Live`."""
+        if self._backend is None:
+            raise MerganserError("a served model must be chosen first")
+        return self._backend
+
+    @property
+    def has_chat_template(self) -> bool:
+        """The server's matter."""
+        return True
+
+    def choose(self, name: str) -> None:
+        """Ask the model that the study calls ``name``."""
+        self._backend = Endpoint(
+            self.options.url,
+            self.options.model.replace("{name}", name),
+            token=self._token,
+            concurrency=self.options.concurrency,
+            timeout=self.options.timeout,
+        )
+
+    def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
+        """See :class:`merganser.study.live_model.Live`: only measures, since the server has the model."""
+        [outcome] = engine.run([plan], [NullSink()], threads=self._threads, report=report)
+        self.plan = plan
+        return outcome
+
+    def backend_of(
+        self,
+        plan: Plan,
+        on_outcome: OnOutcome | None = None,
+        on_tokens: OnTokens = ignore_tokens,
+        name: str = "",
+    ) -> Backend:
+        """See :class:`merganser.study.live_model.Live`."""
+
+        def backend(
+            requests: Sequence[Request], sampling: Sampling
+        ) -> Iterator[tuple[int, Completion]]:
+            self.choose(name)
+            if on_outcome is not None:
+                self.settle(plan, on_outcome)
+            return self.backend(requests, sampling, on_tokens)
+
+        return backend
+
+    def key(self, plan: Plan, name: str = "") -> dict[str, str]:
+        """See :class:`merganser.study.live_model.Live`."""
+        own = self.options.model.replace("{name}", name)
+        return super().key(plan, name) | {"the model at the endpoint": own}

@@ -1,0 +1,115 @@
+"""What a merge's folder has besides weights: config, tokenizer and templates, as engines read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from merganser import extras
+from merganser.errors import InputError
+from merganser.evaluation.codec import Codec
+from merganser.planning import Plan
+from merganser.release import config as configs
+from merganser.release import tokenizer as tokenizers
+
+
+def make(plan: Plan, folder: Path) -> Codec:
+    """Write a merge's small files, and read them as transformers does.
+
+    Args:
+        plan: the merge.
+        folder: an empty folder.
+
+    Raises:
+        InputError: the model cannot be run.
+    """
+    transformers = extras.load("transformers", "eval")
+    label = str(plan.sources[plan.donor].reference)
+    written = plan.sources[plan.donor].checkpoint.config
+    if not written:
+        raise InputError(f"{label}: has no config.json, so it cannot be run")
+    _check_runnable(transformers, written, label)
+    configs.write_config(plan, folder)
+    configs.write_companions(plan, folder)
+    tokenizers.write_tokenizer(plan, folder)
+    with quiet(transformers):
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # whatever a config can make libraries raise
+            raise InputError(cannot_make(label, error)) from None
+        generation = _read_generation(transformers, folder, config)
+    ends = [generation.eos_token_id, config.get_text_config().eos_token_id]
+    return Codec(tokenizer, _numbers([*ends, tokenizer.eos_token_id]), config, label)
+
+
+def cannot_make(label: str, error: Exception) -> str:
+    """The line that says why transformers refuses a model."""
+    return f"{label}: transformers cannot make this model ({' '.join(str(error).split())[:200]})"
+
+
+def specs(plan: Plan) -> Mapping[str, Any]:
+    """Dtype and shape of each tensor of a merge."""
+    return {job.name: job.spec for job in plan.jobs}
+
+
+def are_alike(one: Plan, other: Plan) -> bool:
+    """Whether two plans make models of one shape, config and tokenizer."""
+    if one is other:
+        return True
+    return (
+        specs(one) == specs(other)
+        and configs.edited_config(one) == configs.edited_config(other)
+        and one.sources[one.donor].folders == other.sources[other.donor].folders
+        and one.chat_template == other.chat_template
+        and one.tokenizer is None
+        and other.tokenizer is None
+    )
+
+
+def quiet(transformers: Any) -> ExitStack:
+    """What the library reports of loading a model that it was never given as files is no news."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with ExitStack() as stack:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        stack.callback(logging.set_verbosity, verbosity)
+        if bars:
+            stack.callback(logging.enable_progress_bar)
+        return stack.pop_all()
+
+
+def _read_generation(transformers: Any, folder: Path, config: Any) -> Any:
+    if (folder / "generation_config.json").is_file():
+        try:
+            return transformers.GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"generation_config.json cannot be read ({reason})") from None
+    return transformers.GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)
+
+
+def _numbers(found: Sequence[Any]) -> list[int]:
+    """All end tokens of a model: one, several or none in each place."""
+    flat = [i for part in found for i in (part if isinstance(part, list) else [part])]
+    return sorted({i for i in flat if isinstance(i, int) and not isinstance(i, bool)})
+
+
+def _check_runnable(transformers: Any, config: Mapping[str, Any], label: str) -> None:
+    """Refuse a model that cannot generate text here, whatever its weights are.
+
+    Raises:
+        InputError: it needs code of its own, or its class has no head for language.
+    """
+    if config.get("auto_map") and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{label}: its model is code of its own (auto_map in config.json), which is never run here; "
+            "write the merge, and load it with trust_remote_code=True yourself"
+        )
+    classes = config.get("architectures") or []
+    heads = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice")
+    if classes and all(str(name).endswith(heads) for name in classes):
+        raise InputError(f"{label}: is a {classes[0]}, which classifies and does not generate text")

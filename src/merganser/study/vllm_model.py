@@ -1,0 +1,243 @@
+"""One vLLM engine that becomes one merge after the other: tensors stream from the merge engine into it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+from merganser import engine
+from merganser.engine.stream import TensorStream
+from merganser.errors import MerganserError, RecipeError
+from merganser.evaluation import engines
+from merganser.evaluation.codec import Codec
+from merganser.evaluation.engines import VllmOptions
+from merganser.evaluation.generation import (
+    Backend,
+    Completion,
+    EngineFailure,
+    OnTokens,
+    Prompt,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
+from merganser.evaluation.vllm_backend import VllmBackend, length_of
+from merganser.planning import Plan
+from merganser.study import shell
+from merganser.study.live_model import Computing, Live, OnOutcome, find_device
+
+LENGTH = 2048
+"""Tokens of a prompt and its completion that an engine takes until more are asked for."""
+
+ATTEMPTS = 2
+"""How often a point is begun in an engine that fails."""
+
+
+class VllmModel(Live):
+    """A model of vLLM that :meth:`become` makes whatever a plan says.
+
+    The engine is started with the first plan's config and tokenizer and without weights. Then each plan of
+    the same shape is merged and handed to the engine tensor by tensor, so that nothing is written and
+    no second copy of the model is in memory. Another shape starts another engine, and so do longer
+    completions than the engine was started for.
+
+    Args:
+        device: ``auto``, or where the installed vLLM computes: ``cpu`` or ``cuda``.
+        dtype: what the model computes in.
+        threads: of the merge; None for as many as pay off.
+        batch_size: of completions at once; vLLM's option ``max_num_seqs`` counts more.
+        options: of the vLLM engine.
+
+    Raises:
+        MerganserError: vLLM is not installed, or in a version that is not tested.
+        RecipeError: it computes somewhere else.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        dtype: Computing = "auto",
+        threads: int | None = None,
+        batch_size: int | None = None,
+        options: VllmOptions | None = None,
+    ) -> None:
+        self.options = options or VllmOptions()
+        engines.check_installed("vllm", self.options)
+        self.engine = engines.describe("vllm", self.options)
+        self.device = _device(device)
+        self.computing = dtype
+        self._threads = threads
+        self._batch_size = batch_size
+        self._shape: Plan | None = None
+        self._wanted: Plan | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._codec: Codec | None = None
+        self._length = 0
+        self._running: VllmBackend | None = None
+
+    @property
+    def backend(self) -> VllmModel:
+        """See :class:`merganser.study.live_model.Live`."""
+        if self._wanted is None:
+            raise MerganserError("a live model must become some plan first")
+        return self
+
+    @property
+    def codec(self) -> Codec:
+        """Prompts and completions of the model as it is now."""
+        if self._codec is None:
+            raise MerganserError("a live model must become some plan first")
+        return self._codec
+
+    @property
+    def has_chat_template(self) -> bool:
+        """See :class:`merganser.study.live_model.Live`."""
+        return bool(getattr(self.codec.tokenizer, "chat_template", None))
+
+    def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
+        """See :class:`merganser.study.live_model.Live`.
+
+        Raises:
+            EngineFailure: vLLM failed; the next call starts it anew.
+        """
+        self._open(plan)
+        running = self._start(self._length)
+        self.plan = None
+        stream = TensorStream(plan, threads=self._threads, report=report)
+        try:
+            running.load(stream)
+        except BaseException:
+            self._stop()  # some weights are the old ones
+            raise
+        self.plan = plan
+        assert stream.outcome is not None
+        return stream.outcome
+
+    def backend_of(
+        self,
+        plan: Plan,
+        on_outcome: OnOutcome | None = None,
+        on_tokens: OnTokens = ignore_tokens,
+        name: str = "",
+    ) -> Backend:
+        """See :class:`merganser.study.live_model.Live`; an engine that fails is started anew, once."""
+
+        def backend(
+            requests: Sequence[Request], sampling: Sampling
+        ) -> Iterator[tuple[int, Completion]]:
+            left = list(range(len(requests)))
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    self._open(plan)
+                    self._demand(requests, sampling)
+                    self.settle(plan, on_outcome)
+                    asked = list(left)
+                    own = [requests[index] for index in asked]
+                    assert self._running is not None
+                    for place, completion in self._running(own, sampling, on_tokens):
+                        left.remove(asked[place])
+                        yield asked[place], completion
+                    return
+                except EngineFailure as error:
+                    self._stop()
+                    if attempt == ATTEMPTS:
+                        raise MerganserError(
+                            f"{error}, {ATTEMPTS} times; completions that are kept are reused: run it "
+                            "again, or use engine: transformers"
+                        ) from error
+
+        return backend
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
+    ) -> Iterator[tuple[int, Completion]]:
+        """See :class:`merganser.evaluation.generation.StreamingBackend`."""
+        assert self._wanted is not None
+        return self.backend_of(self._wanted, on_tokens=on_tokens)(requests, sampling)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """See :class:`merganser.evaluation.generation.StreamingBackend`.
+
+        Raises:
+            EngineFailure: vLLM failed; the next call starts it anew.
+        """
+        assert self._wanted is not None
+        self._demand([Request(prompt)], sampling)
+        self.settle(self._wanted)
+        assert self._running is not None
+        try:
+            return (yield from self._running.stream(prompt, sampling))
+        except EngineFailure:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """See :class:`merganser.study.live_model.Live`."""
+        self._stop()
+        self._shape = self._wanted = self._codec = None
+        self._length = 0
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def _open(self, plan: Plan) -> None:
+        """Make config and tokenizer of a plan, if the engine does not have them."""
+        if self._shape is None or not shell.are_alike(self._shape, plan):
+            self.close()
+            self._folder = tempfile.TemporaryDirectory(prefix="merganser-")
+            self._codec = shell.make(plan, Path(self._folder.name))
+            self._length = min(self.options.max_model_len or LENGTH, self._codec.context or LENGTH)
+            self._shape = plan
+        self._wanted = plan
+
+    def _demand(self, requests: Sequence[Request], sampling: Sampling) -> None:
+        """Have an engine that takes some requests: one for shorter ones is stopped."""
+        longest = length_of(self.codec, requests, sampling)
+        allowed = self.options.max_model_len
+        if allowed is not None and longest > allowed:
+            raise RecipeError(
+                f"engine_options.max_model_len: a prompt and its completion may take {longest:,} "
+                f"tokens, {allowed:,} are allowed"
+            )
+        if longest > self._length:
+            self._stop()
+            self._length = longest
+
+    def _start(self, length: int) -> VllmBackend:
+        if self._running is None:
+            assert self._folder is not None
+            assert self._shape is not None
+            self._running = VllmBackend(
+                Path(self._folder.name),
+                self.codec,
+                dtype=self.dtype_of(self._shape),
+                options=self.options,
+                length=length,
+                at_once=self._batch_size,
+            )
+        return self._running
+
+    def _stop(self) -> None:
+        running, self._running, self.plan = self._running, None, None
+        if running is not None:
+            running.close()
+
+
+def _device(name: str) -> str:
+    """Where the installed vLLM computes.
+
+    Raises:
+        RecipeError: not on the device that was asked for.
+    """
+    own = "cpu" if engines.is_vllm_for_cpus() else find_device("auto")
+    if name not in ("auto", own):
+        raise RecipeError(
+            f"device: the installed vLLM computes on {own}, not on {name}; choose among several GPUs "
+            "by CUDA_VISIBLE_DEVICES"
+        )
+    return own
