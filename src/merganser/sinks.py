@@ -295,11 +295,8 @@ class StateDictSink(Sink):
     """
 
     def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        import torch
 
-        self.tensors: dict[str, torch.Tensor] = {
-            name: _empty(spec) for name, spec in specs.items()
-        }
+        self.tensors: dict[str, torch.Tensor] = {name: _empty(spec) for name, spec in specs.items()}
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}
 
     def write(self, name: str, start: int, data: memoryview) -> None:

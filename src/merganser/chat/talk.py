@@ -9,8 +9,10 @@ from functools import partial
 
 from merganser.errors import RecipeError
 from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
+from merganser.planning import Plan
 from merganser.planning.model_argument import find
-from merganser.study.live_model import LiveModel
+from merganser.study.live_model import Live, LiveModel
+from merganser.study.served_model import ServedModel
 
 
 @dataclass
@@ -21,16 +23,18 @@ class Voice:
         name: for people.
         live: the model.
         raw: whether it is given plain text, without its chat template.
+        plan: what the model must be; None for what it is.
     """
 
     name: str
-    live: LiveModel
+    live: Live
     raw: bool = False
+    plan: Plan | None = None
 
     @property
     def chats(self) -> bool:
         """Whether messages are put into its chat template."""
-        return not self.raw and bool(getattr(self.live.tokenizer, "chat_template", None))
+        return not self.raw and self.live.has_chat_template
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
         """Messages as the model is given them: as they are, or one after the other as plain text."""
@@ -42,6 +46,10 @@ class Voice:
         self, messages: Sequence[Message], sampling: Sampling
     ) -> Generator[str, None, Completion]:
         """The model's answer as it comes."""
+        if self.plan is not None:
+            self.live.settle(self.plan)
+        if isinstance(self.live, ServedModel):
+            self.live.choose(self.name)
         return self.live.backend.stream(self.prompt(messages), sampling)
 
 
@@ -107,7 +115,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    live: LiveModel | None = None,
+    live: Live | None = None,
 ) -> Answer:
     """Let a model answer a prompt, without writing it.
 
@@ -138,7 +146,7 @@ def ask(
     *,
     system: str | None = None,
     raw: bool = False,
-    live: LiveModel | None = None,
+    live: Live | None = None,
     on_text: Callable[[int, str], None] = lambda index, part: None,
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
 ) -> list[Answer]:
@@ -160,21 +168,30 @@ def ask(
     stage = live or LiveModel()
     answers = []
     with ExitStack() as stack:
-        found = [find(reference) for reference in references]
-        for _, plan in found:
-            stack.callback(plan.close)
-        for index, (reference, (name, plan)) in enumerate(zip(references, found, strict=True)):
-            stage.become(plan, report=False)
-            voice = Voice(name, stage, raw)
+        voices = [_find(reference, stage, raw) for reference in references]
+        for voice in voices:
+            if voice.plan is not None:
+                stack.callback(voice.plan.close)
+        for index, (reference, voice) in enumerate(zip(references, voices, strict=True)):
+            name = voice.name
+            if voice.plan is not None:
+                stage.become(voice.plan, report=False)
             messages = Conversation(voice, system).messages
             if system and not voice.chats:
                 raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
-            asked = voice.prompt([*messages, {"role": "user", "content": text}])
-            answer = stage.backend.stream(asked, sampling)
+            answer = voice.stream([*messages, {"role": "user", "content": text}], sampling)
             said = _heard(answer, partial(on_text, index))
             answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
             on_answer(index, answers[-1])
     return answers
+
+
+def _find(reference: str, live: Live, raw: bool) -> Voice:
+    """The model that a reference names; of a server, the one that it calls so."""
+    if isinstance(live, ServedModel):
+        return Voice(reference, live, raw)
+    name, plan = find(reference)
+    return Voice(name, live, raw, plan)
 
 
 def _heard(answer: Generator[str, None, Completion], tell: Callable[[str], None]) -> Completion:
@@ -192,12 +209,14 @@ def _heard(answer: Generator[str, None, Completion], tell: Callable[[str], None]
 
 def conversations(
     references: Sequence[str],
-    make: Callable[[], LiveModel] = LiveModel,
+    make: Callable[[], Live] = LiveModel,
     *,
     system: str | None = None,
     raw: bool = False,
 ) -> list[Conversation]:
-    """A conversation with each of some models, which all stay in memory.
+    """A conversation with each of some models.
+
+    Those of transformers all stay in memory; vLLM's engine becomes each one when it answers.
 
     Args:
         references: the models; see :func:`find`.
@@ -207,16 +226,17 @@ def conversations(
     Raises:
         MerganserError: of the kind that fits.
     """
-    talks = []
+    talks: list[Conversation] = []
+    live: Live | None = None
     for reference in references:
-        name, plan = find(reference)
-        live = make()
-        try:
-            live.become(plan, report=False)
-        finally:
-            plan.close()
-        voice = Voice(name, live, raw)
+        if live is None or isinstance(live, LiveModel):
+            live = make()
+        voice = _find(reference, live, raw)
+        if voice.plan is not None:
+            live.become(voice.plan, report=False)
+        if voice.plan is not None and isinstance(live, LiveModel):
+            voice.plan.close()
         if system and not voice.chats:
-            raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+            raise RecipeError(f"{voice.name}: takes no system prompt: it is given plain text")
         talks.append(Conversation(voice, system))
     return talks

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from merganser.cli.options import json_option, methods_option
+from merganser.cli.options import engine_choice, json_option, methods_option
 from merganser.cli.output import print_json
 from merganser.errors import RecipeError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from merganser.chat.talk import Answer, Conversation
     from merganser.cli.answers import AnswerColumns
     from merganser.evaluation.generation import Completion, Sampling
+    from merganser.study.live_model import Live
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,6 +67,7 @@ def _options(command: Command) -> Command:
                 show_default=True,
                 help="What is computed in; auto is float32 on the CPU.",
             ),
+            engine_choice,
             methods_option,
         ]
     ):
@@ -91,7 +93,6 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
     """
     from merganser.chat import talk as talking
     from merganser.cli.answers import AnswerColumns
-    from merganser.study.live_model import LiveModel
 
     gc.enable()
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -106,7 +107,7 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
             sampling,
             system=options["system"],
             raw=options["raw"],
-            live=LiveModel(device=options["device"], dtype=options["dtype"]),
+            live=_make_live(options),
             on_text=columns.add,
             on_answer=lambda index, answer: _mark_cut_off(columns, index, answer, sampling),
         )
@@ -130,13 +131,12 @@ def chat(model: str, **options: Any) -> None:
     """
     from merganser.chat import talk as talking
     from merganser.cli.answers import AnswerColumns
-    from merganser.study.live_model import LiveModel
 
     gc.enable()
     models = [model, *options["others"]]
     talks = talking.conversations(
         models,
-        lambda: LiveModel(device=options["device"], dtype=options["dtype"]),
+        lambda: _make_live(options),
         system=options["system"],
         raw=options["raw"],
     )
@@ -158,6 +158,15 @@ def chat(model: str, **options: Any) -> None:
         elif text:
             with AnswerColumns(models) as columns:
                 _answer_all(talks, text, sampling, columns)
+
+
+def _make_live(options: dict[str, Any]) -> Live:
+    from merganser.evaluation import engines
+    from merganser.study.live import make_live
+
+    found = engines.choose("transformers", {}, options["engine"], options["engine_options"])
+    engines.check_installed(found)
+    return make_live(found, device=options["device"], dtype=options["dtype"])
 
 
 def _answer_all(

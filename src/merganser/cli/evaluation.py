@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from merganser.cli.options import json_option, methods_option
+from merganser.cli.options import engine_choice, json_option, methods_option
 from merganser.cli.output import print_json, show_warning
 from merganser.cli.progress import scoring_progress
 
@@ -32,8 +31,9 @@ from merganser.cli.progress import scoring_progress
     "--endpoint",
     metavar="URL",
     help="Ask the model that a server calls MODEL, such as http://127.0.0.1:8000/v1; "
-    "OPENAI_API_KEY is sent if it is set.",
+    "OPENAI_API_KEY is sent if it is set. Short for --engine endpoint --engine-option url=URL.",
 )
+@engine_choice
 @click.option("--concurrency", type=click.IntRange(1), default=16, help="Requests at once.")
 @click.option(
     "--device", default=None, help="Where the model runs: cpu, cuda; the file's if not given."
@@ -74,12 +74,8 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
         if given:
             found = evaluating.judge_again(given, words[0])
         else:
-            endpoint = options.pop("endpoint")
-            token = os.environ.get("OPENAI_API_KEY") if endpoint else None
             found = evaluating.evaluate(
                 *words,
-                endpoint=endpoint,
-                token=token,
                 on_progress=on_progress,
                 on_warning=show_warning,
                 **options,

@@ -199,6 +199,41 @@ json_option = click.option(
 )
 
 
+def _parse_engine_options(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any] | None:
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise click.BadParameter(f"{text!r}: write it as KEY=VALUE, such as max_model_len=4096")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise click.BadParameter(f"{text!r}: its value is no YAML") from None
+    return found or None
+
+
+def engine_choice(command: Command) -> Command:
+    """Options that choose what runs models."""
+    command = click.option(
+        "--engine-option",
+        "engine_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_parse_engine_options,
+        help="An option of the engine, such as max_model_len=4096 of vllm, url=… of endpoint.",
+    )(command)
+    return click.option(
+        "--engine",
+        type=click.Choice(["transformers", "vllm", "endpoint"]),
+        default=None,
+        help="What runs the models, in place of evaluate.engine; transformers if nothing says.",
+    )(command)
+
+
 def prepare(options: dict[str, Any]) -> None:
     """Give options that several commands share the form that functions take."""
     options["strictness"] = options["strictness"] or "normal"

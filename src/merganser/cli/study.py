@@ -9,6 +9,7 @@ import click
 
 from merganser.cli.options import (
     card_option,
+    engine_choice,
     json_option,
     prepare,
     public_option,
@@ -40,6 +41,7 @@ from merganser.cli.progress import merge_progress, scoring_progress
 @click.option(
     "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
 )
+@engine_choice
 @report_option
 @json_option
 def sweep(config: Path, out: Path, **options: Any) -> None:
@@ -68,6 +70,9 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         return
     if no_write:
         raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
+    engine = [options.pop("engine"), options.pop("engine_options")]
+    if any(engine):
+        raise click.UsageError(f"--engine is for evaluation, and {config} has no evaluate: block")
     with merge_progress(quiet or as_json) as on_event:
         result = sweeps.sweep(config, out, on_event=on_event, **options)
     for each in result.points:
@@ -140,6 +145,7 @@ def _sweep_evaluated(
 @public_option
 @card_option
 @tokenizer_option
+@engine_choice
 @report_option
 @json_option
 def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:

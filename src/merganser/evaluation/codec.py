@@ -34,10 +34,7 @@ class Codec:
         Raises:
             InputError: when the model cannot take the prompt.
         """
-        if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
-        else:
-            ids = self._conversation(prompt)
+        ids = self._plain(prompt) if isinstance(prompt, str) else self._conversation(prompt)
         if not ids:
             raise InputError(f"{self.label}: a prompt has no tokens")
         context = self.context
@@ -58,6 +55,9 @@ class Codec:
         unique = {text_of(prompt): prompt for prompt in prompts}
         ids = {text: self.encode(prompt) for text, prompt in unique.items()}
         return [ids[text_of(prompt)] for prompt in prompts]
+
+    def _plain(self, text: str) -> Any:
+        return self.tokenizer(text)["input_ids"]
 
     def _conversation(self, messages: Sequence[Mapping[str, str]]) -> Any:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -121,7 +121,9 @@ class Codec:
         """Bytes that the keys and values of one token take in a cache."""
         config = self.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        width = (
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
         return int(2 * config.num_hidden_layers * heads * width * element_size)
 
 

@@ -8,12 +8,21 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeVar
 
 from merganser.errors import InputError, RecipeError
-from merganser.evaluation.generation import Completion, OnTokens, Request, Sampling, ignore_tokens
+from merganser.evaluation.generation import (
+    Completion,
+    OnTokens,
+    Prompt,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
+
+Result = TypeVar("Result")
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which it is worth asking again."""
@@ -83,7 +92,49 @@ class Endpoint:
                 crew.shutdown(cancel_futures=True)
                 raise
 
+    def models(self) -> list[str]:
+        """The names of the models that the server has.
+
+        Raises:
+            InputError: when the server refuses, is not reached, or answers something else.
+        """
+        reply = self._ask("/models", None, _read_json)
+        try:
+            return [str(each["id"]) for each in reply["data"]]
+        except (KeyError, TypeError) as error:
+            raise self._strange(error) from None
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """See :class:`merganser.evaluation.generation.StreamingBackend`.
+
+        Raises:
+            InputError: when the server refuses, is not reached, or answers something else.
+        """
+        path, body = self._request(Request(prompt), sampling)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        text, tokens, finish = "", 0, "stop"
+        with self._ask(path, body, lambda reply: reply) as lines:
+            for line in lines:
+                name, _, data = line.decode("utf-8", "replace").partition(":")
+                if name != "data" or data.strip() == "[DONE]":
+                    continue
+                try:
+                    event = json.loads(data)
+                    tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+                    for choice in event.get("choices", []):
+                        part = choice.get("text", choice.get("delta", {}).get("content")) or ""
+                        finish = choice.get("finish_reason") or finish
+                        text += part
+                        yield part
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise self._strange(error) from None
+        return Completion(text, tokens, "length" if finish == "length" else "stop")
+
     def _complete(self, request: Request, sampling: Sampling) -> Completion:
+        return self._read(self._ask(*self._request(request, sampling), _read_json))
+
+    def _request(self, request: Request, sampling: Sampling) -> tuple[str, dict[str, Any]]:
+        """Where a request goes, and its body."""
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -94,9 +145,9 @@ class Endpoint:
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if isinstance(request.prompt, str):
-            return self._read(self._ask("/completions", body | {"prompt": request.prompt}))
+            return "/completions", body | {"prompt": request.prompt}
         messages = [dict(message) for message in request.prompt]
-        return self._read(self._ask("/chat/completions", body | {"messages": messages}))
+        return "/chat/completions", body | {"messages": messages}
 
     def _read(self, reply: Any) -> Completion:
         try:
@@ -113,22 +164,25 @@ class Endpoint:
             if not isinstance(tokens, int) or not isinstance(text, str | None):
                 raise TypeError("other types")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{self.url}: answers in another form than OpenAI's ({error!r:.80})"
-            ) from None
+            raise self._strange(error) from None
         return Completion(text or "", tokens, "length" if finish == "length" else "stop")
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _strange(self, error: Exception) -> InputError:
+        return InputError(f"{self.url}: answers in another form than OpenAI's ({error!r:.80})")
+
+    def _ask(
+        self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Result]
+    ) -> Result:
+        """What ``read`` makes of the reply to a request with a body, or to one without."""
         headers = {"Content-Type": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        data = json.dumps(body).encode()
+        data = None if body is None else json.dumps(body).encode()
         for attempt in range(self.retries + 1):
             wait = self.pause * 2**attempt
             try:
                 asked = urllib.request.Request(self.url + path, data, headers)
-                with urllib.request.urlopen(asked, timeout=self.timeout) as reply:
-                    return json.load(reply)
+                return read(urllib.request.urlopen(asked, timeout=self.timeout))
             except urllib.error.HTTPError as error:
                 with error:
                     told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
@@ -144,6 +198,11 @@ class Endpoint:
             if attempt < self.retries:
                 time.sleep(min(wait, 60.0))
         raise InputError(f"{self.url}{path}: {problem}")
+
+
+def _read_json(reply: Any) -> Any:
+    with reply:
+        return json.load(reply)
 
 
 def _seed(seed: int, sample: int) -> int:

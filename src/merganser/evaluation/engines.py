@@ -113,20 +113,46 @@ def read_options(engine: EngineName, given: Mapping[str, Any]) -> AnyOptions:
         raise RecipeError(f"engine_options.{key}: {reason}") from None
 
 
-def check_installed(engine: EngineName, options: AnyOptions) -> None:
+def choose(
+    written: EngineName,
+    options: Mapping[str, Any],
+    engine: EngineName | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> AnyOptions:
+    """The options of the engine that is used; their type says which it is.
+
+    Args:
+        written: the engine of an ``evaluate:`` block.
+        options: its options; they count for this engine only.
+        engine: the engine that is asked for in its place.
+        more: options that count more than the block's.
+
+    Raises:
+        RecipeError: an option is unknown, missing or has a wrong value.
+    """
+    name = engine or written
+    return read_options(name, {**(options if name == written else {}), **(more or {})})
+
+
+def name_of(options: AnyOptions) -> EngineName:
+    """The engine that options are of."""
+    [name] = [name for name, kind in _OPTIONS.items() if isinstance(options, kind)]
+    return name
+
+
+def check_installed(options: AnyOptions) -> None:
     """Raise what would stop an engine from being used, without importing it.
 
     Raises:
         MerganserError: it is not installed, or in a version that is not tested.
     """
-    if engine == "endpoint":
+    if isinstance(options, EndpointOptions):
         return
     extras.check("transformers", "eval")
-    if engine != "vllm":
+    if isinstance(options, TransformersOptions):
         return
     extras.check("vllm", "vllm")
     version = vllm_version()
-    assert isinstance(options, VllmOptions)
     if not options.unchecked and not version.startswith(tuple(f"{v}." for v in VLLM_VERSIONS)):
         raise MerganserError(
             f"engine: vllm {version} is installed, and swapped weights are tested with "
@@ -150,18 +176,15 @@ def vllm_version() -> str:
     return _version_of(*VLLM_PACKAGES)
 
 
-def describe(engine: EngineName, options: AnyOptions) -> str:
+def describe(options: AnyOptions) -> str:
     """An engine with its version, for keys, cards and reports."""
-    if engine == "transformers":
-        assert isinstance(options, TransformersOptions)
+    if isinstance(options, TransformersOptions):
         batching = ", continuous batching" if options.batching == "continuous" else ""
         return f"transformers {_version_of('transformers')}{batching}"
-    if engine == "vllm":
-        assert isinstance(options, VllmOptions)
+    if isinstance(options, VllmOptions):
         parallel = options.tensor_parallel_size
         return f"vllm {vllm_version()}" + (f", {parallel} in parallel" if parallel > 1 else "")
-    assert isinstance(options, EndpointOptions)
-    return f"endpoint {options.url} {options.model}"
+    return f"endpoint {options.url}"
 
 
 def _version_of(*packages: str) -> str:

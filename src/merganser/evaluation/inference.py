@@ -210,7 +210,9 @@ class Inference:
         """A batch whose keys and values fit into a part of the free memory."""
         size = next(self.model.parameters()).element_size()
         each = self.codec.key_value_bytes(size) * length
-        each += 12 * self.model.config.get_text_config().vocab_size  # logits and what is made of them
+        each += (
+            12 * self.model.config.get_text_config().vocab_size
+        )  # logits and what is made of them
         return int(
             min(MOST_AT_ONCE, max(1, MEMORY_SHARE * free_memory(str(self.model.device)) // each))
         )

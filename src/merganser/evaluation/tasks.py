@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merganser import recipe, suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.evaluation import engines, scorers
 from merganser.evaluation import problems as problem_files
-from merganser.evaluation import scorers
+from merganser.evaluation.engines import EngineName
 from merganser.evaluation.generation import Message, Prompt, Sampling
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
@@ -143,6 +144,16 @@ class Evaluate(Part):
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: int | None = Field(default=None, ge=1)
+    engine: EngineName = "transformers"
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _options(self) -> Evaluate:
+        try:
+            engines.read_options(self.engine, self.engine_options)
+        except RecipeError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 Kind = TypeVar("Kind", bound=Evaluate)

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -130,7 +131,7 @@ class VllmBackend:
             InputError: weights of the model are missing.
             EngineFailure: the engine failed, and must be made anew.
         """
-        found = self._guard(lambda: self._engine.collective_rpc(method, args=arguments))
+        found: list[Any] = self._guard(lambda: self._engine.collective_rpc(method, args=arguments))
         if missing := sorted({name for names in found for name in names}):
             raise InputError(
                 f"{self.codec.label}: {missing[0]!r}, which vLLM's model needs, is not among its "
@@ -200,11 +201,8 @@ class VllmBackend:
             for index, (row, request) in enumerate(zip(rows, requests, strict=True)):
                 params = self._params(row, request, sampling, in_parts)
                 number = str(next(self._numbers))
-                self._guard(
-                    lambda number=number, row=row, params=params: self._engine.add_request(
-                        number, {"prompt_token_ids": list(row)}, params
-                    )
-                )
+                prompt = {"prompt_token_ids": list(row)}
+                self._guard(partial(self._engine.add_request, number, prompt, params))
                 running[number] = index
             while running:
                 for output in self._guard(self._engine.step):
@@ -271,9 +269,7 @@ class VllmBackend:
         except MerganserError:
             raise
         except Exception as error:
-            raise EngineFailure(
-                f"{self.codec.label}: vLLM failed ({_reason(error)})"
-            ) from error
+            raise EngineFailure(f"{self.codec.label}: vLLM failed ({_reason(error)})") from error
 
 
 def length_of(codec: Codec, requests: Sequence[Request], sampling: Sampling) -> int:
@@ -303,7 +299,9 @@ def _start(vllm: Any, label: str, arguments: Mapping[str, Any]) -> Any:
             warnings.simplefilter("ignore")
             return vllm.LLM(**arguments).llm_engine
     except TypeError as error:
-        raise RecipeError(f"engine_options.arguments: vLLM refuses them ({_reason(error)})") from None
+        raise RecipeError(
+            f"engine_options.arguments: vLLM refuses them ({_reason(error)})"
+        ) from None
     except Exception as error:  # whatever a config or a machine can make vLLM raise
         raise InputError(
             f"{label}: vLLM {vllm_version()} cannot run this model ({_reason(error)}); "

@@ -32,9 +32,7 @@ class _Row:
 class Drawing(LogitsProcessor):
     """Leaves each request that draws the one token that its next number draws."""
 
-    def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -57,9 +55,7 @@ class Drawing(LogitsProcessor):
         return logits
 
 
-def _row_of(
-    params: SamplingParams, _prompt: list[int] | None, tokens: list[int]
-) -> _Row | None:
+def _row_of(params: SamplingParams, _prompt: list[int] | None, tokens: list[int]) -> _Row | None:
     own = (params.extra_args or {}).get(KEY)
     if own is None:
         return None

@@ -57,7 +57,7 @@ def _pack_tied(model: torch.nn.Module) -> None:
         weight = layer._parameters.get("weight")
         if weight is None:
             continue
-        method = getattr(layer, "quant_method", None)
+        method: Any = getattr(layer, "quant_method", None)
         if id(weight) in seen and hasattr(method, "process_weights_after_loading"):
             method.process_weights_after_loading(layer)
         seen.add(id(weight))

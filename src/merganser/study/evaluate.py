@@ -13,10 +13,10 @@ from typing import Any
 
 from merganser import engine, extras, recipe
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
-from merganser.evaluation import harness, running
+from merganser.evaluation import engines, harness, running
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation import tasks as languages
-from merganser.evaluation.endpoint import Endpoint
+from merganser.evaluation.engines import AnyOptions, EngineName
 from merganser.evaluation.generation import Backend
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Score
@@ -36,8 +36,10 @@ from merganser.study import sharing, sweep
 from merganser.study.evaluate_block import Study
 from merganser.study.held_out import split
 from merganser.study.keep import parse_rule
-from merganser.study.live_model import Computing, LiveModel, model_key
+from merganser.study.live import make_live
+from merganser.study.live_model import Computing, Live, LiveModel
 from merganser.study.progress import Listener, Meter, Scored, Turn, Waiting, ignore
+from merganser.study.served_model import ServedModel
 from merganser.version import VERSION
 
 SAMPLES = "samples"
@@ -65,6 +67,8 @@ def evaluate_sweep(
     *,
     only: Sequence[str] = (),
     write: bool = True,
+    engine: EngineName | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Any,
@@ -81,6 +85,8 @@ def evaluate_sweep(
         out: the folder of the study.
         only: conditions on the points, such as ``w=0.7,0.9``.
         write: False to write no models, whatever the rule says.
+        engine: what runs the models, in place of the file's engine.
+        engine_options: its options, in place of the file's.
         on_progress: told of the completions.
         on_warning: takes warnings: of the points' plans, and of kept completions that must be generated
             again, before the first completion; of the merges that are written.
@@ -95,7 +101,7 @@ def evaluate_sweep(
     pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
-    check_installed(block)
+    running_on = choose_engine(block, engine, engine_options)
     apart = [block.held_out] if isinstance(block.held_out, str) else block.held_out
     seen, unseen = split(
         tasks,
@@ -123,12 +129,22 @@ def evaluate_sweep(
             stack.enter_context(closing(model.plan))
         _check_names([*others, *asked])
         make(home / SAMPLES)
-        live = LiveModel(
-            device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
+        live = stack.enter_context(
+            closing(
+                make_live(
+                    running_on,
+                    device=block.device,
+                    dtype=block.dtype,
+                    threads=threads,
+                    batch_size=block.batch_size,
+                )
+            )
         )
         stage = _Stage(block, seen, live, home, pattern.folder or Path())
         needed = {reference.text for reference, _ in _references(block, asked, document)}
         models = [model for model in others if model.entry.model in needed] + asked
+        if isinstance(live, ServedModel):
+            live.check([model.entry.name for model in models if not stage.is_complete(model)])
         for line in to_redo(models, seen, live, home):
             on_warning(line)
         entries = {entry.name: entry for entry in stage.score_all(models, on_progress)}
@@ -172,7 +188,7 @@ def evaluate_sweep(
 def _on_held_out(
     models: Sequence[Model],
     tasks: Sequence[Task],
-    live: LiveModel,
+    live: Live,
     home: Path,
     threads: int | None,
     on_progress: Listener,
@@ -190,7 +206,7 @@ def _on_held_out(
 
 
 def _write_held_out(
-    found: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: LiveModel, home: Path
+    found: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: Live, home: Path
 ) -> None:
     """Write the results on what was held out; where there are none, earlier ones are removed."""
     folder = home / results.HELD_OUT
@@ -233,7 +249,7 @@ class _Stage:
 
     block: Study
     tasks: Sequence[Task]
-    live: LiveModel
+    live: Live
     home: Path
     beside: Path
 
@@ -262,7 +278,7 @@ class _Stage:
 
     def is_complete(self, model: Model) -> bool:
         """Whether all completions and scores of a model are kept, so that it can be scored without running."""
-        key = model_key(model.plan, self.live)
+        key = self.live.key(model.plan, model.entry.name)
         own = "-".join(key.values())
         kept = harness.read_kept(self._harness_file(model), own, self.block.lm_eval)
         samples = self.home / SAMPLES / f"{model.entry.name}.jsonl"
@@ -285,15 +301,28 @@ def check_block(config: Config, strictness: Strictness = "normal") -> None:
     parse_rule(block.keep, block.directions(tasks), pattern.document)
 
 
-def check_installed(block: Study) -> None:
-    """Raise what would stop models from being run, before any is.
+def choose_engine(
+    block: Study,
+    engine: EngineName | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AnyOptions:
+    """The options of the engine that models run on, after a check that nothing stops it.
+
+    Args:
+        block: names an engine.
+        engine: in place of the block's.
+        options: in place of the block's.
 
     Raises:
-        MerganserError: an extra is not installed.
+        MerganserError: an extra is not installed, or an option is wrong.
     """
-    extras.check("transformers", "eval")
+    found = engines.choose(block.engine, block.engine_options, engine, options)
+    engines.check_installed(found)
     if block.lm_eval:
+        if engines.name_of(found) != "transformers":
+            raise RecipeError("lm_eval: tasks of the harness run with engine: transformers only")
         extras.check("lm_eval", "lm-eval")
+    return found
 
 
 def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
@@ -398,9 +427,7 @@ def _check_names(models: Sequence[Model]) -> None:
             )
 
 
-def to_redo(
-    models: Sequence[Model], tasks: Sequence[Task], live: LiveModel, home: Path
-) -> list[str]:
+def to_redo(models: Sequence[Model], tasks: Sequence[Task], live: Live, home: Path) -> list[str]:
     """Which kept completions no longer hold: a line for each reason, with the models that it concerns.
 
     Raises:
@@ -410,7 +437,7 @@ def to_redo(
     for model in models:
         file = home / SAMPLES / f"{model.entry.name}.jsonl"
         if file.is_file():
-            key = model_key(model.plan, live)
+            key = live.key(model.plan, model.entry.name)
             for why, count in running.to_redo(tasks, key=key, samples=file).items():
                 counts.setdefault(why, {})[model.entry.name] = count
     return [redone(sum(own.values()), why, list(own)) for why, own in counts.items()]
@@ -425,7 +452,7 @@ def redone(count: int, why: str, names: Sequence[str]) -> str:
 def score(
     model: Model,
     tasks: Sequence[Task],
-    live: LiveModel,
+    live: Live,
     home: Path,
     on_progress: Listener,
     turn: Turn,
@@ -450,10 +477,13 @@ def score(
     meter = Meter(turn, on_progress)
     found = running.evaluate(
         live.backend_of(
-            model.plan, outcome.append if model.point is not None else None, meter.generated
+            model.plan,
+            outcome.append if model.point is not None else None,
+            meter.generated,
+            model.entry.name,
         ),
         tasks,
-        key=model_key(model.plan, live),
+        key=live.key(model.plan, model.entry.name),
         samples=home / own if tasks else None,
         on_progress=meter.completed,
     )
@@ -466,7 +496,7 @@ def score(
 def _harness(
     plan: Plan,
     block: Study,
-    live: LiveModel,
+    live: Live,
     beside: Path,
     file: Path | None = None,
     *,
@@ -477,12 +507,13 @@ def _harness(
     Raises:
         InputError: when a task cannot be run or lacks a metric; the scores of its other metrics are kept.
     """
-    key = "-".join(model_key(plan, live).values()) if file is not None else ""
+    key = "-".join(live.key(plan).values()) if file is not None else ""
     found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
     for tasks in harness.runs([task for task in block.lm_eval if task.score not in found]):
-        backend = live.settled(plan)
+        assert isinstance(live, LiveModel)
+        live.settle(plan)
         outcome = harness.run(
-            backend.model, backend.codec.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
+            live.module, live.tokenizer, tasks[0], beside, block.batch_size, quiet=quiet
         )
         errors = []
         for task in tasks:
@@ -526,11 +557,13 @@ def _weighed(entry: Entry, model: Model, outcome: engine.Outcome) -> Entry:
 
 
 def describe(
-    tasks: Sequence[Task], live: LiveModel, lm_eval: Sequence[HarnessTask] = ()
+    tasks: Sequence[Task], live: Live, lm_eval: Sequence[HarnessTask] = ()
 ) -> dict[str, Any]:
     """How completions were made, for results."""
     versions = {"merganser": VERSION}
-    for name in ("torch", "transformers", "math-verify", *(["lm-eval"] if lm_eval else [])):
+    names = ["torch", "transformers", "math-verify"]
+    names += list(engines.VLLM_PACKAGES) if live.engine_name.startswith("vllm") else []
+    for name in (*names, *(["lm-eval"] if lm_eval else [])):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -538,6 +571,7 @@ def describe(
     return {
         "tasks": languages.describe(tasks),
         "lm_eval": [task.model_dump(mode="json") for task in lm_eval],
+        "engine": live.engine_name,
         "device": live.device,
         "dtype": live.computing,
         "versions": versions,
@@ -565,8 +599,9 @@ def evaluate(
     *,
     samples: str | Path | None = None,
     endpoint: str | None = None,
-    token: str | None = None,
     concurrency: int = 16,
+    engine: EngineName | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     device: str | None = None,
     dtype: Computing | None = None,
     batch_size: int | None = None,
@@ -578,12 +613,13 @@ def evaluate(
 
     Args:
         model: a reference as recipes have it, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
-            model at ``endpoint``.
+            model that a server has.
         tasks_file: a file of tasks, or one with an ``evaluate:`` block.
         samples: the file of kept completions; None to keep none.
-        endpoint: URL of a server that speaks OpenAI's protocol; None to run the model here.
-        token: for the server.
-        concurrency: requests at once.
+        endpoint: URL of a server that speaks OpenAI's protocol, for the engine ``endpoint``.
+        concurrency: requests at once to it.
+        engine: what runs the model, in place of the file's engine.
+        engine_options: its options, in place of the file's.
         device, dtype, batch_size: in place of the file's.
         threads: of the merge.
         on_progress: told of the completions.
@@ -596,26 +632,30 @@ def evaluate(
         MerganserError: of the kind that fits.
     """
     block, tasks, folder = languages.load(tasks_file, Study)
-    live = LiveModel(
-        device=device or block.device,
-        dtype=dtype or block.dtype,
-        batch_size=batch_size or block.batch_size,
-        threads=threads,
-    )
+    if endpoint is not None:
+        engine = "endpoint"
+        engine_options = {"url": endpoint, "concurrency": concurrency, **(engine_options or {})}
+    running_on = choose_engine(block, engine, engine_options)
     with ExitStack() as stack:
+        live = make_live(
+            running_on,
+            device=device or block.device,
+            dtype=dtype or block.dtype,
+            batch_size=batch_size or block.batch_size,
+            threads=threads,
+        )
+        stack.enter_context(closing(live))
         plan: Plan | None = None
-        if endpoint is not None:
-            if block.lm_eval:
-                raise RecipeError("lm_eval: tasks of the harness run on models in memory only")
-            name, key = model, {"the model at the endpoint": f"{endpoint} {model}"}
+        if isinstance(live, ServedModel):
+            served = live.choose(model)
+            name, key = model, {"the model at the endpoint": f"{live.options.url} {served.model}"}
             meter = Meter(Turn(name), on_progress)
-            served = Endpoint(endpoint, model, token=token, concurrency=concurrency)
             backend: Backend = partial(served, on_tokens=meter.generated)
         else:
             name, plan = find(model)
             stack.enter_context(closing(plan))
             meter = Meter(Turn(name), on_progress)
-            key = model_key(plan, live) if samples is not None else {}
+            key = live.key(plan) if samples is not None else {}
             backend = live.backend_of(plan, on_tokens=meter.generated)
         kept = Path(samples) if samples is not None and tasks else None
         if kept is not None:
@@ -633,8 +673,7 @@ def evaluate(
             quiet = on_progress is ignore
             scores |= _harness(plan, block, live, folder or Path(), quiet=quiet)
         on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
-    settings = {"tasks": languages.describe(tasks), "endpoint": endpoint}
-    settings = describe(tasks, live, block.lm_eval) if endpoint is None else settings
+    settings = describe(tasks, live, block.lm_eval)
     entry = Entry(name, "expert", model=model, scores=scores)
     return Results(name, "", block.directions(tasks), settings, (entry,))
 

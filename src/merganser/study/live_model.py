@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,13 +40,13 @@ class Live(ABC):
     """A model that :meth:`become` makes whatever a plan says, in some engine.
 
     Attributes:
-        engine: the engine's name and version.
+        engine_name: the engine with its version.
         device: where it computes.
         computing: what it computes in.
         plan: the plan that it is now.
     """
 
-    engine: str
+    engine_name: str
     device: str
     computing: Computing
     plan: Plan | None = None
@@ -124,7 +124,7 @@ class Live(ABC):
             **models,
             "the dtype": str(self.computing),
             "the device": self.device,
-            "the engine": self.engine,
+            "the engine": self.engine_name,
         }
 
     def dtype_of(self, plan: Plan) -> str:
@@ -134,7 +134,8 @@ class Live(ABC):
         return "float32" if self.device == "cpu" else plan.dtype.name
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Give back what the engine holds; it can become a plan again."""
+        self.plan = None
 
 
 class LiveModel(Live):
@@ -170,7 +171,7 @@ class LiveModel(Live):
         self.device = find_device(device)
         self.computing = dtype
         self.options = options or TransformersOptions()
-        self.engine = engines.describe("transformers", self.options)
+        self.engine_name = engines.describe(self.options)
         self.module: Any = None
         self.tokenizer: Any = None
         self.plan: Plan | None = None
@@ -186,6 +187,10 @@ class LiveModel(Live):
             raise MerganserError("a live model must become some plan first")
         return self._backend
 
+    def close(self) -> None:
+        """See :class:`Live`."""
+        self.module = self.tokenizer = self.plan = self._places = self._backend = None
+
     @property
     def has_chat_template(self) -> bool:
         """See :class:`Live`."""
@@ -198,7 +203,7 @@ class LiveModel(Live):
             [outcome] = engine.run([plan], [sink], threads=self._threads, report=report)
             self.plan = plan
             return outcome
-        self.module = self.tokenizer = self.plan = self._places = self._backend = None
+        self.close()
         whole = StateDictSink(shell.specs(plan))
         [outcome] = engine.run([plan], [whole], threads=self._threads, report=report)
         self._load(plan, whole.tensors)

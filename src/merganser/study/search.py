@@ -12,6 +12,7 @@ from typing import Any
 
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
+from merganser.evaluation.engines import EngineName, name_of
 from merganser.evaluation.tasks import Task
 from merganser.merging.folders import sort_options
 from merganser.planning import Config, Plan, make_plan
@@ -24,7 +25,8 @@ from merganser.study import evaluate, search_loop
 from merganser.study.evaluate import Model
 from merganser.study.held_out import split
 from merganser.study.history import INPUTS
-from merganser.study.live_model import LiveModel
+from merganser.study.live import make_live
+from merganser.study.live_model import Live
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.search_loop import Candidate, Standing, Trial
 from merganser.study.search_space import Search, load_search
@@ -65,6 +67,8 @@ def search(
     *,
     budget: int | None = None,
     write: bool = True,
+    engine: EngineName | None = None,
+    engine_options: Mapping[str, Any] | None = None,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
@@ -80,6 +84,8 @@ def search(
         out: the folder of the history, the results, and the chosen candidates' folders.
         budget: how many candidates, in place of the file's number.
         write: whether to write the chosen ones.
+        engine: what runs the models, in place of the file's engine.
+        engine_options: its options, in place of the file's.
         on_standing: told of every candidate that is scored, and of what is searched.
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
         on_warning: takes warnings: of ends of ranges that cannot be merged, before the first candidate,
@@ -97,7 +103,11 @@ def search(
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
     block, tasks = evaluate.load_block(document, folder)
-    evaluate.check_installed(block)
+    running_on = evaluate.choose_engine(block, engine, engine_options)
+    if name_of(running_on) == "endpoint":
+        raise document.error(
+            "search: its candidates are new merges, which no server has; use engine: transformers or vllm"
+        )
     if "keep" in block.model_fields_set:
         raise document.error(
             "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
@@ -127,8 +137,12 @@ def search(
         }
     for problem in search_loop.invalid_ends(wanted, **planning):
         on_warning(problem)
-    live = LiveModel(
-        device=block.device, dtype=block.dtype, threads=threads, batch_size=block.batch_size
+    live = make_live(
+        running_on,
+        device=block.device,
+        dtype=block.dtype,
+        threads=threads,
+        batch_size=block.batch_size,
     )
 
     def check(planned: Sequence[tuple[Point, Plan]]) -> None:
@@ -136,6 +150,7 @@ def search(
             check_ready(planned, home, writing, all_points=False)
 
     with closing(_Stage(live, seen, home, planning, threads, check)) as stage, ExitStack() as plans:
+        plans.callback(live.close)
         for other in others:
             plans.enter_context(closing(other.plan))
         trials = search_loop.explore(
@@ -145,6 +160,7 @@ def search(
             settings={
                 "merganser": VERSION,
                 "tasks": evaluations.describe(seen),
+                "engine": live.engine_name,
                 INPUTS: inputs,
             },
             prepare=stage.prepare,
@@ -227,7 +243,7 @@ class _Stage:
 
     def __init__(
         self,
-        live: LiveModel,
+        live: Live,
         tasks: Sequence[Task],
         home: Path,
         options: Mapping[str, Any],
@@ -348,7 +364,7 @@ def choose(wanted: Search, trials: Sequence[Trial]) -> dict[str, str]:
 def _results(
     wanted: Search,
     tasks: Sequence[Task],
-    live: LiveModel,
+    live: Live,
     entries: Sequence[Entry],
     chosen: Mapping[str, str],
     folder: Path,

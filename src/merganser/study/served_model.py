@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from merganser import engine
-from merganser.errors import MerganserError
+from merganser.errors import InputError, MerganserError
 from merganser.evaluation import engines
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.engines import EndpointOptions
@@ -35,7 +35,7 @@ class ServedModel(Live):
         self, options: EndpointOptions, *, token: str | None = None, threads: int | None = None
     ) -> None:
         self.options = options
-        self.engine = engines.describe("endpoint", options)
+        self.engine_name = engines.describe(options)
         self.device = "server"
         self.computing: Computing = "auto"
         self._token = token
@@ -54,15 +54,33 @@ class ServedModel(Live):
         """The server's matter."""
         return True
 
-    def choose(self, name: str) -> None:
+    def choose(self, name: str) -> Endpoint:
         """Ask the model that the study calls ``name``."""
         self._backend = Endpoint(
             self.options.url,
-            self.options.model.replace("{name}", name),
+            self._name_of(name),
             token=self._token,
             concurrency=self.options.concurrency,
             timeout=self.options.timeout,
         )
+        return self._backend
+
+    def check(self, names: Sequence[str]) -> None:
+        """Check that the server has all models of a study.
+
+        Raises:
+            InputError: it lacks one, or is not reached.
+        """
+        there = self.choose("").models()
+        if lacking := [own for name in names if (own := self._name_of(name)) not in there]:
+            known = ", ".join(there[:5]) + (" …" if len(there) > 5 else "")
+            raise InputError(
+                f"{self.options.url}: has no model {lacking[0]!r} ({len(lacking)} of {len(names)} "
+                f"are missing); it has {known}"
+            )
+
+    def _name_of(self, name: str) -> str:
+        return self.options.model.replace("{name}", name)
 
     def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
         """See :class:`merganser.study.live_model.Live`: only measures, since the server has the model."""
@@ -91,5 +109,4 @@ class ServedModel(Live):
 
     def key(self, plan: Plan, name: str = "") -> dict[str, str]:
         """See :class:`merganser.study.live_model.Live`."""
-        own = self.options.model.replace("{name}", name)
-        return super().key(plan, name) | {"the model at the endpoint": own}
+        return super().key(plan, name) | {"the model at the endpoint": self._name_of(name)}

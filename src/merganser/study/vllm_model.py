@@ -64,8 +64,8 @@ class VllmModel(Live):
         options: VllmOptions | None = None,
     ) -> None:
         self.options = options or VllmOptions()
-        engines.check_installed("vllm", self.options)
-        self.engine = engines.describe("vllm", self.options)
+        engines.check_installed(self.options)
+        self.engine_name = engines.describe(self.options)
         self.device = _device(device)
         self.computing = dtype
         self._threads = threads
