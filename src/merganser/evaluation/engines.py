@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from merganser import extras, recipe
+from merganser import extras, suggestions
 from merganser.errors import MerganserError, RecipeError
 
 EngineName = Literal["transformers", "vllm", "endpoint"]
@@ -106,7 +106,7 @@ def read_options(engine: EngineName, given: Mapping[str, Any]) -> AnyOptions:
         reason = first["msg"]
         if first["type"] == "extra_forbidden":
             reason = f"the {engine} engine has {', '.join(kind.model_fields)}"
-            if slip := recipe.nearest(key, kind.model_fields):
+            if slip := suggestions.nearest(key, kind.model_fields):
                 reason = f"unknown; did you mean {slip!r}?"
         elif first["type"] == "missing":
             reason = f"the {engine} engine needs it"
