@@ -12,9 +12,9 @@ import pytest
 
 import merganser
 from merganser import load_recipe
-from merganser.recipe import parse_reference
+from merganser.recipe import has_block, is_sweep, parse_reference
 from merganser.recipe.steps import load_steps
-from merganser.recipe.sweep_file import has_block, is_sweep, load_points
+from merganser.recipe.sweep_file import load_points
 from merganser.study.search_space import load_search
 from peers import Tensors, load, make_model, unit
 

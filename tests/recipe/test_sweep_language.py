@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 import merganser
 from checkpoints_on_disk import make_model
 from merganser.errors import RecipeError
-from merganser.recipe import expressions
+from merganser.recipe import expressions, is_sweep
 from merganser.recipe.short_names import matching, shorten
-from merganser.recipe.sweep_file import find_point, is_sweep, load_points, read_pattern, select
+from merganser.recipe.sweep_file import find_point, load_points, read_pattern, select
 from merganser.sinks import DigestSink
 from messages import assert_one_line
 from recipe_files import RecipeFile

@@ -208,7 +208,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     """
     from merganser import planning
     from merganser.merging import multistage
-    from merganser.recipe.sweep_file import has_block, is_sweep
+    from merganser.recipe import has_block, is_sweep
     from merganser.release.copies import refuse_foreign_links
 
     prepare(options)
@@ -251,7 +251,7 @@ def _plan_sweep(
 ) -> None:
     from merganser import planning
     from merganser.cli.plan_table import show_plan, show_point, show_points
-    from merganser.recipe.sweep_file import has_block
+    from merganser.recipe import has_block
     from merganser.release.copies import refuse_foreign_links
     from merganser.study import evaluate
     from merganser.study import sweep as sweeps

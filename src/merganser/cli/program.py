@@ -22,7 +22,7 @@ from merganser.cli.flag_names import in_flags
 from merganser.cli.lazy_group import LazyCommand, LazyGroup
 from merganser.cli.output import is_utf8
 from merganser.errors import MerganserError, ResourceError, one_line
-from merganser.openmp import wait_passively
+from merganser.openmp import load_numpy_alone, wait_passively
 from merganser.version import VERSION
 
 
@@ -91,6 +91,7 @@ class _Program(LazyGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         wait_passively()
+        load_numpy_alone()
         _replace_what_cannot_be_encoded()
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
         try:

@@ -57,13 +57,13 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
       merganser sweep sweep.yml OUT --only w=0.7,0.9
       merganser sweep study.yml OUT --no-write      # scores only
     """
-    from merganser.recipe import sweep_file
+    from merganser.recipe import has_block
     from merganser.study import sweep as sweeps
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     no_write, draw = options.pop("no_write"), options.pop("draw")
     prepare(options)
-    if sweep_file.has_block(config, "evaluate"):
+    if has_block(config, "evaluate"):
         _sweep_evaluated(config, out, as_json, quiet, not no_write, options)
         if draw:
             _draw(out, quiet or as_json)

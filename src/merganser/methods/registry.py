@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -274,7 +273,9 @@ def variant_of(
 
 def get(name: str, arithmetic: str = "exact") -> Method | None:
     """The method with this name, or its variant for the arithmetic if it has one; None if unknown."""
-    _load_families()
+    for family in FAMILIES:  # only as far as needed: reading signatures takes time
+        if (name, "exact") not in _registry or arithmetic != "exact":
+            importlib.import_module(f"{PACKAGE}.{family}")
     if (name, "exact") not in _registry:
         _load_entry_points()
     return _registry.get((name, arithmetic)) or _registry.get((name, "exact"))
@@ -432,6 +433,8 @@ def _package(module: str) -> str | None:
     """The installed package of a module, as ``name==version``, or None."""
     if module == "__main__" or module.startswith(FILE_PREFIX):
         return None
+    from importlib.metadata import packages_distributions, version
+
     installed = packages_distributions().get(module.partition(".")[0])
     return f"{installed[0]}=={version(installed[0])}" if installed else None
 
@@ -442,6 +445,8 @@ def _load_families() -> None:
 
 
 def _load_entry_points() -> None:
+    from importlib.metadata import entry_points
+
     for entry in entry_points(group=PACKAGE):
         try:
             entry.load()

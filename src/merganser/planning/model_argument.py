@@ -6,7 +6,8 @@ from pathlib import Path
 
 from merganser.errors import RecipeError
 from merganser.planning import Plan, make_plan
-from merganser.recipe.sweep_file import find_point, is_sweep
+from merganser.recipe import is_sweep
+from merganser.recipe.sweep_file import find_point
 
 RECIPES = (".yml", ".yaml")
 

@@ -32,7 +32,9 @@ __all__ = [
     "SliceSource",
     "Strictness",
     "exists",
+    "has_block",
     "invalid",
+    "is_sweep",
     "json_schema",
     "key_name",
     "load",
@@ -181,6 +183,27 @@ def read_documents(
         return [Document(_plain(source))], None
     file = Path(source)
     return parse_documents(_text(file), str(file)), file.resolve().parent
+
+
+def is_sweep(source: Config) -> bool:
+    """Whether a recipe, or one of a file's, has a ``sweep:`` block.
+
+    Raises:
+        RecipeError: when it cannot be read.
+    """
+    return has_block(source, "sweep")
+
+
+def has_block(source: Config, block: str) -> bool:
+    """Whether a recipe, or one of a file's, has a block of that name.
+
+    Raises:
+        RecipeError: when it cannot be read.
+    """
+    if isinstance(source, str | os.PathLike | Mapping):
+        found = [document.data for document in read_documents(source)[0]]
+        return any(isinstance(data, dict) and block in data for data in found)
+    return False
 
 
 def _text(file: Path) -> str:

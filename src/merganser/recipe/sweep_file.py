@@ -197,27 +197,6 @@ def _in_point(
     return found
 
 
-def is_sweep(source: Config) -> bool:
-    """Whether a recipe, or one of a file's, has a ``sweep:`` block.
-
-    Raises:
-        RecipeError: when it cannot be read.
-    """
-    return has_block(source, "sweep")
-
-
-def has_block(source: Config, block: str) -> bool:
-    """Whether a recipe, or one of a file's, has a block of that name.
-
-    Raises:
-        RecipeError: when it cannot be read.
-    """
-    if isinstance(source, str | os.PathLike | Mapping):
-        found = [document.data for document in recipe.read_documents(source)[0]]
-        return any(isinstance(data, dict) and block in data for data in found)
-    return False
-
-
 def read_pattern(source: Config, block: str, strictness: Strictness = "normal") -> Pattern:
     """Read a file of many recipes.
 

@@ -24,7 +24,8 @@ from merganser.planning import (
     default_threads,
     make_plan,
 )
-from merganser.recipe.sweep_file import Point, has_block, load_points, select
+from merganser.recipe import has_block
+from merganser.recipe.sweep_file import Point, load_points, select
 from merganser.release import manifest
 from merganser.sinks import WINDOW
 
