@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
-
 from merganser import suggestions
 from merganser.errors import RecipeError
 from merganser.recipe import run_models
 from merganser.recipe.document import Document, key_name, parse_document, parse_documents
+from merganser.recipe.kinds import Part, names
 from merganser.recipe.references import ModelReference, exists, parse_reference
 from merganser.recipe.schema import ModelInput, OutputSlice, Recipe, SliceSource, valid_keys
 from merganser.recipe.settings import Rule, Scalar, Setting, parse_setting
@@ -145,7 +144,7 @@ def load(
     if isinstance(source, ParsedRecipe):
         return source
     if isinstance(source, Recipe):
-        data = source.model_dump(mode="json", exclude_defaults=True)
+        data = _written(source)
         return ParsedRecipe(source, Document(data), data, None, (), strictness)
     if isinstance(source, Mapping):
         return validate(Document(_plain(source)), None, strictness)
@@ -225,8 +224,8 @@ def model_references(
     """Every place of a recipe, or of a part of one, that names a model, and the model."""
     if isinstance(part, ModelReference):
         yield path, part
-    elif isinstance(part, BaseModel):
-        for name in type(part).model_fields:
+    elif isinstance(part, Part):
+        for name in names(type(part)):
             yield from model_references(getattr(part, name), (*path, name))
     elif isinstance(part, Mapping | list):
         for key, entry in part.items() if isinstance(part, Mapping) else enumerate(part):
@@ -237,9 +236,9 @@ def _mapped(part: Any, change: Callable[[ModelReference], ModelReference]) -> An
     """A recipe, or a part of one, with other references."""
     if isinstance(part, ModelReference):
         return change(part)
-    if isinstance(part, BaseModel):
-        fields = {name: _mapped(getattr(part, name), change) for name in type(part).model_fields}
-        return part.model_copy(update=fields)
+    if isinstance(part, Part):
+        fields = {name: _mapped(getattr(part, name), change) for name in names(type(part))}
+        return replace(part, **fields)
     if isinstance(part, dict):
         return {key: _mapped(entry, change) for key, entry in part.items()}
     if isinstance(part, list):
@@ -247,9 +246,24 @@ def _mapped(part: Any, change: Callable[[ModelReference], ModelReference]) -> An
     return part
 
 
+def _written(part: Any) -> Any:
+    """A recipe, or a part of one, as it would be written, without what it says by default."""
+    if isinstance(part, ModelReference):
+        return part.text
+    if isinstance(part, Setting):
+        rules = [{"filter": rule.filter, "value": _written(rule.value)} for rule in part.rules]
+        return rules if rules[1:] or rules[0]["filter"] is not None else rules[0]["value"]
+    if isinstance(part, Part):
+        given = part.given()
+        return {name: _written(value) for name, value in given.items()}
+    if isinstance(part, dict):
+        return {key: _written(entry) for key, entry in part.items()}
+    return [_written(entry) for entry in part] if isinstance(part, list | tuple) else part
+
+
 def json_schema() -> dict[str, Any]:
     """The recipe language as JSON Schema, for editors."""
-    schema = Recipe.model_json_schema()
+    schema = Recipe.json_schema()
     defs = schema["$defs"]
     parameters = defs["ModelInput"]["properties"]["parameters"]
     defs["RunInput"] = run_models.SCHEMA | {
@@ -313,22 +327,20 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
     data: Any = document.data
     ignored: dict[tuple[str | int, ...], None] = {}
     while True:
-        try:
-            recipe = Recipe.model_validate(data)
+        recipe, faults = Recipe.of(data)
+        if recipe is not None:
             break
-        except ValidationError as error:
-            found = error.errors(include_url=False)
         unknown = [
-            _document_path(document.data, entry["loc"])
-            for entry in found
-            if entry["type"] == "extra_forbidden"
+            _document_path(document.data, fault.loc)
+            for fault in faults
+            if fault.type == "extra_forbidden"
         ]
         if len(unknown) > MAX_UNKNOWN:
             raise document.error(f"{len(unknown)} keys have no meaning; this is no recipe")
         ignored |= dict.fromkeys(unknown)
         document.check_repeated(ignored)
         if not unknown:
-            raise invalid(document, found[0])
+            raise invalid(document, faults[0]._asdict())
         for path in dict.fromkeys(unknown):
             key = str(path[-1])
             where = f"{key_name(path[:-1])} of a recipe" if len(path) > 1 else "a recipe"
@@ -351,11 +363,12 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
 
 
 def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:
-    """What pydantic found wrong, as an error with file, line and key.
+    """What is wrong with a value, as an error with file, line and key.
 
     Args:
         document: what was read.
-        entry: one of ``ValidationError.errors()``.
+        entry: a :class:`merganser.recipe.kinds.Fault` as a mapping, or one of pydantic's
+            ``ValidationError.errors()``.
         inside: the path of the part that was validated.
     """
     path = _document_path(document.data, (*inside, *entry["loc"]))

@@ -1,21 +1,30 @@
-"""MergeKit's configuration language as pydantic models, which report unknown keys."""
+"""MergeKit's configuration language as dataclasses, whose readers report unknown keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-    model_validator,
+from merganser.recipe.kinds import (
+    Anything,
+    ByKind,
+    Either,
+    Flag,
+    Kind,
+    ListOf,
+    MapOf,
+    Nested,
+    OneOf,
+    Optional,
+    Pair,
+    Parsed,
+    Part,
+    Text,
+    Whole,
+    key,
+    names,
 )
-
 from merganser.recipe.references import ModelReference, parse_reference
 from merganser.recipe.settings import Setting, parse_setting
 from merganser.tensors import BY_NAME
@@ -59,13 +68,13 @@ _REFERENCE = {
     ]
 }
 
-Reference = Annotated[ModelReference, BeforeValidator(parse_reference), WithJsonSchema(_REFERENCE)]
-ParameterSetting = Annotated[
-    Setting,
-    BeforeValidator(parse_setting),
-    WithJsonSchema({"anyOf": [_VALUE, _RULE, {"type": "array", "items": _RULE}]}),
-]
-Parameters = dict[str, ParameterSetting]
+REFERENCE = Parsed(parse_reference, _REFERENCE)
+_SETTING = {"anyOf": [_VALUE, _RULE, {"type": "array", "items": _RULE}]}
+PARAMETERS = MapOf(Parsed(parse_setting, _SETTING))
+Parameters = dict[str, Setting]
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def _dtype(value: object) -> object:
@@ -73,16 +82,14 @@ def _dtype(value: object) -> object:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name in (None, ""):
         return None
-    if name not in ("float16", "bfloat16", "float32", "float64"):
+    if name not in DTYPES:
         known = isinstance(name, str) and name in BY_NAME
         reason = "is no type to merge in" if known else "is no dtype"
         raise ValueError(f"{value!r} {reason}; use bfloat16, float16, float32 or float64")
     return name
 
 
-DTypeName = Annotated[
-    Literal["float16", "bfloat16", "float32", "float64"] | None, BeforeValidator(_dtype)
-]
+DTYPE = Parsed(_dtype, Optional(OneOf(DTYPES)).schema({}))
 
 
 def _layer(value: object) -> object:
@@ -97,141 +104,136 @@ def _layer(value: object) -> object:
     return int(number)
 
 
-Layer = Annotated[int, BeforeValidator(_layer)]
+LAYER = Parsed(_layer, {"type": "integer"})
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
-    )
-
-
-class ModelInput(_Part):
+@dataclass(frozen=True)
+class ModelInput(Part):
     """A model to merge."""
 
-    model: Reference
-    parameters: Parameters = Field(default_factory=dict)
+    model: ModelReference = key(REFERENCE)
+    parameters: Parameters = key(PARAMETERS, factory=dict)
 
 
-class SliceSource(_Part):
+@dataclass(frozen=True)
+class SliceSource(Part):
     """A range of a model's layers, half-open, counted from 0."""
 
-    model: Reference
-    layer_range: tuple[Layer, Layer]
-    parameters: Parameters = Field(default_factory=dict)
+    model: ModelReference = key(REFERENCE)
+    layer_range: tuple[int, int] = key(Pair(LAYER))
+    parameters: Parameters = key(PARAMETERS, factory=dict)
 
-    @model_validator(mode="after")
-    def _in_order(self) -> SliceSource:
+    def __post_init__(self) -> None:
         if self.layer_range[1] < self.layer_range[0]:
             raise ValueError(f"layer_range {list(self.layer_range)} ends before it begins")
-        return self
 
 
-class OutputSlice(_Part):
+@dataclass(frozen=True)
+class OutputSlice(Part):
     """Consecutive layers of the output, and their sources."""
 
-    sources: list[SliceSource] = Field(min_length=1)
-    base_model: Reference | None = None
-    parameters: Parameters = Field(default_factory=dict)
-    residual_weight: Any = None
+    sources: list[SliceSource] = key(ListOf(Nested(SliceSource)))
+    base_model: ModelReference | None = key(Optional(REFERENCE), None)
+    parameters: Parameters = key(PARAMETERS, factory=dict)
+    residual_weight: Any = key(Anything(), None)
 
-    @model_validator(mode="after")
-    def _same_length(self) -> OutputSlice:
+    def __post_init__(self) -> None:
         lengths = {source.layer_range[1] - source.layer_range[0] for source in self.sources}
         if len(lengths) > 1:
             raise ValueError("the sources of one slice must have the same number of layers")
-        return self
 
 
-class Module(_Part):
+_MODELS: Kind = Optional(ListOf(Nested(ModelInput)))
+_SLICES: Kind = Optional(ListOf(Nested(OutputSlice)))
+
+
+@dataclass(frozen=True)
+class Module(Part):
     """A module of a model, such as its vision tower."""
 
-    models: list[ModelInput] | None = Field(default=None, min_length=1)
-    slices: list[OutputSlice] | None = Field(default=None, min_length=1)
-    parameters: Parameters = Field(default_factory=dict)
+    models: list[ModelInput] | None = key(_MODELS, None)
+    slices: list[OutputSlice] | None = key(_SLICES, None)
+    parameters: Parameters = key(PARAMETERS, factory=dict)
 
-    @model_validator(mode="after")
-    def _one_form(self) -> Module:
+    def __post_init__(self) -> None:
         if (self.models is None) == (self.slices is None):
             raise ValueError("a module has either models or slices")
-        return self
 
 
-class ModelTokenSource(_Part):
+@dataclass(frozen=True)
+class ModelTokenSource(Part):
     """The embedding of a model's token."""
 
-    kind: Literal["model_token"]
-    model: Reference
-    token: str | None = None
-    token_id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    kind: str = key(OneOf(("model_token",)))
+    model: ModelReference = key(REFERENCE)
+    token: str | None = key(Optional(Text()), None)
+    token_id: int | None = key(Optional(Whole(minimum=0, exclusiveMaximum=2**31)), None)
 
-    @model_validator(mode="after")
-    def _one_token(self) -> ModelTokenSource:
+    def __post_init__(self) -> None:
         if (self.token is None) == (self.token_id is None):
             raise ValueError("a model_token is named by either token or token_id")
-        return self
 
 
-class ZeroTokenSource(_Part):
+@dataclass(frozen=True)
+class ZeroTokenSource(Part):
     """An embedding of zeros."""
 
-    kind: Literal["zero"]
+    kind: str = key(OneOf(("zero",)))
 
 
-def _kind(value: object) -> str:
-    """The form of a token's source, so that errors describe that form only."""
-    if isinstance(value, ModelTokenSource | ZeroTokenSource):
-        return f"<{value.kind}>"
-    kind = value.get("kind") if isinstance(value, Mapping) else None
-    return "<zero>" if kind == "zero" else "<model_token>" if kind is not None else "<model>"
+TokenSource = ModelTokenSource | ZeroTokenSource | ModelReference
+_TOKEN_SOURCE = ByKind({"model_token": ModelTokenSource, "zero": ZeroTokenSource}, REFERENCE)
 
 
-TokenSource = Annotated[
-    Annotated[ModelTokenSource, Tag("<model_token>")]
-    | Annotated[ZeroTokenSource, Tag("<zero>")]
-    | Annotated[Reference, Tag("<model>")],
-    Discriminator(_kind),
-]
-
-
-class TokenRule(_Part):
+@dataclass(frozen=True)
+class TokenRule(Part):
     """The source of one token's embedding."""
 
-    source: TokenSource | None = None
-    force: bool = False
+    source: TokenSource | None = key(Optional(_TOKEN_SOURCE), None)
+    force: bool = key(Flag(), False)
 
 
-class Tokenizer(_Part):
+_TOKENIZER_SOURCE = Either(OneOf(("union", "base")), REFERENCE)
+
+
+@dataclass(frozen=True)
+class Tokenizer(Part):
     """The tokenizer of the output."""
 
-    source: Literal["union", "base"] | Reference = "union"
-    tokens: dict[str, TokenRule] | None = None
-    pad_to_multiple_of: Annotated[int, Field(gt=0, le=2**20)] | None = None
+    source: str | ModelReference = key(_TOKENIZER_SOURCE, "union")
+    tokens: dict[str, TokenRule] | None = key(Optional(MapOf(Nested(TokenRule))), None)
+    pad_to_multiple_of: int | None = key(Optional(Whole(exclusiveMinimum=0, maximum=2**20)), None)
 
 
-class Recipe(_Part):
+@dataclass(frozen=True)
+class Recipe(Part):
     """A recipe: MergeKit's keys, and four more at the end."""
 
-    merge_method: str
-    models: list[ModelInput] | None = Field(default=None, min_length=1)
-    slices: list[OutputSlice] | None = Field(default=None, min_length=1)
-    modules: dict[str, Module] | None = Field(default=None, min_length=1)
-    base_model: Reference | None = None
-    parameters: Parameters = Field(default_factory=dict)
-    dtype: DTypeName = None
-    out_dtype: DTypeName = None
-    tokenizer_source: Literal["union", "base"] | Reference | None = None
-    tokenizer: Tokenizer | None = None
-    chat_template: str | None = None
-    name: str | None = None
+    merge_method: str = key(Text())
+    models: list[ModelInput] | None = key(_MODELS, None)
+    slices: list[OutputSlice] | None = key(_SLICES, None)
+    modules: dict[str, Module] | None = key(Optional(MapOf(Nested(Module), 1)), None)
+    base_model: ModelReference | None = key(Optional(REFERENCE), None)
+    parameters: Parameters = key(PARAMETERS, factory=dict)
+    dtype: str | None = key(DTYPE, None)
+    out_dtype: str | None = key(DTYPE, None)
+    tokenizer_source: str | ModelReference | None = key(Optional(_TOKENIZER_SOURCE), None)
+    tokenizer: Tokenizer | None = key(Optional(Nested(Tokenizer)), None)
+    chat_template: str | None = key(Optional(Text()), None)
+    name: str | None = key(Optional(Text()), None)
 
-    rounding: Literal["nearest", "stochastic"] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    arithmetic: Literal["exact", "mergekit", "mergekit-0.1.4"] | None = None
-    weights: Literal["auto", "shards", "huggingface"] | None = None
+    rounding: Literal["nearest", "stochastic"] | None = key(
+        Optional(OneOf(("nearest", "stochastic"))), None
+    )
+    seed: int | None = key(Optional(Whole(minimum=0, exclusiveMaximum=2**63)), None)
+    arithmetic: Literal["exact", "mergekit", "mergekit-0.1.4"] | None = key(
+        Optional(OneOf(("exact", "mergekit", "mergekit-0.1.4"))), None
+    )
+    weights: Literal["auto", "shards", "huggingface"] | None = key(
+        Optional(OneOf(("auto", "shards", "huggingface"))), None
+    )
 
-    @model_validator(mode="after")
-    def _one_form(self) -> Recipe:
+    def __post_init__(self) -> None:
         given = [
             form for form in ("models", "slices", "modules") if getattr(self, form) is not None
         ]
@@ -241,13 +243,12 @@ class Recipe(_Part):
             raise ValueError(f"give either {' or '.join(given)}, not both")
         if self.tokenizer is not None and self.tokenizer_source is not None:
             raise ValueError("give either tokenizer or tokenizer_source, not both")
-        return self
 
 
-def valid_keys(path: tuple[str | int, ...]) -> list[str]:
-    """The valid keys at a path, for suggestions."""
-    model: type[BaseModel] = Recipe
-    inner: Mapping[str, type[BaseModel]] = {
+def valid_keys(path: tuple[str | int, ...]) -> Sequence[str]:
+    """The keys that the schema knows where ``path`` points to; for "did you mean"."""
+    model: type[Part] = Recipe
+    inner: Mapping[str, type[Part]] = {
         "models": ModelInput,
         "slices": OutputSlice,
         "sources": SliceSource,
@@ -257,4 +258,4 @@ def valid_keys(path: tuple[str | int, ...]) -> list[str]:
     }
     for part in path:
         model = inner.get(str(part), model)
-    return list(model.model_fields)
+    return names(model)
