@@ -16,28 +16,29 @@ import merganser
 
 TARGET = Path(__file__).parent / "differences.md"
 
-HEADER = """# What differs from MergeKit, on purpose
+HEADER = """# Differences from MergeKit
 
-Written by `make docs`: `docs/differences.py` gives MergeKit 0.1.5 and Merganser the same tensors and writes down
-what comes out. The last column is the default, `--arithmetic exact`; `--arithmetic mergekit` does what the column
-before says, with the same bits (random methods: with the same distribution; tensors of over a million elements
-in `arcee_fusion`: with another random sample).
+`make docs` writes this page: `docs/differences.py` gives MergeKit 0.1.5 and Merganser the same tensors
+and records both results. The last column is the default, `--arithmetic exact`. `--arithmetic mergekit`
+gives MergeKit's result with the same bits. Random methods have the same distribution instead, and
+`arcee_fusion` draws another sample for tensors of over a million elements.
 """
 
 FOOTER = """
 ## Not measured here
 
-- MergeKit writes only the tensors that its definition of the architecture names, and only the modules that
-  `modules:` names; others vanish without a word. Here every input tensor is merged, taken from the donor, or
-  named in a warning.
-- Without `base_model`, MergeKit takes config and tokenizer from a model that changes from run to run. Here it is
-  the first one.
-- MergeKit's draws (`dare`, `della`) come from one generator in the order in which tensors happen to be worked on.
-  Here they depend on seed, tensor, model and element alone, so that threads and other tensors change nothing.
-- `rescale: true` gives what is kept the L1 norm that all changes had, as in MergeKit. The DARE paper divides
-  by the density: `rescale: dare`.
-- `consensus_ta`, `consensus_ties`, weights of `karcher` and `rescale: dare` are not in MergeKit; its arithmetic
-  computes them with the same formulas.
+- MergeKit writes only the tensors that its definition of the architecture names, and only the modules
+  that `modules:` names. Others vanish without a warning. Merganser merges every input tensor, copies it
+  from the donor, or names it in a warning.
+- Without `base_model`, MergeKit copies config and tokenizer from a model that changes from run to run.
+  Merganser copies them from the first one.
+- MergeKit's draws (`dare`, `della`) come from one generator, in the order in which tensors happen to be
+  processed. In Merganser they depend on seed, tensor, model and element alone, so threads and other
+  tensors change nothing.
+- `rescale: true` restores the L1 norm that all changes had, as in MergeKit. The DARE paper divides by
+  the density: `rescale: dare`.
+- MergeKit does not have `consensus_ta`, `consensus_ties`, `relex`, weights of `karcher` or `rescale: dare`;
+  its arithmetic computes them with the same formulas.
 """
 
 
@@ -238,75 +239,75 @@ _SECTIONS: list[tuple[str, str, str, Callable[[Merge], object]]] = [
     (
         "Sums are rounded once",
         "MergeKit computes all methods but `linear` and `slerp` in the inputs' dtype and rounds every step.",
-        "entries of a `task_arithmetic` of bfloat16 models that are not the rounded float64 result",
+        "elements of a `task_arithmetic` of bfloat16 models that differ from the rounded float64 result",
         _rounding_sums,
     ),
     (
         "Weights are not rounded",
-        "In MergeKit a weight of 0.3 is 0.30078 between bfloat16 models.",
+        "MergeKit rounds a weight of 0.3 to 0.30078 between bfloat16 models.",
         "0.3 of each of three equal changes",
         _rounding_weights,
     ),
     (
         "`dtype` does not round the inputs",
-        "MergeKit casts inputs to the recipe's `dtype` as it loads them; here it is the dtype of the result.",
-        "entries of a `linear` of float32 models to bfloat16 that are not the rounded float64 result",
+        "MergeKit casts inputs to `dtype` as it loads them. In Merganser `dtype` is the dtype of the result.",
+        "elements of a `linear` of float32 models to bfloat16 that differ from the rounded float64 result",
         _rounding_inputs,
     ),
     (
-        "`sce` weighs small changes too",
-        "Where the mean squares of the changes add up to less than 1e-6, as after a light fine-tune, MergeKit takes "
+        "`sce` computes weights from small changes too",
+        "If the mean squares of the changes add up to less than 1e-6, as after a light fine-tune, MergeKit uses "
         "equal weights.",
-        "weights of changes of 4e-4 and 2e-4, whose squares are as 0.8 to 0.2",
+        "weights of changes of 4e-4 and 2e-4, whose squares have the ratio 0.8 to 0.2",
         _sce_threshold,
     ),
     (
-        "`model_stock` measures small changes too",
+        "`model_stock` measures angles between small changes too",
         "MergeKit takes products of lengths below 1e-6 for 1e-6, so that small changes seem less alike than they "
         "are.",
         "share that is applied of two equal changes of length 4e-4; it should be 1",
         _model_stock_clamp,
     ),
     (
-        "`della` takes any density",
+        "`della` accepts any density",
         "MergeKit refuses densities that do not leave room for `epsilon`, 0.15 by default, on both sides. Here "
-        "`epsilon` is made smaller.",
+        "`epsilon` is reduced.",
         "density 0.9 with the default `epsilon`",
         _della_epsilon,
     ),
     (
-        "`della` takes columns of one element",
-        "MergeKit divides 0 by 0 where a row has one element.",
+        "`della` accepts columns of one element",
+        "MergeKit divides 0 by 0 if a row has one element.",
         "density 0.5 of a tensor of shape (50000, 1)",
         _della_columns,
     ),
     (
-        "`multislerp` takes frozen tensors",
+        "`multislerp` accepts frozen tensors",
         "With three models or more, MergeKit stops at a tensor that no model changed.",
         "three copies of the base",
         _multislerp_frozen,
     ),
     (
-        "`karcher` keeps short tensors",
-        "In MergeKit inputs no longer than `tol`, 1e-5, have no direction; a tensor of such is set to zero.",
-        "mean of two tensors of 16 entries of 1e-6",
+        "`karcher` preserves short tensors",
+        "MergeKit assigns no direction to inputs no longer than `tol`, 1e-5, and sets their mean to zero.",
+        "mean of two tensors of 16 elements of 1e-6",
         _karcher_small,
     ),
     (
-        "`arcee_fusion` keeps the dtype",
+        "`arcee_fusion` preserves the dtype",
         "MergeKit's mask is float32, and so is the file unless `out_dtype` is set; `config.json` says otherwise.",
         "dtype of the result of bfloat16 models",
         _dtype("arcee_fusion"),
     ),
     (
-        "`ramplus_tl` keeps the dtype",
+        "`ramplus_tl` preserves the dtype",
         "As `arcee_fusion`.",
         "dtype of the result of bfloat16 models",
         _dtype("ramplus_tl"),
     ),
     (
         "`nuslerp_row_wise` means rows",
-        "With `nuslerp_flatten: false` MergeKit takes columns for rows, and rows for columns.",
+        "With `nuslerp_flatten: false` MergeKit confuses rows and columns.",
         "lengths of the rows between rows of length 1, turned by `nuslerp_row_wise: true`",
         _nuslerp_rows,
     ),
@@ -317,15 +318,15 @@ _SECTIONS: list[tuple[str, str, str, Callable[[Merge], object]]] = [
         _arcee_sample,
     ),
     (
-        "Of equal changes the first are kept",
+        "Of equal changes the first survive",
         "Where several changes have the magnitude at the cut of `ties` or `breadcrumbs`, MergeKit keeps those that "
         "its sort happens to leave in front.",
-        "which are kept of 40 equal changes at density 0.1",
+        "which of 40 equal changes survive at density 0.1",
         _ties_equal,
     ),
     (
-        "`nearswap` has no least distance",
-        "MergeKit takes distances below 1e-6 for 1e-6, so that models nearer than `t` are not always swapped whole.",
+        "`nearswap` has no smallest distance",
+        "MergeKit takes distances below 1e-6 for 1e-6, so models nearer than `t` are not always swapped completely.",
         "share that is applied of a distance of 2e-7 at `t: 5e-7`; it should be 1",
         _nearswap_clamp,
     ),

@@ -62,19 +62,18 @@ MAPPINGS: Mapping[str, str] = {
 
 HEADER = """# Model families
 
-Written by `make families`: `docs/families.py` takes the classes of these mappings of transformers
-{version}, builds three tiny random models of each from its own default config, merges them by
+`make families` writes this page. For the classes of these mappings of transformers {version},
+`docs/families.py` builds three tiny random models from the class's own default config, merges them by
 `linear` and `ties`, stacks the layers `[0, 2]` and `[1, n]` of one, loads the outputs with
 `output_loading_info`, compares every tensor with float64, and runs them. {missing}
 
-- stacked: merged and stacked. Both outputs load without a missing or unexpected tensor, every
-  number is right, and they compute what the mean of the models and the layers in that order
-  compute. *Italics*: the same, but not run, since the script has no inputs for the class.
-- merged: the same for the merges. Stacking is refused, or there is nothing to stack, for the reason
-  below.
-- **refused**: the merge is refused for the reason below.
+- stacked: merged and stacked. Both outputs load without a missing or unexpected tensor, every number is
+  right, and they compute what the mean of the models and the layers in that order compute. *Italics*:
+  the same, but not run, since the script has no inputs for the class.
+- merged: the same for the merges. Stacking is refused or impossible, for the reason below.
+- **refused**: the merge is refused, for the reason below.
 - –: no tiny model can be built, for the reason below.
-- **failed**: wrong, as said below.
+- **failed**: the result is wrong, as described below.
 - An empty cell: transformers has no such class.
 """
 
