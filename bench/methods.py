@@ -151,14 +151,14 @@ def main() -> None:
         order = [c.name.removeprefix("method-") for c in METHODS]
         rows = [lines[method] for method in order if method in lines]
         PAGE.write_text(
-            "# All methods\n\nMade by `bench/methods.py`, which measures the methods that it is asked "
-            "for and leaves the other lines: two experts of 1.777 B parameters (and their base), "
-            f"bfloat16; {where['cpu']}, {where['cores']} cores, {where['memory']} memory; inputs in "
-            "the page cache; errors in units in the last place of bfloat16 against float64, the "
-            "largest, and the share of elements more than half a unit off (elements below a "
-            "thousandth of their tensor's root mean square left out). Where a sign is elected, or "
-            "agreement counted, single elements that lie on the line fall to the other side of it "
-            f"in float64.\n\n{HEADER}\n" + "\n".join(rows) + "\n",
+            "# All methods\n\n`bench/methods.py` measures the methods that you name and leaves the other "
+            "lines as they are. It merges two experts of 1.777 billion parameters (and their base) in "
+            f"bfloat16. Machine: {where['cpu']}, {where['cores']} cores, {where['memory']} memory; "
+            "inputs in the page cache.\n\nErrors are against float64, in units in the last place of "
+            "bfloat16: the largest, and the share of elements more than half a unit off. Elements "
+            "below a thousandth of their tensor's root mean square are left out. Where a method elects "
+            "signs or counts agreement, float64 decides single elements on the border differently."
+            f"\n\n{HEADER}\n" + "\n".join(rows) + "\n",
             encoding="utf-8",
         )
 
