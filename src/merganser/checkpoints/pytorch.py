@@ -1,7 +1,7 @@
-"""PyTorch's own files: ``pytorch_model.bin``, whole or in shards with an index, or a single file.
+"""PyTorch's files: ``pytorch_model.bin``, alone or in shards with an index, or any single file.
 
-A single file holds a state dict, or one under a name such as ``state_dict``. Nothing in it is run:
-see :mod:`merganser.checkpoints.torch_pickle`.
+A single file contains a state dict, possibly under a key such as ``state_dict``. Nothing in it is
+run: see :mod:`merganser.checkpoints.torch_pickle`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SINGLE = "pytorch_model.bin"
 SUFFIXES = (".bin", ".pt", ".pth")
 
 NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
-"""Where programs put a state dict among other things, tried in this order."""
+"""Keys of a state dict in a file with other contents, tried in this order."""
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What wrapping a model (in parallel, compiled, sharded) adds to the names of its tensors."""
+"""Prefixes that wrappers of a model (parallel, compiled, sharded) add to the names of its tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
-    """Open a folder or file of PyTorch's; None when it is none.
+    """Open a folder or file of PyTorch's; None if it is not one.
 
     Raises:
-        InputError: when an index, an archive or a pickle is wrong, or asks for more than weights.
+        InputError: when an index, an archive or a pickle is invalid, or needs more than weights.
     """
     if path.is_file():
         if path.suffix not in SUFFIXES:
@@ -65,10 +65,10 @@ def _build(
     tensors: dict[str, StoredTensor] = {}
     notes: dict[str, None] = {}
     for file in files:
-        found, nest = state_dict(file, torch_pickle.load(file))
+        in_file, nest = state_dict(file, torch_pickle.load(file))
         if nest:
             notes[f"{label}: the weights are those under {nest!r}"] = None
-        for name, tensor in found.items():
+        for name, tensor in in_file.items():
             if name in tensors:
                 other = tensors[name].pieces[0].file.name
                 raise InputError(f"{file}: tensor {name!r} is also in {other}")
@@ -86,15 +86,15 @@ def _build(
 
 
 def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[dict[str, Any], str]:
-    """The tensors of a file by their names in the model, and under which name they were.
+    """Return the tensors of a file by their names in the model, and the key of their state dict.
 
     Args:
-        file: where it is from, for messages.
-        content: what was unpickled.
-        leaf: what stands for a tensor in it.
+        file: the file, for messages.
+        content: the unpickled content.
+        leaf: the type of tensors in it.
 
     Raises:
-        InputError: when there are none, or only a part of each.
+        InputError: when there is no state dict, or only a part of one.
     """
     nest: list[str] = []
     while isinstance(content, dict):
@@ -117,19 +117,19 @@ def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[di
 
 
 def unwrapped(names: Collection[str], file: Path) -> dict[str, str]:
-    """The names of tensors in the model itself, by those that wrappers made of them.
+    """Return the names of tensors without wrappers' prefixes, by their names in a file.
 
     Raises:
-        InputError: when two tensors then have one name.
+        InputError: when two tensors would have one name.
     """
-    found: dict[str, str] = {}
+    plain: dict[str, str] = {}
     parallel = all(name.startswith(WRAPPERS[0]) for name in names)
     for wrapped in names:
         name = wrapped.removeprefix(WRAPPERS[0]) if parallel else wrapped
         for wrapper in WRAPPERS[1:]:
             name = name.replace(wrapper, "")
-        found[wrapped] = name
-    if len(set(found.values())) < len(found):
-        twice = next(w for w, name in found.items() if w != name and name in names)
-        raise InputError(f"{file}: holds tensor {found[twice]!r} twice, once as {twice!r}")
-    return found
+        plain[wrapped] = name
+    if len(set(plain.values())) < len(plain):
+        twice = next(w for w, name in plain.items() if w != name and name in names)
+        raise InputError(f"{file}: holds tensor {plain[twice]!r} twice, once as {twice!r}")
+    return plain

@@ -1,7 +1,7 @@
-"""Tensors in files: where their bytes lie, and how any range of them is read.
+"""Read tensors from files by ranges.
 
-Every format on disk comes down to this: a tensor is one or more blocks, each of which lies in a file
-with some distance between its elements. A format's module works out where; reading is done here.
+In every format a tensor consists of pieces: blocks in a file with a stride along each axis. A
+format's module computes the pieces; this module reads them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
 MAPPED = 1 << 17
-"""Bytes from which on it pays to look at a range where it lies, and not to read it."""
+"""Smallest range in bytes for which memory mapping is faster than reading."""
 
 POPULATE = 22 if hasattr(os, "RWF_NOWAIT") else 0
-"""Linux's MADV_POPULATE_READ: makes a range's pages be there, or says that they cannot be."""
+"""Linux's MADV_POPULATE_READ: map all pages of a range, or fail."""
 
 KEPT = 128
-"""Files of a checkpoint that are kept open."""
+"""Most open files of a checkpoint."""
 
 MAX_TENSORS = 1 << 19
 """Most tensors of a checkpoint; a mixture of 384 experts has 140,000."""
@@ -42,19 +42,19 @@ MAX_NAME = 512
 """Most characters of a tensor's name."""
 
 MAX_CUTS = 1 << 20
-"""Most parts that a tensor's pieces are cut into to see whether they overlap."""
+"""Most parts into which a tensor's pieces are cut in the check for overlaps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A block of a tensor, and where it lies.
+    """A block of a tensor in a file.
 
     Attributes:
         file: the file.
-        offset: the byte of the file with which its first element begins.
-        size: its sizes along each axis.
-        stride: the distance, in elements of the file, of neighbours along each axis.
-        origin: the place of its first element in the tensor.
+        offset: byte offset of its first element in the file.
+        size: its size along each axis.
+        stride: distance of neighbours along each axis, in elements of the file.
+        origin: index of its first element in the tensor.
     """
 
     file: Path
@@ -65,18 +65,18 @@ class Piece:
 
 
 Parts = tuple[TensorSpec, Sequence[Piece]]
-"""What a tensor is, and blocks of it that may or may not cover it."""
+"""A tensor's spec, and pieces of it that may not cover it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor, and the pieces that make it up.
+    """A tensor in files.
 
     Attributes:
         spec: its dtype and shape.
-        pieces: blocks that cover it, each element once.
-        grid: the shape that the pieces are blocks of: that of ``spec``, or another way to write the
-            same elements in the same order, such as all in one row.
+        pieces: pieces that cover each element once.
+        grid: the shape that the pieces divide: that of ``spec``, or another shape with the same
+            elements in the same order, such as a single row.
     """
 
     spec: TensorSpec
@@ -85,17 +85,17 @@ class StoredTensor:
 
     @classmethod
     def dense(cls, spec: TensorSpec, file: Path, offset: int) -> StoredTensor:
-        """A tensor that lies in one file without gaps."""
+        """A contiguous tensor in one file."""
         return cls(spec, (Piece(file, offset, (spec.numel,), (1,), (0,)),), (spec.numel,))
 
     @classmethod
     def of_pieces(
         cls, spec: TensorSpec, pieces: Sequence[Piece], grid: tuple[int, ...] | None = None
     ) -> StoredTensor:
-        """A tensor of pieces; those that are runs of its elements are written as such.
+        """A tensor of pieces. If all are runs of consecutive elements, the grid becomes one row.
 
         Raises:
-            ValueError: when they do not cover it, or reach beyond it.
+            ValueError: when the pieces do not cover the tensor exactly once.
         """
         grid = spec.shape if grid is None else grid
         for piece in pieces:
@@ -118,22 +118,22 @@ class StoredTensor:
 
     @property
     def runs(self) -> bool:
-        """Whether the pieces are runs of the tensor's elements, one after the other."""
+        """Whether the pieces are consecutive runs of the tensor's elements."""
         return len(self.grid) == 1 and all(piece.stride == (1,) for piece in self.pieces)
 
 
 def cut(
     pieces: Sequence[Piece], begin: Sequence[int], size: Sequence[int], itemsize: int
 ) -> list[Piece]:
-    """A block of a tensor, as pieces of its own.
+    """Cut a block out of a tensor's pieces.
 
     Args:
-        pieces: the tensor's.
-        begin: where the block begins in it.
-        size: of the block.
-        itemsize: bytes an element.
+        pieces: the tensor's pieces.
+        begin: index of the block's first element in the tensor.
+        size: the block's size along each axis.
+        itemsize: bytes per element.
     """
-    found = []
+    block = []
     for piece in pieces:
         low = [max(a, b) for a, b in zip(piece.origin, begin, strict=True)]
         ends = zip(piece.origin, piece.size, begin, size, strict=True)
@@ -143,16 +143,19 @@ def cut(
             skip = sum((at - origin) * stride for at, origin, stride in steps)
             place = tuple(at - b for at, b in zip(low, begin, strict=True))
             offset = piece.offset + skip * itemsize
-            found.append(Piece(piece.file, offset, tuple(extent), piece.stride, place))
-    return found
+            block.append(Piece(piece.file, offset, tuple(extent), piece.stride, place))
+    return block
 
 
 class Files:
-    """Files that are read at any place by any thread; opened when first needed, and the first
-    ``KEPT`` kept open: a model's shards may be more than a process may have open."""
+    """Read files from any thread.
+
+    A file is opened when it is first needed. The first ``KEPT`` files stay open; a model may have more
+    shards than a process may have open files.
+    """
 
     def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
-        """Remember what the files were when their headers were read."""
+        """Take the files' stamps at the time their headers were read."""
         self._stamps = stamps
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -162,13 +165,12 @@ class Files:
 
         Args:
             file: the file.
-            position: the byte from which on.
+            position: byte offset in the file.
             into: the buffer.
-            what: the tensor's name, for messages.
+            what: the tensor's name in messages.
 
         Raises:
-            InputError: when the file ends before the buffer is full, cannot be read, or is
-                another than it was.
+            InputError: when the file ends before the buffer is full, cannot be read, or has changed.
         """
         try:
             descriptor, kept = self._descriptors.get(file), True
@@ -189,11 +191,11 @@ class Files:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
     def view(self, file: Path, position: int, length: int) -> memoryview | None:
-        """A range of a file where it lies in the page cache, or None where it must be read.
+        """Memory-map a range of a file that is in the page cache; None if it must be read.
 
-        What is not in memory is read in the ordinary way, by which an error is told as one: in a mapping
-        it would end the process. So would the file's becoming shorter while the range is looked at, so
-        ranges are short, and only looked at where all of them can be had.
+        Pages that are not resident are read with ``preadv`` instead, since an I/O error in a mapping
+        kills the process. A file that is truncated while it is mapped would, too; so ranges are short,
+        and MADV_POPULATE_READ confirms that all their pages are resident.
         """
         descriptor = self._descriptors.get(file)
         if descriptor is None or not POPULATE:
@@ -206,12 +208,12 @@ class Files:
             size = position + length - begin
             mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=begin)
             mapped.madvise(POPULATE)
-        except (OSError, ValueError):  # not in memory, beyond the end, or not to be had so
+        except (OSError, ValueError):  # not resident, beyond the end, or not supported
             return None
         return memoryview(mapped)[position - begin :]
 
     def _open(self, file: Path) -> tuple[int, bool]:
-        """A file's descriptor, and whether it is kept."""
+        """A file's descriptor, and whether it stays open."""
         with self._lock:
             descriptor = self._descriptors.get(file)
             if descriptor is not None:
@@ -227,7 +229,7 @@ class Files:
             return descriptor, kept
 
     def close(self) -> None:
-        """Close them; reading opens them again."""
+        """Close the files; reading opens them again."""
         with self._lock:
             while self._descriptors:
                 with suppress(OSError):  # nothing was written
@@ -250,16 +252,15 @@ class StoredCheckpoint:
         notes: Sequence[str] = (),
         header_digest: str | None = None,
     ) -> None:
-        """Keep what a format found.
+        """Take a format's findings.
 
         Args:
-            label, format, config: see the protocol.
-            home: the folder or file that was opened.
-            tensors: where they lie.
+            label, format, config, notes: see the protocol.
+            home: the opened folder or file.
+            tensors: the tensors by name.
             files: the weight files, all below ``home``.
-            path: the folder with config and tokenizer, if that is not ``home``.
-            notes: see the protocol.
-            header_digest: a digest of the headers; one of the tensors and their places if None.
+            path: the folder with config and tokenizer, if it is not ``home``.
+            header_digest: a digest of the headers; if None, a digest of the tensors and their pieces.
         """
         _check_names(home, tensors)
         for file in files if home.is_dir() else ():
@@ -303,7 +304,7 @@ class StoredCheckpoint:
             self._read_runs(name, tensor, starts, start, into)
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """See :meth:`merganser.checkpoints.Checkpoint.view`: what lies in one piece."""
+        """See :meth:`merganser.checkpoints.Checkpoint.view`; for tensors in one piece."""
         tensor = self._tensors[name]
         piece = tensor.pieces[0] if tensor.pieces else None
         if length < MAPPED or piece is None or len(self._starts.get(name, ())) != 1:
@@ -331,7 +332,7 @@ class StoredCheckpoint:
 
 
 def _check_names(home: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse names that no model has: they end up in messages, cards and other programs' files."""
+    """Check tensor names, which are written to messages, cards and other programs' files."""
     if len(tensors) > MAX_TENSORS:
         raise InputError(f"{home}: has {len(tensors)} tensors; at most {MAX_TENSORS} can be read")
     for name in tensors:
@@ -340,7 +341,7 @@ def _check_names(home: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
 
 def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
-    """Whether a piece is a run of the tensor's elements, without gaps in the file."""
+    """Whether a piece is a run of consecutive elements of the tensor, contiguous in its file."""
     step, partial = 1, False
     for n, stride, whole in zip(
         reversed(piece.size), reversed(piece.stride), reversed(grid), strict=True
@@ -353,14 +354,14 @@ def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
 
 
 def _overlap(pieces: Sequence[Piece]) -> bool:
-    """Whether any two blocks share an element.
+    """Whether any two pieces share an element.
 
-    The tensor is cut into slabs wherever a block begins or ends along an axis, these along the next
-    axis, and so on; along the last axis it is enough to look at neighbours. Shards of a mesh are cut
-    at the same places, so that each lies in one slab.
+    The tensor is cut into slabs wherever a piece begins or ends along an axis, the slabs along the
+    next axis, and so on; along the last axis comparing neighbours is enough. Shards of a mesh are cut
+    at the same places, so each is in one slab.
 
     Raises:
-        ValueError: when the blocks are cut in so many ways that this would take long.
+        ValueError: when the pieces are cut in too many ways to check.
     """
     slabs = [pieces]
     for axis in range(len(pieces[0].size) - 1):
@@ -375,7 +376,7 @@ def _overlap(pieces: Sequence[Piece]) -> bool:
 
 
 def _slabs(pieces: Sequence[Piece], axis: int) -> list[list[Piece]]:
-    """The blocks between any two neighbouring places at which one begins or ends along an axis."""
+    """The pieces between any two neighbouring positions at which a piece begins or ends along an axis."""
     spans = [(piece.origin[axis], piece.origin[axis] + piece.size[axis]) for piece in pieces]
     places = {at: i for i, at in enumerate(sorted({at for span in spans for at in span}))}
     ranges = [range(places[begin], places[end]) for begin, end in spans]

@@ -1,7 +1,7 @@
-"""Chat templates: the named ones in the folder ``templates``, those of models, and which one a merge takes.
+"""Chat templates: named templates in the folder ``templates``, and those of models.
 
-The named ones were written for Merganser after the published descriptions of the formats. They take
-``messages`` with the roles system, user and assistant, and ``add_generation_prompt``.
+The named templates follow the published descriptions of the formats. They take ``messages`` with the
+roles system, user and assistant, and ``add_generation_prompt``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from merganser.checkpoints import read_json
 from merganser.checkpoints.sidecar_files import read_text
 
 FILE = "chat_template.jinja"
-"""Where transformers looks first."""
+"""The file that transformers reads first."""
 
 LEGACY_FILE = "chat_template.json"
-"""What processors were saved with before."""
+"""The file that processors used to be saved with."""
 
 NAMED = Path(__file__).parent / "templates"
-"""One file a named template."""
+"""Folder with one file per named template."""
 
 SHORTEST = 20
-"""A text that is shorter is no template but a slip, as in MergeKit."""
+"""A shorter text is taken for a typing error, not for a template, as in MergeKit."""
 
 
 def names() -> list[str]:
@@ -45,18 +45,18 @@ def of_model(folder: Path) -> str | None:
     if (folder / FILE).is_file():
         return read_text(folder / FILE)
     for file in (folder / LEGACY_FILE, folder / "tokenizer_config.json"):
-        found = read_json(file).get("chat_template") if file.is_file() else None
-        if isinstance(found, list):
-            found = by_name(found).get("default")
-        elif isinstance(found, dict):
-            found = found.get("default")
-        if isinstance(found, str) and found.strip():
-            return found
+        template = read_json(file).get("chat_template") if file.is_file() else None
+        if isinstance(template, list):
+            template = by_name(template).get("default")
+        elif isinstance(template, dict):
+            template = template.get("default")
+        if isinstance(template, str) and template.strip():
+            return template
     return None
 
 
 def by_name(templates: Sequence[Any]) -> dict[str, str]:
-    """Several templates of a model, each a mapping with ``name`` and ``template``; what is none is left out."""
+    """A model's templates by name, from a list of mappings with ``name`` and ``template``; others are skipped."""
     return {
         entry["name"]: entry["template"]
         for entry in templates
@@ -67,21 +67,24 @@ def by_name(templates: Sequence[Any]) -> dict[str, str]:
 
 
 def commonest(templates: Iterable[str | None]) -> str | None:
-    """The most common of templates, white space at their ends aside; of several the first."""
+    """The most frequent template, the first of equally frequent ones; None if there is none.
+
+    Templates that differ only in white space at their ends count as one.
+    """
     counts: dict[str, int] = {}
-    whole: dict[str, str] = {}
+    first: dict[str, str] = {}
     for template in templates:
         if template is not None and template.strip():
             counts[template.strip()] = counts.get(template.strip(), 0) + 1
-            whole.setdefault(template.strip(), template)
-    return whole[max(counts, key=lambda text: counts[text])] if counts else None
+            first.setdefault(template.strip(), template)
+    return first[max(counts, key=lambda text: counts[text])] if counts else None
 
 
 def check(template: str) -> None:
-    """Refuse what cannot be a Jinja template.
+    """Check that a text is a Jinja template.
 
     Raises:
-        ValueError: saying why.
+        ValueError: with the reason, if it is not.
     """
     if len(template) < SHORTEST or "{" not in template:
         raise ValueError(
@@ -93,7 +96,7 @@ def check(template: str) -> None:
     from jinja2.parser import Parser
 
     class Generation(Extension):
-        """The tag by which transformers finds what the assistant said."""
+        """The tag with which transformers marks the assistant's text."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -102,7 +105,7 @@ def check(template: str) -> None:
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     extensions: list[str | type[Extension]] = [Generation, "jinja2.ext.loopcontrols"]
-    try:  # only parsed: compiling it would compute what is constant, such as "x" * 10**10
+    try:  # parse only: compiling would evaluate constants such as "x" * 10**10
         grammar = Environment(extensions=extensions)
         tree = Parser(grammar, template).parse()
     except TemplateSyntaxError as error:

@@ -1,8 +1,8 @@
-"""Tokenizers as their files give them, and the one that a merge's output has.
+"""Read vocabularies of tokenizers, and make the output's tokenizer.
 
-Only vocabularies matter here: which token has which id, and how added tokens are set. They are
-read from ``tokenizer.json`` and the small files beside it. A new tokenizer is an old one with tokens
-added at its end, as in MergeKit; its pieces and merges stay.
+A vocabulary is the ids of tokens and the settings of added tokens, read from ``tokenizer.json`` and
+the small files of its folder. A new tokenizer is an old one with tokens added at its end, as in
+MergeKit; its pieces and merges stay.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles of special tokens: ``bos_token`` in tokenizer settings, ``bos_token_id`` in configs."""
 
 MAX_ID = 1 << 24
-"""More than any id of a token; memory grows with the greatest."""
+"""Upper limit of token ids, since memory grows with the largest."""
 
 Flags = tuple[bool, ...]
 
@@ -38,11 +38,11 @@ AS_SPECIAL: Flags = (False, False, False, False, True)
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is matched before the text is cut into pieces.
+    """A token that is matched before text is split into pieces.
 
     Attributes:
         content: its text.
-        id: its number.
+        id: its id.
         flags: its settings, in the order of :data:`FLAGS`.
     """
 
@@ -51,21 +51,21 @@ class AddedToken:
     flags: Flags
 
     def entry(self) -> dict[str, Any]:
-        """As ``tokenizer.json`` writes it."""
+        """Its entry in ``tokenizer.json``."""
         return {"id": self.id, "content": self.content, **dict(zip(FLAGS, self.flags, strict=True))}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model's tokenizer knows.
+    """The vocabulary of a model's tokenizer.
 
     Attributes:
-        label: the model, in messages.
-        folder: where its files are.
-        tokens: ids by token, added ones included.
+        label: the model's name in messages.
+        folder: the folder of its files.
+        tokens: ids by token, including added tokens.
         added: settings of the added tokens.
         roles: special tokens by role: ``{"bos": "<s>"}``.
-        loose: added tokens that stand in other files than ``tokenizer.json``.
+        loose: added tokens that are in other files, not in ``tokenizer.json``.
     """
 
     label: str
@@ -83,14 +83,14 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class OutputTokenizer:
-    """The output's tokenizer: some model's, with tokens added, set anew, or left out.
+    """The output's tokenizer: a model's, with added, changed and dropped tokens.
 
     Attributes:
-        start: the vocabulary that it starts from, as it is in the files.
+        start: the vocabulary of that model's files.
         tokens: ids by token.
         new: added tokens that the files lack, or have with other settings.
-        dropped: tokens of the files that are left out.
-        conflicts: tokens that models set differently; the first one's settings count.
+        dropped: tokens of the files that the output lacks.
+        conflicts: tokens with different settings in several models; the first model's count.
     """
 
     start: Vocabulary
@@ -101,7 +101,7 @@ class OutputTokenizer:
 
     @property
     def changed(self) -> bool:
-        """Whether it is another than the one it starts from."""
+        """Whether it differs from the model's tokenizer."""
         return bool(self.new or self.dropped)
 
     @cached_property
@@ -114,25 +114,25 @@ class OutputTokenizer:
 
 
 def has_tokenizer(folder: Path | None) -> bool:
-    """Whether a folder holds a tokenizer in any form."""
+    """Whether a folder contains a tokenizer in any form."""
     return folder is not None and any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the files that a vocabulary is read from: equal ones are equal vocabularies."""
-    told = hashlib.sha256()
+    """A digest of a vocabulary's files: equal digests mean equal vocabularies."""
+    digest = hashlib.sha256()
     for name in (SETTINGS, "special_tokens_map.json", "added_tokens.json", *VOCABULARIES):
         if (folder / name).is_file():
             contents = hashlib.sha256((folder / name).read_bytes())
-            told.update(name.encode() + contents.digest())
-    return told.hexdigest()
+            digest.update(name.encode() + contents.digest())
+    return digest.hexdigest()
 
 
 def read_vocabulary(folder: Path, label: str) -> Vocabulary:
-    """Read the vocabulary of the tokenizer in a folder, with the ids that transformers gives it.
+    """Read the vocabulary of a folder's tokenizer, with the ids of transformers.
 
     Raises:
-        InputError: when there is none, or its files are broken.
+        InputError: when there is no tokenizer, or its files are broken.
     """
     contents = read_contents(folder, label)
     settings = _optional(folder / SETTINGS)
@@ -143,15 +143,16 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary:
         if entry["content"] in tokens
     }
     roles, special = _special(settings, _optional(folder / "special_tokens_map.json"))
-    beside = {
+    elsewhere = {
         token: _flags_of(entry) for number, token, entry in _decoder(settings, folder / SETTINGS)
     }
     older = _optional(folder / "added_tokens.json")
     _check_ids(older, folder / "added_tokens.json")
-    beside |= {t: PLAIN for t in sorted(older, key=lambda t: int(older[t])) if t not in beside}
-    beside |= {token: AS_SPECIAL for token in special if token not in beside}
+    by_id = sorted(older, key=lambda token: int(older[token]))
+    elsewhere |= {token: PLAIN for token in by_id if token not in elsewhere}
+    elsewhere |= {token: AS_SPECIAL for token in special if token not in elsewhere}
     loose = []
-    for token, flags in beside.items():
+    for token, flags in elsewhere.items():
         added.setdefault(token, flags)
         if token not in tokens:
             tokens[token] = max(tokens.values(), default=-1) + 1
@@ -160,10 +161,10 @@ def read_vocabulary(folder: Path, label: str) -> Vocabulary:
 
 
 def _decoder(settings: Mapping[str, Any], file: Path) -> list[tuple[int, str, Mapping[str, Any]]]:
-    """The added tokens that settings list, by their ids: id, text and settings.
+    """The added tokens in tokenizer settings, sorted by id: id, text and settings.
 
     Raises:
-        InputError: when that is no such list.
+        InputError: when the list is malformed.
     """
     listed = settings.get("added_tokens_decoder") or {}
     well_formed = isinstance(listed, dict) and all(
@@ -175,12 +176,12 @@ def _decoder(settings: Mapping[str, Any], file: Path) -> list[tuple[int, str, Ma
     )
     if not well_formed:
         raise InputError(f"{file}: its added_tokens_decoder is malformed")
-    found = ((int(n), entry.get("content", ""), entry) for n, entry in listed.items())
-    return sorted(found, key=lambda each: each[:2])
+    tokens = ((int(n), entry.get("content", ""), entry) for n, entry in listed.items())
+    return sorted(tokens, key=lambda token: token[:2])
 
 
 def _check_ids(ids: Mapping[str, Any], file: Path) -> None:
-    """Refuse what is no vocabulary: ids of another type, or out of all proportion."""
+    """Check that ids are integers within limits."""
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in ids.values()):
         raise InputError(f"{file}: its vocabulary is malformed")
     if ids and not 0 <= min(ids.values()) <= max(ids.values()) < MAX_ID:
@@ -188,10 +189,10 @@ def _check_ids(ids: Mapping[str, Any], file: Path) -> None:
 
 
 def read_contents(folder: Path, label: str) -> dict[str, Any]:
-    """``tokenizer.json`` as data, converted from older files if transformers is there to do it.
+    """Read ``tokenizer.json``, or convert older files to it if transformers is installed.
 
     Raises:
-        InputError: when there is none, or it is no tokenizer.
+        InputError: when there is no tokenizer, or it is broken.
     """
     file = folder / CONTENTS
     contents = read_json(file) if file.is_file() else _converted(folder, label)
@@ -209,7 +210,7 @@ def read_contents(folder: Path, label: str) -> dict[str, Any]:
 
 
 def _converted(folder: Path, label: str) -> dict[str, Any]:
-    """The contents that transformers makes of a tokenizer in older files."""
+    """Convert a tokenizer in older files with transformers."""
     if not has_tokenizer(folder):
         raise InputError(f"{label}: has no tokenizer (no {CONTENTS}), and the recipe needs it")
     advice = (
@@ -238,7 +239,7 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of a model's own pieces; Unigram lists them with scores, in order."""
+    """Ids of a tokenizer model's pieces; Unigram lists pieces with scores, in the order of ids."""
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         return vocab
@@ -249,9 +250,12 @@ def _pieces(model: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _ids(contents: Mapping[str, Any], file: Path) -> Mapping[str, int]:
-    """Ids as the tokenizers library gives them, which ignores the ids of added tokens in the file:
-    those that are no pieces follow the pieces, in the file's order. Where pieces leave gaps its
-    rule is not as simple, and the library itself is asked."""
+    """Ids by token, as in the tokenizers library.
+
+    The library ignores the ids of added tokens in the file: those that are not pieces follow the
+    pieces in the file's order. If the pieces' ids have gaps, the rule is less simple, and the library
+    computes the ids.
+    """
     try:
         pieces = dict(_pieces(contents["model"]))
         _check_ids(pieces, file)
@@ -281,11 +285,11 @@ def _flags_of(entry: Mapping[str, Any]) -> Flags:
 
 
 def _special(*settings: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Special tokens by role, and all of them, as tokenizer settings name them."""
+    """Special tokens by role, and a list of all special tokens, from tokenizer settings."""
 
     def text(value: Any) -> str | None:
-        found = value.get("content") if isinstance(value, dict) else value
-        return found if isinstance(found, str) and found else None
+        content = value.get("content") if isinstance(value, dict) else value
+        return content if isinstance(content, str) and content else None
 
     roles: dict[str, str] = {}
     named: list[str | None] = []
@@ -306,11 +310,11 @@ def _special(*settings: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
 
 
 def kept(start: Vocabulary, rows: int | None) -> OutputTokenizer:
-    """A model's own tokenizer, without tokens that its embedding has no row for.
+    """A model's tokenizer, without tokens that have no row in its embedding.
 
     Args:
         start: the vocabulary.
-        rows: of the model's embedding; None if it is not known.
+        rows: rows of the model's embedding; None if unknown.
     """
     if rows is None or start.size <= rows:
         return OutputTokenizer(start, start.tokens)
@@ -321,14 +325,14 @@ def kept(start: Vocabulary, rows: int | None) -> OutputTokenizer:
 def union(
     base: OutputTokenizer, others: Iterable[tuple[Vocabulary, int | None]]
 ) -> OutputTokenizer:
-    """The base's tokenizer with all tokens of the others added at its end.
+    """Add all tokens of other vocabularies at the end of the base's tokenizer.
 
-    First come tokens that no model has as added ones, then the added ones, each in the order of
-    the models and of their ids. A token's settings are those of the first model that adds it.
+    Pieces come first, then added tokens, both in the order of the models and of their ids. A token
+    has the settings of the first model that adds it.
 
     Args:
-        base: what it starts from.
-        others: vocabularies, and the rows of their models' embeddings.
+        base: the tokenizer to extend.
+        others: vocabularies, with the rows of their models' embeddings.
     """
     start = base.start
     first = {t: flags for t, flags in start.added.items() if t in base.tokens}
@@ -345,14 +349,14 @@ def union(
         plain += sorted(missing.keys() - other.added.keys(), key=missing.__getitem__)
     news = {token: PLAIN for token in dict.fromkeys(plain) if token not in flags}
     news |= {token: each for token, each in flags.items() if token not in first}
-    made = extended(base, news)
+    result = extended(base, news)
     return OutputTokenizer(
-        start, made.tokens, made.new, made.dropped, tuple(dict.fromkeys(conflicts))
+        start, result.tokens, result.new, result.dropped, tuple(dict.fromkeys(conflicts))
     )
 
 
 def extended(base: OutputTokenizer, news: Mapping[str, Flags]) -> OutputTokenizer:
-    """A tokenizer with tokens added at its end; those that it has as pieces become added ones."""
+    """Add tokens at the end of a tokenizer; pieces among them become added tokens."""
     tokens, new, size = dict(base.tokens), list(base.new), base.size
     for token, flags in news.items():
         if token not in tokens:
@@ -366,10 +370,10 @@ def extended(base: OutputTokenizer, news: Mapping[str, Flags]) -> OutputTokenize
 
 
 def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
-    """The output's ``tokenizer.json``.
+    """Return the output's ``tokenizer.json``.
 
     Raises:
-        InputError: when the tokenizer cannot be made to give every token its id.
+        InputError: when the tokenizers library cannot give every token its id.
     """
     start = output.start
     contents = read_contents(start.folder, start.label)
@@ -381,7 +385,7 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
     if output.dropped:
         _drop_pieces(model, output.dropped)
         added = {token: entry for token, entry in added.items() if token not in output.dropped}
-    for each in output.new:  # after the others: a rule may bring back a token that was left out
+    for each in output.new:  # last, since a rule may add a dropped token again
         added[each.content] = each.entry()
     added = {token: entry for token, entry in added.items() if token in output.tokens}
     for token, entry in added.items():
@@ -390,7 +394,7 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
     if dict(_ids(contents, file)) != output.tokens:
         if not isinstance(model["vocab"], dict):
             raise InputError(f"{file}: its ids leave gaps, so that no tokens can be added to it")
-        # The library puts added tokens into gaps, even onto ids that are taken; pieces stay put.
+        # The library puts added tokens into gaps, even onto ids in use; pieces keep their ids.
         model["vocab"] |= {token: output.tokens[token] for token in added}
         if dict(_ids_by_library(contents, file)) != output.tokens:
             raise InputError(f"{file}: its ids are such that no tokens can be added to it")
@@ -407,7 +411,7 @@ def _drop_pieces(model: dict[str, Any], dropped: frozenset[str]) -> None:
 
 
 def _merged(merge: object) -> tuple[str, ...]:
-    """The parts of a merge and what they make; older files write the parts as one text."""
+    """The two parts of a merge and their concatenation; older files have the parts in one text."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return ()
@@ -415,8 +419,8 @@ def _merged(merge: object) -> tuple[str, ...]:
 
 
 def edited_settings(output: OutputTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
-    """``tokenizer_config.json`` or ``special_tokens_map.json`` with the new added tokens, and
-    without those that are left out."""
+    """Return ``tokenizer_config.json`` or ``special_tokens_map.json`` with the new added tokens and
+    without dropped ones."""
     edited = dict(settings)
     decoder = edited.get("added_tokens_decoder")
     if isinstance(decoder, dict):
@@ -430,7 +434,7 @@ def edited_settings(output: OutputTokenizer, settings: dict[str, Any]) -> dict[s
             for token in output.start.loose
             if token in output.tokens and token not in output.dropped
         )
-        for each in (*loose, *output.new):  # transformers adds what is missing here in between
+        for each in (*loose, *output.new):  # transformers would insert missing tokens before others
             entries[each.id] = {k: v for k, v in each.entry().items() if k != "id"}
         edited["added_tokens_decoder"] = {str(n): entries[n] for n in sorted(entries)}
 
@@ -455,12 +459,12 @@ _ID_ENDINGS = ("token_id", "token_ids", "token_index", "suppress_tokens")
 
 
 def map_token_ids(data: Any, new_id: Callable[[str, int], int | None], key: str = "") -> Any:
-    """A config with other token ids: ``eos_token_id``, lists of ids, sub-configs.
+    """Replace token ids in a config: ``eos_token_id``, lists of ids, sub-configs.
 
     Args:
         data: the config, or a part of it.
-        new_id: gives the new id for a key and an id; None for a token that is gone.
-        key: the key that the part stands under.
+        new_id: returns the new id for a key and an id; None for a dropped token.
+        key: the key of the part.
     """
     if isinstance(data, dict):
         return {k: map_token_ids(v, new_id, k) for k, v in data.items()}
@@ -469,6 +473,6 @@ def map_token_ids(data: Any, new_id: Callable[[str, int], int | None], key: str 
     if isinstance(data, int):
         return new_id(key, data)
     if isinstance(data, list):
-        found = [map_token_ids(each, new_id, key) for each in data]
-        return [each for each in found if each is not None]
+        ids = [map_token_ids(each, new_id, key) for each in data]
+        return [each for each in ids if each is not None]
     return data
