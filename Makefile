@@ -14,6 +14,9 @@ UPGRADE ?= --upgrade
 # `make test-latest TORCH=torch==2.13.0` tests with this torch instead of the newest.
 TORCH ?= torch
 DEMO := demo-out
+# Pages that `make docs` fills to 100 columns; three others have scripts that write them.
+PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/README.md) \
+	$(filter-out docs/methods.md docs/differences.md docs/families.md,$(wildcard docs/*.md))
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
@@ -124,6 +127,7 @@ docs: $(BIN)/.dev
 	$(BIN)/python docs/make.py
 	$(BIN)/python docs/differences.py
 	$(BIN)/python docs/console.py
+	$(BIN)/python docs/reflow.py $(PROSE)
 
 site: $(BIN)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
