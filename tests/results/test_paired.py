@@ -50,10 +50,13 @@ def test_the_vector(tmp_path: Path) -> None:
     assert row.difference == VECTOR["difference"]
     assert row.error == pytest.approx(VECTOR["standard_error"], abs=1e-7)
     assert (row.low, row.high) == pytest.approx(tuple(VECTOR["t95"]), abs=1e-6)
-    assert row.p == row.p_verdict == pytest.approx(VECTOR["signflip_p_exact"])
+    assert row.p_exact == pytest.approx(VECTOR["signflip_p_exact"])
+    assert row.p is not None
+    assert row.p < row.p_exact
+    assert row.p_verdict == row.p
     assert row.verdict == "not significant"
     assert row.detectable == pytest.approx(2.8015852 * row.error)
-    assert row.test == "sign flips, exact"
+    assert row.test == "all sign flips, mid-p"
     [found] = merganser.power(tmp_path / "s")
     assert found.between == pytest.approx(VECTOR["between_variance"], abs=1e-6)
     assert found.within == pytest.approx((VECTOR["within_A"] + VECTOR["within_B"]) / 2, abs=1e-6)
@@ -116,10 +119,13 @@ def test_the_best_is_judged_by_all_merges_or_by_what_was_held_out(study: Path) -
     assert honest.p is not None
     assert not honest.selected
     assert honest.problems == 30
-    assert honest.test == "McNemar, exact"
+    assert honest.test == "McNemar, mid-p"
     a, b = unseen["w3"][:, 0], unseen["acc"][:, 0]
     gains, losses = int((a > b).sum()), int((a < b).sum())
-    assert honest.p == pytest.approx(stats.binomtest(gains, gains + losses).pvalue)
+    exact = stats.binomtest(gains, gains + losses).pvalue
+    assert honest.p_exact == pytest.approx(exact)
+    as_far = stats.binom.pmf(gains, gains + losses, 0.5) * (1 if gains == losses else 2)
+    assert honest.p == pytest.approx(exact - as_far / 2)
     both = paired.compare(study).rows
     assert [(r.model, r.reference) for r in both if r.held_out] == [("w3", "base"), ("w3", "acc")]
 
@@ -283,3 +289,20 @@ def test_on_the_command_line(study: Path) -> None:
     assert told["problems_needed"] > 1000
     done = CliRunner().invoke(cli.main, ["compare", str(study), "--weights", "x"])
     assert done.exit_code == 2
+
+
+def test_stated_scores() -> None:
+    from merganser.results.references import stated_score, wilson
+
+    intervals = pytest.importorskip("statsmodels.stats.proportion")
+    for share, n in ((0.467, 30), (0.0, 12), (1.0, 500)):
+        wanted = intervals.proportion_confint(share * n, n, method="wilson")
+        assert wilson(share, n) == pytest.approx(wanted)
+    found = stated_score(0.5, problems=30)
+    assert found.problems == 30
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * found.error)
+    assert stated_score(12.0, error=2).low == pytest.approx(12 - 3.919928)
+    assert stated_score(12.0, low=10, high=14).error == pytest.approx(4 / 3.919928)
+    for bad in ({}, {"low": 1}, {"problems": 30}, {"low": 13, "high": 14}):
+        with pytest.raises(ValueError, match=r"how sure|go together|does not lie"):
+            stated_score(12.0, **bad)

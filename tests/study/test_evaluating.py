@@ -30,6 +30,7 @@ from merganser.merging.output_folder import Lock
 from merganser.recipe import Document
 from merganser.reports import page
 from merganser.results import scores as results
+from merganser.results.paired import compare
 from merganser.results.scores import Entry
 from merganser.study import evaluate as evaluating
 from merganser.study import sharing
@@ -567,3 +568,61 @@ def test_plan_checks_how_points_are_scored(file: Path, monkeypatch: pytest.Monke
     wrong = run(cli.main, ["plan", str(file)])
     assert wrong.exit_code == 2
     assert_one_line(wrong.stderr.strip(), "recipe.yml:15", "no score 'exakt'")
+
+
+REFERENCES = """
+  references:
+    - {model: ./mixed, role: mixed, name: both rewards}
+    - name: theirs
+      role: published
+      source: arXiv:2503.16219
+      scores: {exact: {mean: 0.467, problems: 30}, tokens: {mean: 4.5, error: 0.5}}
+"""
+
+
+def test_references_are_scored_and_stated(file: Path, tmp_path: Path) -> None:
+    peers.make_model(tmp_path / "mixed", seed=9, layers=1)
+    file.write_text(SWEEP + REFERENCES)
+    found = evaluate_sweep(file, tmp_path / "out", write=False)
+    assert results.read(tmp_path / "out") == found
+    assert [(e.name, e.role) for e in found.entries[3:5]] == [
+        ("both-rewards", "mixed"),
+        ("theirs", "published"),
+    ]
+    mixed, theirs = found.references
+    assert (tmp_path / "out" / "samples" / "both-rewards.jsonl").is_file()
+    assert mixed.scores.keys() == {"exact", "tokens"}
+    assert theirs.samples is None
+    assert theirs.source == "arXiv:2503.16219"
+    assert theirs.scores["exact"].problems == 30
+    again = evaluate_sweep(file, tmp_path / "out", only=["w=0.3"], write=False)
+    assert [e.name for e in again.entries] == [e.name for e in found.entries]
+    compared = compare(tmp_path / "out", scores=["tokens"])
+    assert {row.reference for row in compared.rows} == {"base", "a", "b", "both-rewards", "theirs"}
+    assert {r.problems for r in compared.rows if r.reference == "theirs"} == {0}
+    page.write(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "hypervolume, theirs alone" in text
+    assert "2 references" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("./mixed", "./mixd", 17, "./mixd: no such folder"),
+        ("./mixed", "./a", 18, "references[0]: ./a is in the study already"),
+        ("exact: {mean", "exat: {mean", 22, "no score 'exat'; did you mean 'exact'?"),
+        (", problems: 30", "", 22, "how sure is it? give error"),
+        ("name: theirs", "name: both rewards", 19, "two models are called"),
+        ("model: ./mixed, ", "", 18, "give either a model, which is scored, or scores and a name"),
+        ("role: mixed", "role: mixt", 18, "references[0].role"),
+    ],
+)
+def test_slips_in_references(
+    file: Path, tmp_path: Path, old: str, new: str, line: int, told: str
+) -> None:
+    peers.make_model(tmp_path / "mixed", seed=9, layers=1)
+    file.write_text((SWEEP + REFERENCES).replace(old, new))
+    with pytest.raises(MerganserError) as refused:
+        evaluate_sweep(file, tmp_path / "out")
+    assert_one_line(str(refused.value), f"{file}:{line}: ", told)

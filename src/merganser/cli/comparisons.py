@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from merganser.cli.columns import Column
-    from merganser.results.paired import Comparison, Comparisons
+    from merganser.results.comparison import Comparison, Comparisons
     from merganser.results.power import Power
 
 

@@ -275,6 +275,22 @@ def exact_p(differences: Array, grain: int) -> float | None:
     Returns:
         None if the differences do not lie on the grid, or the distribution would be too long.
     """
+    tails = _tails(differences, grain)
+    return None if tails is None else min(1.0, sum(tails))
+
+
+def mid_p(differences: Array, grain: int) -> float | None:
+    """The mid-p-value of the same test (Lancaster 1961): what is as likely as the data counts half.
+
+    With few problems and samples the exact test claims less than it could, since its p-value has few
+    values; this one comes nearer to 5 % false alarms, without a guarantee.
+    """
+    tails = _tails(differences, grain)
+    return None if tails is None else min(1.0, tails[0] + tails[1] / 2)
+
+
+def _tails(differences: Array, grain: int) -> tuple[float, float] | None:
+    """Chances of a sum farther from 0 than was observed, and of one as far."""
     scaled = differences * grain
     steps = np.rint(scaled).astype(np.int64)
     if np.abs(scaled - steps).max(initial=0) > 1e-6 or np.abs(steps).sum() > _MOST_STEPS:
@@ -286,8 +302,9 @@ def exact_p(differences: Array, grain: int) -> float | None:
         own[::size] = _binomial(count)
         chances = np.convolve(chances, own)
     # Position i of the distribution is the sum 2 i - total.
-    sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
-    return min(1.0, float(chances[np.abs(sums) >= abs(int(steps.sum()))].sum()))
+    sums = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
+    seen = abs(int(steps.sum()))
+    return float(chances[sums > seen].sum()), float(chances[sums == seen].sum())
 
 
 @lru_cache(maxsize=4096)

@@ -29,7 +29,7 @@ from merganser.recipe.short_names import shorten
 from merganser.reports import label_placement
 from merganser.results import front as fronts
 from merganser.results.interpolation import Line, gap, lines, short_names
-from merganser.results.scores import Entry, Results
+from merganser.results.scores import Entry, Results, Role
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Figure | None)
@@ -69,6 +69,15 @@ STYLE: Any = {
     "svg.fonttype": "path",  # looks the same wherever it is opened
     "svg.hashsalt": "merganser",  # and has the same bytes
 }
+
+MARKS: Mapping[Role, tuple[str, str, float, str | None]] = {
+    "expert": ("D", INK, 7.5, None),
+    "base": ("s", GREY, 7.5, None),
+    "mixed": ("*", COLOURS[3], 12.0, "trained on mixed rewards"),
+    "published": ("P", COLOURS[3], 9.0, "published"),
+    "reference": ("X", COLOURS[3], 8.5, "reference"),
+}
+"""Shape, colour and size of the models that are no merges, and what the legend says of them."""
 
 MOST_LABELS = 60
 """Points of a picture that get labels, those of the front first."""
@@ -209,9 +218,12 @@ def _plane(
             _dot(axes, entry, x, y, FAINT if only else COLOURS[0], entry.name in best, not only)
     for entry in entries:
         if entry.role != "point":
-            shape = "D" if entry.role == "expert" else "s"
-            tint = INK if entry.role == "expert" else GREY
-            _dot(axes, entry, x, y, tint, entry.name in best, True, shape, 7.5)
+            shape, tint, size, _ = MARKS[entry.role]
+            _dot(axes, entry, x, y, tint, entry.name in best, True, shape, size)
+    for role in dict.fromkeys(entry.role for entry in entries if entry.role != "point"):
+        shape, tint, size, text = MARKS[role]
+        if text and only is None:
+            axes.plot([], [], shape, color=tint, markersize=size, label=text)
     if only is None:
         if any(e.name not in best for e in entries):
             axes.plot([], [], "o", mfc="white", mec=COLOURS[0], label="another model is better")

@@ -257,9 +257,13 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
             "certainty": "",
         }
     whole = front.hypervolume(scored, directions)
-    others = [e for e in scored if e.role != "point"]
+    others = [e for e in scored if e.role in ("base", "expert")]
     alone = front.hypervolume(others, directions, frame=scored).value if others else None
     volumes: list[dict[str, Any]] = [{"label": "", "value": whole.value, "alone": alone}]
+    for each in found.references:
+        if each in scored:
+            value = front.hypervolume([each], directions, frame=scored).value
+            volumes.append({"label": f"{each.name} alone", "value": value, "alone": None})
     if len(known) > 1:
         for line in known:
             members = [e for _, e in line.points] + list(line.ends or ())
@@ -310,6 +314,7 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
         "merge": roles.count("point"),
         "expert": roles.count("expert"),
         "base": roles.count("base"),
+        "reference": len(found.references),
     }
     parts = [
         f"{n} {name}{'s' if n > 1 and name != 'base' else ''}" for name, n in counted.items() if n

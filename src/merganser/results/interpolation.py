@@ -82,7 +82,9 @@ def short_names(results: Results) -> dict[str, str]:
     """Short names of the models that are no points, by their own."""
     experts = [e.name for e in results.entries if e.role == "expert"]
     base = [e.name for e in results.entries if e.role == "base"]
-    return dict(zip(experts + base, shorten(experts) + shorten(base), strict=True))
+    others = [e.name for e in results.references]
+    names = [*experts, *base, *others]
+    return dict(zip(names, [*shorten(experts), *shorten(base), *shorten(others)], strict=True))
 
 
 def _is_dial(key: str, points: Sequence[Entry]) -> bool:

@@ -3,143 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import hypot
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from merganser import notebook, number_format, suggestions
+from merganser import suggestions
 from merganser.errors import RecipeError
 from merganser.evaluation import significance
-from merganser.evaluation.significance import DRAWS, LEVEL, Difference
+from merganser.evaluation.significance import DRAWS, Difference
 from merganser.recipe.short_names import matching
 from merganser.results import problem_scores, scores
+from merganser.results.comparison import Comparison, Comparisons
 from merganser.results.interpolation import labels
 from merganser.results.problem_scores import ScoreTable
 from merganser.results.scores import Direction, Entry, Results
-
-Verdict = Literal["better", "worse", "not significant"]
 
 Pair = tuple[str, str]
 """A model, and the reference that it is compared with."""
 
 TOGETHER = "mean of tasks"
 """What takes the place of a task in the name of a score over several tasks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One model against one reference, in one score.
-
-    Attributes:
-        score: the score's name; ``mean of tasks/SCORER`` over several tasks.
-        direction: whether more or less of it is better.
-        model, reference: names of entries.
-        mean, reference_mean: the score of both, on the problems that are compared.
-        difference: model minus reference.
-        error: standard error of the difference.
-        low, high: 95 % interval; of a selected model the one that holds for all models of its family.
-        p: of this test alone; None for a selected model.
-        p_max_t: adjusted for all models of the family by max-T; None where problems are not paired.
-        p_holm: adjusted for all tests of the family, and all tasks of the scorer, by Holm.
-        family: how many tests the adjusted values and the verdict count.
-        detectable: the smallest true difference that the verdict's test finds in 80 % of studies like this.
-        problems: how many; 0 where problems are not paired.
-        wins, losses: problems on which the model is better, or worse.
-        test: how p was found.
-        selected: whether the model was chosen by these very problems, so that only what holds for all
-            models of the family counts.
-        held_out: whether the problems are those that no model was chosen by.
-    """
-
-    score: str
-    direction: Direction
-    model: str
-    reference: str
-    mean: float
-    reference_mean: float
-    difference: float
-    error: float
-    low: float
-    high: float
-    p: float | None
-    p_max_t: float | None
-    p_holm: float
-    family: int
-    detectable: float
-    problems: int
-    wins: int
-    losses: int
-    test: str
-    selected: bool = False
-    held_out: bool = False
-
-    @property
-    def p_verdict(self) -> float:
-        """The p-value that decides: max-T where several are tested, else Holm's, else its own."""
-        if self.family > 1 or self.p is None:
-            return self.p_holm if self.p_max_t is None else self.p_max_t
-        return self.p
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the model is better or worse than the reference, at 5 %."""
-        if self.p_verdict > LEVEL or not self.difference:
-            return "not significant"
-        return "better" if (self.difference > 0) == (self.direction == "max") else "worse"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparisons:
-    """What :func:`compare` found.
-
-    Attributes:
-        study: the study's name.
-        rows: the comparisons, score by score, reference by reference.
-        left_out: by task, problems that not all models have, and that no comparison counts.
-        draws: sign flips where they are too many to list.
-    """
-
-    study: str
-    rows: tuple[Comparison, ...]
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    draws: int = DRAWS
-
-    def __repr__(self) -> str:
-        found = [row.verdict for row in self.rows]
-        return (
-            f"Comparisons({self.study!r}, {len(found)} differences: {found.count('better')} better, "
-            f"{found.count('worse')} worse, {found.count('not significant')} not significant)"
-        )
-
-    def _repr_html_(self) -> str:
-        head = ("score", "model", "reference", "difference", "95 %", "p", "verdict", "detectable")
-        rows = [
-            (
-                row.score,
-                row.model,
-                row.reference,
-                number_format.significant(row.difference),
-                f"{number_format.significant(row.low)} … {number_format.significant(row.high)}",
-                number_format.significant(row.p_verdict),
-                row.verdict,
-                number_format.significant(row.detectable),
-            )
-            for row in self.rows
-        ]
-        return notebook.table(head, rows, f"Comparisons of {self.study}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        rows = [
-            asdict(row) | {"p_verdict": row.p_verdict, "verdict": row.verdict} for row in self.rows
-        ]
-        return {"study": self.study, "level": LEVEL, "draws": self.draws} | {
-            "left_out": dict(self.left_out),
-            "comparisons": rows,
-        }
 
 
 def compare(
@@ -394,7 +280,7 @@ def _paired(
     rows = []
     for n, (model, reference) in enumerate(pairs):
         own = [part[n] for part in parts]
-        p, test = _single(tables, own, tested.single[n], tested.exact, draws)
+        p, exact, test = _single(tables, own, tested.single[n], tested.exact, draws)
         selected = bool(chosen & {model, reference})
         several = len(pairs) > 1
         low, high = found[n].interval(tested.critical if selected and several else None)
@@ -420,6 +306,7 @@ def _paired(
                 losses=sum(int((sign * d < -1e-12).sum()) for d in own),
                 test=test,
                 selected=selected,
+                p_exact=None if selected and several else exact,
             )
         )
     return rows
@@ -427,14 +314,17 @@ def _paired(
 
 def _single(
     tables: Sequence[ScoreTable], own: Sequence[Any], drawn: float, listed: bool, draws: int
-) -> tuple[float, str]:
-    """The p-value of one test by itself, and how it was found."""
+) -> tuple[float, float | None, str]:
+    """The p-value of one test by itself, the exact one, and how they were found."""
     if len(tables) == 1 and tables[0].grain:
-        exact = significance.exact_p(own[0], tables[0].grain)
-        if exact is not None:
+        middle = significance.mid_p(own[0], tables[0].grain)
+        if middle is not None:
             single = tables[0].is_rate and bool((tables[0].counts == 1).all())
-            return exact, "McNemar, exact" if single else "sign flips, exact"
-    return drawn, "sign flips, exact" if listed else f"sign flips, {draws:,} draws"
+            exact = significance.exact_p(own[0], tables[0].grain)
+            return middle, exact, "McNemar, mid-p" if single else "all sign flips, mid-p"
+    if listed:
+        return drawn, drawn, "all sign flips"
+    return drawn, None, f"{draws:,} sign flips"
 
 
 def _unpaired(

@@ -28,8 +28,12 @@ FORMAT = 1
 HELD_OUT = "held_out"
 """The folder, in that of a search, of the chosen ones' results on problems that it had not seen."""
 
-Role = Literal["point", "expert", "base"]
-"""What a model is in a study: a merge, one of the merged models, or what they were trained from."""
+Role = Literal["point", "expert", "base", "mixed", "published", "reference"]
+"""What a model is in a study: a merge, one of the merged models, or what they were trained from; or, to
+compare with, a model that was trained on mixed rewards, a published one, or any other."""
+
+REFERENCES: frozenset[Role] = frozenset({"mixed", "published", "reference"})
+"""Roles of models that merges are only compared with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class Entry:
         effective: the same, as rounding left them.
         samples: the file of its completions, relative to the results' folder; None if none were kept.
         folder: where it was written, relative to the results' folder; None if it was not.
+        source: where scores were taken from that were not measured here; else None.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Entry:
     effective: Mapping[str, float] = field(default_factory=dict)
     samples: str | None = None
     folder: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,11 @@ class Results:
             for entry in self.entries
         ]
         return notebook.table(("model", "", *values, *self.directions, "chosen"), rows, self.name)
+
+    @property
+    def references(self) -> tuple[Entry, ...]:
+        """The models that merges are only compared with."""
+        return tuple(entry for entry in self.entries if entry.role in REFERENCES)
 
     @property
     def points(self) -> tuple[Entry, ...]:

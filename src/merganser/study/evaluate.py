@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merganser import engine, extras, recipe
+from merganser import engine, extras, recipe, suggestions
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.evaluation import engines, harness, running
 from merganser.evaluation import samples as kept_samples
@@ -30,7 +30,8 @@ from merganser.recipe import Document, ModelReference, ParsedRecipe, Strictness,
 from merganser.recipe.steps import folder_name
 from merganser.recipe.sweep_file import Point, load_points, read_pattern
 from merganser.results import scores as results
-from merganser.results.scores import Entry, Results, Role
+from merganser.results.references import stated_score
+from merganser.results.scores import Direction, Entry, Results, Role
 from merganser.sinks import NullSink
 from merganser.study import sharing, sweep
 from merganser.study.evaluate_block import Study
@@ -128,6 +129,9 @@ def evaluate_sweep(
         for model in others:
             stack.enter_context(closing(model.plan))
         _check_names([*others, *asked])
+        stated = stated_references(
+            block, directions, document, [m.entry for m in (*others, *asked)]
+        )
         make(home / SAMPLES)
         live = stack.enter_context(
             closing(
@@ -141,7 +145,7 @@ def evaluate_sweep(
             )
         )
         stage = _Stage(block, seen, live, home, pattern.folder or Path())
-        needed = {reference.text for reference, _ in _references(block, asked, document)}
+        needed = {reference.text for reference, _, _ in _references(block, asked, document)}
         models = [model for model in others if model.entry.model in needed] + asked
         if isinstance(live, ServedModel):
             live.check([model.entry.name for model in models if not stage.is_complete(model)])
@@ -157,6 +161,7 @@ def evaluate_sweep(
             points = sorted([*asked, *earlier], key=lambda model: names.index(model.entry.name))
             models = [model for model in (*others, *points) if model.entry.name in entries]
             scored = measured([entries[model.entry.name] for model in models], models, threads)
+            scored = beside_points(scored, stated)
             chosen = rule(scored)
             last = [*others, *(point for point in points if point.entry.name in chosen)]
             again = _on_held_out(last if chosen else [], unseen, live, home, threads, on_progress)
@@ -376,15 +381,16 @@ def base_and_experts(
     wanted = _references(block, points, document)
     taken = {point.entry.name.casefold() for point in points}
     found: list[Model] = []
-    for reference, role in wanted:
-        name = folder_name(reference.name)
+    for reference, role, own_name in wanted:
+        name = own_name or folder_name(reference.name)
         if name.casefold() in taken:
             name = folder_name(reference.text).strip("._-")[-150:]
         if name.casefold() in taken:
             name = f"{name}_{role}{len(found)}"
         taken.add(name.casefold())
         own = role == "base" and block.base is not None
-        with document.addressed(("evaluate", "base") if own else ()):
+        place = ("evaluate", "references") if role in results.REFERENCES else ()
+        with document.addressed(("evaluate", "base") if own else place):
             plan = settle(reference.text, folder, **options)
         found.append(Model(Entry(name, role, model=reference.text), plan))
     return found
@@ -392,8 +398,9 @@ def base_and_experts(
 
 def _references(
     block: Study, points: Sequence[Model], document: Document
-) -> list[tuple[ModelReference, Role]]:
-    """The base and the experts of points, each once: first the bases."""
+) -> list[tuple[ModelReference, Role, str | None]]:
+    """The base and the experts of points, each once, and the block's references with their names: first
+    the bases."""
     merged: dict[str, ModelReference] = {}
     bases: dict[str, ModelReference] = {}
     for point in points:
@@ -410,10 +417,74 @@ def _references(
             raise document.error(f"evaluate.base: {error}", ("evaluate", "base")) from None
     else:
         bases = {text: r for text, r in bases.items() if text not in merged}
-    wanted: list[tuple[ModelReference, Role]] = [(r, "base") for r in bases.values()]
+    wanted: list[tuple[ModelReference, Role, str | None]] = [
+        (r, "base", None) for r in bases.values()
+    ]
     if block.experts:
-        wanted += [(r, "expert") for text, r in merged.items() if text not in bases]
+        wanted += [(r, "expert", None) for text, r in merged.items() if text not in bases]
+    known = {reference.text for reference, _, _ in wanted}
+    for number, each in enumerate(block.references):
+        if each.model is None:
+            continue
+        path = ("evaluate", "references", number, "model")
+        try:
+            reference = recipe.parse_reference(each.model)
+        except ValueError as error:
+            raise document.error(f"evaluate.references[{number}]: {error}", path) from None
+        if reference.text in known:
+            raise document.error(
+                f"evaluate.references[{number}]: {each.model} is in the study already", path
+            )
+        known.add(reference.text)
+        wanted.append((reference, each.role, each.name and folder_name(each.name)))
     return wanted
+
+
+def stated_references(
+    block: Study,
+    directions: Mapping[str, Direction],
+    document: Document,
+    taken: Sequence[Entry] = (),
+) -> list[Entry]:
+    """The block's references whose scores are typed in.
+
+    Args:
+        block: of the study.
+        directions: the study's scores.
+        document: for the address of what is wrong.
+        taken: the other entries.
+
+    Raises:
+        RecipeError: when a score is none of the study's, or nothing tells how sure it is.
+    """
+    names = {folder_name(entry.name).casefold() for entry in taken}
+    found: list[Entry] = []
+    for number, each in enumerate(block.references):
+        if each.model is not None or each.name is None:
+            continue
+        path = ("evaluate", "references", number)
+        if folder_name(each.name).casefold() in names:
+            raise document.error(f"evaluate.references: two models are called {each.name!r}", path)
+        names.add(folder_name(each.name).casefold())
+        stated = {}
+        for score, values in each.scores.items():
+            place = (*path, "scores", score)
+            where = f"evaluate.references[{number}].scores.{score}"
+            if score not in directions:
+                hint = suggestions.suggest(score, list(directions))
+                raise document.error(f"{where}: there is no score {score!r}; {hint}", place)
+            try:
+                stated[score] = stated_score(**values.model_dump())
+            except ValueError as error:
+                raise document.error(f"{where}: {error}", place) from None
+        found.append(Entry(each.name, each.role, scores=stated, source=each.source))
+    return found
+
+
+def beside_points(entries: Sequence[Entry], stated: Sequence[Entry]) -> list[Entry]:
+    """Entries in the order in which they are shown: stated references before the points."""
+    others = [entry for entry in entries if entry.role != "point"]
+    return [*others, *stated, *(entry for entry in entries if entry.role == "point")]
 
 
 def _check_names(models: Sequence[Model]) -> None:

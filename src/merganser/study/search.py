@@ -124,6 +124,7 @@ def search(
         lambda problem: wanted.error(f"search.held_out: {problem}", "held_out"),
     )
     check_scores(wanted, seen)
+    stated = evaluate.stated_references(block, evaluations.score_names(seen), document)
     with ExitStack() as stack:
         samples = [
             Model(Entry(point.name, "point"), stack.enter_context(closing(plan)), point)
@@ -177,7 +178,8 @@ def search(
             evaluate.score(each, seen, live, home, on_progress, turn)
             for each, turn in _turns(others)
         ]
-        found = _results(wanted, seen, live, [*beside, *stage.entries(tried)], chosen, home)
+        own = evaluate.beside_points([*beside, *stage.entries(tried)], stated)
+        found = _results(wanted, seen, live, own, chosen, home)
         held_out = None
         if unseen and kept:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)

@@ -1,0 +1,50 @@
+"""Scores that were measured elsewhere, such as those of a paper, with what is known of their uncertainty."""
+
+from __future__ import annotations
+
+import math
+
+from merganser.evaluation.significance import Z
+from merganser.evaluation.statistics import Score, digits
+
+
+def stated_score(
+    mean: float,
+    *,
+    error: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    problems: int | None = None,
+) -> Score:
+    """A score as somebody else states it.
+
+    What is missing follows from the rest: a 95 % interval is 3.92 standard errors wide; the share of
+    problems that are solved has Wilson's interval, and the error that belongs to its width.
+
+    Raises:
+        ValueError: when nothing tells how uncertain it is, or the numbers contradict each other.
+    """
+    if (low is None) != (high is None):
+        raise ValueError("low and high go together")
+    if low is not None and high is not None:
+        if not low <= mean <= high:
+            raise ValueError(f"{mean:g} does not lie between {low:g} and {high:g}")
+        error = (high - low) / (2 * Z) if error is None else error
+    elif error is not None:
+        low, high = mean - Z * error, mean + Z * error
+    elif problems is not None and 0 <= mean <= 1:
+        low, high = wilson(mean, problems)
+        error = (high - low) / (2 * Z)
+    else:
+        raise ValueError(
+            "how sure is it? give error (one standard error), low and high (95 %), or, of a score from "
+            "0 to 1, problems"
+        )
+    return Score(digits(mean), digits(error), digits(low), digits(high), problems or 0)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of ``count`` (Wilson 1927)."""
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    width = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
+    return middle - width, middle + width
