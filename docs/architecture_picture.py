@@ -94,6 +94,7 @@ def reduced(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
 def draw() -> str:
     """The picture as SVG."""
     heights: dict[str, float] = {}
+    purposes = LEFT + 20 + 8 * max(len(room) for floor in floors() for room in floor)
     lines: list[str] = []
     y = float(TOP)
     for i, floor in enumerate(floors()):
@@ -104,7 +105,7 @@ def draw() -> str:
             heights[room] = y + ROW / 2
             lines.append(
                 f'<text class="room" x="{LEFT}" y="{y + 16:g}">{room}</text>'
-                f'<text x="{LEFT + 104}" y="{y + 16:g}">{escape(purpose(room))}</text>'
+                f'<text x="{purposes}" y="{y + 16:g}">{escape(purpose(room))}</text>'
             )
             y += ROW
     graph = reduced({room: imports(room, set(heights)) for room in heights})
