@@ -1,8 +1,8 @@
-"""Compares mathematical answers with math-verify, in a process of its own.
+"""Compare mathematical answers with math-verify, in a separate process.
 
-math-verify guards itself with signals, which only the main thread has, and may still hang where
-they do not reach; what hangs in a process of its own can be ended. Run as a program this reads
-requests from stdin, a JSON line each, and answers each on stdout.
+math-verify limits its time with signals, which work in the main thread only, and it may hang in code
+that they do not interrupt. A separate process can be killed. Run as a program, this module reads
+requests from stdin, one JSON line each, and answers each on stdout.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from merganser.errors import MerganserError
 Rule = Literal["sound", "open-rs"]
 
 PATIENCE = 20.0
-"""Seconds for one comparison; math-verify's own limits end most sooner, with a verdict of 0."""
+"""Seconds for one comparison; math-verify's limits end most sooner, with a score of 0."""
 
 START = 120.0
-"""Seconds until the process must have imported what it needs."""
+"""Seconds for the process to import its libraries."""
 
 
 @functools.lru_cache(maxsize=100_000)
 def grade(gold: str, completion: str | None, rule: Rule = "sound") -> float | None:
-    """Whether a completion's answer equals the gold: 1 or 0; None where the gold cannot be read.
+    """Return 1 if a completion's answer equals the gold answer, else 0; None if the gold is unreadable.
 
     Args:
         gold: the right answer.
-        completion: None to ask only whether the gold can be read, which gives 1 or None.
-        rule: ``open-rs`` reads the gold as it is; ``sound`` reads it as the content of a box if
-            it cannot be read so.
+        completion: the completion; None to check only whether the gold is readable: 1 or None.
+        rule: ``open-rs`` reads the gold as it is; ``sound`` tries it as the content of a box next.
 
     Raises:
         MerganserError: when math-verify is not installed.
@@ -47,7 +46,7 @@ def grade(gold: str, completion: str | None, rule: Rule = "sound") -> float | No
 
 @functools.cache
 def _grader() -> _Grader:
-    """The one process, started when it is first needed; it ends with this one."""
+    """The grader's process, started on first use; it ends with this process."""
     grader = _Grader()
     atexit.register(grader.close)
     return grader
@@ -61,11 +60,11 @@ class _Grader:
     def ask(self, request: list[Any]) -> float | None:
         with self._lock:
             reply = self._exchange(request)
-            if reply is None:  # it hangs, or broke down: no verdict for the answer
+            if reply is None:  # it hangs or crashed: the answer counts as wrong
                 self.close()
                 return 0.0
-        found: float | None = reply["score"]
-        return found
+        score: float | None = reply["score"]
+        return score
 
     def _exchange(self, request: list[Any]) -> dict[str, Any] | None:
         if self._process is None or self._process.poll() is not None:
@@ -109,8 +108,8 @@ class _Grader:
             if not selector.select(seconds):
                 return None
         text = self._process.stdout.readline()
-        found: dict[str, Any] | None = json.loads(text) if text else None
-        return found
+        reply: dict[str, Any] | None = json.loads(text) if text else None
+        return reply
 
     def close(self) -> None:
         if self._process is not None:
@@ -122,7 +121,7 @@ class _Grader:
 def _serve() -> None:
     """Answer requests until stdin ends."""
     out = sys.stdout
-    sys.stdout = sys.stderr  # libraries may print what they like
+    sys.stdout = sys.stderr  # libraries may print
     try:
         import math_verify  # noqa: F401
     except ImportError:
@@ -156,16 +155,16 @@ def _judge(gold: str, completion: str | None, rule: Rule) -> float | None:
         return 1.0
     try:
         return float(verify(_parsed(parse, completion, boxed_first), known))
-    except Exception:  # as open-rs has it: what cannot be compared is not right
+    except Exception:  # as in open-rs, answers that cannot be compared are wrong
         return 0.0
 
 
 def _parsed(parse: Any, text: str, config: Any) -> list[Any]:
     try:
-        found: list[Any] = parse(text, extraction_config=[config], extraction_mode="first_match")
+        answers: list[Any] = parse(text, extraction_config=[config], extraction_mode="first_match")
     except Exception:
         return []
-    return found
+    return answers
 
 
 if __name__ == "__main__":

@@ -21,19 +21,19 @@ from merganser.evaluation.tasks import Part
 
 
 class HarnessTask(Part):
-    """A task by its name in the harness.
+    """A task of the harness.
 
     Attributes:
         task: its name, such as ``gsm8k``.
-        metric: the one of its metrics that counts, such as ``exact_match``.
-        filter: the harness's filter of answers that it is taken behind.
-        better: whether more or less of it is better.
-        name: of the score; ``task/metric`` if None.
-        limit: the first problems only.
-        num_fewshot: worked examples in the prompt; the task's own number if None.
-        chat: whether the model's chat template is applied.
-        include: a folder with task files of one's own, beside the study's file, in which it is looked for.
-        seed: of the examples that are chosen.
+        metric: the metric to report, such as ``exact_match``.
+        filter: the harness's filter of answers, after which the metric is taken.
+        better: ``max`` if larger values are better, else ``min``.
+        name: the score's name; ``task/metric`` if None.
+        limit: use the first problems only.
+        num_fewshot: number of examples in the prompt; the task's default if None.
+        chat: whether to apply the model's chat template.
+        include: a folder with the user's task files, relative to the study's file.
+        seed: seed of the choice of examples.
     """
 
     task: str
@@ -54,11 +54,11 @@ class HarnessTask(Part):
 
 
 OF_SCORES = {"metric", "filter", "better", "name"}
-"""Settings of a task that choose among the scores of one run of it."""
+"""Settings that choose among the scores of one run of a task."""
 
 
 def runs(tasks: Sequence[HarnessTask]) -> list[list[HarnessTask]]:
-    """The tasks in groups that one run of the harness answers: they differ in their metric only."""
+    """Group tasks by runs of the harness: the tasks of a group differ in their metric only."""
     groups: dict[str, list[HarnessTask]] = {}
     for task in tasks:
         groups.setdefault(task.model_dump_json(exclude=OF_SCORES), []).append(task)
@@ -79,16 +79,16 @@ def run(
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        task: what is asked.
-        folder: that ``include`` is beside.
+        task: the task.
+        folder: the folder that ``include`` is relative to.
         batch_size: requests at once; 8 if None.
-        quiet: whether the harness's progress bars and messages are thrown away.
+        quiet: whether to discard the harness's progress bars and messages.
 
     Returns:
-        The harness's own results, for :func:`score`.
+        The harness's results, for :func:`score`.
 
     Raises:
-        InputError: when there is no such task, or its data cannot be had.
+        InputError: when there is no such task, or its data cannot be loaded.
         MerganserError: when lm-eval is not installed.
     """
     harness = extras.load("lm_eval", "lm-eval")
@@ -121,14 +121,14 @@ def run(
             )
     except MerganserError:
         raise
-    except Exception as error:  # the harness and its tasks raise whatever they like
+    except Exception as error:  # the harness and its tasks may raise anything
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"lm-eval task {task.task}: {type(error).__name__}: {reason}") from error
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Throw away what is printed, by the programs that are run (git) too."""
+    """Discard all output, including that of child processes (git)."""
     sys.stderr.flush()
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         stderr = os.dup(2)
@@ -140,61 +140,62 @@ def _silence() -> Iterator[None]:
             os.close(stderr)
 
 
-def score(task: HarnessTask, found: Any) -> Score:
+def score(task: HarnessTask, results: Any) -> Score:
     """The score of a task from the results of :func:`run`.
 
-    Intervals are ours, from the harness's verdict on each problem; where a metric has none (perplexities,
-    corpus scores) its own standard error is taken, and 1.96 times it for the interval.
+    Standard error and interval are computed from the metric's value on each problem. A metric without
+    such values (perplexities, corpus scores) has the harness's standard error, and 1.96 times it as
+    the interval.
 
     Raises:
         InputError: when there is no such metric.
     """
-    told = (found or {}).get("results", {}).get(task.task, {})
+    metrics = (results or {}).get("results", {}).get(task.task, {})
     key = f"{task.metric},{task.filter}"
-    if not isinstance(told.get(key), int | float):
-        known = sorted(k for k, v in told.items() if isinstance(v, float) and "stderr" not in k)
+    if not isinstance(metrics.get(key), int | float):
+        known = sorted(k for k, v in metrics.items() if isinstance(v, float) and "stderr" not in k)
         raise InputError(
             f"lm-eval task {task.task}: has no metric {task.metric} behind the filter {task.filter}; "
             f"it has (metric,filter) {', '.join(known) or 'none'}"
         )
-    rows = [r for r in found["samples"].get(task.task, []) if r["filter"] == task.filter]
+    rows = [r for r in results["samples"].get(task.task, []) if r["filter"] == task.filter]
     values = [row.get(task.metric) for row in rows]
-    mean = float(told[key])
+    mean = float(metrics[key])
     if values and all(isinstance(value, int | float) for value in values):
         own = summarize([float(value) for value in values])
         if abs(own.mean - mean) < 1e-9:
             return own
-    error = told.get(f"{task.metric}_stderr,{task.filter}")
+    error = metrics.get(f"{task.metric}_stderr,{task.filter}")
     error = float(error) if isinstance(error, int | float) else 0.0
     low, high = mean - Z * error, mean + Z * error
     return Score(digits(mean), digits(error), digits(low), digits(high), len(rows))
 
 
 def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, Score]:
-    """Scores that are kept from the same model and tasks."""
+    """Read stored scores of the same model and tasks."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(file.read_text(encoding="utf-8"))
         return {
-            task.score: Score(**kept[task.score]["value"])
+            task.score: Score(**stored[task.score]["value"])
             for task in tasks
-            if kept.get(task.score, {}).get("of") == [key, task.model_dump(mode="json")]
+            if stored.get(task.score, {}).get("of") == [key, task.model_dump(mode="json")]
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 
 
 def keep(file: Path, key: str, tasks: Sequence[HarnessTask], scores: dict[str, Score]) -> None:
-    """Keep scores, with all that decided them.
+    """Store scores, with the model's key and the tasks' settings.
 
     Raises:
         ResourceError: when they cannot be written.
     """
-    kept = {
+    stored = {
         task.score: {"of": [key, task.model_dump(mode="json")], "value": asdict(scores[task.score])}
         for task in tasks
         if task.score in scores
     }
     try:
-        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{file}: cannot be written ({error.strerror})") from None

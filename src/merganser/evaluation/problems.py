@@ -1,4 +1,4 @@
-"""Problems from JSON lines: what is asked, and the right answer."""
+"""Read problems, questions with answers, from JSON lines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Problem:
     """One problem.
 
     Attributes:
-        id: its own among a task's problems.
-        question: what is asked; empty where there are ``messages``.
-        messages: the conversation that is to be continued; empty where there is a ``question``.
+        id: unique among a task's problems.
+        question: the question; empty if there are ``messages``.
+        messages: the conversation to continue; empty if there is a ``question``.
         answer: the right answer; None if there is none.
         record: all fields of its line.
         address: ``file:line``.
@@ -38,42 +38,42 @@ class Problem:
 
 
 def load(file: Path, limit: int | None = None) -> list[Problem]:
-    """Read problems, a JSON object a line.
+    """Read problems, one JSON object per line.
 
     A line has ``prompt``, ``problem`` or ``question``, a text (``prompt`` may be a list of messages),
-    or ``messages``; ``answer`` or else ``solution``, a text or a number; ``id`` if it likes; and
-    anything else, for scorers of one's own. Assistants' messages at the end are answers, and left out.
+    or ``messages``; ``answer`` or ``solution``, a text or a number; optionally ``id``; and any other
+    fields for the user's scorers. Messages of the assistant at the end are answers, and dropped.
 
     Args:
-        file: of JSON lines.
-        limit: take only the first ones.
+        file: a file of JSON lines.
+        limit: read only the first ones.
 
     Raises:
-        InputError: with file and line of what is wrong.
+        InputError: with file and line of the first mistake.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     seen: dict[str, str] = {}
     for address, record in _records(file):
-        if limit is not None and len(found) >= limit:
+        if limit is not None and len(problems) >= limit:
             break
-        problem = _problem(record, address, str(len(found)))
+        problem = _problem(record, address, str(len(problems)))
         other = seen.setdefault(problem.id, address)
         if other != address:
             raise InputError(f"{address}: id {problem.id!r} is that of {other} too")
-        found.append(problem)
-    if not found:
+        problems.append(problem)
+    if not problems:
         raise InputError(f"{file}: holds no problems")
-    return found
+    return problems
 
 
 def digest(problem: Problem) -> str:
-    """Changes when anything of a problem does."""
+    """A digest of all fields of a problem."""
     text = json.dumps(problem.record, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def digest_all(problems: Iterable[Problem]) -> str:
-    """Changes when any of the problems does, or their order."""
+    """A digest of problems and their order."""
     return hashlib.sha256(" ".join(map(digest, problems)).encode()).hexdigest()[:16]
 
 

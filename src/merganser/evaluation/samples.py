@@ -1,4 +1,4 @@
-"""What a model said and what it was worth, kept as JSON lines so that nothing is run twice."""
+"""Completions and their scores, stored as JSON lines so that no completion is generated twice."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Sample:
     Attributes:
         task: the task's name.
         problem: the problem's id.
-        sample: which sample of the problem it is, from 0.
-        prompt: what the model was given: a text, or a conversation.
-        completion: what it said, without special tokens.
-        tokens: how many tokens that took.
-        finish: ``stop`` where it came to an end, ``length`` where it was cut off.
-        scores: by the scorers' names.
-        answer: the right answer, for those who read the file.
-        key: digests of all that decided the completion, in the order of
-            :func:`merganser.study.live_model.model_key`, then of prompt and sampling; the completion is taken
-            again only where all are the same.
+        sample: number of the sample among the problem's, from 0.
+        prompt: the model's input: a text, or a conversation.
+        completion: the model's output, without special tokens.
+        tokens: number of generated tokens.
+        finish: ``stop`` if the model ended it, ``length`` if it was cut off.
+        scores: scores by the scorers' names.
+        answer: the right answer, for readers of the file.
+        key: digests of everything that the completion depends on, in the order of
+            :func:`merganser.study.live_model.model_key`, then of prompt and sampling; the completion is
+            reused only if all are equal.
     """
 
     task: str
@@ -45,16 +45,16 @@ class Sample:
 
 
 def line(sample: Sample) -> str:
-    """A sample as it is kept."""
+    """The JSON line of a sample."""
     text = json.dumps(asdict(sample), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode() + "\n"
 
 
 def write(samples: Iterable[Sample], file: Path) -> None:
-    """Write all samples, in place of what was there, at once.
+    """Write all samples to a file, replacing it at once.
 
     Raises:
-        ResourceError: when they cannot be written.
+        ResourceError: when the file cannot be written.
     """
     with reraise_os_errors(ResourceError, "written", file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +65,10 @@ def write(samples: Iterable[Sample], file: Path) -> None:
 
 @contextmanager
 def appending(file: Path) -> Iterator[Callable[[Sample], None]]:
-    """Give a function that adds a sample to a file; it is in the file when that returns.
+    """Yield a function that appends a sample to a file, and returns once it is there.
 
     Raises:
-        ResourceError: when it cannot be written, by that function too.
+        ResourceError: when the file cannot be written; the function raises it, too.
     """
     with reraise_os_errors(ResourceError, "written", file):
         stream = file.open("a", encoding="utf-8")
@@ -81,7 +81,7 @@ def appending(file: Path) -> Iterator[Callable[[Sample], None]]:
     try:
         yield add
     finally:
-        with suppress(OSError):  # what it holds is told of already
+        with suppress(OSError):  # every sample was flushed
             stream.close()
 
 
@@ -89,32 +89,32 @@ def read(file: Path, *, cut_off: bool = False) -> list[Sample]:
     """Read samples.
 
     Args:
-        file: of JSON lines.
-        cut_off: forgive a last line that was cut off while it was written.
+        file: a file of JSON lines.
+        cut_off: ignore an incomplete last line, which an interrupted run leaves.
 
     Raises:
-        InputError: with file and line of what is wrong.
+        InputError: with file and line of the first mistake.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: samples cannot be read ({str(error)[:120]})") from None
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
-            found.append(_sample(json.loads(text)))
+            samples.append(_sample(json.loads(text)))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if cut_off and number == len(lines):
                 break
             raise InputError(f"{file}:{number}: no sample ({str(error)[:80]})") from None
-    return found
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a sample is worth, without what was said."""
+    """The scores of a sample, without its texts."""
 
     task: str
     problem: str
@@ -127,14 +127,14 @@ _WITHOUT_TEXTS = [f for f in Sample.__dataclass_fields__ if f not in ("prompt", 
 
 
 def read_verdicts(file: Path) -> list[Verdict]:
-    """Read what samples are worth.
+    """Read the scores of samples.
 
-    Prompts and completions, nearly all of a file, are cut out before the rest is parsed: inside of a JSON
-    string no quotation mark stands without a backslash, so the keys around them are found by theirs. A
-    file that is not as :func:`line` writes it is parsed whole.
+    Prompts and completions are nearly all of a file, so they are cut out before the rest is parsed. In
+    a JSON string every quotation mark has a backslash, so the keys around them can be searched for. A
+    file in another form than :func:`line` writes is parsed completely.
 
     Raises:
-        InputError: with file and line of what is wrong.
+        InputError: with file and line of the first mistake.
     """
     try:
         lines = [line for line in file.read_bytes().split(b"\n") if line]
@@ -143,13 +143,13 @@ def read_verdicts(file: Path) -> list[Verdict]:
     cut = [line[: line.find(_PROMPT)] + line[line.find(_TOKENS) :] for line in lines]
     try:
         records = json.loads(b"[" + b",".join(cut) + b"]")
-        found = [Verdict(r["task"], r["problem"], r["sample"], r["scores"]) for r in records]
+        verdicts = [Verdict(r["task"], r["problem"], r["sample"], r["scores"]) for r in records]
     except (ValueError, TypeError, KeyError, RecursionError):
-        found = records = []
+        verdicts = records = []
     good = all(list(record) == _WITHOUT_TEXTS for record in records)
-    if not good or len(found) != len(lines) or not all(type(v.scores) is dict for v in found):
-        found = [Verdict(s.task, s.problem, s.sample, s.scores) for s in read(file)]
-    return found
+    if not good or len(verdicts) != len(lines) or not all(type(v.scores) is dict for v in verdicts):
+        verdicts = [Verdict(s.task, s.problem, s.sample, s.scores) for s in read(file)]
+    return verdicts
 
 
 def _sample(record: dict[str, Any]) -> Sample:

@@ -1,8 +1,9 @@
-r"""What completions are judged by: scorers, each a function with its definition in its docstring.
+r"""Scorers of completions. Each is a function whose docstring is its definition.
 
-A scorer of one's own is named as ``module:function`` or ``file.py:function``. A plain function is
-called as ``function(completion, problem, **parameters)`` with the completion's text and the problem's
-record, and returns a number; one that is declared with :func:`scorer` is given what those here are.
+Users name their scorers ``module:function`` or ``file.py:function``. A plain function is called as
+``function(completion, problem, **parameters)`` with the completion's text and the problem's record,
+and returns a number. A function declared with :func:`scorer` takes a :class:`Sample` and a
+:class:`Problem`, as the scorers here do.
 """
 
 from __future__ import annotations
@@ -37,16 +38,17 @@ _MARK = "__merganser_scorer__"
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A way to judge completions.
+    """A scorer of completions.
 
     Attributes:
-        name: in tasks and results.
-        function: ``(sample, problem, **parameters)`` to a number; with ``group``
-            ``(samples, problem, **parameters)`` to one number a sample.
-        better: whether more of it is better, or less.
-        group: whether the samples of a problem are judged together.
-        check: ``(problem, **parameters)``; raises what a problem lacks, before anything is generated.
-        parameters: what the function is given beside.
+        name: its name in tasks and results.
+        function: ``(sample, problem, **parameters)`` to a number; with ``group``,
+            ``(samples, problem, **parameters)`` to one number per sample.
+        better: ``max`` if larger scores are better, else ``min``.
+        group: whether it scores all samples of a problem together.
+        check: ``(problem, **parameters)``; raises an error for an unsuitable problem, before any
+            completion is generated.
+        parameters: values of the function's parameters.
     """
 
     name: str
@@ -57,22 +59,22 @@ class Scorer:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def judge(self, problem: Problem, samples: Sequence[Sample]) -> list[float]:
-        """Judge all samples of one problem.
+        """Score all samples of one problem.
 
         Raises:
-            MerganserError: when the function fails, or gives no finite number.
+            MerganserError: when the function fails, or does not return a finite number.
         """
         try:
             if self.group:
-                found = list(self.function(samples, problem, **self.parameters))
+                scores = list(self.function(samples, problem, **self.parameters))
             else:
-                found = [self.function(each, problem, **self.parameters) for each in samples]
-            numbers = [float(value) for value in found]
+                scores = [self.function(each, problem, **self.parameters) for each in samples]
+            numbers = [float(value) for value in scores]
             if len(numbers) != len(samples) or not all(map(math.isfinite, numbers)):
-                raise ValueError(f"gave {found!r:.60} for {len(samples)} samples")
+                raise ValueError(f"gave {scores!r:.60} for {len(samples)} samples")
         except MerganserError:
             raise
-        except Exception as error:  # a user's function may raise whatever it likes
+        except Exception as error:  # a user's function may raise anything
             reason = " ".join(str(error).split())[:160]
             raise MerganserError(
                 f"scorer {self.name}: failed on {problem.address} "
@@ -82,12 +84,12 @@ class Scorer:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether Merganser comes with it."""
+        """Whether it is one of Merganser's scorers."""
         return self.name in _BUILT_IN and self.function is _BUILT_IN[self.name].function
 
 
 def _line_of(error: Exception) -> str:
-    """The line of a scorer's own that raised an error: ``; scores.py:12: return 1 / 0``."""
+    """The line of the scorer's code that raised an error: ``; scores.py:12: return 1 / 0``."""
     own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     if not own:
         return ""
@@ -107,17 +109,17 @@ def scorer(
     """Declare a function as a scorer; see :class:`Scorer`. The function is returned unchanged."""
 
     def declare(function: Function) -> Function:
-        made = Scorer(name, function, better, group, check)
-        setattr(function, _MARK, made)
+        declared = Scorer(name, function, better, group, check)
+        setattr(function, _MARK, declared)
         if function.__module__ == __name__:
-            _BUILT_IN[name] = made
+            _BUILT_IN[name] = declared
         return function
 
     return declare
 
 
 def names() -> list[str]:
-    """The names of all scorers that come with Merganser."""
+    """Sorted names of Merganser's scorers."""
     return sorted(_BUILT_IN)
 
 
@@ -126,27 +128,27 @@ def get(
     parameters: Mapping[str, Any] | None = None,
     beside: Path | None = None,
 ) -> Scorer:
-    """Find a scorer.
+    """Return a scorer.
 
     Args:
         reference: a name, ``module:function`` or ``file.py:function``; modules and files are run.
-        parameters: of the function.
-        beside: the folder that files are looked for in first.
+        parameters: values of the function's parameters.
+        beside: the folder to search for files first.
 
     Raises:
-        RecipeError: when there is none, or it has no such parameters.
+        RecipeError: when there is no such scorer, or its parameters differ.
     """
     if reference in _BUILT_IN:
-        found = _BUILT_IN[reference]
+        chosen = _BUILT_IN[reference]
     elif ":" in reference:
-        found = _imported(reference, beside)
+        chosen = _imported(reference, beside)
     else:
         hint = suggestions.suggest(reference, names())
         own = ", and your own as module:function or file.py:function"
         raise RecipeError(
             f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"
         )
-    return replace(found, parameters=_settled(found, parameters or {}))
+    return replace(chosen, parameters=_settled(chosen, parameters or {}))
 
 
 def _imported(reference: str, beside: Path | None) -> Scorer:
@@ -174,12 +176,12 @@ def _imported(reference: str, beside: Path | None) -> Scorer:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # its package is not there, or it is no module's name
+    except (ImportError, ValueError):  # its package is missing, or it is not a module's name
         return False
 
 
 def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
-    """Run the file of that name in the first folder that has it."""
+    """Run the file ``name`` in the first folder that has it."""
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         raise RecipeError(
@@ -200,7 +202,7 @@ def _named(folder: Path) -> str:
 
 
 class _Plain:
-    """A function of a completion's text and a problem's record, called as a scorer."""
+    """Adapts a function of a completion's text and a problem's record to a scorer."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -209,30 +211,30 @@ class _Plain:
         return float(self.function(sample.completion, dict(problem.record), **parameters))
 
 
-def _settled(found: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as the function's signature has them."""
-    function = found.function.function if isinstance(found.function, _Plain) else found.function
+def _settled(scorer: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert parameters to the types in the function's signature."""
+    function = scorer.function.function if isinstance(scorer.function, _Plain) else scorer.function
     known = list(inspect.signature(function).parameters.values())[2:]
     if any(each.kind is each.VAR_KEYWORD for each in known):
         return dict(parameters)
     declared = {each.name: each for each in known}
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # annotations of a user's that cannot be read are no annotations
+    except Exception:  # ignore annotations that cannot be read
         hints = {}
     settled: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in declared:
             has = ", ".join(declared) or "none"
-            raise RecipeError(f"scorer {found.name}: has no parameter {name!r}; it has {has}")
+            raise RecipeError(f"scorer {scorer.name}: has no parameter {name!r}; it has {has}")
         try:
             settled[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
         except ValidationError as error:
-            told = error.errors()[0]["msg"]
-            raise RecipeError(f"scorer {found.name}: {name}: {told}, found {value!r}") from None
+            problem = error.errors()[0]["msg"]
+            raise RecipeError(f"scorer {scorer.name}: {name}: {problem}, found {value!r}") from None
     for name, each in declared.items():
         if each.default is each.empty and name not in settled:
-            raise RecipeError(f"scorer {found.name}: needs the parameter {name!r}")
+            raise RecipeError(f"scorer {scorer.name}: needs the parameter {name!r}")
     return settled
 
 
@@ -259,14 +261,14 @@ def accuracy(sample: Sample, problem: Problem, *, rule: Rule = "sound") -> float
     r"""1 if math-verify finds the completion's answer equal to the problem's, else 0.
 
     As open-rs's ``accuracy_reward`` (knoveleng/open-rs, ``rewards.py``): the answer is LaTeX in a box, or
-    behind "final answer is"; what is neither does not count. What cannot be compared is 0.
+    follows "final answer is"; nothing else counts. Answers that cannot be compared score 0.
 
     Args:
         sample: the completion.
-        problem: with its answer.
-        rule: ``sound`` reads an answer that is not in LaTeX marks, such as ``12``, as the content of a
-            box, and refuses the problem if that cannot be read either. ``open-rs`` does as open-rs:
-            such an answer gives **every** completion 1.
+        problem: a problem with an answer.
+        rule: ``sound`` reads an answer without LaTeX marks, such as ``12``, as the content of a box,
+            and refuses the problem if math-verify cannot read that either. ``open-rs`` does as
+            open-rs: with such an answer **every** completion scores 1.
     """
     verdict = grade(_gold(problem), sample.completion, rule)
     return 1.0 if verdict is None else verdict
@@ -278,9 +280,10 @@ def _check_answer(problem: Problem, **_parameters: Any) -> None:
 
 @scorer("exact", check=_check_answer)
 def exact(sample: Sample, problem: Problem) -> float:
-    """1 if :func:`answer_of` the completion is the problem's answer, letter by letter, else 0.
+    """1 if :func:`answer_of` the completion equals the problem's answer as text, else 0.
 
-    Spaces at the ends do not count. An answer in a box, such as a worked solution, counts as the box's content.
+    Spaces at the ends do not count. If the problem's answer has a box, as in a worked solution, the
+    answer is the content of the box.
     """
     gold = _gold(problem)
     return float(answer_of(sample.completion) == (_boxed(gold) or gold).strip())
@@ -300,7 +303,7 @@ def answer_of(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last box holds, its braces matched."""
+    """The content of the last box, with matching braces; None if there is none."""
     begin = text.rfind("\\boxed{")
     if begin < 0:
         return None
@@ -319,7 +322,7 @@ def _boxed(text: str) -> str | None:
 def format_rule(sample: Sample, problem: Problem) -> float:
     r"""1 if ``\n</think>\n`` occurs exactly once, else 0: open-rs's ``format_reward``.
 
-    The opening tag comes from the chat template there, and ``<answer>`` tags are not asked for;
+    In open-rs the chat template adds the opening tag, and ``<answer>`` tags are not required;
     :func:`think_answer` is the strict rule.
     """
     return float(sample.completion.count("\n</think>\n") == 1)
@@ -327,10 +330,10 @@ def format_rule(sample: Sample, problem: Problem) -> float:
 
 @scorer("think_answer")
 def think_answer(sample: Sample, problem: Problem) -> float:
-    """1 if the whole completion is one think block and one answer block, else 0.
+    """1 if the completion is one think block and one answer block, else 0.
 
-    ``<think>…</think><answer>…</answer>``, with nothing but white space around and between, each tag
-    once: the rule of DeepSeek-R1-Zero (arXiv:2501.12948), as strictly as it can be read.
+    ``<think>…</think><answer>…</answer>``, with only white space around and between them, and each
+    tag once: a strict reading of the rule of DeepSeek-R1-Zero (arXiv:2501.12948).
     """
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     whole = re.fullmatch(
@@ -349,10 +352,10 @@ def tag_count(sample: Sample, problem: Problem) -> float:
 
 @scorer("reasoning_steps")
 def reasoning_steps(sample: Sample, problem: Problem) -> float:
-    r"""A third for every mark of a step, at most 1: open-rs's ``reasoning_steps_reward``.
+    r"""One third per mark of a step, at most 1: open-rs's ``reasoning_steps_reward``.
 
-    Marks are ``Step 1:``, ``1.`` at the very beginning, a line that begins with ``-`` or ``*``, and ``First,``
-    ``Second,`` ``Next,`` ``Finally,``.
+    Marks are ``Step 1:``, ``1.`` at the beginning of the text, a line that begins with ``-`` or ``*``,
+    and ``First,`` ``Second,`` ``Next,`` ``Finally,``.
     """
     marks = r"(Step \d+:|^\d+\.|\n-|\n\*|First,|Second,|Next,|Finally,)"
     return min(1.0, len(re.findall(marks, sample.completion)) / 3)
@@ -363,13 +366,13 @@ def reasoning_steps(sample: Sample, problem: Problem) -> float:
 
 @scorer("tokens", better="min")
 def tokens(sample: Sample, problem: Problem) -> float:
-    """How many tokens the completion took, its end token included."""
+    """Number of tokens of the completion, including its end token."""
     return float(sample.tokens)
 
 
 @scorer("characters", better="min")
 def characters(sample: Sample, problem: Problem) -> float:
-    """How many characters the completion has: what open-rs calls its length."""
+    """Number of characters of the completion, which open-rs calls its length."""
     return float(len(sample.completion))
 
 
@@ -377,14 +380,15 @@ def characters(sample: Sample, problem: Problem) -> float:
 def length(samples: Sequence[Sample], problem: Problem, *, rule: Rule = "sound") -> list[float]:
     """The length reward of Kimi k1.5 (arXiv:2501.12599), as open-rs's ``len_reward``.
 
-    Among the samples of a problem, with n characters, ``0.5 - (n - n_min) / (n_max - n_min)`` for a right
-    answer, and for a wrong one that or 0, whichever is less; 0 where all are equally long. It compares
-    samples, so a task needs two or more; ``tokens`` tells how long completions are.
+    With n characters, among the samples of a problem: ``0.5 - (n - n_min) / (n_max - n_min)`` for a
+    right answer, and the smaller of that and 0 for a wrong one; 0 if all samples are equally long. It
+    compares samples, so a task needs two or more; ``tokens`` measures the length itself.
 
     Args:
-        samples: of the problem.
-        problem: with its answer.
-        rule: of :func:`accuracy`. open-rs leaves out samples whose answer cannot be read; here they are right.
+        samples: the samples of the problem.
+        problem: a problem with an answer.
+        rule: see :func:`accuracy`. open-rs skips samples if the problem's answer cannot be read; here
+            they count as right.
     """
     if len(samples) < 2:
         raise RecipeError(
@@ -395,11 +399,11 @@ def length(samples: Sequence[Sample], problem: Problem, *, rule: Rule = "sound")
     least, most = min(sizes), max(sizes)
     if least == most:
         return [0.0] * len(samples)
-    found = []
+    rewards = []
     for sample, size in zip(samples, sizes, strict=True):
         share = 0.5 - (size - least) / (most - least)
-        found.append(share if accuracy(sample, problem, rule=rule) else min(0.0, share))
-    return found
+        rewards.append(share if accuracy(sample, problem, rule=rule) else min(0.0, share))
+    return rewards
 
 
 @scorer("cosine", check=_check_gold)
@@ -415,23 +419,24 @@ def cosine(
     clamp: bool = True,
     rule: Rule = "sound",
 ) -> float:
-    """Right answers are worth more the shorter they are, wrong ones the longer: open-rs's cosine reward.
+    """open-rs's cosine reward: right answers score more if shorter, wrong answers if longer.
 
-    ``a + (b - a) / 2 * (1 + cos(pi n / max_length))`` with n characters; for right answers a and b are the
-    least and most value, for wrong ones the most and least (Yeo et al. 2025, arXiv:2502.03373).
+    ``a + (b - a) / 2 * (1 + cos(pi n / max_length))`` with n characters; a and b are the minimum and
+    maximum value for right answers, the maximum and minimum for wrong ones (Yeo et al. 2025,
+    arXiv:2502.03373).
 
     Args:
         sample: the completion.
-        problem: with its answer.
-        min_value_wrong: of the shortest wrong answer; open-rs's training script has 0 here, so that
-            there short wrong answers are worth **more**.
-        max_value_wrong: of the longest wrong answer.
-        min_value_correct: of the longest right answer.
-        max_value_correct: of the shortest right answer.
+        problem: a problem with an answer.
+        min_value_wrong: score of the shortest wrong answer; open-rs's training script has 0 here, so
+            that short wrong answers score **more** there.
+        max_value_wrong: score of the longest wrong answer.
+        min_value_correct: score of the longest right answer.
+        max_value_correct: score of the shortest right answer.
         max_length: in characters; 3584 in open-rs's Experiment 3.
-        clamp: take what is longer as that long. open-rs does not, and beyond it the cosine turns back:
-            twice the length is worth as much as none.
-        rule: of :func:`accuracy`.
+        clamp: treat longer completions as ``max_length`` long. open-rs does not, and there the cosine
+            rises again: twice the length scores as much as none.
+        rule: see :func:`accuracy`.
     """
     size = len(sample.completion)
     turn = math.cos(math.pi * (min(size, max_length) if clamp else size) / max_length)
@@ -446,13 +451,13 @@ def cosine(
 def repetition(
     sample: Sample, problem: Problem, *, ngram: int = 3, max_penalty: float = -1.0
 ) -> float:
-    """``(1 - different n-grams / n-grams) * max_penalty``, of lower-cased words: open-rs's repetition penalty.
+    """open-rs's repetition penalty: ``(1 - distinct n-grams / n-grams) * max_penalty``, of lower-case words.
 
     Args:
         sample: the completion.
-        problem: is not looked at.
-        ngram: words of an n-gram.
-        max_penalty: what nothing but repetition is worth; not above 0.
+        problem: not used.
+        ngram: number of words of an n-gram.
+        max_penalty: score of a completion that only repeats; at most 0.
     """
     if ngram < 1 or max_penalty > 0:
         raise RecipeError("scorer repetition: ngram is 1 or more, and max_penalty at most 0")

@@ -1,6 +1,6 @@
-"""Publishing: one merged folder, or the chosen points of a study, as repositories on the Hub.
+"""Publish a merged folder, or the chosen points of a study, as repositories on the Hub.
 
-First everything is decided and can be shown (:func:`prepare`), then it is sent (:func:`push`).
+:func:`prepare` decides everything, so that it can be shown; :func:`push` sends it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from merganser.release.local_paths import Disclosed
 from merganser.results import scores as studies
 
 EDITED = (card.NAME, "config.json", "generation_config.json")
-"""What people edit before they publish; all else must be what was merged."""
+"""Files that may be edited before publishing; all others must be as merged."""
 
 UNSENT = (".git", ".cache", "__pycache__", ".DS_Store")
-"""Names of what is never sent."""
+"""Names of files and folders that are never sent."""
 
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
-"""Files that would be taken for the model's if they stayed from an earlier push."""
+"""Weight files of an earlier push, which would be loaded if they stayed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One folder, as it will be published.
+    """One folder to publish.
 
     Attributes:
-        folder: where it lies.
+        folder: the folder.
         repository: ``org/name``.
-        files: what is sent, by paths in the repository: a file, or what is sent in its place.
-        licenses: the parents' licences by their names, adapters' too; None where none is stated.
-        disclosed: local paths that the files hold.
+        files: the files to send by their paths in the repository: a file, or other content for it.
+        licenses: licences of the parents and adapters by name; None if a card states none.
+        disclosed: local paths in the files.
     """
 
     folder: Path
@@ -61,13 +61,13 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """All that one push publishes.
+    """Everything that one push publishes.
 
     Attributes:
-        packages: a repository each.
-        private: whether only the owners see new ones.
-        revision: the branch; None for the main one.
-        collection: title of the collection that they are put into; None for none.
+        packages: one per repository.
+        private: whether new repositories are private.
+        revision: the branch; None for the main branch.
+        collection: title of a collection for the repositories, or None.
     """
 
     packages: tuple[Package, ...]
@@ -77,17 +77,17 @@ class Publication:
 
     @property
     def disclosed(self) -> list[tuple[str, Disclosed]]:
-        """Every local path that would be told, with the repository that tells it."""
+        """Every local path that would become public, with its repository."""
         return [(each.repository, path) for each in self.packages for path in each.disclosed]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is on the Hub before a push.
+    """The state of the Hub before a push.
 
     Attributes:
-        account: whose token is used.
-        repositories: what is there already, by name; None for what will be made.
+        account: the account of the token.
+        repositories: existing repositories by name; None for those to create.
     """
 
     account: str
@@ -261,19 +261,19 @@ def send(publication: Publication, state: State, *, progress: bool = True) -> Pu
 
 
 def _points(home: Path) -> tuple[list[Path], str | None]:
-    """The folders of a sweep that are published, and the study's name."""
+    """The folders of a sweep to publish, and the study's name."""
     with reraise_os_errors(InputError, "read", home):
-        found = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
-    whole = {each.name: each for each in found if not _is_partial(each)}
+        merged = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
+    complete = [each for each in merged if not _is_partial(each)]
     if not (home / studies.JSON_NAME).is_file():
-        if not whole:
+        if not complete:
             raise InputError(f"{home}: is no merged folder, and holds none")
-        return list(whole.values()), None
+        return complete, None
     results = studies.read(home)
     if not results.chosen:
-        if not whole:
+        if not complete:
             raise InputError(f"{home}: none of the study's points was chosen and written")
-        return list(whole.values()), results.name
+        return complete, results.name
     entries = {entry.name: entry for entry in results.points}
     folders = []
     for name in results.chosen:
@@ -285,7 +285,7 @@ def _points(home: Path) -> tuple[list[Path], str | None]:
 
 
 def _is_partial(folder: Path) -> bool:
-    """Whether a folder is what a merge leaves that was cut off, or lies in it."""
+    """Whether a folder is an unfinished merge, or is inside of one."""
     own = folder.resolve()
     return any(place.name.endswith(".partial") for place in (own, own.parent))
 
@@ -325,18 +325,18 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _public(
     folder: Path, made: dict[str, Any], files: Mapping[str, Path | bytes]
 ) -> dict[str, bytes]:
-    """What is sent in place of files that hold local paths."""
+    """The contents to send in place of files with local paths."""
     recipes = recipe.load_all(folder / manifest.RECIPE, "lenient")
     changed = local_paths.made_public(files, made, recipes)
     place = study_cards.find(folder)
     with reraise_os_errors(InputError, "read", folder / card.NAME):
-        kept = (folder / card.NAME).read_text(encoding="utf-8")
-    if kept == study_cards.text(folder, made, place=place):
+        current = (folder / card.NAME).read_text(encoding="utf-8")
+    if current == study_cards.text(folder, made, place=place):
         last = naming.recipe_made_public(recipes[-1], naming.public_names(made))
         text = study_cards.text(folder, naming.made_public(made), last, place)
         changed[card.NAME] = text.encode()
-    told = manifest.restated(naming.made_public(made), changed)
-    return {**changed, manifest.NAME: manifest.as_text(told).encode()}
+    restated = manifest.restated(naming.made_public(made), changed)
+    return {**changed, manifest.NAME: manifest.as_text(restated).encode()}
 
 
 def describe(publication: Publication) -> dict[str, Any]:

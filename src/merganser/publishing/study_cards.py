@@ -1,4 +1,4 @@
-"""Cards of a study's points: their scores beside those of the experts, and how they were chosen."""
+"""Cards of a study's points, with their scores, the experts' scores, and the rule that chose them."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _BENCHMARK = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+):(?P<task>[\w.-]+)")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a folder stands in a study.
+    """A folder's entry in a study.
 
     Attributes:
-        results: what the study found.
-        entry: the folder's.
-        held_out: whether the scores are of problems that no search has seen.
+        results: the study's results.
+        entry: the folder's entry.
+        held_out: whether the scores are of problems that the search did not use.
     """
 
     results: Results
@@ -48,12 +48,12 @@ class Place:
 
 
 def find(folder: Path) -> Place | None:
-    """The study that a folder lies in, if it is one of its points and was scored.
+    """Return the entry of a folder in the study that contains it; None if it has no scores there.
 
-    Of a search, scores on what was held out go before those that it was chosen by.
+    In a search, scores on held-out problems come before the scores that chose it.
 
     Raises:
-        InputError: when there are results beside it that cannot be read.
+        InputError: when the study's results cannot be read.
     """
     own = folder.resolve()
     around = own.parents[:2]
@@ -67,7 +67,7 @@ def find(folder: Path) -> Place | None:
 
 
 def rewrite_all(home: Path, results: Results) -> None:
-    """Write the cards of all points of a study that were written, with their scores.
+    """Rewrite the cards of all written points of a study, with their scores.
 
     Raises:
         MerganserError: as :func:`rewrite` does.
@@ -80,20 +80,20 @@ def rewrite_all(home: Path, results: Results) -> None:
 def rewrite(
     folder: str | Path, place: Place | None = None, benchmarks: Mapping[str, str] | None = None
 ) -> None:
-    """Write the card of a merged folder anew, with the scores of the study that it lies in.
+    """Rewrite the card of a merged folder, with its scores in the study that contains it.
 
-    Beside the card are written the front's picture with this point marked, if the study has two scores
-    and matplotlib is installed, and ``.eval_results/merganser.yaml``, if benchmarks are named.
+    This also writes the front's picture with this point marked, if the study has two scores and
+    matplotlib is installed, and ``.eval_results/merganser.yaml``, if benchmarks are given.
 
     Args:
-        folder: one that a merge wrote.
-        place: where it stands in a study; looked for beside the folder if None.
-        benchmarks: for names of scores, the data set on the Hub and its task that they were measured on,
-            as ``org/name:task``.
+        folder: a merged folder.
+        place: its entry in a study; None to search the folders above it.
+        benchmarks: the data set on the Hub and its task, as ``org/name:task``, by the name of the
+            score that was measured on it.
 
     Raises:
         InputError: when no merge of this version wrote the folder.
-        RecipeError: when a benchmark is not written so, or its score is not there.
+        RecipeError: when a benchmark has another form, or there is no such score.
     """
     home = Path(folder)
     made = manifest.read(home)
@@ -125,13 +125,13 @@ def text(
     recipe_text: str | None = None,
     place: Place | None = None,
 ) -> str:
-    """A folder's card.
+    """Return the text of a folder's card.
 
     Args:
-        folder: with its config, its recipe, and its picture if there is one.
+        folder: the folder, with config, recipe, and picture if there is one.
         made: its manifest.
-        recipe_text: the recipe's text, if another than the folder's shall be shown.
-        place: where it stands in a study; None if it does not.
+        recipe_text: a text to show instead of the folder's recipe.
+        place: its entry in a study, or None.
     """
     document = recipe.read_documents(folder / manifest.RECIPE)[0][-1]
     name = document.data.get("name") if isinstance(document.data, dict) else None
@@ -151,7 +151,7 @@ def _scores(folder: Path, title: str, place: Place) -> Scores:
 
 
 def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
-    """Keywords of ``EvalResult``, a score each."""
+    """Keywords of ``EvalResult`` for each score."""
     for name, score in entry.scores.items():
         task, _, scorer = name.rpartition("/")
         problems = f"problems of {results.name}" + (f", {task}" if task else "")
@@ -233,20 +233,20 @@ def _notes(name: str, score: Score) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
-    """A sentence for each task on how completions were drawn; never its texts, or the files that they are from."""
+    """A sentence per task on how completions were sampled, without texts and names of files."""
     tasks = settings.get("tasks", [])
     lines = []
     for task in tasks:
-        told = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
-        told += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]
-        told += [f"preset {task['preset']}"] if task.get("preset") else []
+        sampling = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
+        sampling += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]
+        sampling += [f"preset {task['preset']}"] if task.get("preset") else []
         name = f" of `{task['task']}`" if len(tasks) > 1 and "task" in task else ""
-        lines.append(f"Completions{name}: {inline(', '.join(told))}.")
+        lines.append(f"Completions{name}: {inline(', '.join(sampling))}.")
     return lines
 
 
 def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tuple[str, str]]:
-    found = {}
+    benchmarks = {}
     for name, value in given.items():
         matched = _BENCHMARK.fullmatch(value)
         if matched is None:
@@ -254,12 +254,12 @@ def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tupl
         if place is None or name not in place.entry.scores:
             known = ", ".join(place.entry.scores) if place else "none"
             raise RecipeError(f"benchmark of {name!r}: there is no such score; there are: {known}")
-        found[name] = matched["dataset"], matched["task"]
-    return found
+        benchmarks[name] = matched["dataset"], matched["task"]
+    return benchmarks
 
 
 def _draw(place: Place, file: Path) -> None:
-    """The front in the plane of the first two scores, with this point marked, if it can be drawn."""
+    """Draw the front of the first two scores with this point marked, if matplotlib is installed."""
     names = [name for name in place.results.directions if name in place.entry.scores][:2]
     with reraise_os_errors(ResourceError, "removed", file):
         file.unlink(missing_ok=True)
@@ -268,5 +268,5 @@ def _draw(place: Place, file: Path) -> None:
     try:
         figures = extras.load("merganser.reports.figures", "plot")
     except MerganserError:
-        return  # a card without a picture is one too
+        return  # the card has no picture then
     figures.save(figures.front(place.results, *names, marked=place.entry.name), file)
