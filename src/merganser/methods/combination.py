@@ -70,9 +70,9 @@ def sum_is_zero(*, weight: Sequence[float], normalize: bool, **_: Any) -> str | 
 def linear(*, weight: Weight, normalize: bool = True) -> Combination:
     """Weighted average: sum(w_i x_i), divided by sum(w_i) if normalize.
 
-    For models of one family that were trained alike: the first thing to try. Source: Wortsman et al.
-    2022, "Model soups", arXiv:2203.05482; with weights between reward experts it is a rewarded soup
-    (Ramé et al. 2023, arXiv:2306.04488).
+    The first method to try, for models of one family that were trained alike. Source: Wortsman et al. 2022,
+    "Model soups", arXiv:2203.05482. With weights between reward experts it is a rewarded soup (Ramé et al.
+    2023, arXiv:2306.04488).
     """
     total = math.fsum(weight) if normalize else 1.0
     return Combination(tuple(w / total for w in weight))
@@ -82,7 +82,7 @@ def linear(*, weight: Weight, normalize: bool = True) -> Combination:
 def passthrough(
     *, scale: Annotated[Sequence[float], PerModel(default=1.0), Range(0.0, 2.0)]
 ) -> Combination:
-    """The single input as it is, or times scale: scale x_1.
+    """The single input unchanged, or times scale: scale x_1.
 
     For stacking layers of one or several models with ``slices``, and for changing a model's dtype.
     """
@@ -102,10 +102,10 @@ def passthrough(
 def task_arithmetic(
     *, weight: Weight, normalize: bool = False, lambda_: Annotated[float, Range(0.0, 2.0)] = 1.0
 ) -> Combination:
-    """Base plus the weighted sum of what each model changed in it: x_0 + lambda sum(w_i (x_i - x_0)).
+    """Base plus the weighted sum of the models' changes: x_0 + lambda sum(w_i (x_i - x_0)).
 
-    For adding skills, or taking them away with a negative weight; ``normalize`` divides by sum(w_i).
-    Source: Ilharco et al. 2023, "Editing models with task arithmetic", arXiv:2212.04089.
+    Adds skills, or removes them with a negative weight. ``normalize`` divides by sum(w_i). Source: Ilharco
+    et al. 2023, "Editing models with task arithmetic", arXiv:2212.04089.
     """
     total = math.fsum(weight)
     scale = lambda_ / (total if normalize and abs(total) >= 1e-8 else 1.0)
@@ -122,12 +122,12 @@ def task_arithmetic(
     idempotent=True,
 )
 def slerp(gram: Gram, *, t: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)]) -> Combination:
-    """From the base (t = 0) to the other model (t = 1) along the great circle between them.
+    """The point t of the way from the base (t = 0) to the other model (t = 1) along the great circle.
 
-    With the angle a between the two flattened tensors: sin((1-t) a) / sin(a) x_0 + sin(t a) / sin(a)
-    x_1; the straight line where they are parallel. For two models that lie far apart, whose average
-    would be shorter than both; near each other it is the average. Source: Shoemake 1985, "Animating rotation with
-    quaternion curves".
+    With the angle a between the two flattened tensors: sin((1-t) a) / sin(a) x_0 + sin(t a) / sin(a) x_1,
+    or the straight line where they are parallel. For two models that are far from each other, whose average
+    would be shorter than both. Near each other it is the average. Source: Shoemake 1985, "Animating
+    rotation with quaternion curves".
     """
     return Combination(_along_circle(gram, t, parallel=_PARALLEL))
 
@@ -157,11 +157,11 @@ def _no_way_between(*, weight: Sequence[float], **_: Any) -> str | None:
 def nuslerp(
     changes: Gram, *, weight: Shares, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False
 ) -> Combination:
-    """Slerp between two models, with weights: the way goes w_2 / (w_1 + w_2) of the circle.
+    """Slerp between two models by weights: it goes w_2 / (w_1 + w_2) of the way along the circle.
 
-    The coefficients are those of ``slerp`` at t = w_2 / (w_1 + w_2). With a base it turns between what
-    the two changed in it: for two fine-tunes of one model. Instead of the flattened tensors their rows
-    (or columns) can be turned one by one: ``nuslerp_flatten: false``, ``nuslerp_row_wise: true``.
+    The coefficients are those of ``slerp`` at t = w_2 / (w_1 + w_2). With a base it interpolates the two
+    models' changes, for two fine-tunes of one model. ``nuslerp_flatten: false`` interpolates the columns
+    of a tensor one by one instead of the flattened tensor, with ``nuslerp_row_wise: true`` its rows.
     """
     total = math.fsum(weight)
     t = 0.5 if abs(total) < 1e-6 else weight[1] / total
@@ -183,12 +183,12 @@ def multislerp(
     normalize_weights: bool = True,
     eps: Annotated[float, Range(0.0, 1e-3, least=0.0)] = 1e-8,
 ) -> Combination:
-    """Weighted mean on the sphere: the direction of sum(w_i u_i), as long as sum(w_i |x_i|).
+    """Weighted mean on the sphere: the direction of sum(w_i u_i), with the length sum(w_i |x_i|).
 
-    u_i are the unit vectors of the inputs, with a base those of the changes. It is the projection of
-    their mean onto the sphere; MergeKit takes one more step in the tangent space, whose length is
-    zero. Where all that has a direction cancels (``|sum(w_i u_i)| < eps``) the weighted sum is taken.
-    A single model is returned as it is. For several fine-tunes whose changes should keep their size.
+    u_i are the unit vectors of the inputs, or with a base those of the changes. The result is the
+    projection of their mean onto the sphere; MergeKit takes one more step in the tangent space, whose
+    length is zero. Where the directions cancel (``|sum(w_i u_i)| < eps``), it is the weighted sum. A
+    single model is returned unchanged. For several fine-tunes whose changes should preserve their size.
     """
     import numpy as np
 
@@ -214,12 +214,12 @@ def karcher(
     max_iter: Annotated[int, Range(1, 1000, least=0)] = 10,
     tol: Annotated[float, Range(0.0, 1e-2, least=0.0)] = 1e-5,
 ) -> Combination:
-    """The point on the sphere that is nearest to all models, by the squares of the angles.
+    """The point on the sphere with the smallest sum of squared angles to all models.
 
-    Riemannian centre of mass of the unit vectors (Karcher 1977), found by gradient steps in the space
-    that the inputs span, and made as long as the mean of their lengths. Weights are optional and
-    normalised; MergeKit has none. Inputs whose directions cancel are averaged. For several models that
-    lie apart, as ``slerp`` for two; the steps cost nothing, for they are made with inner products.
+    It is the Riemannian centre of mass of the unit vectors (Karcher 1977), with the mean of their lengths.
+    Gradient steps in the space that the inputs span compute it from inner products, so they cost nothing.
+    Weights are optional and normalised; MergeKit has none. Inputs whose directions cancel are averaged.
+    For several models that are far from each other, as ``slerp`` for two.
     """
     import numpy as np
 
@@ -280,12 +280,12 @@ def _filter_vectors(*, filter_wise: bool, **_: Any) -> Vectors:
     vectors=_filter_vectors,
 )
 def model_stock(changes: Gram, *, filter_wise: bool = False) -> Combination:
-    """Between the base and the mean of the models, by how much their changes point the same way.
+    """A point between the base and the mean of the models, nearer the mean the more their changes agree.
 
-    With N models and the mean cosine c between their changes: t = N c / (1 + (N - 1) c), and the
-    result is t of the way from the base to the mean. ``filter_wise`` does so row by row. For fine-tunes
-    of one model on the same data with different seeds; nothing is to be chosen. Source: Jang
-    et al. 2024, "Model Stock: all we need is just a few fine-tuned models", arXiv:2403.19522.
+    With N models and the mean cosine c between their changes, the result is t = N c / (1 + (N - 1) c) of
+    the way from the base to the mean. ``filter_wise`` does so row by row. For fine-tunes of one model on
+    the same data with different seeds; there is nothing to tune. Source: Jang et al. 2024, "Model Stock:
+    all we need is just a few fine-tuned models", arXiv:2403.19522.
     """
     import numpy as np
 

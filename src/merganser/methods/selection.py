@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 def nearswap(
     tensors: Sequence[Tensor], base: Tensor, *, t: Annotated[float, Range(0.0, 1.0, least=0.0)]
 ) -> Tensor:
-    """The base, drawn to the other model where the two are near: by min(1, t / |x_1 - x_0|).
+    """The base, moved towards the other model where the two are near: by min(1, t / |x_1 - x_0|).
 
-    For giving a model a tinge of another without its large differences; t is of the size of the
-    differences that should be swapped whole.
+    Gives a model a tinge of another without its large differences. t has the size of the differences that
+    should be swapped completely.
     """
     (other,) = tensors
     distance = (other - base).abs()
@@ -46,8 +46,8 @@ def ram(
 ) -> Tensor:
     """Base plus the mean, at every position, of those changes that are larger than epsilon.
 
-    What one model alone changed is kept whole, what several changed is averaged. For experts that were
-    trained by reinforcement learning: they change few weights, and averages would dilute them. Source:
+    A change of one model alone stays complete, changes of several are averaged. For experts from
+    reinforcement learning, which changes few weights: plain averages would dilute them. Source:
     arXiv:2601.13572.
     """
     import torch
@@ -102,10 +102,10 @@ def ramplus_tl(
     alpha: Annotated[float, Range(0.0, 1.0, least=0.0)] = 0.2,
     epsilon: Annotated[float, Range(0.0, 1e-3, least=0.0)] = 1e-5,
 ) -> Tensor:
-    """RAM, with what a model alone changed made larger the more of its changes it shares.
+    """RAM that amplifies what a model alone changed, the more of its changes it shares.
 
-    By 1 + r min(shared_i / unique_i, alpha), counted over the tensor. For experts whose changes overlap
-    much, where averaging has weakened what they share. Source: arXiv:2601.13572.
+    The factor is 1 + r min(shared_i / unique_i, alpha), counted over the tensor. For experts whose changes
+    overlap much, where averaging has weakened the shared ones. Source: arXiv:2601.13572.
     """
     import torch
 
@@ -134,10 +134,11 @@ def ramplus_tl(
 def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     """The base, with those elements of the other model whose change stands out.
 
-    A change's importance is its size times the divergence of its row, sum(p log(p / q)) of the rows'
-    softmaxes; it stands out above the median by 1.5 times the distance of the quartiles. For taking the
-    most of a fine-tune with the least change. Divergences are in float64, importances are compared in
-    float32. MergeKit estimates the quartiles of large tensors from a random sample; here they are exact.
+    An element's importance is the size of its change times the divergence of its row, sum(p log(p / q))
+    of the rows' softmaxes. It stands out if it exceeds the median by 1.5 times the interquartile range.
+    Takes the most of a fine-tune with the least change. Divergences are computed in float64 and
+    importances compared in float32. Quartiles are exact; MergeKit estimates those of large tensors from a
+    random sample.
     """
     import torch
 

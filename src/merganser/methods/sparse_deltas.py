@@ -119,12 +119,12 @@ def ties(
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Trim the changes to the largest, elect a sign at every position, and average those that have it.
+    """Base plus the mean of the largest changes that have the elected sign at their position.
 
-    The result is x_0 + lambda sum(w_i d_i) / sum(w_i), over those models at a position whose change was
-    kept and has the sign of sum(w_i d_i). For several fine-tunes of one model that disturb each other; the
-    density is the share of each tensor that is kept. Source: Yadav et al. 2023, "TIES-Merging: resolving
-    interference when merging models", arXiv:2306.01708.
+    The result is x_0 + lambda sum(w_i d_i) / sum(w_i) over those models at a position whose change survives
+    and has the sign of sum(w_i d_i). The share density of each tensor survives, the largest changes. For
+    several fine-tunes of one model that disturb each other. Source: Yadav et al. 2023, "TIES-Merging:
+    resolving interference when merging models", arXiv:2306.01708.
     """
     return _sparse(weight, _largest(density), rescale, normalize, lambda_, elect=True)
 
@@ -138,12 +138,12 @@ def dare_linear(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Drop changes at random, rescale what is left, and add it up.
+    """Base plus the weighted sum of randomly chosen, rescaled changes.
 
-    x_0 + lambda sum(w_i f_i d_i), a change being kept with the probability of its density. For many
-    fine-tunes with many small changes: draws depend on the recipe's ``seed``, which is worth varying.
-    Source: Yu et al. 2023, "Language models are super Mario", arXiv:2311.03099. ``rescale: true`` is
-    MergeKit's: f_i restores the L1 norm; the paper's f_i is 1 / density, ``rescale: dare``.
+    x_0 + lambda sum(w_i f_i d_i); each change survives with the probability density. For many fine-tunes
+    with many small changes. The draws depend on the recipe's ``seed``, which is worth varying. Source: Yu
+    et al. 2023, "Language models are super Mario", arXiv:2311.03099. The paper's factor f_i is
+    1 / density, ``rescale: dare``; MergeKit's, ``rescale: true``, restores the L1 norm.
     """
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=False)
 
@@ -157,9 +157,9 @@ def dare_ties(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """DARE's random changes, with TIES' election of signs.
+    """DARE's random changes with TIES' election of signs.
 
-    As ``dare_linear``, but at every position only those changes count that have the sign of their sum: for
+    As ``dare_linear``, but each position adds up only the changes that have the sign of their sum. For
     several fine-tunes that pull in different directions.
     """
     return _sparse(weight, _random(density), rescale, normalize, lambda_, elect=True)
@@ -180,9 +180,9 @@ def breadcrumbs(
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Drop the smallest changes and the share gamma of the very largest, and add up the rest.
+    """Base plus the weighted sum of changes without each model's smallest and very largest ones.
 
-    Of each tensor the share density is kept, below the share gamma of outliers; where both do not fit,
+    The share density of each tensor survives, below the share gamma of outliers. If both do not fit,
     fewer outliers are dropped. For many fine-tunes, some of them extreme in a few weights. Source: Davari
     and Belilovsky 2023, "Model Breadcrumbs", arXiv:2312.06795.
     """
@@ -204,9 +204,9 @@ def breadcrumbs_ties(
     rescale: Rescale = False,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Breadcrumbs' changes, with TIES' election of signs.
+    """Breadcrumbs with TIES' election of signs.
 
-    As ``breadcrumbs``, but at every position only those changes count that have the sign of their sum.
+    As ``breadcrumbs``, but each position adds up only the changes that have the sign of their sum.
     """
     return _sparse(weight, _band(density, gamma), rescale, normalize, lambda_, elect=True)
 
@@ -221,12 +221,12 @@ def della(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Drop changes at random, small ones of a row rather than large ones, and elect signs.
+    """Base plus random changes, large ones of a row more likely than small ones, with elected signs.
 
-    A change is kept with a probability from density - epsilon (the smallest of its row) to density +
-    epsilon (the largest). Where density +- epsilon leaves [0, 1], epsilon is made smaller; MergeKit
-    refuses. For where ``dare_ties`` drops too much that matters. Source: Deep et al. 2024,
-    "DELLA-Merging", arXiv:2406.11617.
+    A change survives with a probability from density - epsilon (the smallest of its row) to density +
+    epsilon (the largest). Where density +- epsilon leaves [0, 1], epsilon is reduced; MergeKit refuses.
+    For models of which ``dare_ties`` drops too much. Source: Deep et al. 2024, "DELLA-Merging",
+    arXiv:2406.11617.
     """
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=True)
 
@@ -246,10 +246,10 @@ def della_linear(
     rescale: Rescale = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """DELLA's random changes, added up: x_0 + lambda sum(w_i f_i d_i).
+    """Base plus the weighted sum of DELLA's random changes: x_0 + lambda sum(w_i f_i d_i).
 
-    As ``della``, but signs are not elected and weights not normalised: for where ``dare_linear`` drops too
-    much that matters.
+    As ``della``, but without election of signs or normalised weights. For models of which ``dare_linear``
+    drops too much.
     """
     return _sparse(weight, _ranked(density, epsilon), rescale, normalize, lambda_, elect=False)
 
@@ -258,13 +258,13 @@ def della_linear(
 def sce(
     *, select_topk: Annotated[float, Range(0.01, 1.0, least=0.0, most=1.0)] = 1.0
 ) -> SparseDeltas:
-    """Select where the models vary most, calculate weights from energies, erase minority signs.
+    """Base plus the changes where models vary most, weighted by their energies, minority signs erased.
 
-    Positions are selected by the variance of the changes between the models; the weights are each
-    model's share of the squares of the selected changes; what is left is averaged. For fine-tunes of one
-    model when you do not know their weights. Source: Wan et al. 2024, "FuseChat: knowledge fusion of chat
-    models", arXiv:2408.07990. MergeKit takes equal weights where the squares' means add up to less than
-    1e-6, which is always so after a light fine-tune; here they are used as they are.
+    The variance of the changes between the models selects positions. The weights are each model's share of
+    the squares of the selected changes. The changes that are left are averaged. For fine-tunes of one model
+    whose weights you do not know. Source: Wan et al. 2024, "FuseChat: knowledge fusion of chat models",
+    arXiv:2408.07990. Where the squares' means add up to less than 1e-6, which is always so after a light
+    fine-tune, MergeKit uses equal weights instead.
     """
     keep = MostVaried(select_topk) if select_topk < 1 else ()
     return SparseDeltas(None, keep, elect=True, divide="counted")
@@ -291,12 +291,12 @@ def consensus_ta(
     normalize: bool = False,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """Task arithmetic, but only where at least k models have a use for the sum.
+    """Task arithmetic, but only where at least k models benefit from the sum.
 
-    A model has one where ``|d_i| >= slack_i |m - d_i|``, m being the sum of all changes. For many tasks in
-    one model: what only one of them needs is left out. Source: Wang
-    et al. 2024, "Localizing task information for improved model merging and compression",
-    arXiv:2405.07813; its lambda_t is ``slack``.
+    A model benefits where ``|d_i| >= slack_i |m - d_i|``, where m is the sum of all changes. For many
+    tasks in one model: changes that only one of them needs are left out. Source: Wang et al. 2024,
+    "Localizing task information for improved model merging and compression", arXiv:2405.07813; its
+    lambda_t is ``slack``.
     """
     keep: tuple[Keep, ...] = (None,) * len(weight)
     divide = "weights" if normalize else "no"
@@ -326,7 +326,7 @@ def consensus_ties(
     normalize: bool = True,
     lambda_: Scale = 1.0,
 ) -> SparseDeltas:
-    """TIES, but only where at least k models have a use for what it elected; see ``consensus_ta``.
+    """TIES, but only where at least k models benefit from the elected change; see ``consensus_ta``.
 
     For many tasks that disturb each other. Source: Wang et al. 2024, arXiv:2405.07813.
     """

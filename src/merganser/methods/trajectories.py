@@ -18,14 +18,14 @@ def relex(
     target: Annotated[float, Range(0.0, 1e9, least=0.0, most=1e9)],
     explained: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)] = 0.9,
 ) -> Combination:
-    """Where a run would be at the step ``target``, by a straight line through its steps so far.
+    """The run's state at the step ``target``, extrapolated along a straight line through its steps.
 
-    The base is the model that training began from. Of what the steps changed in it the leading direction is
-    taken (of rank one), how far each step is along it, and the straight line through that against the steps'
-    numbers; the result lies on the direction where the line is at ``target``. Where the direction has less
-    than the share ``explained`` of the squared changes, the last step is returned. Source: RELEX 2026,
-    arXiv:2605.21468; its code counts rows in place of steps, which is the same for steps at even distances
-    only.
+    The base is the model from which training began. The method takes the leading direction (of rank one)
+    of the steps' changes, each step's coordinate along it, and the straight line of the coordinates over
+    the steps' numbers. The result is the base plus the direction times the line's value at ``target``. If
+    the direction has less than the share ``explained`` of the squared changes, the result is the last step.
+    Source: RELEX 2026, arXiv:2605.21468; its code counts rows instead of steps, which is the same only for
+    equally spaced steps.
     """
     import numpy as np
 
