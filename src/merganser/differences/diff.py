@@ -1,4 +1,4 @@
-"""What sets two models apart: tensor by tensor, layer by layer, in one pass over their weights."""
+"""Compare two models tensor by tensor, in one pass over their weights."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """How a tensor differs between two models.
+    """The difference of a tensor between two models.
 
     Attributes:
-        name, role, layer: of the first model.
-        elements: how many it has.
-        histogram: [BUCKETS] elements by their distance in units in the last place: 0, 1, 2, 3–4 …
-            Of two dtypes the wider of both, or float32, counts.
-        sums: [FIGURES] squared lengths of the difference and of A; with a base of both changes, and
-            their inner product; elements changed to the same side, and in both; lengths of the
-            changes' sum and of both, element by element; squared length of the base.
-        rank: the effective rank of a matrix's difference, if it was asked for.
+        name, role, layer: those of the first model.
+        elements: number of elements.
+        histogram: [BUCKETS] numbers of elements by their distance in units in the last place: 0, 1, 2,
+            3–4 … The unit is that of the wider dtype of both tensors, or of float32.
+        sums: [FIGURES] squared L2 norms of the difference and of A; with a base: squared L2 norms of
+            both task vectors and their inner product, numbers of elements with equal signs and changed
+            in both, L1 norms of the task vectors' sum and of both, squared L2 norm of the base.
+        rank: the effective rank of a matrix's difference, if asked for.
     """
 
     name: str
@@ -57,15 +57,15 @@ class TensorDiff:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """How two models differ.
+    """The differences of two models.
 
     Attributes:
-        tensors: what both have.
-        based: whether the figures of a base are there.
-        ranked: whether effective ranks are.
-        skipped: tensors that were not compared, each with the reason.
-        ulp: the dtype that both were rounded to before differing elements and units in the last place
-            were counted; None for the wider of a tensor's two, or float32.
+        tensors: the compared tensors.
+        based: whether they were compared with a base.
+        ranked: whether effective ranks were computed.
+        skipped: the reason for each tensor that was not compared.
+        ulp: the dtype to which both models were rounded before counting different elements and units
+            in the last place; None for the wider dtype of a tensor's two, or float32.
     """
 
     tensors: tuple[TensorDiff, ...]
@@ -95,29 +95,29 @@ class Diff:
         return notebook.table(head, rows) + notebook.notes(skipped)
 
     def groups(self, key: str) -> dict[str, list[TensorDiff]]:
-        """The tensors by ``layer`` or ``role``; those of no layer are under ``–``."""
-        found: dict[str, list[TensorDiff]] = {}
+        """Group the tensors by ``layer`` or ``role``; ``–`` for tensors outside the layers."""
+        groups: dict[str, list[TensorDiff]] = {}
         for tensor in self.tensors:
             value = getattr(tensor, key)
-            found.setdefault("–" if value is None else str(value), []).append(tensor)
-        return found
+            groups.setdefault("–" if value is None else str(value), []).append(tensor)
+        return groups
 
     def figures(self, tensors: Iterable[TensorDiff]) -> dict[str, float | None]:
-        """What is known of some of the tensors: see :func:`figures`."""
+        """Aggregate the differences of some tensors: see :func:`figures`."""
         return figures(tensors, self.based, self.ranked)
 
     def cells(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Figures by kind of tensor (or role, where there are many kinds), then by layer, for a picture."""
+        """The heat map: figures by kind of tensor (by role if there are many kinds) and by layer."""
         kinds = {tensor.name: _kind(tensor) for tensor in self.tensors}
         if len(set(kinds.values())) > MOST_KINDS:
             kinds = {tensor.name: tensor.role for tensor in self.tensors}
-        found: dict[str, dict[str, list[TensorDiff]]] = {}
+        cells: dict[str, dict[str, list[TensorDiff]]] = {}
         for tensor in sorted(self.tensors, key=_depth):
-            row = found.setdefault(kinds[tensor.name], {})
+            row = cells.setdefault(kinds[tensor.name], {})
             row.setdefault("–" if tensor.layer is None else str(tensor.layer), []).append(tensor)
         return {
             kind: {layer: self.figures(chosen) for layer, chosen in row.items()}
-            for kind, row in found.items()
+            for kind, row in cells.items()
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Diff:
 
 
 MOST_KINDS = 24
-"""Kinds of tensors that a picture has rows for."""
+"""Most rows of a heat map."""
 
 
 def _kind(tensor: TensorDiff) -> str:
@@ -152,12 +152,12 @@ def _kind(tensor: TensorDiff) -> str:
 
 
 def _depth(tensor: TensorDiff) -> int:
-    """Whether a tensor is before the layers, in them, or after them."""
+    """Sort key: before the layers, in them, or after them."""
     return 1 if tensor.layer is not None else 0 if tensor.role == "embedding" else 2
 
 
 def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
-    """Elements by their distance in units in the last place."""
+    """Numbers of elements by their distance in units in the last place."""
     total = sum((t.histogram for t in tensors), np.zeros(storage.BUCKETS, np.int64))
     names = ["0", "1", "2", *(f"{2**n // 2 + 1}-{2**n}" for n in range(2, 16)), "more"]
     return {name: int(count) for name, count in zip(names, total, strict=True)}
@@ -166,28 +166,28 @@ def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
 def figures(
     tensors: Iterable[TensorDiff], based: bool, ranked: bool = False
 ) -> dict[str, float | None]:
-    """Shares and lengths over some tensors.
+    """Aggregate the differences of some tensors.
 
     Returns:
         ``changed``, the share of elements that differ; ``distance``, the L2 norm of B - A; ``relative``,
-        the same over A's. With a base also ``relative_a`` and ``relative_b``, the changes' norms over the
-        base's; ``cosine`` of the changes; ``same_sign``, the share of the elements that both changed
-        in which they went to the same side; ``interference``, the share of the changes' L1 norms that
-        cancels in their sum. If ``ranked``, ``effective_rank``, the mean over the matrices. None where it is
-        not defined.
+        the distance over the norm of A. With a base also ``relative_a`` and ``relative_b``, the norms of
+        the task vectors over the base's norm; ``cosine`` of the task vectors; ``same_sign``, the share of
+        equal signs among elements that both models changed; ``interference``, the share of the task
+        vectors' L1 norms that cancels in their sum. If ``ranked``, ``effective_rank``, the mean over the
+        matrices. A value is None if it is not defined.
     """
     chosen = list(tensors)
     elements = sum(t.elements for t in chosen)
     same = sum(int(t.histogram[0]) for t in chosen)
     total = [math.fsum(column) for column in zip(*(t.sums for t in chosen), strict=True)]
     apart, own, a, b, inner, agree, both, joint, sides, base = total or [0.0] * storage.FIGURES
-    found = {
+    values = {
         "changed": _ratio(elements - same, elements),
         "distance": math.sqrt(apart),
         "relative": _ratio(math.sqrt(apart), math.sqrt(own)),
     }
     if based:
-        found |= {
+        values |= {
             "relative_a": _ratio(math.sqrt(a), math.sqrt(base)),
             "relative_b": _ratio(math.sqrt(b), math.sqrt(base)),
             "cosine": _ratio(inner, math.sqrt(a) * math.sqrt(b)),
@@ -196,8 +196,8 @@ def figures(
         }
     if ranked:
         known = [t.rank for t in chosen if t.rank is not None]
-        found["effective_rank"] = _ratio(math.fsum(known), len(known))
-    return found
+        values["effective_rank"] = _ratio(math.fsum(known), len(known))
+    return values
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -218,17 +218,17 @@ def diff(
     Args:
         first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes;
             recipes and points of sweeps (``SWEEP.yml#w=0.7``), which are merged in memory.
-        base: what both were trained from, to compare their changes too.
-        threads: how many; None for one a core.
-        rank: whether to find the effective ranks of the matrices' differences, see
-            :func:`merganser.differences.effective_rank.effective_rank`: reads the matrices again, and takes long.
-        ulp: bfloat16, float16 or float32 to round both models to it before elements that differ and units
-            in the last place are counted, as they are stored by a merge of that dtype; None for the wider
-            of both dtypes, or float32. Norms and cosines are those of the numbers as they are.
+        base: the model that both were trained from, to compare task vectors too.
+        threads: number of threads; None for one per core.
+        rank: whether to compute the effective ranks of the matrices' differences, see
+            :func:`merganser.differences.effective_rank.effective_rank`; slow, and reads the matrices again.
+        ulp: bfloat16, float16 or float32: round both models to it before counting different elements and
+            units in the last place, as a merge of that dtype would store them; None for the wider of
+            both dtypes, or float32. Norms and cosines are of the unrounded numbers.
 
     Raises:
-        RecipeError: when one is no reference to a model, or ``ulp`` is another dtype.
-        InputError: when one is no model, or they have no tensor in common.
+        RecipeError: when an argument is not a reference to a model, or ``ulp`` is another dtype.
+        InputError: when an argument is not a model, or they have no tensor in common.
     """
     if ulp is not None and ulp not in ULPS:
         raise RecipeError(f"ulp: {ulp!r} is none of {', '.join(ULPS)}")
@@ -265,7 +265,7 @@ def diff(
 
 
 ULPS = ("bfloat16", "float16", "float32")
-"""Dtypes whose units in the last place can be counted, whatever the models are stored in."""
+"""Dtypes for the units in the last place, whatever the models' dtypes."""
 
 Model = tuple[Checkpoint, Architecture]
 
@@ -285,7 +285,7 @@ def _open(name: str | ModelReference, stack: ExitStack) -> Model:
 
 
 def _merged(name: str, plan: Plan) -> Model:
-    """A merge as a model in memory."""
+    """Merge a plan in memory."""
     sink = StateDictSink({job.name: job.spec for job in plan.jobs})
     with closing(plan):
         engine.run([plan], [sink], report=False)
@@ -295,7 +295,7 @@ def _merged(name: str, plan: Plan) -> Model:
 
 
 def _with_one_set_of_names(models: list[Model]) -> list[Model]:
-    """The models as a merge names their tensors; as they are where a merge refuses their names."""
+    """The models with one set of tensor names, as in a merge; unchanged if a merge would refuse them."""
     try:
         named = named_alike([checkpoint for checkpoint, _ in models], 0, refuse=False)
     except InputError:
@@ -309,7 +309,7 @@ def _with_one_set_of_names(models: list[Model]) -> list[Model]:
 
 
 def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """The names of each tensor that can be compared, in every model; and why others cannot."""
+    """The names of each comparable tensor in every model; and the reason for each skipped tensor."""
     (one, shape), *others = models
     found: list[tuple[str, ...]] = []
     skipped: dict[str, str] = {}
@@ -349,7 +349,7 @@ def _compare(
     sums: Array,
     counts: Array,
 ) -> None:
-    """One tile of a tensor."""
+    """Compare one tile of a tensor."""
     count = min(TILE, models[0][0].specs[names[0]].numel - start)
     rows, codes = [], []
     for name, (checkpoint, _) in zip(names, models, strict=True):
@@ -370,7 +370,7 @@ def _compare(
 
 
 def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
-    """Stored numbers of a tile, rounded to nearest in another dtype."""
+    """Round a tile's stored numbers to nearest in another dtype."""
     numbers = np.empty(count, np.float64 if code == CODES["float64"] else np.float32)
     storage.widen(row, code, count, numbers)
     into = np.empty(count * WIDTHS[CODES[dtype]], np.uint8)
@@ -379,7 +379,7 @@ def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
 
 
 def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
-    """The effective rank of a tensor's difference, if it is a matrix."""
+    """The effective rank of a matrix's difference; None for other tensors."""
     pairs = [(checkpoint, name) for name, (checkpoint, _) in zip(names, models, strict=True)][:2]
     shape = pairs[0][0].specs[pairs[0][1]].shape
     if len(shape) != 2 or 0 in shape:
@@ -393,7 +393,7 @@ def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
 
 
 def _numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
-    """Elements of a tensor in float64."""
+    """Read elements of a tensor as float64."""
     dtype = checkpoint.specs[name].dtype
     buffer = np.empty(count * dtype.itemsize, np.uint8)
     stored = look(checkpoint, name, start * dtype.itemsize, buffer)

@@ -1,4 +1,4 @@
-"""How many directions a matrix needs: the effective rank of the difference of two models."""
+"""The effective rank of a matrix, such as the difference of two models' tensors."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 AT_ONCE = 4_000_000
-"""Elements of rows that are multiplied at once."""
+"""Elements per block of rows."""
 
 
 def effective_rank(shape: tuple[int, int], rows: Callable[[int, int], Array]) -> float | None:
-    """The exponential of the entropy of a matrix's singular values, as shares of their sum.
+    """Return the exponential of the entropy of a matrix's singular values, as shares of their sum.
 
-    It is 1 if all rows are multiples of one, and the smaller side if all singular values are equal.
-    Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
+    It is 1 if all rows are multiples of one row, and min(rows, columns) if all singular values are
+    equal. Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".
 
-    The singular values are the square roots of the eigenvalues of the smaller Gram matrix, in float64:
-    those below about 1e-8 of the largest are lost, which moves the rank by less than they would. A
-    matrix that is wider than high is held whole in float64, of others only some rows.
+    The singular values are the square roots of the eigenvalues of the smaller Gram matrix in float64;
+    those below about 1e-8 of the largest are lost, which hardly changes the rank. A matrix with more
+    columns than rows is held in memory in float64; other matrices are read in blocks of rows.
 
     Args:
-        shape: of the matrix.
-        rows: gives the rows from the first to before the second, as float64 [rows, columns].
+        shape: (rows, columns) of the matrix.
+        rows: returns the rows begin to end (exclusive) as float64 [rows, columns].
 
     Returns:
-        The rank, between 1 and the smaller side; None for a matrix of zeros, or one that is not finite.
+        The rank, between 1 and min(rows, columns); None for a matrix of zeros or with infinities.
     """
     height, width = shape
-    with np.errstate(over="ignore", invalid="ignore"):  # it is looked at below
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
         if width <= height:
             gram = np.zeros((width, width))
             step = max(1, AT_ONCE // width)
@@ -39,12 +39,12 @@ def effective_rank(shape: tuple[int, int], rows: Callable[[int, int], Array]) ->
                 block = rows(begin, min(height, begin + step))
                 gram += block.T @ block
         else:
-            whole = rows(0, height)
-            gram = whole @ whole.T
+            matrix = rows(0, height)
+            gram = matrix @ matrix.T
     if not np.isfinite(gram).all() or not gram.any():
         return None
-    found = np.linalg.eigvalsh(gram)
-    lost = len(gram) * np.finfo(np.float64).eps * found[-1]
-    singular = np.sqrt(found[found > lost])
+    eigenvalues = np.linalg.eigvalsh(gram)
+    lost = len(gram) * np.finfo(np.float64).eps * eigenvalues[-1]
+    singular = np.sqrt(eigenvalues[eigenvalues > lost])
     shares = singular / singular.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))

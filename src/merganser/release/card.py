@@ -1,6 +1,6 @@
-"""The model card: a ``README.md`` that a researcher would publish as it is.
+"""The model card: a ``README.md`` that a researcher would publish unchanged.
 
-It is made from what lies in the folder (manifest, config, recipe), so that it can be made anew.
+Its sources are files of the folder (manifest, config, recipe), so that it can be rewritten later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAME = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A model's line in the card's table."""
+    """A model's row in the card's table."""
 
     shown: str
     role: str
@@ -38,10 +38,10 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a study adds to a card.
+    """A study's part of a card.
 
     Attributes:
-        section: Markdown, below the models.
+        section: Markdown below the models.
         metadata: keys of the front matter.
     """
 
@@ -56,7 +56,7 @@ def write_card(
     title: str,
     scores: Scores | None = None,
 ) -> None:
-    """Write ``README.md``; the arguments are those of :func:`card`."""
+    """Write ``README.md``; for the arguments see :func:`card`."""
     text = card(manifest, recipe, folder, title, scores)
     files.write_text(folder / NAME, text)
     manifests.restate(folder, NAME)
@@ -69,14 +69,14 @@ def card(
     title: str,
     scores: Scores | None = None,
 ) -> str:
-    """The card's text: front matter and Markdown.
+    """Return the card's text: front matter and Markdown.
 
     Args:
-        manifest: what was merged, and what came of it.
-        recipe: its text.
+        manifest: the merge's manifest.
+        recipe: the recipe's text.
         folder: the output folder, with its config.
         title: the model's name.
-        scores: what a study found, if it was evaluated.
+        scores: its scores in a study, or None.
     """
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
@@ -119,7 +119,7 @@ def _front_matter(
 
 
 def _all_inputs(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The models that were merged, the base first; in place of an earlier recipe's result, its inputs."""
+    """The merged models, the base first; the result of an earlier recipe is replaced by its inputs."""
     earlier = manifest.get("earlier", [])
     results = {each["name"] for each in earlier}
     inputs = sorted(manifest["inputs"], key=lambda entry: not entry["base"])
@@ -170,7 +170,7 @@ def _overview(manifest: Mapping[str, Any]) -> str:
 
 
 def _method(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The method's title and paper: of one that is not built in, what the manifest says."""
+    """The method's title and paper; from the manifest if the method is not built in."""
     name = manifest["method"]
     if own := manifest.get("method_source"):
         return inline(own["title"]), own["paper"]
@@ -179,13 +179,13 @@ def _method(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
 
 
 def _own_methods(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The sources of all methods that are not built in, by name; of earlier merges of a chain too."""
+    """Sources of methods that are not built in, by name, including those of earlier merges."""
     merges = [manifest, *manifest.get("earlier", [])]
     return {each["method"]: source for each in merges if (source := each.get("method_source"))}
 
 
 def _source(name: str, source: Mapping[str, Any]) -> str:
-    """Where a method that is not built in comes from, as a sentence."""
+    """A sentence on the source of a method that is not built in."""
     plain = _flat(source["file"]).replace("`", "")
     place = f"the package `{source['package']}`" if source["package"] else f"`{plain}`"
     digest = f", sha256 `{source['sha256']}`" if source["sha256"] else ""
