@@ -62,4 +62,15 @@ def length(answer: int, replies: Sequence[Reply]) -> list[float]:
     ]
 
 
-REWARDS: dict[str, Reward] = {"acc": acc, "accfmt": accfmt, "len": length}
+def mixed(answer: int, replies: Sequence[Reply]) -> list[float]:
+    """The mean of the rewards of ``acc`` and ``len``: what their merges are compared with.
+
+    One model that is trained on both at once is the usual alternative to merging one model for each.
+    """
+    return [
+        (one + other) / 2
+        for one, other in zip(acc(answer, replies), length(answer, replies), strict=True)
+    ]
+
+
+REWARDS: dict[str, Reward] = {"acc": acc, "accfmt": accfmt, "len": length, "acclen": mixed}

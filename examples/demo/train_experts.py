@@ -77,6 +77,8 @@ class Expert:
 BASE = "base"
 PRETRAINING = Pretraining()
 EXPERTS = (Expert("acc", 54), Expert("accfmt", 30), Expert("len", 30))
+MIXED = Expert("acclen", 40, problems=16)
+"""A reference for the merges of ``acc`` and ``len``: trained on the mean of their rewards, for fewer replies."""
 
 
 def pretrain(
@@ -165,7 +167,9 @@ def train_all(out_dir: Path, seed: int) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     train_base(out_dir, PRETRAINING, seed)
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(train_expert, out_dir, expert, seed) for expert in EXPERTS]:
+        for done in [
+            pool.submit(train_expert, out_dir, expert, seed) for expert in (*EXPERTS, MIXED)
+        ]:
             done.result()
 
 

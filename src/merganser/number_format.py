@@ -64,6 +64,11 @@ def ten_digits(value: Any) -> str:
     return MISSING if value is None else str(value)
 
 
+def p_value(value: float | None) -> str:
+    """A p-value as papers write it: ``0.031``, ``<0.001``."""
+    return "<0.001" if value is not None and value < 0.001 else decimal(value)
+
+
 def with_error(mean: float, error: float, *, places: int | None = None, sign: str = " ±") -> str:
     """A mean and its standard error, which is left out where it is 0.
 

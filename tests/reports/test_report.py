@@ -18,9 +18,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import simulated
 from merganser import cli, number_format
 from merganser.errors import InputError, RecipeError
-from merganser.evaluation.samples import Sample
+from merganser.evaluation.samples import Sample, read
+from merganser.evaluation.samples import write as write_samples
 from merganser.recipe import short_names as names
 from merganser.reports import figures, search_figures
 from merganser.reports import page as report
@@ -412,3 +414,22 @@ def test_numbers_as_people_write_them() -> None:
     assert {value: number_format.typeset(value) for value in written} == written
     assert number_format.typeset_difference(-0.25) == "−0.25"
     assert number_format.typeset_difference(0.25) == "+0.25"
+
+
+def test_differences_and_dominance_are_on_the_page(tmp_path: Path) -> None:
+    chances = {"base": 0.3, "acc": 0.6, "w1": 0.45, "w2": 0.62}
+    drawn = simulated.verdicts(3, 60, 4, chances)
+    roles: dict[str, Role] = {"base": "base", "acc": "expert"}
+    entries = [Entry(name, roles.get(name, "point"), values={"w": 1.0}) for name in chances]
+    simulated.write(tmp_path, entries, {"sums": drawn}, directions={"exact": "max", "b": "max"})
+    for file in (tmp_path / "samples").iterdir():
+        said = [replace(s, scores={**s.scores, "b": 1 - s.scores["exact"]}) for s in read(file)]
+        write_samples(said, file)
+    report.write(tmp_path)
+    text = unescape((tmp_path / report.NAME).read_text())
+    assert "Which differences are more than luck" in text
+    assert "exact against base" in text
+    assert "<b>better</b>" in text
+    assert "not significant (would see 0." in text
+    assert "w2 ‡" in text
+    assert "dominates base" in text

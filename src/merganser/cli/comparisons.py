@@ -128,13 +128,6 @@ def power(results: Path, detect: float | None, scores: tuple[str, ...], as_json:
 # -- what they print -----------------------------------------------------------------------------
 
 
-def p_text(value: float | None) -> str:
-    """A p-value as papers write it."""
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def show_comparisons(found: Comparisons) -> None:
     """Print comparisons: a table for each score and reference."""
     from merganser.cli import columns
@@ -213,19 +206,13 @@ def _columns(
             [f"{row.wins}:{row.losses}" if row.problems else "–" for row in rows],
             True,
         ),
-        Column("p", [p_text(row.p) for row in rows], True),
+        Column("p", [number_format.p_value(row.p) for row in rows], True),
     ]
     if several:
-        columns.append(Column("max-T", [p_text(row.p_max_t) for row in rows], True))
-        columns.append(Column("Holm", [p_text(row.p_holm) for row in rows], True))
-    columns.append(Column("verdict", [_verdict(row, places) for row in rows]))
+        columns.append(Column("max-T", [number_format.p_value(row.p_max_t) for row in rows], True))
+        columns.append(Column("Holm", [number_format.p_value(row.p_holm) for row in rows], True))
+    columns.append(Column("verdict", [row.verdict_text(places) for row in rows]))
     return columns
-
-
-def _verdict(row: Comparison, places: int) -> str:
-    if row.verdict != "not significant":
-        return row.verdict
-    return f"not significant (would see {row.detectable:.{places}f})"
 
 
 def _explain(found: Comparisons) -> None:

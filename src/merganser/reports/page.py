@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from merganser import extras, number_format, suggestions
 from merganser.errors import InputError, RecipeError, ResourceError
+from merganser.reports import comparisons
 from merganser.results import completions, front
 from merganser.results import scores as results
 from merganser.results.interpolation import Line, gap, labels, lines, short_names
@@ -185,6 +186,7 @@ def _content(
     content["history"] = _history(found, picture)
     content["held_out"] = _held_out(folder)
     content |= _front_facts(found, known, kept)
+    content["comparisons"] = comparisons.tables(folder, labels(found))
     content |= _tables(found, known)
     content |= _completions(found, kept)
     content["sections"] = [
@@ -194,6 +196,7 @@ def _content(
             ("history", "Search", content["history"]),
             ("front", "Front", content["front"]),
             ("scores", "Scores", True),
+            ("comparisons", "Differences", content["comparisons"] or content["dominance"]),
             ("curves", "Weight", content["curves"]),
             ("planes", "More planes", content["planes"]),
             ("weights", "Effective weights", content["weights"]),
@@ -255,6 +258,7 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
         return {"best": [], "knee": None, "volumes": [], "frame": "", "on_front": {}} | {
             "contributions": {},
             "certainty": "",
+            "dominance": None,
         }
     whole = front.hypervolume(scored, directions)
     others = [e for e in scored if e.role in ("base", "expert")]
@@ -297,6 +301,7 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
             f"{number_format.typeset((1 + whole.margin) ** len(directions))}."
         ),
         "on_front": sure.on_front,
+        "dominance": comparisons.dominance(found, sure, labels(found)),
         "contributions": whole.contributions if len(directions) > 1 else {},
         "certainty": f"“On the front”: in how many of {front.DRAWS} resamples {how}, no model is better.",
     }

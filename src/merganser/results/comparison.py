@@ -77,6 +77,12 @@ class Comparison:
             return "not significant"
         return "better" if (self.difference > 0) == (self.direction == "max") else "worse"
 
+    def verdict_text(self, places: int) -> str:
+        """The verdict; if it is not significant, with the difference that would have been."""
+        if self.verdict != "not significant":
+            return self.verdict
+        return f"not significant (would see {self.detectable:.{places}f})"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:

@@ -1,0 +1,90 @@
+"""What a report says of differences: which are more than luck, and which models dominate which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from merganser import number_format
+from merganser.errors import RecipeError
+from merganser.results.comparison import Comparison
+from merganser.results.front import Certainty
+from merganser.results.paired import compare
+from merganser.results.scores import Results
+
+MOST_ROWS = 400
+"""Comparisons that a page shows."""
+
+
+def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The comparisons of a study's merges with its other models, by score and reference.
+
+    Raises:
+        InputError: the samples are broken.
+    """
+    try:
+        rows = compare(folder).rows
+    except RecipeError:  # there are no two models, or only one problem
+        return []
+    groups: dict[tuple[str, str, bool], list[Comparison]] = {}
+    for row in rows[:MOST_ROWS]:
+        groups.setdefault((row.score, row.reference, row.held_out), []).append(row)
+    return [
+        {
+            "title": f"{score} against {short.get(reference, reference)}"
+            + (", on held-out problems" if held_out else ""),
+            "several": own[0].family > 1,
+            "note": _note(own),
+            "rows": [
+                _cells(row, short, number_format.decimals(r.error for r in own)) for row in own
+            ],
+        }
+        for (score, reference, held_out), own in groups.items()
+    ]
+
+
+def _cells(row: Comparison, short: Mapping[str, str], places: int) -> dict[str, Any]:
+    signed = f"{row.difference:+.{places}f}".replace("-", "−")
+    interval = f"{row.low:+.{places}f} to {row.high:+.{places}f}".replace("-", "−")
+    return {
+        "name": row.model,
+        "short": short.get(row.model, row.model) + (" ‡" if row.selected else ""),
+        "difference": signed,
+        "value": row.difference,
+        "interval": interval,
+        "better": f"{row.wins}:{row.losses}" if row.problems else number_format.MISSING,
+        "p": number_format.p_value(row.p),
+        "max_t": number_format.p_value(row.p_max_t),
+        "holm": number_format.p_value(row.p_holm),
+        "p_verdict": row.p_verdict,
+        "verdict": row.verdict_text(places),
+        "significant": row.verdict != "not significant",
+    }
+
+
+def _note(rows: Sequence[Comparison]) -> str:
+    problems = max(row.problems for row in rows)
+    tests = ", ".join(dict.fromkeys(row.test for row in rows))
+    count = f"{problems} problems; " if problems else ""
+    family = f"; adjusted for {rows[0].family} models" if rows[0].family > 1 else ""
+    return f"{count}{tests}{family}."
+
+
+def dominance(found: Results, sure: Certainty, short: Mapping[str, str]) -> dict[str, Any] | None:
+    """How often each model dominates each reference, and is dominated by it; None without two scores."""
+    others = [e.name for e in found.entries if e.role != "point" and e.name in sure.dominates]
+    if len(found.directions) < 2 or not others:
+        return None
+    rows = [
+        {
+            "name": name,
+            "short": short.get(name, name),
+            "cells": [
+                {"over": wins.get(other), "under": sure.dominates[other].get(name)}
+                for other in others
+            ],
+        }
+        for name, wins in sure.dominates.items()
+    ]
+    return {"heads": [short.get(name, name) for name in others], "rows": rows}
