@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+
+
+def escape(text: str) -> str:
+    """Text for HTML."""
+    from html import escape  # loaded by notebooks alone
+
+    return escape(text)
 
 
 def facts(values: Mapping[str, object], caption: str = "") -> str:

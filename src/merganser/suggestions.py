@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -13,6 +12,8 @@ MOST_NAMES = 10_000
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.8) -> str | None:
     """The known name that ``word`` is evidently a slip for, or None."""
+    import difflib  # loaded for mistakes alone
+
     folded = {name.lower().replace("-", "_"): name for name in known}
     asked = word.lower().replace("-", "_")
     # Letters that changed places are the slip that is nearest: ``modles`` is ``models``, not ``modules``.

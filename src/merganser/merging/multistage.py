@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoints import open_checkpoint
@@ -241,6 +240,8 @@ def merge_again(
     def located(parsed: ParsedRecipe, facts: Mapping[str, Any]) -> ParsedRecipe:
         commits = {each["reference"]: each.get("commits", {}) for each in facts["inputs"]}
         return replace(parsed, folder=home).bound(results).pinned(commits)
+
+    from tempfile import TemporaryDirectory
 
     with TemporaryDirectory(prefix="merganser-") as place:
         missing = [step for step in steps if step.name in earlier and step.name not in results]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +29,8 @@ def fault(method: Method, error: Exception) -> str | None:
         return str(error)
     if method.origin is None:
         return None
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == method.origin.source]
     place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""

@@ -140,11 +140,11 @@ def _whole(value: Any) -> tuple[int | None, str]:
     return int(said[1]), ""
 
 
-@dataclass(frozen=True)
 class OneOf:
     """One of a few texts."""
 
-    names: tuple[str, ...]
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         if not isinstance(value, str) or value not in self.names:
@@ -157,12 +157,12 @@ class OneOf:
         return {"enum": list(self.names), "type": "string"}
 
 
-@dataclass(frozen=True)
 class Parsed:
     """What a function makes of a value, or raises ValueError for."""
 
-    parse: Callable[[Any], Any]
-    described: Schema
+    def __init__(self, parse: Callable[[Any], Any], described: Schema) -> None:
+        self.parse = parse
+        self.described = described
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         try:
@@ -175,11 +175,11 @@ class Parsed:
         return dict(self.described)
 
 
-@dataclass(frozen=True)
 class Optional:
     """Nothing, or a value of a kind."""
 
-    kind: Kind
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         return None if value is None else self.kind.read(value, path, faults)
@@ -188,12 +188,12 @@ class Optional:
         return {"anyOf": [self.kind.schema(defs), {"type": "null"}]}
 
 
-@dataclass(frozen=True)
 class Either:
     """A value of the first of two kinds that takes it; the first one's fault is told."""
 
-    first: Kind
-    second: Kind
+    def __init__(self, first: Kind, second: Kind) -> None:
+        self.first = first
+        self.second = second
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         found: list[Fault] = []
@@ -209,12 +209,12 @@ class Either:
         return {"anyOf": [self.first.schema(defs), self.second.schema(defs)]}
 
 
-@dataclass(frozen=True)
 class ByKind:
     """A mapping with a key ``kind`` that says which part it is; all else is of another kind."""
 
-    parts: Mapping[str, type[Part]]
-    other: Kind
+    def __init__(self, parts: Mapping[str, type[Part]], other: Kind) -> None:
+        self.parts = parts
+        self.other = other
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -228,11 +228,11 @@ class ByKind:
         return {"anyOf": [kind.schema(defs) for kind in kinds]}
 
 
-@dataclass(frozen=True)
 class ListOf:
     """A list that is not empty."""
 
-    kind: Kind
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         if not isinstance(value, list | tuple):
@@ -247,11 +247,11 @@ class ListOf:
         return {"items": self.kind.schema(defs), "minItems": 1, "type": "array"}
 
 
-@dataclass(frozen=True)
 class Pair:
     """Two values of a kind."""
 
-    kind: Kind
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         if not isinstance(value, list | tuple):
@@ -271,12 +271,12 @@ class Pair:
         return {"maxItems": 2, "minItems": 2, "prefixItems": [kind, kind], "type": "array"}
 
 
-@dataclass(frozen=True)
 class MapOf:
     """A mapping from names to values of a kind, with at least so many entries."""
 
-    kind: Kind
-    least: int = 0
+    def __init__(self, kind: Kind, least: int = 0) -> None:
+        self.kind = kind
+        self.least = least
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         if not isinstance(value, Mapping):
@@ -331,11 +331,11 @@ def _default(declared: Field[Any]) -> Any:
     return declared.default if declared.default_factory is MISSING else declared.default_factory()
 
 
-@dataclass(frozen=True)
 class Nested:
     """A part of a recipe."""
 
-    part: type[Part]
+    def __init__(self, part: type[Part]) -> None:
+        self.part = part
 
     def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
         if isinstance(value, self.part):

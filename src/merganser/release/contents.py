@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -107,6 +106,8 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
     known = _recalled(file)
     missing = [name for name in wanted if name not in known]
     if missing:
+        from concurrent.futures import ThreadPoolExecutor  # not loaded where all is known
+
         from merganser.engine.digests import read_digest
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
