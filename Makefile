@@ -95,7 +95,6 @@ lint: $(BIN)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/make.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 slow: $(BIN)/.dev
 	$(BIN)/pip install $(LOCKED) --editable '.[lm-eval]'

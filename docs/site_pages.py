@@ -20,6 +20,17 @@ OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/*.md", "examples/*/README.m
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 
 
+def on_config(config: Any) -> Any:
+    """Give pages that the navigation does not name a place of their own at its end."""
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    outside = [path.relative_to(ROOT) for pattern in OUTSIDE for path in ROOT.glob(pattern)]
+    pages = [p.relative_to(ROOT / "docs") for p in ROOT.glob("docs/*.md") if ".head" not in p.name]
+    unnamed = sorted({path.as_posix() for path in [*outside, *pages]} - named)
+    if unnamed:
+        config.nav.append({"More": unnamed})
+    return config
+
+
 def on_files(files: Any, *, config: Any) -> Any:
     """Add the pages from outside, and the API reference."""
     from mkdocs.structure.files import File
