@@ -149,6 +149,7 @@ def test_everything_is_there(tmp_path: Path) -> None:
         "front",
         "front-2",
         "front-3",
+        "front-three",
         "front-lines",
         "curves",
         "effective-weights",

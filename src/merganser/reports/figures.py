@@ -82,6 +82,9 @@ MARKS: Mapping[Role, tuple[str, str, float, str | None]] = {
 MOST_LABELS = 60
 """Points of a picture that get labels, those of the front first."""
 
+MANY = 24
+"""Merges on no line, beyond which only those of the front get labels."""
+
 MOST_ROWS = 12
 """Lines of a study that small pictures are made of."""
 
@@ -301,6 +304,8 @@ def _label_points(
             shown[name] = (short, INK)
     if only is None:
         loose = [e for e in entries if e.role == "point" and e.name not in shown]
+        if len(loose) > MANY:
+            loose = [e for e in loose if e.name in best or e.name in results.chosen]
         for entry, short in zip(loose, shorten([e.name for e in loose], 20), strict=True):
             shown[entry.name] = (short, INK)
     wanted = [e for e in entries if e.name in shown]

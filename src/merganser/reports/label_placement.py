@@ -35,10 +35,10 @@ class Label:
 def place(
     axes: Axes, labels: Sequence[Label], paths: Sequence[Sequence[tuple[float, float]]]
 ) -> None:
-    """Write every label beside its point, off other points, texts and, where it can be, lines.
+    """Write labels beside their points, off other points, texts and, where it can be, lines.
 
-    Each in turn takes the place around its point that covers least. The picture's limits and layout
-    must be final.
+    Each in turn takes the place around its point that covers least. Where every place covers a text or a
+    point, a label is left out, unless it is bold. The picture's limits and layout must be final.
 
     Args:
         axes: the picture.
@@ -72,7 +72,7 @@ def place(
         text.set_in_layout(False)
         box = text.get_window_extent(renderer)
         width, height = box.width + 2 * scale, box.height
-        best: tuple[float, float, float, float] | None = None
+        best: tuple[float, float, float, float, bool] | None = None
         for d, distance in enumerate(DISTANCES):
             for a in range(ANGLES):
                 angle = math.pi / 4 + 2 * math.pi * a / ANGLES
@@ -82,8 +82,9 @@ def place(
                 low, left = cy - height / 2, cx - width / 2
                 own = (left, low, left + width, low + height)
                 cost = 3.0 * d + 0.02 * a
-                cost += 60.0 * sum(_overlap(own, other) > 0 for other in taken)
-                cost += 40.0 * _inside(spots, own, marker)
+                texts = sum(_overlap(own, other) > 0 for other in taken)
+                points = _inside(spots, own, marker)
+                cost += 60.0 * texts + 40.0 * points
                 cost += 0.5 * _inside(strokes, own, 0.0)
                 cost += 12.0 * (_nearest(others, own) < _nearest(spots[n : n + 1], own))
                 outside = (
@@ -94,9 +95,12 @@ def place(
                 )
                 cost += 100.0 * (outside > 0) + outside
                 if best is None or cost < best[0]:
-                    best = (cost, cx, cy, float(d))
+                    best = (cost, cx, cy, float(d), texts + points > 0 or outside > 0)
         assert best is not None
-        _, cx, cy, d_best = best
+        _, cx, cy, d_best, covers = best
+        if covers and not label.bold:
+            text.remove()
+            continue
         taken.append((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
         text.set_position(((cx - x) / scale, (cy - y) / scale))
         if d_best >= 2:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from merganser import extras, number_format, suggestions
 from merganser.errors import InputError, RecipeError, ResourceError
-from merganser.reports import comparisons
+from merganser.reports import comparisons, sections
 from merganser.results import completions, front
 from merganser.results import scores as results
 from merganser.results.interpolation import Line, gap, labels, lines, short_names
@@ -183,7 +183,10 @@ def _content(
         }
         for n, each in enumerate(measured)
     ]
-    content["history"] = _history(found, picture)
+    content["history"] = sections.history(found, picture)
+    content["simplex"] = sections.simplex(found, picture)
+    content["steps"] = sections.steps(found, picture)
+    content["third"] = sections.third_score(found, x, y, picture)
     content["held_out"] = _held_out(folder)
     content |= _front_facts(found, known, kept)
     content["comparisons"] = comparisons.tables(folder, labels(found))
@@ -194,9 +197,11 @@ def _content(
         for anchor, title, there in (
             ("held-out", "Held out", content["held_out"]),
             ("history", "Search", content["history"]),
+            ("simplex", "Three weights", content["simplex"]),
             ("front", "Front", content["front"]),
             ("scores", "Scores", True),
             ("comparisons", "Differences", content["comparisons"] or content["dominance"]),
+            ("steps", "Steps", content["steps"]),
             ("curves", "Weight", content["curves"]),
             ("planes", "More planes", content["planes"]),
             ("weights", "Effective weights", content["weights"]),
@@ -208,28 +213,6 @@ def _content(
         if there
     ]
     return content
-
-
-def _history(found: Results, picture: Callable[..., Picture]) -> list[Picture]:
-    """How a search went; nothing for other studies."""
-    figures = extras.load("merganser.reports.search_figures", "plot")
-    scores = figures.objectives(found)
-    if not scores or not found.points:
-        return []
-    dots = "Bars are 95 % intervals. Hollow: breaks a constraint. Ringed: chosen."
-    pictures = [
-        picture(
-            "history",
-            figures.progress(found, scores),
-            "The search",
-            f"Each candidate’s {' and '.join(scores)}, and the best so far. {dots}",
-        )
-    ]
-    figure = figures.parameters(found, scores)
-    if figure is not None:
-        caption = f"Each parameter against {' and '.join(scores)}. {dots}"
-        pictures.append(picture("parameters", figure, "Parameters against scores", caption))
-    return pictures
 
 
 def _held_out(folder: Path) -> dict[str, Any] | None:

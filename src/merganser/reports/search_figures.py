@@ -9,8 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from merganser import number_format
+from merganser.number_format import ten_digits
 from merganser.reports.figures import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.results.importance import importances
 from merganser.results.scores import Entry, Results
 
 MOST_SCORES = 3
@@ -63,14 +64,8 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
         results: what a search found.
         scores: names of its objectives.
     """
-    values = {entry.name: _flat(entry.values) for entry in results.points}
-    keys = list(dict.fromkeys(key for own in values.values() for key in own))
-    varied = [
-        k
-        for k in keys
-        if len({number_format.ten_digits(own[k]) for own in values.values() if k in own}) > 1
-    ]
-    varied = varied[:MOST_PARAMETERS]
+    values = flat_values(results)
+    varied = varied_keys(values)[:MOST_PARAMETERS]
     if not varied:
         return None
     columns = min(4, len(varied))
@@ -86,12 +81,60 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
             having = [e for e in results.points if score in e.scores and key in values[e.name]]
             places = [values[entry.name][key] for entry in having]
             if not all(_is_number(place) for place in places):
-                places = [number_format.ten_digits(place) for place in places]
+                places = [ten_digits(place) for place in places]
             _dots(axes, places, score, having, results)
             axes.set_xlabel(key)
             if p % columns == 0:
                 axes.set_ylabel(axis_label(score, results))
     return figure
+
+
+@styled
+def importance(results: Results, scores: Sequence[str]) -> Figure | None:
+    """What each parameter explains of each objective by itself; the mark is what chance explains.
+
+    Args:
+        results: what a search found.
+        scores: names of its objectives.
+
+    Returns:
+        None if there are too few candidates to tell.
+    """
+    values = flat_values(results)
+    keys = varied_keys(values)
+    found = {}
+    for score in scores:
+        having = [e for e in results.points if score in e.scores]
+        means = [e.scores[score].mean for e in having]
+        found[score] = importances([values[e.name] for e in having], means, keys)
+    if not any(found.values()):
+        return None
+    rows = max(len(each) for each in found.values())
+    figure = Figure(figsize=(3.4 * len(scores) + 0.6, 0.32 * rows + 1.2))
+    grid = figure.subplots(1, len(scores), squeeze=False, sharex=True)
+    for axes, (score, listed), colour in zip(grid.flat, found.items(), COLOURS, strict=False):
+        places = range(len(listed))
+        tints = [colour if each.share > each.chance else FAINT for each in listed]
+        axes.barh(places, [each.share for each in listed], color=tints, height=0.62)
+        for place, each in zip(places, listed, strict=True):
+            axes.vlines(each.chance, place - 0.4, place + 0.4, color=INK, linewidth=1.3)
+        axes.set_yticks(places, [each.key for each in listed])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(f"share of the variance of {score}")
+    return figure
+
+
+def flat_values(results: Results) -> dict[str, dict[str, Any]]:
+    """The parameters of each merge, those of lists one by one."""
+    return {entry.name: _flat(entry.values) for entry in results.points}
+
+
+def varied_keys(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The parameters that are not the same for all merges."""
+    keys = dict.fromkeys(key for own in values.values() for key in own)
+    return [k for k in keys if len({ten_digits(own[k]) for own in values.values() if k in own}) > 1]
 
 
 def _dots(

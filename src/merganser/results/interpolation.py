@@ -45,7 +45,7 @@ def lines(results: Results) -> list[Line]:
     points = results.points
     short = short_names(results)
     keys = list(dict.fromkeys(key for point in points for key in point.values))
-    dials = [key for key in keys if _is_dial(key, points)]
+    dials = [key for key in keys if is_dial(key, points)]
     fixed = [key for key in keys if key not in dials]
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for point in points:
@@ -87,11 +87,13 @@ def short_names(results: Results) -> dict[str, str]:
     return dict(zip(names, [*shorten(experts), *shorten(base), *shorten(others)], strict=True))
 
 
-def _is_dial(key: str, points: Sequence[Entry]) -> bool:
+def is_dial(key: str, points: Sequence[Entry]) -> bool:
     """Whether a key moves points along a line: a number with which weights change, all else as it is."""
     having = [point for point in points if key in point.values]
     if not all(_is_number(point.values[key]) for point in having):
         return False
+    if _is_share(key, having):
+        return True
     seen: dict[Any, set[tuple[float, ...]]] = {}
     for point in having:
         others = tuple(
@@ -100,6 +102,16 @@ def _is_dial(key: str, points: Sequence[Entry]) -> bool:
         weights = tuple(point.weights.values()) or (float(point.values[key]),)
         seen.setdefault((tuple(point.weights), others), set()).add(weights)
     return any(len(weights) > 1 for weights in seen.values())
+
+
+def _is_share(key: str, points: Sequence[Entry]) -> bool:
+    """Whether a key is one of the weights of a simplex, which cannot change alone: ``w.acc``."""
+    family, dot, _ = key.partition(".")
+    for point in points:
+        parts = [v for k, v in point.values.items() if k.startswith(f"{family}.")]
+        if not dot or not all(map(_is_number, parts)) or abs(sum(parts) - 1) > 1e-9:
+            return False
+    return len({point.values[key] for point in points}) > 1
 
 
 def _is_number(value: Any) -> bool:

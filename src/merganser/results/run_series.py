@@ -1,0 +1,132 @@
+"""Points of a study that differ in the training step of a model: scores against steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from merganser.number_format import ten_digits
+from merganser.recipe.run_steps import step_of
+from merganser.results.scores import Entry, Results
+
+KEY = "step"
+"""A key of this name is that of a step, whatever the models are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Points that differ in the step only, in its order.
+
+    Attributes:
+        label: what sets the series apart from others of the study; empty if it is the only one.
+        points: the steps, and the entries.
+    """
+
+    label: str
+    points: tuple[tuple[int, Entry], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Points over the steps and one other number.
+
+    Attributes:
+        key: the number's, of the sweep.
+        steps, numbers: what there is of both, in order.
+        points: the entries by step and number.
+    """
+
+    key: str
+    steps: tuple[int, ...]
+    numbers: tuple[float, ...]
+    points: Mapping[tuple[int, float], Entry]
+
+
+def reference_step(model: str) -> int | None:
+    """The step that a reference names, and None where it names none."""
+    numbers = map(step_of, reversed(PurePath(model.partition("+")[0]).parts))
+    return next((number for number in numbers if number is not None), None)
+
+
+def step_key(results: Results) -> str | None:
+    """The sweep's key that runs over the steps of a run; None if there is none."""
+    keys = dict.fromkeys(key for point in results.points for key in point.values)
+    for key in keys:
+        having = [p for p in results.points if key in p.values]
+        values = [p.values[key] for p in having]
+        if len(set(map(ten_digits, values))) < 2 or not all(type(value) is int for value in values):
+            continue
+        told = all(any(reference_step(name) == p.values[key] for name in p.weights) for p in having)
+        if told or key == KEY:
+            return key
+    return None
+
+
+def series(results: Results) -> list[Series]:
+    """Scores against steps: one series for each combination of the other keys."""
+    key = step_key(results)
+    if key is None:
+        return []
+    points = [p for p in results.points if key in p.values]
+    others = _varied(points, key)
+    groups: dict[tuple[str, ...], list[tuple[int, Entry]]] = {}
+    for point in points:
+        label = tuple(ten_digits(point.values.get(other)) for other in others)
+        groups.setdefault(label, []).append((point.values[key], point))
+    return [
+        Series(
+            ", ".join(f"{other} {value}" for other, value in zip(others, label, strict=True)),
+            tuple(sorted(found, key=lambda pair: pair[0])),
+        )
+        for label, found in groups.items()
+    ]
+
+
+def run_itself(results: Results) -> list[tuple[int, Entry]]:
+    """The experts of a study that are steps of the run that most of its experts are steps of."""
+    runs: dict[str, list[tuple[int, Entry]]] = {}
+    for entry in results.entries:
+        number = reference_step(entry.model) if entry.role == "expert" and entry.model else None
+        if number is None or entry.model is None:
+            continue
+        parts = PurePath(entry.model).parts
+        last = max(i for i, part in enumerate(parts) if step_of(part) is not None)
+        runs.setdefault("/".join(parts[:last]), []).append((number, entry))
+    longest = max(runs.values(), key=len, default=[])
+    return sorted(longest, key=lambda pair: pair[0]) if len(longest) > 1 else []
+
+
+def grid(results: Results) -> Grid | None:
+    """The points by step and by one other number; None where there is no such grid."""
+    key = step_key(results)
+    if key is None:
+        return None
+    points = [p for p in results.points if key in p.values]
+    others = _varied(points, key)
+    numbers = [
+        other
+        for other in others
+        if all(isinstance(p.values.get(other), int | float) for p in points)
+    ]
+    if len(others) != 1 or numbers != others:
+        return None
+    other = others[0]
+    found = {(int(p.values[key]), float(p.values[other])): p for p in points}
+    return Grid(
+        other,
+        tuple(sorted({step for step, _ in found})),
+        tuple(sorted({number for _, number in found})),
+        found,
+    )
+
+
+def _varied(points: Sequence[Entry], key: str) -> list[str]:
+    """The keys beside the step's that vary."""
+    keys: dict[str, Any] = dict.fromkeys(other for p in points for other in p.values)
+    return [
+        other
+        for other in keys
+        if other != key and len({ten_digits(p.values.get(other)) for p in points}) > 1
+    ]

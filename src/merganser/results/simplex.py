@@ -1,0 +1,93 @@
+"""Points of a study whose weights are those of three models and add up to one: a triangle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merganser.number_format import ten_digits
+from merganser.results.interpolation import is_dial, members, short_names
+from merganser.results.scores import Entry, Results
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """Merges of the same three models.
+
+    Attributes:
+        label: what sets these merges apart from others of the study; empty if they are the only ones.
+        models: short names of the models, those of the corners.
+        points: the three weights, and the entry.
+        corners: the models as entries of their own; None for one that was not scored.
+    """
+
+    label: str
+    models: tuple[str, str, str]
+    points: tuple[tuple[tuple[float, float, float], Entry], ...]
+    corners: tuple[Entry | None, Entry | None, Entry | None]
+
+    def having(self, score: str) -> list[tuple[tuple[float, float, float], Entry]]:
+        """The points that have a score, and the corners that no point lies on."""
+        found = [(w, e) for w, e in self.points if score in e.scores]
+        there = {tuple(round(each, 6) for each in w) for w, _ in found}
+        for n, corner in enumerate(self.corners):
+            place = (float(n == 0), float(n == 1), float(n == 2))
+            if corner is not None and score in corner.scores and place not in there:
+                found.append((place, corner))
+        return found
+
+
+def place(weights: Sequence[float]) -> tuple[float, float]:
+    """Where three weights lie: the first model on the left, the second on the right, the third on top."""
+    _, right, top = weights
+    return right + top / 2, top * 3**0.5 / 2
+
+
+def triangles(results: Results) -> list[Triangle]:
+    """The triangles of a study: one for each three models, method and so on, that has points inside."""
+    keys = list(dict.fromkeys(key for point in results.points for key in point.values))
+    fixed = [key for key in keys if not is_dial(key, results.points)]
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for point in results.points:
+        if len(point.weights) == 3:
+            others = tuple(ten_digits(point.values.get(key)) for key in fixed)
+            groups.setdefault((members(results, point), others), []).append(point)
+    known = {entry.name: entry for entry in results.entries if entry.role != "point"}
+    short = short_names(results)
+    found = []
+    for (names, others), points in groups.items():
+        placed = [(_three(p), p) for p in points]
+        good = tuple((w, p) for w, p in placed if min(w) > -TOLERANCE and _is_one(sum(w)))
+        if not _spans([w for w, _ in good]):
+            continue
+        label = ", ".join(
+            f"{key} {value}" for key, value in zip(fixed, others, strict=True) if len(groups) > 1
+        )
+        first, second, third = (short.get(name, name) for name in names)
+        corners = (known.get(names[0]), known.get(names[1]), known.get(names[2]))
+        found.append(Triangle(label, (first, second, third), good, corners))
+    return found
+
+
+def _three(point: Entry) -> tuple[float, float, float]:
+    first, second, third = point.weights.values()
+    return first, second, third
+
+
+def _is_one(total: float) -> bool:
+    return abs(total - 1) < TOLERANCE
+
+
+def _spans(weights: Sequence[Sequence[float]]) -> bool:
+    """Whether points do not all lie on one line."""
+    if len(weights) < 3:
+        return False
+    places: Array = np.array([place(w) for w in weights])
+    return bool(np.linalg.matrix_rank(places - places[0], tol=1e-6) == 2)
