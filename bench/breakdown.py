@@ -19,7 +19,7 @@ from typing import Any
 import run as harness
 from cases import METHODS
 from merganser.engine import consensus, kernels, measurements, tiles
-from merganser.merging.folders import run_dry
+from merganser.merging.dry_run import run_dry
 
 PARTS = [
     (tiles.Group, "read", "reading"),

@@ -6,6 +6,7 @@ tells all about one. docs/python.md has examples.
 Merge:
     merge(config, out)              a recipe in, a model folder out
     plan(config)                    what a merge will do, from headers alone
+    load_plan(file)                 a plan that `merganser plan --json` wrote
     verify(folder)                  check a merged folder against its manifest
     convert(model, out)             any model that can be read, as a model folder
     merge_all(file, out)            several recipes that build on each other
@@ -63,14 +64,14 @@ if TYPE_CHECKING:
     from merganser.differences.diff import diff as diff
     from merganser.engine import run as run
     from merganser.errors import MerganserError as MerganserError
-    from merganser.merging.folders import convert as convert
-    from merganser.merging.folders import merge as merge
-    from merganser.merging.folders import verify as verify
+    from merganser.merging.convert import convert as convert
     from merganser.merging.in_memory import blend as blend
     from merganser.merging.in_memory import merge_state_dicts as merge_state_dicts
     from merganser.merging.in_memory import merge_tensors as merge_tensors
+    from merganser.merging.merge import merge as merge
     from merganser.merging.multistage import merge_all as merge_all
     from merganser.merging.result import MergeResult as MergeResult
+    from merganser.merging.verify import verify as verify
     from merganser.methods import Combination as Combination
     from merganser.methods import Gram as Gram
     from merganser.methods import PerModel as PerModel
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from merganser.methods import merge_method as merge_method
     from merganser.planning import Plan as Plan
     from merganser.planning import plan as plan
+    from merganser.planning.plan_loading import load_plan as load_plan
     from merganser.publishing.push import push as push
     from merganser.publishing.study_cards import rewrite as card
     from merganser.recipe import Recipe as Recipe
@@ -112,15 +114,16 @@ _HOMES = {
     "blend": "merganser.merging.in_memory",
     "card": "merganser.publishing.study_cards:rewrite",
     "compare": "merganser.results.paired",
-    "convert": "merganser.merging.folders",
+    "convert": "merganser.merging.convert",
     "diff": "merganser.differences.diff",
     "evaluate": "merganser.study.evaluate",
     "evaluate_sweep": "merganser.study.evaluate",
     "generate": "merganser.chat.talk",
     "inspect": "merganser.release.fact_sheet",
     "load_methods": "merganser.methods:load_file",
+    "load_plan": "merganser.planning.plan_loading",
     "load_recipe": "merganser.recipe:load",
-    "merge": "merganser.merging.folders",
+    "merge": "merganser.merging.merge",
     "merge_all": "merganser.merging.multistage",
     "merge_method": "merganser.methods",
     "merge_state_dicts": "merganser.merging.in_memory",
@@ -133,7 +136,7 @@ _HOMES = {
     "run": "merganser.engine",
     "search": "merganser.study.search",
     "sweep": "merganser.study.sweep",
-    "verify": "merganser.merging.folders",
+    "verify": "merganser.merging.verify",
 }
 """Where each public name is defined. There is no ``__all__``, with which ``help`` would print the
 documentation of every name."""

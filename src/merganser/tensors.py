@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -27,6 +28,9 @@ class DType:
     def __str__(self) -> str:
         return self.name
 
+    def __reduce__(self) -> tuple[Callable[[str], DType], tuple[str]]:
+        return _by_name, (self.name,)  # one object a dtype, also of what is unpickled
+
 
 DTYPES: tuple[DType, ...] = (
     DType("bfloat16", "BF16", 2, True, True),
@@ -50,6 +54,11 @@ DTYPES: tuple[DType, ...] = (
 
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_TAG = {dtype.tag: dtype for dtype in DTYPES}
+
+
+def _by_name(name: str) -> DType:
+    return BY_NAME[name]
+
 
 FLOAT32 = BY_NAME["float32"]
 FLOAT64 = BY_NAME["float64"]

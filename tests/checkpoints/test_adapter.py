@@ -19,9 +19,9 @@ import merganser
 from checkpoints_on_disk import change_config, write_json
 from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.derived import SCRATCH
+from merganser.engine import buffer_bytes
 from merganser.errors import InputError, OutputExistsError
 from merganser.kernels import CELL
-from merganser.planning import buffer_bytes
 from merganser.release.fact_sheet import inspect
 from messages import assert_one_line
 from wrappers import assert_ranges_agree, assert_tiles_are_cheap, cut_off, tensor, tensors, whole

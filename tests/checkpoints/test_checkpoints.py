@@ -24,8 +24,8 @@ from merganser import hub
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import InputError
-from merganser.merging.folders import merge
 from merganser.merging.in_memory import merge_tensors
+from merganser.merging.merge import merge
 from merganser.merging.output_folder import Partial
 from merganser.tensors import DTYPES
 from messages import assert_one_line

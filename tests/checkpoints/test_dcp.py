@@ -19,7 +19,7 @@ from archives import by_name, by_value
 from checkpoints_on_disk import config, make_model, write_json
 from merganser.checkpoints import Weights, open_checkpoint
 from merganser.errors import InputError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from messages import assert_one_line
 from recipe_files import RecipeFile
 from sources import worlds

@@ -17,7 +17,7 @@ from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.torch_pickle import PickledTensor
 from merganser.checkpoints.training import deepspeed
 from merganser.errors import InputError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from merganser.release.fact_sheet import inspect
 from merganser.tensors import FLOAT32
 from messages import assert_one_line

@@ -20,7 +20,7 @@ from checkpoints_on_disk import make_model, save_weights, tree, write_json
 from merganser.checkpoints import Weights, as_numbers, open_checkpoint
 from merganser.cli import main
 from merganser.errors import InputError, RecipeError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from merganser.release.fact_sheet import inspect
 from messages import assert_one_line
 from recipe_files import RecipeFile
@@ -397,7 +397,7 @@ def test_the_recipe_may_say_which_weights(
     merge(recipe, tmp_path / "out", weights="shards")
     made = json.loads((tmp_path / "out" / "merge_manifest.json").read_text())
     assert made["weights"] == "shards"
-    from merganser.merging.folders import verify
+    from merganser.merging.verify import verify
 
     assert verify(tmp_path / "out", recompute=True) == []
 

@@ -20,7 +20,8 @@ import ggufs
 from checkpoints_on_disk import write_json
 from merganser.checkpoints import gguf_tokenizer, open_checkpoint
 from merganser.cli import main
-from merganser.merging.folders import convert, merge
+from merganser.merging.convert import convert
+from merganser.merging.merge import merge
 from merganser.recipe import load
 from messages import assert_one_line
 

@@ -13,7 +13,7 @@ import torch
 from checkpoints_on_disk import change_config, make_model, tree, write_json
 from merganser.checkpoints import open_checkpoint
 from merganser.errors import InputError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from messages import assert_one_line
 from recipe_files import RecipeFile
 from sources import model, save_pickles

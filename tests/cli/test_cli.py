@@ -544,7 +544,7 @@ def test_an_error_of_the_system_has_words(
     def fail(*_given: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(folders, "verify", fail)
+    monkeypatch.setattr("merganser.merging.verify.verify", fail)
     assert refusal("verify", tmp_path, code=4) == told
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,15 @@ import torch
 
 import merganser
 from merganser import engine, methods
+from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
+from merganser.engine import buffer_bytes
 from merganser.engine.events import Event, Finished, Merged, Started
 from merganser.errors import InputError, MerganserError, ResourceError
 from merganser.kernels import CELL
 from merganser.methods import registry
-from merganser.planning import Plan, buffer_bytes
-from merganser.sinks import DigestSink, NullSink, StateDictSink
+from merganser.planning import Plan
+from merganser.sinks import DigestSink, NullSink, Sink, StateDictSink
 
 Models = dict[str, dict[str, torch.Tensor]]
 
@@ -52,13 +54,26 @@ def planned(found: Models, method: str = "linear", **recipe: Any) -> Plan:
         entries[0].pop("parameters")
     if method == "slerp":
         data["models"], data["parameters"] = entries[:2], {"t": 0.3}
-    checkpoints = {k: MemoryCheckpoint(v, k) for k, v in found.items()}
-    return merganser.plan(data, checkpoints=checkpoints, arithmetic=arithmetic)
+    return merganser.plan(data, checkpoints=in_memory(found), arithmetic=arithmetic)
+
+
+IN_MEMORY: dict[str, Checkpoint] = {}
+"""The checkpoints of the test's plans, by their names in recipes."""
+
+
+def in_memory(found: Models) -> dict[str, Checkpoint]:
+    checkpoints: dict[str, Checkpoint] = {k: MemoryCheckpoint(v, k) for k, v in found.items()}
+    IN_MEMORY.update(checkpoints)
+    return checkpoints
+
+
+def run(plans: Sequence[Plan], sinks: Sequence[Sink], **options: Any) -> list[engine.Outcome]:
+    return engine.run(plans, sinks, checkpoints=IN_MEMORY, **options)
 
 
 def merged(plan: Plan, **options: Any) -> dict[str, torch.Tensor]:
     sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-    engine.run([plan], [sink], **options)
+    run([plan], [sink], **options)
     return sink.tensors
 
 
@@ -80,7 +95,7 @@ def test_report_and_digests_do_not_depend_on_tiles(method: str) -> None:
     plan = planned(models(step=1e-3), method, dtype="bfloat16")
     found = []
     for tile, threads in ((CELL, 5), (16 * CELL, 1)):
-        [outcome] = engine.run([plan], [DigestSink()], tile=tile, threads=threads)
+        [outcome] = run([plan], [DigestSink()], tile=tile, threads=threads)
         assert outcome.report is not None
         found.append((outcome.report.as_dict(), [t.digest for t in outcome.tensors]))
     assert found[0] == found[1]
@@ -97,10 +112,10 @@ def test_many_plans_in_one_pass_are_each_as_if_alone() -> None:
         planned(dict(reversed(found.items())), weights=[0.6, 0.3, 0.1]),
     ]
     sinks = [StateDictSink({job.name: job.spec for job in plan.jobs}) for plan in plans]
-    outcomes = engine.run(plans, sinks, threads=4)
+    outcomes = run(plans, sinks, threads=4)
     for plan, sink, outcome in zip(plans, sinks, outcomes, strict=True):
         assert same(sink.tensors, merged(plan, threads=1))
-        [alone] = engine.run([plan], [NullSink()])
+        [alone] = run([plan], [NullSink()])
         assert outcome.report is not None
         assert alone.report is not None
         assert outcome.report.as_dict() == alone.report.as_dict()
@@ -117,7 +132,7 @@ def test_shared_inputs_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(MemoryCheckpoint, "read", counting)
     plans = [planned(found, weights=[1 - w, w]) for w in (0.1, 0.2, 0.3, 0.4)]
-    engine.run(plans, [NullSink() for _ in plans])
+    run(plans, [NullSink() for _ in plans])
     assert len(reads) == len(set(reads))
 
 
@@ -125,7 +140,7 @@ def test_the_report_tells_what_rounding_did() -> None:
     """Against least squares by hand, on experts that differ by about the rounding step."""
     found = models(2, step=3e-5)
     plan = planned(found, weights=[0.9, 0.1], dtype="bfloat16")
-    [outcome] = engine.run([plan], [sink := StateDictSink({j.name: j.spec for j in plan.jobs})])
+    [outcome] = run([plan], [sink := StateDictSink({j.name: j.spec for j in plan.jobs})])
     a, b = (
         torch.cat([t.double().flatten() for n, t in m.items() if n != "ids"])
         for m in found.values()
@@ -148,7 +163,7 @@ def test_the_report_tells_what_rounding_did() -> None:
 )
 def test_float32_and_stochastic_rounding_keep_the_weight(options: dict[str, Any]) -> None:
     plan = planned(models(2, step=3e-5), weights=[0.9, 0.1], **options)
-    [outcome] = engine.run([plan], [NullSink()])
+    [outcome] = run([plan], [NullSink()])
     assert outcome.report is not None
     assert outcome.report.models[1].effective == pytest.approx(0.1, abs=5e-3)
     assert outcome.report.warnings == ()
@@ -157,7 +172,7 @@ def test_float32_and_stochastic_rounding_keep_the_weight(options: dict[str, Any]
 def test_a_report_of_equal_models_says_that_they_cannot_be_told_apart() -> None:
     found = models(1)
     plan = planned({"m0": found["m0"], "m1": found["m0"]}, weights=[0.5, 0.5])
-    [outcome] = engine.run([plan], [NullSink()])
+    [outcome] = run([plan], [NullSink()])
     assert outcome.report is not None
     assert [m.effective for m in outcome.report.models] == [None, None]
     assert outcome.report.models[1].differ == 0
@@ -206,14 +221,14 @@ def test_a_failing_sink_stops_everything_and_is_aborted() -> None:
 
     sink = Failing()
     with pytest.raises(ResourceError, match="full"):
-        engine.run([planned(models())], [sink], threads=4)
+        run([planned(models())], [sink], threads=4)
     assert sink.aborted
 
 
 def test_events_add_up() -> None:
     events: list[Event] = []
     plan = planned(models())
-    engine.run([plan], [NullSink()], on_event=events.append)
+    run([plan], [NullSink()], on_event=events.append)
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
     assert isinstance(finished, Finished)
@@ -254,7 +269,7 @@ def test_a_method_from_outside_the_package(elementwise: bool) -> None:
         "parameters": {"scale": 0.5},
         "dtype": "bfloat16",
     }
-    plan = merganser.plan(data, checkpoints={k: MemoryCheckpoint(v, k) for k, v in found.items()})
+    plan = merganser.plan(data, checkpoints=in_memory(found))
     result = merged(plan, threads=4, tile=CELL)
     base = found["m0"]["big"].float()
     deltas = torch.stack([found["m1"]["big"].float(), found["m2"]["big"].float()]) - base
@@ -295,7 +310,7 @@ def test_fused_and_torch_paths_agree_on_mixed_dtypes() -> None:
 
 def test_the_report_is_numpy_free_json() -> None:
     plan = planned(models())
-    [outcome] = engine.run([plan], [NullSink()])
+    [outcome] = run([plan], [NullSink()])
     assert outcome.report is not None
     flat = repr(outcome.report.as_dict())
     assert "np." not in flat

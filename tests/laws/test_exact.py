@@ -380,7 +380,7 @@ def test_draws_do_not_depend_on_threads_and_tiles(name: str) -> None:
 
     def run(threads: int, tile: int) -> Tensor:
         sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-        merganser.run([plan], [sink], threads=threads, tile=tile)
+        merganser.run([plan], [sink], threads=threads, tile=tile, checkpoints=checkpoints)
         return sink.tensors["tensor"]
 
     first = run(1, CELL)

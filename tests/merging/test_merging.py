@@ -21,9 +21,10 @@ import merganser
 from checkpoints_on_disk import change_config, config, make_model, shapes, tree, write_json
 from merganser import engine
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
-from merganser.merging import folders as merging
-from merganser.merging.folders import merge, verify
+from merganser.merging import folders
 from merganser.merging.in_memory import blend, merge_state_dicts, merge_tensors
+from merganser.merging.merge import merge
+from merganser.merging.verify import verify
 from messages import assert_one_line
 from recipe_files import RecipeFile
 
@@ -311,8 +312,8 @@ def test_force_keeps_the_old_folder_until_the_new_one_is_whole(
     before = tree(out)
     for module, name in (
         (engine, "run"),
-        (merging, "_finish_folder"),
-        (merging.card, "write_card"),
+        (folders, "_finish_folder"),
+        (folders.card, "write_card"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)

@@ -200,7 +200,7 @@ def shown(tmp_path: Path, recipe_file: RecipeFile) -> Iterator[dict[str, Any]]:
     sweep = recipe_file(text.replace("0.5", '"{{ w }}"') + "sweep: {w: [0.5]}\n", "sweep.yml")
     plan = merganser.plan(recipe)
     merged = merganser.merge(recipe, tmp_path / "out")
-    yield {
+    return {
         "plan": plan,
         "merge": merged,
         "outcome": merged.outcome,
@@ -210,7 +210,6 @@ def shown(tmp_path: Path, recipe_file: RecipeFile) -> Iterator[dict[str, Any]]:
         "sweep": merganser.sweep(sweep, tmp_path / "sweep"),
         "chain": merganser.merge_all(recipe, tmp_path / "chain"),
     }
-    plan.close()
 
 
 def test_what_people_look_at_is_short(shown: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import merganser
 from checkpoints_on_disk import make_model
 from merganser import recipe
 from merganser.errors import RecipeError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from merganser.recipe.run_steps import list_steps, step_of
 from merganser.recipe.sweep_file import load_points
 from merganser.sinks import StateDictSink

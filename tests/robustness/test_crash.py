@@ -20,8 +20,9 @@ from checkpoints_on_disk import tree
 from merganser import planning, system
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
 from merganser.merging import journal, output_folder
-from merganser.merging.folders import merge, verify
+from merganser.merging.merge import merge
 from merganser.merging.multistage import merge_all
+from merganser.merging.verify import verify
 from merganser.recipe import exists
 from merganser.study.sweep import sweep
 from messages import assert_one_line

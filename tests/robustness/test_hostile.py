@@ -18,7 +18,7 @@ from hostile import ATTACKS, HARMLESS, HEAD, linked
 from merganser.checkpoints import open_checkpoint, torch_pickle
 from merganser.cli import main
 from merganser.errors import InputError
-from merganser.merging.folders import merge
+from merganser.merging.merge import merge
 from merganser.release import card, manifest
 from merganser.tensors import DTYPES
 

@@ -15,7 +15,9 @@ from click.testing import CliRunner
 from checkpoints_on_disk import make_model, tree
 from merganser.cli import main
 from merganser.errors import InputError
-from merganser.merging.folders import convert, merge, verify
+from merganser.merging.convert import convert
+from merganser.merging.merge import merge
+from merganser.merging.verify import verify
 from merganser.release import card, manifest
 from messages import assert_one_line
 

@@ -38,7 +38,8 @@ import yaml
 
 from merganser.cli import main as command_line
 from merganser.errors import InputError
-from merganser.merging.folders import merge, verify
+from merganser.merging.merge import merge
+from merganser.merging.verify import verify
 from merganser.study.sweep import sweep
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"

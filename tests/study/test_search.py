@@ -21,6 +21,7 @@ import merganser
 from checkpoints_on_disk import make_model, tree
 from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
+from merganser.planning import PlanOptions
 from merganser.publishing import study_cards
 from merganser.results import scores
 from merganser.study import history
@@ -619,9 +620,9 @@ def test_ends_of_ranges_that_cannot_be_merged_are_told_at_the_start(tmp_path: Pa
     text = SEARCH.replace("task_arithmetic", "ties").replace('{weight: "{{ w }}"}', density)
     file = tmp_path / "search.yml"
     file.write_text(text)
-    assert invalid_ends(load_search(file)) == []
+    assert invalid_ends(load_search(file), PlanOptions()) == []
     file.write_text(text.replace("d: {from: 0.01, to: 1, log: true}", "d: {from: 0.5, to: 1.5}"))
-    [problem] = invalid_ends(load_search(file))
+    [problem] = invalid_ends(load_search(file), PlanOptions())
     assert_one_line(
         problem, "search.over: d=1.5 cannot be merged", f"{file}:13: ", "between 0 and 1"
     )

@@ -15,10 +15,11 @@ import merganser
 from checkpoints_on_disk import make_model, tree
 from merganser import cli, engine
 from merganser.checkpoints import safetensors
+from merganser.engine import OVERHEAD
 from merganser.errors import InputError, OutputExistsError, RecipeError, ResourceError
-from merganser.merging import folders
+from merganser.merging.merge import merge
 from merganser.merging.output_folder import Partial
-from merganser.planning import OVERHEAD
+from merganser.merging.verify import verify
 from merganser.recipe.sweep_file import load_points
 from merganser.study import evaluate
 from merganser.study.sweep import _batches, input_bytes, plan_points, sweep
@@ -77,7 +78,7 @@ def test_one_pass_is_separate_merges_bit_for_bit(
     assert len({each.folder.name for each in result.points}) == 16
     sizes = set()
     for each in result.points:
-        folders.merge(each.point.recipe, tmp_path / "one" / each.point.name, **options)
+        merge(each.point.recipe, tmp_path / "one" / each.point.name, **options)
         alone = without_log(tree(tmp_path / "one" / each.point.name))
         assert without_log(tree(each.folder)) == alone
         sizes.add(len(alone["merge_manifest.json"]["tensors"]))
@@ -231,7 +232,7 @@ def test_points_that_cannot_be_merged_are_named_before_any_is(
 
 def test_a_written_point_is_a_recipe_of_its_own(file: Path, tmp_path: Path) -> None:
     sweep(file, tmp_path / "out")
-    assert folders.verify(tmp_path / "out" / "m_w0.3", recompute=True) == []
+    assert verify(tmp_path / "out" / "m_w0.3", recompute=True) == []
     written = merganser.load_recipe(tmp_path / "out" / "m_w0.3" / "mergekit_config.yml")
     assert written.data == load_points(file)[0].recipe.data
 
@@ -269,5 +270,5 @@ def test_the_commands(file: Path, tmp_path: Path) -> None:
 def test_an_option_that_studies_do_not_have_is_told(file: Path, tmp_path: Path) -> None:
     """They go on by themselves, and have no other file of results."""
     for option in ("resume", "sink"):
-        with pytest.raises(TypeError, match=rf"^studies have no option '{option}'$"):
+        with pytest.raises(TypeError, match=rf"^there is no option '{option}'$"):
             sweep(file, tmp_path / "out", **{option: True})

@@ -506,11 +506,11 @@ def by_name(name: str, data: bytes, rng: random.Random) -> bytes:
 
 def merging(folder: Path, out: Path) -> None:
     """Look at the model, and merge as the recipe says."""
-    from merganser.merging import folders as merging
+    from merganser.merging.merge import merge
     from merganser.release import fact_sheet
 
     fact_sheet.inspect(str(folder / "a"))
-    merging.merge(folder / "recipe.yml", out, threads=1)
+    merge(folder / "recipe.yml", out, threads=1)
 
 
 def chained(folder: Path, out: Path) -> None:
@@ -524,8 +524,7 @@ def planning(folder: Path, out: Path) -> None:
     """Plan the points of a sweep."""
     from merganser.study import sweep
 
-    for _, plan in sweep.plan_points(folder / "recipe.yml"):
-        plan.close()
+    sweep.plan_points(folder / "recipe.yml")
 
 
 # -- the kinds ---------------------------------------------------------------------------------------
@@ -718,11 +717,11 @@ def kinds(folder: Path) -> dict[str, Kind]:
 
 def adapted(folder: Path, out: Path) -> None:
     """Look at a model with an adapter, and merge it."""
-    from merganser.merging import folders as merging
+    from merganser.merging.merge import merge
     from merganser.release import fact_sheet
 
     fact_sheet.inspect(f"{folder / 'a'}+{folder / 'lora'}")
-    merging.merge(folder / "recipe.yml", out, threads=1)
+    merge(folder / "recipe.yml", out, threads=1)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

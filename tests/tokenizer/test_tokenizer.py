@@ -19,6 +19,7 @@ import merganser
 from checkpoints_on_disk import change_config, make_model, tree, write_json
 from families import FAMILIES
 from merganser import planning
+from merganser.checkpoints.readers import Readers
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import InputError, RecipeError
 from merganser.sinks import StateDictSink
@@ -851,9 +852,10 @@ def test_rows_are_those_of_a_plain_reference(
         len(models[start][1]) if unchanged else -(-len(tokens) // (multiple or 1)) * (multiple or 1)
     )
     assert rows == expected_rows
+    readers = Readers(checkpoints)
     tables = plain_rows(models, tokens, base, found, rows, start if unchanged else None)
     for i, table in enumerate(tables):
-        checkpoint = plan.sources[i].checkpoint
+        checkpoint = readers.open(plan.sources[i].checkpoint)
         for name, expected in (("embed_tokens.weight", table), ("lm_head.bias", table[:, 0])):
             spec = checkpoint.specs[name]
             assert spec.shape == expected.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -167,22 +167,18 @@ def ask(
     """
     stage = live or LiveModel()
     answers = []
-    with ExitStack() as stack:
-        voices = [_find(reference, stage, raw) for reference in references]
-        for voice in voices:
-            if voice.plan is not None:
-                stack.callback(voice.plan.close)
-        for index, (reference, voice) in enumerate(zip(references, voices, strict=True)):
-            name = voice.name
-            if voice.plan is not None:
-                stage.become(voice.plan, report=False)
-            messages = Conversation(voice, system).messages
-            if system and not voice.chats:
-                raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
-            answer = voice.stream([*messages, {"role": "user", "content": text}], sampling)
-            said = _heard(answer, partial(on_text, index))
-            answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
-            on_answer(index, answers[-1])
+    voices = [_find(reference, stage, raw) for reference in references]
+    for index, (reference, voice) in enumerate(zip(references, voices, strict=True)):
+        name = voice.name
+        if voice.plan is not None:
+            stage.become(voice.plan, report=False)
+        messages = Conversation(voice, system).messages
+        if system and not voice.chats:
+            raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+        answer = voice.stream([*messages, {"role": "user", "content": text}], sampling)
+        said = _heard(answer, partial(on_text, index))
+        answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
+        on_answer(index, answers[-1])
     return answers
 
 
@@ -234,8 +230,6 @@ def conversations(
         voice = _find(reference, live, raw)
         if voice.plan is not None:
             live.become(voice.plan, report=False)
-        if voice.plan is not None and isinstance(live, LiveModel):
-            voice.plan.close()
         if system and not voice.chats:
             raise RecipeError(f"{voice.name}: takes no system prompt: it is given plain text")
         talks.append(Conversation(voice, system))

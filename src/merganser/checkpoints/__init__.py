@@ -12,6 +12,8 @@ from merganser.checkpoints.opening import open_checkpoint as open_checkpoint
 from merganser.checkpoints.opening import open_training as open_training
 from merganser.checkpoints.protocol import VOCABULARIES as VOCABULARIES
 from merganser.checkpoints.protocol import Checkpoint as Checkpoint
+from merganser.checkpoints.protocol import Described as Described
+from merganser.checkpoints.protocol import Headers as Headers
 from merganser.checkpoints.protocol import Stamp as Stamp
 from merganser.checkpoints.protocol import Weights as Weights
 from merganser.checkpoints.protocol import refuse_changed as refuse_changed

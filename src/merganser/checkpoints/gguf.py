@@ -7,18 +7,18 @@ float32; results made of them are bfloat16 unless a dtype is asked for. llama's 
 there with the two halves of each head interleaved, and are read in the order of transformers.
 
 A ``config.json`` beside the file is taken; else one is made of the keys. So are the tokenizer's files, in
-a temporary folder that goes with the checkpoint.
+a temporary folder that is there until the process ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import re
 import shutil
 import struct
 import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ import numpy as np
 
 from merganser.checkpoints import ggml, gguf_tokenizer
 from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint, read_stored
-from merganser.checkpoints.protocol import VOCABULARIES, Checkpoint
+from merganser.checkpoints.protocol import VOCABULARIES, Checkpoint, Stamp
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor
 from merganser.errors import InputError, ResourceError
@@ -140,7 +140,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     notes = []
     if not (mine and any((beside / name).is_file() for name in VOCABULARIES)):
         try:
-            made = _companions(gguf_tokenizer.files(keys), beside if mine else None)
+            made = _companions(files, keys, beside if mine else None)
         except ValueError as error:
             notes.append(f"{label}: no tokenizer can be made of what the file tells: {error}")
     stored = StoredCheckpoint(
@@ -170,27 +170,37 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         repr([(name, entry.kind) for name, entry in entries.items()]),
         format=f"GGUF ({told})" if told else "GGUF",
     )
-    if made is not None:
-        weakref.finalize(opened, shutil.rmtree, made, ignore_errors=True)
     return opened
 
 
-def _companions(files: Mapping[str, str], beside: Path | None) -> Path | None:
+_made: dict[object, Path] = {}
+"""The temporary folders of this process, by what they were made from: a model is opened more than once."""
+
+
+def _companions(files: Sequence[Path], keys: Mapping[str, Any], beside: Path | None) -> Path | None:
     """A temporary folder with small files that were made, and those that lie beside the model; None
-    if there are none to make.
+    if there are none to make. It is there until the process ends.
 
     Raises:
         ResourceError: when it cannot be written.
+        ValueError: when the keys tell no tokenizer that is known.
     """
-    if not files:
+    state = tuple((file.absolute(), Stamp.of(file.stat())) for file in files)
+    small = [file for file in beside.iterdir() if file.is_file()] if beside is not None else []
+    source = state, tuple((file.name, Stamp.of(file.stat())) for file in sorted(small))
+    if source in _made and _made[source].is_dir():
+        return _made[source]
+    texts = gguf_tokenizer.files(keys)
+    if not texts:
         return None
-    folder = Path(tempfile.mkdtemp(prefix="merganser-"))
+    folder = _made[source] = Path(tempfile.mkdtemp(prefix="merganser-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
-        for name, text in files.items():
+        for name, text in texts.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-        for file in beside.iterdir() if beside is not None else ():
-            if file.suffix in (".json", ".jinja", ".md") and file.is_file():
+        for file in small:
+            if file.suffix in (".json", ".jinja", ".md"):
                 (folder / file.name).unlink(missing_ok=True)  # what lies there counts
                 (folder / file.name).symlink_to(file.absolute())
     except OSError as error:

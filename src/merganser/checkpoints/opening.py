@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from merganser.checkpoints.locators import Folder
 from merganser.checkpoints.protocol import Checkpoint, Weights
 from merganser.errors import InputError, reraise_os_errors
 
@@ -61,6 +62,7 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
         from merganser.checkpoints.sentence_transformers import with_modules
 
         checkpoint = with_modules(checkpoint, place.folder)
+    checkpoint.locator = Folder(path, name, weights)
     checkpoint.notes = (*(f"{name}: {note}" for note in place.notes), *checkpoint.notes)
     return checkpoint
 

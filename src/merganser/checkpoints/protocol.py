@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.locators import Locator
 
 VOCABULARIES: tuple[str, ...] = (
     "tokenizer.json",
@@ -38,7 +42,89 @@ class Stamp(NamedTuple):
         return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-class Checkpoint(Protocol):
+class Described(Protocol):
+    """What headers and small JSON files say of a model: of an open one, or as data of its own."""
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def home(self) -> Path | None:
+        """The folder or file that its weights lie in, which no output may touch; None in memory."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder with its ``config.json`` and tokenizer; None in memory."""
+
+    @property
+    def format(self) -> str:
+        """What it is stored as, in words."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know of how it was opened."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape of every tensor, in the order in which they are stored."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's ``config.json``, or an empty mapping."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """The weight files and their sizes in bytes."""
+
+    @property
+    def header_digest(self) -> str:
+        """A digest of all headers."""
+
+    @property
+    def stamps(self) -> Mapping[Path, Stamp]:
+        """The weight files as they were when their headers were read."""
+
+    @property
+    def locator(self) -> Locator | None:
+        """How to open it again; None for one that only its owner can open."""
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What headers and small files say of a model, as data; see :class:`Described`."""
+
+    label: str
+    home: Path | None
+    path: Path | None
+    format: str
+    notes: tuple[str, ...]
+    specs: Mapping[str, TensorSpec] = field(repr=False)
+    config: Mapping[str, Any] = field(repr=False)
+    files: Mapping[str, int] = field(repr=False)
+    header_digest: str
+    stamps: Mapping[Path, Stamp] = field(repr=False)
+    locator: Locator | None = field(repr=False)
+
+    @classmethod
+    def of(cls, model: Described) -> Headers:
+        """Those of a model, without its open files."""
+        return cls(
+            model.label,
+            model.home,
+            model.path,
+            model.format,
+            model.notes,
+            dict(model.specs),
+            dict(model.config),
+            dict(model.files),
+            model.header_digest,
+            dict(model.stamps),
+            model.locator,
+        )
+
+
+class Checkpoint(Described, Protocol):
     """A stored model. Everything except ``read`` and ``view`` comes from headers and small JSON files.
 
     Attributes:
@@ -66,6 +152,7 @@ class Checkpoint(Protocol):
     files: Mapping[str, int]
     header_digest: str
     stamps: Mapping[Path, Stamp]
+    locator: Locator | None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """Fill a buffer with a tensor's bytes from byte ``start`` on. Threads may call this at once.
@@ -84,7 +171,7 @@ class Checkpoint(Protocol):
         """Close the files."""
 
 
-def refuse_changed(checkpoint: Checkpoint) -> None:
+def refuse_changed(checkpoint: Described) -> None:
     """Check that a checkpoint's files have not changed since their headers were read.
 
     Raises:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Stamp
 from merganser.tensors import BY_NAME, TensorSpec
 
@@ -35,6 +36,7 @@ class MemoryCheckpoint:
             for name, tensor in tensors.items()
         }
         self.header_digest = hashlib.sha256(repr(self.specs).encode()).hexdigest()
+        self.locator: Locator | None = None
         self._tensors = tensors
         self._bytes: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from merganser import system
 from merganser.checkpoints.blocks import read_blocks
+from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Stamp
 from merganser.checkpoints.sidecar_files import refuse_foreign_link
 from merganser.errors import InputError
@@ -278,6 +279,7 @@ class StoredCheckpoint:
         self.format = format
         self.notes = tuple(notes)
         self.header_digest = header_digest or _digest(tensors, folder)
+        self.locator: Locator | None = None
         self._tensors = tensors
         self._starts = {
             name: [piece.origin[0] * tensor.spec.dtype.itemsize for piece in tensor.pieces]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,11 +27,28 @@ from merganser.cli.options import (
 from merganser.cli.output import print_json, show_warning
 from merganser.cli.progress import merge_progress
 
+if TYPE_CHECKING:
+    from merganser.merging.result import MergeResult
+    from merganser.planning import Plan, PlanOptions
+
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @recipe_options
+@click.option(
+    "--plan",
+    "plan_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Run this plan, which `merganser plan --json` wrote, in place of a CONFIG.",
+)
+@click.option(
+    "--root",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where the inputs of the plan are now, in place of the root that it names.",
+)
 @running_options
 @click.option("--force", is_flag=True, help="Replace OUT if it is there already.")
 @resume_option
@@ -59,7 +77,7 @@ from merganser.cli.progress import merge_progress
 )
 @mergekit_flags
 @json_option
-def merge(config: Path, out: Path | None, **options: Any) -> None:
+def merge(config: Path | None, out: Path | None, **options: Any) -> None:
     """Merge the models of the recipe CONFIG into the folder OUT.
 
     CONFIG may hold several recipes, divided by ---, that build on each other by their names.
@@ -69,12 +87,23 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
       merganser merge recipe.yml OUT
       merganser merge recipe.yml OUT --rounding stochastic --seed 1
       merganser merge recipe.yml OUT --arithmetic mergekit
+      merganser merge --plan plan.json OUT
     """
-    from merganser.merging import folders, multistage
+    from merganser.merging import multistage
+    from merganser.merging.dry_run import run_dry
 
     explain_mergekit_flags(options)
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     sink = options.pop("sink")
+    plan_file, root = options.pop("plan_file"), options.pop("root")
+    if plan_file is not None:
+        if out is not None:
+            raise click.UsageError(f"--plan takes the place of CONFIG; leave out {config}")
+        config, out = plan_file, config
+    elif root is not None:
+        raise click.UsageError("--root says where the inputs of a --plan are")
+    if config is None:
+        raise click.UsageError("give a recipe CONFIG, or --plan FILE")
     if (out is None) == (sink == "folder"):
         raise click.UsageError(
             "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"
@@ -83,7 +112,11 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
     where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
     with merge_progress(quiet or as_json) as on_event:
         if out is not None:
-            steps = multistage.merge_all(config, out, on_event=on_event, **where, **options)
+            if plan_file is None:
+                steps = multistage.merge_all(config, out, on_event=on_event, **where, **options)
+            else:
+                steps = []
+                result = _merge_planned(config, out, root, options | {"on_event": on_event})
         else:
             from merganser.sinks import DigestSink, NullSink
 
@@ -97,9 +130,10 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
             ):
                 options.pop(name)
             chosen = DigestSink() if sink == "digest" else NullSink()
-            result = folders.run_dry(config, chosen, on_event=on_event, **options)
+            planned = config if plan_file is None else _load_plan(config, root, options)
+            result = run_dry(planned, chosen, on_event=on_event, **options)
             steps = []
-    results = [step.merged for step in steps if step.merged] if out is not None else [result]
+    results = [step.merged for step in steps if step.merged] if steps else [result]
     for result in results:
         for warning in result.warnings:
             show_warning(warning)
@@ -128,8 +162,29 @@ def merge(config: Path, out: Path | None, **options: Any) -> None:
                 click.echo(f"{step.folder}: is up to date")
             else:
                 show_result(step.merged, verbose=verbose > 0)
-        if out is None:
+        if not steps:
             show_result(results[0], verbose=verbose > 0)
+
+
+def _merge_planned(
+    file: Path, out: Path, root: Path | None, options: dict[str, Any]
+) -> MergeResult:
+    """Run the plan in a file into the folder OUT."""
+    from merganser.merging.merge import merge
+
+    plan = _load_plan(file, root, options)
+    return merge(plan, out, **options)
+
+
+def _load_plan(file: Path, root: Path | None, options: dict[str, Any]) -> Plan:
+    """Read a plan; the options of plans, which it takes none of, are taken out of ``options``."""
+    from merganser.planning import PlanOptions
+    from merganser.planning.plan_loading import load_plan
+
+    for name, default in asdict(PlanOptions()).items():
+        if options.pop(name, default) != default:
+            raise click.UsageError(f"--plan is decided already; leave out the option for {name}")
+    return load_plan(file, root=root)
 
 
 @click.command()
@@ -165,14 +220,14 @@ def convert(source: str, out: Path, **options: Any) -> None:
       merganser convert base+runs/lora OUT
       merganser convert model.gguf OUT
     """
-    from merganser.merging import folders
+    from merganser.merging.convert import convert as convert_model
     from merganser.planning.alignment import vocabulary_tensors
     from merganser.tokenizer.vocabulary import has_tokenizer
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     parse_memory(options)
     with merge_progress(quiet or as_json) as on_event:
-        result = folders.convert(source, out, on_event=on_event, **options)
+        result = convert_model(source, out, on_event=on_event, **options)
     for warning in result.warnings:
         show_warning(warning)
     lacking = [] if (out / "config.json").is_file() else ["config.json"]
@@ -212,13 +267,14 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     from merganser.release.copies import refuse_foreign_links
 
     prepare(options)
+    chosen = planning.PlanOptions(**options)
     if is_sweep(config):
-        _plan_sweep(config, copy_tokenizer, as_json, verbose, options)
+        _plan_sweep(config, copy_tokenizer, as_json, verbose, chosen)
         return
     if has_block(config, "search"):
-        _plan_search(config, copy_tokenizer, as_json, verbose, options)
+        _plan_search(config, copy_tokenizer, as_json, verbose, chosen)
         return
-    plans = multistage.plan_all(config, **options)
+    plans = multistage.plan_all(config, chosen)
     refuse_foreign_links((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
         found = [
@@ -247,7 +303,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
 
 
 def _plan_sweep(
-    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
+    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: PlanOptions
 ) -> None:
     from merganser import planning
     from merganser.cli.plan_table import show_plan, show_point, show_points
@@ -256,9 +312,9 @@ def _plan_sweep(
     from merganser.study import evaluate
     from merganser.study import sweep as sweeps
 
-    planned = sweeps.plan_points(config, **options)
+    planned = sweeps.plan_points(config, options=options)
     if has_block(config, "evaluate"):
-        evaluate.check_block(config, options["strictness"])
+        evaluate.check_block(config, options.strictness)
     refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
     total = sweeps.input_bytes([plan for _, plan in planned])
     if as_json:
@@ -277,15 +333,15 @@ def _plan_sweep(
 
 
 def _plan_search(
-    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: dict[str, Any]
+    config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: PlanOptions
 ) -> None:
     from merganser import planning
     from merganser.release.copies import refuse_foreign_links
     from merganser.study import search_loop
     from merganser.study.search_space import load_search
 
-    search = load_search(config, options["strictness"])
-    planned = search_loop.plan_samples(search, **options)
+    search = load_search(config, options.strictness)
+    planned = search_loop.plan_samples(search, options)
     refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
     if as_json:
         samples = [{"values": point.values, **planning.describe(plan)} for point, plan in planned]
@@ -320,10 +376,10 @@ def verify(folder: Path, recompute: bool, against: Path | None, quiet: bool, as_
       merganser verify OUT
       merganser verify OUT --recompute
     """
-    from merganser.merging import folders
+    from merganser.merging.verify import verify as verify_folder
 
     with merge_progress(quiet or as_json) as on_event:
-        problems = folders.verify(folder, recompute=recompute, against=against, on_event=on_event)
+        problems = verify_folder(folder, recompute=recompute, against=against, on_event=on_event)
     recompute = recompute or against is not None
     if as_json:
         print_json({"folder": str(folder), "recomputed": recompute, "problems": problems})

@@ -21,8 +21,9 @@ from merganser.cli.columns import (
     stdout,
     value_text,
 )
+from merganser.engine import default_threads, memory_needed
 from merganser.modules import DEFAULT, Module
-from merganser.planning import DISK_MARGIN, Plan, TensorJob, default_threads, memory_needed
+from merganser.planning import DISK_MARGIN, Plan, TensorJob
 
 if TYPE_CHECKING:
     from merganser.recipe.steps import Step

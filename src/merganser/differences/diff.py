@@ -18,11 +18,12 @@ from merganser.checkpoints import Checkpoint, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.derived import look
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.differences import effective_rank
+from merganser.engine import TILE
 from merganser.errors import InputError, RecipeError
 from merganser.kernels import CELL, CODES, WIDTHS, storage
 from merganser.kernels.arguments import Inputs
 from merganser.kernels.merging import narrow
-from merganser.planning import TILE, Plan
+from merganser.planning import Plan
 from merganser.planning.model_argument import find_merge
 from merganser.planning.naming import named_alike
 from merganser.recipe import ModelReference
@@ -287,9 +288,8 @@ def _open(name: str | ModelReference, stack: ExitStack) -> Model:
 def _merged(name: str, plan: Plan) -> Model:
     """Merge a plan in memory."""
     sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-    with closing(plan):
-        engine.run([plan], [sink], report=False)
-        config = plan.sources[plan.donor].checkpoint.config
+    engine.run([plan], [sink], report=False)
+    config = plan.sources[plan.donor].checkpoint.config
     checkpoint = MemoryCheckpoint(sink.tensors, name)
     return checkpoint, infer(checkpoint.specs, config)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from merganser.engine import steps
+from merganser.engine.budget import TILE
 from merganser.engine.fusion import find_bound
 from merganser.engine.running_plan import Facts, RunningPlan, Scratch
 from merganser.errors import MerganserError
@@ -22,7 +23,6 @@ from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
 from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
 from merganser.methods.checks import check_coefficients, fault
-from merganser.planning import TILE
 
 Sample = Callable[[int, int], Inputs]
 """Reads elements ``start`` to ``start + count`` of a group's tensors."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.computed.derived import look
+from merganser.checkpoints.readers import Readers
+from merganser.engine.budget import TILE, tile_of
 from merganser.engine.digests import digest_of
 from merganser.engine.effective_weights import InnerProducts, TensorOutcome
 from merganser.engine.measurements import Measurement, Pass, measurements_of
@@ -18,7 +20,7 @@ from merganser.kernels import CELL, CODES, merging
 from merganser.kernels.arguments import Array, Inputs
 from merganser.kernels.merging import Sums
 from merganser.methods import Combination
-from merganser.planning import TILE, Plan, TensorJob, tile_of
+from merganser.planning import Plan, TensorJob
 from merganser.tensors import DType
 
 
@@ -170,6 +172,7 @@ class Tile:
 
 def group_jobs(
     plans: Sequence[Plan],
+    readers: Readers,
     digests: Sequence[bool],
     report: bool,
     tile: int,
@@ -180,6 +183,7 @@ def group_jobs(
     without those whose tensors are made already."""
     together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
     sources = _same_sources(plans)
+    opened = _open_sources(plans, readers, sources)
     known = [[bool(source.hashes) for source in plan.sources] for plan in plans]
     for index, plan in enumerate(plans):
         for job in plan.jobs:
@@ -187,14 +191,22 @@ def group_jobs(
                 continue
             if len(plans) == 1:
                 yield _group(
-                    plans, [(index, job)], digests, report, sources, tile, digest_inputs, known
+                    plans,
+                    opened,
+                    [(index, job)],
+                    digests,
+                    report,
+                    sources,
+                    tile,
+                    digest_inputs,
+                    known,
                 )
                 continue
             first = job.reads[0]
             key = (sources[index][first.source], first.name, job.spec.shape)
             together.setdefault(key, []).append((index, job))
     for jobs in together.values():
-        yield _group(plans, jobs, digests, report, sources, tile, digest_inputs, known)
+        yield _group(plans, opened, jobs, digests, report, sources, tile, digest_inputs, known)
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
@@ -209,8 +221,21 @@ def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
     ]
 
 
+def _open_sources(
+    plans: Sequence[Plan], readers: Readers, sources: Sequence[Sequence[int]]
+) -> dict[int, Checkpoint]:
+    """The checkpoints that any tensor is read from, by their numbers."""
+    opened: dict[int, Checkpoint] = {}
+    for plan, numbers in zip(plans, sources, strict=True):
+        for index in sorted({read.source for job in plan.jobs for read in job.reads}):
+            if numbers[index] not in opened:
+                opened[numbers[index]] = readers.open(plan.sources[index].checkpoint)
+    return opened
+
+
 def _group(
     plans: Sequence[Plan],
+    opened: Mapping[int, Checkpoint],
     jobs: Sequence[tuple[int, TensorJob]],
     digests: Sequence[bool],
     report: bool,
@@ -230,7 +255,7 @@ def _group(
         for read in job.reads:
             key = sources[index][read.source], read.name
             if key not in rows:
-                checkpoint = plan.sources[read.source].checkpoint
+                checkpoint = opened[key[0]]
                 rows[key] = len(rows), Row(checkpoint, read.name, checkpoint.specs[read.name].dtype)
                 unknown.append(not known[index][read.source])
             mine.append(rows[key])

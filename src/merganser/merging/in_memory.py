@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from merganser import engine
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import RecipeError
-from merganser.planning import Config, Plan, make_plan
+from merganser.planning import Config, MemoryKeywords, Plan, PlanOptions, make_plan
 from merganser.sinks import ModuleSink, StateDictSink
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def merge_state_dicts(
     weights: Sequence[float] | None = None,
     parameters: Mapping[str, Any] | None = None,
     dtype: str | None = None,
-    **options: Any,
+    **options: Unpack[MemoryKeywords],
 ) -> dict[str, torch.Tensor]:
     """Merge state dicts in memory.
 
@@ -72,9 +71,9 @@ def merge_state_dicts(
     if base is not None:
         data["base_model"] = "base"
         checkpoints["base"] = MemoryCheckpoint(base, "base")
-    plan = make_plan(data, checkpoints=checkpoints, **options)
+    plan = make_plan(data, PlanOptions(**options), checkpoints=checkpoints)
     sink = StateDictSink({job.name: job.spec for job in plan.jobs})
-    engine.run([plan], [sink], report=False)
+    engine.run([plan], [sink], report=False, checkpoints=checkpoints)
     return sink.tensors
 
 
@@ -83,13 +82,19 @@ def merge_tensors(
     method: str,
     *,
     base: torch.Tensor | None = None,
-    **options: Any,
+    weights: Sequence[float] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    **options: Unpack[MemoryKeywords],
 ) -> torch.Tensor:
     """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
     merged = merge_state_dicts(
         [{"tensor": t} for t in tensors],
         method,
         base=None if base is None else {"tensor": base},
+        weights=weights,
+        parameters=parameters,
+        dtype=dtype,
         **options,
     )
     return merged["tensor"]
@@ -114,8 +119,7 @@ def blend(
         MerganserError: when the model does not fit the plan, or the recipe cannot be planned.
     """
     if not isinstance(merge, Plan):
-        with closing(make_plan(merge)) as plan:
-            return blend(module, plan, threads=threads, report=report)
+        return blend(module, make_plan(merge), threads=threads, report=report)
     sink = ModuleSink(module, {job.name: job.spec for job in merge.jobs})
     [outcome] = engine.run([merge], [sink], threads=threads, report=report)
     return outcome

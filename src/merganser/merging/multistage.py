@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 from merganser.checkpoints import open_checkpoint
 from merganser.checkpoints.computed.planned import NotMergedYet, PlannedCheckpoint
+from merganser.engine.events import Listener
 from merganser.errors import InputError, OutputExistsError
-from merganser.planning import Config, Plan, make_plan
+from merganser.merging.dry_run import run_dry
+from merganser.merging.folders import check_output
+from merganser.merging.merge import write_merge
+from merganser.merging.options import MergeKeywords, WriteOptions, split_options
+from merganser.merging.output_folder import check_space, clear_finished
+from merganser.merging.result import MergeResult
+from merganser.planning import Config, Plan, PlanOptions, make_plan
 from merganser.recipe import ParsedRecipe, load_all, model_references
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
 from merganser.release import contents, manifest
 from merganser.release.config import edited_config
+from merganser.sinks import Sink
 from merganser.version import VERSION
-
-if TYPE_CHECKING:
-    from merganser.merging.result import MergeResult
-    from merganser.sinks import Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class StepResult:
         return f"StepResult({str(self.folder)!r}, up to date)"
 
 
-def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan | None]]:
+def plan_all(
+    config: Config,
+    options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
+) -> list[tuple[Step, Plan | None]]:
     """Decide all merges of a file, those too whose inputs are not merged yet.
 
     What cannot be decided yet is None: a merge that aligns vocabularies or chooses a chat template, if
@@ -60,19 +66,17 @@ def plan_all(config: Config, **options: Any) -> list[tuple[Step, Plan | None]]:
     Raises:
         MerganserError: as :func:`merganser.plan`.
     """
-    return _plan_steps(load_steps(config, options.get("strictness", "normal")), options)
+    return _plan_steps(load_steps(config, options.strictness), options)
 
 
-def _plan_steps(
-    steps: Sequence[Step], options: Mapping[str, Any]
-) -> list[tuple[Step, Plan | None]]:
+def _plan_steps(steps: Sequence[Step], options: PlanOptions) -> list[tuple[Step, Plan | None]]:
     planned: dict[str, PlannedCheckpoint] = {}
     plans: list[tuple[Step, Plan | None]] = []
     for step in steps:
         plan = None
         if _can_be_planned(step, planned):
             given = {name: planned[name] for name in step.needs}
-            plan = make_plan(step.parsed, checkpoints=given, **options)
+            plan = make_plan(step.parsed, options, checkpoints=given)
             if step.name is not None:
                 planned[step.name] = _planned(plan, step.name)
         plans.append((step, plan))
@@ -116,10 +120,9 @@ def merge_all(
     *,
     intermediate_dir: str | Path | None = None,
     redo: bool = False,
-    force: bool = False,
     resume: bool | None = False,
     on_step: Callable[[StepResult], None] = lambda _: None,
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> list[StepResult]:
     """Merge all recipes of a file, in the order in which they need each other.
 
@@ -132,7 +135,7 @@ def merge_all(
         out: the output folder.
         intermediate_dir: where the results go that others build on; ``OUT.intermediate`` by default.
         redo: merge intermediate results again, even if they are up to date.
-        force, resume: as in :func:`merganser.merge`; for the output. Intermediate results that are
+        resume: as in :func:`merganser.merge`, as is ``force``; for the output. Intermediate results that are
             unfinished are gone on with where they are the same.
         on_step: told of each result when it is there.
         options: of :func:`merganser.merge`, ``on_event`` included.
@@ -140,18 +143,15 @@ def merge_all(
     Raises:
         MerganserError: of the kind that fits; intermediate results that are finished are kept.
     """
-    from merganser.merging.folders import check_output, merge
-    from merganser.merging.output_folder import check_space, clear_finished
-
-    steps = load_steps(config, options.get("strictness", "normal"))
+    planning, writing = split_options(options)
+    force = writing.force
+    steps = load_steps(config, planning.strictness)
     folder = Path(os.path.abspath(out))  # noqa: PTH100
     if len(steps) == 1:
-        merged = merge(steps[0].parsed, folder, force=force, resume=resume, **options)
+        merged = write_merge(steps[0].parsed, folder, planning, writing, resume=resume)
         result = StepResult(steps[0], folder, merged.plan, merged)
         on_step(result)
         return [result]
-    known = inspect.signature(make_plan).parameters
-    planning = {name: value for name, value in options.items() if name in known}
     plans = {step.name: plan for step, plan in _plan_steps(steps, planning)}
     intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
     if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
@@ -179,23 +179,24 @@ def merge_all(
     for step in steps:
         target = folders[step.name]
         bound = step.parsed.bound({name: folders[name] for name in step.needs})
-        plan = None if step.final or redo else make_plan(bound, **planning)
+        plan = None if step.final or redo else make_plan(bound, planning)
         if plan is not None and up_to_date(target, plan):
             clear_finished(target)
             result = StepResult(step, target, plan, None)
         else:
             if not step.final:
                 _refuse_others(target)
-            merged = merge(
+            how = writing if step.final else replace(writing, force=True, copy_tokenizer=True)
+            merged = write_merge(
                 bound,
                 target,
+                planning,
+                how,
                 ancestors=[
                     (done[name].plan, manifest.read(done[name].folder))
                     for name in ancestors(step, steps)
                 ],
-                force=force or not step.final,
                 resume=resume if step.final else None,
-                **(options if step.final else options | {"copy_tokenizer": True}),
             )
             result = StepResult(step, target, merged.plan, merged)
         on_step(result)
@@ -207,7 +208,9 @@ def merge_again(
     folder: Path,
     against: str | Path | None,
     sink: Sink,
-    **options: Any,
+    *,
+    digest_inputs: bool,
+    on_event: Listener,
 ) -> MergeResult:
     """Compute again what a folder holds, from its recipe file, by the settings in its manifest.
 
@@ -219,13 +222,11 @@ def merge_again(
         folder: one that a merge wrote.
         against: the folder that the recipe's references start from; the recipe's own if None.
         sink: where the result goes.
-        options: of :func:`merganser.merging.folders.run_dry`.
+        digest_inputs, on_event: as in :func:`merganser.merge`.
 
     Raises:
         MerganserError: of the kind that fits.
     """
-    from merganser.merging.folders import merge, run_dry
-
     stated = manifest.read(folder)
     home = Path(against or stated["log"].get("recipe_folder") or folder)
     results: dict[str, Path] = {}
@@ -248,25 +249,25 @@ def merge_again(
         for step in missing if set(last.needs) - set(results) else ():
             facts = earlier[step.name]
             results[str(step.name)] = Path(place, folder_name(str(step.name)))
-            merge(
+            write_merge(
                 located(step.parsed, facts),
                 results[str(step.name)],
-                write_card=False,
-                digest_inputs=False,
-                **_settings(facts),
+                _settings(facts),
+                WriteOptions(write_card=False, digest_inputs=False),
             )
-        return run_dry(located(written, stated), sink, **_settings(stated), **options)
+        plan = make_plan(located(written, stated), _settings(stated))
+        return run_dry(plan, sink, digest_inputs=digest_inputs, on_event=on_event)
 
 
-def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(facts: Mapping[str, Any]) -> PlanOptions:
     """The options of a merge, as a manifest has them."""
-    return {
-        "arithmetic": facts["arithmetic"],
-        "rounding": facts["rounding"],
-        "seed": facts["seed"],
-        "weights": facts.get("weights"),
-        "tensor_names": facts.get("tensor_names", "same"),
-    }
+    return PlanOptions(
+        arithmetic=facts["arithmetic"],
+        rounding=facts["rounding"],
+        seed=facts["seed"],
+        weights=facts.get("weights"),
+        tensor_names=facts.get("tensor_names", "same"),
+    )
 
 
 def up_to_date(folder: Path, plan: Plan) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser import engine, notebook, number_format
+from merganser.kernels import library
 from merganser.planning import Plan
 
 
@@ -47,3 +48,21 @@ class MergeResult:
         report = self.outcome.report
         weights = report._repr_html_() if report else ""
         return notebook.facts(facts) + weights + notebook.notes(self.warnings)
+
+
+def all_warnings(plan: Plan, made: dict[str, Any]) -> tuple[str, ...]:
+    """The plan's warnings, those of the merge, and that there are no compiled kernels."""
+    slow = library.warning()
+    later = made["warnings"][len(plan.warnings) :]
+    return (*plan.warnings, *later, *((slow,) if slow else ()))
+
+
+def timings_of(began: float, planned: float, merged: float, done: float) -> dict[str, float]:
+    """Seconds by phase, from the times at which each began."""
+    phases = {
+        "plan_s": planned - began,
+        "engine_s": merged - planned,
+        "finish_s": done - merged,
+        "total_s": done - began,
+    }
+    return {name: round(seconds, 3) for name, seconds in phases.items()}

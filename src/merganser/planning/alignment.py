@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import repeat
@@ -25,9 +25,9 @@ from merganser.checkpoints.computed.vocabulary_rows import (
     vocabulary_axis,
 )
 from merganser.errors import InputError
-from merganser.planning.groups import Path
 from merganser.planning.heads import token_embedding
-from merganser.planning.plan_data import Source, TokenizerEdit
+from merganser.planning.inputs import Inputs, Opener
+from merganser.planning.plan_data import OpenSource, Source, TokenizerEdit
 from merganser.recipe import ModelReference, ParsedRecipe, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
 from merganser.tokenizer import chat_templates
@@ -45,7 +45,6 @@ from merganser.tokenizer.vocabulary import (
 )
 
 Array = np.ndarray[Any, Any]
-Warn = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Aligned:
         rows: of the output's embeddings.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[OpenSource, ...]
     tokenizer: TokenizerEdit
     rows: int | None
 
@@ -74,42 +73,54 @@ class _Model:
         rows: how many rows; None if it has no such tensor.
     """
 
-    source: Source
+    source: OpenSource
     vocabulary: Vocabulary
     tensors: tuple[str, ...]
     rows: int | None
+
+
+def align_vocabularies(
+    inputs: Inputs, opener: Opener, truncate: bool
+) -> tuple[Inputs, TokenizerEdit | None, int | None]:
+    """The inputs with the rows that the output's tokenizer asks for, what becomes of the tokenizer's
+    files, and how many rows there are; None for each that stays the donor's.
+
+    Args:
+        inputs: the models.
+        opener: opens further ones.
+        truncate: whether vocabularies of different sizes are cut to the shortest one's rows, where
+            the recipe asks for no tokenizer.
+
+    Raises:
+        RecipeError: when a rule for a token cannot be kept.
+        InputError: when a model's tokenizer is missing or broken.
+    """
+    recipe = opener.parsed.recipe
+    if recipe.tokenizer is not None or recipe.tokenizer_source is not None:
+        aligned = Aligner(inputs, opener).align()
+        return inputs.with_sources(aligned.sources), aligned.tokenizer, aligned.rows
+    if not truncate:
+        return inputs, None, None
+    sources, rows = truncated(inputs.sources)
+    return inputs.with_sources(sources), None, rows
 
 
 class Aligner:
     """Aligns the vocabularies of a recipe's models.
 
     Args:
-        parsed: the recipe.
-        sources: the inputs.
-        index: their indices by the text of their references.
-        base: the base model's index, or None.
-        donor: index of the model whose config the output takes.
-        open_source: opens a model that is not among the inputs; told where it is asked for.
-        warn: takes what the user should know.
+        inputs: the models.
+        opener: opens those that are not among them.
     """
 
-    def __init__(
-        self,
-        parsed: ParsedRecipe,
-        sources: Sequence[Source],
-        index: Mapping[str, int],
-        base: int | None,
-        donor: int,
-        open_source: Callable[[ModelReference, Path], Source],
-        warn: Warn,
-    ) -> None:
-        self.parsed = parsed
-        self.sources = sources
-        self.index = index
-        self.base = base
-        self.donor = donor
-        self.open_source = open_source
-        self.warn = warn
+    def __init__(self, inputs: Inputs, opener: Opener) -> None:
+        self.parsed = parsed = opener.parsed
+        self.sources = inputs.sources
+        self.index: Mapping[str, int] = inputs.index
+        self.base = inputs.base
+        self.donor = inputs.donor
+        self.open_source = opener.open
+        self.warn = opener.warnings
         recipe = parsed.recipe
         legacy = recipe.tokenizer_source
         self.key = "tokenizer" if recipe.tokenizer is not None else "tokenizer_source"
@@ -145,7 +156,7 @@ class Aligner:
             models.append(first if i == self.donor else self._model(source, first))
         return models
 
-    def _model(self, source: Source, donor: _Model | None) -> _Model:
+    def _model(self, source: OpenSource, donor: _Model | None) -> _Model:
         tensors = vocabulary_tensors(source)
         specs = source.checkpoint.specs
         rows = specs[tensors[0]].shape[0] if tensors else None
@@ -314,7 +325,7 @@ class Aligner:
             )
         return index, number
 
-    def _wrapped(self, index: int, donors: Sequence[_Model], rows: RowMap) -> Source:
+    def _wrapped(self, index: int, donors: Sequence[_Model], rows: RowMap) -> OpenSource:
         """An input with the output's rows."""
         model = donors[index]
         source = model.source
@@ -377,7 +388,7 @@ class Aligner:
         return moved
 
 
-def chosen_template(parsed: ParsedRecipe, sources: Sequence[Source]) -> str | None:
+def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str | None:
     """The chat template that the recipe asks for; None to leave it as it is.
 
     Raises:
@@ -400,7 +411,7 @@ def chosen_template(parsed: ParsedRecipe, sources: Sequence[Source]) -> str | No
     return given
 
 
-def truncated(sources: Sequence[Source]) -> tuple[tuple[Source, ...], int | None]:
+def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
     """Sources whose vocabularies are cut to the shortest one's rows, and how many those are."""
     names = [vocabulary_tensors(source) for source in sources]
     sizes = [
@@ -488,7 +499,7 @@ def _donor_of(rule: TokenRule) -> ModelReference | None:
     )
 
 
-def _lends_head(source: Source, name: str, place: Place) -> bool:
+def _lends_head(source: OpenSource, name: str, place: Place) -> bool:
     """Whether a model's embedding serves as a head that others have. It then has rows as a head and
     rows as an embedding, for the tokens that come from others have one of each."""
     own = source.architecture

@@ -11,7 +11,7 @@ from merganser.checkpoints import Checkpoint, Stamp
 from merganser.checkpoints.computed.derived import look
 from merganser.checkpoints.computed.planned import NotMergedYet
 from merganser.modules import DECODER, DEFAULT, SHARED, TEXT
-from merganser.planning.plan_data import Source
+from merganser.planning.plan_data import OpenSource, Source
 from merganser.roles import TOKEN_EMBEDDINGS
 
 BLOCK = 2**22
@@ -24,7 +24,7 @@ _compared: dict[tuple[str, tuple[Stamp, ...], str, str], bool] = {}
 
 
 def embedding_as_head(
-    source: Source, own: str | None, place: Place, shape: tuple[int, ...]
+    source: OpenSource, own: str | None, place: Place, shape: tuple[int, ...]
 ) -> str | None:
     """The embedding that a model uses as this head, or None if its head is a tensor of its own.
 
@@ -70,7 +70,7 @@ def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str
     return next(known, next(iter(candidates), None))
 
 
-def changed_tie(donor: Source, tied: bool) -> bool | None:
+def changed_tie(donor: OpenSource, tied: bool) -> bool | None:
     """What an output's config has to say of its head, given the donor's; None if that is right.
 
     A donor that stores a head of its own although its config ties it stays as it is: T5 scales

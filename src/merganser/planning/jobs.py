@@ -86,28 +86,11 @@ class JobMaker:
             if self.method.check is not None:
                 self._accepted(self.method.check, group, numbers)
             self.oddities.judge(group.name, numbers, paths)
-        promoted = _promote([spec.natural for spec in specs])
-        given = self.recipe.dtype
-        asked = BY_NAME[given] if given else promoted
-        made_in = _promote([asked, FLOAT32]) if self.method.widens else asked
-        out = BY_NAME[self.recipe.out_dtype] if self.recipe.out_dtype else made_in
-        if self.arithmetic == "exact":
-            wide = out in (FLOAT32, FLOAT64) or any(spec.dtype == FLOAT64 for spec in specs)
-            work, cast = FLOAT64 if wide else FLOAT32, None
-        else:
-            upcast = FLOAT64 if asked == FLOAT64 else FLOAT32
-            in_torch = self.method.form == "tensor"
-            work = asked if in_torch and not self.method.casts_up else upcast
-            needed = out != asked or any(spec.dtype != asked for spec in specs)
-            cast = asked if needed or in_torch else None
+        out, work, cast = dtypes_of(
+            self.method, self.arithmetic, specs, self.recipe.dtype, self.recipe.out_dtype
+        )
         based = self.method.base != "none" and entries[0].source == group.base
-        combination, consensus = None, None
-        if based and len(entries) == 1 and not self.method.combination:
-            combination = Combination((1.0,))  # no model changes anything in the base
-        elif self.method.gram is None and self.method.form != "tensor":
-            made = self._made(group, numbers, len(entries), len(models))
-            combination = made if isinstance(made, Combination) else None
-            consensus = made if isinstance(made, SparseDeltas) else None
+        combination, consensus = self._combined(group, numbers, len(entries), based)
         name = self.method.name
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
@@ -268,27 +251,23 @@ class JobMaker:
             )
         return parameter.default, None
 
-    def _made(
-        self, group: Group, numbers: Mapping[str, Any], inputs: int, models: int
-    ) -> Combination | SparseDeltas:
-        """What the method makes of its numbers alone."""
+    def _combined(
+        self, group: Group, numbers: Mapping[str, Any], inputs: int, based: bool
+    ) -> tuple[Combination | None, SparseDeltas | None]:
+        """What the method makes of its numbers alone, with the recipe's address if it cannot."""
 
-        def checked(**numbers: Any) -> Any:
-            result = self.method.function(**numbers)
-            if self.method.combination:
-                check_coefficients(self.method, result, inputs)
-            else:
-                check_sparse_deltas(result, models)
-            return result
+        def made(**numbers: Any) -> tuple[Combination | None, SparseDeltas | None]:
+            return combined(self.method, numbers, inputs, based)
 
-        made: Combination | SparseDeltas = self._accepted(checked, group, numbers)
-        found = made.coefficients if isinstance(made, Combination) else made.weights or ()
-        if not all(math.isfinite(c) for c in found):
+        combination, sparse = self._accepted(made, group, numbers)
+        weights = () if combination is None else combination.coefficients
+        weights = weights if sparse is None else sparse.weights or ()
+        if not all(math.isfinite(c) for c in weights):
             raise self.parsed.error(
                 f"{self.method.name}: the weights of tensor {group.name!r} give no finite number",
                 ("parameters",),
             )
-        return made
+        return combination, sparse
 
     def _accepted(
         self, function: Callable[..., Any], group: Group, numbers: Mapping[str, Any]
@@ -303,6 +282,60 @@ class JobMaker:
             raise self.parsed.error(
                 f"{self.method.name}, tensor {group.name!r}: {message}", ("parameters",)
             ) from error
+
+
+def dtypes_of(
+    method: Method,
+    arithmetic: Arithmetic,
+    specs: Sequence[TensorSpec],
+    dtype: str | None,
+    out_dtype: str | None,
+) -> tuple[DType, DType, DType | None]:
+    """The dtypes of a merged tensor: of the output, of the computation, and the one that inputs are
+    rounded to first, or None.
+
+    Args:
+        method, arithmetic: how it is merged.
+        specs: of its inputs.
+        dtype, out_dtype: the recipe's.
+    """
+    asked = BY_NAME[dtype] if dtype else _promote([spec.natural for spec in specs])
+    made_in = _promote([asked, FLOAT32]) if method.widens else asked
+    out = BY_NAME[out_dtype] if out_dtype else made_in
+    if arithmetic == "exact":
+        wide = out in (FLOAT32, FLOAT64) or any(spec.dtype == FLOAT64 for spec in specs)
+        return out, FLOAT64 if wide else FLOAT32, None
+    upcast = FLOAT64 if asked == FLOAT64 else FLOAT32
+    in_torch = method.form == "tensor"
+    needed = out != asked or any(spec.dtype != asked for spec in specs)
+    return (
+        out,
+        asked if in_torch and not method.casts_up else upcast,
+        (asked if needed or in_torch else None),
+    )
+
+
+def combined(
+    method: Method, numbers: Mapping[str, Any], inputs: int, based: bool
+) -> tuple[Combination | None, SparseDeltas | None]:
+    """What a method makes of its numbers alone, for a tensor of so many inputs.
+
+    Args:
+        method: the method.
+        numbers: its parameters.
+        inputs: how many, the base included.
+        based: whether the first is the base.
+    """
+    if based and inputs == 1 and not method.combination:
+        return Combination((1.0,)), None  # no model changes anything in the base
+    if method.gram is not None or method.form == "tensor":
+        return None, None
+    made = method.function(**numbers)
+    if method.combination:
+        check_coefficients(method, made, inputs)
+        return made, None
+    check_sparse_deltas(made, inputs - based)
+    return None, made
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
-from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks
+from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks, joined
 from merganser.errors import RecipeError
 from merganser.modules import DEFAULT
 from merganser.planning.groups import Path
-from merganser.planning.plan_data import Source
+from merganser.planning.plan_data import OpenSource
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import OutputSlice
 
 
 def with_joined_blocks(
-    parsed: ParsedRecipe, sources: Sequence[Source], index: Mapping[str, int]
-) -> tuple[Source, ...]:
+    parsed: ParsedRecipe, sources: Sequence[OpenSource], index: Mapping[str, int]
+) -> tuple[OpenSource, ...]:
     """The sources; those of each stack's first slice with its blocks for all output layers.
 
     Each model of the first slice has the blocks of all slices' models that are listed at its place.
@@ -53,7 +52,7 @@ def _stacks(parsed: ParsedRecipe) -> Iterator[tuple[Path, str, Sequence[OutputSl
             yield ("modules", name, "slices"), name, module.slices
 
 
-def _names(source: Source, module: str) -> list[str]:
+def _names(source: OpenSource, module: str) -> list[str]:
     """The tensors that have a block for each layer of a module."""
     architecture = source.architecture
     stacked = (architecture.module(module) or architecture.main).name
@@ -86,12 +85,11 @@ def _check_slices(
 
 
 def _joined(
-    sources: Sequence[Source], own: int, module: str, layers: Sequence[tuple[int, int]]
-) -> Source:
+    sources: Sequence[OpenSource], own: int, module: str, layers: Sequence[tuple[int, int]]
+) -> OpenSource:
     """A source whose tensors with blocks have those of other sources' layers."""
     source = sources[own]
-    tensors: dict[str, Derived | str] = {name: name for name in source.checkpoint.specs}
-    told: list[str] = []
+    tensors: dict[str, JoinedBlocks] = {}
     order = list(dict.fromkeys((own, *(s for s, _ in layers))))
     for name in _names(source, module):
         donors = []
@@ -105,13 +103,5 @@ def _joined(
             if any(layer >= depth for donor, layer in layers if donor == s):
                 return source  # the plan refuses ranges beyond the layers
             donors.append(Blocks(checkpoint, there, place.layer_axis, depth))
-        joined = JoinedBlocks(donors, [(order.index(s), layer) for s, layer in layers])
-        tensors[name] = Derived(joined.spec, joined.fill)
-        told.append(joined.digest())
-    if not told:
-        return source
-    checkpoint = source.checkpoint
-    derived = DerivedCheckpoint(
-        checkpoint, tensors, checkpoint.config, f"blocks {told}", format=checkpoint.format
-    )
-    return replace(source, checkpoint=derived)
+        tensors[name] = JoinedBlocks(donors, [(order.index(s), layer) for s, layer in layers])
+    return replace(source, checkpoint=joined(source.checkpoint, tensors)) if tensors else source

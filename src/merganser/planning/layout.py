@@ -20,7 +20,8 @@ from merganser.planning.groups import (
     summary,
 )
 from merganser.planning.heads import embedding_as_head
-from merganser.planning.plan_data import Names, Source
+from merganser.planning.inputs import Inputs
+from merganser.planning.plan_data import Names
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.schema import ModelInput, OutputSlice
 
@@ -49,20 +50,17 @@ class Layout:
     def __init__(
         self,
         parsed: ParsedRecipe,
-        sources: Sequence[Source],
-        index: Mapping[str, int],
-        base: int | None,
-        donor: int,
+        inputs: Inputs,
         tensor_names: Names = "same",
         *,
         takes_base: bool = True,
     ) -> None:
         self.parsed = parsed
         self.recipe = parsed.recipe
-        self.sources = sources
-        self.index = index
-        self.base = base
-        self.donor = donor
+        self.sources = sources = inputs.sources
+        self.index = inputs.index
+        self.base = inputs.base
+        self.donor = donor = inputs.donor
         self.tensor_names = tensor_names
         self.takes_base = takes_base
         self.shape = sources[donor].architecture

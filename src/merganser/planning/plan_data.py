@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from merganser import hub, notebook, number_format, system
+from merganser import hub, methods, notebook, number_format
 from merganser.architecture import Architecture
-from merganser.checkpoints import Checkpoint, Weights, refuse_changed
+from merganser.checkpoints import Checkpoint, Described, Headers, Weights, refuse_changed
 from merganser.checkpoints.computed.derived import DerivedCheckpoint
-from merganser.kernels import CELL
-from merganser.methods import Combination, Method, SparseDeltas
+from merganser.checkpoints.locators import Mover
+from merganser.errors import RecipeError
+from merganser.methods import Combination, Method, Origin, SparseDeltas
 from merganser.recipe import ModelReference, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 from merganser.tokenizer.vocabulary import OutputTokenizer
 
-TILE = 16 * CELL
-"""Elements that are read and merged at once: large enough that Python has little to do between."""
-
-SMALL_TILE = 2 * CELL
-"""Elements that torch computes with at once: each of its steps goes over all of them, so they should stay in
-the cache."""
-
 DISK_MARGIN = 64 * 2**20
 """Free bytes that a merge asks for beyond its weights: for config, tokenizer, card and the file system's own use."""
-
-OVERHEAD = 210 * 2**20
-"""Resident bytes of Python and the libraries, by measurement."""
 
 Rounding = Literal["nearest", "stochastic"]
 Arithmetic = Literal["exact", "mergekit", "mergekit-0.1.4"]
@@ -107,14 +98,16 @@ class Source:
         published: whether it is a model on the Hub rather than a local one.
         adapter: the folder of the adapter on top of it, or None.
         published_adapter: whether that is on the Hub too.
+        scratch: bytes an element that reading a tensor takes, for those that are computed.
     """
 
     reference: ModelReference
-    checkpoint: Checkpoint
+    checkpoint: Described
     architecture: Architecture
     published: bool
     adapter: Path | None = None
     published_adapter: bool = False
+    scratch: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -145,6 +138,31 @@ class Source:
         return path is not None and path.is_file() and not self.checkpoint.config
 
 
+@dataclass(frozen=True)
+class OpenSource(Source):
+    """An input while its merge is planned: its checkpoint is open."""
+
+    checkpoint: Checkpoint
+
+    def closed(self) -> Source:
+        """The input as data, its files closed."""
+        checkpoint = self.checkpoint
+        checkpoint.close()
+        scratch = {}
+        if isinstance(checkpoint, DerivedCheckpoint):
+            sizes = {name: checkpoint.scratch(name) for name in checkpoint.specs}
+            scratch = {name: size for name, size in sizes.items() if size}
+        return Source(
+            self.reference,
+            Headers.of(checkpoint),
+            self.architecture,
+            self.published,
+            self.adapter,
+            self.published_adapter,
+            scratch,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizerEdit:
     """What becomes of the tokenizer's files.
@@ -166,7 +184,8 @@ class Plan:
 
     Attributes:
         recipe: what it was made from.
-        method: the recipe's merge method, in its variant for the arithmetic.
+        method_name: of the recipe's merge method.
+        code: where the method was written; None for one of Merganser's own.
         sources: the inputs in the recipe's order.
         base: index of the base model among them, or None.
         donor: index of the model whose config and tokenizer the output takes.
@@ -188,7 +207,8 @@ class Plan:
     """
 
     recipe: ParsedRecipe
-    method: Method
+    method_name: str
+    code: Origin | None
     sources: tuple[Source, ...]
     base: int | None
     donor: int
@@ -209,12 +229,36 @@ class Plan:
     vocabulary: int | None = None
     chat_template: str | None = None
 
+    @cached_property
+    def method(self) -> Method:
+        """The merge method, in its variant for the arithmetic.
+
+        Raises:
+            RecipeError: when it is not registered, or has other code than when it was planned.
+        """
+        method = methods.get(self.method_name, self.arithmetic)
+        if method is None:
+            raise RecipeError(
+                f"the plan's merge method {self.method_name!r} is not registered; load the file that "
+                "has it (--methods FILE)"
+            )
+        if method.origin != self.code and _code(method.origin) != _code(self.code):
+            raise RecipeError(
+                f"the merge method {self.method_name!r} is not the one that was planned with; plan again"
+            )
+        return method
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the plan with absolute paths, and without the method's function."""
+        absolute = relocated(self, lambda path: path.absolute())
+        return {each.name: getattr(absolute, each.name) for each in fields(self)}
+
     @property
     def summary(self) -> str:
         """The plan in a few words."""
         models = f"{len(self.sources)} model{'s' if len(self.sources) > 1 else ''}"
         return (
-            f"{self.method.name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
+            f"{self.method_name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
             f"{self.dtype}, {number_format.size(self.output_bytes)}"
         )
 
@@ -224,7 +268,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         facts = {
-            "method": self.method.name,
+            "method": self.method_name,
             "arithmetic": self.arithmetic,
             "rounding": self.rounding,
             "tensors": f"{len(self.jobs):,}",
@@ -232,7 +276,6 @@ class Plan:
             "dtype": self.dtype.name,
             "files": len(self.shards),
             "size": number_format.size(self.output_bytes),
-            "memory": number_format.size(memory_needed(self)),
             "digest": self.digest[:16],
         }
         models = [
@@ -257,7 +300,7 @@ class Plan:
         if self.tokenizer is not None:
             start = self.tokenizer.output.start
             found[start.folder] = start.label
-        for source in self._all_sources:
+        for source in self.all_sources:
             found |= dict.fromkeys(source.folders, source.reference.text)
         return found
 
@@ -267,16 +310,12 @@ class Plan:
         Raises:
             InputError: when one is not.
         """
-        for source in self._all_sources:
+        for source in self.all_sources:
             refuse_changed(source.checkpoint)
 
-    def close(self) -> None:
-        """Close all checkpoints."""
-        for source in self._all_sources:
-            source.checkpoint.close()
-
     @property
-    def _all_sources(self) -> tuple[Source, ...]:
+    def all_sources(self) -> tuple[Source, ...]:
+        """The inputs, and models that only rows of tokens come from."""
         return (*self.sources, *(self.tokenizer.donors if self.tokenizer is not None else ()))
 
     @property
@@ -296,126 +335,42 @@ class Plan:
         return sum(job.spec.numel for job in self.jobs)
 
 
-def default_threads(plans: Sequence[Plan]) -> int:
-    """As many threads as pay off: some wait for the disk while others compute; but of many small
-    tensors Python has the most work, which only one thread at a time can do, and torch has threads of
-    its own for whole tensors."""
-    jobs = sum(len(plan.jobs) for plan in plans)
-    if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
-        return 1
-    if any(plan.method.whole for plan in plans):
-        return 1
-    cores = system.cores()
-    slow = any(plan.method.form == "tensor" and plan.method.fused is None for plan in plans)
-    return min(32, cores if slow else 2 * cores)
+def relocated(plan: Plan, move: Callable[[Path], Path]) -> Plan:
+    """A plan whose inputs lie elsewhere.
+
+    Args:
+        plan: the plan.
+        move: the new path for an old one.
+    """
+    mover = Mover(move)
+
+    def moved(source: Source) -> Source:
+        model = source.checkpoint
+        headers = replace(
+            Headers.of(model),
+            home=model.home and move(model.home),
+            path=model.path and move(model.path),
+            stamps={move(file): stamp for file, stamp in model.stamps.items()},
+            locator=mover(model.locator),
+        )
+        return replace(source, checkpoint=headers, adapter=source.adapter and move(source.adapter))
+
+    tokenizer = plan.tokenizer
+    if tokenizer is not None:
+        start = tokenizer.output.start
+        output = replace(tokenizer.output, start=replace(start, folder=move(start.folder)))
+        donors = tuple(moved(each) for each in tokenizer.donors)
+        tokenizer = replace(tokenizer, output=output, donors=donors)
+    recipe = plan.recipe
+    results = {name: move(path) for name, path in recipe.results.items()}
+    recipe = replace(recipe, folder=recipe.folder and move(recipe.folder), results=results)
+    return replace(
+        plan,
+        recipe=recipe,
+        sources=tuple(moved(source) for source in plan.sources),
+        tokenizer=tokenizer,
+    )
 
 
-def memory_needed(plan: Plan) -> int:
-    """Estimate of the resident memory that running a plan takes, in bytes."""
-    return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
-
-
-def _in_torch(plan: Plan, job: TensorJob) -> bool:
-    """Whether torch computes a job, one step after the other, and no fused loop."""
-    slow = plan.method.form == "tensor" and plan.method.fused is None
-    return job.method != "copy" and (slow or job.cast is not None)
-
-
-def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:
-    """How many elements of a job are worked on at once where ``tile`` are of most."""
-    return min(tile, SMALL_TILE) if _in_torch(plan, job) else tile
-
-
-def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
-    """What one thread's buffers take when plans run together, by their widest jobs."""
-    most = 0
-    for plan in plans:
-        whole = plan.method.whole
-        for job in plan.jobs:
-            elements = min(tile_of(plan, job, tile), job.spec.numel)
-            if whole and job.method != "copy":
-                elements = job.spec.numel
-            inputs = [(plan.sources[r.source].checkpoint, r.name) for r in job.reads]
-            reads = sum(checkpoint.specs[name].dtype.itemsize for checkpoint, name in inputs)
-            reads += max((_scratch(checkpoint, name) for checkpoint, name in inputs), default=0)
-            numbers = 4 * job.work.itemsize * len(job.reads) if _in_torch(plan, job) else 0
-            most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
-    return most
-
-
-def _scratch(checkpoint: Checkpoint, name: str) -> int:
-    """Bytes an element that reading a tensor takes: one that is dequantised, or has an adapter."""
-    return checkpoint.scratch(name) if isinstance(checkpoint, DerivedCheckpoint) else 0
-
-
-def _described(plan: Plan) -> dict[str, Any] | None:
-    """What becomes of the tokenizer, as plain data."""
-    if plan.tokenizer is None:
-        return None
-    output = plan.tokenizer.output
-    return {
-        "from": output.start.label,
-        "tokens": len(output.tokens),
-        "rows": plan.vocabulary,
-        "added": {each.content: each.id for each in output.new},
-        "left_out": sorted(output.dropped),
-    }
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data for JSON."""
-    return {
-        "method": plan.method.name,
-        "arithmetic": plan.arithmetic,
-        "rounding": plan.rounding,
-        "seed": plan.seed,
-        "dtype": plan.dtype.name,
-        "digest": plan.digest,
-        "parameters": plan.parameters,
-        "input_bytes": plan.input_bytes,
-        "output_bytes": plan.output_bytes,
-        "disk_bytes": plan.output_bytes + DISK_MARGIN,
-        "models": [
-            {
-                "reference": s.reference.text,
-                "base": i == plan.base,
-                "donor": i == plan.donor,
-                "tensors": len(s.checkpoint.specs),
-                "layers": {m.name: m.depth for m in s.architecture.modules.values()},
-                "header_digest": s.checkpoint.header_digest,
-            }
-            for i, s in enumerate(plan.sources)
-        ],
-        "tokenizer": _described(plan),
-        "chat_template": plan.chat_template,
-        "layers": {
-            module: [
-                [
-                    {"model": plan.sources[source].reference.text, "layer": layer}
-                    for source, layer in sources
-                ]
-                for sources in layers
-            ]
-            for module, layers in plan.layers.items()
-        },
-        "shards": [
-            {"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards
-        ],
-        "tensors": [
-            {
-                "name": job.name,
-                "role": job.role,
-                "layer": job.layer,
-                "dtype": job.spec.dtype.name,
-                "shape": list(job.spec.shape),
-                "method": job.method,
-                "numbers": dict(job.numbers),
-                "inputs": [
-                    {"model": plan.sources[r.source].reference.text, "tensor": r.name}
-                    for r in job.reads
-                ],
-            }
-            for job in plan.jobs
-        ],
-        "warnings": list(plan.warnings),
-    }
+def _code(origin: Origin | None) -> str | None:
+    return None if origin is None else origin.digest or origin.source

@@ -43,13 +43,14 @@ def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> 
             if len(runs) == 1
             else f"model-{i:05d}-of-{len(runs):05d}.safetensors"
         )
-        yield _shard(file, run)
+        yield shard_of(file, run)
     for home in dict.fromkeys(filter(None, homes.values())):
         own = [job for job in jobs if homes[job.name] == home]
-        yield _shard(f"{home}/model.safetensors", own, f"{home}/")
+        yield shard_of(f"{home}/model.safetensors", own, f"{home}/")
 
 
-def _shard(file: str, jobs: Sequence[TensorJob], prefix: str = "") -> Shard:
+def shard_of(file: str, jobs: Sequence[TensorJob], prefix: str = "") -> Shard:
+    """An output file of some tensors, under their names without a prefix."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     begins = {}

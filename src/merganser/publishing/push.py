@@ -15,7 +15,7 @@ from typing import Any
 from merganser import hub, recipe
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, RecipeError, reraise_os_errors
-from merganser.merging import folders as merging
+from merganser.merging.verify import verify
 from merganser.publishing import study_cards
 from merganser.release import card, local_paths, manifest
 from merganser.release import public_names as naming
@@ -295,7 +295,7 @@ def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener)
     if _is_partial(folder):
         raise InputError(f"{folder}: is not finished; merge it again, then push it")
     made = manifest.read(folder)
-    problems = merging.verify(folder, may_differ=EDITED, on_event=on_event)
+    problems = verify(folder, may_differ=EDITED, on_event=on_event)
     if problems:
         raise InputError(f"{folder}: {problems[0]}; nothing is sent of a folder that changed")
     files: dict[str, Path | bytes] = dict(_files(folder))

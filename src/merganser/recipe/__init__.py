@@ -94,7 +94,7 @@ class ParsedRecipe:
             folder = results.get(reference.path) if reference.revision is None else None
             return reference if folder is None else replace(reference, path=str(folder))
 
-        return replace(self, recipe=_mapped(self.recipe, located), results=results)
+        return replace(self.with_references(located), results=results)
 
     def pinned(self, commits: Mapping[str, Mapping[str, str]]) -> ParsedRecipe:
         """This recipe with the commits of models on the Hub.
@@ -111,7 +111,11 @@ class ParsedRecipe:
                 adapter_revision=own.get(reference.adapter or "", reference.adapter_revision),
             )
 
-        return replace(self, recipe=_mapped(self.recipe, at_commit))
+        return self.with_references(at_commit)
+
+    def with_references(self, change: Callable[[ModelReference], ModelReference]) -> ParsedRecipe:
+        """This recipe with other references to models, in the order of :func:`model_references`."""
+        return replace(self, recipe=_mapped(self.recipe, change))
 
     def error(self, message: str, path: tuple[str | int, ...] = ()) -> RecipeError:
         """An error that names the recipe's file and line."""

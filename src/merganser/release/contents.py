@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from merganser.checkpoints import Stamp, refuse_changed
+from merganser.checkpoints.readers import Readers
 from merganser.errors import InputError, reraise_os_errors
 from merganser.planning import Plan, Source
 
@@ -110,9 +111,10 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
 
         from merganser.engine.digests import read_digest
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with Readers() as readers, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            opened = readers.open(checkpoint)
             computed = pool.map(
-                lambda name: read_digest(checkpoint.specs[name], partial(checkpoint.read, name)),
+                lambda name: read_digest(opened.specs[name], partial(opened.read, name)),
                 missing,
             )
             digests = [f"{SCHEME}:{digest}" for digest in computed]

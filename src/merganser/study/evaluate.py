@@ -9,9 +9,10 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from merganser import engine, extras, recipe, suggestions
+from merganser.checkpoints import Weights
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
 from merganser.evaluation import engines, harness, running
 from merganser.evaluation import samples as kept_samples
@@ -21,9 +22,9 @@ from merganser.evaluation.generation import Backend
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
-from merganser.merging.folders import sort_options
 from merganser.merging.multistage import up_to_date
-from merganser.planning import Config, Plan, make_plan
+from merganser.merging.options import MergeKeywords, split_options
+from merganser.planning import Config, Plan, PlanOptions, make_plan
 from merganser.planning.model_argument import find
 from merganser.publishing import study_cards
 from merganser.recipe import Document, ModelReference, ParsedRecipe, Strictness, model_references
@@ -72,7 +73,7 @@ def evaluate_sweep(
     engine_options: Mapping[str, Any] | None = None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> Results:
     """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
 
@@ -91,14 +92,14 @@ def evaluate_sweep(
         on_progress: told of the completions.
         on_warning: takes warnings: of the points' plans, and of kept completions that must be generated
             again, before the first completion; of the merges that are written.
-        options: of :class:`merganser.merging.folders.Writing` and of :func:`merganser.plan`.
+        options: of :func:`merganser.merge`.
 
     Raises:
         MerganserError: of the kind that fits; completions that are there are kept.
     """
-    writing, planning = sort_options(options)
-    threads = writing.get("threads")
-    strictness = planning.get("strictness", "normal")
+    planning, writing = split_options(options)
+    threads = writing.threads
+    strictness = planning.strictness
     pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
     block, tasks = load_block(document, pattern.folder)
@@ -113,21 +114,18 @@ def evaluate_sweep(
     directions = block.directions(seen)
     rule = parse_rule(block.keep, directions, document)
     home = Path(os.path.abspath(out))  # noqa: PTH100
-    planned = sweep.plan_points(config, only, **planning)
+    planned = sweep.plan_points(config, only, planning)
     if write and block.keep != "none":
         sweep.check_ready(planned, home, writing, all_points=block.keep == "all")
     with ExitStack() as stack:
-        asked = [_point(point, plan, stack) for point, plan in planned]
+        asked = [_point(point, plan) for point, plan in planned]
         warned = {w: m.entry.name for m in reversed(asked) for w in m.plan.warnings}
         for warning, name in warned.items():
             on_warning(f"{name}: {warning}")
         earlier = [
-            _point(point, plan, stack)
-            for point, plan in _scored_earlier(config, asked, home, planning)
+            _point(point, plan) for point, plan in _scored_earlier(config, asked, home, planning)
         ]
         others = base_and_experts(block, [*asked, *earlier], pattern.folder, document, planning)
-        for model in others:
-            stack.enter_context(closing(model.plan))
         _check_names([*others, *asked])
         stated = stated_references(
             block, directions, document, [m.entry for m in (*others, *asked)]
@@ -168,7 +166,7 @@ def evaluate_sweep(
             if not chosen and block.keep != "none":
                 on_warning("the rule of evaluate.keep keeps no point")
             kept = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
-            written = sweep.merge_points(kept, home, **writing).points if write and kept else ()
+            written = sweep.merge_points(kept, home, writing).points if write and kept else ()
             for each in written:
                 for warning in each.merged.warnings if each.merged else ():
                     if warning not in warned:
@@ -185,7 +183,7 @@ def evaluate_sweep(
             )
             results.write(found, home)
             _write_held_out(found, again, unseen, live, home)
-            if writing.get("write_card", True):
+            if writing.write_card:
                 study_cards.rewrite_all(home, found)
     return found
 
@@ -229,22 +227,21 @@ def _write_held_out(
     results.write(held_out, folder)
 
 
-def _point(point: Point, plan: Plan, stack: ExitStack) -> Model:
-    """A point as a model; its plan closes with ``stack``."""
-    stack.enter_context(closing(plan))
+def _point(point: Point, plan: Plan) -> Model:
+    """A point as a model."""
     return Model(Entry(point.name, "point", values=point.values), plan, point)
 
 
 def _scored_earlier(
-    config: Config, asked: Sequence[Model], home: Path, options: Mapping[str, Any]
+    config: Config, asked: Sequence[Model], home: Path, options: PlanOptions
 ) -> list[tuple[Point, Plan]]:
     """The other points of a sweep with completions in ``home``; those that cannot be planned now are left out."""
     names = {model.entry.name for model in asked}
     found: list[tuple[Point, Plan]] = []
-    for point in load_points(config, options.get("strictness", "normal")):
+    for point in load_points(config, options.strictness):
         if point.name not in names and any((home / SAMPLES).glob(f"{point.name}.*")):
             with suppress(MerganserError):
-                found += sweep.plan_all([point], **options)
+                found += sweep.plan_all([point], options)
     return found
 
 
@@ -342,21 +339,20 @@ def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Tas
     return block, languages.make_tasks(block, document, ("evaluate",), folder)
 
 
-def settle(text: str, beside: Path | None = None, **options: Any) -> Plan:
+def settle(text: str, beside: Path | None = None, weights: Weights | None = None) -> Plan:
     """The plan that is one model as it is.
 
     Args:
         text: a reference, as recipes have it.
         beside: the folder that it is looked for in too.
-        options: of :func:`merganser.plan`.
+        weights: which weights of training steps are taken.
 
     Raises:
         MerganserError: when there is none.
     """
     data = {"merge_method": "passthrough", "models": [{"model": text}]}
     parsed = recipe.validate(Document(data), beside, "normal")
-    known = {k: v for k, v in options.items() if k in ("weights", "checkpoints")}
-    return make_plan(parsed, **known)
+    return make_plan(parsed, PlanOptions(weights=weights))
 
 
 def base_and_experts(
@@ -364,9 +360,9 @@ def base_and_experts(
     points: Sequence[Model],
     folder: Path | None,
     document: Document,
-    options: Mapping[str, Any],
+    options: PlanOptions,
 ) -> list[Model]:
-    """The base and the experts of all points, each once: first the bases; plans are open.
+    """The base and the experts of all points, each once: first the bases.
 
     Args:
         block: which names a base of its own, or wants no experts.
@@ -391,7 +387,7 @@ def base_and_experts(
         own = role == "base" and block.base is not None
         place = ("evaluate", "references") if role in results.REFERENCES else ()
         with document.addressed(("evaluate", "base") if own else place):
-            plan = settle(reference.text, folder, **options)
+            plan = settle(reference.text, folder, options.weights)
         found.append(Model(Entry(name, role, model=reference.text), plan))
     return found
 
@@ -724,7 +720,6 @@ def evaluate(
             backend: Backend = partial(served, on_tokens=meter.generated)
         else:
             name, plan = find(model)
-            stack.enter_context(closing(plan))
             meter = Meter(Turn(name), on_progress)
             key = live.key(plan) if samples is not None else {}
             backend = live.backend_of(plan, on_tokens=meter.generated)

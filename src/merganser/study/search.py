@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
 from merganser.evaluation.engines import EngineName, name_of
 from merganser.evaluation.tasks import Task
-from merganser.merging.folders import sort_options
-from merganser.planning import Config, Plan, make_plan
+from merganser.merging.options import MergeKeywords, split_options
+from merganser.planning import Config, Plan, PlanOptions, make_plan
 from merganser.publishing import study_cards
 from merganser.recipe.sweep_file import Point
 from merganser.release import contents
@@ -72,7 +72,7 @@ def search(
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> SearchResult:
     """Search the best values of a recipe's parameters, and write the merges that have them.
 
@@ -90,16 +90,16 @@ def search(
         on_progress: told of the completions of base, experts, and what is scored on what was held out.
         on_warning: takes warnings: of ends of ranges that cannot be merged, before the first candidate,
             and of kept completions of base and experts that must be generated again.
-        options: of :class:`merganser.merging.folders.Writing` and of :func:`merganser.plan`.
+        options: of :func:`merganser.merge`.
 
     Raises:
         MerganserError: of the kind that fits; what was scored is kept.
     """
     began = time.perf_counter()
     home = Path(out)
-    writing, planning = sort_options(options)
-    threads = writing.get("threads")
-    wanted = load_search(config, planning.get("strictness", "normal"))
+    planning, writing = split_options(options)
+    threads = writing.threads
+    wanted = load_search(config, planning.strictness)
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
     block, tasks = evaluate.load_block(document, folder)
@@ -125,18 +125,15 @@ def search(
     )
     check_scores(wanted, seen)
     stated = evaluate.stated_references(block, evaluations.score_names(seen), document)
-    with ExitStack() as stack:
-        samples = [
-            Model(Entry(point.name, "point"), stack.enter_context(closing(plan)), point)
-            for point, plan in search_loop.plan_samples(wanted, **planning)
-        ]
-        others = evaluate.base_and_experts(block, samples, folder, document, planning)
-        inputs = {
-            name: state
-            for sample in samples
-            for name, state in contents.of_models(sample.plan).items()
-        }
-    for problem in search_loop.invalid_ends(wanted, **planning):
+    samples = [
+        Model(Entry(point.name, "point"), plan, point)
+        for point, plan in search_loop.plan_samples(wanted, planning)
+    ]
+    others = evaluate.base_and_experts(block, samples, folder, document, planning)
+    inputs = {
+        name: state for sample in samples for name, state in contents.of_models(sample.plan).items()
+    }
+    for problem in search_loop.invalid_ends(wanted, planning):
         on_warning(problem)
     live = make_live(
         running_on,
@@ -150,10 +147,8 @@ def search(
         if write:
             check_ready(planned, home, writing, all_points=False)
 
-    with closing(_Stage(live, seen, home, planning, threads, check)) as stage, ExitStack() as plans:
-        plans.callback(live.close)
-        for other in others:
-            plans.enter_context(closing(other.plan))
+    stage = _Stage(live, seen, home, planning, threads, check)
+    with closing(live):
         trials = search_loop.explore(
             wanted,
             partial(stage.score, listener=on_progress, budget=wanted.budget),
@@ -195,10 +190,10 @@ def search(
     del live
     written = None
     if write and kept:
-        written = merge_points(plan_all(kept, **planning), home, **writing)
+        written = merge_points(plan_all(kept, planning), home, writing)
         found = _with_folders(found, "", home)
         held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
-        if writing.get("write_card", True):
+        if writing.write_card:
             study_cards.rewrite_all(home, found)
     return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
 
@@ -248,7 +243,7 @@ class _Stage:
         live: Live,
         tasks: Sequence[Task],
         home: Path,
-        options: Mapping[str, Any],
+        options: PlanOptions,
         threads: int | None,
         check: Callable[[Sequence[tuple[Point, Plan]]], None] = lambda _planned: None,
     ) -> None:
@@ -264,7 +259,7 @@ class _Stage:
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
         """Plan a generation, so that candidates that cannot be are told before any is run."""
-        self.close()
+        self.models = {}
         problems: dict[int, str] = {}
         for candidate in candidates:
             assert candidate.point is not None
@@ -286,17 +281,17 @@ class _Stage:
 
     def entry(self, point: Point, on_progress: Listener, turn: Turn) -> Entry:
         """Plan a point, and score it."""
-        self.close()
+        self.models = {}
         self._plan(point)
         [entry] = self._weighed([self._score(on_progress, turn)])
-        self.close()
+        self.models = {}
         return entry
 
     def entries(self, trials: Sequence[Trial]) -> list[Entry]:
         """All that was scored, with weights, also of candidates that an earlier run has scored."""
         found: list[Entry] = []
         for start in range(0, len(trials), MOST_TOGETHER):
-            self.close()
+            self.models = {}
             some = trials[start : start + MOST_TOGETHER]
             for trial in some:
                 if trial.candidate.name not in self.scored and trial.candidate.point is not None:
@@ -305,15 +300,9 @@ class _Stage:
             found += self._weighed(entries)
         return found
 
-    def close(self) -> None:
-        """Close all plans."""
-        for model in self.models.values():
-            model.plan.close()
-        self.models = {}
-
     def _plan(self, point: Point) -> None:
         entry = Entry(point.name, "point", values=point.values)
-        self.models[point.name] = Model(entry, make_plan(point.recipe, **self.options), point)
+        self.models[point.name] = Model(entry, make_plan(point.recipe, self.options), point)
 
     def _score(self, on_progress: Listener, turn: Turn) -> Entry:
         entry = evaluate.score(

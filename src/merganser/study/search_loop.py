@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError, RecipeError
-from merganser.planning import Plan
+from merganser.planning import Plan, PlanOptions
 from merganser.recipe.sweep_file import Point, Values, flat, told
 from merganser.results import front
 from merganser.results.scores import Entry, Score
@@ -174,7 +174,7 @@ def describe(search: Search) -> dict[str, Any]:
     }
 
 
-def invalid_ends(search: Search, **options: Any) -> list[str]:
+def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
     """What is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
 
     Args:
@@ -195,8 +195,7 @@ def invalid_ends(search: Search, **options: Any) -> list[str]:
             place = (*middle[:first], *map(float, ends), *middle[after:])
             values = search.values(place)
             try:
-                [(_, plan)] = plan_all([search.pattern.point(values, 0)], **options)
-                plan.close()
+                plan_all([search.pattern.point(values, 0)], options)
             except RecipeError as error:
                 problems.append(
                     f"search.over: {told({key: values[key]})} cannot be merged: {error}"
@@ -205,7 +204,7 @@ def invalid_ends(search: Search, **options: Any) -> list[str]:
     return problems
 
 
-def plan_samples(search: Search, **options: Any) -> list[tuple[Point, Plan]]:
+def plan_samples(search: Search, options: PlanOptions) -> list[tuple[Point, Plan]]:
     """Decide the middle of all ranges, with every choice once, without reading weights.
 
     Raises:
@@ -219,7 +218,7 @@ def plan_samples(search: Search, **options: Any) -> list[tuple[Point, Plan]]:
         for choice in range(1, axis.count)
     ]
     points = [search.pattern.point(search.values(p), n) for n, p in enumerate(places)]
-    return plan_all(points, **options)
+    return plan_all(points, options)
 
 
 def _middle(search: Search) -> Position:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from merganser import notebook
+from merganser.engine import OVERHEAD, TILE, buffer_bytes, default_threads
 from merganser.errors import MerganserError, OutputExistsError, RecipeError
-from merganser.merging.folders import Writing, check_output, sort_options, write_folders
+from merganser.merging.folders import check_output, write_folders
 from merganser.merging.multistage import up_to_date
+from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.merging.output_folder import check_space, clear_finished
 from merganser.merging.result import MergeResult
-from merganser.planning import (
-    OVERHEAD,
-    TILE,
-    Config,
-    Plan,
-    buffer_bytes,
-    default_threads,
-    make_plan,
-)
+from merganser.planning import Config, Plan, PlanOptions, make_plan
 from merganser.recipe import has_block
 from merganser.recipe.sweep_file import Point, load_points, select
 from merganser.release import manifest
@@ -86,7 +80,9 @@ class SweepResult:
 
 
 def plan_points(
-    config: Config, only: Sequence[str] = (), **options: Any
+    config: Config,
+    only: Sequence[str] = (),
+    options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
 ) -> list[tuple[Point, Plan]]:
     """Decide every point of a sweep, without reading weights.
 
@@ -98,12 +94,10 @@ def plan_points(
     Raises:
         MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
     """
-    return plan_all(
-        select(load_points(config, options.get("strictness", "normal")), only), **options
-    )
+    return plan_all(select(load_points(config, options.strictness), only), options)
 
 
-def plan_all(points: Sequence[Point], **options: Any) -> list[tuple[Point, Plan]]:
+def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point, Plan]]:
     """Decide points, without reading weights.
 
     Args:
@@ -117,12 +111,10 @@ def plan_all(points: Sequence[Point], **options: Any) -> list[tuple[Point, Plan]
     wrong: list[tuple[Point, MerganserError]] = []
     for point in points:
         try:
-            planned.append((point, make_plan(point.recipe, **options)))
+            planned.append((point, make_plan(point.recipe, options)))
         except MerganserError as error:
             wrong.append((point, error))
     if wrong:
-        for _, plan in planned:
-            plan.close()
         (first, problem), *others = wrong
         address = f"point {first.name}: "
         more = ", ".join(point.name for point, _ in others)
@@ -154,7 +146,7 @@ def sweep(
     out: str | Path,
     *,
     only: Sequence[str] = (),
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> SweepResult:
     """Merge all points of a sweep, each into the folder of its name in ``out``.
 
@@ -166,7 +158,7 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        options: of :class:`merganser.merging.folders.Writing` and of :func:`merganser.plan`; ``force``
+        options: of :func:`merganser.merge`; ``force``
             replaces folders that hold something else.
 
     Raises:
@@ -179,19 +171,19 @@ def sweep(
             f"{name}the evaluate: block wants the points scored, and merganser.sweep() only writes them; "
             "call merganser.evaluate_sweep(), or take the block out"
         )
-    writing, planning = sort_options(options)
-    return merge_points(plan_points(config, only, **planning), out, **writing)
+    planning, writing = split_options(options)
+    return merge_points(plan_points(config, only, planning), out, writing)
 
 
 def merge_points(
-    planned: Sequence[tuple[Point, Plan]], out: str | Path, **writing: Unpack[Writing]
+    planned: Sequence[tuple[Point, Plan]], out: str | Path, writing: WriteOptions
 ) -> SweepResult:
-    """Merge planned points, each into the folder of its name in ``out``; closes their plans.
+    """Merge planned points, each into the folder of its name in ``out``.
 
     Args:
         planned: what :func:`plan_all` gave.
         out: the folder of all points.
-        writing: how; see :class:`merganser.merging.folders.Writing`.
+        writing: how.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
@@ -202,27 +194,22 @@ def merge_points(
         home / point.name: PointResult(point, home / point.name, plan, None)
         for point, plan in planned
     }
-    try:
-        to_do = _to_do(planned, home, writing)
-        for folder in results.keys() - to_do.keys():
-            clear_finished(folder)
-        if to_do:
-            check_space(to_do)
-        batches = _batches(to_do, writing.get("threads"), writing.get("memory"))
-        for batch, crew in batches:
-            how: Writing = {**writing, "threads": crew}
-            made = write_folders(batch, leftover="either", **how)
-            for folder, merged in zip(batch, made, strict=True):
-                point = results[folder].point
-                results[folder] = PointResult(point, folder, merged.plan, merged)
-    finally:
-        for _, plan in planned:
-            plan.close()
+    to_do = _to_do(planned, home, writing)
+    for folder in results.keys() - to_do.keys():
+        clear_finished(folder)
+    if to_do:
+        check_space(to_do)
+    batches = _batches(to_do, writing.threads, writing.memory)
+    for batch, crew in batches:
+        made = write_folders(batch, replace(writing, threads=crew), leftover="either")
+        for folder, merged in zip(batch, made, strict=True):
+            point = results[folder].point
+            results[folder] = PointResult(point, folder, merged.plan, merged)
     return SweepResult(tuple(results.values()), len(batches), time.perf_counter() - began)
 
 
 def check_ready(
-    planned: Sequence[tuple[Point, Plan]], home: Path, writing: Writing, *, all_points: bool
+    planned: Sequence[tuple[Point, Plan]], home: Path, writing: WriteOptions, *, all_points: bool
 ) -> None:
     """Raise what would stop points from being written, before they are scored.
 
@@ -243,15 +230,17 @@ def check_ready(
         check_space(to_do)
 
 
-def _to_do(planned: Sequence[tuple[Point, Plan]], home: Path, writing: Writing) -> dict[Path, Plan]:
+def _to_do(
+    planned: Sequence[tuple[Point, Plan]], home: Path, writing: WriteOptions
+) -> dict[Path, Plan]:
     """The points that are not there yet, by folder; their folders may be written."""
     missing = {
         home / point.name: plan
         for point, plan in planned
-        if not _kept(home / point.name, plan, writing.get("public", False))
+        if not _kept(home / point.name, plan, writing.public)
     }
     for folder, plan in missing.items():
-        _check(folder, plan, writing.get("force", False))
+        _check(folder, plan, writing.force)
     return missing
 
 

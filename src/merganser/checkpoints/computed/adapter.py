@@ -28,6 +28,7 @@ import numpy as np
 
 from merganser.architecture import Architecture, infer, ties_embeddings
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint, read_numbers
+from merganser.checkpoints.locators import Adapted, after
 from merganser.checkpoints.opening import open_checkpoint
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import read_json
@@ -236,7 +237,9 @@ def adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     Raises:
         InputError: when there is no adapter, or it does not fit the model.
     """
-    return applied(checkpoint, open_adapter(folder))
+    made = applied(checkpoint, open_adapter(folder))
+    made.locator = after(Adapted, checkpoint.locator, folder)
+    return made
 
 
 def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Checkpoint, Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
@@ -52,6 +53,7 @@ class DerivedCheckpoint:
         others: checkpoints beside ``inner`` that are read from; they are closed with it.
         format: what it is stored as, in words.
         notes: what the user should know, beside the notes of ``inner``.
+        locator: how to open it again; None where an outer checkpoint says it.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class DerivedCheckpoint:
         format: str,
         others: Sequence[Checkpoint] = (),
         notes: Sequence[str] = (),
+        locator: Locator | None = None,
     ) -> None:
         self.label = inner.label
         self.home: Path | None = inner.home
@@ -87,6 +90,7 @@ class DerivedCheckpoint:
             for checkpoint in (inner, *others)
             for file, stamp in checkpoint.stamps.items()
         }
+        self.locator = locator
         self._inner = inner
         self._others = tuple(others)
         self._tensors = tensors

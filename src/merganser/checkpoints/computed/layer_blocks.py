@@ -6,13 +6,20 @@ Gemma 3n embeds tokens once more for every layer, in one matrix [vocabulary, lay
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from merganser.checkpoints.computed.derived import Array, read_numbers, read_stored
+from merganser.checkpoints.computed.derived import (
+    Array,
+    Derived,
+    DerivedCheckpoint,
+    read_numbers,
+    read_stored,
+)
+from merganser.checkpoints.locators import Joined, JoinedLayers, TensorAt, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
@@ -83,6 +90,17 @@ class JoinedBlocks:
         donors = [(donor.checkpoint.header_digest, donor.name) for donor in self._donors]
         return repr((donors, list(self._layers)))
 
+    def located(self, name: str) -> JoinedLayers:
+        """Where its blocks come from, as data, under its name."""
+        donors = (after(TensorAt, donor.checkpoint.locator, donor.name) for donor in self._donors)
+        return JoinedLayers(
+            name,
+            tuple(donor for donor in donors if donor is not None),
+            tuple(donor.axis for donor in self._donors),
+            tuple(donor.depth for donor in self._donors),
+            tuple(self._layers),
+        )
+
     def fill(self, first: int, out: Array) -> None:
         """The bytes of the elements from ``first`` on; see :class:`derived.Derived`."""
         numbers = out.view(self._numbers)
@@ -127,3 +145,19 @@ class JoinedBlocks:
         if self._wide:
             return read_numbers(donor.checkpoint, donor.name, start, count)
         return read_stored(donor.checkpoint, donor.name, start, count).view(self._numbers)
+
+
+def joined(own: Checkpoint, tensors: Mapping[str, JoinedBlocks]) -> Checkpoint:
+    """A checkpoint with some of its tensors made of blocks. Their donors stay open when it is closed."""
+    made: dict[str, Derived | str] = {name: name for name in own.specs}
+    made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
+    return DerivedCheckpoint(
+        own,
+        made,
+        own.config,
+        f"blocks {[tensor.digest() for tensor in tensors.values()]}",
+        format=own.format,
+        locator=after(
+            Joined, own.locator, tuple(tensor.located(name) for name, tensor in tensors.items())
+        ),
+    )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
+from merganser.checkpoints.locators import ExpertsNamed, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
@@ -101,6 +102,7 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
         "experts under other names",
         format=checkpoint.format,
         notes=[f"{checkpoint.label}: its experts are taken under the names that {donor.label} has"],
+        locator=after(ExpertsNamed, checkpoint.locator, donor.locator),
     )
 
 

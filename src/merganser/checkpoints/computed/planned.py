@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
@@ -33,6 +34,7 @@ class PlannedCheckpoint:
     format: str = "planned"
     notes: tuple[str, ...] = ()
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    locator: Locator | None = None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
         """There is nothing to read.

@@ -32,6 +32,7 @@ from merganser.checkpoints.computed.derived import (
     read_numbers,
     read_stored,
 )
+from merganser.checkpoints.locators import Dequantised, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.modules import sections
@@ -138,6 +139,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         f"dequantised by blocks of {blocks}",
         format=f"{checkpoint.format} ({', '.join(kinds) or 'nothing quantised'})",
         notes=notes,
+        locator=after(Dequantised, checkpoint.locator),
     )
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from merganser.checkpoints.blocks import read_blocks
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
+from merganser.checkpoints.locators import Rearranged, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.tensors import TensorSpec
 
@@ -72,6 +73,7 @@ def rearranged(
         repr(tensors),
         format=checkpoint.format,
         notes=notes,
+        locator=after(Rearranged, checkpoint.locator, tuple(tensors.items()), tuple(notes)),
     )
 
 

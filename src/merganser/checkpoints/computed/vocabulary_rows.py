@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint, read_numbers
+from merganser.checkpoints.locators import Gathered, GatheredRows, TensorAt, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
@@ -94,7 +95,7 @@ class GatheredTensor:
     Args:
         donors: the tensors that a map's origins number.
         own: which of them it stands in for.
-        rows: the map.
+        rows: the map; all tensors of a checkpoint have the same.
 
     Raises:
         InputError: when donors have rows of different sizes.
@@ -102,7 +103,8 @@ class GatheredTensor:
 
     def __init__(self, donors: Sequence[Donor | None], own: int, rows: RowMap) -> None:
         self._donors = donors
-        self._rows = rows
+        self._own = own
+        self.rows = rows
         mine = donors[own]
         assert mine is not None
         used = [self._donor(i) for i in sorted(self._used())]
@@ -132,15 +134,23 @@ class GatheredTensor:
 
     def _used(self) -> set[int]:
         """Donors that any row comes from."""
-        whole = set(np.unique(self._rows.origin).tolist()) - {ZERO, MEAN, FILL}
-        averaged = self._rows.means[self._rows.row[self._rows.origin == MEAN]]
+        whole = set(np.unique(self.rows.origin).tolist()) - {ZERO, MEAN, FILL}
+        averaged = self.rows.means[self.rows.row[self.rows.origin == MEAN]]
         return whole | set(np.flatnonzero((averaged >= 0).any(axis=0)).tolist())
 
     def digest(self) -> str:
         """A digest of where its rows come from, donors' headers included."""
         donors = [(i, self._donor(i)) for i in sorted(self._used())]
         told = [(i, donor.name, donor.checkpoint.header_digest) for i, donor in donors]
-        return hashlib.sha256(f"{self._rows.digest()} {told}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.rows.digest()} {told}".encode()).hexdigest()
+
+    def located(self, name: str) -> GatheredRows:
+        """Where its rows come from, as data, under its name."""
+        donors = (
+            None if d is None else after(TensorAt, d.checkpoint.locator, d.name)
+            for d in self._donors
+        )
+        return GatheredRows(name, tuple(donors), self._own)
 
     def _donor(self, index: int) -> Donor:
         donor = self._donors[index]
@@ -176,8 +186,8 @@ class GatheredTensor:
         high = np.searchsorted(self._starts, (stop - 1) // self._width, "right")
         starts = self._starts[low : high + 1]
         edges = (starts * self._width).clip(first, stop)
-        origins = self._rows.origin[starts[:-1]]
-        there = (self._rows.row[starts[:-1]] - starts[:-1]) * self._width + edges[:-1]
+        origins = self.rows.origin[starts[:-1]]
+        there = (self.rows.row[starts[:-1]] - starts[:-1]) * self._width + edges[:-1]
         columns = (edges[:-1], edges[1:], origins, there)
         return zip(*(column.tolist() for column in columns), strict=True)
 
@@ -191,7 +201,7 @@ class GatheredTensor:
 
     def _means(self, first: int, stop: int) -> Array:
         """Flat means of the donors' rows that the rows of ``means`` tell."""
-        table = self._rows.means[first:stop]
+        table = self.rows.means[first:stop]
         total = np.zeros((len(table), self._width))
         row = np.empty(self._width, self._numbers)
         for index, rows in enumerate(table.T):
@@ -207,7 +217,7 @@ class GatheredTensor:
             if self._average is None:
                 width, total = self._width, np.zeros(self._width)
                 step = max(1, BLOCK // width)
-                given = self._rows.origin != FILL
+                given = self.rows.origin != FILL
                 edges = np.flatnonzero(np.diff(given, prepend=False, append=False)).tolist()
                 for begin, end in zip(edges[::2], edges[1::2], strict=True):
                     for row in range(begin, end, step):
@@ -226,4 +236,13 @@ def gathered(own: Checkpoint, tensors: Mapping[str, GatheredTensor]) -> Checkpoi
     made: dict[str, Derived | str] = {name: name for name in own.specs}
     made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
     told = "gathered " + " ".join(tensor.digest() for tensor in tensors.values())
-    return DerivedCheckpoint(own, made, own.config, told, format=own.format)
+    [rows] = {id(tensor.rows): tensor.rows for tensor in tensors.values()}.values()
+    located = tuple(tensor.located(name) for name, tensor in tensors.items())
+    return DerivedCheckpoint(
+        own,
+        made,
+        own.config,
+        told,
+        format=own.format,
+        locator=after(Gathered, own.locator, located, rows),
+    )

@@ -1,0 +1,86 @@
+"""What running plans takes: threads, tiles and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser import number_format, system
+from merganser.errors import ResourceError
+from merganser.kernels import CELL
+from merganser.planning import Plan, TensorJob
+
+TILE = 16 * CELL
+"""Elements that are read and merged at once: large enough that Python has little to do between."""
+
+SMALL_TILE = 2 * CELL
+"""Elements that torch computes with at once: each of its steps goes over all of them, so they should stay in
+the cache."""
+
+OVERHEAD = 210 * 2**20
+"""Resident bytes of Python and the libraries, by measurement."""
+
+
+def default_threads(plans: Sequence[Plan]) -> int:
+    """As many threads as pay off: some wait for the disk while others compute; but of many small
+    tensors Python has the most work, which only one thread at a time can do, and torch has threads of
+    its own for whole tensors."""
+    jobs = sum(len(plan.jobs) for plan in plans)
+    if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
+        return 1
+    if any(plan.method.whole for plan in plans):
+        return 1
+    cores = system.cores()
+    slow = any(plan.method.form == "tensor" and plan.method.fused is None for plan in plans)
+    return min(32, cores if slow else 2 * cores)
+
+
+def memory_needed(plan: Plan) -> int:
+    """Estimate of the resident memory that running a plan takes, in bytes."""
+    return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
+
+
+def _in_torch(plan: Plan, job: TensorJob) -> bool:
+    """Whether torch computes a job, one step after the other, and no fused loop."""
+    slow = plan.method.form == "tensor" and plan.method.fused is None
+    return job.method != "copy" and (slow or job.cast is not None)
+
+
+def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:
+    """How many elements of a job are worked on at once where ``tile`` are of most."""
+    return min(tile, SMALL_TILE) if _in_torch(plan, job) else tile
+
+
+def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
+    """What one thread's buffers take when plans run together, by their widest jobs."""
+    most = 0
+    for plan in plans:
+        whole = plan.method.whole
+        for job in plan.jobs:
+            elements = min(tile_of(plan, job, tile), job.spec.numel)
+            if whole and job.method != "copy":
+                elements = job.spec.numel
+            inputs = [(plan.sources[r.source], r.name) for r in job.reads]
+            reads = sum(source.checkpoint.specs[name].dtype.itemsize for source, name in inputs)
+            reads += max((source.scratch.get(name, 0) for source, name in inputs), default=0)
+            numbers = 4 * job.work.itemsize * len(job.reads) if _in_torch(plan, job) else 0
+            most = max(most, elements * (reads + numbers + len(plans) * job.spec.dtype.itemsize))
+    return most
+
+
+def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -> tuple[int, int]:
+    """Fewer threads, then smaller tiles, until the buffers fit the budget."""
+    if memory is None:
+        return threads, tile
+    while True:
+        each = buffer_bytes(plans, tile)
+        if OVERHEAD + each * threads <= memory:
+            return threads, tile
+        if threads > 1:
+            threads -= 1
+        elif tile > CELL:
+            tile = max(CELL, tile // 2 // CELL * CELL)
+        else:
+            raise ResourceError(
+                f"this merge needs {number_format.size(OVERHEAD + each)} of memory, more than the "
+                f"{number_format.size(memory)} given"
+            )

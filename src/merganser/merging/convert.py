@@ -1,0 +1,57 @@
+"""Any model that can be read, as a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from merganser import hub, recipe
+from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
+from merganser.checkpoints.readers import with_companions
+from merganser.checkpoints.training.training_runs import companions
+from merganser.errors import RecipeError
+from merganser.merging.merge import merge
+from merganser.merging.options import MergeKeywords
+from merganser.merging.result import MergeResult
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    resume: bool | None = False,
+    **options: Unpack[MergeKeywords],
+) -> MergeResult:
+    """Write any model that can be read as a Hugging Face folder: a merge of that model alone.
+
+    Args:
+        source: the model, as a recipe names it: a folder, a file, a training run, ``model+adapter``.
+        out: the output folder.
+        base: a model that lends config and tokenizer, in place of the source's own.
+        dtype: of the result; what the source is stored in if None.
+        resume: as in :func:`merganser.merge`.
+        options: of :func:`merganser.merge`.
+
+    Raises:
+        MerganserError: as :func:`merganser.merge` does.
+    """
+    config: dict[str, Any] = {"merge_method": "passthrough", "models": [{"model": str(source)}]}
+    config |= {"dtype": dtype} if dtype is not None else {}
+    lent = None
+    if base is not None:
+        lent = _with_companions(str(source), str(base), options.get("weights") or "auto")
+    return merge(config, out, resume=resume, checkpoints=lent, **options)
+
+
+def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:
+    """The checkpoint of a reference, with another model's config and tokenizer."""
+    try:
+        model, lender = recipe.parse_reference(source), recipe.parse_reference(base)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    folder = companions(hub.resolve(lender.path, lender.revision, weights=False))
+    checkpoint = open_checkpoint(hub.resolve(model.path, model.revision), source, weights=weights)
+    checkpoint = with_companions(checkpoint, folder, base)
+    return {f"{model.path}@{model.revision}" if model.revision else model.path: checkpoint}

@@ -1,0 +1,74 @@
+"""A merged folder against its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from merganser.checkpoints import open_checkpoint
+from merganser.engine.events import Listener, ignore
+from merganser.errors import InputError
+from merganser.merging import multistage
+from merganser.merging.dry_run import run_dry
+from merganser.release import manifest
+from merganser.sinks import DigestSink
+
+
+def verify(
+    folder: str | Path,
+    *,
+    recompute: bool = False,
+    against: str | Path | None = None,
+    may_differ: Collection[str] = (),
+    on_event: Listener = ignore,
+) -> list[str]:
+    """Check a merged folder against its manifest: every file, and every tensor.
+
+    Args:
+        folder: one that :func:`merge` wrote.
+        recompute: compute the merge again from its inputs, and compare that too, with the inputs'
+            own digests where the manifest has them.
+        against: the folder that the recipe's references start from, for ``recompute``, which it
+            implies; the recipe's own if None.
+        may_differ: files that somebody may have edited since.
+        on_event: told of the progress.
+
+    Returns:
+        What is wrong, a sentence each; empty if all is well.
+
+    Raises:
+        InputError: when the folder has no manifest, or cannot be read at all.
+    """
+    path = Path(folder)
+    stated = manifest.read(path)
+    if not manifest.is_as_written(stated, path):
+        return [f"{manifest.NAME} is not what was written"]
+    problems = manifest.damage(stated, path, may_differ)
+    reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
+    try:
+        found = run_dry(
+            reading,
+            DigestSink(),
+            on_event=on_event,
+            strictness="lenient",
+            checkpoints={str(path): open_checkpoint(path)},
+        )
+    except InputError as error:
+        if not problems:
+            raise
+        return [*problems, str(error)]
+    problems += manifest.difference(stated, manifest.tensor_digests([found.outcome]))
+    if recompute or against is not None:
+        manifest.check_method(stated, path)
+        again = multistage.merge_again(
+            path,
+            against,
+            DigestSink(),
+            on_event=on_event,
+            digest_inputs=any("tensors" in each for each in stated["inputs"]),
+        )
+        problems += manifest.different_inputs(stated, again.manifest)
+        different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
+        problems += manifest.different_method(stated) if different else []
+        problems += [f"merged again from the inputs: {problem}" for problem in different]
+    return problems

@@ -1,0 +1,161 @@
+"""Plans as JSON: to look at, and to run elsewhere; :mod:`merganser.planning.plan_loading` reads it.
+
+It holds decisions: names, methods, numbers, files. What follows from them (headers of the output,
+coefficients of methods) or stands in the inputs' own headers is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from merganser import recipe
+from merganser.checkpoints.locator_json import Table
+from merganser.planning.plan_data import DISK_MARGIN, Plan, Source
+from merganser.recipe import ParsedRecipe
+from merganser.tokenizer.vocabulary import fingerprint
+
+FORMAT = 1
+"""The version of the form; another is refused."""
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data for JSON; :func:`merganser.load_plan` reads it."""
+    root = _root(plan)
+    table = Table(lambda path: _below(path, root))
+    entries = [_described_source(each, root, table) for each in plan.all_sources]
+    names = [source.reference.text for source in plan.sources]
+    models = [
+        {"base": i == plan.base, "donor": i == plan.donor} | entry
+        for i, entry in enumerate(entries[: len(names)])
+    ]
+    return {
+        "merganser_plan": FORMAT,
+        "method": plan.method_name,
+        "code": plan.code and asdict(plan.code),
+        "arithmetic": plan.arithmetic,
+        "rounding": plan.rounding,
+        "seed": plan.seed,
+        "dtype": plan.dtype.name,
+        "weights": plan.weights,
+        "tensor_names": plan.tensor_names,
+        "digest": plan.digest,
+        "parameters": plan.parameters,
+        "input_bytes": plan.input_bytes,
+        "output_bytes": plan.output_bytes,
+        "disk_bytes": plan.output_bytes + DISK_MARGIN,
+        "tied": plan.tied,
+        "tie_word_embeddings": plan.tie_word_embeddings,
+        "vocabulary": plan.vocabulary,
+        "root": str(root),
+        "recipe": _described_recipe(plan.recipe, root),
+        "models": models,
+        "locators": table.entries,
+        "tokenizer": _described_tokenizer(plan, entries, root),
+        "chat_template": plan.chat_template,
+        "layers": {
+            module: [
+                [{"model": names[source], "layer": layer} for source, layer in sources]
+                for sources in layers
+            ]
+            for module, layers in plan.layers.items()
+        },
+        "shards": [
+            {"file": s.file, "size": s.size, "tensors": len(s.offsets)} for s in plan.shards
+        ],
+        "tensors": [
+            {
+                "name": job.name,
+                "role": job.role,
+                "layer": job.layer,
+                "dtype": job.spec.dtype.name,
+                "shape": list(job.spec.shape),
+                "method": job.method,
+                "numbers": dict(job.numbers),
+                "based": job.based,
+                "computed_in": job.work.name,
+                "cast": job.cast and job.cast.name,
+                "inputs": [{"model": names[r.source], "tensor": r.name} for r in job.reads],
+            }
+            for job in plan.jobs
+        ],
+        "warnings": list(plan.warnings),
+    }
+
+
+def _root(plan: Plan) -> Path:
+    """The folder below which all inputs lie."""
+    made = {source.checkpoint.path for source in plan.all_sources if _is_made(source)}
+    folders = [f for s in plan.all_sources for f in s.folders if f not in made]
+    files = [file for source in plan.all_sources for file in source.checkpoint.stamps]
+    if plan.tokenizer is not None and plan.tokenizer.output.start.folder not in made:
+        folders.append(plan.tokenizer.output.start.folder)
+    paths = [str(path.absolute().parent) for path in (*folders, *files)]
+    return Path(os.path.commonpath(paths)) if paths else Path("/")
+
+
+def _is_made(source: Source) -> bool:
+    """Whether the folder of its tokenizer is a temporary one (of a GGUF file)."""
+    model = source.checkpoint
+    home, path = model.home, model.path
+    return model.format.startswith("GGUF") and path not in (home, home and home.parent)
+
+
+def _below(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path.absolute(), root)).as_posix()
+
+
+def _described_source(source: Source, root: Path, table: Table) -> dict[str, Any]:
+    model = source.checkpoint
+    return {
+        "reference": source.reference.text,
+        "tensors": len(model.specs),
+        "layers": {m.name: m.depth for m in source.architecture.modules.values()},
+        "header_digest": model.header_digest,
+        "names": asdict(source.reference),
+        "published": source.published,
+        "adapter": source.adapter and _below(source.adapter, root),
+        "published_adapter": source.published_adapter,
+        "locator": None if model.locator is None else table.place(model.locator),
+        "files": {_below(file, root): list(stamp) for file, stamp in model.stamps.items()},
+    }
+
+
+def _described_recipe(parsed: ParsedRecipe, root: Path) -> dict[str, Any]:
+    folder = parsed.folder and parsed.folder.absolute()
+    return {
+        "text": parsed.document.text,
+        "data": None if parsed.document.text is not None else dict(parsed.data),
+        "file": parsed.document.file,
+        "folder": folder and (_below(folder, root) if folder.is_relative_to(root) else str(folder)),
+        "strictness": parsed.strictness,
+        "results": {name: str(path.absolute()) for name, path in parsed.results.items()},
+        "references": [asdict(each) for _, each in recipe.model_references(parsed.recipe)],
+    }
+
+
+def _described_tokenizer(
+    plan: Plan, entries: Sequence[dict[str, Any]], root: Path
+) -> dict[str, Any] | None:
+    if plan.tokenizer is None:
+        return None
+    output = plan.tokenizer.output
+    folder = output.start.folder
+    owners = [i for i, s in enumerate(plan.all_sources) if s.checkpoint.path == folder]
+    return {
+        "from": output.start.label,
+        "tokens": len(output.tokens),
+        "rows": plan.vocabulary,
+        "added": {each.content: each.id for each in output.new},
+        "left_out": sorted(output.dropped),
+        "flags": [list(each.flags) for each in output.new],
+        "conflicts": list(output.conflicts),
+        "model": owners[0] if owners else None,
+        "folder": None if owners else _below(folder, root),
+        "files": fingerprint(folder),
+        "moved": [[key, old, new] for (key, old), new in plan.tokenizer.moved.items()],
+        "donors": entries[len(plan.sources) :],
+    }
