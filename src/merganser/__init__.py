@@ -6,7 +6,7 @@ tells all about one. docs/python.md has examples.
 Merge:
     merge(config, out)              a recipe in, a model folder out
     plan(config)                    what a merge will do, from headers alone
-    load_plan(file)                 a plan that `merganser plan --json` wrote
+    load_plan(file)                 a plan from its JSON
     verify(folder)                  check a merged folder against its manifest
     convert(model, out)             any model that can be read, as a model folder
     merge_all(file, out)            several recipes that build on each other

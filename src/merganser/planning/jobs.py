@@ -94,7 +94,7 @@ class JobMaker:
         name = self.method.name
         identity = combination is not None and combination == Combination((1.0,))
         if identity and specs[0].dtype == out and cast is None:
-            name = "copy"
+            name, combination = "copy", None
         return TensorJob(
             group.name,
             TensorSpec(out, specs[0].shape),

@@ -239,8 +239,8 @@ class Plan:
         method = methods.get(self.method_name, self.arithmetic)
         if method is None:
             raise RecipeError(
-                f"the plan's merge method {self.method_name!r} is not registered; load the file that "
-                "has it (--methods FILE)"
+                f"the plan's merge method {self.method_name!r} is not registered; load the file "
+                "of merge methods that has it"
             )
         if method.origin != self.code and _code(method.origin) != _code(self.code):
             raise RecipeError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from merganser import recipe
 from merganser.checkpoints.locator_json import Table
+from merganser.checkpoints.locators import Mover
 from merganser.planning.plan_data import DISK_MARGIN, Plan, Source
 from merganser.recipe import ParsedRecipe
 from merganser.tokenizer.vocabulary import fingerprint
@@ -87,14 +88,22 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _root(plan: Plan) -> Path:
-    """The folder below which all inputs lie."""
+    """The deepest folder that all inputs are in."""
+    paths: list[Path] = []
+
+    def note(path: Path) -> Path:
+        paths.append(path)
+        return path
+
+    mover = Mover(note)
+    for source in plan.all_sources:
+        mover(source.checkpoint.locator)
+        paths += [*source.checkpoint.stamps, *filter(None, [source.adapter])]
     made = {source.checkpoint.path for source in plan.all_sources if _is_made(source)}
-    folders = [f for s in plan.all_sources for f in s.folders if f not in made]
-    files = [file for source in plan.all_sources for file in source.checkpoint.stamps]
     if plan.tokenizer is not None and plan.tokenizer.output.start.folder not in made:
-        folders.append(plan.tokenizer.output.start.folder)
-    paths = [str(path.absolute().parent) for path in (*folders, *files)]
-    return Path(os.path.commonpath(paths)) if paths else Path("/")
+        paths.append(plan.tokenizer.output.start.folder)
+    parents = [str(path.absolute().parent) for path in paths]
+    return Path(os.path.commonpath(parents)) if parents else Path("/")
 
 
 def _is_made(source: Source) -> bool:

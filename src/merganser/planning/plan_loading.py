@@ -51,7 +51,7 @@ def load_plan(
     root: str | Path | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
-    """Read a plan from JSON, as ``merganser plan --json`` writes it, and check that its inputs are the same.
+    """Read a plan from JSON, as :func:`merganser.planning.describe` gives it, and check that its inputs are the same.
 
     Args:
         source: the file, or what is in it.
@@ -186,8 +186,8 @@ class _Loader:
         method = methods.get(name, self.file.arithmetic)
         if method is None:
             raise RecipeError(
-                f"the plan's merge method {name[:80]!r} is not registered; load the file that has it "
-                "(--methods FILE)"
+                f"the plan's merge method {name[:80]!r} is not registered; load the file "
+                "of merge methods that has it"
             )
         planned = None if code is None else Origin(**code.model_dump())
         own = None if method.origin is None else method.origin.digest
@@ -216,7 +216,11 @@ class _Loader:
             if own.size != stamp.size or (own != stamp and not self.moved):
                 raise InputError(
                     f"{file}: changed since this was planned; plan again"
-                    + ("" if own.size != stamp.size else ", or name its folder with --root")
+                    + (
+                        ""
+                        if own.size != stamp.size
+                        else ", or name the root that its copy is below"
+                    )
                 )
         if found.keys() != stated.keys() or checkpoint.header_digest != entry.header_digest:
             raise InputError(f"{reference}: its headers changed since this was planned; plan again")

@@ -118,7 +118,7 @@ class TokenizerEntry(Part):
     model: Count | None
     folder: str | None
     files: str
-    moved: list[tuple[str, int, int | None]]
+    moved: list[Annotated[tuple[str, int, int | None], Field(strict=False)]]
     donors: list[InputEntry]
 
 
