@@ -20,6 +20,7 @@ from merganser import planning
 from merganser.checkpoints.stored import StoredCheckpoint
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.planning import Plan, TensorJob
+from merganser.tensors import parse_size
 from messages import assert_one_line
 from recipe_files import RecipeFile
 
@@ -493,7 +494,7 @@ def test_shards_are_files_that_safetensors_reads(
     tmp_path: Path, pair: tuple[Path, Path], size: int | str
 ) -> None:
     plan = planning.plan(averaged(*pair), shard_size=size)
-    limit, names = planning.parse_size(size), []
+    limit, names = parse_size(size), []
     for shard in plan.shards:
         assert len(shard.header) % 4096 == 0
         file = tmp_path / shard.file
@@ -556,7 +557,7 @@ def test_no_shard_size_is_one_file(pair: tuple[Path, Path], size: str | int) -> 
     ],
 )
 def test_sizes(text: str | int, size: int) -> None:
-    assert planning.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 # -- the whole plan --------------------------------------------------------------------------------
