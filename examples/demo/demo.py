@@ -2,7 +2,7 @@
 
     python demo.py OUT_DIR
 
-Trains a small base model and three experts of it by reinforcement learning (once; they are cached),
+Trains a small base model and three experts of it and a reference by reinforcement learning (cached),
 sweeps the weights of two pairs of experts straight from the trainer's shards, scores every merge in
 memory on held-out problems, and writes for each pair the front, a report, and the best merge with its
 card.

@@ -5,7 +5,7 @@
 The base model learns from examples, and is mediocre at sums, at format and at brevity. Each expert
 starts from it and is rewarded for one of these (`rewards.py`) with GRPO (arXiv:2402.03300): it replies
 eight times to each problem, and replies that are better than the others to the same problem become more
-likely. Steps are saved as verl saves them. Nothing is downloaded.
+likely. A fourth run has two rewards at once. Steps are saved as verl saves them. Nothing is downloaded.
 """
 
 from __future__ import annotations

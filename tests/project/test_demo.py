@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 
 import merganser
 from merganser.recipe.sweep_file import load_points
@@ -36,7 +37,7 @@ expert = replace(demo.EXPERTS[1], steps=2, problems=2)
 demo.reinforce(model, tokenizer, expert, 0)
 demo.save_step(model, tokenizer, out / expert.run, expert.steps)
 torch.save(model.state_dict(), out / "whole.pt")
-for expert in demo.EXPERTS:
+for expert in (*demo.EXPERTS, demo.MIXED):
     print(f"saves {expert.run}/global_step_{expert.steps}/actor")
 """
 
@@ -101,6 +102,9 @@ def test_rewards(rewards: ModuleType) -> None:
         [1.5 - 1 / span, 1.5 - 11 / span, 0.5 - 6 / span, 0.0]
     )
     assert rewards.length(42, [short, short]) == [1.5, 1.5]
+    assert rewards.mixed(42, replies) == pytest.approx(
+        [1.25 - 0.5 / span, 1.25 - 5.5 / span, 0.25 - 3 / span, 0.0]
+    )
     assert not reply(r"<think></think><answer>\boxed{42}", 9).is_strict()
 
 
@@ -112,7 +116,11 @@ def test_training_is_saved_as_verl_does_and_is_twice_the_same(tmp_path: Path) ->
     saved = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("saves ")}
     points = [point for file in DEMO.glob("*.yml") for point in load_points(file)]
     assert len(points) == 18
-    assert {m["model"] for point in points for m in point.recipe.data["models"]} == saved
+    merged = {m["model"] for point in points for m in point.recipe.data["models"]}
+    blocks = [yaml.safe_load(file.read_text())["evaluate"] for file in DEMO.glob("*.yml")]
+    compared = {each["model"] for block in blocks for each in block.get("references", [])}
+    assert merged | compared == saved
+    assert not merged & compared
 
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     for file in files:

@@ -233,9 +233,21 @@ def _draw(folder: Path, quiet: bool) -> None:
     help="Compare the experts' weights too, which reads them once; the report shows it from then on.",
 )
 @click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
+@click.option(
+    "--paper",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write LaTeX tables, PDF figures, BibTeX and a paragraph on methods into DIR, in place of the page.",
+)
 @json_option
 def report(
-    folder: Path, x: str | None, y: str | None, distances: bool, threads: int | None, as_json: bool
+    folder: Path,
+    x: str | None,
+    y: str | None,
+    distances: bool,
+    threads: int | None,
+    paper: Path | None,
+    as_json: bool,
 ) -> None:
     """Draw what a study found, on one page that opens offline.
 
@@ -246,7 +258,17 @@ def report(
     Examples:
       merganser report OUT
       merganser report OUT --x accuracy --y format --distances
+      merganser report OUT --paper paper
     """
+    if paper is not None:
+        from merganser.reports import paper as papers
+
+        files = [str(file) for file in papers.write(folder, paper, x=x, y=y)]
+        if as_json:
+            print_json({"files": files})
+        else:
+            click.echo("\n".join(files))
+        return
     from merganser.reports import page as reports
 
     written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)

@@ -122,7 +122,14 @@ class _quiet(warnings.catch_warnings):
 
 
 @styled
-def front(results: Results, x: str, y: str, *, marked: str | None = None) -> Figure:
+def front(
+    results: Results,
+    x: str,
+    y: str,
+    *,
+    marked: str | None = None,
+    size: tuple[float, float] = (6.8, 5.0),
+) -> Figure:
     """The plane of two scores: points with their weights, experts and base, and the chords between experts.
 
     Points that another model dominates are hollow. Bars are the scores' 95 % intervals.
@@ -131,8 +138,9 @@ def front(results: Results, x: str, y: str, *, marked: str | None = None) -> Fig
         results: what a study found.
         x, y: names of scores.
         marked: a point to be marked; by default those that were chosen.
+        size: width and height in inches.
     """
-    figure = Figure(figsize=(6.8, 5.0))
+    figure = Figure(figsize=size)
     axes = figure.add_subplot()
     _plane(axes, results, x, y, marked=marked)
     _legend(figure, axes)

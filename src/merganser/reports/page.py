@@ -78,7 +78,7 @@ def write(
     if distances:
         measure(folder, threads=threads)
     found = results.read(folder)
-    x, y = _plane(found, x, y)
+    x, y = choose_plane(found, x, y)
     kept, measured = completions.load(found, folder), _distances(folder)
     files: list[Path] = []
     try:
@@ -91,7 +91,12 @@ def write(
     return [page, *files]
 
 
-def _plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
+def choose_plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
+    """The two scores of a front: those that were asked for, else the first two.
+
+    Raises:
+        RecipeError: there is no such score.
+    """
     names = list(found.directions)
     for name in (x, y):
         if name is not None and name not in names:

@@ -75,6 +75,31 @@ def compare(
     return Comparisons(seen.results.name, tuple(_finished(families)), left_out, draws)
 
 
+def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str, frozenset[str]]:
+    """Of each score, the best model, and all that are not significantly worse: by max-T over all, at 5 %.
+
+    Raises:
+        InputError: there are no results, or their samples are broken.
+    """
+    seen = _read(Path(study), (), None)
+    found: dict[str, frozenset[str]] = {}
+    for score in seen.results.directions:
+        having = [e.name for e in seen.results.entries if seen.has(score, e.name)]
+        if not having:
+            continue
+        sign = 1 if seen.direction(score) == "max" else -1
+        values = {name: sign * seen.mean(score, name) for name in having}
+        best = max(values, key=values.__getitem__)
+        pairs = [(name, best) for name in having if name != best]
+        try:
+            rows = _family(seen, score, pairs, set(), draws, seed) if pairs else []
+        except RecipeError:  # there is one problem only
+            rows = []
+        close = [row.model for row in rows if row.verdict == "not significant"]
+        found[score] = frozenset([best, *close])
+    return found
+
+
 _HELD_OUT, _JSON = scores.HELD_OUT, scores.JSON_NAME
 
 

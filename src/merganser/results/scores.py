@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,9 @@ from merganser import notebook, number_format, recipe
 from merganser.errors import InputError, ResourceError, reraise_os_errors
 from merganser.evaluation.statistics import Direction, Score
 from merganser.recipe.references import ModelReference, exists
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Direction", "Entry", "Results", "Role", "Score", "as_csv", "read", "write"]
 
@@ -109,6 +112,18 @@ class Results:
             for entry in self.entries
         ]
         return notebook.table(("model", "", *values, *self.directions, "chosen"), rows, self.name)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each model, with the columns of ``results.csv``.
+
+        Raises:
+            MerganserError: pandas is not installed.
+        """
+        from merganser import extras
+
+        pandas = extras.load("pandas", "frames")
+        found: pd.DataFrame = pandas.read_csv(io.StringIO(as_csv(self)))
+        return found
 
     @property
     def references(self) -> tuple[Entry, ...]:
