@@ -16,8 +16,8 @@ COLUMNS = 100
 ITEM = re.compile(r"(\s*)([-*]|\d+\.) +")
 CLOSED = re.compile(r"\s*(\||#|<!--|!\[|:::|---)")
 """Lines that stay as they are: tables, headings, comments, pictures, directives, rules."""
-TOGETHER = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
-"""What no line break may go through: code, links."""
+TOGETHER = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)|\d %|\S+ (?:[-+*>#|]|\d+[.)])(?= )")
+"""What no line break may go through: code, links, percentages, and what would begin a list."""
 
 
 def reflow(text: str) -> str:

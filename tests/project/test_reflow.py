@@ -47,9 +47,11 @@ def test_prose_is_filled_and_the_rest_stays(tmp_path: Path) -> None:
     assert run("--check", str(page)).returncode == 0
 
 
-@pytest.mark.parametrize("kept", ["`code with blanks in it`", "[a link of words](there.md)"])
+@pytest.mark.parametrize(
+    "kept", ["`code with blanks in it`", "[a link of words](there.md)", "95 %", "a -", "a 1."]
+)
 def test_no_line_breaks_inside_code_and_links(tmp_path: Path, kept: str) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"{'x' * 90} {kept} and\nso on\n")
+    page.write_text(f"{'x' * (100 - len(kept))} {kept} and\nso on\n")
     assert run(str(page)).returncode == 0
-    assert page.read_text() == f"{'x' * 90}\n{kept} and so on\n"
+    assert page.read_text() == f"{'x' * (100 - len(kept))}\n{kept} and so on\n"
