@@ -108,7 +108,7 @@ def test_the_inner_layer_lies_half_way_to_the_middle() -> None:
 def test_rounding_keeps_the_sum(weights: list[float], digits: int) -> None:
     total = sum(weights)
     shares = [weight / total for weight in weights]
-    found = rounded(shares, digits)
+    found = rounded(shares, 10**digits)
     assert sum(found) == 1
     assert max(abs(float(a) - b) for a, b in zip(found, shares, strict=True)) <= 10**-digits
 

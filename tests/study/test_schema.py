@@ -58,6 +58,23 @@ models: [{model: a, parameters: {weight: "{{ w }}"}}]
 evaluate: {lm_eval: [{task: gsm8k, metric: acc}], keep: all}
 """
 
+GREEDY = """
+search:
+  method: greedy
+  from: [runs/a, {run: runs/acc, steps: {last: 8}}]
+  again: true
+  equal: false
+  objectives: {exact: max}
+merge_method: linear
+evaluate: {tasks: [{problems: p.jsonl, scorers: [exact]}]}
+"""
+WEIGHTS = """
+search: {over: {w: {simplex: [a, b], step: 0.1}, v: {simplex: [a, b]}}, objectives: exact}
+merge_method: linear
+models: [{model: a, parameters: {weight: "{{ w.a * v.a }}"}}]
+evaluate: {tasks: [{problems: p.jsonl, scorers: [exact]}]}
+"""
+
 
 def pages() -> list[Any]:
     """Every document of YAML of the examples and the documentation; parts are completed."""
@@ -91,7 +108,7 @@ def refused(folder: Path, documents: list[Any]) -> set[int]:
 
 
 def test_all_yaml_of_the_examples_and_the_documentation_is_accepted(tmp_path: Path) -> None:
-    documents = [*pages(), yaml.safe_load(SWEEP), yaml.safe_load(STEPS), yaml.safe_load(SEARCH)]
+    documents = [*pages(), yaml.safe_load(SWEEP), *map(yaml.safe_load, (STEPS, SEARCH, GREEDY, WEIGHTS))]
     found = refused(tmp_path, documents)
     assert found == set(), [documents[i] for i in found]
 

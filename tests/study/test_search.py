@@ -26,8 +26,9 @@ from merganser.publishing import study_cards
 from merganser.results import scores
 from merganser.study import history
 from merganser.study.optimisers import Front, Verdict
+from merganser.study.search_axes import Axis
 from merganser.study.search_loop import Candidate, Standing, best, explore, invalid_ends
-from merganser.study.search_space import Axis, load_search
+from merganser.study.search_space import load_search
 from messages import assert_one_line
 from recipe_files import RecipeFile
 

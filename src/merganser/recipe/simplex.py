@@ -138,7 +138,7 @@ def _lattice(
             f"{key_name(path)}: give either the step, such as 0.1, or layers, such as [3, 2]", path
         )
     if "step" in value:
-        layers = [_parts(document, value["step"], (*path, "step"))]
+        layers = [parts(document, value["step"], (*path, "step"))]
     else:
         layers = _layers(document, value["layers"], (*path, "layers"))
     total = sum(count(models, parts, inside) for parts in layers)
@@ -170,23 +170,27 @@ def _fewer(models: int, layers: Sequence[int], inside: bool) -> str:
     return "; {sobol: […], points: 100} samples it"
 
 
-def _parts(document: Document, step: Any, path: Path) -> int:
-    """Into how many steps 1 is divided."""
+def parts(document: Document, step: Any, path: Path) -> int:
+    """Into how many steps 1 is divided.
+
+    Raises:
+        RecipeError: when the steps do not divide it.
+    """
     try:
         exact = Decimal(str(step)) if not isinstance(step, bool) else Decimal(0)
     except ArithmeticError:
         exact = Decimal(0)
     if not exact.is_finite() or not 0 < exact <= 1 or 1 / exact > MAX_POINTS:
         raise document.error(f"{key_name(path)}: is a number from 0.001 to 1", path)
-    parts = int(1 / exact)
-    if parts * exact != 1:
+    count = int(1 / exact)
+    if count * exact != 1:
         near = ", ".join(f"{Decimal(1) / n:f}" for n in (2, 4, 5, 10, 20))
         raise document.error(
             f"{key_name(path)}: weights that are multiples of {exact:f} cannot add up to 1; "
-            f"take a step that divides it, such as {near}, or layers: [{parts}]",
+            f"take a step that divides it, such as {near}, or layers: [{count}]",
             path,
         )
-    return parts
+    return count
 
 
 def _layers(document: Document, layers: Any, path: Path) -> list[int]:
@@ -215,9 +219,9 @@ def _layer(models: int, parts: int, inside: bool, shrink: Decimal) -> Iterator[P
         yield tuple(each.normalize() for each in exact) if plain else rounded(exact)
 
 
-def rounded(weights: Sequence[Decimal | float], digits: int = DIGITS) -> Point:
-    """Weights with some digits that add up to exactly one: what rounding down leaves goes to those that lose most."""
-    grain = 10**digits
+def rounded(weights: Sequence[Decimal | float], grain: int = 10**DIGITS) -> Point:
+    """Weights as multiples of 1/grain that add up to exactly one: what rounding down leaves goes to those
+    that lose most."""
     scaled = [Decimal(each) * grain for each in weights]
     whole = [int(each) for each in scaled]
     rest = sorted(range(len(whole)), key=lambda i: (whole[i] - scaled[i], i))

@@ -213,10 +213,20 @@ def read_pattern(source: Config, block: str, strictness: Strictness = "normal") 
             f"a {block} is read from a file or a mapping; a recipe is one merge already"
         )
     documents, folder = recipe.read_documents(source)
-    document = documents[0]
-    data = document.data
     if len(documents) > 1:
         raise documents[1].error(f"a {block} is a file of its own, without further recipes")
+    return pattern_of(documents[0], folder, block, strictness)
+
+
+def pattern_of(
+    document: Document, folder: Any, block: str, strictness: Strictness = "normal"
+) -> Pattern:
+    """Take a document for a file of many recipes; see :func:`read_pattern`.
+
+    Raises:
+        RecipeError: when it is none, or its expressions cannot be read.
+    """
+    data = document.data
     if not isinstance(data, dict) or block not in data:
         other = next((key for key in BLOCKS[:2] if isinstance(data, dict) and key in data), None)
         does = f"{other}` is for its {other}: block" if other else "merge` merges it"

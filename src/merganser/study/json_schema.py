@@ -121,8 +121,27 @@ _SEARCH = _object(
             "type": "object",
             "minProperties": 1,
             "propertyNames": _NAMES,
-            "additionalProperties": {"anyOf": [_SCALAR, _VALUES, _RANGE]},
+            "additionalProperties": {
+                "anyOf": [
+                    _SCALAR,
+                    _VALUES,
+                    _object({"simplex": _MODELS, "step": _NUMBER}, "simplex"),
+                    _RANGE,
+                ]
+            },
         },
+        "from": {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    _object({key: SCHEMA["properties"][key] for key in ("run", "steps")}, "run"),
+                ]
+            },
+            "minItems": 1,
+        },
+        "again": {"type": "boolean"},
+        "equal": {"type": "boolean"},
         "objectives": {
             "anyOf": [
                 {"type": "string", "minLength": 1},
@@ -155,9 +174,9 @@ _SEARCH = _object(
         },
         "keep": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 1000}, {"const": "front"}]},
     },
-    "over",
     "objectives",
 )
+_SEARCH["anyOf"] = [{"required": ["over"]}, {"required": ["from"]}]
 
 
 def json_schema() -> Schema:

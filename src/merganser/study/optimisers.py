@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from merganser import extras
-from merganser.study.search_space import Axis, Method, Position
+from merganser.study.search_axes import Axis
+from merganser.study.search_space import Method, Position
 
 POPULATION = 8
 """Candidates of a generation, where the method has no number of its own."""
@@ -55,6 +56,7 @@ def optimiser(
     objectives: int,
     population: int | None = None,
     seed: int = 0,
+    equal: bool = False,
 ) -> Optimiser:
     """Make the optimiser of a method.
 
@@ -64,6 +66,7 @@ def optimiser(
         objectives: how many goals there are.
         population: how many candidates make a generation; None for the method's own number.
         seed: of all that is drawn.
+        equal: whether a greedy soup keeps what makes it neither better nor worse.
 
     Raises:
         MerganserError: when its library is not installed.
@@ -77,6 +80,8 @@ def optimiser(
             return Random(axes, population or POPULATION, seed)
         case "front":
             return Front(axes, population or FIRST_OF_FRONT)
+        case "greedy":
+            return Greedy(axes, equal)
 
 
 class CmaEs:
@@ -231,3 +236,51 @@ class Front:
             self.asked.add(verdict.position[0])
             if verdict.goals:
                 self.found[verdict.position[0]] = verdict
+
+
+class Greedy:
+    """Every model alone, and then the best one with the next best, which stays if that is better, and so on.
+
+    Args:
+        axes: one for each model; with more than two values a model may be taken again.
+        equal: whether what makes a soup neither better nor worse stays too.
+    """
+
+    def __init__(self, axes: Sequence[Axis], equal: bool = False) -> None:
+        self.count = len(axes)
+        self.most = (axes[0].count or 2) - 1
+        self.equal = equal
+        self.order: list[int] | None = None
+        self.queue: list[int] = []
+        self.soup: tuple[int, ...] = ()
+        self.key: tuple[float, ...] = ()
+        self.grown = False
+
+    def ask(self) -> list[tuple[float, ...]]:
+        """The single models, then one soup at a time."""
+        if self.order is None:
+            return [tuple(map(float, self._with((0,) * self.count, i))) for i in range(self.count)]
+        if not self.queue and self.most > 1 and self.grown:
+            self.queue, self.grown = list(self.order), False
+        while self.queue and self.soup[self.queue[0]] >= self.most:
+            self.queue.pop(0)
+        return [tuple(map(float, self._with(self.soup, self.queue[0])))] if self.queue else []
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Sort the single models, or keep what was added."""
+        keys = [(sum(v.missed), *v.goals) if v.goals else () for v in verdicts]
+        if self.order is None:
+            good = [i for i in range(self.count) if keys[i]]
+            self.order = sorted(good, key=lambda i: keys[i])
+            if self.order:
+                first, *self.queue = self.order
+                self.soup, self.key = self._with((0,) * self.count, first), keys[first]
+                self.grown = True
+            return
+        added = self.queue.pop(0)
+        if keys[0] and (keys[0] < self.key or (self.equal and keys[0] == self.key)):
+            self.soup, self.key = self._with(self.soup, added), keys[0]
+            self.grown = True
+
+    def _with(self, soup: tuple[int, ...], model: int) -> tuple[int, ...]:
+        return tuple(n + (i == model) for i, n in enumerate(soup))

@@ -122,6 +122,7 @@ def explore(
         objectives=len(search.objectives),
         population=search.population,
         seed=search.seed,
+        equal=search.equal,
     )
     trials: list[Trial] = []
     spent: list[float] = []
@@ -163,10 +164,14 @@ def explore(
     return tuple(trials)
 
 
+_DECIDING = ("over", "from", "again", "equal", "objectives", "constraints")
+"""Keys of a search that decide its candidates, beside those that have defaults."""
+
+
 def describe(search: Search) -> dict[str, Any]:
     """What decides a search's candidates, as plain data; without the budget, which may grow."""
     block = search.pattern.document.data["search"]  # type: ignore[index]
-    told_of = {key: block[key] for key in ("over", "objectives", "constraints") if key in block}
+    told_of = {key: block[key] for key in _DECIDING if key in block}
     how = {"method": search.method, "population": search.population, "seed": search.seed}
     return {
         "search": {**told_of, **how, "held_out": block.get("held_out")},
@@ -190,7 +195,8 @@ def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
     first = 0
     for key, each in search.over.items():
         axes, after = each.axes, first + len(each.axes)
-        for end in (0, 1) if axes and all(axis.ordered for axis in axes) else ():
+        ranged = axes and all(axis.ordered for axis in axes) and search.method != "greedy"
+        for end in (0, 1) if ranged else ():
             ends = [end if axis.count is None else end * (axis.count - 1) for axis in axes]
             place = (*middle[:first], *map(float, ends), *middle[after:])
             values = search.values(place)
@@ -222,6 +228,8 @@ def plan_samples(search: Search, options: PlanOptions) -> list[tuple[Point, Plan
 
 
 def _middle(search: Search) -> Position:
+    if search.method == "greedy":
+        return (1.0,) * len(search.axes)
     return tuple(
         0.5 if axis.count is None else (axis.count - 1) // 2 if axis.ordered else 0
         for axis in search.axes

@@ -27,10 +27,12 @@ from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, Strictness, key_name
 from merganser.recipe.axes import axis_values
 from merganser.recipe.expressions import text
-from merganser.recipe.sweep_file import Path, Pattern, read_pattern
+from merganser.recipe.sweep_file import Path, Pattern, pattern_of, read_pattern
 from merganser.results.scores import Direction
+from merganser.study.greedy_models import KEY, with_models
+from merganser.study.search_axes import Axis, Simplex, Soup, read_simplex
 
-Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front"]
+Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front", "greedy"]
 Position = tuple[float, ...]
 """Where a candidate is: of every axis a number from 0 to 1, or a whole number below its count."""
 
@@ -43,21 +45,8 @@ DEFAULT_BUDGET = 40
 
 _KEYS = frozenset(
     {"over", "objectives", "constraints", "method", "budget", "population", "seed", "held_out"}
-) | {"keep"}
+) | {"keep", "from", "again", "equal"}
 _RANGE = frozenset({"from", "to", "step", "int", "log", "length"})
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One number that is searched.
-
-    Attributes:
-        count: how many values it has; None for all from 0 to 1.
-        ordered: whether they have an order; else they are choices.
-    """
-
-    count: int | None = None
-    ordered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +125,10 @@ class Choices:
         )
 
 
+Parameter = Range | Choices | Simplex | Soup
+"""What a key of a search may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What a score must keep to: at least, or at most."""
@@ -166,10 +159,11 @@ class Search:
         held_out: a share of the problems, or names of tasks, that only the chosen ones are scored on;
             None for none.
         keep: how many of the best are written; None for the whole front.
+        equal: whether a greedy soup keeps what makes it neither better nor worse.
     """
 
     pattern: Pattern
-    over: Mapping[str, Range | Choices]
+    over: Mapping[str, Parameter]
     objectives: Mapping[str, Direction]
     limits: Mapping[str, Limit]
     method: Method
@@ -178,6 +172,7 @@ class Search:
     seed: int
     held_out: float | tuple[str, ...] | None
     keep: int | None
+    equal: bool = False
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -212,10 +207,20 @@ def load_search(source: Config, strictness: Strictness = "normal") -> Search:
     document: Any = pattern.document
     block = document.data["search"]
     _mapping(document, block, ("search",), _KEYS, "{over: {w: {from: 0, to: 1}}, objectives: …}")
-    for key in ("over", "objectives"):
+    greedy = block.get("method") == "greedy"
+    for key in ("from" if greedy else "over", "objectives"):
         if key not in block:
             raise document.error(f"search: the key {key!r} is missing", ("search",))
-    over = dict(_over(document, block["over"]))
+    for key in ("over", "population") if greedy else ("from", "again", "equal"):
+        if key in block:
+            problem = "a greedy search has from" if greedy else "is for method: greedy"
+            raise document.error(f"search.{key}: {problem}", ("search", key))
+    if greedy:
+        document, names = with_models(document, pattern.folder)
+        pattern = pattern_of(document, pattern.folder, "search", strictness)
+        over: dict[str, Parameter] = {KEY: Soup(names, _flag(document, block, "again"))}
+    else:
+        over = dict(_over(document, block["over"]))
     pattern.check_names({key: bool(each.axes) for key, each in over.items()})
     axes = [axis for each in over.values() for axis in each.axes]
     if not axes:
@@ -228,12 +233,28 @@ def load_search(source: Config, strictness: Strictness = "normal") -> Search:
         objectives,
         _limits(document, block.get("constraints", {})),
         _method(document, block.get("method"), axes, several),
-        _whole(document, block, "budget", DEFAULT_BUDGET, 1, MAX_BUDGET),
+        _whole(document, block, "budget", _budget(over), 1, MAX_BUDGET),
         _whole(document, block, "population", None, 2, 1000),
         _whole(document, block, "seed", 0, 0, 2**32 - 1),
         _held_out(document, block.get("held_out")),
         _keep(document, block, several),
+        _flag(document, block, "equal"),
     )
+
+
+def _budget(over: Mapping[str, Parameter]) -> int:
+    """The default: for a soup, as many candidates as one round has."""
+    soup = over.get(KEY)
+    if isinstance(soup, Soup) and not soup.again:
+        return 2 * len(soup.names) - 1
+    return DEFAULT_BUDGET
+
+
+def _flag(document: Document, block: Mapping[str, Any], key: str) -> bool:
+    value = block.get(key, False)
+    if not isinstance(value, bool):
+        raise document.error(f"search.{key}: is true or false", ("search", key))
+    return value
 
 
 def _keep(document: Document, block: Mapping[str, Any], several: bool) -> int | None:
@@ -252,7 +273,7 @@ def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], 
             raise document.error(f"{key_name((*path, key))}: unknown key; {hint}", (*path, key))
 
 
-def _over(document: Document, block: Any) -> Iterator[tuple[str, Range | Choices]]:
+def _over(document: Document, block: Any) -> Iterator[tuple[str, Parameter]]:
     path: Path = ("search", "over")
     if not isinstance(block, dict) or not block:
         raise document.error(
@@ -263,9 +284,14 @@ def _over(document: Document, block: Any) -> Iterator[tuple[str, Range | Choices
         if isinstance(value, dict) and not {"from", "to"}.isdisjoint(value):
             axis_values(document, [0], own)  # its name
             yield key, _range(document, value, own)
+        elif isinstance(value, dict) and "simplex" in value:
+            axis_values(document, [0], own)  # its name
+            yield key, read_simplex(document, value, own)
         elif isinstance(value, dict):
             raise document.error(
-                f"{key_name(own)}: give a range {{from, to}}, or a list of choices", own
+                f"{key_name(own)}: give a range {{from, to}}, or a list of choices, or weights "
+                "{simplex: [acc, fmt, len]}",
+                own,
             )
         else:
             yield key, Choices(tuple(axis_values(document, value, own)))
@@ -354,6 +380,9 @@ def _method(document: Document, given: Any, axes: Sequence[Axis], several: bool)
     if given not in get_args(Method):
         raise document.error(f"search.method: is one of {', '.join(get_args(Method))}", path)
     problem = {
+        "greedy": "goes for one objective; name one, and limit the others by constraints"
+        if several
+        else "",
         "cma-es": "searches for one objective; tpe and nsga-ii take several"
         if several
         else ""
