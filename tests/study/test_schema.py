@@ -108,7 +108,11 @@ def refused(folder: Path, documents: list[Any]) -> set[int]:
 
 
 def test_all_yaml_of_the_examples_and_the_documentation_is_accepted(tmp_path: Path) -> None:
-    documents = [*pages(), yaml.safe_load(SWEEP), *map(yaml.safe_load, (STEPS, SEARCH, GREEDY, WEIGHTS))]
+    documents = [
+        *pages(),
+        yaml.safe_load(SWEEP),
+        *map(yaml.safe_load, (STEPS, SEARCH, GREEDY, WEIGHTS)),
+    ]
     found = refused(tmp_path, documents)
     assert found == set(), [documents[i] for i in found]
 

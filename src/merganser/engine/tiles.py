@@ -13,7 +13,7 @@ from merganser.checkpoints.computed.derived import look
 from merganser.checkpoints.readers import Readers
 from merganser.engine.budget import TILE, tile_of
 from merganser.engine.digests import digest_of
-from merganser.engine.effective_weights import InnerProducts, TensorOutcome
+from merganser.engine.effective_weights import MOST_MEASURED, InnerProducts, TensorOutcome
 from merganser.engine.measurements import Measurement, Pass, measurements_of
 from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES, merging
@@ -273,7 +273,7 @@ def _group(
         k = len(mine)
         if digests[index]:
             part.digests = np.zeros(-(-job.spec.nbytes // CELL), np.uint64)
-        if report and not part.copies and k > 1:
+        if report and not part.copies and 1 < k <= MOST_MEASURED:
             part.sums = Sums.zeros(cells, k)
         parts.append(part)
     all_rows = tuple(row for _, row in rows.values())
