@@ -217,8 +217,9 @@ def diff(
     """Compare two models tensor by tensor, reading each byte once.
 
     Args:
-        first, second: folders, files, training steps or Hub ids, with ``+adapter`` as in recipes;
-            recipes and points of sweeps (``SWEEP.yml#w=0.7``), which are merged in memory.
+        first: a folder, file, training step or Hub id, with ``+adapter`` as in recipes; or a recipe or
+            point of a sweep (``SWEEP.yml#w=0.7``), which is merged in memory.
+        second: the same.
         base: the model that both were trained from, to compare task vectors too.
         threads: number of threads; None for one per core.
         rank: whether to compute the effective ranks of the matrices' differences, see

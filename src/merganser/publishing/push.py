@@ -192,7 +192,12 @@ def push(
     A push that was cut off goes on where it was when it is done again.
 
     Args:
-        out, name, private, collection, revision: as in :func:`prepare`.
+        out: a merged folder, or a sweep's with the folders of its points. From an evaluated study the
+            chosen points are published, from another sweep all.
+        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point is called ``org/POINT``.
+        private: only the owners see new repositories.
+        collection: title of a collection; for a sweep by default the name after ``org/``, or the study's.
+        revision: a branch.
         public: send names in place of local paths in card, recipe, manifest and config.
         with_paths: send local paths as they are.
         progress: whether bars are drawn on stderr.

@@ -59,7 +59,8 @@ def write(
 
     Args:
         folder: where the study's results lie.
-        x, y: the two scores of the front; by default the first two.
+        x: the score on the front's horizontal axis; by default the first.
+        y: the score on its vertical axis; by default the second.
         distances: compare the experts' weights too, see :func:`measure`.
         threads: how many, for the distances; None for one a core.
 

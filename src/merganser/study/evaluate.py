@@ -687,7 +687,9 @@ def evaluate(
         concurrency: requests at once to it.
         engine: what runs the model, in place of the file's engine.
         engine_options: its options, in place of the file's.
-        device, dtype, batch_size: in place of the file's.
+        device: overrides the file's device: ``auto``, ``cpu``, ``cuda`` …
+        dtype: overrides the file's dtype, in which the model computes.
+        batch_size: overrides the file's number of completions at once.
         threads: of the merge.
         on_progress: told of the completions.
         on_warning: as in :func:`evaluate_sweep`.
