@@ -27,6 +27,7 @@ from merganser.evaluation.generation import (
     ignore_tokens,
 )
 from merganser.evaluation.inference import MEMORY_SHARE, MOST_AT_ONCE, free_memory
+from merganser.evaluation.vllm_feed import Feed
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ class VllmBackend:
     ) -> None:
         self.codec = codec
         self.length = length
+        self._workers = options.tensor_parallel_size
         self._numbers = itertools.count()
         self._on_tokens: OnTokens = ignore_tokens
         vllm = _import()
@@ -119,20 +121,8 @@ class VllmBackend:
             InputError: weights of the model are missing.
             EngineFailure: the engine failed, and must be made anew.
         """
-        self.call("merganser_load", tensors)
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Let every worker replace its weights by one of its methods, which gives what it lacks.
-
-        Returns:
-            What the method gave, by worker.
-
-        Raises:
-            InputError: weights of the model are missing.
-            EngineFailure: the engine failed, and must be made anew.
-        """
-        found: list[Any] = self._guard(lambda: self._engine.collective_rpc(method, args=arguments))
-        if missing := sorted({name for names in found for name in names}):
+        lacking = self._send(tensors) if self._workers > 1 else self._call("load", tensors)
+        if missing := sorted({name for names in lacking for name in names}):
             raise InputError(
                 f"{self.codec.label}: {missing[0]!r}, which vLLM's model needs, is not among its "
                 f"weights ({len(missing)} such)"
@@ -140,6 +130,23 @@ class VllmBackend:
         # Blocks of the prefix cache were computed with the old weights.
         if not self._guard(self._engine.reset_prefix_cache):
             raise EngineFailure(f"{self.codec.label}: vLLM keeps blocks of the old weights")
+
+    def _send(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[list[str]]:
+        """Load tensors into workers that are processes of their own."""
+        feed = Feed(tensors, self._workers)
+        try:
+            with feed:
+                return self._call("receive", *feed.address)
+        except EngineFailure:
+            if isinstance(feed.failure, MerganserError):
+                raise feed.failure from None
+            raise
+
+    def _call(self, method: str, *arguments: Any) -> list[list[str]]:
+        """What a method of ours gives, by worker."""
+        found: list[list[str]] = self._guard(
+            lambda: self._engine.collective_rpc(f"merganser_{method}", args=arguments)
+        )
         return found
 
     def __call__(

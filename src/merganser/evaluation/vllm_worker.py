@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from merganser.evaluation import vllm_feed
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,6 +19,14 @@ class Loading:
 
     get_model: Any
     reload_weights: Any
+
+    def merganser_receive(self, address: str, key: str) -> list[str]:
+        """Replace the model's weights by those of a feed in another process.
+
+        Returns:
+            As :meth:`merganser_load`.
+        """
+        return self.merganser_load(vllm_feed.receive(address, key))
 
     def merganser_load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
         """Replace the model's weights.

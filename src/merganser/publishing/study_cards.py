@@ -235,7 +235,8 @@ def _notes(name: str, score: Score) -> str:
 def _settings(settings: Mapping[str, Any]) -> list[str]:
     """A sentence per task on how completions were sampled, without texts and names of files."""
     tasks = settings.get("tasks", [])
-    lines = []
+    engine = str(settings.get("engine", "")).partition(" http")[0]  # a server's address stays here
+    lines = [f"Run by: {inline(engine)}."] if engine else []
     for task in tasks:
         sampling = [f"{task['samples']} a problem"] if task.get("samples", 1) != 1 else []
         sampling += [f"{key.replace('_', '-')} {task[key]}" for key in _DRAWN if key in task]

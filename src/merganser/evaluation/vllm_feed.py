@@ -1,0 +1,100 @@
+"""Tensors from the process that makes them to vLLM's workers in others, over a local socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Client, Listener
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+END = b""
+"""The header that follows the last tensor."""
+
+
+class Feed:
+    """Sends each tensor to every worker, once all have come; one tensor at a time is in memory here.
+
+    Args:
+        tensors: what is sent.
+        workers: how many come.
+
+    Attributes:
+        address: for :func:`receive`, with the key.
+        failure: what went wrong with the tensors or the sockets, once the feed is left.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]], workers: int) -> None:
+        self._key = os.urandom(32)
+        self._listener = Listener(family="AF_UNIX", authkey=self._key)
+        self._tensors = tensors
+        self._workers = workers
+        self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
+        self.address: tuple[str, str] = (str(self._listener.address), self._key.hex())
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._listener.close()
+        if error is not None:
+            # Workers that failed never come: a connection of our own ends the wait for them.
+            with suppress(OSError):
+                Client(self.address[0], authkey=self._key).close()
+        self._thread.join()
+
+    def _work(self) -> None:
+        connections: list[Any] = []
+        try:
+            connections += [self._listener.accept() for _ in range(self._workers)]
+            for name, tensor in self._tensors:
+                header, data = _packed(name, tensor)
+                for connection in connections:
+                    connection.send_bytes(header)
+                    if data:
+                        connection.send_bytes(data)
+            for connection in connections:
+                connection.send_bytes(END)
+        except BaseException as error:
+            self.failure = error
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def receive(address: str, key: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a feed.
+
+    Raises:
+        EOFError: the feed broke off.
+    """
+    import torch
+
+    with Client(address, authkey=bytes.fromhex(key)) as connection:
+        while (header := connection.recv_bytes()) != END:
+            told = json.loads(header)
+            tensor = torch.empty(told["shape"], dtype=getattr(torch, told["dtype"]))
+            if tensor.numel():
+                connection.recv_bytes_into(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            yield told["name"], tensor
+
+
+def _packed(name: str, tensor: torch.Tensor) -> tuple[bytes, Any]:
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    header = json.dumps({"name": name, "dtype": dtype, "shape": list(tensor.shape)}).encode()
+    return header, tensor.reshape(-1).view(torch.uint8).numpy().data
