@@ -33,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {
         **{"hidden_size": 128, "head_dim": 32, "max_window_layers": 3},
         **{"sliding_window": None, "use_sliding_window": False},
-        "layer_types": ["full_attention"] * 3,
+        "layer_types": ("full_attention",) * 3,
     },
     "llama": {"hidden_size": 128, "head_dim": 32},
     "gpt2": {"n_embd": 128, "n_head": 4},

