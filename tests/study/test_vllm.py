@@ -33,7 +33,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {
         **{"hidden_size": 128, "head_dim": 32, "max_window_layers": 3},
         **{"sliding_window": None, "use_sliding_window": False},
-        "layer_types": ("full_attention",) * 3,
     },
     "llama": {"hidden_size": 128, "head_dim": 32},
     "gpt2": {"n_embd": 128, "n_head": 4},
@@ -48,6 +47,11 @@ DRAWN = Sampling(1.0, 0.9, max_tokens=10, seed=3)
 def make_models(folder: Path, family: str, dtype: str = "bfloat16") -> Path:
     for seed, name in enumerate("ab"):
         peers.make_model(folder / name, family, seed=seed, dtype=dtype, **SHAPES[family])
+        file = folder / name / "config.json"
+        config = json.loads(file.read_text())
+        if "layer_types" in config:  # vLLM's Qwen2 has one kind of attention in all layers
+            config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
+            file.write_text(json.dumps(config))
     return folder
 
 
