@@ -17,6 +17,7 @@ import merganser
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "https://github.com/merganser-ml/merganser/blob/main/"
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "bench/*.md", "examples/*/README.md")
+ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):<code>([^<]*)</code>")
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -59,6 +60,17 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
         return match[1] + (REPOSITORY + path if (ROOT / path).exists() else match[2])
 
     return LINK.sub(target, markdown)
+
+
+def on_page_content(html: str, *, page: Any, config: Any, files: Any) -> str:
+    """Show the roles of docstrings (``:func:`merge` ``) as code, with a link to public names."""
+
+    def code(match: re.Match[str]) -> str:
+        name = match[1].lstrip("~").split(".")[-1]
+        shown = f"<code>{name}</code>"
+        return f'<a href="#merganser.{name}">{shown}</a>' if name in dir(merganser) else shown
+
+    return ROLE.sub(code, html) if page.file.src_uri == "reference.md" else html
 
 
 def reference() -> str:

@@ -38,6 +38,12 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     assert shown == {name for name in dir(merganser) if not name.startswith("_")}
 
 
+def test_the_reference_links_what_docstrings_refer_to(site: Path) -> None:
+    page = (site / "reference.html").read_text(encoding="utf-8")
+    assert '<a href="#merganser.evaluate_sweep"><code>evaluate_sweep</code></a>' in page
+    assert re.findall(r":\w+:<code>", page) == []
+
+
 def test_every_page_is_in_the_site(site: Path) -> None:
     outside = [*ROOT.glob("bench/*.md"), *ROOT.glob("examples/*/README.md")]
     pages = [path.relative_to(ROOT) for path in outside]
