@@ -8,6 +8,7 @@ Merge:
     plan(config)                    what a merge will do, from headers alone
     load_plan(file)                 a plan from its JSON
     verify(folder)                  check a merged folder against its manifest
+    reproduce(model)                make a published merge again, and compare it
     convert(model, out)             any model that can be read, as a model folder
     merge_all(file, out)            several recipes that build on each other
 
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from merganser.merging.in_memory import merge_tensors as merge_tensors
     from merganser.merging.merge import merge as merge
     from merganser.merging.multistage import merge_all as merge_all
+    from merganser.merging.reproduce import reproduce as reproduce
     from merganser.merging.result import MergeResult as MergeResult
     from merganser.merging.verify import verify as verify
     from merganser.methods import Combination as Combination
@@ -133,6 +135,7 @@ _HOMES = {
     "power": "merganser.results.power",
     "push": "merganser.publishing.push",
     "report": "merganser.reports.page:write",
+    "reproduce": "merganser.merging.reproduce",
     "run": "merganser.engine",
     "search": "merganser.study.search",
     "sweep": "merganser.study.sweep",

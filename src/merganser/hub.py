@@ -20,9 +20,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_SMALL = ["*.json", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "README.md"]
-"""Everything except weights: configs, tokenizers, code (copied, never run), and the card with its
-licence."""
+_SMALL = [
+    *("*.json", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "README.md"),
+    "mergekit_config.yml",
+]
+"""Everything except weights: configs, tokenizers, code (copied, never run), the card with its licence,
+and the recipe of a merge."""
 
 _WANTED = [*_SMALL, "*.safetensors"]
 

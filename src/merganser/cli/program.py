@@ -39,6 +39,9 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
             "merging:merge", "Merge the models of the recipe CONFIG into the folder OUT."
         ),
         "verify": _command("merging:verify", "Check a merged FOLDER against its manifest."),
+        "reproduce": _command(
+            "reproducing:reproduce", "Make a published merge again, and compare every tensor."
+        ),
         "convert": _command(
             "merging:convert", "Write the model SOURCE as a Hugging Face folder OUT."
         ),

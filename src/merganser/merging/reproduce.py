@@ -1,0 +1,211 @@
+"""A published merge, made again from its own recipe and compared tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from merganser import hub
+from merganser.checkpoints import open_checkpoint
+from merganser.engine.events import Listener, ignore
+from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.merging import multistage
+from merganser.merging.dry_run import run_dry
+from merganser.planning import PlanOptions, make_plan
+from merganser.planning.plan_data import Arithmetic
+from merganser.recipe import load_all
+from merganser.release import manifest
+from merganser.sinks import DigestSink
+
+MERGEKITS: tuple[Arithmetic, ...] = ("mergekit", "mergekit-0.1.4", "exact")
+"""What a merge without a manifest is tried with, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A merge that was made again in one arithmetic.
+
+    Attributes:
+        arithmetic: how numbers were computed.
+        equal: tensors with the same bits.
+        different: tensors with other bits, or another shape or dtype.
+        missing: published tensors that the merge lacks.
+        added: tensors that only the merge has.
+        failed: why there is no merge in this arithmetic; else None.
+    """
+
+    arithmetic: Arithmetic
+    equal: int = 0
+    different: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    failed: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is bit for bit what was published."""
+        return self.failed is None and not (self.different or self.missing or self.added)
+
+
+@dataclass(frozen=True, slots=True)
+class Reproduction:
+    """What came of making a published merge again.
+
+    Attributes:
+        model: as it was named.
+        made_by: who wrote it, as far as its files tell.
+        tensors: how many are published.
+        attempts: merges, one for each arithmetic that was tried; the last is the one that agrees, if any.
+        inputs: what of the inputs is not as the manifest has it; nothing is known without one.
+        commits: of inputs on the Hub, those that were merged now.
+    """
+
+    model: str
+    made_by: Literal["Merganser", "MergeKit"]
+    tensors: int
+    attempts: tuple[Attempt, ...]
+    inputs: tuple[str, ...]
+    commits: Mapping[str, str]
+
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        """The arithmetic in which the merge is what was published; None if there is none."""
+        return next((each.arithmetic for each in self.attempts if each.agrees), None)
+
+    @property
+    def closest(self) -> Attempt | None:
+        """The attempt with most tensors in common."""
+        done = [each for each in self.attempts if each.failed is None]
+        return max(done, key=lambda each: (each.agrees, each.equal), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "arithmetic": self.arithmetic}
+
+
+def reproduce(
+    model: str | Path, *, against: str | Path | None = None, on_event: Listener = ignore
+) -> Reproduction:
+    """Make a published merge again from the recipe in its own repository, and compare every tensor.
+
+    Nothing is written. A merge of Merganser is made as its manifest says; of another, such as
+    MergeKit's, ``mergekit_config.yml`` does not say in which arithmetic, so all are tried until one agrees.
+
+    Args:
+        model: a repository on the Hub, or a folder.
+        against: the folder that the recipe's references start from; by default the current one, then the
+            model's own.
+        on_event: told of the progress.
+
+    Raises:
+        InputError: when there is no such model, or no recipe in it.
+        MerganserError: of the kind that fits, such as where an input is gone.
+    """
+    folder = hub.resolve(str(model))
+    recipe_file = folder / manifest.RECIPE
+    if not recipe_file.is_file():
+        raise InputError(
+            f"{model}: has no {manifest.RECIPE}, the recipe that merges publish; nothing says how it was made"
+        )
+    published = _published(folder, on_event)
+    if (folder / manifest.NAME).is_file():
+        return _by_manifest(str(model), folder, published, against, on_event)
+    return _by_recipe(str(model), folder, published, against, on_event)
+
+
+def _published(folder: Path, on_event: Listener) -> dict[str, str]:
+    """Digests of the tensors that lie in a folder."""
+    reading = {"merge_method": "passthrough", "models": [{"model": str(folder)}]}
+    found = run_dry(
+        reading,
+        DigestSink(),
+        on_event=on_event,
+        strictness="lenient",
+        checkpoints={str(folder): open_checkpoint(folder)},
+    )
+    return manifest.tensor_digests([found.outcome])
+
+
+def _by_manifest(
+    model: str,
+    folder: Path,
+    published: Mapping[str, str],
+    against: str | Path | None,
+    on_event: Listener,
+) -> Reproduction:
+    stated = manifest.read(folder)
+    manifest.check_method(stated, folder)
+    again = multistage.merge_again(
+        folder,
+        against,
+        DigestSink(),
+        digest_inputs=any("tensors" in each for each in stated["inputs"]),
+        on_event=on_event,
+    )
+    attempt = _compare(stated["arithmetic"], published, manifest.tensor_digests([again.outcome]))
+    inputs = (
+        *manifest.different_inputs(stated, again.manifest),
+        *manifest.different_method(stated),
+    )
+    commits = _commits(again.manifest)
+    return Reproduction(model, "Merganser", len(published), (attempt,), inputs, commits)
+
+
+def _by_recipe(
+    model: str,
+    folder: Path,
+    published: Mapping[str, str],
+    against: str | Path | None,
+    on_event: Listener,
+) -> Reproduction:
+    *earlier, parsed = load_all(folder / manifest.RECIPE, "lenient")
+    if earlier:
+        raise RecipeError(
+            f"{folder / manifest.RECIPE}: holds {len(earlier) + 1} recipes that build on each other, and no "
+            "manifest says how they were merged"
+        )
+    if against is not None:
+        from dataclasses import replace
+
+        parsed = replace(parsed, folder=Path(against))
+    attempts: list[Attempt] = []
+    commits: Mapping[str, str] = {}
+    for arithmetic in MERGEKITS:
+        try:
+            plan = make_plan(parsed, PlanOptions(arithmetic=arithmetic, strictness="lenient"))
+        except RecipeError as error:
+            attempts.append(Attempt(arithmetic, failed=str(error)))
+            continue
+        again = run_dry(plan, DigestSink(), on_event=on_event)
+        commits = _commits(again.manifest)
+        attempts.append(_compare(arithmetic, published, manifest.tensor_digests([again.outcome])))
+        if attempts[-1].agrees:
+            break
+    if all(attempt.failed for attempt in attempts):
+        raise MerganserError(f"{model}: cannot be merged again: {attempts[0].failed}")
+    return Reproduction(model, "MergeKit", len(published), tuple(attempts), (), commits)
+
+
+def _compare(
+    arithmetic: Arithmetic, published: Mapping[str, str], again: Mapping[str, str]
+) -> Attempt:
+    shared = [name for name in published if name in again]
+    different = tuple(name for name in shared if published[name] != again[name])
+    return Attempt(
+        arithmetic,
+        len(shared) - len(different),
+        different,
+        tuple(name for name in published if name not in again),
+        tuple(name for name in again if name not in published),
+    )
+
+
+def _commits(made: Mapping[str, Any]) -> dict[str, str]:
+    """The commits of a merge's inputs on the Hub."""
+    return {
+        each["reference"]: commit
+        for each in made["inputs"]
+        for commit in list(each.get("commits", {}).values())[:1]
+    }
