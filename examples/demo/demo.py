@@ -22,8 +22,10 @@ from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
 PROBLEMS = 200
-SWEEPS = {"acc_accfmt": "think_answer", "acc_len": "tokens"}
-"""The two pairs of experts, and what each trades for accuracy."""
+SWEEPS = {"acc_accfmt": "think_answer", "acc_len": "tokens", "simplex": "tokens"}
+"""Two pairs of experts, and all three: what each trades for accuracy."""
+
+MERGES = {"simplex": "21 merges of three experts"}
 
 
 def tell(text: str) -> None:
@@ -31,8 +33,14 @@ def tell(text: str) -> None:
     Console().print(f"\n[bold cyan]{text}[/]", highlight=False, soft_wrap=True)
 
 
-def run(*command: str, folder: Path) -> None:
-    """Show a command, and run it in a folder."""
+def run(*command: str, folder: Path, shared: bool = False) -> None:
+    """Show a command, and run it in a folder.
+
+    Args:
+        command: a program of this environment, and its arguments.
+        folder: where it runs.
+        shared: whether a second process takes half of the models to score: a study may be shared.
+    """
     shown = " ".join(
         os.path.relpath(word, folder) if word.startswith("/") else word for word in command
     )
@@ -41,7 +49,16 @@ def run(*command: str, folder: Path) -> None:
     program = [sys.executable, *(["-m", name] if name == "merganser" else []), *words]
     # Models as small as these are quicker on one thread, and much so where anything else runs.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(program, cwd=folder, env=environment, check=True)
+    if not shared:
+        subprocess.run(program, cwd=folder, env=environment, check=True)
+        return
+    quiet = [*program, "-q", "--no-write"]
+    with subprocess.Popen(quiet, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as other:
+        try:
+            subprocess.run(program, cwd=folder, env=environment, check=True)
+        except BaseException:
+            other.terminate()
+            raise
 
 
 def main() -> None:
@@ -55,8 +72,9 @@ def main() -> None:
     sums.write_problems(out / "held_out.jsonl", PROBLEMS)
     for number, (sweep, score) in enumerate(SWEEPS.items(), 2):
         shutil.copyfile(HERE / f"{sweep}.yml", out / f"{sweep}.yml")
-        tell(f"{number}. Which weight? Accuracy against {score}: nine merges, scored in memory")
-        run("merganser", "sweep", f"{sweep}.yml", sweep, "--no-report", folder=out)
+        merges = MERGES.get(sweep, "nine merges")
+        tell(f"{number}. Which weight? Accuracy against {score}: {merges}, scored in memory")
+        run("merganser", "sweep", f"{sweep}.yml", sweep, "--no-report", folder=out, shared=True)
         run("merganser", "report", sweep, "--x", "accuracy", "--y", score, folder=out)
     tell("Done. The front, every score and sample completions side by side:")
     for sweep in SWEEPS:

@@ -17,6 +17,7 @@ import yaml
 import merganser
 from merganser.recipe.sweep_file import load_points
 from merganser.results import front, scores
+from merganser.results.simplex import triangles
 from merganser.sinks import StateDictSink
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
@@ -115,7 +116,7 @@ def test_training_is_saved_as_verl_does_and_is_twice_the_same(tmp_path: Path) ->
         done = subprocess.run(command, cwd=DEMO, check=True, capture_output=True, text=True)
     saved = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("saves ")}
     points = [point for file in DEMO.glob("*.yml") for point in load_points(file)]
-    assert len(points) == 18
+    assert len(points) == 18 + 21
     merged = {m["model"] for point in points for m in point.recipe.data["models"]}
     blocks = [yaml.safe_load(file.read_text())["evaluate"] for file in DEMO.glob("*.yml")]
     compared = {each["model"] for block in blocks for each in block.get("references", [])}
@@ -171,3 +172,14 @@ def test_the_experts_trade_off(tmp_path: Path) -> None:
         assert (tmp_path / study / "report.html").is_file()
         [chosen] = found.chosen
         assert (tmp_path / study / chosen / "README.md").is_file()
+    found = scores.read(tmp_path / "simplex")
+    [triangle] = triangles(found)
+    assert triangle.models == ("acc", "fmt", "len")
+    assert len(triangle.points) == 21
+    corners = {
+        weights.index(1.0): entry.scores for weights, entry in triangle.points if 1.0 in weights
+    }
+    assert corners[0]["accuracy"].mean > corners[2]["accuracy"].mean + 0.1
+    assert corners[1]["think_answer"].mean > corners[0]["think_answer"].mean + 0.3
+    assert corners[2]["tokens"].mean < corners[0]["tokens"].mean - 4
+    assert (tmp_path / "simplex" / "figures" / "ternary.png").is_file()

@@ -81,6 +81,19 @@ def test_a_lattice_is_a_triangle_and_no_line() -> None:
     assert len(triangles(inside)[0].having("accuracy")) == 3 + 3
 
 
+def test_models_that_were_not_scored_are_called_as_their_weights(tmp_path: Path) -> None:
+    found = replace(three(), entries=three().points)
+    names = {"runs/acc/global_step_54": "a"} | {m: m for m in MODELS[1:]}
+    renamed = [
+        replace(e, weights={f"{names[m]}_MRL40/actor": w for m, w in e.weights.items()})
+        for e in found.points
+    ]
+    [triangle] = triangles(replace(found, entries=tuple(renamed)))
+    assert triangle.models == ("acc", "fmt", "len")
+    no_keys = [replace(e, values={"n": n}) for n, e in enumerate(found.points)]
+    assert triangles(replace(found, entries=tuple(no_keys))) == []
+
+
 def test_an_edge_is_a_line_and_no_triangle() -> None:
     found = three()
     edge = [e for e in found.points if e.weights[MODELS[2]] == 0]

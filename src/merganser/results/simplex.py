@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from merganser.number_format import ten_digits
+from merganser.recipe import parse_reference
+from merganser.recipe.short_names import shorten
 from merganser.results.interpolation import is_dial, members, short_names
 from merganser.results.scores import Entry, Results
 
@@ -70,10 +73,36 @@ def triangles(results: Results) -> list[Triangle]:
         label = ", ".join(
             f"{key} {value}" for key, value in zip(fixed, others, strict=True) if len(groups) > 1
         )
-        first, second, third = (short.get(name, name) for name in names)
+        shown = dict(zip(names, _shown(names, points), strict=True)) | short
+        first, second, third = (shown[name] for name in names)
         corners = (known.get(names[0]), known.get(names[1]), known.get(names[2]))
         found.append(Triangle(label, (first, second, third), good, corners))
     return found
+
+
+def _shown(names: Sequence[str], points: Sequence[Entry]) -> list[str]:
+    """What models are called that are no entries: as the sweep's weights are, ``w.acc``, else by their folders."""
+    keys = [key for key in points[0].values if "." in key]
+    parts = []
+    for name in names:
+        own = [
+            key
+            for key in keys
+            if all(abs(_number(p.values.get(key)) - p.weights[name]) < TOLERANCE for p in points)
+        ]
+        parts += [own[0].rpartition(".")[2]] if len(own) == 1 else []
+    return parts if len(parts) == len(names) else shorten([_folder(name) for name in names])
+
+
+def _folder(name: str) -> str:
+    try:
+        return parse_reference(name).name
+    except ValueError:
+        return name
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.inf
 
 
 def _three(point: Entry) -> tuple[float, float, float]:
