@@ -62,7 +62,7 @@ wheels: $(BIN)/.dev
 	for target in $(WHEELS); do MERGANSER_TARGET=$$target $(BIN)/pip wheel $(LOCKED) --no-deps --wheel-dir dist . || exit 1; done
 
 sanitize: $(BIN)/.dev
-	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/kernels/test_compiled.py tests/kernels/test_kernels.py tests/laws/test_few.py
+	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/kernels tests/laws/test_few.py
 
 demo: $(BIN)/.run
 	$(BIN)/python examples/demo/demo.py $(DEMO)

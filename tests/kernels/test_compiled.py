@@ -33,6 +33,27 @@ from merganser.kernels.arguments import Inputs
 from merganser.methods import selection
 
 Array = np.ndarray[Any, Any]
+
+
+class InNumpy:
+    """All kernels as they are where none is compiled."""
+
+    def __getattr__(self, name: str) -> Any:
+        modules = (merging, measuring, selecting, storage)
+        kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
+
+        def call(*arguments: Any) -> Any:
+            loaded = library._loaded[:]
+            library._loaded[:] = [(None, "numpy")]
+            try:
+                return kernel(*arguments)
+            finally:
+                library._loaded[:] = loaded
+
+        return call
+
+
+numpy = InNumpy()
 SIZES = [0, 1, LANES - 1, LANES, LANES + 1, 4095, 4096, 4097, CELL - 1, CELL + 1, CELL + 4096 + 37]
 SPECIAL = np.array(
     [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1.2e-38, 3e-5, 6e-8, 3.4e38, -3.4e38, 65504]
@@ -100,7 +121,7 @@ def run(
     """Compiled and in numpy: the same bytes, the same report but for the order of its sums."""
     k, cells = len(inputs.rows) - hows[0].extra, -(-count // CELL)
     results = []
-    for call in (merging.merge, plain.merge):
+    for call in (merging.merge, numpy.merge):
         outputs = []
         for p, how in enumerate(hows):
             vector = (cells, k - 1)
@@ -236,7 +257,7 @@ def test_gram_matrices(tile: dict[str, Any], changes: bool, length: int) -> None
     count, m = tile["count"], tile["k"] - changes
     inputs, cells = tile["inputs"], -(-count // CELL)
     results = []
-    for kernels in (measuring, plain):
+    for kernels in (measuring, numpy):
         gram, columns = np.zeros((cells, m, m)), np.zeros((length, m, m))
         rows, heads = np.zeros((-(-count // length), m, m)), np.zeros((cells, m, m))
         kernels.measure(inputs, count, changes, gram)
@@ -255,7 +276,7 @@ def test_coefficients_of_rows_and_columns(tile: dict[str, Any], by_rows: bool, l
     coefficients = tile["random"].normal(size=(k, vectors)).astype(work)
     mine, wanted = np.zeros(count, work), np.zeros(count, work)
     measuring.combine_each(tile["inputs"], count, coefficients, length, by_rows, 0, mine)
-    plain.combine_each(tile["inputs"], count, coefficients, length, by_rows, 0, wanted)
+    numpy.combine_each(tile["inputs"], count, coefficients, length, by_rows, 0, wanted)
     same(mine, wanted)
 
 
@@ -267,7 +288,7 @@ def test_norms(tile: dict[str, Any], kind: int, norm: int) -> None:
     count, models = tile["count"], tile["k"] - 1
     rules = rules_of(tile["random"], kind, models, count)
     results = []
-    for kernels in (measuring, plain):
+    for kernels in (measuring, numpy):
         mine, sums = (
             rules._replace(masks=rules.masks.copy()),
             np.zeros((-(-count // CELL), models, 2)),
@@ -288,12 +309,12 @@ def test_counts_for_a_selection(tile: dict[str, Any], varied: bool) -> None:
     keys = np.zeros(count, np.uint32)
     selecting.sample_keys(inputs, count, work, 0, keys)
     wanted = np.zeros(count, np.uint32)
-    plain.sample_keys(inputs, count, work, 0, wanted)
+    numpy.sample_keys(inputs, count, work, 0, wanted)
     same(keys, wanted)
     inside = np.append(keys[(keys >= lows[0]) & (keys <= highs[0])], lows[0])
     guesses = np.array([[inside[0], 0xFFFFFFFF], [0x3C800000, 0]], np.uint32)
     results = []
-    for kernels in (selecting, plain):
+    for kernels in (selecting, numpy):
         above, fill, equal = (
             np.zeros(2, np.int64),
             np.zeros(2, np.int64),
@@ -317,7 +338,7 @@ def test_draws_by_rank(tile: dict[str, Any], length: int, coarse: bool) -> None:
         )
     rows, work = tile["count"] // length, np.dtype(tile["work"])
     masks = [np.zeros(rows * length // 8 + 5, np.uint8) for _ in range(2)]
-    for kernels, mask in zip((selecting, plain), masks, strict=True):
+    for kernels, mask in zip((selecting, numpy), masks, strict=True):
         kernels.draw_by_rank(inputs, work, 0, rows, length, 0.5, 0.4, 77, 0, mask)
     same(*masks)
 
@@ -327,7 +348,7 @@ def test_draws_by_rank(tile: dict[str, Any], length: int, coarse: bool) -> None:
 def test_comparisons(tile: dict[str, Any], based: bool) -> None:
     count, inputs = tile["count"], tile["inputs"].take([0, 1, 2] if based else [0, 1])
     results = []
-    for kernels in (storage, plain):
+    for kernels in (storage, numpy):
         sums = np.zeros((-(-count // CELL), storage.FIGURES))
         histogram = np.zeros((len(sums), storage.BUCKETS), np.int64)
         kernels.compare(inputs, count, sums, histogram)
@@ -345,11 +366,11 @@ def test_stored_numbers(tile: dict[str, Any], data: bytes) -> None:
     into = np.zeros(count, tile["work"])
     storage.widen(row, code, count, into)
     same(into, plain.widened(inputs, 0, count, tile["work"]))
-    assert storage.count_nonfinite(row, code) == plain.count_nonfinite(row, code)
+    assert storage.count_nonfinite(row, code) == numpy.count_nonfinite(row, code)
     for each in (row, np.frombuffer(data, np.uint8)):
         mine, wanted = (np.zeros(-(-len(each) // CELL), np.uint64) for _ in range(2))
         storage.digest(each, mine)
-        plain.digest(each, wanted)
+        numpy.digest(each, wanted)
         same(mine, wanted)
 
 
@@ -380,12 +401,12 @@ def test_products(
     mine, wanted = np.zeros(count, work), np.zeros(count, work)
     arguments = (weights, left, right, 0.37, skipped, by_row, by_column)
     storage.add_product(*arguments, mine)
-    plain.add_product(*arguments, wanted)
+    numpy.add_product(*arguments, wanted)
     same(mine, wanted)
     squares = [np.zeros(columns), np.zeros(columns)]
     values = random.normal(size=(rows, columns))
     storage.add_squares(values, True, squares[0])
-    plain.add_squares(values, True, squares[1])
+    numpy.add_squares(values, True, squares[1])
     same(*squares)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merganser
-from merganser.kernels import CELL, CODES, fusion, library, merging, plain
+from merganser.kernels import CELL, CODES, fusion, library, merging
 from merganser.kernels.arguments import Inputs
 from merganser.methods.selection import arcee_fusion
 
@@ -83,19 +83,23 @@ def test_kernels_have_the_bits_of_numpy(
     inputs, count = tile(tensors), rows * length
     work = np.dtype(np.float64 if wide else np.float32)
     results = []
-    for module in (fusion, plain):
+    compiled = library.description()
+    for level in (compiled, "none"):
+        library.use(level)
         found, upper = np.zeros(rows), np.zeros((2, 1 << 16), np.int64)
-        module.diverge(inputs, work, length, found, upper)
+        fusion.diverge(inputs, work, length, found, upper)
         sought, _ = fusion.at_ranks(upper.sum(axis=0), [count // 4, count // 2, count - 1])
         lower = np.zeros((3, 1 << fusion.LOW), np.int64)
-        module.count_keys(inputs, count, work, 0, found, length, sought.astype(np.uint32), lower)
+        fusion.count_keys(inputs, count, work, 0, found, length, sought.astype(np.uint32), lower)
         results.append((found, upper.sum(axis=0), lower))
     for mine, wanted in zip(*results, strict=True):
         np.testing.assert_array_equal(mine, wanted)
     how = merging.Fusion(results[0][0], length, float(np.float32(1e-6)))
     outs = [np.zeros(2 * count, np.uint8) for _ in range(2)]
-    for merge, out in zip((merging.merge, plain.merge), outs, strict=True):
-        merge(inputs, count, 0, work, "bfloat16", False, [merging.Output(out, how)])
+    for level, out in zip((compiled, "none"), outs, strict=True):
+        library.use(level)
+        merging.merge(inputs, count, 0, work, "bfloat16", False, [merging.Output(out, how)])
+    library.use(compiled)
     np.testing.assert_array_equal(*outs)
 
 

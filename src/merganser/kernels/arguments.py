@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from merganser.kernels import MOST, WIDTHS, library
 
 Array = np.ndarray[Any, Any]
 
-_I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_I64, _PTR = ctypes.c_int64, ctypes.c_void_p
 
 
 class InputsStruct(ctypes.Structure):
@@ -85,6 +87,11 @@ def checked(array: Array, dtype: Any, *shape: int) -> int:
     if array.shape[1:] != shape[1:] or array.shape[0] < shape[0]:
         raise ValueError(f"an array is {array.shape}, not {shape}")
     return address(array)
+
+
+def quietly(function: Function) -> Function:
+    """In numpy, infinities and NaNs are numbers here, and 64-bit words wrap around."""
+    return np.errstate(all="ignore")(function)
 
 
 def kernels_for(inputs: Inputs) -> ctypes.CDLL | None:

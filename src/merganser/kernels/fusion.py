@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from merganser.kernels.arguments import Array, Inputs, checked, kernels_for
-
-_I64, _PTR = ctypes.c_int64, ctypes.c_void_p
+from merganser.kernels import LANES
+from merganser.kernels.arguments import Array, Inputs, checked, kernels_for, quietly
 
 LOW = 15
 """Bits of a key that the first count leaves to the second."""
 
 
+@quietly
 def diverge(
     inputs: Inputs, work: np.dtype[Any], length: int, divergences: Array, counts: Array
 ) -> None:
@@ -37,18 +37,35 @@ def diverge(
     if length < 1 or len(inputs.rows) != 2:
         raise ValueError(f"no rows of two models: {len(inputs.rows)} of {length}")
     places = (
-        _PTR(checked(divergences, np.float64, rows)),
-        _PTR(checked(counts, np.int64, 2, 1 << 16)),
+        checked(divergences, np.float64, rows),
+        checked(counts, np.int64, 2, 1 << 16),
     )
     struct = ctypes.byref(inputs.struct(rows * length))
     if library := kernels_for(inputs):
-        library.diverge(struct, _I64(work == np.float64), _I64(rows), _I64(length), *places)
-    else:
-        from merganser.kernels import plain
+        library.diverge(struct, work == np.float64, rows, length, *places)
+        return
+    from merganser.kernels import plain
 
-        plain.diverge(inputs, work, length, divergences, counts)
+    rows, steps = len(divergences), -(-length // LANES)
+    shares, finite = [], np.full(rows, True)
+    for i in range(2):
+        numbers = np.full((rows, steps * LANES), -np.inf)
+        numbers[:, :length] = plain.widened(inputs, i, rows * length, np.float64).reshape(
+            rows, length
+        )
+        numbers -= np.fmax.reduce(numbers, axis=1, keepdims=True)
+        finite &= (numbers <= 0).all(axis=1)
+        powers = plain.power(numbers).reshape(rows, steps, LANES)
+        shares.append(powers * (1.0 / plain.lane_sums(powers))[:, None, None] + 1e-8)
+    q, p = shares
+    sums = plain.lane_sums(p * plain.log_ratio(p, q))
+    divergences[:] = np.where(finite, np.where(sums > 0, sums, 0.0), np.nan)
+    base, other = (plain.widened(inputs, i, rows * length, work) for i in range(2))
+    keys = plain.keys_of(plain.importances(other - base, np.repeat(divergences, length)))
+    counts[0] += np.bincount(keys >> np.uint32(LOW), minlength=1 << 16)
 
 
+@quietly
 def count_keys(
     inputs: Inputs,
     count: int,
@@ -71,18 +88,24 @@ def count_keys(
     if length < 1 or len(inputs.rows) != 2 or start < 0:
         raise ValueError(f"no rows of two models: {len(inputs.rows)} of {length} from {start}")
     places = (
-        _PTR(checked(divergences, np.float64, -(-(start + count) // length))),
-        _I64(length),
-        _PTR(checked(upper, np.uint32, 3)),
-        _PTR(checked(counts, np.int64, 3, 1 << LOW)),
+        checked(divergences, np.float64, -(-(start + count) // length)),
+        length,
+        checked(upper, np.uint32, 3),
+        checked(counts, np.int64, 3, 1 << LOW),
     )
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        library.count_keys(struct, _I64(count), _I64(work == np.float64), _I64(start), *places)
-    else:
-        from merganser.kernels import plain
+        library.count_keys(struct, count, work == np.float64, start, *places)
+        return
+    from merganser.kernels import plain
 
-        plain.count_keys(inputs, count, work, start, divergences, length, upper, counts)
+    base, other = (plain.widened(inputs, i, count, work) for i in range(2))
+    each = divergences[np.arange(start, start + count) // length]
+    keys = plain.keys_of(plain.importances(other - base, each))
+    keys = keys[keys != 0]
+    for into, bits in zip(counts, upper, strict=True):
+        below = keys[keys >> np.uint32(LOW) == bits] & np.uint32((1 << LOW) - 1)
+        into += np.bincount(below, minlength=1 << LOW)
 
 
 def at_ranks(counts: Array, ranks: Sequence[int]) -> tuple[Array, list[int]]:

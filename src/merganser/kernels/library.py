@@ -22,6 +22,30 @@ _FLAGS = {
     "neon": set(),
 }
 
+SIGNATURES = {
+    **dict.fromkeys(("linear", "sparse", "given", "nearswap", "ram", "fusion"), "p"),
+    "measure": "piip",
+    "measure_rows": "piiiipp",
+    "measure_columns": "piiiip",
+    "combine_each": "piipiiiip",
+    "norms": "piipiip",
+    "tally": "piip",
+    "sample_keys": "piiip",
+    "count_shared": "piidp",
+    "draw_by_rank": "piip",
+    "diverge": "piiipp",
+    "count_keys": "piiipipp",
+    "digest": "pipi",
+    "count_nonfinite": "pii",
+    "widen_all": "piip",
+    "compare": "pipp",
+    "add_product": "p",
+    "add_squares": "piiip",
+}
+"""All kernels, with the kinds of their arguments: pointers, 64-bit integers, doubles."""
+
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
+
 _lock = threading.Lock()
 _loaded: list[tuple[ctypes.CDLL | None, str]] = []
 
@@ -108,12 +132,14 @@ def _check(library: ctypes.CDLL) -> str | None:
     """What is wrong with a library."""
     try:
         stamp = library.stamp
+        stamp.restype = ctypes.c_char_p
     except AttributeError:
         return "is no library of kernels"
-    stamp.restype = ctypes.c_char_p
-    library.count_nonfinite.restype = ctypes.c_int64
     if build.SOURCE.exists() and stamp() != build.source_digest().encode():
         return "is built from other sources: python -m merganser.kernels.build"
+    for name, kinds in SIGNATURES.items():
+        getattr(library, name).argtypes = [_KINDS[kind] for kind in kinds]
+    library.count_nonfinite.restype = ctypes.c_int64
     from merganser.kernels import self_test
 
     return self_test.problem(library)

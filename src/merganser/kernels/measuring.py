@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for
-from merganser.kernels.rules import Rules, struct_of
+from merganser.kernels import BLOCK, CELL
+from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for, quietly
+from merganser.kernels.rules import L1, LINF, Rules, struct_of
 
-_I64 = ctypes.c_int64
 
-
+@quietly
 def measure(inputs: Inputs, count: int, changes: bool, gram: Array) -> None:
     """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
 
@@ -22,13 +22,17 @@ def measure(inputs: Inputs, count: int, changes: bool, gram: Array) -> None:
     place = checked(gram, np.float64, cells_of(count), m, m)
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        library.measure(struct, _I64(count), _I64(changes), ctypes.c_void_p(place))
-    else:
-        from merganser.kernels import plain
+        library.measure(struct, count, changes, place)
+        return
+    from merganser.kernels import plain
 
-        plain.measure(inputs, count, changes, gram)
+    vectors = plain.vectors_of(inputs, count, changes)
+    for i, x in enumerate(vectors):
+        for j in range(i + 1):
+            plain.add_blocks(x * vectors[j], plain.MEASURED, gram[:, i, j])
 
 
+@quietly
 def measure_rows(
     inputs: Inputs, count: int, changes: bool, length: int, start: int, rows: Array, heads: Array
 ) -> None:
@@ -51,14 +55,23 @@ def measure_rows(
     )
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        numbers = (_I64(n) for n in (count, changes, length, start))
-        library.measure_rows(struct, *numbers, *(ctypes.c_void_p(place) for place in places))
-    else:
-        from merganser.kernels import plain
+        library.measure_rows(struct, count, changes, length, start, *places)
+        return
+    from merganser.kernels import plain
 
-        plain.measure_rows(inputs, count, changes, length, start, rows, heads)
+    vectors = plain.vectors_of(inputs, count, changes)
+    at = 0
+    while at < count:
+        row, cell = (start + at) // length, at // CELL
+        end = min(count, (row + 1) * length - start, (at // plain.MEASURED + 1) * plain.MEASURED)
+        into = rows[row] if row * length >= start + cell * CELL else heads[cell]
+        for i, x in enumerate(vectors):
+            for j in range(i + 1):  # a running sum is added up in order
+                into[i, j] += np.cumsum(x[at:end] * vectors[j][at:end])[-1]
+        at = end
 
 
+@quietly
 def measure_columns(
     inputs: Inputs, count: int, changes: bool, length: int, start: int, columns: Array
 ) -> None:
@@ -69,14 +82,22 @@ def measure_columns(
     place = checked(columns, np.float64, length, m, m)
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        numbers = (_I64(n) for n in (count, changes, length, start))
-        library.measure_columns(struct, *numbers, ctypes.c_void_p(place))
-    else:
-        from merganser.kernels import plain
+        library.measure_columns(struct, count, changes, length, start, place)
+        return
+    from merganser.kernels import plain
 
-        plain.measure_columns(inputs, count, changes, length, start, columns)
+    vectors = plain.vectors_of(inputs, count, changes)
+    at = 0
+    while at < count:
+        column = (start + at) % length
+        end = min(count, at + length - column)
+        for i, x in enumerate(vectors):
+            for j in range(i + 1):
+                columns[column : column + end - at, i, j] += x[at:end] * vectors[j][at:end]
+        at = end
 
 
+@quietly
 def combine_each(
     inputs: Inputs,
     count: int,
@@ -104,17 +125,20 @@ def combine_each(
     into = checked(exact, work, count)
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        numbers = (_I64(n) for n in (vectors, length, by_rows, start))
-        wide = _I64(work == np.float64)
-        library.combine_each(
-            struct, _I64(count), wide, ctypes.c_void_p(place), *numbers, ctypes.c_void_p(into)
-        )
-    else:
-        from merganser.kernels import plain
+        wide = work == np.float64
+        library.combine_each(struct, count, wide, place, vectors, length, by_rows, start, into)
+        return
+    from merganser.kernels import plain
 
-        plain.combine_each(inputs, count, coefficients, length, by_rows, start, exact)
+    places = np.arange(start, start + count)
+    vector = places // length if by_rows else places % length
+    rows = [plain.widened(inputs, i, count, coefficients.dtype) for i in range(len(inputs.rows))]
+    exact[:count] = coefficients[0, vector] * rows[0]
+    for factors, row in zip(coefficients[1:], rows[1:], strict=True):
+        exact[:count] = plain.fma(factors[vector], row, exact[:count])
 
 
+@quietly
 def norms(
     inputs: Inputs,
     count: int,
@@ -139,16 +163,22 @@ def norms(
     told = struct_of(rules, models, start + count, cells_of(start + count))
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        library.norms(
-            struct,
-            _I64(count),
-            _I64(work == np.float64),
-            ctypes.byref(told),
-            _I64(norm),
-            _I64(start),
-            ctypes.c_void_p(place),
-        )
-    else:
-        from merganser.kernels import plain
+        wide = work == np.float64
+        library.norms(struct, count, wide, ctypes.byref(told), norm, start, place)
+        return
+    from merganser.kernels import plain
 
-        plain.norms(inputs, count, work, rules, norm, start, sums)
+    base, *rows = (plain.widened(inputs, i, count, work) for i in range(len(inputs.rows)))
+    apart = [row - base for row in rows]
+    for m, (change, mark) in enumerate(
+        zip(apart, plain.marks_of(apart, rules, start), strict=True)
+    ):
+        numbers = change.astype(np.float64)
+        terms = numbers * numbers if norm not in (L1, LINF) else abs(numbers)
+        for n, part in enumerate([terms, np.where(mark, terms, 0.0)]):
+            if norm == LINF:
+                for cell in range(len(sums)):
+                    most = np.fmax.reduce(part[cell * CELL : (cell + 1) * CELL], initial=0.0)
+                    sums[cell, m, n] = max(sums[cell, m, n], most)
+            else:
+                plain.add_blocks(part, BLOCK, sums[:, m, n])

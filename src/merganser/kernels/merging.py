@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from merganser.kernels import CELL, CODES, WIDTHS
+from merganser.kernels import CELL, CODES, WIDTHS, storage
 from merganser.kernels.arguments import (
     Array,
     Inputs,
@@ -17,6 +17,7 @@ from merganser.kernels.arguments import (
     cells_of,
     checked,
     kernels_for,
+    quietly,
 )
 from merganser.kernels.rules import Rules, RulesStruct, struct_of
 
@@ -325,19 +326,12 @@ def merge(
     library = kernels_for(inputs)
     if library is None and isinstance(outputs[0].how, NearSwap | Ram):
         raise ValueError("without compiled kernels torch computes this step")
-    if library is not None:
-        call(library, inputs, count, start, work, dtype, stochastic, outputs, digests)
-    else:
-        from merganser.kernels import plain
-
-        plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
-        for row, cells in zip(inputs.rows, digests, strict=bool(digests)):
-            if cells is not None:
-                plain.digest(row, cells)
+    merge_with(library, inputs, count, start, work, dtype, stochastic, outputs, digests)
 
 
-def call(
-    library: ctypes.CDLL,
+@quietly
+def merge_with(
+    library: ctypes.CDLL | None,
     inputs: Inputs,
     count: int,
     start: int,
@@ -347,7 +341,7 @@ def call(
     outputs: Sequence[Output],
     digests: Sequence[Array | None] = (),
 ) -> None:
-    """:func:`merge`, by the kernels of a library."""
+    """:func:`merge`, by the kernels of a library, or without one in numpy."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
     wide = work == np.float64
     structs = [o.how.struct(k, work, start, count) for o in outputs]  # kept until the call is over
@@ -384,8 +378,34 @@ def call(
         ctypes.addressof(out),
         ctypes.addressof(cells) if digests else None,
     )
-    if getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
-        raise ValueError("a kernel refuses its arguments")
+    if library is not None:
+        if getattr(library, outputs[0].how.kernel)(ctypes.byref(tile)):
+            raise ValueError("a kernel refuses its arguments")
+        return
+    from merganser.kernels import plain
+
+    rows = [plain.widened(inputs, i, count, work) for i in range(len(inputs.rows))]
+    for output in outputs:
+        how, models = output.how, rows
+        if isinstance(how, Linear):
+            exact = plain.combined(rows, how)
+        elif isinstance(how, Sparse):
+            exact = plain.agreed(rows, how, start)
+        elif isinstance(how, Fusion):
+            divergences = how.divergences[np.arange(start, start + count) // how.length]
+            important = plain.importances(rows[1] - rows[0], divergences) >= np.float32(how.bound)
+            exact = np.where(important, rows[1], rows[0])
+        else:
+            assert isinstance(how, Given)
+            models, exact = rows[:-1], rows[-1]
+        made = plain.narrowed(exact, dtype, stochastic, output.seed, start)
+        output.data[: len(made)] = made
+        if output.sums is not None:
+            stored = plain.widened(Inputs.of((made,), (CODES[dtype],)), 0, count, work)
+            plain.add_report(models, exact, stored, how.share, output.sums)
+    for row, into in zip(inputs.rows, digests, strict=bool(digests)):
+        if into is not None:
+            storage.digest(row, into)
 
 
 def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:

@@ -1,37 +1,31 @@
-"""What every kernel computes, in numpy: the fallback where none is compiled, and what tests compare them with.
+"""Pure functions of numpy: the steps of the kernels' fallback, and what tests compare the compiled ones with.
 
-Outputs, Gram matrices, norms, digests and masks have the same bits as the compiled kernels'; the sums of the report
-are added up in float64 here.
+Every kernel checks its arguments, calls the compiled one, and where there is none goes on in numpy with these. Outputs,
+Gram matrices, norms, digests and masks then have the same bits; the sums of the report are added up in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from merganser.kernels import BLOCK, CELL, CODES, LANES, WIDTHS
-from merganser.kernels.arguments import Array, Inputs
-from merganser.kernels.fusion import LOW
-from merganser.kernels.merging import Fusion, Given, Linear, Output, Sparse, Sums
-from merganser.kernels.rules import ALL, BETWEEN, DRAWN, L1, LINF, MASKED, NOTHING, VARIANCE, Rules
+from merganser.kernels import CELL, CODES, LANES
+from merganser.kernels.arguments import Array, Inputs, quietly
+from merganser.kernels.merging import Linear, Sparse, Sums
+from merganser.kernels.rules import ALL, BETWEEN, DRAWN, MASKED, NOTHING, VARIANCE, Rules
 
-_GOLDEN, _MIX1, _MIX2 = (
+GOLDEN, MIX1, _MIX2 = (
     np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-_MEASURED, _STEP = 1024, 32
-
-
-def _quietly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Infinities and NaNs are numbers here, and 64-bit words wrap around."""
-    return np.errstate(all="ignore")(function)
+MEASURED, _STEP = 1024, 32
 
 
 # -- numbers ---------------------------------------------------------------------------------------
 
 
-@_quietly
+@quietly
 def widened(inputs: Inputs, i: int, count: int, dtype: Any) -> Array:
     """An input's numbers, in float32 or float64."""
     row, code = inputs.rows[i], int(inputs.codes[i])
@@ -44,8 +38,8 @@ def widened(inputs: Inputs, i: int, count: int, dtype: Any) -> Array:
 
 def draws(seed: int, start: int, count: int) -> Array:
     """64 random bits an element: splitmix64 at its place (Steele et al. 2014)."""
-    z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * _MIX1
+    z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
     mixed: Array = z ^ (z >> np.uint64(31))
     return mixed
@@ -96,7 +90,7 @@ def _single(numbers: Array) -> Array:
     return np.where(keep, bits, step).astype(np.uint32).view(np.float32)
 
 
-@_quietly
+@quietly
 def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int) -> Array:
     """Numbers rounded to a dtype: bytes."""
     if dtype == "float64" or (
@@ -134,39 +128,8 @@ def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int
 # -- merging ---------------------------------------------------------------------------------------
 
 
-@_quietly
-def merge(
-    inputs: Inputs,
-    count: int,
-    start: int,
-    work: np.dtype[Any],
-    dtype: str,
-    stochastic: bool,
-    outputs: Sequence[Output],
-) -> None:
-    """See :func:`merganser.kernels.merging.merge`."""
-    rows = [widened(inputs, i, count, work) for i in range(len(inputs.rows))]
-    for output in outputs:
-        how, models = output.how, rows
-        if isinstance(how, Linear):
-            exact = _combine(rows, how)
-        elif isinstance(how, Sparse):
-            exact = _agree(rows, how, start)
-        elif isinstance(how, Fusion):
-            divergences = how.divergences[np.arange(start, start + count) // how.length]
-            important = _importance(rows[1] - rows[0], divergences) >= np.float32(how.bound)
-            exact = np.where(important, rows[1], rows[0])
-        else:
-            assert isinstance(how, Given)
-            models, exact = rows[:-1], rows[-1]
-        made = narrowed(exact, dtype, stochastic, output.seed, start)
-        output.data[: len(made)] = made
-        if output.sums is not None:
-            stored = widened(Inputs.of((made,), (CODES[dtype],)), 0, count, work)
-            _report(models, exact, stored, how.share, output.sums)
-
-
-def _combine(rows: Sequence[Array], how: Linear) -> Array:
+def combined(rows: Sequence[Array], how: Linear) -> Array:
+    """A linear combination."""
     result: Array = how.coefficients[0] * rows[0]
     for coefficient, row in zip(how.coefficients[1:], rows[1:], strict=True):
         result = fma(coefficient, row, result)
@@ -175,12 +138,13 @@ def _combine(rows: Sequence[Array], how: Linear) -> Array:
     return result if how.divisor == 1 else result / result.dtype.type(how.divisor)
 
 
-def _agree(rows: Sequence[Array], how: Sparse, start: int) -> Array:
+def agreed(rows: Sequence[Array], how: Sparse, start: int) -> Array:
+    """Sparse changes, added up."""
     base, dtype = rows[0], rows[0].dtype.type
     apart = [row - base for row in rows[1:]]
     if not apart:
         return base
-    marks = _marks(apart, how.rules, start)
+    marks = marks_of(apart, how.rules, start)
     kept = [np.where(m, f * d, dtype(0)) for m, f, d in zip(marks, how.factors, apart, strict=True)]
     change = sum(kept[1:], kept[0])
     counts = [part != 0 for part in kept]
@@ -204,7 +168,10 @@ def _agree(rows: Sequence[Array], how: Sparse, start: int) -> Array:
     return result
 
 
-def _report(rows: Sequence[Array], exact: Array, stored: Array, share: float, sums: Sums) -> None:
+def add_report(
+    rows: Sequence[Array], exact: Array, stored: Array, share: float, sums: Sums
+) -> None:
+    """Add what is reported of an output to its cells' sums."""
     base = rows[0].astype(np.float64)
     apart = [row - rows[0] for row in rows[1:]]
     moved, ideal = stored - rows[0].dtype.type(share) * base, exact - rows[0]
@@ -228,7 +195,8 @@ def _dot(a: Array, b: Array) -> float:
 # -- which changes are kept ------------------------------------------------------------------------
 
 
-def _keys(numbers: Array) -> Array:
+def keys_of(numbers: Array) -> Array:
+    """Magnitudes as the bits of float32."""
     return abs(numbers).astype(np.float32).view(np.uint32)
 
 
@@ -240,10 +208,11 @@ def _variance(apart: Sequence[Array]) -> Array:
     return variance
 
 
-def _marks(apart: Sequence[Array], rules: Rules, start: int) -> list[Array]:
+def marks_of(apart: Sequence[Array], rules: Rules, start: int) -> list[Array]:
+    """Which of each model's changes are kept."""
     models = len(apart)
     if len(rules.kinds) == models + 1:
-        return [_between(_keys(_variance(apart)), rules, models, start)] * models
+        return [_between(keys_of(_variance(apart)), rules, models, start)] * models
     return [_mark(d, rules, m, start) for m, d in enumerate(apart)]
 
 
@@ -252,7 +221,7 @@ def _mark(change: Array, rules: Rules, m: int, start: int) -> Array:
     if rule in (ALL, NOTHING):
         return np.full(count, rule == ALL)
     if rule == BETWEEN:
-        return _between(_keys(change), rules, m, start)
+        return _between(keys_of(change), rules, m, start)
     here = slice(start >> 3, (start + count + 7) >> 3)
     if rule == MASKED:
         return np.unpackbits(rules.masks[m, here], bitorder="little", count=count).astype(bool)
@@ -281,32 +250,7 @@ def _between(keys: Array, rules: Rules, m: int, start: int) -> Array:
     return between
 
 
-@_quietly
-def norms(
-    inputs: Inputs,
-    count: int,
-    work: np.dtype[Any],
-    rules: Rules,
-    norm: int,
-    start: int,
-    sums: Array,
-) -> None:
-    """See :func:`merganser.kernels.measuring.norms`."""
-    base, *rows = (widened(inputs, i, count, work) for i in range(len(inputs.rows)))
-    apart = [row - base for row in rows]
-    for m, (change, mark) in enumerate(zip(apart, _marks(apart, rules, start), strict=True)):
-        wide = change.astype(np.float64)
-        terms = wide * wide if norm not in (L1, LINF) else abs(wide)
-        for n, part in enumerate((terms, np.where(mark, terms, 0.0))):
-            if norm == LINF:
-                for cell in range(len(sums)):
-                    most = np.fmax.reduce(part[cell * CELL : (cell + 1) * CELL], initial=0.0)
-                    sums[cell, m, n] = max(sums[cell, m, n], most)
-            else:
-                _add_blocks(part, BLOCK, sums[:, m, n])
-
-
-def _add_blocks(terms: Array, size: int, into: Array) -> None:
+def add_blocks(terms: Array, size: int, into: Array) -> None:
     """Add float64 numbers to the sums of their cells, block by block in the kernels' order."""
     blocks = -(-len(terms) // size)
     padded = np.zeros(blocks * size)
@@ -322,72 +266,13 @@ def _add_blocks(terms: Array, size: int, into: Array) -> None:
         into[block * size // CELL] += total
 
 
-@_quietly
-def _change_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int) -> Array:
+@quietly
+def change_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int) -> Array:
+    """Keys of a model's changes, or of the variance between all."""
     base, *rows = (widened(inputs, i, count, work) for i in range(len(inputs.rows)))
     if model == VARIANCE:
-        return _keys(_variance([row - base for row in rows]))
-    return _keys(rows[model] - base)
-
-
-def tally(
-    inputs: Inputs,
-    count: int,
-    work: np.dtype[Any],
-    what: Array,
-    lows: Array,
-    highs: Array,
-    guesses: Array,
-    above: Array,
-    equal: Array,
-    found: Array,
-    fill: Array,
-) -> None:
-    """See :func:`merganser.kernels.selecting.tally`."""
-    for m, model in enumerate(what.tolist()):
-        keys = _change_keys(inputs, count, work, model)
-        above[m] += np.count_nonzero(keys > highs[m])
-        inside = (keys >= lows[m]) & (keys <= highs[m])
-        for n, guess in enumerate(guesses[m]):
-            cells = np.flatnonzero(keys == guess) // CELL
-            equal[m, n] += np.bincount(cells, minlength=equal.shape[2])
-            inside &= keys != guess
-        fill[m] = np.count_nonzero(inside)
-        found[m, : fill[m]] = keys[inside]
-
-
-def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
-    """See :func:`merganser.kernels.selecting.sample_keys`."""
-    into[:count] = _change_keys(inputs, count, work, model)
-
-
-def draw_by_rank(
-    inputs: Inputs,
-    work: np.dtype[Any],
-    model: int,
-    rows: int,
-    length: int,
-    density: float,
-    epsilon: float,
-    seed: int,
-    start: int,
-    mask: Array,
-) -> None:
-    """See :func:`merganser.kernels.selecting.draw_by_rank`."""
-    keys = _change_keys(inputs, rows * length, work, model).reshape(rows, length)
-    step = 2.0 * epsilon / (length - 1) if length > 1 else 0.0
-    lowest = density - epsilon if length > 1 else density
-    kept = np.empty((rows, length), bool)
-    for n, row in enumerate(keys):
-        ordered = np.sort(row)
-        less = np.searchsorted(ordered, row, side="left")
-        equal = np.searchsorted(ordered, row, side="right") - less
-        chances = np.maximum(lowest + step * (less + 0.5 * (equal - 1)), 0.0)
-        bounds = (np.where(chances >= 1.0, 0.0, chances) * 2.0**64).astype(np.uint64)
-        bounds[chances >= 1.0] = np.uint64(2**64 - 1)
-        kept[n] = draws(seed, start + n * length, length) < bounds
-    bits = np.packbits(kept.reshape(-1), bitorder="little")
-    mask[start >> 3 : (start >> 3) + len(bits)] |= bits
+        return keys_of(_variance([row - base for row in rows]))
+    return keys_of(rows[model] - base)
 
 
 # -- importances of arcee_fusion -------------------------------------------------------------------
@@ -404,7 +289,7 @@ def _polynomial(x: Array, *terms: str) -> Array:
 _LOG2 = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45")
 
 
-def _power(x: Array) -> Array:
+def power(x: Array) -> Array:
     """e**x of numbers up to zero."""
     shift = float.fromhex("0x1.8p52")
     t = x * float.fromhex("0x1.71547652b82fep0") + shift
@@ -421,7 +306,7 @@ def _power(x: Array) -> Array:
     return np.where(x < -708.0, 0.0, made)
 
 
-def _log_ratio(p: Array, q: Array) -> Array:
+def log_ratio(p: Array, q: Array) -> Array:
     """log(p / q) of numbers that are neither zero nor subnormal."""
     n = (p.view(np.int64) - q.view(np.int64) + (1 << 51)) >> 52
     near = (p.view(np.int64) - (n << 52)).view(np.float64)
@@ -437,7 +322,7 @@ def _log_ratio(p: Array, q: Array) -> Array:
     return k * _LOG2[0] + (k * _LOG2[1] + (twice + twice * (series * s)))
 
 
-def _lane_sums(rows: Array) -> Array:
+def lane_sums(rows: Array) -> Array:
     """Sums of rows [rows, steps, LANES] in the kernels' order."""
     sums = np.zeros((len(rows), LANES))
     for n in range(rows.shape[1]):
@@ -448,169 +333,25 @@ def _lane_sums(rows: Array) -> Array:
     return sums[:, 0]
 
 
-@_quietly
-def diverge(
-    inputs: Inputs, work: np.dtype[Any], length: int, divergences: Array, counts: Array
-) -> None:
-    """See :func:`merganser.kernels.fusion.diverge`."""
-    rows, steps = len(divergences), -(-length // LANES)
-    shares, finite = [], np.full(rows, True)
-    for i in range(2):
-        numbers = np.full((rows, steps * LANES), -np.inf)
-        numbers[:, :length] = widened(inputs, i, rows * length, np.float64).reshape(rows, length)
-        numbers -= np.fmax.reduce(numbers, axis=1, keepdims=True)
-        finite &= (numbers <= 0).all(axis=1)
-        powers = _power(numbers).reshape(rows, steps, LANES)
-        shares.append(powers * (1.0 / _lane_sums(powers))[:, None, None] + 1e-8)
-    q, p = shares
-    sums = _lane_sums(p * _log_ratio(p, q))
-    divergences[:] = np.where(finite, np.where(sums > 0, sums, 0.0), np.nan)
-    base, other = (widened(inputs, i, rows * length, work) for i in range(2))
-    keys = _keys(_importance(other - base, np.repeat(divergences, length)))
-    counts[0] += np.bincount(keys >> np.uint32(LOW), minlength=1 << 16)
-
-
-def _importance(change: Array, divergences: Array) -> Array:
+def importances(change: Array, divergences: Array) -> Array:
+    """Sizes of changes times the divergences of their rows."""
     return (abs(change).astype(np.float64) * divergences).astype(np.float32)
-
-
-@_quietly
-def count_keys(
-    inputs: Inputs,
-    count: int,
-    work: np.dtype[Any],
-    start: int,
-    divergences: Array,
-    length: int,
-    upper: Array,
-    counts: Array,
-) -> None:
-    """See :func:`merganser.kernels.fusion.count_keys`."""
-    base, other = (widened(inputs, i, count, work) for i in range(2))
-    each = divergences[np.arange(start, start + count) // length]
-    keys = _keys(_importance(other - base, each))
-    keys = keys[keys != 0]
-    for into, bits in zip(counts, upper, strict=True):
-        below = keys[keys >> np.uint32(LOW) == bits] & np.uint32((1 << LOW) - 1)
-        into += np.bincount(below, minlength=1 << LOW)
 
 
 # -- Gram matrices ---------------------------------------------------------------------------------
 
 
-@_quietly
-def _vectors(inputs: Inputs, count: int, changes: bool) -> list[Array]:
+@quietly
+def vectors_of(inputs: Inputs, count: int, changes: bool) -> list[Array]:
+    """The inputs, or their changes to the first, in float64."""
     rows = [widened(inputs, i, count, np.float64) for i in range(len(inputs.rows))]
     return [row - rows[0] for row in rows[1:]] if changes else rows
-
-
-@_quietly
-def measure(inputs: Inputs, count: int, changes: bool, gram: Array) -> None:
-    """See :func:`merganser.kernels.measuring.measure`."""
-    vectors = _vectors(inputs, count, changes)
-    for i, x in enumerate(vectors):
-        for j in range(i + 1):
-            _add_blocks(x * vectors[j], _MEASURED, gram[:, i, j])
-
-
-@_quietly
-def measure_rows(
-    inputs: Inputs, count: int, changes: bool, length: int, start: int, rows: Array, heads: Array
-) -> None:
-    """See :func:`merganser.kernels.measuring.measure_rows`."""
-    vectors = _vectors(inputs, count, changes)
-    at = 0
-    while at < count:
-        row, cell = (start + at) // length, at // CELL
-        end = min(count, (row + 1) * length - start, (at // _MEASURED + 1) * _MEASURED)
-        into = rows[row] if row * length >= start + cell * CELL else heads[cell]
-        for i, x in enumerate(vectors):
-            for j in range(i + 1):  # a running sum is added up in order
-                into[i, j] += np.cumsum(x[at:end] * vectors[j][at:end])[-1]
-        at = end
-
-
-@_quietly
-def measure_columns(
-    inputs: Inputs, count: int, changes: bool, length: int, start: int, columns: Array
-) -> None:
-    """See :func:`merganser.kernels.measuring.measure_columns`."""
-    vectors = _vectors(inputs, count, changes)
-    at = 0
-    while at < count:
-        column = (start + at) % length
-        end = min(count, at + length - column)
-        for i, x in enumerate(vectors):
-            for j in range(i + 1):
-                columns[column : column + end - at, i, j] += x[at:end] * vectors[j][at:end]
-        at = end
-
-
-@_quietly
-def combine_each(
-    inputs: Inputs,
-    count: int,
-    coefficients: Array,
-    length: int,
-    by_rows: bool,
-    start: int,
-    exact: Array,
-) -> None:
-    """See :func:`merganser.kernels.measuring.combine_each`."""
-    places = np.arange(start, start + count)
-    vector = places // length if by_rows else places % length
-    rows = [widened(inputs, i, count, coefficients.dtype) for i in range(len(inputs.rows))]
-    exact[:count] = coefficients[0, vector] * rows[0]
-    for factors, row in zip(coefficients[1:], rows[1:], strict=True):
-        exact[:count] = fma(factors[vector], row, exact[:count])
 
 
 # -- stored numbers --------------------------------------------------------------------------------
 
 
-@_quietly
-def digest(data: Array, sums: Array) -> None:
-    """See :func:`merganser.kernels.storage.digest`."""
-    for cell in range(len(sums)):
-        piece = data[cell * CELL : (cell + 1) * CELL]
-        words = piece[: len(piece) // 8 * 8].view(np.uint64)
-        rest = piece[len(words) * 8 :]
-        if len(rest):
-            words = np.append(words, np.uint64(int.from_bytes(rest.tobytes(), "big")))
-        z = words + np.arange(1, len(words) + 1, dtype=np.uint64) * _GOLDEN
-        z = (z ^ (z >> np.uint64(32))) * _MIX1
-        sums[cell] = np.uint64(len(piece)) + (z ^ (z >> np.uint64(29))).sum(dtype=np.uint64)
-
-
-def count_nonfinite(data: Array, code: int) -> int:
-    """See :func:`merganser.kernels.storage.count_nonfinite`."""
-    kinds = (np.uint16, np.uint16, np.uint32, np.uint64)
-    exponents = (0x7F80, 0x7C00, 0x7F800000, 0x7FF0000000000000)
-    bits: Array = data[: len(data) // WIDTHS[code] * WIDTHS[code]].view(kinds[code])
-    exponent = bits.dtype.type(exponents[code])
-    return int(np.count_nonzero((bits & exponent) == exponent))
-
-
-@_quietly
-def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
-    """See :func:`merganser.kernels.storage.compare`."""
-    x, y, *base = (widened(inputs, i, count, np.float64) for i in range(len(inputs.rows)))
-    figures = [(x - y) ** 2, x * x]
-    if base:
-        (z,) = base
-        a, b = x - z, y - z
-        figures += [a * a, b * b, a * b, a * b > 0, a * b != 0, abs(a + b), abs(a) + abs(b), z * z]
-    distances = _distances(inputs, count)
-    bounds = np.array([0, *(1 << n for n in range(16))])
-    buckets = np.searchsorted(bounds, distances)
-    for cell in range(-(-count // CELL)):
-        here = slice(cell * CELL, (cell + 1) * CELL)
-        for n, figure in enumerate(figures):
-            sums[cell, n] += figure[here].sum(dtype=np.float64)
-        histogram[cell] += np.bincount(buckets[here], minlength=histogram.shape[1])
-
-
-def _distances(inputs: Inputs, count: int) -> Array:
+def distances_of(inputs: Inputs, count: int) -> Array:
     """In units in the last place, at most 0xFFFF."""
     codes = inputs.codes[:2].tolist()
     if codes[0] == codes[1] and codes[0] <= CODES["float16"]:
@@ -626,30 +367,3 @@ def _distances(inputs: Inputs, count: int) -> Array:
         x, y = (np.where(b < 0, -(b & 0x7FFFFFFF), b) for b in wide)
     far = abs(x.astype(np.float64) - y) >= 1e15
     return np.where(far, 0xFFFF, np.minimum(abs(x - y), 0xFFFF))
-
-
-@_quietly
-def add_product(
-    weights: Array,
-    left: Array,
-    right: Array,
-    scale: float,
-    skipped: int,
-    by_row: Array,
-    by_column: Array,
-    out: Array,
-) -> None:
-    """See :func:`merganser.kernels.storage.add_product`."""
-    sums = np.zeros((len(left), right.shape[1]))
-    for rank in range(len(right)):
-        sums += left[:, rank, None].astype(np.float64) * right[rank]
-    here = slice(skipped, skipped + len(out))
-    factors = np.repeat(by_row, right.shape[1])[here], np.tile(by_column, len(left))[here]
-    number = weights.astype(np.float64) + scale * sums.reshape(-1)[here]
-    out[:] = number * factors[0] * factors[1]
-
-
-def add_squares(values: Array, by_column: bool, squares: Array) -> None:
-    """See :func:`merganser.kernels.storage.add_squares`."""
-    for line in values if by_column else values.T:
-        squares[: len(line)] += line * line

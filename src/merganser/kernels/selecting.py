@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser.kernels import LANES
+from merganser.kernels import CELL, LANES
 from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for
 
 _I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
@@ -88,11 +88,20 @@ def tally(
     if found.shape[1] < count + LANES:
         raise ValueError(f"room for {found.shape[1]} keys, not for {count} and {LANES} more")
     if library := kernels_for(inputs):
-        library.tally(tile, _I64(count), _I64(work == np.float64), ctypes.byref(struct))
-    else:
-        from merganser.kernels import plain
+        library.tally(tile, count, work == np.float64, ctypes.byref(struct))
+        return
+    from merganser.kernels import plain
 
-        plain.tally(inputs, count, work, what, lows, highs, guesses, above, equal, found, fill)
+    for m, model in enumerate(what.tolist()):
+        keys = plain.change_keys(inputs, count, work, model)
+        above[m] += np.count_nonzero(keys > highs[m])
+        inside = (keys >= lows[m]) & (keys <= highs[m])
+        for n, guess in enumerate(guesses[m]):
+            cells = np.flatnonzero(keys == guess) // CELL
+            equal[m, n] += np.bincount(cells, minlength=equal.shape[2])
+            inside &= keys != guess
+        fill[m] = np.count_nonzero(inside)
+        found[m, : fill[m]] = keys[inside]
 
 
 def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
@@ -102,12 +111,11 @@ def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, int
     place = checked(into, np.uint32, count)
     struct = ctypes.byref(inputs.struct(count))
     if library := kernels_for(inputs):
-        wide = _I64(work == np.float64)
-        library.sample_keys(struct, _I64(count), wide, _I64(model), ctypes.c_void_p(place))
-    else:
-        from merganser.kernels import plain
+        library.sample_keys(struct, count, work == np.float64, model, place)
+        return
+    from merganser.kernels import plain
 
-        plain.sample_keys(inputs, count, work, model, into)
+    into[:count] = plain.change_keys(inputs, count, work, model)
 
 
 def count_shared(
@@ -123,13 +131,12 @@ def count_shared(
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon is {epsilon}")
-    place = _PTR(checked(counts, np.int64, 2, len(inputs.rows) - 1))
+    place = checked(counts, np.int64, 2, len(inputs.rows) - 1)
     struct = ctypes.byref(inputs.struct(count))
     library = kernels_for(inputs)
     if library is None:
         raise ValueError("without compiled kernels torch computes this step")
-    wide = _I64(work == np.float64)
-    library.count_shared(struct, _I64(count), wide, _F64(epsilon), place)
+    library.count_shared(struct, count, work == np.float64, epsilon, place)
 
 
 def draw_by_rank(
@@ -167,8 +174,21 @@ def draw_by_rank(
     )
     tile = ctypes.byref(inputs.struct(rows * length))
     if library := kernels_for(inputs):
-        library.draw_by_rank(tile, _I64(work == np.float64), _I64(model), ctypes.byref(struct))
-    else:
-        from merganser.kernels import plain
+        library.draw_by_rank(tile, work == np.float64, model, ctypes.byref(struct))
+        return
+    from merganser.kernels import plain
 
-        plain.draw_by_rank(inputs, work, model, rows, length, density, epsilon, seed, start, mask)
+    keys = plain.change_keys(inputs, rows * length, work, model).reshape(rows, length)
+    step = 2.0 * epsilon / (length - 1) if length > 1 else 0.0
+    lowest = density - epsilon if length > 1 else density
+    kept = np.empty((rows, length), bool)
+    for n, row in enumerate(keys):
+        ordered = np.sort(row)
+        less = np.searchsorted(ordered, row, side="left")
+        equal = np.searchsorted(ordered, row, side="right") - less
+        chances = np.maximum(lowest + step * (less + 0.5 * (equal - 1)), 0.0)
+        bounds = (np.where(chances >= 1.0, 0.0, chances) * 2.0**64).astype(np.uint64)
+        bounds[chances >= 1.0] = np.uint64(2**64 - 1)
+        kept[n] = plain.draws(seed, start + n * length, length) < bounds
+    bits = np.packbits(kept.reshape(-1), bitorder="little")
+    mask[start >> 3 : (start >> 3) + len(bits)] |= bits

@@ -6,8 +6,8 @@ import ctypes
 
 import numpy as np
 
-from merganser.kernels import CODES, WIDTHS, library
-from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, checked
+from merganser.kernels import CELL, CODES, WIDTHS, library
+from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, checked, quietly
 
 _I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -36,6 +36,7 @@ class _ProductStruct(ctypes.Structure):
     )
 
 
+@quietly
 def digest(data: Array, sums: Array) -> None:
     """A 64-bit digest of every CELL bytes of ``data``, uint8, into uint64 ``sums``.
 
@@ -43,43 +44,55 @@ def digest(data: Array, sums: Array) -> None:
     changes the sum, and all others but for one chance in 2**64. It guards against damage, not against
     forgery.
     """
-    place = _PTR(checked(data, np.uint8, len(data)))
+    place = checked(data, np.uint8, len(data))
     if len(data) and len(sums) != cells_of(len(data)):
         raise ValueError(f"{len(sums)} digests for {len(data)} bytes")
-    into = _PTR(checked(sums, np.uint64, len(sums)))
+    into = checked(sums, np.uint64, len(sums))
     if kernels := library.kernels():
-        kernels.digest(place, _I64(len(data)), into, _I64(len(sums)))
-    else:
-        from merganser.kernels import plain
+        kernels.digest(place, len(data), into, len(sums))
+        return
+    from merganser.kernels import plain
 
-        plain.digest(data, sums)
+    for cell in range(len(sums)):
+        piece = data[cell * CELL : (cell + 1) * CELL]
+        words = piece[: len(piece) // 8 * 8].view(np.uint64)
+        rest = piece[len(words) * 8 :]
+        if len(rest):
+            words = np.append(words, np.uint64(int.from_bytes(rest.tobytes(), "big")))
+        z = words + np.arange(1, len(words) + 1, dtype=np.uint64) * plain.GOLDEN
+        z = (z ^ (z >> np.uint64(32))) * plain.MIX1
+        sums[cell] = np.uint64(len(piece)) + (z ^ (z >> np.uint64(29))).sum(dtype=np.uint64)
 
 
 def count_nonfinite(data: Array, code: int) -> int:
     """How many of a tile's numbers, uint8, are infinite or not a number, by their bits."""
-    place, count = _PTR(checked(data, np.uint8, len(data))), len(data) // WIDTHS[code]
+    place, count = checked(data, np.uint8, len(data)), len(data) // WIDTHS[code]
     if kernels := library.kernels():
-        return int(kernels.count_nonfinite(place, _I64(code), _I64(count)))
-    from merganser.kernels import plain
+        return int(kernels.count_nonfinite(place, code, count))
 
-    return plain.count_nonfinite(data, code)
+    kinds = (np.uint16, np.uint16, np.uint32, np.uint64)
+    exponents = (0x7F80, 0x7C00, 0x7F800000, 0x7FF0000000000000)
+    bits: Array = data[: len(data) // WIDTHS[code] * WIDTHS[code]].view(kinds[code])
+    exponent = bits.dtype.type(exponents[code])
+    return int(np.count_nonzero((bits & exponent) == exponent))
 
 
 def widen(data: Array, code: int, count: int, into: Array) -> None:
     """Stored bytes, uint8, as ``count`` float32 or float64 numbers."""
     inputs = Inputs.of((data,), (code,))
-    place = _PTR(checked(into, np.dtype(into.dtype), count))
+    place = checked(into, np.dtype(into.dtype), count)
     if into.dtype.name not in ("float32", "float64"):
         raise ValueError(f"numbers are not widened to {into.dtype}")
     struct = ctypes.byref(inputs.struct(count))
     if kernels := library.kernels():
-        kernels.widen_all(struct, _I64(count), _I64(into.dtype == np.float64), place)
+        kernels.widen_all(struct, count, into.dtype == np.float64, place)
     else:
         from merganser.kernels import plain
 
         into[:count] = plain.widened(inputs, 0, count, into.dtype)
 
 
+@quietly
 def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
     """Add a tile of two tensors, and of their base if there is a third, to the sums of its cells.
 
@@ -93,18 +106,32 @@ def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
         raise ValueError(f"{len(inputs.rows)} tensors are not compared")
     cells = cells_of(count)
     places = (
-        _PTR(checked(sums, np.float64, cells, FIGURES)),
-        _PTR(checked(histogram, np.int64, cells, BUCKETS)),
+        checked(sums, np.float64, cells, FIGURES),
+        checked(histogram, np.int64, cells, BUCKETS),
     )
     struct = ctypes.byref(inputs.struct(count))
     if kernels := library.kernels():
-        kernels.compare(struct, _I64(count), *places)
-    else:
-        from merganser.kernels import plain
+        kernels.compare(struct, count, *places)
+        return
+    from merganser.kernels import plain
 
-        plain.compare(inputs, count, sums, histogram)
+    x, y, *base = (plain.widened(inputs, i, count, np.float64) for i in range(len(inputs.rows)))
+    figures = [(x - y) ** 2, x * x]
+    if base:
+        (z,) = base
+        a, b = x - z, y - z
+        figures += [a * a, b * b, a * b, a * b > 0, a * b != 0, abs(a + b), abs(a) + abs(b), z * z]
+    distances = plain.distances_of(inputs, count)
+    bounds = np.array([0, *(1 << n for n in range(16))])
+    buckets = np.searchsorted(bounds, distances)
+    for cell in range(-(-count // CELL)):
+        here = slice(cell * CELL, (cell + 1) * CELL)
+        for n, figure in enumerate(figures):
+            sums[cell, n] += figure[here].sum(dtype=np.float64)
+        histogram[cell] += np.bincount(buckets[here], minlength=histogram.shape[1])
 
 
+@quietly
 def add_product(
     weights: Array,
     left: Array,
@@ -150,20 +177,25 @@ def add_product(
     )
     if kernels := library.kernels():
         kernels.add_product(ctypes.byref(struct))
-    else:
-        from merganser.kernels import plain
+        return
 
-        plain.add_product(weights, left, right, scale, skipped, by_row, by_column, out)
+    sums = np.zeros((len(left), right.shape[1]))
+    for rank in range(len(right)):
+        sums += left[:, rank, None].astype(np.float64) * right[rank]
+    here = slice(skipped, skipped + len(out))
+    factors = np.repeat(by_row, right.shape[1])[here], np.tile(by_column, len(left))[here]
+    number = weights.astype(np.float64) + scale * sums.reshape(-1)[here]
+    out[:] = number * factors[0] * factors[1]
 
 
 def add_squares(values: Array, by_column: bool, squares: Array) -> None:
     """Add the squares of float64 [rows, columns] to sums of rows, or of columns, in order."""
     rows, columns = values.shape
-    place = _PTR(checked(values, np.float64, rows, columns))
-    into = _PTR(checked(squares, np.float64, columns if by_column else rows))
+    place = checked(values, np.float64, rows, columns)
+    into = checked(squares, np.float64, columns if by_column else rows)
     if kernels := library.kernels():
-        kernels.add_squares(place, _I64(rows), _I64(columns), _I64(by_column), into)
-    else:
-        from merganser.kernels import plain
+        kernels.add_squares(place, rows, columns, by_column, into)
+        return
 
-        plain.add_squares(values, by_column, squares)
+    for line in values if by_column else values.T:
+        squares[: len(line)] += line * line
