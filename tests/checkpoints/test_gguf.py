@@ -17,7 +17,8 @@ from transformers.utils.quantization_config import GgufConfig
 import ggufs
 from checkpoints_on_disk import config, shapes, write_json
 from ggufs import LLAMA, llama
-from merganser.checkpoints import Checkpoint, ggml, open_checkpoint
+from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser.checkpoints.gguf import ggml
 from merganser.errors import InputError
 from messages import assert_one_line
 

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 
 import ggufs
 from checkpoints_on_disk import write_json
-from merganser.checkpoints import gguf_tokenizer, open_checkpoint
+from merganser.checkpoints import open_checkpoint
+from merganser.checkpoints.gguf import tokenizer as gguf_tokenizer
 from merganser.cli import main
 from merganser.merging.convert import convert
 from merganser.merging.merge import merge

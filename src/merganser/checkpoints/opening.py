@@ -1,24 +1,15 @@
-"""Open a checkpoint with the first format that recognises its folder.
-
-A new format is one module with a class that implements
-:class:`~merganser.checkpoints.protocol.Checkpoint`, and one line in ``FORMATS``.
-"""
+"""Open checkpoints of any format, and as the numbers that their models compute with."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
 from pathlib import Path
 
+from merganser.checkpoints.advice import what_is_there
+from merganser.checkpoints.formats import FORMATS, first_known, open_training
 from merganser.checkpoints.locators import Folder
 from merganser.checkpoints.protocol import Checkpoint, Weights
+from merganser.checkpoints.training.training_runs import locate
 from merganser.errors import InputError, reraise_os_errors
-
-FORMATS: tuple[str, ...] = ("safetensors", "pytorch", "gguf")
-"""Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
-
-TRAINING: tuple[str, ...] = ("training.fsdp", "training.dcp", "training.deepspeed")
-"""The same for the shards of training runs."""
 
 
 def open_checkpoint(
@@ -40,8 +31,6 @@ def open_checkpoint(
 
 
 def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
-    from merganser.checkpoints.training.training_runs import locate, what_is_there
-
     if not path.exists():
         raise InputError(f"{name}: no such model")
     if not path.is_file() and not path.is_dir():
@@ -67,21 +56,6 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     return checkpoint
 
 
-def open_training(folder: Path, label: str) -> Checkpoint | None:
-    """Open the shards of a training run, adapters included; None if there are no shards."""
-    return first_known(TRAINING, folder, label)
-
-
-def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
-    """Open a folder or file with the first format that recognises it; None if none does."""
-    for module in formats:
-        opener = importlib.import_module(f"merganser.checkpoints.{module}")
-        checkpoint: Checkpoint | None = opener.open_folder(folder, label)
-        if checkpoint is not None:
-            return checkpoint
-    return None
-
-
 def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
     """Return a checkpoint with the numbers that its model computes with: dequantised, adapter applied.
 
@@ -97,6 +71,6 @@ def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoin
     made = dequantised(checkpoint)
     if adapter is None:
         return made
-    from merganser.checkpoints.computed.adapter import adapted
+    from merganser.checkpoints.adapters import adapted
 
     return adapted(made, adapter)

@@ -133,7 +133,7 @@ def _dequantised(readers: Readers, at: locators.Dequantised) -> Checkpoint:
 
 
 def _adapted(readers: Readers, at: locators.Adapted) -> Checkpoint:
-    from merganser.checkpoints.computed.adapter import adapted
+    from merganser.checkpoints.adapters import adapted
 
     return adapted(readers.at(at.of), at.folder)
 

@@ -23,7 +23,7 @@ from merganser.architecture import infer, vocabulary_size
 from merganser.checkpoints import pytorch
 from merganser.checkpoints.sidecar_files import parse_json, read_config, read_index
 from merganser.checkpoints.stored import MAX_TENSORS, Piece, StoredCheckpoint, StoredTensor
-from merganser.checkpoints.training import training_runs
+from merganser.checkpoints.training import run_folders
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
@@ -97,7 +97,7 @@ def _build(
             )
     home = path
     if parts:
-        home = training_runs.companions(path) if path.is_dir() else path
+        home = run_folders.companions(path) if path.is_dir() else path
         if home.is_dir() and (home / "config.json").is_file():
             config = read_config(home)
         tensors |= _joined(path, parts, config)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
-from merganser.checkpoints.opening import FORMATS, first_known
+from merganser.checkpoints.formats import FORMATS, first_known
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import MAX_BYTES, parse_json, refuse_foreign_link
 from merganser.errors import InputError

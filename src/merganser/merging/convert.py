@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from merganser import hub, recipe
 from merganser.checkpoints import Checkpoint, Weights, open_checkpoint
 from merganser.checkpoints.readers import with_companions
-from merganser.checkpoints.training.training_runs import companions
+from merganser.checkpoints.training.run_folders import companions
 from merganser.errors import RecipeError
 from merganser.merging.merge import merge
 from merganser.merging.options import MergeKeywords

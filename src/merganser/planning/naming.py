@@ -17,7 +17,7 @@ from merganser.architecture import infer, keys, vocabulary_sizes
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.computed.moe import named_like as with_experts_like
 from merganser.checkpoints.computed.rearranged import Rearrangement, SourceBlock, rearranged
-from merganser.checkpoints.training.training_runs import holds_shards
+from merganser.checkpoints.training.run_folders import holds_shards
 from merganser.errors import InputError
 from merganser.modules import sections
 from merganser.planning.heads import same_bytes

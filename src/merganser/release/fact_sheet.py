@@ -15,9 +15,9 @@ from merganser.architecture import (
     vocabulary_size,
 )
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
+from merganser.checkpoints.adapters import describe, open_adapter
 from merganser.checkpoints.computed.adapter import CONFIG as ADAPTER
-from merganser.checkpoints.computed.adapter import describe, open_adapter
-from merganser.checkpoints.training.training_runs import step_number
+from merganser.checkpoints.training.run_folders import step_number
 from merganser.errors import InputError, RecipeError
 from merganser.modules import sections
 from merganser.recipe import parse_reference

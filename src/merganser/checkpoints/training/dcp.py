@@ -16,7 +16,7 @@ from merganser.checkpoints import pytorch, torch_pickle
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Parts, Piece, StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import Names, PickledTensor, Record, record
-from merganser.checkpoints.training import megatron, training_runs
+from merganser.checkpoints.training import megatron, run_folders
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
 
@@ -67,12 +67,12 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     if not file.is_file():
         return None
     fields = _metadata(file)
-    home = training_runs.companions(path)
+    home = run_folders.companions(path)
     config = read_config(home)
     try:
         places = _places(path, fields["storage_data"])
         stored = _stored(fields)
-        if stored and (reason := training_runs.why_no_model(path, _contents(stored))):
+        if stored and (reason := run_folders.why_no_model(path, _contents(stored))):
             raise InputError(f"{path}: {reason}")
         nested = _nested(stored, fields.get("planner_data"))
         parameters, nest = pytorch.state_dict(file, nested, str)

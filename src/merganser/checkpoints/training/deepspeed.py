@@ -21,7 +21,7 @@ from merganser.checkpoints import pytorch, torch_pickle
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor, cut
 from merganser.checkpoints.torch_pickle import Function, Names, PickledTensor, enumeration, record
-from merganser.checkpoints.training import training_runs
+from merganser.checkpoints.training import run_folders
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
 
@@ -83,7 +83,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         raise InputError(
             f"{path}: the ranks' parts do not join ({error}); are they of one step of one run?"
         ) from None
-    home = training_runs.companions(path)
+    home = run_folders.companions(path)
     config = read_config(home)
     ranks = "1 rank" if len(optimizers) == 1 else f"{len(optimizers)} ranks"
     return StoredCheckpoint(

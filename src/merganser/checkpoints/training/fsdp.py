@@ -23,7 +23,7 @@ from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import read_config, read_json
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import Function, Names, PickledTensor, Record, record
-from merganser.checkpoints.training import training_runs
+from merganser.checkpoints.training import run_folders
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -118,7 +118,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
                 f"{path}: the ranks' parts of tensor {name!r} do not join ({error}); are they of one "
                 "step of one run?"
             ) from None
-    home = training_runs.companions(path)
+    home = run_folders.companions(path)
     config = read_config(home)
     ranks = "1 rank" if len(files) == 1 else f"{len(files)} ranks"
 

@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.computed.adapted import applied
+from merganser.checkpoints.computed.adapter import Adapter
 from merganser.checkpoints.computed.derived import DerivedCheckpoint
+from merganser.checkpoints.formats import open_training
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import read_json
+from merganser.checkpoints.training.training_runs import locate
 from merganser.errors import InputError
 
 SETTINGS = ("lora_adapter/adapter_config.json", "adapter_config.json", "lora_train_meta.json")
@@ -34,8 +38,6 @@ def merged(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """
     if not _factors(checkpoint):
         return checkpoint
-    from merganser.checkpoints.computed.adapter import Adapter, applied
-
     settings = _settings(folder)
     if not any(".base_layer." in name for name in checkpoint.specs):
         raise InputError(
@@ -59,9 +61,6 @@ def find(folder: Path) -> tuple[Mapping[str, Any], Checkpoint] | None:
     Raises:
         InputError: when shards are missing, or no file states rank and alpha.
     """
-    from merganser.checkpoints.opening import open_training
-    from merganser.checkpoints.training.training_runs import locate
-
     place = locate(folder, "shards")
     checkpoint = open_training(place.folder, str(folder)) if place.shards else None
     if checkpoint is None or not _factors(checkpoint):

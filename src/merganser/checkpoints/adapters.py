@@ -1,0 +1,106 @@
+"""Open LoRA adapters: in PEFT's folders, and in the shards of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.computed.adapted import applied
+from merganser.checkpoints.computed.adapter import CONFIG, WEIGHTS, Adapter
+from merganser.checkpoints.formats import FORMATS, first_known
+from merganser.checkpoints.locators import Adapted, after
+from merganser.checkpoints.protocol import Checkpoint
+from merganser.checkpoints.sidecar_files import read_json
+from merganser.checkpoints.training import lora_shards
+from merganser.errors import InputError, reraise_os_errors
+
+_REFUSED = (
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+"""Options of PEFT that make of an adapter something else than is computed here."""
+
+_CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin an adapter that also change the weights that it is for."""
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Open the LoRA adapter in a folder, or in the shards of a training step, reading headers only.
+
+    Raises:
+        InputError: when there is none, or it is of another kind.
+    """
+    label = str(folder)
+    settings, weights = _opened(folder, label)
+    kind = str(settings.get("peft_type", "LORA"))
+    if kind.upper() != "LORA":
+        raise InputError(f"{label}: is an adapter of the kind {kind}; only LORA can be merged")
+    for key in _REFUSED:
+        if settings.get(key):
+            raise InputError(
+                f"{label}: its {CONFIG} has {key}, which is not supported; "
+                "merge it with PEFT (merge_and_unload) and use the model that this gives"
+            )
+    begun = str(settings.get("init_lora_weights")).lower()
+    if begun.startswith(_CHANGED_BASES):
+        raise InputError(
+            f"{label}: was begun by {begun}, which changed the base model's weights too; convert it to a "
+            "plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return Adapter(folder, settings, weights or _open_weights(folder, label))
+
+
+def _opened(folder: Path, label: str) -> tuple[Mapping[str, Any], Checkpoint | None]:
+    """The settings of an adapter, and its tensors where they are in the shards of a training step."""
+    if (folder / CONFIG).is_file():
+        return read_json(folder / CONFIG), None
+    trained = lora_shards.find(folder)
+    if trained is None:
+        raise InputError(f"{label}: holds no adapter ({CONFIG} is missing)")
+    return trained
+
+
+def _open_weights(folder: Path, label: str) -> Checkpoint:
+    """The tensors of an adapter in PEFT's form."""
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"{folder}: holds an {CONFIG} but no weights ({WEIGHTS[0]})")
+    with reraise_os_errors(InputError, "read", folder):
+        weights = first_known(FORMATS, file, label)
+    if weights is None:
+        raise InputError(f"{label}: {file.name} is in no format known here")
+    return weights
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Facts about the adapter in a folder.
+
+    Raises:
+        InputError: when there is none, or it is of another kind.
+    """
+    adapter = open_adapter(folder)
+    rank, alpha = adapter.config.get("r", 8), adapter.config.get("lora_alpha", 8)
+    return {"rank": rank, "alpha": alpha, "tensors": len(adapter.weights.specs)}
+
+
+def adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """A model with an adapter on top.
+
+    Args:
+        checkpoint: the model, dequantised.
+        folder: the adapter's.
+
+    Raises:
+        InputError: when there is no adapter, or it does not fit the model.
+    """
+    made = applied(checkpoint, open_adapter(folder))
+    made.locator = after(Adapted, checkpoint.locator, folder)
+    return made

@@ -1,0 +1,173 @@
+"""The product of an adapter's factors with a weight, computed for any range of it.
+
+A weight W [out, in] becomes W + s * B A, with A [rank, in], B [out, rank] and s = alpha / rank, or
+alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732). DoRA (arXiv:2402.09353) then scales each of its
+rows to the length m: (m / |row|) * row. Weights that are stored as [in, out] (GPT-2's Conv1D), and
+embeddings, are changed by the transpose. Tensors that an adapter holds whole take the place of the
+model's.
+
+A number is the sum over the ranks in order, in float64, rounded once to float32 (float64 where the
+weight is), so that its bits do not depend on which range is read. No merged copy is made; DoRA's
+lengths need whole rows and are found when the first tile of a tensor is read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from merganser.checkpoints.computed.derived import Array, read_numbers
+from merganser.checkpoints.protocol import Checkpoint
+from merganser.kernels import storage
+from merganser.tensors import FLOAT64
+
+KEPT_FACTORS = 4
+"""Right factors that are kept in memory, while tiles of their tensors are read."""
+
+CHUNK = 2**18
+"""Elements over which DoRA's lengths are found at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """W + s * B A of one tensor.
+
+    Attributes:
+        source: the checkpoint that holds W, and ``name`` its name there.
+        shape: of W, as it is stored.
+        factors: the adapter's.
+        left, right: names of the factors whose product has W's shape as it is stored; with
+            ``transposed`` their transposes have.
+        scale: s.
+        magnitude: name of DoRA's lengths, or None.
+        lengths: those of W + s * B A by rows, by columns if ``transposed``; found when needed.
+    """
+
+    source: Checkpoint
+    name: str
+    shape: tuple[int, int]
+    factors: Factors
+    left: str
+    right: str
+    transposed: bool
+    scale: float
+    magnitude: str | None
+    lengths: list[Array] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Factors:
+    """An adapter's factors, in float32: rows of left ones are read as needed, right ones are kept
+    for a while."""
+
+    def __init__(self, weights: Checkpoint) -> None:
+        self.weights = weights
+        self._kept: OrderedDict[str, Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def rows(self, name: str, first: int, count: int, transposed: bool) -> Array:
+        """Rows of a left factor, or columns of its transpose: float32 [count, rank]."""
+        rows, columns = self.weights.specs[name].shape
+        if not transposed:
+            return self._read(name, first * columns, count * columns).reshape(count, columns)
+        lines = [self._read(name, k * columns + first, count) for k in range(rows)]
+        return np.ascontiguousarray(np.stack(lines, axis=1))
+
+    def whole(self, name: str, transposed: bool) -> Array:
+        """A right factor: float32 [rank, columns]."""
+        with self._lock:
+            if name not in self._kept:
+                spec = self.weights.specs[name]
+                read = self._read(name, 0, spec.numel).reshape(spec.shape)
+                self._kept[name] = np.ascontiguousarray(read.T) if transposed else read
+                while len(self._kept) > KEPT_FACTORS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(name)
+            return self._kept[name]
+
+    def _read(self, name: str, start: int, count: int) -> Array:
+        return read_numbers(self.weights, name, start, count).astype(np.float32, copy=False)
+
+
+def fill_whole(source: Checkpoint, name: str, start: int, into: Array) -> None:
+    """Read a range of a tensor as it is stored."""
+    source.read(name, start * source.specs[name].dtype.itemsize, into.data)
+
+
+def fill_bias(
+    source: Checkpoint,
+    name: str,
+    weights: Checkpoint,
+    bias: str,
+    scale: float,
+    start: int,
+    into: Array,
+) -> None:
+    """Compute a range of a bias and what is added to it."""
+    own = read_numbers(source, name, start, len(into) // _number_type(source, name).itemsize)
+    added = read_numbers(weights, bias, start, len(own)).astype(np.float64)
+    into.view(own.dtype)[:] = own + scale * added
+
+
+def _number_type(source: Checkpoint, name: str) -> np.dtype[Any]:
+    return np.dtype(np.float64 if source.specs[name].dtype == FLOAT64 else np.float32)
+
+
+def fill_product(product: Product, start: int, into: Array) -> None:
+    """Compute a range of W + s * B A, with DoRA's lengths if there are some."""
+    out = into.view(_number_type(product.source, product.name))
+    columns = product.shape[1]
+    first, last = start // columns, (start + len(out) - 1) // columns
+    by_row, by_column = np.ones(last + 1 - first), np.ones(columns)
+    if product.magnitude is not None:
+        factors = _dora_factors(product)
+        by_row, by_column = (
+            (by_row, factors) if product.transposed else (factors[first : last + 1], by_column)
+        )
+    _compute(product, start, out, by_row, by_column)
+
+
+def _compute(product: Product, start: int, out: Array, by_row: Array, by_column: Array) -> None:
+    """A range of (W + s * B A), rows and columns scaled, into numbers of any float dtype."""
+    columns = product.shape[1]
+    first, last = start // columns, (start + len(out) - 1) // columns
+    weights = read_numbers(product.source, product.name, start, len(out))
+    left = product.factors.rows(product.left, first, last + 1 - first, product.transposed)
+    right = product.factors.whole(product.right, product.transposed)
+    storage.add_product(
+        weights, left, right, product.scale, start - first * columns, by_row, by_column, out
+    )
+
+
+def _dora_factors(product: Product) -> Array:
+    """m / |row| of every row, of every column of a transposed one: float64; found once."""
+    assert product.magnitude is not None
+    with product.lock:
+        if not product.lengths:
+            rows, columns = product.shape
+            step = max(1, CHUNK // columns)
+            squares = np.zeros(columns if product.transposed else rows)
+            for first in range(0, rows, step):
+                count = min(step, rows - first)
+                values = np.empty((count, columns))
+                _compute(
+                    product,
+                    first * columns,
+                    values.reshape(-1),
+                    np.ones(count),
+                    np.ones(columns),
+                )
+                storage.add_squares(
+                    values,
+                    product.transposed,
+                    squares if product.transposed else squares[first : first + count],
+                )
+            size = len(squares)
+            wanted = read_numbers(product.factors.weights, product.magnitude, 0, size)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                product.lengths.append(wanted.astype(np.float64) / np.sqrt(squares))
+        return product.lengths[0]
