@@ -32,7 +32,9 @@ FAMILIES: tuple[str, ...] = (
     "trajectories",
     "sparse_deltas",
     "selection",
-    "mergekit",
+    "mergekit.combination",
+    "mergekit.sparse_deltas",
+    "mergekit.selection",
 )
 """Modules of this package with built-in methods."""
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merganser.number_format import ten_digits
-from merganser.reports.figures import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import COLOURS, FAINT, GREY, INK, axis_label, styled
 from merganser.results.importance import importances
 from merganser.results.scores import Entry, Results
 
