@@ -94,8 +94,8 @@ if TYPE_CHECKING:
     from merganser.results.paired import compare as compare
     from merganser.results.power import power as power
     from merganser.sinks import Sink as Sink
-    from merganser.study.evaluate import evaluate as evaluate
     from merganser.study.evaluate import evaluate_sweep as evaluate_sweep
+    from merganser.study.evaluate_model import evaluate as evaluate
     from merganser.study.live_model import LiveModel as LiveModel
     from merganser.study.search import search as search
     from merganser.study.sweep import sweep as sweep
@@ -118,7 +118,7 @@ _HOMES = {
     "compare": "merganser.results.paired",
     "convert": "merganser.merging.convert",
     "diff": "merganser.differences.diff",
-    "evaluate": "merganser.study.evaluate",
+    "evaluate": "merganser.study.evaluate_model",
     "evaluate_sweep": "merganser.study.evaluate",
     "generate": "merganser.chat.talk",
     "inspect": "merganser.release.fact_sheet",

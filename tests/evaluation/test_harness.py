@@ -18,7 +18,8 @@ import peers
 from merganser.cli import main
 from merganser.errors import InputError
 from merganser.evaluation import harness
-from merganser.study.evaluate import evaluate, evaluate_sweep
+from merganser.study.evaluate import evaluate_sweep
+from merganser.study.evaluate_model import evaluate
 from merganser.study.live_model import LiveModel
 from recipe_files import RecipeFile
 

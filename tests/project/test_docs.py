@@ -25,7 +25,7 @@ from merganser.checkpoints import opening
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
 from merganser.sinks import NullSink
-from merganser.study.evaluate import judge_again
+from merganser.study.evaluate_model import judge_again
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

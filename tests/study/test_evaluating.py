@@ -32,9 +32,9 @@ from merganser.reports import page
 from merganser.results import scores as results
 from merganser.results.paired import compare
 from merganser.results.scores import Entry
-from merganser.study import evaluate as evaluating
-from merganser.study import sharing
-from merganser.study.evaluate import evaluate, evaluate_sweep, judge_again
+from merganser.study import participants, sharing
+from merganser.study.evaluate import evaluate_sweep
+from merganser.study.evaluate_model import evaluate, judge_again
 from merganser.study.keep import parse_rule
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Scored, Turn, Waiting
@@ -405,7 +405,7 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path, recipe_file: RecipeFi
     found = evaluate_sweep(recipe_file(text), tmp_path / "out")
     assert len({e.name for e in found.entries}) == 4
     assert found.chosen == {}
-    assert evaluating.SAMPLES in [p.name for p in (tmp_path / "out").iterdir()]
+    assert participants.SAMPLES in [p.name for p in (tmp_path / "out").iterdir()]
 
 
 def test_points_that_only_leaves_out_stay_in_the_results(

@@ -63,7 +63,7 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
     """
     from dataclasses import asdict
 
-    from merganser.study import evaluate as evaluating
+    from merganser.study import evaluate_model as evaluating
 
     given = options.pop("given")
     if len(words) != (1 if given else 2):

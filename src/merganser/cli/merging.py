@@ -309,12 +309,12 @@ def _plan_sweep(
     from merganser.cli.plan_table import show_plan, show_point, show_points
     from merganser.recipe import has_block
     from merganser.release.copies import refuse_foreign_links
-    from merganser.study import evaluate
     from merganser.study import sweep as sweeps
+    from merganser.study.evaluate_block import check_block
 
     planned = sweeps.plan_points(config, options=options)
     if has_block(config, "evaluate"):
-        evaluate.check_block(config, options.strictness)
+        check_block(config, options.strictness)
     refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
     total = sweeps.input_bytes([plan for _, plan in planned])
     if as_json:

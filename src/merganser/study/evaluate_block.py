@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from merganser import extras
+from merganser.errors import RecipeError
+from merganser.evaluation import engines
 from merganser.evaluation import tasks as languages
+from merganser.evaluation.engines import AnyOptions, EngineName
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction
 from merganser.evaluation.tasks import Evaluate, Part, Task, TaskEntry
+from merganser.planning import Config
+from merganser.recipe import Document, Strictness
+from merganser.recipe.sweep_file import read_pattern
+from merganser.study.keep import parse_rule
 
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -68,3 +77,50 @@ class Study(Evaluate):
     def directions(self, tasks: Sequence[Task]) -> dict[str, Direction]:
         """All scores, and whether more or less of each is better."""
         return languages.score_names(tasks) | {task.score: task.better for task in self.lm_eval}
+
+
+def check_block(config: Config, strictness: Strictness = "normal") -> None:
+    """Raise what is wrong with the ``evaluate:`` block of a sweep, without running a model.
+
+    Raises:
+        MerganserError: of the kind that fits, with file and line.
+    """
+    pattern = read_pattern(config, "sweep", strictness)
+    block, tasks = load_block(pattern.document, pattern.folder)
+    parse_rule(block.keep, block.directions(tasks), pattern.document)
+
+
+def choose_engine(
+    block: Study,
+    engine: EngineName | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> AnyOptions:
+    """The options of the engine that models run on, after a check that nothing stops it.
+
+    Args:
+        block: names an engine.
+        engine: in place of the block's.
+        options: in place of the block's.
+
+    Raises:
+        MerganserError: an extra is not installed, or an option is wrong.
+    """
+    found = engines.choose(block.engine, block.engine_options, engine, options)
+    engines.check_installed(found)
+    if block.lm_eval:
+        if engines.name_of(found) != "transformers":
+            raise RecipeError("lm_eval: tasks of the harness run with engine: transformers only")
+        extras.check("lm_eval", "lm-eval")
+    return found
+
+
+def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
+    """The ``evaluate:`` block of a study's file, and its tasks.
+
+    Raises:
+        MerganserError: of the kind that fits, with file and line.
+    """
+    if not isinstance(document.data, dict) or "evaluate" not in document.data:
+        raise document.error("there is no evaluate: block that says how models are scored")
+    block = languages.read_block(document, ("evaluate",), Study)
+    return block, languages.make_tasks(block, document, ("evaluate",), folder)

@@ -21,12 +21,19 @@ from merganser.recipe.sweep_file import Point
 from merganser.release import contents
 from merganser.results import front, scores
 from merganser.results.scores import HELD_OUT, Entry, Results, Score
-from merganser.study import evaluate, search_loop
-from merganser.study.evaluate import Model
+from merganser.study import scoring, search_loop
+from merganser.study.evaluate_block import choose_engine, load_block
 from merganser.study.held_out import split
 from merganser.study.history import INPUTS
 from merganser.study.live import make_live
 from merganser.study.live_model import Live
+from merganser.study.participants import (
+    SAMPLES,
+    StudyModel,
+    base_and_experts,
+    beside_points,
+    stated_references,
+)
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.search_loop import Candidate, Standing, Trial
 from merganser.study.search_space import Search, load_search
@@ -102,8 +109,8 @@ def search(
     wanted = load_search(config, planning.strictness)
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
-    block, tasks = evaluate.load_block(document, folder)
-    running_on = evaluate.choose_engine(block, engine, engine_options)
+    block, tasks = load_block(document, folder)
+    running_on = choose_engine(block, engine, engine_options)
     if name_of(running_on) == "endpoint":
         raise document.error(
             "search: its candidates are new merges, which no server has; use engine: transformers or vllm"
@@ -124,12 +131,12 @@ def search(
         lambda problem: wanted.error(f"search.held_out: {problem}", "held_out"),
     )
     check_scores(wanted, seen)
-    stated = evaluate.stated_references(block, evaluations.score_names(seen), document)
+    stated = stated_references(block, evaluations.score_names(seen), document)
     samples = [
-        Model(Entry(point.name, "point"), plan, point)
+        StudyModel(Entry(point.name, "point"), plan, point)
         for point, plan in search_loop.plan_samples(wanted, planning)
     ]
-    others = evaluate.base_and_experts(block, samples, folder, document, planning)
+    others = base_and_experts(block, samples, folder, document, planning)
     inputs = {
         name: state for sample in samples for name, state in contents.of_models(sample.plan).items()
     }
@@ -167,19 +174,19 @@ def search(
         points = {t.candidate.name: t.candidate.point for t in tried}
         kept = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
-        for line in evaluate.to_redo(others, seen, live, home):
+        for line in scoring.to_redo(others, seen, live, home):
             on_warning(line)
         beside = [
-            evaluate.score(each, seen, live, home, on_progress, turn)
+            scoring.score(each, seen, live, home, on_progress, turn)
             for each, turn in _turns(others)
         ]
-        own = evaluate.beside_points([*beside, *stage.entries(tried)], stated)
+        own = beside_points([*beside, *stage.entries(tried)], stated)
         found = _results(wanted, seen, live, own, chosen, home)
         held_out = None
         if unseen and kept:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
             again = [
-                evaluate.score(each, unseen, live, last.home, on_progress, turn)
+                scoring.score(each, unseen, live, last.home, on_progress, turn)
                 for each, turn in _turns(others, more=len(kept))
             ]
             again += [
@@ -215,7 +222,7 @@ def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
                 )
 
 
-def _apart(others: Sequence[Model], names: Collection[str]) -> list[Model]:
+def _apart(others: Sequence[StudyModel], names: Collection[str]) -> list[StudyModel]:
     """Base and experts, none of them with the name of a candidate."""
     taken = {name.casefold() for name in names}
     return [
@@ -253,9 +260,9 @@ class _Stage:
         self.home = home
         self.options = options
         self.threads = threads
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, StudyModel] = {}
         self.scored: dict[str, Entry] = {}
-        evaluate.make(home / evaluate.SAMPLES)
+        scoring.make_folder(home / SAMPLES)
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
         """Plan a generation, so that candidates that cannot be are told before any is run."""
@@ -302,10 +309,10 @@ class _Stage:
 
     def _plan(self, point: Point) -> None:
         entry = Entry(point.name, "point", values=point.values)
-        self.models[point.name] = Model(entry, make_plan(point.recipe, self.options), point)
+        self.models[point.name] = StudyModel(entry, make_plan(point.recipe, self.options), point)
 
     def _score(self, on_progress: Listener, turn: Turn) -> Entry:
-        entry = evaluate.score(
+        entry = scoring.score(
             self.models[turn.model], self.tasks, self.live, self.home, on_progress, turn
         )
         self.scored[turn.model] = entry
@@ -315,11 +322,11 @@ class _Stage:
         """Entries with the weights of those that were planned and not blended."""
         own = [entry for entry in entries if entry.name in self.models]
         models = [self.models[entry.name] for entry in own]
-        found = {e.name: e for e in evaluate.measured(own, models, self.threads)}
+        found = {e.name: e for e in scoring.measured(own, models, self.threads)}
         return [found.get(entry.name, entry) for entry in entries]
 
 
-def _turns(models: Sequence[Model], more: int = 0) -> list[tuple[Model, Turn]]:
+def _turns(models: Sequence[StudyModel], more: int = 0) -> list[tuple[StudyModel, Turn]]:
     """Each model with its turn, where ``more`` models follow them."""
     total = len(models) + more
     return [(m, Turn(m.entry.name, n, total)) for n, m in enumerate(models, 1)]
@@ -361,14 +368,14 @@ def _results(
     folder: Path,
 ) -> Results:
     document: Any = wanted.pattern.document
-    samples = [f"{evaluate.SAMPLES}/{entry.name}.jsonl" for entry in entries]
+    samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
     found = Results(
         name=Path(document.file).stem if document.file else "search",
         recipe=document.text or "",
         directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
         settings={
             "search": search_loop.describe(wanted)["search"] | {"budget": wanted.budget},
-            **evaluate.describe(tasks, live),
+            **scoring.describe(tasks, live),
         },
         entries=tuple(
             replace(entry, samples=file if (folder / file).is_file() else None)

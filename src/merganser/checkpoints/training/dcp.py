@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from merganser.checkpoints import pytorch, torch_pickle
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Parts, Piece, StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import Names, PickledTensor, Record, record
 from merganser.checkpoints.training import megatron, run_folders
+from merganser.checkpoints.training.run_folders import Contents
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
 
@@ -111,10 +112,6 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         if nest not in ("", "model")
         else (),
     )
-
-
-Contents = Literal["model", "adapter", "optimizer"]
-"""The contents of a distributed checkpoint: weights, Megatron's LoRA adapter, or neither."""
 
 
 def contents(folder: Path) -> Contents:

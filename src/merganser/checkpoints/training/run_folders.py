@@ -1,4 +1,4 @@
-"""The folders that trainers write: where the shards, the published weights and the config of a step are."""
+"""The folders of a training run: shards, published weights and config of a step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from merganser.checkpoints.sidecar_files import read_json
 from merganser.errors import InputError
 from merganser.recipe.run_steps import step_of
 
-Contents = Literal["model", "optimizer", "adapter"]
-"""What a distributed checkpoint holds."""
+Contents = Literal["model", "adapter", "optimizer"]
+"""The contents of a distributed checkpoint: weights, Megatron's LoRA adapter, or neither."""
 
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
 """Subfolders of a step with config, tokenizer and sometimes weights."""

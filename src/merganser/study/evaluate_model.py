@@ -1,0 +1,127 @@
+"""Score one model, without writing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from merganser.evaluation import running
+from merganser.evaluation import samples as kept_samples
+from merganser.evaluation import tasks as languages
+from merganser.evaluation.engines import EngineName
+from merganser.evaluation.generation import Backend
+from merganser.planning import Plan
+from merganser.planning.model_argument import find
+from merganser.results.scores import Entry, Results
+from merganser.study.evaluate_block import Study, choose_engine
+from merganser.study.live import make_live
+from merganser.study.live_model import Computing
+from merganser.study.progress import Listener, Meter, Scored, Turn, ignore
+from merganser.study.scoring import (
+    describe,
+    harness_scores,
+    redone,
+)
+from merganser.study.served_model import ServedModel
+
+
+def evaluate(
+    model: str,
+    tasks_file: str | Path,
+    *,
+    samples: str | Path | None = None,
+    endpoint: str | None = None,
+    concurrency: int = 16,
+    engine: EngineName | None = None,
+    engine_options: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    dtype: Computing | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> Results:
+    """Score one model, without writing it.
+
+    Args:
+        model: a reference as recipes have it, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
+            model that a server has.
+        tasks_file: a file of tasks, or one with an ``evaluate:`` block.
+        samples: the file of kept completions; None to keep none.
+        endpoint: URL of a server that speaks OpenAI's protocol, for the engine ``endpoint``.
+        concurrency: requests at once to it.
+        engine: what runs the model, in place of the file's engine.
+        engine_options: its options, in place of the file's.
+        device: overrides the file's device: ``auto``, ``cpu``, ``cuda`` …
+        dtype: overrides the file's dtype, in which the model computes.
+        batch_size: overrides the file's number of completions at once.
+        threads: of the merge.
+        on_progress: told of the completions.
+        on_warning: as in :func:`evaluate_sweep`.
+
+    Returns:
+        Results of one entry.
+
+    Raises:
+        MerganserError: of the kind that fits.
+    """
+    block, tasks, folder = languages.load(tasks_file, Study)
+    if endpoint is not None:
+        engine = "endpoint"
+        engine_options = {"url": endpoint, "concurrency": concurrency, **(engine_options or {})}
+    running_on = choose_engine(block, engine, engine_options)
+    with ExitStack() as stack:
+        live = make_live(
+            running_on,
+            device=device or block.device,
+            dtype=dtype or block.dtype,
+            batch_size=batch_size or block.batch_size,
+            threads=threads,
+        )
+        stack.enter_context(closing(live))
+        plan: Plan | None = None
+        if isinstance(live, ServedModel):
+            served = live.choose(model)
+            name, key = model, {"the model at the endpoint": f"{live.options.url} {served.model}"}
+            meter = Meter(Turn(name), on_progress)
+            backend: Backend = partial(served, on_tokens=meter.generated)
+        else:
+            name, plan = find(model)
+            meter = Meter(Turn(name), on_progress)
+            key = live.key(plan) if samples is not None else {}
+            backend = live.backend_of(plan, on_tokens=meter.generated)
+        kept = Path(samples) if samples is not None and tasks else None
+        if kept is not None:
+            for why, count in running.to_redo(tasks, key=key, samples=kept).items():
+                on_warning(redone(count, why, [str(kept)]))
+        found = running.evaluate(
+            backend,
+            tasks,
+            key=key,
+            samples=kept,
+            on_progress=meter.completed,
+        )
+        scores = dict(found.scores)
+        if plan is not None:
+            quiet = on_progress is ignore
+            scores |= harness_scores(plan, block, live, folder or Path(), quiet=quiet)
+        on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
+    settings = describe(tasks, live, block.lm_eval)
+    entry = Entry(name, "expert", model=model, scores=scores)
+    return Results(name, "", block.directions(tasks), settings, (entry,))
+
+
+def judge_again(samples: Path, tasks_file: str | Path) -> Results:
+    """Judge kept completions by the scorers of a file of tasks, without running a model.
+
+    Raises:
+        MerganserError: of the kind that fits, such as where a problem has no completion.
+    """
+    _, tasks, _ = languages.load(tasks_file, Study)
+    judged = running.judge(tasks, kept_samples.read(samples))
+    entry = Entry(samples.stem, "expert", scores=running.scores(tasks, judged))
+    settings = {"tasks": languages.describe(tasks)}
+    return Results(samples.stem, "", languages.score_names(tasks), settings, (entry,))

@@ -1,0 +1,202 @@
+"""The models of a study: base, experts and points, each with a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from merganser import recipe, suggestions
+from merganser.checkpoints import Weights
+from merganser.errors import RecipeError
+from merganser.planning import Plan, PlanOptions, make_plan
+from merganser.recipe import Document, ModelReference, ParsedRecipe, model_references
+from merganser.recipe.steps import folder_name
+from merganser.recipe.sweep_file import Point
+from merganser.results import scores as results
+from merganser.results.references import stated_score
+from merganser.results.scores import Direction, Entry, Role
+from merganser.study.evaluate_block import Study
+
+SAMPLES = "samples"
+"""The folder of completions, beside the points' folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyModel:
+    """A model of the study, before it is scored.
+
+    Attributes:
+        entry: its name, and what it is.
+        plan: what makes it.
+        point: which it is, if it is one.
+    """
+
+    entry: Entry
+    plan: Plan
+    point: Point | None = None
+
+
+def point_model(point: Point, plan: Plan) -> StudyModel:
+    """A point as a model."""
+    return StudyModel(Entry(point.name, "point", values=point.values), plan, point)
+
+
+def settle(text: str, beside: Path | None = None, weights: Weights | None = None) -> Plan:
+    """The plan that is one model as it is.
+
+    Args:
+        text: a reference, as recipes have it.
+        beside: the folder that it is looked for in too.
+        weights: which weights of training steps are taken.
+
+    Raises:
+        MerganserError: when there is none.
+    """
+    data = {"merge_method": "passthrough", "models": [{"model": text}]}
+    parsed = recipe.validate(Document(data), beside, "normal")
+    return make_plan(parsed, PlanOptions(weights=weights))
+
+
+def base_and_experts(
+    block: Study,
+    points: Sequence[StudyModel],
+    folder: Path | None,
+    document: Document,
+    options: PlanOptions,
+) -> list[StudyModel]:
+    """The base and the experts of all points, each once: first the bases.
+
+    Args:
+        block: which names a base of its own, or wants no experts.
+        points: what is merged.
+        folder: that models are looked for beside.
+        document: for the address of what is wrong.
+        options: of :func:`merganser.plan`.
+
+    Raises:
+        MerganserError: when one cannot be read.
+    """
+    wanted = references_of(block, points, document)
+    taken = {point.entry.name.casefold() for point in points}
+    found: list[StudyModel] = []
+    for reference, role, own_name in wanted:
+        name = own_name or folder_name(reference.name)
+        if name.casefold() in taken:
+            name = folder_name(reference.text).strip("._-")[-150:]
+        if name.casefold() in taken:
+            name = f"{name}_{role}{len(found)}"
+        taken.add(name.casefold())
+        own = role == "base" and block.base is not None
+        place = ("evaluate", "references") if role in results.REFERENCES else ()
+        with document.addressed(("evaluate", "base") if own else place):
+            plan = settle(reference.text, folder, options.weights)
+        found.append(StudyModel(Entry(name, role, model=reference.text), plan))
+    return found
+
+
+def references_of(
+    block: Study, points: Sequence[StudyModel], document: Document
+) -> list[tuple[ModelReference, Role, str | None]]:
+    """The base and the experts of points, each once, and the block's references with their names: first
+    the bases."""
+    merged: dict[str, ModelReference] = {}
+    bases: dict[str, ModelReference] = {}
+    for point in points:
+        parsed: ParsedRecipe = point.plan.recipe
+        written = parsed.recipe
+        inputs = [written.models or [], written.slices or [], written.modules or {}]
+        merged |= {r.text: r for _, r in model_references(inputs)}
+        if written.base_model is not None:
+            bases[written.base_model.text] = written.base_model
+    if block.base is not None:
+        try:
+            bases = {block.base: recipe.parse_reference(block.base)}
+        except ValueError as error:
+            raise document.error(f"evaluate.base: {error}", ("evaluate", "base")) from None
+    else:
+        bases = {text: r for text, r in bases.items() if text not in merged}
+    wanted: list[tuple[ModelReference, Role, str | None]] = [
+        (r, "base", None) for r in bases.values()
+    ]
+    if block.experts:
+        wanted += [(r, "expert", None) for text, r in merged.items() if text not in bases]
+    known = {reference.text for reference, _, _ in wanted}
+    for number, each in enumerate(block.references):
+        if each.model is None:
+            continue
+        path = ("evaluate", "references", number, "model")
+        try:
+            reference = recipe.parse_reference(each.model)
+        except ValueError as error:
+            raise document.error(f"evaluate.references[{number}]: {error}", path) from None
+        if reference.text in known:
+            raise document.error(
+                f"evaluate.references[{number}]: {each.model} is in the study already", path
+            )
+        known.add(reference.text)
+        wanted.append((reference, each.role, each.name and folder_name(each.name)))
+    return wanted
+
+
+def stated_references(
+    block: Study,
+    directions: Mapping[str, Direction],
+    document: Document,
+    taken: Sequence[Entry] = (),
+) -> list[Entry]:
+    """The block's references whose scores are typed in.
+
+    Args:
+        block: of the study.
+        directions: the study's scores.
+        document: for the address of what is wrong.
+        taken: the other entries.
+
+    Raises:
+        RecipeError: when a score is none of the study's, or nothing tells how sure it is.
+    """
+    names = {folder_name(entry.name).casefold() for entry in taken}
+    found: list[Entry] = []
+    for number, each in enumerate(block.references):
+        if each.model is not None or each.name is None:
+            continue
+        path = ("evaluate", "references", number)
+        if folder_name(each.name).casefold() in names:
+            raise document.error(f"evaluate.references: two models are called {each.name!r}", path)
+        names.add(folder_name(each.name).casefold())
+        stated = {}
+        for score, values in each.scores.items():
+            place = (*path, "scores", score)
+            where = f"evaluate.references[{number}].scores.{score}"
+            if score not in directions:
+                hint = suggestions.suggest(score, list(directions))
+                raise document.error(f"{where}: there is no score {score!r}; {hint}", place)
+            try:
+                stated[score] = stated_score(**values.model_dump())
+            except ValueError as error:
+                raise document.error(f"{where}: {error}", place) from None
+        found.append(Entry(each.name, each.role, scores=stated, source=each.source))
+    return found
+
+
+def beside_points(entries: Sequence[Entry], stated: Sequence[Entry]) -> list[Entry]:
+    """Entries in the order in which they are shown: stated references before the points."""
+    others = [entry for entry in entries if entry.role != "point"]
+    return [*others, *stated, *(entry for entry in entries if entry.role == "point")]
+
+
+def check_names(models: Sequence[StudyModel]) -> None:
+    """Check that no point is called like a folder of the study.
+
+    Raises:
+        RecipeError: when one is.
+    """
+    for model in models:
+        if model.point is not None and model.entry.name.casefold() == SAMPLES:
+            raise RecipeError(f"a point cannot be called {SAMPLES!r}: its folder holds completions")
+        if model.point is not None and model.entry.name.casefold() == results.HELD_OUT:
+            raise RecipeError(
+                f"a point cannot be called {results.HELD_OUT!r}: its folder holds the scores on "
+                "problems that are held out"
+            )
