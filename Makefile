@@ -29,6 +29,7 @@ help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
 	@echo "make demo-smollm2   merge SmolLM2-135M-Instruct with a fine-tune of it, and let them chat"
 	@echo "make demo-vllm      run the demo's first study through vLLM, and compare it with transformers"
+	@echo "make quick          run the laws and the tests of the rooms that a change touches, in a minute"
 	@echo "make test           run all checks and tests"
 	@echo "make test-vllm      run the tests that need vLLM, in $(VLLM)"
 	@echo "make test-latest    run the tests with the newest dependencies, in $(LATEST)"

@@ -19,6 +19,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+settings.register_profile("quick", settings.get_profile("merganser"), max_examples=10)
 settings.load_profile("merganser")
 
 

@@ -24,7 +24,7 @@ from merganser.errors import InputError, RecipeError
 from merganser.evaluation.samples import Sample, read
 from merganser.evaluation.samples import write as write_samples
 from merganser.recipe import short_names as names
-from merganser.reports import figures, search_figures
+from merganser.reports import figure_style, figures, search_figures
 from merganser.reports import page as report
 from merganser.results import completions
 from merganser.results import scores as results
@@ -38,7 +38,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of few dots, which are drawn faster."""
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr(figure_style, "DPI", 50)
 
 
 def scores(accuracy: float, form: float, tokens: float) -> dict[str, Score]:

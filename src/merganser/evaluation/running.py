@@ -21,7 +21,7 @@ from merganser.evaluation.tasks import Metric, Task, score_names
 Progress = Callable[[int, int], None]
 """Told how many completions are there, of how many."""
 
-Place = tuple[str, str, int]
+SampleKey = tuple[str, str, int]
 """A sample's task, problem and number."""
 
 
@@ -145,7 +145,7 @@ def _changed(before: str, now: str, labels: Sequence[str]) -> str:
     return " and ".join(label for label, a, b in pairs if a != b) + " changed"
 
 
-def _there(samples: Path | None, wanted: Collection[Place]) -> dict[Place, Sample]:
+def _there(samples: Path | None, wanted: Collection[SampleKey]) -> dict[SampleKey, Sample]:
     """The completions in a file that are wanted, whether they still hold or not."""
     if samples is None or not samples.is_file():
         return {}
@@ -211,10 +211,10 @@ def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Sco
     return found
 
 
-def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[Place, Prompt, str]]:
+def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleKey, Prompt, str]]:
     """Every sample that tasks ask for: its place, its prompt, and the key of all that decides it: a
     part for each part of the model's key, and one for prompt and sampling."""
-    wanted: list[tuple[Place, Prompt, str]] = []
+    wanted: list[tuple[SampleKey, Prompt, str]] = []
     model = "".join(f"{_short(value)}-" for value in key.values())
     for task in tasks:
         settings = asdict(task.sampling)

@@ -10,7 +10,7 @@ from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError
 from merganser.merging import multistage
 from merganser.merging.dry_run import run_dry
-from merganser.release import manifest
+from merganser.release import manifest, verification
 from merganser.sinks import DigestSink
 
 
@@ -41,9 +41,9 @@ def verify(
     """
     path = Path(folder)
     stated = manifest.read(path)
-    if not manifest.is_as_written(stated, path):
+    if not verification.is_as_written(stated, path):
         return [f"{manifest.NAME} is not what was written"]
-    problems = manifest.damage(stated, path, may_differ)
+    problems = verification.damage(stated, path, may_differ)
     reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
     try:
         found = run_dry(
@@ -57,9 +57,9 @@ def verify(
         if not problems:
             raise
         return [*problems, str(error)]
-    problems += manifest.difference(stated, manifest.tensor_digests([found.outcome]))
+    problems += verification.difference(stated, manifest.tensor_digests([found.outcome]))
     if recompute or against is not None:
-        manifest.check_method(stated, path)
+        verification.check_method(stated, path)
         again = multistage.merge_again(
             path,
             against,
@@ -67,8 +67,8 @@ def verify(
             on_event=on_event,
             digest_inputs=any("tensors" in each for each in stated["inputs"]),
         )
-        problems += manifest.different_inputs(stated, again.manifest)
-        different = manifest.difference(stated, manifest.tensor_digests([again.outcome]))
-        problems += manifest.different_method(stated) if different else []
+        problems += verification.different_inputs(stated, again.manifest)
+        different = verification.difference(stated, manifest.tensor_digests([again.outcome]))
+        problems += verification.different_method(stated) if different else []
         problems += [f"merged again from the inputs: {problem}" for problem in different]
     return problems

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from merganser.architecture import Place
 from merganser.recipe import Setting
+from merganser.recipe.document import KeyPath
 
-Path = tuple[str | int, ...]
-Levels = tuple[tuple[Path, Mapping[str, Setting]], ...]
+Levels = tuple[tuple[KeyPath, Mapping[str, Setting]], ...]
 Layers = tuple[tuple[int, int], ...]
 """What one output layer is made of: sources, and layers of theirs."""
 
@@ -29,7 +29,7 @@ class Entry:
 
     source: int
     name: str
-    path: Path
+    path: KeyPath
     parameters: Mapping[str, Setting]
 
 

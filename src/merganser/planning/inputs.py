@@ -10,10 +10,10 @@ from merganser.architecture import Architecture, infer, without_layers
 from merganser.checkpoints import Checkpoint, Weights, as_numbers, open_checkpoint
 from merganser.checkpoints.computed.planned import PlannedCheckpoint
 from merganser.checkpoints.locators import Given
-from merganser.planning.groups import Path
 from merganser.planning.naming import named_alike
 from merganser.planning.plan_data import Names, OpenSource
 from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Setting, key_name
+from merganser.recipe.document import KeyPath
 from merganser.recipe.schema import ModelInput, OutputSlice
 
 
@@ -28,7 +28,7 @@ class Warnings:
         self.lines = list(parsed.warnings)
         self._parsed = parsed
 
-    def __call__(self, path: Path, message: str) -> None:
+    def __call__(self, path: KeyPath, message: str) -> None:
         """Warn of a place of the recipe.
 
         Raises:
@@ -85,7 +85,7 @@ class Opener:
     given: Mapping[str, Checkpoint]
     warnings: Warnings
 
-    def open(self, reference: ModelReference, at: Path) -> OpenSource:
+    def open(self, reference: ModelReference, at: KeyPath) -> OpenSource:
         """Open a model as the numbers that it computes with.
 
         Args:
@@ -203,7 +203,7 @@ def architecture_of(
 
 def forms(
     recipe: Recipe,
-) -> Iterator[tuple[Path, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
+) -> Iterator[tuple[KeyPath, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
     """The recipe's lists of models and slices: its own, or those of its modules."""
     if recipe.modules is None:
         yield (), recipe.models, recipe.slices
@@ -213,7 +213,7 @@ def forms(
 
 def parameter_blocks(
     recipe: Recipe,
-) -> Iterator[tuple[Path, Mapping[str, Setting], ModelReference | None]]:
+) -> Iterator[tuple[KeyPath, Mapping[str, Setting], ModelReference | None]]:
     """The recipe's blocks of parameters, with the model of those that are one model's own."""
     yield ("parameters",), recipe.parameters, None
     for name, module in (recipe.modules or {}).items():
@@ -228,9 +228,9 @@ def parameter_blocks(
                 yield (*here, "sources", j, "parameters"), source.parameters, source.model
 
 
-def _references(parsed: ParsedRecipe) -> dict[str, tuple[ModelReference, Path]]:
+def _references(parsed: ParsedRecipe) -> dict[str, tuple[ModelReference, KeyPath]]:
     """All models in the order of the recipe; an unlisted base comes last, as in MergeKit."""
-    found: dict[str, tuple[ModelReference, Path]] = {}
+    found: dict[str, tuple[ModelReference, KeyPath]] = {}
     for path, models, slices in forms(parsed.recipe):
         listed = set()
         for i, model in enumerate(models or []):

@@ -9,10 +9,11 @@ from typing import Any
 from merganser.errors import InputError
 from merganser.methods import Combination, Method, Parameter, SparseDeltas
 from merganser.methods.checks import check_coefficients, check_sparse_deltas, fault
-from merganser.planning.groups import Entry, Group, Path
+from merganser.planning.groups import Entry, Group
 from merganser.planning.parameter_checks import Oddities
 from merganser.planning.plan_data import Arithmetic, Read, Source, TensorJob
 from merganser.recipe import ParsedRecipe, Setting, key_name
+from merganser.recipe.document import KeyPath
 from merganser.tensors import BY_NAME, FLOAT32, FLOAT64, DType, TensorSpec
 
 
@@ -194,14 +195,14 @@ class JobMaker:
 
     def _numbers(
         self, group: Group, models: Sequence[Entry]
-    ) -> tuple[dict[str, Any], dict[str, list[Path | None]]]:
+    ) -> tuple[dict[str, Any], dict[str, list[KeyPath | None]]]:
         """Settle the method's parameters for one tensor: gradients, filters, precedence, types.
 
         Returns:
             The numbers, and where the recipe gives them; None for a default.
         """
         numbers: dict[str, Any] = {}
-        paths: dict[str, list[Path | None]] = {}
+        paths: dict[str, list[KeyPath | None]] = {}
         for parameter in self.method.parameters:
             if parameter.per_model:
                 found = [
@@ -226,9 +227,9 @@ class JobMaker:
         parameter: Parameter,
         group: Group,
         name: str,
-        levels: Sequence[tuple[Path, Mapping[str, Setting]]],
+        levels: Sequence[tuple[KeyPath, Mapping[str, Setting]]],
         entry: Entry | None,
-    ) -> tuple[Any, Path | None]:
+    ) -> tuple[Any, KeyPath | None]:
         for path, parameters in levels:
             setting = parameters.get(parameter.name)
             if setting is None:

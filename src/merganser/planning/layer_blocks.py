@@ -8,9 +8,9 @@ from dataclasses import replace
 from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks, joined
 from merganser.errors import RecipeError
 from merganser.modules import DEFAULT
-from merganser.planning.groups import Path
 from merganser.planning.plan_data import OpenSource
 from merganser.recipe import ParsedRecipe, key_name
+from merganser.recipe.document import KeyPath
 from merganser.recipe.schema import OutputSlice
 
 
@@ -43,7 +43,7 @@ def with_joined_blocks(
     return tuple(result)
 
 
-def _stacks(parsed: ParsedRecipe) -> Iterator[tuple[Path, str, Sequence[OutputSlice]]]:
+def _stacks(parsed: ParsedRecipe) -> Iterator[tuple[KeyPath, str, Sequence[OutputSlice]]]:
     recipe = parsed.recipe
     if recipe.modules is None and recipe.slices:
         yield ("slices",), DEFAULT, recipe.slices
@@ -64,7 +64,7 @@ def _names(source: OpenSource, module: str) -> list[str]:
 
 
 def _check_slices(
-    parsed: ParsedRecipe, path: Path, slices: Sequence[OutputSlice], tensor: str
+    parsed: ParsedRecipe, path: KeyPath, slices: Sequence[OutputSlice], tensor: str
 ) -> None:
     def error(wish: str) -> RecipeError:
         return parsed.error(

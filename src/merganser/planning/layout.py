@@ -14,7 +14,6 @@ from merganser.planning.groups import (
     Group,
     Layers,
     Levels,
-    Path,
     list_of,
     position_in,
     summary,
@@ -23,6 +22,7 @@ from merganser.planning.heads import embedding_as_head
 from merganser.planning.inputs import Inputs
 from merganser.planning.plan_data import Names
 from merganser.recipe import ParsedRecipe, key_name
+from merganser.recipe.document import KeyPath
 from merganser.recipe.schema import ModelInput, OutputSlice
 
 
@@ -33,7 +33,7 @@ class _Part:
     modules: tuple[str, ...]
     models: Sequence[ModelInput] | None
     slices: Sequence[OutputSlice] | None
-    path: Path
+    path: KeyPath
     levels: Levels
 
 
@@ -336,7 +336,7 @@ class Layout:
             for j, (given, entry) in enumerate(zip(piece.sources, listed, strict=True)):
                 stack = self._stack_of(part, entry.source, module)
                 if given.layer_range[1] > stack.depth:
-                    path: Path = (*part.path, "slices", i, "sources", j, "layer_range")
+                    path: KeyPath = (*part.path, "slices", i, "sources", j, "layer_range")
                     raise self.parsed.error(
                         f"{key_name(path)}: {list(given.layer_range)} reaches beyond the "
                         f"{stack.depth} layers of {given.model} (ranges are half-open and count "
@@ -346,7 +346,7 @@ class Layout:
                 starts.append(given.layer_range[0])
             length = piece.sources[0].layer_range[1] - starts[0]
             if len(layers) + length > MAX_LAYERS:
-                here: Path = (*part.path, "slices", i)
+                here: KeyPath = (*part.path, "slices", i)
                 raise self.parsed.error(f"{key_name(here)}: more than {MAX_LAYERS} layers", here)
             for offset in range(length):
                 made_of = tuple(

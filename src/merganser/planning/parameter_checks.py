@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from typing import Any
 
 from merganser.methods import Method, Parameter
-from merganser.planning.groups import Path
 from merganser.recipe import (
     Document,
     ModelReference,
@@ -17,9 +16,10 @@ from merganser.recipe import (
     Setting,
     key_name,
 )
+from merganser.recipe.document import KeyPath
 
-Warn = Callable[[Path, str], None]
-Block = tuple[Path, Mapping[str, Setting], ModelReference | None]
+Warn = Callable[[KeyPath, str], None]
+Block = tuple[KeyPath, Mapping[str, Setting], ModelReference | None]
 """Parameters of a recipe: where they stand, what they are, and the model if they are its own."""
 
 ROUNDING = 1e-9
@@ -67,9 +67,9 @@ def _check_places(parsed: ParsedRecipe, method: Method) -> None:
 
 
 def _check_setting(
-    parsed: ParsedRecipe, parameter: Parameter, path: Path, setting: Setting, warn: Warn
+    parsed: ParsedRecipe, parameter: Parameter, path: KeyPath, setting: Setting, warn: Warn
 ) -> None:
-    unusual: dict[Path, float] = {}
+    unusual: dict[KeyPath, float] = {}
     for here, value in _values(parsed.document, path, setting):
         try:
             number = parameter.convert(value)
@@ -91,17 +91,19 @@ def _usually(parameter: Parameter) -> str:
     return f"it is usually {parameter.range.usual_text}"
 
 
-def _values(document: Document, path: Path, setting: Setting) -> Iterator[tuple[Path, Scalar]]:
+def _values(
+    document: Document, path: KeyPath, setting: Setting
+) -> Iterator[tuple[KeyPath, Scalar]]:
     """A setting's values, with the place of each: a gradient has several, and so have rules."""
     for i, rule in enumerate(setting.rules):
         gradient = isinstance(rule.value, tuple)
         for j, value in enumerate(rule.value if isinstance(rule.value, tuple) else (rule.value,)):
-            inner: Path = (j,) if gradient else ()
+            inner: KeyPath = (j,) if gradient else ()
             places = ((*path, i, "value", *inner), (*path, "value", *inner), (*path, *inner))
             yield next((place for place in places if place in document.lines), path), value
 
 
-def _check_lengths(recipe: Recipe, path: Path, setting: Setting, warn: Warn) -> None:
+def _check_lengths(recipe: Recipe, path: KeyPath, setting: Setting, warn: Warn) -> None:
     """Warn of a gradient that looks like a list of one value for each model."""
     counts = set(_model_counts(recipe, path))
     for rule in setting.rules:
@@ -116,10 +118,10 @@ def _check_lengths(recipe: Recipe, path: Path, setting: Setting, warn: Warn) -> 
             return
 
 
-def _model_counts(recipe: Recipe, path: Path) -> Iterator[int]:
+def _model_counts(recipe: Recipe, path: KeyPath) -> Iterator[int]:
     """How many models a setting of several models is for, with and without a listed base."""
     base = recipe.base_model.text if recipe.base_model is not None else None
-    forms: list[tuple[Path, Any, Any]] = [((), recipe.models, recipe.slices)]
+    forms: list[tuple[KeyPath, Any, Any]] = [((), recipe.models, recipe.slices)]
     for name, module in (recipe.modules or {}).items():
         forms.append((("modules", name), module.models, module.slices))
     for place, models, slices in forms:
@@ -145,13 +147,13 @@ class Oddities:
     def __init__(self, method: Method) -> None:
         self.method = method
         self.judged = 0
-        self.found: dict[Hashable, tuple[Path, str, list[str]]] = {}
+        self.found: dict[Hashable, tuple[KeyPath, str, list[str]]] = {}
 
     def judge(
         self,
         tensor: str,
         numbers: Mapping[str, Any],
-        paths: Mapping[str, Sequence[Path | None]],
+        paths: Mapping[str, Sequence[KeyPath | None]],
     ) -> None:
         """Judge the numbers of a tensor.
 
@@ -174,7 +176,7 @@ class Oddities:
         tensor: str,
         parameter: Parameter,
         numbers: Mapping[str, Any],
-        paths: Sequence[Path | None],
+        paths: Sequence[KeyPath | None],
     ) -> None:
         """Judge values that a method may divide by their sum: then by the quotients."""
         assert parameter.range is not None
@@ -190,7 +192,7 @@ class Oddities:
                 self._add(parameter.name, path, text, tensor)
                 return
 
-    def _add(self, kind: Hashable, path: Path, text: str, tensor: str) -> None:
+    def _add(self, kind: Hashable, path: KeyPath, text: str, tensor: str) -> None:
         self.found.setdefault(kind, (path, text, []))[2].append(tensor)
 
     def report(self, warn: Warn) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from merganser import suggestions
 from merganser.methods import Method
-from merganser.planning.groups import Path
 from merganser.planning.parameter_checks import Block, Warn
 from merganser.planning.plan_data import TensorJob
 from merganser.recipe import ModelReference, ParsedRecipe, Recipe, Rule
+from merganser.recipe.document import KeyPath
 from merganser.recipe.schema import ModelInput, OutputSlice, SliceSource
 
-Form = tuple[Path, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]
+Form = tuple[KeyPath, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]
 
 
 def check_names(
@@ -55,7 +55,7 @@ def check_base(recipe: Recipe, method: Method, forms: Iterable[Form], warn: Warn
     """
     if method.base == "none":
         return
-    lists: list[tuple[Path, Sequence[ModelInput | SliceSource], ModelReference | None]] = []
+    lists: list[tuple[KeyPath, Sequence[ModelInput | SliceSource], ModelReference | None]] = []
     for path, models, slices in forms:
         lists.append(((*path, "models"), models or [], recipe.base_model))
         for i, piece in enumerate(slices or []):
@@ -105,7 +105,7 @@ def check_filters(
 
 
 def _check_filter(
-    path: Path, rule: Rule, before: Sequence[Rule], names: Collection[str], warn: Warn
+    path: KeyPath, rule: Rule, before: Sequence[Rule], names: Collection[str], warn: Warn
 ) -> None:
     matched = [tensor for tensor in names if rule.matches(tensor)]
     if not matched:

@@ -33,7 +33,7 @@ _BENCHMARK = re.compile(r"(?P<dataset>[\w.-]+/[\w.-]+):(?P<task>[\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StudyEntry:
     """A folder's entry in a study.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
     held_out: bool = False
 
 
-def find(folder: Path) -> Place | None:
+def find(folder: Path) -> StudyEntry | None:
     """Return the entry of a folder in the study that contains it; None if it has no scores there.
 
     In a search, scores on held-out problems come before the scores that chose it.
@@ -62,7 +62,7 @@ def find(folder: Path) -> Place | None:
             results = studies.read(home)
             for entry in results.points:
                 if entry.scores and (home / (entry.folder or entry.name)).resolve() == own:
-                    return Place(results, entry, home.name == studies.HELD_OUT)
+                    return StudyEntry(results, entry, home.name == studies.HELD_OUT)
     return None
 
 
@@ -78,7 +78,7 @@ def rewrite_all(home: Path, results: Results) -> None:
 
 
 def rewrite(
-    folder: str | Path, place: Place | None = None, benchmarks: Mapping[str, str] | None = None
+    folder: str | Path, place: StudyEntry | None = None, benchmarks: Mapping[str, str] | None = None
 ) -> None:
     """Rewrite the card of a merged folder, with its scores in the study that contains it.
 
@@ -123,7 +123,7 @@ def text(
     folder: Path,
     made: Mapping[str, Any],
     recipe_text: str | None = None,
-    place: Place | None = None,
+    place: StudyEntry | None = None,
 ) -> str:
     """Return the text of a folder's card.
 
@@ -141,7 +141,7 @@ def text(
     return card.card(made, shown, folder, title, scores)
 
 
-def _scores(folder: Path, title: str, place: Place) -> Scores:
+def _scores(folder: Path, title: str, place: StudyEntry) -> Scores:
     entry = place.entry
     metadata = {"model-index": hub.model_index(title, list(_metrics(place.results, entry)))}
     picture = ""
@@ -170,7 +170,7 @@ def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
         }
 
 
-def _section(place: Place) -> str:
+def _section(place: StudyEntry) -> str:
     results, entry = place.results, place.entry
     names = [name for name in results.directions if name in entry.scores]
     arrows = {"max": "↑", "min": "↓"}
@@ -246,7 +246,7 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tuple[str, str]]:
+def _benchmarks(given: Mapping[str, str], place: StudyEntry | None) -> dict[str, tuple[str, str]]:
     benchmarks = {}
     for name, value in given.items():
         matched = _BENCHMARK.fullmatch(value)
@@ -259,7 +259,7 @@ def _benchmarks(given: Mapping[str, str], place: Place | None) -> dict[str, tupl
     return benchmarks
 
 
-def _draw(place: Place, file: Path) -> None:
+def _draw(place: StudyEntry, file: Path) -> None:
     """Draw the front of the first two scores with this point marked, if matplotlib is installed."""
     names = [name for name in place.results.directions if name in place.entry.scores][:2]
     with reraise_os_errors(ResourceError, "removed", file):

@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
 from merganser.recipe import Document, expressions, key_name, run_steps, simplex
+from merganser.recipe.document import KeyPath
 from merganser.recipe.expressions import Template, text
 from merganser.recipe.simplex import MAX_POINTS
-
-Path = tuple[str | int, ...]
 
 MAX_COMBINATIONS = 100_000
 """Points of a grid before its filter chooses among them."""
@@ -43,7 +42,7 @@ class Grid:
     """
 
     axes: Mapping[str, Sequence[Any]]
-    where: tuple[tuple[Path, Template], ...] = ()
+    where: tuple[tuple[KeyPath, Template], ...] = ()
 
     def points(self, document: Document) -> Iterator[dict[str, Any]]:
         """The values of each point, the last key fastest.
@@ -57,7 +56,9 @@ class Grid:
                 yield values
 
 
-def _holds(document: Document, path: Path, template: Template, values: Mapping[str, Any]) -> bool:
+def _holds(
+    document: Document, path: KeyPath, template: Template, values: Mapping[str, Any]
+) -> bool:
     try:
         found = expressions.render(template, values)
     except ValueError as error:
@@ -71,7 +72,7 @@ def _holds(document: Document, path: Path, template: Template, values: Mapping[s
     return found
 
 
-def read_grids(document: Document, block: Any, folder: Folder | None = None) -> list[Grid]:
+def read_grids(document: Document, block: Any, folder: Path | None = None) -> list[Grid]:
     """Read a ``sweep:`` block.
 
     Args:
@@ -82,8 +83,8 @@ def read_grids(document: Document, block: Any, folder: Folder | None = None) -> 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.
     """
-    whole: Path = ("sweep",)
-    blocks: list[tuple[Path, Any]] = [(whole, block)] if isinstance(block, dict) else []
+    whole: KeyPath = ("sweep",)
+    blocks: list[tuple[KeyPath, Any]] = [(whole, block)] if isinstance(block, dict) else []
     if isinstance(block, list):
         blocks = [((*whole, i), entry) for i, entry in enumerate(block)]
     if not blocks or not all(isinstance(entry, dict) and entry for _, entry in blocks):
@@ -124,8 +125,8 @@ def read_grids(document: Document, block: Any, folder: Folder | None = None) -> 
 
 
 def _conditions(
-    document: Document, entry: Mapping[str, Any], axes: Mapping[str, Any], path: Path
-) -> tuple[tuple[Path, Template], ...]:
+    document: Document, entry: Mapping[str, Any], axes: Mapping[str, Any], path: KeyPath
+) -> tuple[tuple[KeyPath, Template], ...]:
     """The conditions of a grid's ``where``: one text, or a list of them."""
     if WHERE not in entry:
         return ()
@@ -154,7 +155,7 @@ def _conditions(
 
 
 def axis_values(
-    document: Document, value: Any, path: Path, folder: Folder | None = None
+    document: Document, value: Any, path: KeyPath, folder: Path | None = None
 ) -> list[Any]:
     """The values that a key runs over: a list, a range, a simplex, a run's steps, or a single one.
 
@@ -176,7 +177,7 @@ def axis_values(
     return [_value(document, each, (*path, i)) for i, each in enumerate(values)]
 
 
-def _range(document: Document, value: Mapping[str, Any], path: Path) -> list[Any]:
+def _range(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[Any]:
     """``{from, to, step}``: both ends included where the steps meet them, in decimal arithmetic."""
     ends = [
         _value(document, value[key], (*path, key)) for key in ("from", "to", "step") if key in value
@@ -202,7 +203,7 @@ def _range(document: Document, value: Mapping[str, Any], path: Path) -> list[Any
     return [int(number) if whole else float(number) for number in numbers]
 
 
-def _value(document: Document, value: Any, path: Path) -> Any:
+def _value(document: Document, value: Any, path: KeyPath) -> Any:
     """A number, true or false, a text, a list of those, or a mapping of what varies together."""
     if isinstance(value, dict) and value and not all(map(_NAME.fullmatch, value)):
         raise document.error(f"{key_name(path)}: its keys must be names", path)
@@ -213,7 +214,7 @@ def _value(document: Document, value: Any, path: Path) -> Any:
     return _scalar(document, value, path)
 
 
-def _scalar(document: Document, value: Any, path: Path) -> Any:
+def _scalar(document: Document, value: Any, path: KeyPath) -> Any:
     if isinstance(value, str):
         return (
             float(value) if _SCIENTIFIC.fullmatch(value) else value

@@ -10,7 +10,8 @@ import yaml
 
 from merganser.errors import InputError, RecipeError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""The way to an entry of a YAML document: keys and places in lists."""
 
 MAX_BYTES = 256 * 1024
 MAX_NODES = 200_000
@@ -33,20 +34,20 @@ class Document:
     data: object
     text: str | None = None
     file: str | None = None
-    lines: Mapping[Path, int] = field(default_factory=dict)
-    repeated: Mapping[Path, Sequence[int]] = field(default_factory=dict)
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    repeated: Mapping[KeyPath, Sequence[int]] = field(default_factory=dict)
 
-    def error(self, message: str, path: Path = ()) -> RecipeError:
+    def error(self, message: str, path: KeyPath = ()) -> RecipeError:
         """An error with the file and the line of ``path``, or of the nearest part that has a line."""
         while path and path not in self.lines:
             path = path[:-1]
         return RecipeError(message, file=self.file, line=self.lines.get(path))
 
-    def address(self, path: Path) -> str:
+    def address(self, path: KeyPath) -> str:
         """``file:line`` of a path, for warnings; empty for a recipe built in Python."""
         return ":".join(str(part) for part in (self.file, self.lines.get(path)) if part is not None)
 
-    def check_repeated(self, ignored: Container[Path] = ()) -> None:
+    def check_repeated(self, ignored: Container[KeyPath] = ()) -> None:
         """Check that no key is repeated.
 
         Ignored keys, and keys inside them, may be repeated: published recipes put their anchors under
@@ -61,7 +62,7 @@ class Document:
                 raise replace(self, lines={path: lines[1]}).error(message, path)
 
     @contextmanager
-    def addressed(self, path: Path) -> Iterator[None]:
+    def addressed(self, path: KeyPath) -> Iterator[None]:
         """Prefix an InputError with the file and line of the recipe that name the input."""
         try:
             yield
@@ -70,7 +71,7 @@ class Document:
             raise InputError(f"{address}: {error}" if address else str(error)) from None
 
 
-def key_name(path: Path) -> str:
+def key_name(path: KeyPath) -> str:
     """Format a path: ``models[0].parameters.weight``."""
     name = ""
     for part in path:
@@ -168,11 +169,11 @@ class _Reader:
     def __init__(self, loader: yaml.SafeLoader, file: str | None) -> None:
         self.loader = loader
         self.file = file
-        self.lines: dict[Path, int] = {}
-        self.repeated: dict[Path, list[int]] = {}
+        self.lines: dict[KeyPath, int] = {}
+        self.repeated: dict[KeyPath, list[int]] = {}
         self.nodes = 0
 
-    def read(self, node: yaml.Node, path: Path) -> object:
+    def read(self, node: yaml.Node, path: KeyPath) -> object:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self.nodes += 1  # an alias counts each time it is used
@@ -204,7 +205,7 @@ class _Reader:
     def error(self, problem: str, line: int) -> RecipeError:
         return RecipeError(f"not valid YAML: {problem}", file=self.file, line=line)
 
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, object]:
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
         own: dict[str, object] = {}
         inherited: dict[str, object] = {}
         for key_node, value_node in node.value:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-Path = tuple[str | int, ...]
+from merganser.recipe.document import KeyPath
+
 Schema = dict[str, Any]
 P = TypeVar("P", bound="Part")
 
@@ -29,7 +30,7 @@ class Fault(NamedTuple):
         input: the value.
     """
 
-    loc: Path
+    loc: KeyPath
     type: str
     msg: str
     input: Any
@@ -38,7 +39,7 @@ class Fault(NamedTuple):
 class Kind(Protocol):
     """What a key may hold."""
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         """The value as the program has it; anything at all if there are faults."""
 
     def schema(self, defs: Schema) -> Schema:
@@ -48,7 +49,7 @@ class Kind(Protocol):
 class Anything:
     """A value of any kind."""
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         return value
 
     def schema(self, defs: Schema) -> Schema:
@@ -58,7 +59,7 @@ class Anything:
 class Text:
     """A text."""
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, str):
             faults.append(Fault(path, "value", "Input should be a valid string", value))
         return value
@@ -74,7 +75,7 @@ class Flag:
         ("1", "on", "t", "true", "y", "yes"), True
     ) | dict.fromkeys(("0", "off", "f", "false", "n", "no"), False)
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if isinstance(value, bool):
             return value
         if isinstance(value, int | float) and value in (0, 1):
@@ -106,7 +107,7 @@ class Whole:
     def __init__(self, **bounds: int) -> None:
         self.bounds = bounds
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         number, message = _whole(value)
         for name, bound in self.bounds.items():
             words, holds = _BOUNDS[name]
@@ -146,7 +147,7 @@ class OneOf:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, str) or value not in self.names:
             *others, last = map(repr, self.names)
             told = f"{', '.join(others)} or {last}" if others else last
@@ -164,7 +165,7 @@ class Parsed:
         self.parse = parse
         self.described = described
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         try:
             return self.parse(value)
         except ValueError as error:
@@ -181,7 +182,7 @@ class Optional:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         return None if value is None else self.kind.read(value, path, faults)
 
     def schema(self, defs: Schema) -> Schema:
@@ -195,7 +196,7 @@ class Either:
         self.first = first
         self.second = second
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         found: list[Fault] = []
         for kind in (self.first, self.second):
             before = len(found)
@@ -216,7 +217,7 @@ class ByKind:
         self.parts = parts
         self.other = other
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if kind is None:
             return self.other.read(value, path, faults)
@@ -234,7 +235,7 @@ class ListOf:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, list | tuple):
             faults.append(Fault(path, "list_type", "Input should be a valid list", value))
             return None
@@ -253,7 +254,7 @@ class Pair:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, list | tuple):
             faults.append(Fault(path, "value", "Input should be a valid tuple", value))
             return None
@@ -278,7 +279,7 @@ class MapOf:
         self.kind = kind
         self.least = least
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, Mapping):
             faults.append(Fault(path, "value", "Input should be a valid dictionary", value))
             return None
@@ -337,7 +338,7 @@ class Nested:
     def __init__(self, part: type[Part]) -> None:
         self.part = part
 
-    def read(self, value: Any, path: Path, faults: list[Fault]) -> Any:
+    def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if isinstance(value, self.part):
             return value
         if not isinstance(value, Mapping):

@@ -10,13 +10,13 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merganser.recipe.document import Document, key_name
-from merganser.recipe.run_steps import Path, select_steps
+from merganser.recipe.document import Document, KeyPath, key_name
+from merganser.recipe.run_steps import select_steps
 
 WITHOUT_WEIGHT = frozenset({"relex", "model_stock"})
 """Methods that find the models' shares themselves."""
@@ -112,7 +112,7 @@ def _decayed(kind: str, place: float) -> float:
 # -- one entry for many ----------------------------------------------------------------------------
 
 
-def expand(document: Document, folder: Folder | None) -> tuple[Document, list[str]]:
+def expand(document: Document, folder: Path | None) -> tuple[Document, list[str]]:
     """A recipe with a model for every step of its runs, and what was left out of them.
 
     Args:
@@ -130,7 +130,7 @@ def expand(document: Document, folder: Folder | None) -> tuple[Document, list[st
     return document, lines
 
 
-def _lists(data: Any) -> Iterator[tuple[Path, list[Any]]]:
+def _lists(data: Any) -> Iterator[tuple[KeyPath, list[Any]]]:
     """The lists of models of a recipe: its own, and its modules'."""
     if isinstance(data, dict):
         if isinstance(data.get("models"), list):
@@ -142,7 +142,7 @@ def _lists(data: Any) -> Iterator[tuple[Path, list[Any]]]:
 
 
 def _expanded(
-    document: Document, path: Path, models: list[Any], folder: Folder | None
+    document: Document, path: KeyPath, models: list[Any], folder: Path | None
 ) -> tuple[Document, list[str]]:
     data: Any = copy.deepcopy(document.data)
     entries: list[Any] = []
@@ -162,7 +162,7 @@ def _expanded(
         place = place[part]
     place[path[-1]] = entries
 
-    def moved(known: Mapping[Path, Any]) -> dict[Path, Any]:
+    def moved(known: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
         depth = len(path)
         found = {p: v for p, v in known.items() if p[:depth] != path or len(p) == depth}
         for j, i in enumerate(origins):
@@ -185,7 +185,7 @@ def _expanded(
 
 
 def _entries(
-    document: Document, path: Path, entry: Mapping[str, Any], data: Any, folder: Folder | None
+    document: Document, path: KeyPath, entry: Mapping[str, Any], data: Any, folder: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The models that an entry with a run stands for."""
     for key in entry:

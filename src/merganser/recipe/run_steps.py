@@ -12,13 +12,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
-from merganser.recipe.document import Document, key_name
+from merganser.recipe.document import Document, KeyPath, key_name
 from merganser.recipe.references import exists
-
-Path = tuple[str | int, ...]
 
 MOST_STEPS = 1000
 
@@ -54,7 +52,7 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def list_steps(run: Folder) -> list[RunStep]:
+def list_steps(run: Path) -> list[RunStep]:
     """The steps of a run, in their order; of folders of the same step the first by name is taken.
 
     Raises:
@@ -77,7 +75,7 @@ def list_steps(run: Folder) -> list[RunStep]:
     return found
 
 
-def _last_finished(run: Folder) -> int | None:
+def _last_finished(run: Path) -> int | None:
     try:
         told = (run / TRACKER).read_text(encoding="utf-8")[:20].strip()
     except (OSError, ValueError):
@@ -85,7 +83,7 @@ def _last_finished(run: Folder) -> int | None:
     return int(told) if told.isdecimal() else None
 
 
-def _problem(step: Folder) -> str | None:
+def _problem(step: Path) -> str | None:
     """What a step's folder lacks, by its files' names."""
     homes = [step / "actor", step]
     homes += [home / "huggingface" for home in homes]
@@ -124,7 +122,7 @@ def _missing_ranks(names: Sequence[str]) -> str | None:
     return None
 
 
-def _missing_shards(home: Folder, names: Sequence[str]) -> str | None:
+def _missing_shards(home: Path, names: Sequence[str]) -> str | None:
     """The first file that an index of shards names and that is not there."""
     index = next((name for name in names if name.endswith(".safetensors.index.json")), None)
     if index is None:
@@ -143,7 +141,7 @@ def _missing_shards(home: Folder, names: Sequence[str]) -> str | None:
 
 
 def read_numbers(
-    document: Document, value: Mapping[str, Any], path: Path, folder: Folder | None
+    document: Document, value: Mapping[str, Any], path: KeyPath, folder: Path | None
 ) -> list[int]:
     """The steps that a sweep's key runs over: ``{run: runs/acc, every: 6}``.
 
@@ -157,7 +155,7 @@ def read_numbers(
 
 
 def select_steps(
-    document: Document, run: Any, steps: Any, path: Path, folder: Folder | None
+    document: Document, run: Any, steps: Any, path: KeyPath, folder: Path | None
 ) -> tuple[list[RunStep], list[str]]:
     """The steps of a run that a recipe means.
 
@@ -178,10 +176,10 @@ def select_steps(
     if not isinstance(run, str) or not run.strip():
         raise document.error(f"{key_name(here)}: give the folder of a run, such as runs/acc", here)
     home = next(
-        (str(p) for p in (Folder(run), *([folder / run] if folder else [])) if exists(str(p))), run
+        (str(p) for p in (Path(run), *([folder / run] if folder else [])) if exists(str(p))), run
     )
     try:
-        there = list_steps(Folder(home).expanduser())
+        there = list_steps(Path(home).expanduser())
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise document.error(
@@ -248,7 +246,7 @@ def _gaps(steps: Any, first: int, last: int, there: set[int]) -> list[int]:
 
 
 def _wanted(
-    document: Document, steps: Any, path: Path, good: Sequence[int], bad: Sequence[int]
+    document: Document, steps: Any, path: KeyPath, good: Sequence[int], bad: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """The steps that are meant, and which of them are named one by one."""
     here = (*path, "steps") if (*path, "steps") in document.lines else path

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from merganser.recipe.document import Document, key_name
+from merganser.recipe.document import Document, KeyPath, key_name
 
-Path = tuple[str | int, ...]
 Point = tuple[Decimal, ...]
 
 MAX_POINTS = 1000
@@ -61,7 +60,7 @@ def is_simplex(value: Any) -> bool:
     return isinstance(value, Mapping) and not KINDS.keys().isdisjoint(value)
 
 
-def names(document: Document, value: Mapping[str, Any], path: Path) -> list[str]:
+def names(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[str]:
     """The models of a simplex, checked.
 
     Raises:
@@ -83,7 +82,7 @@ def names(document: Document, value: Mapping[str, Any], path: Path) -> list[str]
 
 
 def check_keys(
-    document: Document, value: Mapping[str, Any], path: Path, known: frozenset[str]
+    document: Document, value: Mapping[str, Any], path: KeyPath, known: frozenset[str]
 ) -> None:
     """Refuse keys that a simplex does not have.
 
@@ -100,7 +99,9 @@ def check_keys(
             )
 
 
-def read_points(document: Document, value: Mapping[str, Any], path: Path) -> list[dict[str, float]]:
+def read_points(
+    document: Document, value: Mapping[str, Any], path: KeyPath
+) -> list[dict[str, float]]:
     """The points of ``{simplex: …}``, ``{dirichlet: …}`` or ``{sobol: …}``, in lexicographic order.
 
     Raises:
@@ -128,7 +129,7 @@ def count(models: int, parts: int, inside: bool = False) -> int:
 
 
 def _lattice(
-    document: Document, value: Mapping[str, Any], path: Path, models: int
+    document: Document, value: Mapping[str, Any], path: KeyPath, models: int
 ) -> Iterator[Point]:
     inside = value.get("inside", False)
     if not isinstance(inside, bool):
@@ -170,7 +171,7 @@ def _fewer(models: int, layers: Sequence[int], inside: bool) -> str:
     return "; {sobol: […], points: 100} samples it"
 
 
-def parts(document: Document, step: Any, path: Path) -> int:
+def parts(document: Document, step: Any, path: KeyPath) -> int:
     """Into how many steps 1 is divided.
 
     Raises:
@@ -193,7 +194,7 @@ def parts(document: Document, step: Any, path: Path) -> int:
     return count
 
 
-def _layers(document: Document, layers: Any, path: Path) -> list[int]:
+def _layers(document: Document, layers: Any, path: KeyPath) -> list[int]:
     good = isinstance(layers, list) and all(type(n) is int and 1 <= n <= MAX_POINTS for n in layers)
     if not good or not layers:
         raise document.error(
@@ -234,7 +235,7 @@ def rounded(weights: Sequence[Decimal | float], grain: int = 10**DIGITS) -> Poin
 
 
 def _samples(
-    document: Document, value: Mapping[str, Any], path: Path, kind: str, models: int
+    document: Document, value: Mapping[str, Any], path: KeyPath, kind: str, models: int
 ) -> Iterator[Point]:
     points, seed = value.get("points"), value.get("seed", 0)
     if not (type(points) is int and 1 <= points <= MAX_POINTS):

@@ -25,11 +25,11 @@ from merganser import recipe
 from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, ParsedRecipe, Strictness, expressions, key_name
 from merganser.recipe.axes import is_number, read_grids
+from merganser.recipe.document import KeyPath
 from merganser.recipe.expressions import Template, text
 from merganser.recipe.short_names import matching
 from merganser.recipe.steps import folder_key, folder_name
 
-Path = tuple[str | int, ...]
 Values = Mapping[str, Any]
 Entry = TypeVar("Entry")
 
@@ -64,7 +64,7 @@ class _PointDocument(Document):
 
     point: str = ""
 
-    def error(self, message: str, path: Path = ()) -> RecipeError:
+    def error(self, message: str, path: KeyPath = ()) -> RecipeError:
         return super().error(f"point {self.point}: {message}", path)
 
 
@@ -84,7 +84,7 @@ class Pattern:
     document: Document
     block: str
     data: Mapping[str, Any]
-    templates: Mapping[Path, Template]
+    templates: Mapping[KeyPath, Template]
     folder: Any
     strictness: Strictness
 
@@ -125,9 +125,9 @@ class Pattern:
         """
         own_values = told(values)
 
-        left_out: dict[Path, list[int]] = {}
+        left_out: dict[KeyPath, list[int]] = {}
 
-        def filled(part: Any, path: Path) -> Any:
+        def filled(part: Any, path: KeyPath) -> Any:
             if isinstance(part, dict):
                 entries = {key: filled(entry, (*path, key)) for key, entry in part.items()}
                 empty = {
@@ -176,8 +176,8 @@ class Pattern:
 
 
 def _in_point(
-    places: Mapping[Path, Entry], left_out: Mapping[Path, Sequence[int]]
-) -> dict[Path, Entry]:
+    places: Mapping[KeyPath, Entry], left_out: Mapping[KeyPath, Sequence[int]]
+) -> dict[KeyPath, Entry]:
     """What is known of the places of a file, by their places in a point.
 
     Args:
@@ -370,7 +370,9 @@ def _canonical(entry: str) -> str:
 # -- the points ----------------------------------------------------------------------------------
 
 
-def _templates(document: Document, part: Any, path: Path = ()) -> Iterator[tuple[Path, Template]]:
+def _templates(
+    document: Document, part: Any, path: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Template]]:
     """Every text of a recipe that holds expressions, by its place."""
     if path and path[-1] in LITERAL:
         return

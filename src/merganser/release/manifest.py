@@ -7,14 +7,13 @@ import json
 import platform
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser import methods
 from merganser.checkpoints import read_json
-from merganser.errors import InputError, RecipeError, ResourceError, reraise_os_errors
-from merganser.methods import Combination, Method
+from merganser.errors import InputError, ResourceError, reraise_os_errors
+from merganser.methods import Combination
 from merganser.planning import Plan, Source
 from merganser.release import files
 from merganser.release.contents import SCHEME, digest_of_parts, hashes, state
@@ -42,9 +41,6 @@ REQUIRED = (
 
 UNKNOWN = "sha256:" + 64 * "0"
 """Placeholder of the manifest's own digest while it is computed."""
-
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
-"""Suffixes of weight files that a program might load instead of the merged ones."""
 
 
 Ancestor = tuple[Plan, Mapping[str, Any]]
@@ -99,7 +95,7 @@ def build(
                 "size": shard.size,
                 "tensors": len(shard.offsets),
                 "header_size": len(shard.header),
-                "header_digest": _sha256(shard.header),
+                "header_digest": sha256(shard.header),
             }
             for shard in plan.shards
         },
@@ -177,7 +173,8 @@ def _earlier(plan: Plan, stated: Mapping[str, Any], short: Mapping[str, str]) ->
     }
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """The digest of a file's bytes, in a manifest's form."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -305,7 +302,7 @@ def write(manifest: dict[str, Any], folder: Path) -> None:
     weights = {NAME, *manifest["files"]}
     with reraise_os_errors(ResourceError, "read", folder):
         manifest["companions"] = {
-            name: _sha256(file.read_bytes())
+            name: sha256(file.read_bytes())
             for file in sorted(folder.rglob("*"))
             if file.is_file() and (name := file.relative_to(folder).as_posix()) not in weights
         }
@@ -322,13 +319,13 @@ def as_text(manifest: Mapping[str, Any]) -> str:
     """The text of a manifest, with its own digest in its log."""
     log = {**manifest["log"], "manifest_digest": UNKNOWN}
     text = json.dumps({**manifest, "log": log}, indent=1, ensure_ascii=False) + "\n"
-    return text.replace(UNKNOWN, _sha256(text.encode()))
+    return text.replace(UNKNOWN, sha256(text.encode()))
 
 
 def restated(manifest: Mapping[str, Any], changed: Mapping[str, bytes]) -> dict[str, Any]:
     """Return a manifest with the digests of changed files."""
     known = manifest.get("companions", {})
-    fresh = {name: _sha256(data) for name, data in changed.items() if name in known}
+    fresh = {name: sha256(data) for name, data in changed.items() if name in known}
     return {**manifest, "companions": known | fresh} if known else dict(manifest)
 
 
@@ -342,50 +339,6 @@ def restate(folder: Path, name: str) -> None:
     if not (folder / NAME).is_file():
         return
     _write(restated(read(folder), {name: (folder / name).read_bytes()}), folder)
-
-
-def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the manifest is unchanged, by the digest in its log."""
-    stated: str | None = manifest["log"].get("manifest_digest")
-    if stated is None:
-        return "companions" not in manifest  # older versions wrote neither
-    with reraise_os_errors(InputError, "read", folder / NAME):
-        data = (folder / NAME).read_bytes()
-    return _sha256(data.replace(stated.encode(), UNKNOWN.encode())) == stated
-
-
-def damage(
-    manifest: Mapping[str, Any], folder: Path, may_differ: Collection[str] = ()
-) -> list[str]:
-    """Describe damage to a folder's files, except to the manifest and the bytes of tensors."""
-    problems = []
-    for name, digest in manifest.get("companions", {}).items():
-        if name in may_differ and (folder / name).is_file():
-            continue
-        problems += _damaged(folder / name, name, digest, None)
-    for name, facts in manifest.get("files", {}).items():
-        if "header_digest" in facts:
-            size = facts["header_size"]
-            problems += _damaged(
-                folder / name, f"the header of {name}", facts["header_digest"], size
-            )
-    known = {*manifest.get("companions", {}), *manifest.get("files", {})}
-    with reraise_os_errors(InputError, "read", folder):
-        problems += [
-            f"{file.name} is not in the manifest"
-            for file in sorted(folder.glob("*"))
-            if file.name.endswith(_WEIGHTS) and file.name not in known
-        ]
-    return problems
-
-
-def _damaged(file: Path, what: str, digest: str, size: int | None) -> list[str]:
-    try:
-        with file.open("rb") as stream:
-            actual = _sha256(stream.read(size))
-    except OSError as error:
-        return [f"{what} cannot be read ({error.strerror})"]
-    return [] if actual == digest else [f"{what} is not what was written"]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -427,73 +380,6 @@ def _why_none(folder: Path) -> str:
     if merges:
         return f"it holds merges; name one of them, such as {folder / merges[0]}"
     return "no merge wrote it; merge and convert write folders with one"
-
-
-def difference(manifest: dict[str, Any], digests: dict[str, str]) -> list[str]:
-    """Describe how tensors' digests differ from the manifest's; empty if they do not."""
-    stated: dict[str, str] = manifest["tensors"]
-    problems = [f"tensor {name!r} is missing" for name in stated if name not in digests]
-    problems += [
-        f"tensor {name!r} is not in the manifest" for name in digests if name not in stated
-    ]
-    problems += [
-        f"tensor {name!r} is not what was merged ({digests[name]}, the manifest says {digest})"
-        for name, digest in stated.items()
-        if name in digests and digests[name] != digest
-    ]
-    return problems
-
-
-def different_inputs(stated: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """Describe how inputs differ from a manifest's, where both have digests."""
-    problems = []
-    for before, now in zip(stated["inputs"], again["inputs"], strict=False):
-        for kind, key in (("tensor", "tensors"), ("file", "hashes")):
-            was, is_now = before.get(key, {}), now.get(key, {})
-            changed = [name for name in was if is_now.get(name, was[name]) != was[name]]
-            whose = f"of the input {now['reference']}"
-            if len(changed) == 1:
-                problems.append(f"{kind} {changed[0]!r} {whose} is not what was merged")
-            elif changed:
-                count = f"{len(changed)} of {len(was)} {kind}s"
-                problems.append(f"{count} {whose} are not what was merged, such as {changed[0]!r}")
-    return problems
-
-
-def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Check that the method of a merged folder is registered.
-
-    Raises:
-        RecipeError: when it is not built in, and has not been loaded.
-    """
-    for each in (manifest, *manifest.get("earlier", [])):
-        source, known = each.get("method_source"), _method(each)
-        if source and (known is None or known.origin is None):
-            place = source["package"] or source["file"]
-            call = "" if source["package"] else f": load_methods({place!r})"
-            raise RecipeError(
-                f"{folder}: was merged by the method {each['method']!r} of {place}, which must be "
-                f"loaded first{call}"
-            )
-
-
-def different_method(manifest: Mapping[str, Any]) -> list[str]:
-    """Describe how methods differ from a manifest's; empty if they do not."""
-    problems = []
-    for each in (manifest, *manifest.get("earlier", [])):
-        source, known = each.get("method_source"), _method(each)
-        before = source["sha256"] if source else None
-        now = known.origin.digest if known and known.origin else None
-        if before != now:
-            problems.append(
-                f"the method {each['method']!r} is not the one that merged: its sha256 is "
-                f"{now or 'that of a built-in method'}, the manifest says {before or 'a built-in method'}"
-            )
-    return problems
-
-
-def _method(manifest: Mapping[str, Any]) -> Method | None:
-    return methods.get(manifest["method"], manifest["arithmetic"])
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:

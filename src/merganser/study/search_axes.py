@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merganser.recipe import Document, simplex
-from merganser.recipe.simplex import Path
+from merganser.recipe.document import KeyPath
 
 MOST_OFTEN = 9
 """How often a greedy soup may take one model."""
@@ -81,7 +81,7 @@ class Soup:
         return f"a mean of some of {', '.join(self.names)}"
 
 
-def read_simplex(document: Document, given: Mapping[str, Any], path: Path) -> Simplex:
+def read_simplex(document: Document, given: Mapping[str, Any], path: KeyPath) -> Simplex:
     """Read ``{simplex: [acc, fmt, len]}``, or with a ``step``.
 
     Raises:

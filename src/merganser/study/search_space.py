@@ -26,8 +26,9 @@ from merganser import suggestions
 from merganser.errors import RecipeError
 from merganser.recipe import Config, Document, Strictness, key_name
 from merganser.recipe.axes import axis_values
+from merganser.recipe.document import KeyPath
 from merganser.recipe.expressions import text
-from merganser.recipe.sweep_file import Path, Pattern, pattern_of, read_pattern
+from merganser.recipe.sweep_file import Pattern, pattern_of, read_pattern
 from merganser.results.scores import Direction
 from merganser.study.greedy_models import KEY, with_models
 from merganser.study.search_axes import Axis, Simplex, Soup, read_simplex
@@ -263,7 +264,9 @@ def _keep(document: Document, block: Mapping[str, Any], several: bool) -> int | 
     return int(_whole(document, block, "keep", 1, 0, 1000, ", or front" if several else ""))
 
 
-def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], like: str) -> None:
+def _mapping(
+    document: Document, given: Any, path: KeyPath, known: frozenset[str], like: str
+) -> None:
     if not isinstance(given, dict) or not given:
         raise document.error(f"{key_name(path)}: give a mapping such as {like}", path)
     for key in given:
@@ -274,7 +277,7 @@ def _mapping(document: Document, given: Any, path: Path, known: frozenset[str], 
 
 
 def _over(document: Document, block: Any) -> Iterator[tuple[str, Parameter]]:
-    path: Path = ("search", "over")
+    path: KeyPath = ("search", "over")
     if not isinstance(block, dict) or not block:
         raise document.error(
             "search.over: give keys with their ranges, such as {w: {from: 0, to: 1}}", path
@@ -297,7 +300,7 @@ def _over(document: Document, block: Any) -> Iterator[tuple[str, Parameter]]:
             yield key, Choices(tuple(axis_values(document, value, own)))
 
 
-def _range(document: Document, given: Mapping[str, Any], path: Path) -> Range:
+def _range(document: Document, given: Mapping[str, Any], path: KeyPath) -> Range:
     name = key_name(path)
     _mapping(document, given, path, _RANGE, "{from: 0, to: 1}")
     ends: dict[str, Decimal] = {}
@@ -342,7 +345,7 @@ def _number(value: Any) -> float | int | None:
 
 
 def _objectives(document: Document, given: Any) -> dict[str, Direction]:
-    path: Path = ("search", "objectives")
+    path: KeyPath = ("search", "objectives")
     given = {given: "max"} if isinstance(given, str) and given else given
     if not isinstance(given, dict) or not given:
         raise document.error(
@@ -356,7 +359,7 @@ def _objectives(document: Document, given: Any) -> dict[str, Direction]:
 
 
 def _limits(document: Document, given: Any) -> dict[str, Limit]:
-    path: Path = ("search", "constraints")
+    path: KeyPath = ("search", "constraints")
     like = "{tokens: {most: 800}}"
     if not isinstance(given, dict):
         raise document.error(f"search.constraints: give scores with limits, such as {like}", path)
@@ -373,7 +376,7 @@ def _limits(document: Document, given: Any) -> dict[str, Limit]:
 
 
 def _method(document: Document, given: Any, axes: Sequence[Axis], several: bool) -> Method:
-    path: Path = ("search", "method")
+    path: KeyPath = ("search", "method")
     numbers = all(axis.ordered for axis in axes)
     if given is None:
         return "cma-es" if numbers and len(axes) > 1 and not several else "tpe"

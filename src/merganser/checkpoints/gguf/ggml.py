@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class BlockFormat:
     """A format of quantised weights.
 
     Attributes:
@@ -131,17 +131,17 @@ def _q6_k(blocks: Array) -> Array:
     return made
 
 
-FORMATS: dict[int, Blocks] = {
-    2: Blocks("Q4_0", 32, 18, _q4_0),
-    3: Blocks("Q4_1", 32, 20, _q4_1),
-    6: Blocks("Q5_0", 32, 22, _q5_0),
-    7: Blocks("Q5_1", 32, 24, _q5_1),
-    8: Blocks("Q8_0", 32, 34, _q8_0),
-    10: Blocks("Q2_K", 256, 84, _q2_k),
-    11: Blocks("Q3_K", 256, 110, _q3_k),
-    12: Blocks("Q4_K", 256, 144, _q4_k),
-    13: Blocks("Q5_K", 256, 176, _q5_k),
-    14: Blocks("Q6_K", 256, 210, _q6_k),
+FORMATS: dict[int, BlockFormat] = {
+    2: BlockFormat("Q4_0", 32, 18, _q4_0),
+    3: BlockFormat("Q4_1", 32, 20, _q4_1),
+    6: BlockFormat("Q5_0", 32, 22, _q5_0),
+    7: BlockFormat("Q5_1", 32, 24, _q5_1),
+    8: BlockFormat("Q8_0", 32, 34, _q8_0),
+    10: BlockFormat("Q2_K", 256, 84, _q2_k),
+    11: BlockFormat("Q3_K", 256, 110, _q3_k),
+    12: BlockFormat("Q4_K", 256, 144, _q4_k),
+    13: BlockFormat("Q5_K", 256, 176, _q5_k),
+    14: BlockFormat("Q6_K", 256, 210, _q6_k),
 }
 """By ggml's numbers of types."""
 
@@ -165,7 +165,7 @@ OTHERS: dict[int, str] = {
 """Names of types that are refused, for messages."""
 
 
-def dequantise(form: Blocks, stored: Array) -> Array:
+def dequantise(form: BlockFormat, stored: Array) -> Array:
     """The numbers of blocks: uint8 [n * size] to float32 [n * count]."""
     with np.errstate(all="ignore"):  # a scale may be infinite, as in ggml
         numbers = form.numbers(stored.reshape(-1, form.size))

@@ -32,7 +32,7 @@ _TEXT, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GgufTensor:
     """A tensor of a GGUF file.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Stream:
         return [self.text() for _ in range(count)]
 
 
-def read_header(file: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """Read the keys of a GGUF file, and its tensors in the order of their bytes.
 
     Raises:
@@ -141,13 +141,13 @@ def _info(stream: _Stream) -> tuple[str, tuple[int, ...], int, int]:
 
 def _entries(
     stream: _Stream, keys: Mapping[str, Any], infos: Sequence[tuple[str, tuple[int, ...], int, int]]
-) -> dict[str, Entry]:
+) -> dict[str, GgufTensor]:
     """Check where tensors lie: in the file, one behind the other."""
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
         raise stream.wrong(f"general.alignment is {str(alignment)[:40]!r}")
     start = -(-stream.position // alignment) * alignment
-    found: dict[str, Entry] = {}
+    found: dict[str, GgufTensor] = {}
     end = 0
     for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
         if name in found:
@@ -160,7 +160,7 @@ def _entries(
                 f"is cut off within tensor {name!r} ({stream.size} bytes of at least {start + end}); "
                 "fetch it again"
             )
-        found[name] = Entry(stream.file, kind, shape, start + offset)
+        found[name] = GgufTensor(stream.file, kind, shape, start + offset)
     return found
 
 

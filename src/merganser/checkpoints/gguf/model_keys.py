@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoints.gguf import ggml
-from merganser.checkpoints.gguf.header import Entry
+from merganser.checkpoints.gguf.header import GgufTensor
 from merganser.checkpoints.stored import Piece, StoredTensor
 from merganser.errors import InputError
 from merganser.tensors import BY_NAME, FLOAT32, DType, TensorSpec
@@ -55,7 +55,9 @@ FACTORS = "rope_freqs.weight"
 class ModelKeys:
     """What the keys of a GGUF file say of its tensors."""
 
-    def __init__(self, file: Path, keys: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    def __init__(
+        self, file: Path, keys: Mapping[str, Any], entries: Mapping[str, GgufTensor]
+    ) -> None:
         self.file = file
         self.keys = keys
         self.entries = entries
@@ -219,7 +221,7 @@ class ModelKeys:
         return data
 
 
-def read_factors(entry: Entry | None) -> Array | None:
+def read_factors(entry: GgufTensor | None) -> Array | None:
     """The few numbers of :data:`FACTORS`."""
     if entry is None or entry.kind != 0 or len(entry.shape) != 1 or entry.shape[0] > 4096:
         return None

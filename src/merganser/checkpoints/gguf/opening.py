@@ -25,7 +25,7 @@ import numpy as np
 
 from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint, read_stored
 from merganser.checkpoints.gguf import ggml, tokenizer
-from merganser.checkpoints.gguf.header import Entry, read_header
+from merganser.checkpoints.gguf.header import GgufTensor, read_header
 from merganser.checkpoints.gguf.model_keys import FACTORS, ModelKeys, read_factors
 from merganser.checkpoints.protocol import VOCABULARIES, Checkpoint, Stamp
 from merganser.checkpoints.sidecar_files import read_config
@@ -52,7 +52,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     if not files:
         return None
     keys: dict[str, Any] = {}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, GgufTensor] = {}
     for number, file in enumerate(files):
         own, tensors = read_header(file)
         keys = keys or own
@@ -196,12 +196,16 @@ def _check_part(file: Path, keys: Mapping[str, Any], number: int, count: int) ->
             )
 
 
-def _dequantised(stored: StoredCheckpoint, name: str, entry: Entry, form: ggml.Blocks) -> Derived:
+def _dequantised(
+    stored: StoredCheckpoint, name: str, entry: GgufTensor, form: ggml.BlockFormat
+) -> Derived:
     spec = TensorSpec(FLOAT32, entry.shape, _BFLOAT16)
     return Derived(spec, partial(_fill, stored, name, form))
 
 
-def _fill(stored: StoredCheckpoint, name: str, form: ggml.Blocks, start: int, into: Array) -> None:
+def _fill(
+    stored: StoredCheckpoint, name: str, form: ggml.BlockFormat, start: int, into: Array
+) -> None:
     """Dequantise the blocks that a range of elements lies in."""
     count = len(into) // FLOAT32.itemsize
     first, last = start // form.count, -(-(start + count) // form.count)

@@ -18,7 +18,7 @@ MAGIC_OF_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What a file of PyTorch before 1.6 begins with."""
 
 
-class Window(io.RawIOBase):
+class FilePart(io.RawIOBase):
     """A part of a file as a file."""
 
     def __init__(self, stream: io.BufferedReader, begin: int, end: int) -> None:
@@ -58,7 +58,7 @@ class Window(io.RawIOBase):
         return count
 
 
-def entries_of(file: Path, window: Window, start: bytes) -> dict[str, tuple[int, int]]:
+def entries_of(file: Path, window: FilePart, start: bytes) -> dict[str, tuple[int, int]]:
     """Offset in the file and size of every entry of a zip archive."""
     try:
         with zipfile.ZipFile(window) as archive:

@@ -16,7 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from merganser.checkpoints.torch_pickle.archive import MAGIC_OF_OLD, Window, entries_of, find_parts
+from merganser.checkpoints.torch_pickle.archive import (
+    MAGIC_OF_OLD,
+    FilePart,
+    entries_of,
+    find_parts,
+)
 from merganser.checkpoints.torch_pickle.listed_names import MAX_AXES, TENSORS, number
 from merganser.checkpoints.torch_pickle.stand_ins import (
     Dictionary,
@@ -63,7 +68,7 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
             if at < 0 or end < at or end > size:
                 raise InputError(f"{file}: is cut off ({size} bytes, needs {end}); fetch it again")
             start = stream.read(len(MAGIC_OF_OLD)) if at == 0 else b""
-            entries = entries_of(file, Window(stream, at, end), start)
+            entries = entries_of(file, FilePart(stream, at, end), start)
             pickled, storages = find_parts(file, entries)
             if pickled[1] > MAX_PICKLE:
                 raise InputError(f"{file}: its data.pkl is too large for what it should be")

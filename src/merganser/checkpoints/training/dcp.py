@@ -154,12 +154,14 @@ def _stored(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry for name, entry in entries if isinstance(entry, TensorStorage)}
 
 
-Place = tuple[Path, int, int]
+StoredRange = tuple[Path, int, int]
 
 
-def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[str, dict[tuple[int, ...], Place]]:
+def _places(
+    folder: Path, storage: Mapping[Any, Any]
+) -> dict[str, dict[tuple[int, ...], StoredRange]]:
     """File, offset and length of every chunk, by its tensor and its origin in the tensor."""
-    places: dict[str, dict[tuple[int, ...], Place]] = {}
+    places: dict[str, dict[tuple[int, ...], StoredRange]] = {}
     for index, info in storage.items():
         where, stored = index.fields, info.fields
         relative = Path(stored["relative_path"])
@@ -176,7 +178,7 @@ def _places(folder: Path, storage: Mapping[Any, Any]) -> dict[str, dict[tuple[in
     return places
 
 
-def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
+def _refuse_overlap(folder: Path, places: Sequence[StoredRange]) -> None:
     """Check that no byte belongs to two chunks, so that reading them takes no longer than the files."""
     for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
         if file == other and begin < at + length:
@@ -184,7 +186,7 @@ def _refuse_overlap(folder: Path, places: Sequence[Place]) -> None:
 
 
 def _refuse_cut_off(
-    files: Sequence[Path], places: Mapping[str, Mapping[tuple[int, ...], Place]]
+    files: Sequence[Path], places: Mapping[str, Mapping[tuple[int, ...], StoredRange]]
 ) -> None:
     """Check that no file is shorter than its chunks, including those of the optimizer at its end."""
     needed: dict[Path, int] = {}
@@ -213,7 +215,7 @@ def _nested(stored: Mapping[str, Any], paths: Any) -> dict[str, Any]:
 
 
 def _parts(
-    file: Path, name: str, fields: Mapping[str, Any], places: Mapping[tuple[int, ...], Place]
+    file: Path, name: str, fields: Mapping[str, Any], places: Mapping[tuple[int, ...], StoredRange]
 ) -> Parts:
     dtype, shape = _dtype(fields["properties"]), torch_pickle.sizes_of(fields["size"])
     pieces: list[Piece] = []

@@ -26,7 +26,7 @@ from merganser.errors import InputError, RecipeError
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightsLocation:
     """The place of a reference's weights.
 
     Attributes:
@@ -40,7 +40,7 @@ class Place:
     notes: tuple[str, ...] = ()
 
 
-def locate(path: Path, weights: Weights) -> Place:
+def locate(path: Path, weights: Weights) -> WeightsLocation:
     """Find the weights of a path: a model's folder, or a step of a training run.
 
     Args:
@@ -55,12 +55,12 @@ def locate(path: Path, weights: Weights) -> Place:
         known = ", ".join(get_args(Weights))
         raise RecipeError(f"weights: {weights!r} is unknown; it is one of {known}")
     if path.is_file():
-        return Place(path, False)
+        return WeightsLocation(path, False)
     step = _step(path)
     shards, published = training_shards(step), published_weights(step)
     here = _told(step, path)
     if shards is None:
-        return Place(published or step, False)
+        return WeightsLocation(published or step, False)
     if published is not None and (contents := _contents(shards)) != "model":
         return _beside(path, shards, published, contents, weights, named=published == step)
     if published is None:
@@ -68,18 +68,18 @@ def locate(path: Path, weights: Weights) -> Place:
             raise InputError(f"{step}: has training shards only, no Hugging Face weights")
         beside = not shards.is_relative_to(step)
         note = f"{here} holds no weights; the training shards in {shards.name}/ beside it are taken"
-        return Place(shards, True, (note,) if beside else ())
+        return WeightsLocation(shards, True, (note,) if beside else ())
     if weights == "huggingface" or (weights == "auto" and published == step):
         note = (
             f"the weights of {_told(published, path)} are taken; the training shards in "
             f"{shards.name}/, of higher precision, are taken with weights: shards"
         )
-        return Place(published, False, (note,) if weights == "auto" else ())
+        return WeightsLocation(published, False, (note,) if weights == "auto" else ())
     note = (
         f"the training shards in {_told(shards, path)} are taken, for their precision; "
         f"the weights of {published.name}/ are taken with weights: huggingface"
     )
-    return Place(shards, True, (note,) if weights == "auto" else ())
+    return WeightsLocation(shards, True, (note,) if weights == "auto" else ())
 
 
 def _contents(shards: Path) -> Contents:
@@ -92,7 +92,7 @@ def _contents(shards: Path) -> Contents:
 
 def _beside(
     path: Path, shards: Path, published: Path, contents: Contents, weights: Weights, named: bool
-) -> Place:
+) -> WeightsLocation:
     """The place of a Megatron step's Hugging Face weights, if its shards contain no weights.
 
     Args:
@@ -109,7 +109,7 @@ def _beside(
     if contents == "optimizer":
         if weights == "shards":
             raise InputError(f"{path}: {here} {OPTIMIZER_ONLY}; the weights are in {there}")
-        return Place(
+        return WeightsLocation(
             published, False, (f"{here} {OPTIMIZER_ONLY}; the weights of {there} are taken",)
         )
     if weights == "shards" or (weights == "auto" and not named):
@@ -118,7 +118,7 @@ def _beside(
             "weights='huggingface' takes the base model"
         )
     note = f"{there} holds the base model without the training: {here} {ADAPTER_ONLY}"
-    return Place(published, False, (f"{note}; {EXPORT_ADAPTER}",))
+    return WeightsLocation(published, False, (f"{note}; {EXPORT_ADAPTER}",))
 
 
 def _step(path: Path) -> Path:
