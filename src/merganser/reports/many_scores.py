@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from merganser.number_format import ten_digits
 from merganser.recipe.short_names import shorten
 from merganser.reports import label_placement
-from merganser.reports.figures import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import COLOURS, FAINT, GREY, INK, axis_label, styled
 from merganser.results import front as fronts
 from merganser.results.interpolation import short_names
 from merganser.results.scores import Entry, Results

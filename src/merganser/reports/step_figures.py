@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from merganser.number_format import ten_digits
-from merganser.reports.figures import COLOURS, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import COLOURS, GREY, INK, axis_label, styled
 from merganser.results import run_series
 from merganser.results.scores import Entry, Results
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
 from merganser.number_format import ten_digits
-from merganser.reports.figures import FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import FAINT, GREY, INK, axis_label, styled
 from merganser.results import front as fronts
 from merganser.results.scores import Results
 from merganser.results.simplex import Triangle, place, triangles
