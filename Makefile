@@ -85,6 +85,11 @@ demo-vllm: $(VLLM)/.done
 test-vllm: $(VLLM)/.done
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm
 
+# `make quick BASE=REV` compares with another revision than main.
+BASE ?= main
+quick: $(BIN)/.dev
+	$(BIN)/python tests/quick.py --base $(BASE)
+
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 

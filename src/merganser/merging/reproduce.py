@@ -16,7 +16,7 @@ from merganser.merging.dry_run import run_dry
 from merganser.planning import PlanOptions, make_plan
 from merganser.planning.plan_data import Arithmetic
 from merganser.recipe import load_all
-from merganser.release import manifest
+from merganser.release import manifest, verification
 from merganser.sinks import DigestSink
 
 MERGEKITS: tuple[Arithmetic, ...] = ("mergekit", "mergekit-0.1.4", "exact")
@@ -136,7 +136,7 @@ def _by_manifest(
     on_event: Listener,
 ) -> Reproduction:
     stated = manifest.read(folder)
-    manifest.check_method(stated, folder)
+    verification.check_method(stated, folder)
     again = multistage.merge_again(
         folder,
         against,
@@ -146,8 +146,8 @@ def _by_manifest(
     )
     attempt = _compare(stated["arithmetic"], published, manifest.tensor_digests([again.outcome]))
     inputs = (
-        *manifest.different_inputs(stated, again.manifest),
-        *manifest.different_method(stated),
+        *verification.different_inputs(stated, again.manifest),
+        *verification.different_method(stated),
     )
     commits = _commits(again.manifest)
     return Reproduction(model, "Merganser", len(published), (attempt,), inputs, commits)
