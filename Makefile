@@ -23,7 +23,7 @@ PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize demo demo-smollm2 demo-vllm test test-vllm test-latest lock lint slow bench precision torture families docs site clean
+.PHONY: help kernels wheels sanitize demo demo-smollm2 demo-vllm quick test test-vllm test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
