@@ -155,7 +155,7 @@ def test_the_sink_of_the_guide_is_filled() -> None:
     scope: dict[str, Any] = {}
     exec(SINK, scope)
     plan = merganser.plan("recipe.yml")
-    assert set(scope["sink"].found) == {job.name for job in plan.jobs}
+    assert set(scope["sink"].checksums) == {job.name for job in plan.jobs}
 
 
 def test_the_scorer_of_the_guide_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
