@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import merganser
 from checkpoints_on_disk import make_model
 from merganser.merging import multistage
-from merganser.recipe.sweep_file import has_block, load_points
+from merganser.recipe import has_block
+from merganser.recipe.sweep_file import load_points
 
 PAGE = Path(__file__).parents[2] / "docs" / "runs.md"
 RECIPES = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)

@@ -159,16 +159,25 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
       merganser search search.yml OUT
       merganser search search.yml OUT --budget 200
     """
+    from merganser.reports.live import LivePage
     from merganser.study import search as searches
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     prepare(options)
 
+    page = LivePage(out) if draw else None
+    shown = quiet or as_json
+
     def show_standing(standing: Any, wanted: Any) -> None:
+        nonlocal shown
         if not quiet and not as_json:
             from merganser.cli.progress_bars import search_line
 
             click.echo(search_line(standing, wanted), err=True)
+        path = page.update() if page is not None else None
+        if path is not None and not shown:
+            click.echo(f"watch it: {path}", err=True)
+            shown = True
 
     silent = quiet or as_json
     with scoring_progress(silent) as on_progress, merge_progress(silent) as on_event:
@@ -182,6 +191,8 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             on_event=on_event,
             **options,
         )
+    if page is not None:
+        page.end()
     for each in result.written.points if result.written else ():
         for warning in each.merged.warnings if each.merged else ():
             show_warning(f"{each.point.name}: {warning}")
@@ -252,7 +263,7 @@ def report(
     """Draw what a study found, on one page that opens offline.
 
     Reads OUT/results.json and the kept completions; writes OUT/report.html, which holds everything, and
-    OUT/figures.
+    OUT/figures. Of a search that is still running it writes OUT/search.html.
 
     \b
     Examples:
@@ -269,9 +280,17 @@ def report(
         else:
             click.echo("\n".join(files))
         return
+    from merganser.errors import MerganserError
+    from merganser.reports import live
     from merganser.reports import page as reports
 
-    written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)
+    if live.is_running(folder):
+        page = live.write(folder, refresh=round(live.EVERY))
+        if page is None:
+            raise MerganserError(f"{folder}: the search has not scored a candidate yet")
+        written = [page]
+    else:
+        written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)
     files = [str(file) for file in written]
     if as_json:
         print_json({"page": files[0], "figures": files[1:]})
