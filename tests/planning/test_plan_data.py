@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import ggufs
 import merganser
 from checkpoints_on_disk import config, make_model, save_weights, write_json
 from merganser.checkpoints.state_dict import MemoryCheckpoint
@@ -293,6 +294,29 @@ def test_a_changed_input_is_refused(pair: list[Path], tmp_path: Path) -> None:
     assert_one_line(str(failure.value), str(pair[1]))
 
 
+def test_a_tokenizer_that_is_made_is_made_again(tmp_path: Path) -> None:
+    """That of a GGUF file lies in a temporary folder of the process that opened it."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    keys = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * 259,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    file = ggufs.save(tmp_path / "m.gguf", ggufs.llama(), ggufs.LLAMA, "F16", keys)
+    plan = merganser.plan(alone(file))
+    [made] = {source.checkpoint.path for source in plan.sources}
+    assert made is not None
+    stored = pickle.dumps(plan)
+    shutil.rmtree(made)
+    merged = merganser.merge(pickle.loads(stored), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert merged.plan.digest == plan.digest
+
+
 def test_a_checkpoint_in_memory_is_handed_over() -> None:
     models = {n: {"w": torch.full((4,), float(i))} for i, n in enumerate("ab")}
     given = {n: MemoryCheckpoint(tensors, n) for n, tensors in models.items()}
@@ -353,9 +377,9 @@ def test_a_file_outside_the_output_is_refused(pair: list[Path], file: str) -> No
 
 def places(part: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Every place in nested data."""
-    inner = part.items() if isinstance(part, dict) else enumerate(part)
     found = []
-    for key, value in inner if isinstance(part, dict | list) else ():
+    inner = dict(enumerate(part)) if isinstance(part, list) else part
+    for key, value in inner.items() if isinstance(inner, dict) else ():
         found += [(*path, key), *places(value, (*path, key))]
     return found
 

@@ -98,12 +98,12 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
     plan_file, root = options.pop("plan_file"), options.pop("root")
     if plan_file is not None:
         if out is not None:
-            raise click.UsageError(f"--plan takes the place of CONFIG; leave out {config}")
+            raise click.UsageError(f"--plan runs in place of CONFIG; leave out {config}")
         config, out = plan_file, config
     elif root is not None:
         raise click.UsageError("--root says where the inputs of a --plan are")
     if config is None:
-        raise click.UsageError("give a recipe CONFIG, or --plan FILE")
+        raise click.MissingParameter(param_hint="'CONFIG'", param_type="argument")
     if (out is None) == (sink == "folder"):
         raise click.UsageError(
             "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"

@@ -15,6 +15,7 @@ from merganser.merging.options import WriteOptions
 from merganser.merging.output_folder import Leftover, Partial
 from merganser.merging.result import MergeResult, all_warnings, timings_of
 from merganser.planning import Plan
+from merganser.planning.made_folders import with_made_folders
 from merganser.release import card, config, files, manifest, public_names, tokenizer
 from merganser.release.copies import refuse_foreign_links
 from merganser.version import VERSION
@@ -47,6 +48,7 @@ def write_folders(
             ``OUT.partial``, the files that are; its notes say so.
     """
     began = time.perf_counter()
+    plans = {folder: with_made_folders(plan) for folder, plan in plans.items()}
     partials: list[Partial] = []
     manifests: list[dict[str, Any]] = []
     try:

@@ -55,7 +55,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "recipe": _described_recipe(plan.recipe, root),
         "models": models,
         "locators": table.entries,
-        "tokenizer": _described_tokenizer(plan, entries, root),
+        "tokenizer": _described_tokenizer(plan),
+        "tokenizer_edit": _described_edit(plan, entries, root),
         "chat_template": plan.chat_template,
         "layers": {
             module: [
@@ -146,20 +147,29 @@ def _described_recipe(parsed: ParsedRecipe, root: Path) -> dict[str, Any]:
     }
 
 
-def _described_tokenizer(
-    plan: Plan, entries: Sequence[dict[str, Any]], root: Path
-) -> dict[str, Any] | None:
+def _described_tokenizer(plan: Plan) -> dict[str, Any] | None:
     if plan.tokenizer is None:
         return None
     output = plan.tokenizer.output
-    folder = output.start.folder
-    owners = [i for i, s in enumerate(plan.all_sources) if s.checkpoint.path == folder]
     return {
         "from": output.start.label,
         "tokens": len(output.tokens),
         "rows": plan.vocabulary,
         "added": {each.content: each.id for each in output.new},
         "left_out": sorted(output.dropped),
+    }
+
+
+def _described_edit(
+    plan: Plan, entries: Sequence[dict[str, Any]], root: Path
+) -> dict[str, Any] | None:
+    """What makes the output's tokenizer from the files of a model's."""
+    if plan.tokenizer is None:
+        return None
+    output = plan.tokenizer.output
+    folder = output.start.folder
+    owners = [i for i, s in enumerate(plan.all_sources) if s.checkpoint.path == folder]
+    return {
         "flags": [list(each.flags) for each in output.new],
         "conflicts": list(output.conflicts),
         "model": owners[0] if owners else None,

@@ -7,7 +7,7 @@ output's bytes, has to come out the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from merganser.checkpoints import Checkpoint, Stamp
 from merganser.checkpoints.locator_json import read_table
 from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.readers import Readers
-from merganser.errors import InputError, RecipeError
+from merganser.errors import InputError, RecipeError, reraise_os_errors
 from merganser.methods import Combination, Method, Origin
 from merganser.planning.digest import plan_digest
 from merganser.planning.jobs import combined, dtypes_of
@@ -75,7 +75,7 @@ def load_plan(
         )
     try:
         file = PlanFile.model_validate(data)
-        with Readers(checkpoints) as readers:
+        with reraise_os_errors(InputError, "read", name), Readers(checkpoints) as readers:
             return _Loader(
                 file, readers, Path(root).absolute() if root is not None else None
             ).plan()
@@ -83,7 +83,7 @@ def load_plan(
         first = error.errors(include_url=False)[0]
         place = recipe.key_name(tuple(first["loc"]))
         raise RecipeError(f"{name}: {place}: {first['msg'][:120]}") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:120]
         raise RecipeError(f"{name}: is no whole plan ({reason})") from None
 
@@ -327,29 +327,29 @@ class _Loader:
             raise ValueError("some tensors are in no file")
 
     def _tokenizer(self, sources: Sequence[Source]) -> TokenizerEdit | None:
-        entry = self.file.tokenizer
-        if entry is None:
+        entry, edit = self.file.tokenizer, self.file.tokenizer_edit
+        if entry is None or edit is None:
             return None
-        donors = tuple(self._source(each) for each in entry.donors)
+        donors = tuple(self._source(each) for each in edit.donors)
         every = (*sources, *donors)
-        owner = None if entry.model is None else every[entry.model]
-        folder = self._path(entry.folder) if owner is None else owner.checkpoint.path
+        owner = None if edit.model is None else every[edit.model]
+        folder = self._path(edit.folder) if owner is None else owner.checkpoint.path
         if folder is None or not folder.is_dir():
             raise InputError(f"{entry.from_}: its tokenizer is not there")
-        if fingerprint(folder) != entry.files:
+        if fingerprint(folder) != edit.files:
             raise InputError(f"{folder}: its tokenizer changed since this was planned; plan again")
         start = read_vocabulary(folder, entry.from_)
         dropped = frozenset(entry.left_out)
         tokens = {token: n for token, n in start.tokens.items() if token not in dropped}
         new = tuple(
             AddedToken(content, number, tuple(flags))
-            for (content, number), flags in zip(entry.added.items(), entry.flags, strict=True)
+            for (content, number), flags in zip(entry.added.items(), edit.flags, strict=True)
         )
         tokens |= {each.content: each.id for each in new}
         if len(tokens) != entry.tokens or len(set(tokens.values())) != len(tokens):
             raise ValueError("its tokenizer has other tokens")
-        output = OutputTokenizer(start, tokens, new, dropped, tuple(entry.conflicts))
-        moved = {(key, old): into for key, old, into in entry.moved}
+        output = OutputTokenizer(start, tokens, new, dropped, tuple(edit.conflicts))
+        moved = {(key, old): into for key, old, into in edit.moved}
         return TokenizerEdit(output, moved, tuple(each.closed() for each in donors))
 
 
@@ -370,9 +370,9 @@ def _parsed(entry: RecipeEntry, root: Path) -> ParsedRecipe:
     )
     folder = None if entry.folder is None else root / entry.folder
     parsed = recipe.validate(document, folder, entry.strictness)
-    given = iter(entry.references)
-    located: Callable[[ModelReference], ModelReference] = lambda _: ModelReference(  # noqa: E731
-        **next(given).model_dump()
-    )
+    given = [ModelReference(**each.model_dump()) for each in entry.references]
+    parsed = parsed.with_references(lambda _: given.pop(0))
+    if given:
+        raise ValueError("its recipe has other references")
     results = {name: Path(path) for name, path in entry.results.items()}
-    return replace(parsed.with_references(located), results=results)
+    return replace(parsed, results=results)

@@ -107,13 +107,18 @@ class LayerEntry(Part):
 
 
 class TokenizerEntry(Part):
-    """What becomes of the tokenizer."""
+    """The output's tokenizer."""
 
     from_: Annotated[str, Field(alias="from")]
     tokens: Count
     added: dict[str, Count]
-    flags: list[Annotated[list[bool], Field(min_length=5, max_length=5)]]
     left_out: list[str]
+
+
+class TokenizerEditEntry(Part):
+    """What makes the output's tokenizer from the files of a model's."""
+
+    flags: list[Annotated[list[bool], Field(min_length=5, max_length=5)]]
     conflicts: list[str]
     model: Count | None
     folder: str | None
@@ -142,6 +147,7 @@ class PlanFile(Part):
     models: list[InputEntry]
     locators: list[dict[str, Any]]
     tokenizer: TokenizerEntry | None
+    tokenizer_edit: TokenizerEditEntry | None
     chat_template: str | None
     layers: dict[str, list[list[LayerEntry]]]
     shards: list[ShardEntry]

@@ -1,0 +1,26 @@
+"""Folders that are made when a checkpoint is opened, such as the tokenizer of a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merganser.checkpoints.readers import Readers
+from merganser.planning.plan_data import Plan, relocated
+
+
+def with_made_folders(plan: Plan) -> Plan:
+    """A plan whose tokenizers are there; in another process, temporary folders are made again.
+
+    Raises:
+        InputError: when an input cannot be opened.
+    """
+    moved: dict[Path, Path] = {}
+    with Readers() as readers:
+        for source in plan.all_sources:
+            model = source.checkpoint
+            if model.path is None or model.path.exists() or model.locator is None:
+                continue
+            made = readers.open(model).path
+            if made is not None and made != model.path:
+                moved[model.path] = made
+    return relocated(plan, lambda path: moved.get(path, path)) if moved else plan
