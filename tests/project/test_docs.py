@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -233,6 +234,12 @@ def test_the_python_of_the_api_page_runs(
         assert torch.equal(tensor, mean.to(torch.bfloat16)), name
     assert scope["results"].entries[0].scores["exact"].problems == 1
     assert "Plan(linear of 2 models" in capsys.readouterr().out
+
+
+def test_the_readme_names_every_command() -> None:
+    names = cli.main.list_commands(click.Context(cli.main))
+    assert len(names) > 15
+    assert [name for name in names if f"`{name}`" not in README] == []
 
 
 def test_the_readme_counts_the_methods() -> None:
