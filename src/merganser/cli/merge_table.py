@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from merganser.merging.result import MergeResult
 
 
+LEGEND = "asked: in the recipe; exact: before rounding; stored: after rounding"
+"""What the columns of weights mean."""
+
+
 def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     """Print what a merge made."""
     console = stdout()
@@ -32,16 +36,17 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
         columns = [
             *([Column("", letters)] if len(names) > 1 else []),
             Column("model", names),
-            Column("weight", [number_format.decimal(model.given) for model in report.models], True),
+            Column("asked", [number_format.decimal(model.given) for model in report.models], True),
             Column(
-                "normalised",
+                "exact",
                 [number_format.decimal(model.requested) for model in report.models],
                 True,
             ),
-            Column("effective", moved, True),
+            Column("stored", moved, True),
             Column("differs", differ, True),
         ]
         print_columns(console, columns)
+        console.print(LEGEND, style="dim", highlight=False)
         if verbose and report.worst:
             tensors, models, wanted, got = zip(*report.worst, strict=True)
             known = dict(zip(names, letters, strict=True))
@@ -49,8 +54,8 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
             columns = [
                 Column("tensor", tensors),
                 Column("model", [known[model] for model in models], shared="model "),
-                Column("normalised", [*map(number_format.decimal, wanted)], True),
-                Column("effective", [*map(number_format.decimal, got)], True),
+                Column("exact", [*map(number_format.decimal, wanted)], True),
+                Column("stored", [*map(number_format.decimal, got)], True),
             ]
             print_columns(console, columns, "all of these")
     size, seconds = result.plan.output_bytes, result.timings["total_s"]

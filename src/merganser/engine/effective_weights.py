@@ -116,7 +116,7 @@ class Report:
     warnings: tuple[str, ...]
 
     def _repr_html_(self) -> str:
-        columns = ("model", "weight in the recipe", "exact", "effective", "differs")
+        columns = ("model", "asked", "exact", "stored", "differs")
         rows = [
             (
                 m.model,

@@ -216,7 +216,7 @@ def _models(manifest: Mapping[str, Any]) -> str:
             + "\n".join(f"- {row.shown}{f' ({row.role})' if row.role else ''}" for row in rows)
             + "\n"
         )
-    text += "| model | weight in the recipe | normalised | effective |\n|---|---:|---:|---:|\n"
+    text += "| model | asked | exact | stored |\n|---|---:|---:|---:|\n"
     for row in rows:
         role = f" ({row.role})" if row.role else ""
         text += (
@@ -226,9 +226,9 @@ def _models(manifest: Mapping[str, Any]) -> str:
     report = manifest["effective_weights"]
     if report:
         text += (
-            "\n*Normalised* is the model's share as the method computes it; *effective* is its share in "
-            f"the stored weights, after rounding to {manifest['dtype']}: the least-squares coefficients "
-            "of the merge on its inputs.\n"
+            "\n*asked* is the weight in the recipe; *exact* is the model's coefficient in the exact result, "
+            f"before rounding; *stored* is its effective weight, after rounding to {manifest['dtype']}: "
+            "the least-squares coefficient of the stored merge on its inputs.\n"
         )
         share = max((m["differ"] or 0.0 for m in report["models"]), default=0.0)
         text += f"The models differ in {share:.1%} of their entries.\n"
