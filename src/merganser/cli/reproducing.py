@@ -39,7 +39,7 @@ def reproduce(model: str, against: Path | None, quiet: bool, as_json: bool) -> N
     \b
     Examples:
       merganser reproduce org/name
-      merganser reproduce OUT --against inputs
+      merganser reproduce OUT
     """
     from merganser.merging.reproduce import reproduce as make_again
 
