@@ -23,10 +23,12 @@ import peers
 from checkpoints_on_disk import make_model
 from merganser import cli, methods
 from merganser.checkpoints import opening
+from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
-from merganser.sinks import NullSink
+from merganser.sinks import NullSink, StateDictSink
 from merganser.study.evaluate_model import judge_again
+from merganser.tensors import BY_NAME, TensorSpec
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -234,6 +236,28 @@ def test_the_python_of_the_api_page_runs(
         assert torch.equal(tensor, mean.to(torch.bfloat16)), name
     assert scope["results"].entries[0].scores["exact"].problems == 1
     assert "Plan(linear of 2 models" in capsys.readouterr().out
+
+
+def test_the_python_of_the_page_of_plans_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        make_model(tmp_path / name, seed=seed)
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in "ab"]
+    recipe = {"merge_method": "linear", "models": models}
+    files, memory = blocks((ROOT / "docs" / "plans.md").read_text(encoding="utf-8"), "python")
+    specs = {job.name: job.spec for job in merganser.plan(recipe).jobs}
+    scope: dict[str, Any] = {"recipe": recipe, "sinks": [StateDictSink(specs)]}
+    exec(files, scope)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in scope["sinks"][0].tensors.items():
+        assert torch.equal(tensor, merged[name]), name
+    first, second = ({"w": torch.full((4,), float(value))} for value in (1, 3))
+    scope |= {"MemoryCheckpoint": MemoryCheckpoint, "first": first, "second": second}
+    scope["sinks"] = [StateDictSink({"w": TensorSpec(BY_NAME["float32"], (4,))})]
+    exec(memory, scope)
+    assert torch.equal(scope["sinks"][0].tensors["w"], torch.full((4,), 2.0))
 
 
 def test_the_readme_names_every_command() -> None:
