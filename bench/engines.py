@@ -101,7 +101,7 @@ def swap(first: str, second: str, dtype: str) -> dict[str, Any]:
     plans = [merganser.plan(blend(first, second, weight)) for weight in (0.3, 0.6)]
     with closing(VllmModel(dtype=dtype)) as live:  # type: ignore[arg-type]
         live._open(plans[0])
-        live._start(live._length)
+        live._start()
         before = anonymous()
         times, peaks = [], []
         for turn in range(6):

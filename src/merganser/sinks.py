@@ -320,7 +320,7 @@ class StreamSink(Sink):
         ahead: bytes of tensors that may wait to be taken.
     """
 
-    def __init__(self, specs: Mapping[str, TensorSpec], ahead: int = 64 * 2**20) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec], ahead: int = 32 * 2**20) -> None:
         self._specs = specs
         self._ahead = ahead
         self._left = {name: spec.nbytes for name, spec in specs.items()}

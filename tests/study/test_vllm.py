@@ -121,7 +121,7 @@ def test_swapped_weights_are_those_of_a_fresh_engine(
         tokens = [tuple(found[index]) for index in range(len(prompts))]
         assert told.setdefault(weight, tokens) == tokens
     live.close()
-    assert len({tuple(each) for each in told.values()}) > 2
+    assert told[0.0] != told[1.0]
     for weight in (0.0, 0.7):
         merganser.merge(linear(tmp_path, weight), tmp_path / f"m{weight}")
         assert answers_of_a_fresh_engine(tmp_path / f"m{weight}", prompts, dtype) == told[weight], (
@@ -227,7 +227,13 @@ def alone(folder: Path) -> dict[str, Any]:
     [
         ({"architectures": ["StrangeForCausalLM"]}, "does not know StrangeForCausalLM"),
         ({"num_experts": 4}, "models with experts are not tested"),
-        ({"num_attention_heads": 16, "head_dim": 8}, "cannot run this model"),
+        (
+            {
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "max_window_layers": 28,
+            },
+            "cannot run this model",
+        ),
     ],
 )
 def test_a_model_that_vllm_does_not_take_names_the_other_engine(

@@ -53,8 +53,8 @@ class VllmOptions(Options):
         tensor_parallel_size: devices that share each tensor.
         max_model_len: tokens of a prompt and its completion at most; None for what the tasks ask.
         max_num_seqs: completions at once; None for ``batch_size``, or 256.
-        kv_cache_gib: GiB of memory for keys and values; None for what the requests need, as far as half
-            of the free memory goes, and on a GPU for what vLLM decides.
+        kv_cache_gib: GiB of memory for keys and values; None on a CPU for what the requests need, at most
+            4 and at most half of the free memory, and on a GPU for what vLLM decides.
         enforce_eager: run without compiling; None for eager on the CPU, where compiling takes a minute.
         unchecked: use a version of vLLM, or a kind of model, whose swapped weights are not tested.
         arguments: further arguments of ``vllm.LLM``, handed on as they are.

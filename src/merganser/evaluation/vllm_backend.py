@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 BLOCK = 128
 """Tokens of a block of vLLM's cache, at most: what a request takes is rounded up to blocks."""
 
+MOST_CACHE = 4 * 2**30
+"""Bytes of vLLM's cache on a CPU, where no option says more: requests beyond it wait."""
+
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second model runner takes other logits processors
@@ -257,13 +260,14 @@ class VllmBackend:
         core.get_output = counted
 
     def _cache_size(self, dtype: str, sequences: int) -> int:
-        """Bytes of keys and values that all completions at once take, as far as half of free memory goes."""
+        """Bytes of keys and values that all completions at once take, within :data:`MOST_CACHE`."""
         import torch
 
         each = self.codec.key_value_bytes(getattr(torch, dtype).itemsize)
         blocks = -(-self.length // BLOCK) + 1
         wanted = each * blocks * BLOCK * sequences
-        return min(wanted, max(each * blocks * BLOCK, int(MEMORY_SHARE * free_memory("cpu"))))
+        most = min(MOST_CACHE, int(MEMORY_SHARE * free_memory("cpu")))
+        return min(wanted, max(each * blocks * BLOCK, most))
 
     def _guard(self, work: Callable[[], Result]) -> Result:
         """Do something with the engine.

@@ -35,16 +35,18 @@ class Loading:
             tensors: all of them under the names that files have, from one layer after the other.
 
         Returns:
-            Parameters of the model that were not among them.
+            Parameters of the model that were not among them, and layers that lack a part of theirs.
         """
         model = self.get_model()
         wanted = {name for name, _ in model.named_parameters()}
         loaded: set[str] = set()
+        incomplete: set[str] = set()
         load_weights = model.load_weights
 
         def load(weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
             names = load_weights(weights)
             loaded.update(names or wanted)
+            incomplete.update(_incomplete(model))
             return names
 
         model.load_weights = load
@@ -53,7 +55,23 @@ class Loading:
         finally:
             del model.load_weights
         _pack_tied(model)
-        return sorted(wanted - loaded)
+        return sorted((wanted - loaded) | incomplete)
+
+
+def _incomplete(model: torch.nn.Module) -> list[str]:
+    """Layers of which only some tensors came, before vLLM fills them up with anything.
+
+    vLLM joins several tensors in one layer, such as a gate and its projection. Vocabularies are
+    padded, so their layers are never full.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    found = []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if info.can_load() and 0 < info.load_numel < (info.load_numel_total or 0):
+            found += [] if hasattr(layer, "num_embeddings_padded") else [name]
+    return found
 
 
 def _pack_tied(model: torch.nn.Module) -> None:

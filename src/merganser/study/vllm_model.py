@@ -28,7 +28,10 @@ from merganser.study import shell
 from merganser.study.live_model import Computing, Live, OnOutcome, find_device
 
 LENGTH = 2048
-"""Tokens of a prompt and its completion that an engine takes until more are asked for."""
+"""Tokens of a prompt and its completion that an engine takes where nothing says how many are needed."""
+
+STEP = 256
+"""Lengths are rounded up to multiples of this, so that a slightly longer task needs no new engine."""
 
 ATTEMPTS = 2
 """How often a point is begun in an engine that fails."""
@@ -103,7 +106,7 @@ class VllmModel(Live):
             EngineFailure: vLLM failed; the next call starts it anew.
         """
         self._open(plan)
-        running = self._start(self._length)
+        running = self._start()
         self.plan = None
         stream = TensorStream(plan, threads=self._threads, report=report)
         try:
@@ -191,7 +194,6 @@ class VllmModel(Live):
             self.close()
             self._folder = tempfile.TemporaryDirectory(prefix="merganser-")
             self._codec = shell.make(plan, Path(self._folder.name))
-            self._length = min(self.options.max_model_len or LENGTH, self._codec.context or LENGTH)
             self._shape = plan
         self._wanted = plan
 
@@ -206,9 +208,14 @@ class VllmModel(Live):
             )
         if longest > self._length:
             self._stop()
-            self._length = longest
+            self._length = self._within(-(-longest // STEP) * STEP)
 
-    def _start(self, length: int) -> VllmBackend:
+    def _within(self, length: int) -> int:
+        """A length that the model and the options allow."""
+        return min(length, self.codec.context or length, self.options.max_model_len or length)
+
+    def _start(self) -> VllmBackend:
+        self._length = self._length or self._within(self.options.max_model_len or LENGTH)
         if self._running is None:
             assert self._folder is not None
             assert self._shape is not None
@@ -217,7 +224,7 @@ class VllmModel(Live):
                 self.codec,
                 dtype=self.dtype_of(self._shape),
                 options=self.options,
-                length=length,
+                length=self._length,
                 at_once=self._batch_size,
             )
         return self._running
