@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from merganser.errors import InputError, ResourceError, reraise_os_errors
 from merganser.evaluation.generation import Finish, Prompt
@@ -112,8 +112,7 @@ def read(file: Path, *, cut_off: bool = False) -> list[Sample]:
     return samples
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The scores of a sample, without its texts."""
 
     task: str
