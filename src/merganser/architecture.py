@@ -169,6 +169,14 @@ class Architecture:
         names = (name, MODULE_ALIASES.get(name, name), name.removeprefix("model."))
         return next((self.modules[each] for each in names if each in self.modules), None)
 
+    def module_serving_as(self, name: str) -> Module | None:
+        """A module by name; a language model alone serves as the text decoder of a larger one."""
+        found = self.module(name)
+        if found is None and name in (DEFAULT, TEXT):
+            alone = len(self.modules) == 1 or name == DEFAULT
+            found = self.main if alone else None
+        return found
+
 
 def keys(names: Collection[str]) -> dict[str, str]:
     """Keys of a model's tensors by name; see :meth:`Architecture.key`.

@@ -221,7 +221,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
       merganser convert model.gguf OUT
     """
     from merganser.merging.convert import convert as convert_model
-    from merganser.planning.alignment import vocabulary_tensors
+    from merganser.planning.vocabularies import vocabulary_tensors
     from merganser.tokenizer.vocabulary import has_tokenizer
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")

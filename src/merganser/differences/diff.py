@@ -269,10 +269,10 @@ def diff(
 ULPS = ("bfloat16", "float16", "float32")
 """Dtypes for the units in the last place, whatever the models' dtypes."""
 
-Model = tuple[Checkpoint, Architecture]
+ComparedModel = tuple[Checkpoint, Architecture]
 
 
-def _open(name: str | ModelReference, stack: ExitStack) -> Model:
+def _open(name: str | ModelReference, stack: ExitStack) -> ComparedModel:
     try:
         reference = recipe.parse_reference(name)
     except ValueError as error:
@@ -286,7 +286,7 @@ def _open(name: str | ModelReference, stack: ExitStack) -> Model:
     return opened, infer(opened.specs, opened.config)
 
 
-def _merged(name: str, plan: Plan) -> Model:
+def _merged(name: str, plan: Plan) -> ComparedModel:
     """Merge a plan in memory."""
     sink = StateDictSink({job.name: job.spec for job in plan.jobs})
     engine.run([plan], [sink], report=False)
@@ -295,7 +295,7 @@ def _merged(name: str, plan: Plan) -> Model:
     return checkpoint, infer(checkpoint.specs, config)
 
 
-def _with_one_set_of_names(models: list[Model]) -> list[Model]:
+def _with_one_set_of_names(models: list[ComparedModel]) -> list[ComparedModel]:
     """The models with one set of tensor names, as in a merge; unchanged if a merge would refuse them."""
     try:
         named = named_alike([checkpoint for checkpoint, _ in models], 0, refuse=False)
@@ -309,7 +309,7 @@ def _with_one_set_of_names(models: list[Model]) -> list[Model]:
     ]
 
 
-def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
+def _common(models: list[ComparedModel]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
     """The names of each comparable tensor in every model; and the reason for each skipped tensor."""
     (one, shape), *others = models
     found: list[tuple[str, ...]] = []
@@ -333,7 +333,9 @@ def _common(models: list[Model]) -> tuple[list[tuple[str, ...]], dict[str, str]]
     return found, skipped
 
 
-def _begin(models: list[Model], names: tuple[str, ...]) -> tuple[tuple[Any, ...], Array, Array]:
+def _begin(
+    models: list[ComparedModel], names: tuple[str, ...]
+) -> tuple[tuple[Any, ...], Array, Array]:
     checkpoint, shape = models[0]
     place, numel = shape.places[names[0]], checkpoint.specs[names[0]].numel
     cells = -(-numel // CELL)
@@ -343,7 +345,7 @@ def _begin(models: list[Model], names: tuple[str, ...]) -> tuple[tuple[Any, ...]
 
 
 def _compare(
-    models: list[Model],
+    models: list[ComparedModel],
     names: tuple[str, ...],
     start: int,
     ulp: str | None,
@@ -379,7 +381,7 @@ def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
     return into
 
 
-def _rank(models: list[Model], names: tuple[str, ...]) -> float | None:
+def _rank(models: list[ComparedModel], names: tuple[str, ...]) -> float | None:
     """The effective rank of a matrix's difference; None for other tensors."""
     pairs = [(checkpoint, name) for name, (checkpoint, _) in zip(names, models, strict=True)][:2]
     shape = pairs[0][0].specs[pairs[0][1]].shape

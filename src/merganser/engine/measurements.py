@@ -8,51 +8,29 @@ tiles, in any order and from any thread, and must come to the same result whatev
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from merganser.engine import steps
-from merganser.engine.budget import TILE
 from merganser.engine.fusion import find_bound
+from merganser.engine.grams import measure_grams
+from merganser.engine.passes import Cut, Measurement, cells_of, numel
 from merganser.engine.running_plan import Facts, RunningPlan, Scratch
-from merganser.errors import MerganserError
 from merganser.kernels import CELL, LANES, measuring, selecting
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
-from merganser.methods import Combination, Largest, MostVaried, Random, Ranked
-from merganser.methods.checks import check_coefficients, fault
+from merganser.methods import Largest, MostVaried, Random, Ranked
 
 Sample = Callable[[int, int], Inputs]
 """Reads elements ``start`` to ``start + count`` of a group's tensors."""
-
-Cut = Literal["cells", "bands", "rows"]
 
 RUN = 1024
 """Elements that are read at once for a sample."""
 
 HIGHEST = int(rule.ABSENT) - 1
 """No key of a number is greater."""
-
-
-class Pass(Protocol):
-    """One walk over a tensor's tiles.
-
-    Attributes:
-        part: one of the parts that it is for; it tells what is read.
-        cut: how its tiles are cut: ``cells`` in multiples of cells, ``bands`` of a fixed number of
-            cells, ``rows`` in whole rows, a multiple of eight of them.
-    """
-
-    part: RunningPlan
-    cut: Cut
-
-    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
-
-
-Measurement = Iterator[Pass]
 
 
 def measurements_of(
@@ -75,122 +53,9 @@ def measurements_of(
             found.append(_count(part))
         elif part.method.fused == "arcee_fusion":
             found.append(find_bound(part, shape))
-    found += [_measure(alike, shape, key[-1]) for key, alike in grams.items()]
+    found += [measure_grams(alike, shape, key[-1]) for key, alike in grams.items()]
     found += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
     return found
-
-
-# -- Gram matrices ---------------------------------------------------------------------------------
-
-
-def _measure(parts: Sequence[RunningPlan], shape: tuple[int, ...], vectors: str) -> Measurement:
-    if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
-        whole = _WholeGram(parts[0], shape)
-        yield whole
-        gram = whole.cells.sum(axis=0)
-    elif vectors == "rows":
-        rows = _RowGrams(parts[0], shape)
-        yield rows
-        gram = rows.joined()
-    else:
-        columns = _ColumnGrams(parts[0], shape)
-        yield columns
-        gram = columns.total
-    gram = gram + np.tril(gram, -1).swapaxes(-1, -2)
-    if not np.all(np.isfinite(gram)):
-        raise MerganserError(
-            f"tensor {parts[0].job.name!r} holds numbers that are not finite (or too "
-            f"large to be squared), and {parts[0].method.name} needs their lengths"
-        )
-    for part in parts:
-        try:
-            found = part.method.function(gram, **part.job.numbers)
-            check_coefficients(part.method, found, gram.shape[-1])
-        except Exception as error:
-            message = fault(part.method, error)
-            if message is None:
-                raise
-            raise MerganserError(
-                f"{part.method.name}, tensor {part.job.name!r}: {message}"
-            ) from error
-        part.combination = _on_base(found, part) if part.method.gram == "changes" else found
-        if gram.ndim == 2:
-            numbers = tuple(float(c) for c in part.combination.coefficients)
-            part.combination = part.combination._replace(coefficients=numbers)
-        else:
-            part.each = np.array(
-                np.broadcast_arrays(*part.combination.coefficients), dtype=part.wide
-            )
-            part.each_rows = vectors == "rows"
-
-
-def _on_base(found: Combination, part: RunningPlan) -> Combination:
-    """Coefficients of the inputs, base first, for those of the changes to it."""
-    if not part.based:
-        return found
-    changes = found.coefficients
-    rest: Any = 1.0 - sum(changes[1:], changes[0])
-    return found._replace(coefficients=(rest, *changes))
-
-
-class _WholeGram:
-    cut: Cut = "cells"
-
-    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
-        self.part = part
-        self.changes = part.method.gram == "changes" and part.based
-        m = len(part.rows) - self.changes
-        self.cells = np.zeros((-(-_numel(shape) // CELL), m, m))
-
-    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        cells = self.cells[_cells(start, count)]
-        measuring.measure(self.part.stored(inputs), count, self.changes, cells)
-
-
-class _RowGrams(_WholeGram):
-    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
-        super().__init__(part, shape)
-        self.length = max(1, shape[-1])
-        self.grams = np.zeros((_numel(shape) // self.length, *self.cells.shape[1:]))
-
-    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        heads = self.cells[_cells(start, count)]
-        inputs = self.part.stored(inputs)
-        measuring.measure_rows(inputs, count, self.changes, self.length, start, self.grams, heads)
-
-    def joined(self) -> Array:
-        """The rows' matrices, those that reach over several cells put together in order."""
-        for cell in range(len(self.cells)):
-            row = cell * CELL // self.length
-            if row * self.length < cell * CELL:
-                self.grams[row] += self.cells[cell]
-        return self.grams
-
-
-class _ColumnGrams:
-    """Every band of a fixed size is summed by itself, and the bands in their order."""
-
-    cut: Cut = "bands"
-
-    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
-        self.part = part
-        self.changes = part.method.gram == "changes" and part.based
-        m = len(part.rows) - self.changes
-        self.length = max(1, _numel(shape) // max(1, shape[0])) if shape else 1
-        self.total = np.zeros((self.length, m, m))
-        self._waiting: dict[int, Array] = {}
-        self._next = 0
-        self._lock = threading.Lock()
-
-    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        sums = np.zeros_like(self.total)
-        inputs = self.part.stored(inputs)
-        measuring.measure_columns(inputs, count, self.changes, self.length, start, sums)
-        with self._lock:
-            self._waiting[start // TILE] = sums
-            while self._next in self._waiting:
-                self.total += self._waiting.pop(self._next)
-                self._next += 1
 
 
 # -- counts for methods in torch -------------------------------------------------------------------
@@ -227,7 +92,7 @@ def _settle_consensus(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
 ) -> Measurement:
     """Thresholds first, then masks by rank, then norms; what parts have in common is found once."""
-    size = _numel(shape)
+    size = numel(shape)
     first = parts[0]
     models = len(first.rows) - 1
     wishes: dict[RunningPlan, list[list[Selection | None]]] = {}
@@ -501,7 +366,7 @@ class _Tally:
         )
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        m, cells = len(self.selections), _cells(start, count)
+        m, cells = len(self.selections), cells_of(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
         equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
         found = scratch("found", np.uint32, m, count + LANES)
@@ -577,7 +442,7 @@ class _Norms:
         self.sums = np.zeros((-(-size // CELL), len(part.rows) - 1, 2))
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs, sums = self.part.stored(inputs), self.sums[_cells(start, count)]
+        inputs, sums = self.part.stored(inputs), self.sums[cells_of(start, count)]
         rules, work = self.part.facts.rules, self.part.wide
         measuring.norms(inputs, count, work, rules, self.norm, start, sums)
 
@@ -585,15 +450,3 @@ class _Norms:
         """Of the whole tensor: float64 [models, 2]."""
         joined: Array = self.sums.max(axis=0) if self.norm == rule.LINF else self.sums.sum(axis=0)
         return joined
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for length in shape:
-        numel *= length
-    return numel
-
-
-def _cells(start: int, count: int) -> slice:
-    first = start // CELL
-    return slice(first, first - (-count // CELL))

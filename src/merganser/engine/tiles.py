@@ -14,7 +14,8 @@ from merganser.checkpoints.readers import Readers
 from merganser.engine.budget import TILE, tile_of
 from merganser.engine.digests import digest_of
 from merganser.engine.effective_weights import MOST_MEASURED, InnerProducts, TensorOutcome
-from merganser.engine.measurements import Measurement, Pass, measurements_of
+from merganser.engine.measurements import measurements_of
+from merganser.engine.passes import Measurement, Pass
 from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES, merging
 from merganser.kernels.arguments import Array, Inputs

@@ -17,10 +17,10 @@ from pydantic import Field
 from merganser import extras
 from merganser.errors import InputError, MerganserError, ResourceError
 from merganser.evaluation.statistics import Direction, Score, Z, digits, summarize
-from merganser.evaluation.tasks import Part
+from merganser.evaluation.tasks import TaskPart
 
 
-class HarnessTask(Part):
+class HarnessTask(TaskPart):
     """A task of the harness.
 
     Attributes:

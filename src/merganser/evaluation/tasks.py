@@ -101,13 +101,13 @@ class Task:
 # -- the language ----------------------------------------------------------------------------------
 
 
-class Part(BaseModel):
+class TaskPart(BaseModel):
     """A part of the language: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ScorerEntry(Part):
+class ScorerEntry(TaskPart):
     """A scorer with its parameters."""
 
     scorer: str
@@ -118,7 +118,7 @@ class ScorerEntry(Part):
     maj_at: list[int] = Field(default_factory=list)
 
 
-class TaskEntry(Part):
+class TaskEntry(TaskPart):
     """A task as its author wrote it."""
 
     name: str | None = Field(default=None, pattern=r"^[\w.+-]+$")
@@ -137,7 +137,7 @@ class TaskEntry(Part):
     seed: int = Field(default=0, ge=0)
 
 
-class Evaluate(Part):
+class Evaluate(TaskPart):
     """An ``evaluate:`` block, or a file of tasks."""
 
     tasks: list[TaskEntry] = Field(min_length=1)

@@ -22,15 +22,13 @@ from merganser.checkpoints.computed.vocabulary_rows import (
     GatheredTensor,
     RowMap,
     gathered,
-    vocabulary_axis,
 )
 from merganser.errors import InputError
-from merganser.planning.heads import token_embedding
 from merganser.planning.inputs import Inputs, Opener
-from merganser.planning.plan_data import OpenSource, Source, TokenizerEdit
-from merganser.recipe import ModelReference, ParsedRecipe, key_name
+from merganser.planning.plan_data import OpenSource, TokenizerEdit
+from merganser.planning.vocabularies import truncated, vocabulary_tensors
+from merganser.recipe import ModelReference, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
-from merganser.tokenizer import chat_templates
 from merganser.tokenizer.vocabulary import (
     PLAIN,
     OutputTokenizer,
@@ -63,7 +61,7 @@ class Aligned:
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class TokenizedModel:
     """A model that tokens may come from.
 
     Attributes:
@@ -148,7 +146,7 @@ class Aligner:
 
     # -- the tokenizer ------------------------------------------------------------------------
 
-    def _models(self) -> list[_Model]:
+    def _models(self) -> list[TokenizedModel]:
         """The inputs with their vocabularies; one without any tokenizer has the donor's."""
         first = self._model(self.sources[self.donor], None)
         models = []
@@ -156,7 +154,7 @@ class Aligner:
             models.append(first if i == self.donor else self._model(source, first))
         return models
 
-    def _model(self, source: OpenSource, donor: _Model | None) -> _Model:
+    def _model(self, source: OpenSource, donor: TokenizedModel | None) -> TokenizedModel:
         tensors = vocabulary_tensors(source)
         specs = source.checkpoint.specs
         rows = specs[tensors[0]].shape[0] if tensors else None
@@ -166,10 +164,10 @@ class Aligner:
                 (self.key,),
                 f"{label} has no tokenizer; taken to be that of {donor.source.reference}",
             )
-            return _Model(source, donor.vocabulary, tensors, rows)
+            return TokenizedModel(source, donor.vocabulary, tensors, rows)
         if folder is None:
             raise InputError(f"{label}: has no tokenizer, and {self.key} needs it")
-        return _Model(source, self._vocabulary(folder, label), tensors, rows)
+        return TokenizedModel(source, self._vocabulary(folder, label), tensors, rows)
 
     def _vocabulary(self, folder: FilePath, label: str) -> Vocabulary:
         """A model's vocabulary; mostly it is one that another model has too."""
@@ -178,7 +176,7 @@ class Aligner:
             self.read[mark] = read_vocabulary(folder, label)
         return replace(self.read[mark], label=label, folder=folder)
 
-    def _output(self, models: Sequence[_Model]) -> tuple[_Model, OutputTokenizer]:
+    def _output(self, models: Sequence[TokenizedModel]) -> tuple[TokenizedModel, OutputTokenizer]:
         """The model that the tokenizer starts from, and the tokenizer."""
         given = self.wanted.source
         start = models[self.donor]
@@ -205,7 +203,7 @@ class Aligner:
         missing = {token: PLAIN for token in self.rules if token not in output.tokens}
         return start, extended(output, missing) if missing else output
 
-    def _outside(self, reference: ModelReference) -> _Model:
+    def _outside(self, reference: ModelReference) -> TokenizedModel:
         """A model that gives nothing but its tokenizer."""
         with self.parsed.document.addressed(
             (self.key, "source") if self.key == "tokenizer" else (self.key,)
@@ -226,9 +224,11 @@ class Aligner:
         config = read_config(folder)
         vocabulary = self._vocabulary(folder, reference.text)
         source = self.sources[self.donor]
-        return _Model(replace(source, reference=reference), vocabulary, (), vocabulary_size(config))
+        return TokenizedModel(
+            replace(source, reference=reference), vocabulary, (), vocabulary_size(config)
+        )
 
-    def _rows(self, output: OutputTokenizer, start: _Model) -> tuple[int, bool]:
+    def _rows(self, output: OutputTokenizer, start: TokenizedModel) -> tuple[int, bool]:
         """How many rows the output has, and whether they are all of the start's, also those that
         no token has (a tokenizer that stays as it is keeps its model's padding)."""
         multiple = self.wanted.pad_to_multiple_of
@@ -240,9 +240,9 @@ class Aligner:
 
     # -- the rows -----------------------------------------------------------------------------
 
-    def _more_donors(self) -> list[_Model]:
+    def _more_donors(self) -> list[TokenizedModel]:
         """Models that the rules take tokens from and that are not merged."""
-        found: dict[str, _Model] = {}
+        found: dict[str, TokenizedModel] = {}
         for token, rule in self.rules.items():
             reference = _donor_of(rule)
             if reference is not None and reference.text not in {*self.index, *found}:
@@ -252,7 +252,11 @@ class Aligner:
         return list(found.values())
 
     def _maps(
-        self, donors: Sequence[_Model], output: OutputTokenizer, rows: int, padded: _Model | None
+        self,
+        donors: Sequence[TokenizedModel],
+        output: OutputTokenizer,
+        rows: int,
+        padded: TokenizedModel | None,
     ) -> list[RowMap]:
         """Where the rows of every input come from."""
         merged = len(self.sources)
@@ -298,7 +302,9 @@ class Aligner:
             )
         return maps
 
-    def _ruled(self, donors: Sequence[_Model], token: str, rule: TokenRule) -> tuple[int, int]:
+    def _ruled(
+        self, donors: Sequence[TokenizedModel], token: str, rule: TokenRule
+    ) -> tuple[int, int]:
         """The origin and row that a rule gives a token."""
         if isinstance(rule.source, ZeroTokenSource):
             return ZERO, 0
@@ -325,7 +331,7 @@ class Aligner:
             )
         return index, number
 
-    def _wrapped(self, index: int, donors: Sequence[_Model], rows: RowMap) -> OpenSource:
+    def _wrapped(self, index: int, donors: Sequence[TokenizedModel], rows: RowMap) -> OpenSource:
         """An input with the output's rows."""
         model = donors[index]
         source = model.source
@@ -351,7 +357,7 @@ class Aligner:
     # -- the ids in configs -------------------------------------------------------------------
 
     def _moved_ids(
-        self, donor: Vocabulary, output: OutputTokenizer, start: _Model
+        self, donor: Vocabulary, output: OutputTokenizer, start: TokenizedModel
     ) -> Mapping[tuple[str, int], int | None]:
         """New ids of the tokens that the donor's configs name, by key and old id.
 
@@ -386,79 +392,6 @@ class Aligner:
         if generation is not None and generation.is_file():
             map_token_ids(read_json(generation), new_id)
         return moved
-
-
-def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str | None:
-    """The chat template that the recipe asks for; None to leave it as it is.
-
-    Raises:
-        RecipeError: when it is neither a name nor a template.
-    """
-    given = parsed.recipe.chat_template
-    if given is None:
-        return None
-    if given == "auto":
-        folders = (source.checkpoint.path for source in sources)
-        return chat_templates.commonest(
-            chat_templates.of_model(folder) for folder in folders if folder is not None
-        )
-    if given in chat_templates.names():
-        return chat_templates.named(given)
-    try:
-        chat_templates.check(given)
-    except ValueError as error:
-        raise parsed.error(f"chat_template: {error}", ("chat_template",)) from None
-    return given
-
-
-def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
-    """Sources whose vocabularies are cut to the shortest one's rows, and how many those are."""
-    names = [vocabulary_tensors(source) for source in sources]
-    sizes = [
-        source.checkpoint.specs[each[0]].shape[0] if each else None
-        for source, each in zip(sources, names, strict=True)
-    ]
-    known = [size for size in sizes if size is not None]
-    if not known:
-        return tuple(sources), None
-    least = min(known)
-    first = RowMap(
-        np.zeros(least, np.int32), np.arange(least, dtype=np.int32), np.zeros((0, 1), np.int32)
-    )
-    cut = []
-    for source, each, size in zip(sources, names, sizes, strict=True):
-        if size is not None and size > least:
-            tensors = {
-                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first) for name in each
-            }
-            source = replace(source, checkpoint=gathered(source.checkpoint, tensors))
-        cut.append(source)
-    return tuple(cut), least
-
-
-def vocabulary_tensors(source: Source) -> tuple[str, ...]:
-    """The tensors of a model whose rows are tokens: embeddings, heads, and heads' biases."""
-    specs, places = source.checkpoint.specs, source.architecture.places
-
-    def with_rows(rows: int | None) -> tuple[str, ...]:
-        """Matrices first, so that the first tensor's first axis is the vocabulary."""
-        biases, matrices = [], []
-        for name, place in places.items():
-            spec = specs[name]
-            axis = vocabulary_axis(name, spec)
-            if place.layer is not None or spec.shape[axis : axis + 1] != (rows,):
-                continue
-            if place.vocabulary:
-                matrices.append(name)
-            elif axis + 1 == len(spec.shape) and name.endswith("bias") and "norm" not in name:
-                biases.append(name)
-        return (*matrices, *biases) if matrices else ()
-
-    found = with_rows(vocabulary_size(source.checkpoint.config))
-    if found:
-        return found
-    embedding = token_embedding(source)
-    return with_rows(specs[embedding].shape[0]) if embedding is not None else ()
 
 
 def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:
@@ -508,7 +441,7 @@ def _lends_head(source: OpenSource, name: str, place: Place) -> bool:
     return head and has_none and lends_embedding(source.checkpoint.config)
 
 
-def _counterpart(donor: _Model, name: str, place: Place) -> Donor | None:
+def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None:
     """A donor's tensor for one of another model: the same, or the embedding that is its head."""
     source = donor.source
     own = source.architecture.names.get(source.architecture.key(name))

@@ -10,9 +10,9 @@ from pathlib import Path
 from merganser.checkpoints import model_code, sentence_transformers
 from merganser.checkpoints.sidecar_files import MAX_BYTES, parse_json
 from merganser.errors import InputError
-from merganser.planning.alignment import vocabulary_tensors
 from merganser.planning.plan_data import Source, TensorJob
 from merganser.planning.shards import folder_of
+from merganser.planning.vocabularies import vocabulary_tensors
 from merganser.tokenizer.vocabulary import CONTENTS, SETTINGS, read_vocabulary
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")

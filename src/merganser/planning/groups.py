@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from merganser.architecture import Place
 from merganser.recipe import Setting
 from merganser.recipe.document import KeyPath
+from merganser.recipe.schema import ModelInput, OutputSlice
 
 Levels = tuple[tuple[KeyPath, Mapping[str, Setting]], ...]
-Layers = tuple[tuple[int, int], ...]
+LayerOrigins = tuple[tuple[int, int], ...]
 """What one output layer is made of: sources, and layers of theirs."""
 
 
@@ -83,3 +84,14 @@ def summary(names: Sequence[str]) -> str:
     patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
     shown = ", ".join(patterns[:3]) + (f" and {len(patterns) - 3} more" if patterns[3:] else "")
     return f"{len(names)} tensors ({shown})"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipePart:
+    """The modules that one list of models or slices is for, and where the recipe says so."""
+
+    modules: tuple[str, ...]
+    models: Sequence[ModelInput] | None
+    slices: Sequence[OutputSlice] | None
+    path: KeyPath
+    levels: Levels

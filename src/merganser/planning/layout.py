@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from merganser.architecture import SHARED_BY_LAYERS, Architecture, Place, stated_tie
+from merganser.architecture import SHARED_BY_LAYERS, Place, stated_tie
 from merganser.errors import InputError
-from merganser.modules import DEFAULT, TEXT, Module
+from merganser.modules import Module
 from merganser.planning.groups import (
     MAX_LAYERS,
     Entry,
     Group,
-    Layers,
+    LayerOrigins,
     Levels,
+    RecipePart,
     list_of,
     position_in,
     summary,
@@ -23,18 +24,7 @@ from merganser.planning.inputs import Inputs
 from merganser.planning.plan_data import Names
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.document import KeyPath
-from merganser.recipe.schema import ModelInput, OutputSlice
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The modules that one list of models or slices is for, and where the recipe says so."""
-
-    modules: tuple[str, ...]
-    models: Sequence[ModelInput] | None
-    slices: Sequence[OutputSlice] | None
-    path: KeyPath
-    levels: Levels
+from merganser.recipe.schema import OutputSlice
 
 
 class Layout:
@@ -64,7 +54,7 @@ class Layout:
         self.tensor_names = tensor_names
         self.takes_base = takes_base
         self.shape = sources[donor].architecture
-        self.layers: dict[str, list[Layers]] = {}
+        self.layers: dict[str, list[LayerOrigins]] = {}
         self.tied_away: set[str] = set()
         self.partial: dict[tuple[int, ...], list[str]] = {}
         self.beyond: dict[int, list[str]] = {}
@@ -131,17 +121,17 @@ class Layout:
 
     # -- what the recipe lists ----------------------------------------------------------------
 
-    def _parts(self) -> Iterator[_Part]:
+    def _parts(self) -> Iterator[RecipePart]:
         recipe = self.recipe
         levels: Levels = ((("parameters",), recipe.parameters),)
         everything = tuple(self.shape.modules)
         if recipe.modules is None:
             if recipe.slices is not None:
                 self._refuse_several_modules(recipe.slices)
-            yield _Part(everything, recipe.models, recipe.slices, (), levels)
+            yield RecipePart(everything, recipe.models, recipe.slices, (), levels)
         for name, module in (recipe.modules or {}).items():
             path = ("modules", name)
-            found = self._module(self.shape, name)
+            found = self.shape.module_serving_as(name)
             if found is None:
                 raise self.parsed.error(
                     f"{key_name(path)}: {self.sources[self.donor].reference} has no such module; "
@@ -149,7 +139,7 @@ class Layout:
                     path,
                 )
             own = ((*path, "parameters"), module.parameters)
-            yield _Part((found.name,), module.models, module.slices, path, (own, *levels))
+            yield RecipePart((found.name,), module.models, module.slices, path, (own, *levels))
 
     def _refuse_several_modules(self, slices: Sequence[OutputSlice]) -> None:
         for piece in slices:
@@ -166,17 +156,7 @@ class Layout:
                         ("slices",),
                     )
 
-    def _module(self, architecture: Architecture, name: str) -> Module | None:
-        """A module by name; a language model alone serves as the text decoder of a larger one."""
-        found = architecture.module(name)
-        if found is None and name in (DEFAULT, TEXT):
-            alone = len(architecture.modules) == 1 or name == DEFAULT
-            found = architecture.main if alone else None
-        return found
-
-    # -- whole models -------------------------------------------------------------------------
-
-    def _whole_models(self, part: _Part) -> Iterator[Group]:
+    def _whole_models(self, part: RecipePart) -> Iterator[Group]:
         listed = [
             Entry(
                 self.index[given.model.text],
@@ -212,7 +192,7 @@ class Layout:
 
     def _module_name(self, name: str) -> str:
         """A module of any model, by the donor's name for it."""
-        found = self._module(self.shape, name)
+        found = self.shape.module_serving_as(name)
         return found.name if found is not None else self.shape.main.name
 
     def _placed(self, place: Place) -> Place:
@@ -322,7 +302,7 @@ class Layout:
 
     # -- stacks of layers ---------------------------------------------------------------------
 
-    def _stack(self, part: _Part) -> Iterator[Group]:
+    def _stack(self, part: RecipePart) -> Iterator[Group]:
         """What comes before the layers is made of the first slice's models, what comes after of the
         last slice's."""
         slices = part.slices or []
@@ -356,7 +336,7 @@ class Layout:
                 yield from self._layer(part, i, listed, made_of, position_in(offset, length))
         yield from self._outside(part, len(slices) - 1, after=True)
 
-    def _listed(self, part: _Part, i: int) -> list[Entry]:
+    def _listed(self, part: RecipePart, i: int) -> list[Entry]:
         return [
             Entry(
                 self.index[given.model.text],
@@ -367,9 +347,9 @@ class Layout:
             for j, given in enumerate((part.slices or [])[i].sources)
         ]
 
-    def _stack_of(self, part: _Part, source: int, module: str) -> Module:
+    def _stack_of(self, part: RecipePart, source: int, module: str) -> Module:
         """A model's layers of that module; there must be one run of them."""
-        found = self._module(self.sources[source].architecture, module)
+        found = self.sources[source].architecture.module_serving_as(module)
         if found is None or len(found.stacks) > 1:
             stacks = list_of(found.stacks) if found is not None else ""
             raise self.parsed.error(
@@ -385,7 +365,12 @@ class Layout:
         return found
 
     def _layer(
-        self, part: _Part, i: int, listed: Sequence[Entry], made_of: Layers, position: float
+        self,
+        part: RecipePart,
+        i: int,
+        listed: Sequence[Entry],
+        made_of: LayerOrigins,
+        position: float,
     ) -> Iterator[Group]:
         """The tensors of one output layer."""
         [module] = part.modules
@@ -400,7 +385,7 @@ class Layout:
                 shape = self.sources[source].checkpoint.specs[name].shape
                 rests.setdefault(rest, (self._placed(architecture.places[name]), shape))
         output = len(self.layers[module]) - 1
-        own = self._module(self.shape, module) or self._stack_of(part, made_of[0][0], module)
+        own = self.shape.module_serving_as(module) or self._stack_of(part, made_of[0][0], module)
         for rest, (place, shape) in rests.items():
             if rest.startswith(SHARED_BY_LAYERS):
                 raise self.parsed.error(
@@ -419,7 +404,7 @@ class Layout:
             if filled is not None:
                 yield filled
 
-    def _outside(self, part: _Part, i: int, *, after: bool) -> Iterator[Group]:
+    def _outside(self, part: RecipePart, i: int, *, after: bool) -> Iterator[Group]:
         """The tensors before or after the layers, from all models of a slice. A head is also made
         where only the first slice's models have one of their own: what they are embedded with is no
         head for the last slice's."""
@@ -449,7 +434,7 @@ class Layout:
             if filled is not None:
                 yield filled
 
-    def _blocks(self, part: _Part) -> Iterator[Group]:
+    def _blocks(self, part: RecipePart) -> Iterator[Group]:
         """The tensors with a block for each layer, which the first slice's models have joined."""
         [module] = part.modules
         first = self._listed(part, 0)
@@ -480,7 +465,7 @@ class Layout:
             if filled:
                 yield replace(filled[0], alike=tuple(filled[1:]))
 
-    def _in_order(self, part: _Part, listed: Sequence[Entry]) -> bool:
+    def _in_order(self, part: RecipePart, listed: Sequence[Entry]) -> bool:
         """Whether the stack has the layers of the models at its end as they have them."""
         [module] = part.modules
         order = [{layer for _, layer in made_of} for made_of in self.layers[module]]
@@ -488,7 +473,7 @@ class Layout:
         return depths == {len(order)} and order == [{n} for n in range(len(order))]
 
     def _group(
-        self, part: _Part, i: int, name: str, place: Place, layer: int | None, position: float
+        self, part: RecipePart, i: int, name: str, place: Place, layer: int | None, position: float
     ) -> Group:
         piece = (part.slices or [])[i]
         base = piece.base_model or self.recipe.base_model

@@ -12,7 +12,7 @@ from merganser.checkpoints import Checkpoint
 from merganser.errors import InputError, reraise_os_errors
 from merganser.methods import Method
 from merganser.planning import unused_settings
-from merganser.planning.alignment import align_vocabularies, chosen_template
+from merganser.planning.alignment import align_vocabularies
 from merganser.planning.companions import (
     check_modules,
     different_modules,
@@ -40,6 +40,7 @@ from merganser.planning.options import PlanKeywords, PlanOptions
 from merganser.planning.parameter_checks import check_settings
 from merganser.planning.plan_data import Arithmetic, OpenSource, Plan, TensorJob, TokenizerEdit
 from merganser.planning.shards import deal, folder_of
+from merganser.planning.vocabularies import chosen_template
 from merganser.recipe import Config, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 

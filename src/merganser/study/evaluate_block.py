@@ -15,7 +15,7 @@ from merganser.evaluation import tasks as languages
 from merganser.evaluation.engines import AnyOptions, EngineName
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction
-from merganser.evaluation.tasks import Evaluate, Part, Task, TaskEntry
+from merganser.evaluation.tasks import Evaluate, Task, TaskEntry, TaskPart
 from merganser.planning import Config
 from merganser.recipe import Document, Strictness
 from merganser.recipe.sweep_file import read_pattern
@@ -25,7 +25,7 @@ Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class StatedScore(Part):
+class StatedScore(TaskPart):
     """A score that was measured elsewhere, with what is known of its uncertainty."""
 
     mean: Number
@@ -35,7 +35,7 @@ class StatedScore(Part):
     problems: Annotated[int, Field(ge=1)] | None = None
 
 
-class Reference(Part):
+class Reference(TaskPart):
     """What merges are compared with: a model that is scored like them, or scores from elsewhere."""
 
     name: Annotated[str, Field(min_length=1, max_length=150)] | None = None

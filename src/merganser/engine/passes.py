@@ -1,0 +1,43 @@
+"""A pass of a measurement over the tiles of a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, Protocol
+
+from merganser.engine.running_plan import RunningPlan, Scratch
+from merganser.kernels import CELL
+from merganser.kernels.arguments import Inputs
+
+Cut = Literal["cells", "bands", "rows"]
+
+
+class Pass(Protocol):
+    """One walk over a tensor's tiles.
+
+    Attributes:
+        part: one of the parts that it is for; it tells what is read.
+        cut: how its tiles are cut: ``cells`` in multiples of cells, ``bands`` of a fixed number of
+            cells, ``rows`` in whole rows, a multiple of eight of them.
+    """
+
+    part: RunningPlan
+    cut: Cut
+
+    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
+        """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
+
+
+Measurement = Iterator[Pass]
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """The number of elements of a tensor."""
+    return math.prod(shape)
+
+
+def cells_of(start: int, count: int) -> slice:
+    """The cells of a range of elements that begins with a cell."""
+    first = start // CELL
+    return slice(first, first - (-count // CELL))
