@@ -16,13 +16,13 @@ SHARD = r"^([\w-][\w.-]*/)*model(-\d{5}-of-\d{5})?\.safetensors$"
 """Names of output files: below the output folder, and no hidden ones."""
 
 
-class Part(BaseModel):
+class PlanEntry(BaseModel):
     """A part of the file. Types are taken as they are, and keys for people are left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class ReferenceEntry(Part):
+class ReferenceEntry(PlanEntry):
     """See :class:`merganser.recipe.ModelReference`."""
 
     text: str
@@ -33,7 +33,7 @@ class ReferenceEntry(Part):
     architecture: str | None
 
 
-class InputEntry(Part):
+class InputEntry(PlanEntry):
     """An input: how it is named and opened, and the files that its headers were read from."""
 
     reference: str
@@ -48,7 +48,7 @@ class InputEntry(Part):
     files: dict[str, Annotated[list[int], Field(min_length=3, max_length=3)]]
 
 
-class RecipeEntry(Part):
+class RecipeEntry(PlanEntry):
     """The recipe: its text, or its data if it was made in Python."""
 
     text: str | None
@@ -60,7 +60,7 @@ class RecipeEntry(Part):
     references: list[ReferenceEntry]
 
 
-class CodeEntry(Part):
+class CodeEntry(PlanEntry):
     """See :class:`merganser.methods.Origin`."""
 
     source: str
@@ -68,14 +68,14 @@ class CodeEntry(Part):
     package: str | None
 
 
-class TensorInput(Part):
+class TensorInput(PlanEntry):
     """A tensor that is read."""
 
     model: str
     tensor: str
 
 
-class TensorEntry(Part):
+class TensorEntry(PlanEntry):
     """An output tensor."""
 
     name: Annotated[str, Field(min_length=1, max_length=512)]
@@ -91,7 +91,7 @@ class TensorEntry(Part):
     inputs: list[TensorInput]
 
 
-class ShardEntry(Part):
+class ShardEntry(PlanEntry):
     """An output file."""
 
     file: Annotated[str, Field(pattern=SHARD, max_length=512)]
@@ -99,14 +99,14 @@ class ShardEntry(Part):
     tensors: Count
 
 
-class LayerEntry(Part):
+class LayerEntry(PlanEntry):
     """A layer that an output layer is made of."""
 
     model: str
     layer: Count
 
 
-class TokenizerEntry(Part):
+class TokenizerEntry(PlanEntry):
     """The output's tokenizer."""
 
     from_: Annotated[str, Field(alias="from")]
@@ -115,7 +115,7 @@ class TokenizerEntry(Part):
     left_out: list[str]
 
 
-class TokenizerEditEntry(Part):
+class TokenizerEditEntry(PlanEntry):
     """What makes the output's tokenizer from the files of a model's."""
 
     flags: list[Annotated[list[bool], Field(min_length=5, max_length=5)]]
@@ -127,7 +127,7 @@ class TokenizerEditEntry(Part):
     donors: list[InputEntry]
 
 
-class PlanFile(Part):
+class PlanFile(PlanEntry):
     """A plan."""
 
     method: str
