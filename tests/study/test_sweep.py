@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 import merganser
@@ -22,7 +23,7 @@ from merganser.merging.output_folder import Partial
 from merganser.merging.verify import verify
 from merganser.recipe.sweep_file import load_points
 from merganser.study import evaluate
-from merganser.study.sweep import _batches, input_bytes, plan_points, sweep
+from merganser.study.sweep import _batches, count_passes, input_bytes, plan_points, sweep
 from messages import assert_one_line
 from recipe_files import RecipeFile
 from sweeps import SWEEP
@@ -272,3 +273,28 @@ def test_an_option_that_studies_do_not_have_is_told(file: Path, tmp_path: Path) 
     for option in ("resume", "sink"):
         with pytest.raises(TypeError, match=rf"^there is no option '{option}'$"):
             sweep(file, tmp_path / "out", **{option: True})
+
+
+def test_points_and_passes_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    models = [
+        {
+            "model": str(make_model(tmp_path / name, seed=seed, layers=1)),
+            "parameters": {"weight": f"{{{{ w.{name} }}}}"},
+        }
+        for seed, name in enumerate("abc")
+    ]
+    block: dict[str, Any] = {"simplex": ["a", "b", "c"], "step": 0.1}
+    data = {"merge_method": "linear", "models": models, "sweep": {"w": block}}
+    planned = plan_points(data)
+    assert len(planned) == 66
+    assert count_passes([plan for _, plan in planned]) == 3
+    shown = tmp_path / "sweep.yml"
+    shown.write_text(yaml.safe_dump(data))
+    listed = CliRunner().invoke(cli.main, ["plan", str(shown)]).output
+    assert "66 points; reads" in listed
+    assert "in each of 3 passes" in listed
+    block["step"] = 0.5
+    shown.write_text(yaml.safe_dump(data))
+    done = CliRunner().invoke(cli.main, ["sweep", str(shown), str(tmp_path / "out")])
+    assert done.stderr.splitlines()[0] == "6 points, in one pass over the inputs"
+    assert len(list((tmp_path / "out").iterdir())) == 6

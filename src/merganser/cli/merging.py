@@ -317,17 +317,18 @@ def _plan_sweep(
         check_block(config, options.strictness)
     refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
     total = sweeps.input_bytes([plan for _, plan in planned])
+    passes = sweeps.count_passes([plan for _, plan in planned])
     if as_json:
         points = [
             {"name": point.name, "values": point.values, **planning.describe(plan)}
             for point, plan in planned
         ]
-        print_json({"input_bytes": total, "points": points})
+        print_json({"input_bytes": total, "passes": passes, "points": points})
         return
     for point, plan in planned if verbose else ():
         show_point(point)
         show_plan(plan, verbose=True)
-    show_points(planned, total)
+    show_points(planned, total, passes)
     for warning in dict.fromkeys(w for _, plan in planned for w in plan.warnings):
         show_warning(warning)
 

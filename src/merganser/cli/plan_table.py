@@ -203,7 +203,7 @@ def show_point(point: Point) -> None:
     stdout().print(f"\n── [bold]{escape(point.name)}[/]\n")
 
 
-def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None:
+def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int, passes: int = 1) -> None:
     """Print the points of a sweep for people, and what they take together."""
     console = stdout()
     points, plans = zip(*planned, strict=True)
@@ -217,8 +217,10 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int) -> None
     ]
     print_points(console, [point.name for point in points], columns)
     written = sum(plan.output_bytes for plan in plans)
+    times = f" in each of {passes} passes" if passes > 1 else ""
     console.print(
-        f"\n{len(points)} points; reads {number_format.size(input_bytes)}, writes {number_format.size(written)}",
+        f"\n{len(points)} points; reads {number_format.size(input_bytes)}{times}, "
+        f"writes {number_format.size(written)}",
         highlight=False,
     )
 

@@ -73,8 +73,14 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
     engine = [options.pop("engine"), options.pop("engine_options")]
     if any(engine):
         raise click.UsageError(f"--engine is for evaluation, and {config} has no evaluate: block")
+
+    def tell(points: int, passes: int) -> None:
+        if points and not quiet and not as_json:
+            times = "one pass" if passes == 1 else f"{passes} passes"
+            click.echo(f"{points} points, in {times} over the inputs", err=True)
+
     with merge_progress(quiet or as_json) as on_event:
-        result = sweeps.sweep(config, out, on_event=on_event, **options)
+        result = sweeps.sweep(config, out, on_begin=tell, on_event=on_event, **options)
     for each in result.points:
         for warning in each.merged.warnings if each.merged else ():
             show_warning(f"{each.point.name}: {warning}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
@@ -25,6 +25,14 @@ from merganser.sinks import WINDOW
 
 MOST_TOGETHER = 32
 """Points of one pass where no memory is given: each takes some buffers and an open file."""
+
+
+Begun = Callable[[int, int], object]
+"""Told how many points will be merged, and in how many passes over the inputs."""
+
+
+def _silent(_points: int, _passes: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +154,7 @@ def sweep(
     out: str | Path,
     *,
     only: Sequence[str] = (),
+    on_begin: Begun = _silent,
     **options: Unpack[MergeKeywords],
 ) -> SweepResult:
     """Merge all points of a sweep, each into the folder of its name in ``out``.
@@ -158,6 +167,7 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
+        on_begin: told how many points will be merged, and in how many passes, before the first byte is read.
         options: of :func:`merganser.merge`; ``force``
             replaces folders that hold something else.
 
@@ -172,11 +182,14 @@ def sweep(
             "call merganser.evaluate_sweep(), or take the block out"
         )
     planning, writing = split_options(options)
-    return merge_points(plan_points(config, only, planning), out, writing)
+    return merge_points(plan_points(config, only, planning), out, writing, on_begin)
 
 
 def merge_points(
-    planned: Sequence[tuple[Point, Plan]], out: str | Path, writing: WriteOptions
+    planned: Sequence[tuple[Point, Plan]],
+    out: str | Path,
+    writing: WriteOptions,
+    on_begin: Begun = _silent,
 ) -> SweepResult:
     """Merge planned points, each into the folder of its name in ``out``.
 
@@ -184,6 +197,7 @@ def merge_points(
         planned: what :func:`plan_all` gave.
         out: the folder of all points.
         writing: how.
+        on_begin: as in :func:`sweep`.
 
     Raises:
         MerganserError: of the kind that fits; points that are finished are kept.
@@ -200,6 +214,7 @@ def merge_points(
     if to_do:
         check_space(to_do)
     batches = _batches(to_do, writing.threads, writing.memory)
+    on_begin(len(to_do), len(batches))
     for batch, crew in batches:
         made = write_folders(batch, replace(writing, threads=crew), leftover="either")
         for folder, merged in zip(batch, made, strict=True):
@@ -261,6 +276,11 @@ def _check(folder: Path, plan: Plan, force: bool) -> None:
             f"{folder}: is there already, from another recipe, other inputs or another version; "
             "give force=True to replace it, or choose another OUT"
         ) from error
+
+
+def count_passes(plans: Sequence[Plan], memory: int | None = None) -> int:
+    """How often the inputs of plans are read where they are merged together."""
+    return len(_batches({Path(str(i)): plan for i, plan in enumerate(plans)}, None, memory))
 
 
 def _batches(
