@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,9 @@ def by_engine(demo: Path, engine: str) -> dict[str, Any]:
 def by_folder(demo: Path, weight: float) -> dict[str, Any]:
     """Answers of one point that is written, and loaded by vLLM as anyone would."""
     import merganser
+    from merganser.evaluation.vllm_backend import ENVIRONMENT
 
+    os.environ.update(ENVIRONMENT)  # in one process here, too
     with tempfile.TemporaryDirectory() as home:
         merganser.merge(point(demo, weight), Path(home) / "m")
         import vllm
