@@ -257,7 +257,7 @@ def test_the_commands(file: Path, tmp_path: Path) -> None:
     assert [point["values"] for point in planned["points"]] == [{"w": 0.3}, {"w": 0.7}]
 
     assert "no evaluate: block" in run("sweep", str(file), out, "--no-write", code=2)
-    assert "Missing argument 'OUT'" in run("sweep", str(file), code=2)
+    assert "missing argument 'OUT'" in run("sweep", str(file), code=2)
     assert "`merganser sweep`" in run("merge", str(file), out, code=2)
     assert "no point has w = 0.5" in run("sweep", str(file), out, "--only", "w=0.5", code=2)
     made = json.loads(run("sweep", str(file), out, "--json", "--only", "w=0.70"))
