@@ -1,18 +1,18 @@
-// One tile, element by element: read, step, round once, and add up what the report needs.
+// One tile, chunk by chunk: widen the inputs, step, round once, and add up what the report needs.
 //
-// Everything is an instance of one template over the dtype that is computed in (W), the number of models (K, or
-// 0 for any), the dtype that they are stored in, that of the output, its rounding, and the step of a method.
+// A chunk's numbers lie in the first cache as float32 or float64 (W), whatever their inputs are stored as. Every
+// phase is a loop of its own over them, so that its numbers fit the registers of every processor.
 #pragma once
 #include "rounding.hpp"
 #include "rules.hpp"
 
-// A step has: how it is told its numbers (a struct that Python fills); FEW, up to which number of models each has
-// an instance of its own; EXTRA rows behind the models; `prepare`, called before each block; and the call itself,
-// which makes the result of sixteen elements from those of the models, the base first if there is one.
+// A step has: how it is told its numbers (a struct that Python fills); EXTRA rows behind the models; whether it takes
+// the NUMBERS of the models behind the first, and the CHANGES to those of the first; `prepare`, called before each
+// block; and `fill`, which makes a chunk's results, and returns where they lie.
 struct Plain {
-  static constexpr int FEW = 5;
   static constexpr int EXTRA = 0;
-  template <class In> void prepare(const Inputs&, int, i64) {}
+  static constexpr bool NUMBERS = true, CHANGES = false;
+  void prepare(int, i64) {}
 };
 
 // What an output adds up, by cells; null where it is not wanted.
@@ -35,145 +35,164 @@ static void digest_inputs(const Tile& tile, i64 from, i64 to) {
   }
 }
 
-template <class W, int K> struct Report {
-  static constexpr int M = K ? (K > 1 ? K - 1 : 1) : 0;
-  static constexpr int PAIRS = M * (M + 1) / 2;
-  Array<Vec<W>, PAIRS> gram;
-  Array<Vec<W>, M> differ, ideal, cross;
-  Vec<W> noise = {};
-  Report(i64 m, Room& room) : gram(m * (m + 1) / 2, room), differ(m, room), ideal(m, room), cross(m, room) {}
-
-  void empty(i64 m) {
-    for (i64 i = 0; i < m * (m + 1) / 2; ++i) gram[i] = Vec<W>{};
-    for (i64 i = 0; i < m; ++i) differ[i] = ideal[i] = cross[i] = Vec<W>{};
+// What an output of a tile adds up in W, until it is told to the cell's sums in float64.
+template <class W> struct Report {
+  i64 m;
+  Vec<W> *gram, *differ, *ideal, *cross, noise;
+  W *moved, *gained;  // of a chunk: what was stored, and was to be, less the base
+  Report(i64 m, Room& room) : m(m) {
+    gram = room.take<Vec<W>>(m * m + 1), differ = room.take<Vec<W>>(m + 1);
+    ideal = room.take<Vec<W>>(m + 1), cross = room.take<Vec<W>>(m + 1);
+    moved = room.take<W>(CHUNK), gained = room.take<W>(CHUNK);
     noise = Vec<W>{};
   }
-  INLINE_MEMBER void add(i64 m, const Vec<W>* x, Vec<W> exact, Vec<W> stored, W share, const Sums& sums) {
-    const Vec<W> one = Vec<W>{} + (W)1, moved = stored - share * x[0];
-    noise = fma(stored - exact, stored - exact, noise);
-    i64 n = 0;
+
+  // After its results are rounded.
+  void add(const Chunk<W>& c, const Sums& sums) {
+    const bool wants_ideal = sums.ideal;
     for (i64 i = 0; i < m; ++i) {
-      const Vec<W> apart = x[i + 1] - x[0];
-      if (sums.gram) {
-        for (i64 j = 0; j <= i; ++j, ++n) gram[n] = fma(apart, x[j + 1] - x[0], gram[n]);
-        differ[i] += apart != 0 ? one : Vec<W>{};
-      }
-      cross[i] = fma(moved, apart, cross[i]);
-      if (sums.ideal) ideal[i] = fma(exact - x[0], apart, ideal[i]);
+      if (!sums.gram) add_model<0, false>(c, i, wants_ideal);
+      else if (i % 3 == 0) add_model<0, true>(c, i, wants_ideal);
+      else if (i % 3 == 1) add_model<1, true>(c, i, wants_ideal);
+      else add_model<2, true>(c, i, wants_ideal);
+      for (i64 j = i % 3; sums.gram && j < i; j += 3) add_products(c, i, j);
     }
   }
-  void tell(i64 m, const Sums& sums, i64 cell) {
-    i64 n = 0;
-    for (i64 i = 0; i < m; ++i) {
-      if (sums.gram) {
-        for (i64 j = 0; j <= i; ++j, ++n) sums.gram[(cell * m + i) * m + j] += (double)total<W>(gram[n]);
-        sums.differ[cell * m + i] += (double)total<W>(differ[i]);
-      }
-      sums.cross[cell * m + i] += (double)total<W>(cross[i]);
-      if (sums.ideal) sums.ideal[cell * m + i] += (double)total<W>(ideal[i]);
+  // All that a model's difference is multiplied with, but for the differences of those before it: of COUNT of them alone.
+  template <int COUNT, bool INPUTS> void add_model(const Chunk<W>& c, i64 i, bool wants_ideal) {
+    const W* apart = c.apart[i];
+    Vec<W> reached = cross[i], meant = ideal[i], square = gram[i * m + i], products[COUNT + 1] = {};
+    for (int o = 0; o < COUNT; ++o) products[o] = gram[i * m + o];
+    Mask<W> count = {};
+    for (int at = 0; at < c.n; at += LANES) {
+      const Vec<W> x = load<W>(apart + at);
+      reached = fma(load<W>(moved + at), x, reached);
+      if (wants_ideal) meant = fma(load<W>(gained + at), x, meant);
+      if constexpr (!INPUTS) continue;
+      square = fma(x, x, square);
+      count -= x != 0;
+      for (int o = 0; o < COUNT; ++o) products[o] = fma(x, load<W>(c.apart[o] + at), products[o]);
     }
-    sums.noise[cell] += (double)total<W>(noise);
+    cross[i] = reached, ideal[i] = meant;
+    if constexpr (!INPUTS) return;
+    gram[i * m + i] = square;
+    differ[i] += convert<W>(count);
+    for (int o = 0; o < COUNT; ++o) gram[i * m + o] = products[o];
+  }
+  void add_products(const Chunk<W>& c, i64 i, i64 j) {
+    Vec<W> sums[3];
+    for (int o = 0; o < 3; ++o) sums[o] = gram[i * m + j + o];
+    for (int at = 0; at < c.n; at += LANES) {
+      const Vec<W> x = load<W>(c.apart[i] + at);
+      for (int o = 0; o < 3; ++o) sums[o] = fma(x, load<W>(c.apart[j + o] + at), sums[o]);
+    }
+    for (int o = 0; o < 3; ++o) gram[i * m + j + o] = sums[o];
+  }
+
+  void tell(const Sums& sums, i64 cell) {
+    for (i64 i = 0; i < m; ++i) {
+      for (i64 j = 0; sums.gram && j <= i; ++j) pour(gram[i * m + j], sums.gram[(cell * m + i) * m + j]);
+      if (sums.gram) pour(differ[i], sums.differ[cell * m + i]);
+      if (sums.ideal) pour(ideal[i], sums.ideal[cell * m + i]);
+      pour(cross[i], sums.cross[cell * m + i]);
+    }
+    pour(noise, sums.noise[cell]);
+  }
+  static void pour(Vec<W>& from, double& into) {
+    into += (double)total<W>(from);
+    from = Vec<W>{};
   }
 };
 
-template <class W, int K, class In, class Out, bool STOCHASTIC, class Step>
-static void block(const Inputs& given, int first, int n, i64 index, i64 cell, const Step& prepared,
-                  const Output& output, Out* out, Report<W, K>& sums) {
-  const i64 models = K ? K : given.k - Step::EXTRA;
-  const void* rows[(K ? K : MOST) + Step::EXTRA];
-  i64 codes[(K ? K : MOST) + Step::EXTRA];
-  for (i64 i = 0; i < models + Step::EXTRA; ++i) {
-    codes[i] = given.codes[i];
-    rows[i] = given.rows[i];
-  }
-  const Inputs in = {models + Step::EXTRA, rows, codes};
-  Step step = prepared;
+// Rounds a chunk's results into an output's dtype; for the report how far the output and the results are from the base.
+template <class W, class Out, bool STOCHASTIC>
+static void round_to(void* out, const W* exact, int n, i64 index, const Output& output, const W* base, Report<W>* report) {
   const W share = (W)output.share;
-  const Sums told = output.sums;
-  if (told.noise) sums.empty(models - 1);
-  Report<W, K> local = sums;
-  for (i64 at = 0; at < n; at += LANES) {
-    Vec<W> x[(K ? K : MOST) + Step::EXTRA];
-    for (i64 i = 0; i < models + Step::EXTRA; ++i) x[i] = read<W, In>(in, i, at);
-    const Vec<W> exact = step(x, models, first + at);
-    const Vec<W> stored = put<W, Out, STOCHASTIC>(out + at, exact, index + first + at, output.seed);
-    if (told.noise) local.add(models - 1, x, exact, stored, share, told);
+  const bool wants_ideal = output.sums.ideal;
+  Vec<W> noise = report ? report->noise : Vec<W>{};
+  for (int at = 0; at < n; at += LANES) {
+    const Vec<W> x = load<W>(exact + at);
+    const Vec<W> stored = put<W, Out, STOCHASTIC>((Out*)out + at, x, index + at, output.seed);
+    if (!report) continue;
+    noise = fma(stored - x, stored - x, noise);
+    store(report->moved + at, stored - share * load<W>(base + at));
+    if (wants_ideal) store(report->gained + at, x - load<W>(base + at));
   }
-  if (told.noise) local.tell(models - 1, told, cell);
+  if (report) report->noise = noise;
+}
+template <class W> using Round = void (*)(void*, const W*, int, i64, const Output&, const W*, Report<W>*);
+template <class W> static Round<W> rounding(i64 code, bool stochastic) {
+  switch (code) {
+    case BFLOAT16: return stochastic ? round_to<W, bf16, true> : round_to<W, bf16, false>;
+    case FLOAT16: return stochastic ? round_to<W, f16, true> : round_to<W, f16, false>;
+    case FLOAT32: return stochastic ? round_to<W, float, true> : round_to<W, float, false>;
+    default: return round_to<W, double, false>;
+  }
 }
 
-template <class W, int K, class In, class Out, bool STOCHASTIC, template <class, int> class Step>
-static void walk(const Tile& tile) {
+template <class W, template <class> class Step> struct Walk {
+  const Tile& tile;
   Room room;
-  const i64 models = tile.in.k - Step<W, K>::EXTRA;
-  Step<W, K>* steps = room.take<Step<W, K>>(tile.outputs);
-  for (i64 p = 0; p < tile.outputs; ++p) new (steps + p) Step<W, K>(tile.output[p].how, models, tile.start, room);
-  Report<W, K> sums(models - 1, room);
-  Padded<LANES> padded(tile.in.k, room);
-  Shifted shifted(tile.in.k, room);
-  for (i64 low = 0; low < tile.count; low += BLOCK) {
-    const i64 left = tile.count - low, cell = low / CELL, index = tile.start + low;
-    const int n = left < BLOCK ? (int)left : BLOCK, full = n / LANES * LANES;
-    const Inputs in = shifted(tile.in, low);
+  const i64 models = tile.in.k - Step<W>::EXTRA;
+  const int width = WIDTHS[tile.code];
+  const Round<W> round = rounding<W>(tile.code, tile.stochastic);
+  Step<W>* steps = room.take<Step<W>>(tile.outputs);
+  Report<W>** reports = room.take<Report<W>*>(tile.outputs);
+  Chunk<W> chunk{tile.in.k, models, room};
+  W* exact = room.take<W>(CHUNK);
+  bool reported = false;
+
+  explicit Walk(const Tile& given) : tile(given) {
+    for (i64 p = 0; p < tile.outputs; ++p) {
+      new (steps + p) Step<W>(tile.output[p].how, models, room);
+      if (!tile.output[p].sums.noise) continue;
+      reported = true;
+      reports[p] = room.take<Report<W>>(1);
+      new (reports[p]) Report<W>(models - 1, room);
+    }
+  }
+
+  void run() {
+    Shifted shifted(tile.in.k, room);
+    for (i64 low = 0; low < tile.count; low += BLOCK) {
+      const i64 left = tile.count - low;
+      const int n = left < BLOCK ? (int)left : BLOCK, full = n / LANES * LANES;
+      const Inputs in = shifted(tile.in, low);
+      for (i64 p = 0; p < tile.outputs; ++p) steps[p].prepare(n, tile.start + low);
+      for (int at = 0; at < full; at += CHUNK)
+        walk(in, at, at, full - at < CHUNK ? full - at : CHUNK, low, CHUNK);
+      tell(low / CELL);
+      if (full < n) {
+        walk(chunk.padded(in, full, n - full), 0, full, LANES, low, n - full);
+        tell(low / CELL);
+      }
+      const i64 end = low + n;
+      if (tile.digests && (end % CELL == 0 || end == tile.count)) digest_inputs(tile, low / CELL * CELL, end);
+    }
+  }
+
+  // Elements from `from` on of some inputs, which are those from `at` on of the block at `low`; at most `live`
+  // of them are there.
+  void walk(const Inputs& in, int from, int at, int n, i64 low, int live) {
+    chunk.fill(in, from, n, Step<W>::NUMBERS, Step<W>::CHANGES || reported);
     for (i64 p = 0; p < tile.outputs; ++p) {
       const Output& output = tile.output[p];
-      Out* out = (Out*)output.out + low;
-      steps[p].template prepare<In>(in, n, index);
-      if (full) block<W, K, In, Out, STOCHASTIC>(in, 0, full, index, cell, steps[p], output, out, sums);
-      if (full < n) {
-        Out last[LANES];
-        const Inputs rest = padded(in, full, n - full);
-        block<W, K, In, Out, STOCHASTIC>(rest, full, LANES, index, cell, steps[p], output, last, sums);
-        memcpy(out + full, last, (n - full) * sizeof(Out));
-      }
+      u8 last[LANES * sizeof(double)], *out = (u8*)output.out + (low + at) * width;
+      const W* made = steps[p].fill(chunk, at, exact);
+      round(live < n ? last : out, made, n, tile.start + low + at, output, chunk.x[0], reports[p]);
+      if (live < n) memcpy(out, last, live * width);
+      if (reports[p]) reports[p]->add(chunk, output.sums);
     }
-    const i64 end = low + n;
-    if (tile.digests && (end % CELL == 0 || end == tile.count)) digest_inputs(tile, low / CELL * CELL, end);
   }
-}
+  void tell(i64 cell) {
+    for (i64 p = 0; p < tile.outputs; ++p)
+      if (reports[p]) reports[p]->tell(tile.output[p].sums, cell);
+  }
+};
 
-// -- which instance ---------------------------------------------------------------------------------
-
-// Common outputs have instances for few models, all have one for any number.
-template <template <class, int> class Step, class W, int K, class In> static bool with_output(const Tile& tile) {
-  const bool s = tile.stochastic;
-  if (tile.code == BFLOAT16) {
-    s ? walk<W, K, In, bf16, true, Step>(tile) : walk<W, K, In, bf16, false, Step>(tile);
-    return true;
-  }
-  if (tile.code == FLOAT32 && (same<W, float> || !s)) {
-    walk<W, K, In, float, false, Step>(tile);
-    return true;
-  }
-  if constexpr (K) return with_output<Step, W, 0, Mixed>(tile);
-  else {
-    switch (tile.code) {
-      case FLOAT16: s ? walk<W, K, In, f16, true, Step>(tile) : walk<W, K, In, f16, false, Step>(tile); return true;
-      case FLOAT32: walk<W, K, In, float, true, Step>(tile); return true;
-      case FLOAT64: walk<W, K, In, double, false, Step>(tile); return true;
-      default: return false;
-    }
-  }
-}
-template <template <class, int> class Step, class In> static bool with_few(const Tile& tile) {
-  const i64 models = tile.in.k - Step<float, 0>::EXTRA;
-  if (models == 2) return with_output<Step, float, 2, In>(tile);
-  if constexpr (Step<float, 0>::FEW > 2) {
-    switch (models) {
-      case 3: return with_output<Step, float, 3, In>(tile);
-      case 4: return with_output<Step, float, 4, In>(tile);
-      case 5: return with_output<Step, float, 5, In>(tile);
-    }
-  }
-  return with_output<Step, float, 0, Mixed>(tile);
-}
-// Most merges: float32 arithmetic on models that are stored alike have an instance for their number.
-template <template <class, int> class Step> static int run(const Tile* tile) {
-  if (tile->in.k - Step<float, 0>::EXTRA > MOST) return 1;
-  if (tile->wide) return !with_output<Step, double, 0, Mixed>(*tile);
-  if constexpr (Step<float, 0>::FEW) {
-    if (all_are(tile->in, BFLOAT16)) return !with_few<Step, bf16>(*tile);
-    if (all_are(tile->in, FLOAT32)) return !with_few<Step, float>(*tile);
-  }
-  return !with_output<Step, float, 0, Mixed>(*tile);
+template <template <class> class Step> static int run(const Tile* tile) {
+  if (tile->in.k - Step<float>::EXTRA > MOST) return 1;
+  if (tile->wide) Walk<double, Step>(*tile).run();
+  else Walk<float, Step>(*tile).run();
+  return 0;
 }

@@ -73,20 +73,18 @@ constexpr int LOW = 15;  // bits of a key that the first count leaves to the sec
 // Divergences of whole rows, and how often the upper bits of their importances' keys occur, [2][1 << 16].
 template <class W, class In> static void diverge_in(const Inputs& in, i64 rows, i64 length, double* into, i64* counts) {
   Room room;
-  Padded<LANES> padded(in.k, room);
   Shifted shifted(in.k, room);
+  Chunk<W> chunk(in.k, in.k, room);
   double* powers[2] = {room.take<double>(length + LANES), room.take<double>(length + LANES)};
   for (i64 row = 0; row < rows; ++row) {
     const Inputs here = shifted(in, row * length);
-    const Vec<double> divergence = Vec<double>{} + (into[row] = divergence_of<In>(here, length, padded, powers));
-    for (i64 at = 0; at < length; at += LANES) {
-      const bool last = length - at < LANES;
-      const Inputs from = last ? padded(here, at, (int)(length - at)) : here;
-      u32 upper[LANES];
-      store(upper, key_of(importance<W>(change_of<W, In>(from, 0, last ? 0 : at), divergence)) >> LOW);
-      const int live = last ? (int)(length - at) : LANES;
-      for (int l = 0; l < live; ++l) counts[(l & 1) << 16 | upper[l]] += 1;  // equal ones in turn
-    }
+    const Vec<double> divergence = Vec<double>{} + (into[row] = divergence_of<In>(here, length, chunk.padded, powers));
+    chunk.over(here, 0, length, [&](i64, int live) {
+      u32 upper[CHUNK];
+      for (int at = 0; at < chunk.n; at += LANES)
+        store(upper + at, key_of(importance<W>(load<W>(chunk.apart[0] + at), divergence)) >> LOW);
+      for (int at = 0; at < live; ++at) counts[(at & 1) << 16 | upper[at]] += 1;  // equal ones in turn
+    });
   }
 }
 EXPORT void diverge(const Inputs* in, i64 wide, i64 rows, i64 length, double* into, i64* counts) {
@@ -111,48 +109,46 @@ struct Spread {
 };
 
 // Of importances other than zero whose keys have these upper bits, how often their lower bits occur, [3][1 << LOW].
-template <class W, class In> static void count_in(const Inputs& in, i64 count, i64 start, Spread spread, const u32* upper, i64* counts) {
+template <class W> static void count_in(const Inputs& in, i64 count, i64 start, Spread spread, const u32* upper, i64* counts) {
   Room room;
-  Padded<LANES> padded(in.k, room);
-  Shifted shifted(in.k, room);
-  for (i64 low = 0; low < count; low += BLOCK) {
-    const int n = (int)(count - low < BLOCK ? count - low : BLOCK);
-    const Inputs here = shifted(in, low);
-    spread.fill(start + low, n);
-    for (int at = 0; at < n; at += LANES) {
-      const bool last = n - at < LANES;
-      const Inputs from = last ? padded(here, at, n - at) : here;
-      const Vec<u32> key = key_of(importance<W>(change_of<W, In>(from, 0, last ? 0 : at), load<double>(spread.each + at)));
-      const Vec<u32> top = key >> LOW;
+  Chunk<W> chunk(in.k, in.k, room);
+  chunk.over(in, 0, count, [&](i64 place, int live) {
+    if (place % BLOCK == 0) spread.fill(start + place, (int)(count - place < BLOCK ? count - place : BLOCK));
+    const double* each = spread.each + place % BLOCK;
+    for (int at = 0; at < chunk.n; at += LANES) {
+      const Vec<u32> key = key_of(importance<W>(load<W>(chunk.apart[0] + at), load<double>(each + at))), top = key >> LOW;
       const Vec<i32> marked = ((top == upper[0]) | (top == upper[1]) | (top == upper[2])) & (key != 0);
       if (!__builtin_reduce_or(marked)) continue;
-      for (int l = 0; l < (last ? n - at : LANES); ++l)
+      for (int l = 0; l < LANES && at + l < live; ++l)
         for (int u = 0; u < 3; ++u)
           if (key[l] && top[l] == upper[u]) counts[u << LOW | (key[l] & ((1u << LOW) - 1))] += 1;
     }
-  }
+  });
 }
 EXPORT void count_keys(const Inputs* in, i64 count, i64 wide, i64 start, const double* divergences, i64 length,
                        const u32* upper, i64* counts) {
   Room room;
   const Spread spread(divergences, length, room);
-  if (wide) count_in<double, Mixed>(*in, count, start, spread, upper, counts);
-  else if (all_are(*in, BFLOAT16)) count_in<float, bf16>(*in, count, start, spread, upper, counts);
-  else count_in<float, Mixed>(*in, count, start, spread, upper, counts);
+  if (wide) count_in<double>(*in, count, start, spread, upper, counts);
+  else count_in<float>(*in, count, start, spread, upper, counts);
 }
 
 // The other model's element where the importance of its change reaches a bound, else the base's.
 struct FusionHow { const double* divergences; i64 length; double bound; };
 
-template <class W, int K> struct Fusion : Plain {
-  static constexpr int FEW = 2;
+template <class W> struct Fusion : Plain {
+  static constexpr bool CHANGES = true;
   Spread spread;
   float bound;
-  Fusion(const void* how, i64, i64, Room& room) : Fusion(*(const FusionHow*)how, room) {}
+  Fusion(const void* how, i64, Room& room) : Fusion(*(const FusionHow*)how, room) {}
   Fusion(const FusionHow& how, Room& room) : spread(how.divergences, how.length, room), bound((float)how.bound) {}
-  template <class In> void prepare(const Inputs&, int n, i64 index) { spread.fill(index, n); }
-  INLINE_MEMBER Vec<W> operator()(const Vec<W>* x, i64, i64 at) {
-    return mask_for<W>(importance<W>(x[1] - x[0], load<double>(spread.each + at)) >= bound) ? x[1] : x[0];
+  void prepare(int n, i64 index) { spread.fill(index, n); }
+  const W* fill(const Chunk<W>& c, int place, W* exact) {
+    for (int at = 0; at < c.n; at += LANES) {
+      const Vec<float> weight = importance<W>(load<W>(c.apart[0] + at), load<double>(spread.each + place + at));
+      store(exact + at, mask_for<W>(weight >= bound) ? load<W>(c.x[1] + at) : load<W>(c.x[0] + at));
+    }
+    return exact;
   }
 };
 EXPORT int fusion(const Tile* tile) { return run<Fusion>(tile); }

@@ -176,68 +176,78 @@ EXPORT void combine_each(const Inputs* in, i64 count, i64 wide, const void* coef
 
 enum Norm : i64 { L1, L2, LINF };
 
-template <class W, class In, Norm NORM> static void norms_in(const Inputs& in, i64 count, const Rules& rules, i64 start, double* sums) {
+template <class W, Norm NORM> struct Norms {
+  const Inputs& in;
   Room room;
   const i64 m = in.k - 1;
-  Keeper<W> keeper(rules, m, room);
-  Padded<STEP> padded(in.k, room);
-  Shifted shifted(in.k, room);
-  const bool varied = keeper.varied(m);
-  for (i64 low = 0; low < count; low += BLOCK) {
-    const int size = (int)(count - low < BLOCK ? count - low : BLOCK), full = size / STEP * STEP;
-    const Inputs here = shifted(in, low), rest = full < size ? padded(here, full, size - full) : here;
-    keeper.template prepare<In>(here, size, start + low);
-    for (i64 i = 0; i < m; ++i) {
-      Chains all, kept;
-      Vec<double> most = {}, most_kept = {};
-      for (int at = 0; at < size; at += STEP) {
-        const Inputs& from = at < full ? here : rest;
-        const i64 place = at < full ? at : 0;
-        Vec<double> term[2], chosen[2];
-        for (int h = 0; h < 2; ++h) {
-          const i64 n = place + h * LANES;
-          Vec<W> apart[MOST], change = change_of<W, In>(from, i, n), ranked = change;
-          if (varied) {
-            for (i64 o = 0; o < m; ++o) apart[o] = change_of<W, In>(from, o, n);
-            ranked = variance<W>(apart, m);
-          }
-          const Vec<double> wide = convert<double>(change);
-          const Mask<double> mask = mask_for<double>(keeps(keeper.cuts[varied ? m : i], key_of(ranked), at + h * LANES));
-          term[h] = NORM == L2 ? wide * wide : magnitude(wide);
-          chosen[h] = mask ? term[h] : Vec<double>{};
-        }
-        if constexpr (NORM == LINF) {
-          for (int h = 0; h < 2; ++h) {
-            most = term[h] > most ? term[h] : most;
-            most_kept = chosen[h] > most_kept ? chosen[h] : most_kept;
-          }
-        } else {
-          all.add(term[0], term[1]);
-          kept.add(chosen[0], chosen[1]);
-        }
-      }
-      double* into = sums + (low / CELL * m + i) * 2;
-      if constexpr (NORM == LINF) {
-        for (int l = 0; l < LANES; ++l) {
-          if (most[l] > into[0]) into[0] = most[l];
-          if (most_kept[l] > into[1]) into[1] = most_kept[l];
-        }
-      } else {
-        into[0] += all.joined();
-        into[1] += kept.joined();
+  Keeper<W> keeper;
+  Chunk<W> chunk{in.k, in.k, room};
+  Chains *all = room.take<Chains>(m + 1), *kept = room.take<Chains>(m + 1);  // or for LINF the greatest
+  Norms(const Inputs& in, const Rules& rules) : in(in), keeper(rules, m, room) {}
+
+  void run(i64 count, i64 start, double* sums) {
+    Padded<STEP> padded(in.k, room);
+    Shifted shifted(in.k, room);
+    for (i64 low = 0; low < count; low += BLOCK) {
+      const int n = (int)(count - low < BLOCK ? count - low : BLOCK), full = n / STEP * STEP;
+      const Inputs here = shifted(in, low);
+      keeper.prepare(n, start + low);
+      for (int at = 0; at < full; at += CHUNK) add(here, at, at, full - at < CHUNK ? full - at : CHUNK);
+      if (full < n) add(padded(here, full, n - full), 0, full, STEP);
+      for (i64 i = 0; i < m; ++i) {
+        pour(all[i], sums[(low / CELL * m + i) * 2]);
+        pour(kept[i], sums[(low / CELL * m + i) * 2 + 1]);
       }
     }
   }
-}
-template <class W, class In> static void norms_of(const Inputs& in, i64 count, const Rules& rules, i64 norm, i64 start, double* sums) {
-  if (norm == L1) norms_in<W, In, L1>(in, count, rules, start, sums);
-  else if (norm == L2) norms_in<W, In, L2>(in, count, rules, start, sums);
-  else norms_in<W, In, LINF>(in, count, rules, start, sums);
+  void add(const Inputs& from, int place, int at, int n) {
+    chunk.fill(from, place, n, false, true);
+    keeper.settle(chunk, at);
+    const bool varied = keeper.varied(m + 1);
+    if (varied) write_keys(keeper.keys, chunk, -1);
+    for (i64 i = 0; i < m; ++i) {
+      const Cut& cut = keeper.cuts[varied ? m : i];
+      if (cut.bits) add_kept(i, [&](int j) { return is_set(cut.bits, at + j); });
+      else if (varied) add_kept(i, [&](int j) { return lies_in(cut, load<u32>(keeper.keys + j)); });
+      else add_kept(i, [&](int j) { return lies_in(cut, key_of(load<W>(chunk.apart[i] + j))); });
+    }
+  }
+  INLINE_MEMBER static Vec<double> term_of(Vec<W> x) {
+    const Vec<double> wide = convert<double>(x);
+    return NORM == L2 ? wide * wide : magnitude(wide);
+  }
+  template <class Keeps> INLINE_MEMBER void add_kept(i64 i, Keeps keeps) {
+    Chains every = all[i], some = kept[i];
+    for (int at = 0; at < chunk.n; at += STEP) {
+      for (int h = 0; h < 2; ++h) {
+        const int j = at + h * LANES;
+        const Vec<W> x = load<W>(chunk.apart[i] + j);
+        const Vec<double> term = term_of(x), chosen = term_of(only(mask_for<W>(keeps(j)), x));
+        if (NORM == LINF) {
+          every.part[h] = term > every.part[h] ? term : every.part[h];
+          some.part[h] = chosen > some.part[h] ? chosen : some.part[h];
+        } else {
+          every.part[h] += term;
+          some.part[h] += chosen;
+        }
+      }
+    }
+    all[i] = every, kept[i] = some;
+  }
+  static void pour(Chains& from, double& into) {
+    if (NORM != LINF) into += from.joined();
+    for (int l = 0; l < 2 * LANES && NORM == LINF; ++l)
+      if (from.part[l / LANES][l % LANES] > into) into = from.part[l / LANES][l % LANES];
+    from = Chains{};
+  }
+};
+template <class W> static void norms_of(const Inputs& in, i64 count, const Rules& rules, i64 norm, i64 start, double* sums) {
+  if (norm == L1) Norms<W, L1>(in, rules).run(count, start, sums);
+  else if (norm == L2) Norms<W, L2>(in, rules).run(count, start, sums);
+  else Norms<W, LINF>(in, rules).run(count, start, sums);
 }
 // Sums (or the maximum) of all changes and of the kept ones, [cells][models][2].
 EXPORT void norms(const Inputs* in, i64 count, i64 wide, const Rules* rules, i64 norm, i64 start, double* sums) {
-  if (wide) norms_of<double, Mixed>(*in, count, *rules, norm, start, sums);
-  else if (all_are(*in, BFLOAT16)) norms_of<float, bf16>(*in, count, *rules, norm, start, sums);
-  else if (all_are(*in, FLOAT32)) norms_of<float, float>(*in, count, *rules, norm, start, sums);
-  else norms_of<float, Mixed>(*in, count, *rules, norm, start, sums);
+  if (wide) norms_of<double>(*in, count, *rules, norm, start, sums);
+  else norms_of<float>(*in, count, *rules, norm, start, sums);
 }

@@ -17,46 +17,50 @@ struct Rules {
   i64 room;
 };
 
-template <class W, class In> INLINE Vec<W> change_of(const Inputs& in, i64 model, i64 at) {
-  return read<W, In>(in, model + 1, at) - read<W, In>(in, 0, at);
-}
-
 // Variance of the changes between the models.
-template <class W, class A> INLINE Vec<W> variance(A& apart, i64 models) {
-  const W count = (W)models;
-  Vec<W> mean = apart[0], sum = {};
-  for (i64 m = 1; m < models; ++m) mean += apart[m];
+template <class W> INLINE Vec<W> variance_at(const Chunk<W>& c, int at) {
+  const i64 m = c.models - 1;
+  const W count = (W)m;
+  Vec<W> mean = load<W>(c.apart[0] + at), sum = {};
+  for (i64 i = 1; i < m; ++i) mean += load<W>(c.apart[i] + at);
   mean /= count;
-  for (i64 m = 0; m < models; ++m) sum += (apart[m] - mean) * (apart[m] - mean);
+  for (i64 i = 0; i < m; ++i) {
+    const Vec<W> off = load<W>(c.apart[i] + at) - mean;
+    sum += off * off;
+  }
   return sum / count;
 }
 
-// Keys of a model's changes, or of the variance between all for the model -1; `into` has room for whole vectors.
-template <class W, class In> INLINE Vec<u32> key_at(const Inputs& in, i64 model, i64 at) {
-  if (model >= 0) return key_of(change_of<W, In>(in, model, at));
-  Vec<W> apart[MOST];
-  for (i64 m = 0; m < in.k - 1; ++m) apart[m] = change_of<W, In>(in, m, at);
-  return key_of(variance<W>(apart, in.k - 1));
-}
-template <class W, class In> static void write_keys(const Inputs& in, i64 n, i64 model, Padded<LANES>& padded, u32* into) {
-  const i64 full = n / LANES * LANES;
-  for (i64 at = 0; at < full; at += LANES) store(into + at, key_at<W, In>(in, model, at));
-  if (full < n) store(into + full, key_at<W, In>(padded(in, full, (int)(n - full)), model, 0));
+// Keys of a chunk's changes of a model, or of the variance between all for the model -1.
+template <class W> static void write_keys(u32* into, const Chunk<W>& c, i64 model) {
+  if (model >= 0)
+    for (int at = 0; at < c.n; at += LANES) store(into + at, key_of(load<W>(c.apart[model] + at)));
+  else
+    for (int at = 0; at < c.n; at += LANES) store(into + at, key_of(variance_at(c, at)));
 }
 
-// What is kept of a block, made ready by `prepare`: keys from `low` to below `high` whose bit is set.
-struct Cut { u32 low, high; const u8* bits; };
+// What is kept of a block: keys that are greater than `over` but not than `most`, or those whose bit is set.
+struct Cut {
+  i32 over, most;
+  u32 shift;  // one signed comparison does for both: to the least number moves the least key that is kept
+  i32 beyond;
+  const u8* bits;
+  bool tied[2];  // at either cut there are ties of which some are kept
 
-INLINE Vec<i32> keeps(const Cut& cut, Vec<u32> key, i64 at) {
-  Vec<i32> kept = (key >= cut.low) & (key < cut.high);
-  if (cut.bits) {
-    u16 bits;
-    memcpy(&bits, cut.bits + (at >> 3), 2);
-    Vec<i32> lane;
-    for (int l = 0; l < LANES; ++l) lane[l] = 1 << l;
-    kept &= (lane & (i32)bits) != 0;
+  void close() {
+    shift = 0x7FFFFFFFu - (u32)over;
+    beyond = (i32)(0x80000000u + (most > over ? (u32)most - (u32)over : 0));
   }
-  return kept;
+};
+constexpr i32 LARGEST = 0x7FFFFFFF;
+
+INLINE Vec<i32> lies_in(const Cut& cut, Vec<u32> key) { return (Vec<i32>)(key + cut.shift) < cut.beyond; }
+INLINE Vec<i32> is_set(const u8* bits, int at) {
+  u16 word;
+  memcpy(&word, bits + (at >> 3), 2);
+  Vec<i32> lane;
+  for (int l = 0; l < LANES; ++l) lane[l] = 1 << l;
+  return (lane & (i32)word) != 0;
 }
 
 template <class W> struct Keeper {
@@ -64,78 +68,82 @@ template <class W> struct Keeper {
   Cut* cuts;
   u8* own;      // bits of a block, for each rule
   i64* seen;    // ties so far in the cell, at both cuts of each rule
-  u32* keys;
-  Padded<LANES> padded;
+  u32* keys;    // of a chunk
+  i64 cell = 0;
   static constexpr int ROW = BLOCK / 8 + 2;
 
-  Keeper(const Rules& rules, i64 models, Room& room) : rules(rules), padded(models + 1, room) {
+  Keeper(const Rules& rules, i64, Room& room) : rules(rules) {
     i64 n = rules.count ? rules.count : 1;
     cuts = room.take<Cut>(n);
     own = room.take<u8>(n * ROW);
     seen = room.take<i64>(2 * n);
-    keys = room.take<u32>(BLOCK);
+    keys = room.take<u32>(CHUNK);
   }
 
-  bool varied(i64 models) const { return rules.count == models + 1; }
+  bool varied(i64 models) const { return rules.count == models; }
 
-  template <class In> void prepare(const Inputs& in, int n, i64 index) {
-    const i64 cell = index / CELL;
+  // A block begins, of `n` elements.
+  void prepare(int n, i64 index) {
+    cell = index / CELL;
     if (index % CELL == 0) memset(seen, 0, 16 * rules.count);
     for (i64 m = 0; m < rules.count; ++m) {
       Cut& cut = cuts[m];
-      u8* bits = own + m * ROW;
-      cut = {0, ABSENT, nullptr};
+      cut = {-1, LARGEST, 0, 0, nullptr, {}};
       switch (rules.kinds[m]) {
-        case NOTHING: cut.low = ABSENT; break;
+        case NOTHING: cut.over = LARGEST; break;
         case MASKED: cut.bits = rules.masks + m * rules.room + (index >> 3); break;
-        case DRAWN: {
-          const u64 seed = rules.seeds[m], chance = rules.chances[m];
-          for (int at = 0; at < n; at += LANES) {
-            u16 word = bits_of(draws(seed, index + at) < chance);
-            if (n - at < LANES) word &= (u16)((1u << (n - at)) - 1);
-            memcpy(bits + (at >> 3), &word, 2);
-          }
-          if (rules.room) memcpy(rules.masks + m * rules.room + (index >> 3), bits, (n + LANES - 1) / LANES * 2);
-          cut.bits = bits;
-          break;
-        }
-        case BETWEEN: {
-          const u32* at = rules.cuts + 2 * m;
-          const i64 place = 2 * m * rules.cells + cell, other = place + rules.cells;
-          cut.high = above(at[0], rules.allowed[place], rules.present[place]);
-          cut.low = above(at[1], rules.allowed[other], rules.present[other]);
-          bool tied[2] = {cut.high == ABSENT && at[0] != ABSENT, cut.low == ABSENT && at[1] != ABSENT};
-          if (tied[0] || tied[1]) {
-            i64 allowed[2] = {rules.allowed[place], rules.allowed[other]};
-            count_ties<In>(in, n, m, at, cut, tied, allowed, bits);
-            cut = {0, ABSENT, bits};
-          }
-        }
+        case DRAWN: cut.bits = draw_bits(m, n, index); break;
+        case BETWEEN:
+          cut.most = limit(m, 0, cut.tied[0]);
+          cut.over = limit(m, 1, cut.tied[1]);
+          if (cut.tied[0] || cut.tied[1]) cut.bits = own + m * ROW;
       }
+      cut.close();
     }
+  }
+  // A chunk begins, at a place in the block: where there are ties, they are counted.
+  void settle(const Chunk<W>& c, int at) {
+    for (i64 m = 0; m < rules.count; ++m)
+      if (cuts[m].tied[0] || cuts[m].tied[1]) count_ties(c, at, m);
   }
 
  private:
-  // The least key above a cut in a cell; ABSENT if its ties must be counted one by one.
-  static u32 above(u32 cut, i64 allowed, i64 present) {
-    return allowed >= present ? cut : allowed == 0 ? cut + 1 : ABSENT;
+  const u8* draw_bits(i64 m, int n, i64 index) {
+    u8* bits = own + m * ROW;
+    const u64 seed = rules.seeds[m], chance = rules.chances[m];
+    for (int at = 0; at < n; at += LANES) {
+      u16 word = bits_of(draws(seed, index + at) < chance);
+      if (n - at < LANES) word &= (u16)((1u << (n - at)) - 1);
+      memcpy(bits + (at >> 3), &word, 2);
+    }
+    if (rules.room) memcpy(rules.masks + m * rules.room + (index >> 3), bits, (n + LANES - 1) / LANES * 2);
+    return bits;
   }
 
-  template <class In> void count_ties(const Inputs& in, int n, i64 rule, const u32* at, const Cut& cut,
-                                      const bool* tied, const i64* allowed, u8* bits) {
-    write_keys<W, In>(in, n, varied(in.k - 1) ? -1 : rule, padded, keys);
-    const u32 bounds[2] = {cut.high, cut.low};
-    memset(bits, 0, ROW);
-    for (int j = 0; j < n; ++j) {
-      bool over[2];
-      for (int c = 0; c < 2; ++c) {
-        over[c] = keys[j] >= bounds[c];
-        if (!tied[c]) continue;
-        over[c] = keys[j] > at[c];
-        if (keys[j] == at[c]) over[c] = seen[2 * rule + c]++ < allowed[c];
+  // The greatest key that does not lie above a cut in the cell; where some of its ties do, it is the cut's.
+  i32 limit(i64 m, int c, bool& tied) const {
+    const u32 cut = rules.cuts[2 * m + c];
+    const i64 place = (2 * m + c) * rules.cells + cell, allowed = rules.allowed[place];
+    if (cut == ABSENT) return LARGEST;
+    if (allowed >= rules.present[place]) return (i32)cut - 1;
+    tied = allowed > 0;
+    return (i32)cut;
+  }
+
+  void count_ties(const Chunk<W>& c, int from, i64 m) {
+    write_keys(keys, c, varied(c.models) ? -1 : m);
+    const Cut& cut = cuts[m];
+    u8* bits = own + m * ROW + (from >> 3);
+    memset(bits, 0, c.n / 8);
+    for (int j = 0; j < c.n; ++j) {
+      bool above[2];
+      for (int e = 0; e < 2; ++e) {
+        const i32 key = (i32)keys[j], limit = e ? cut.over : cut.most;
+        above[e] = key > limit;
+        if (cut.tied[e] && key == limit)
+          above[e] = seen[2 * m + e]++ < rules.allowed[(2 * m + e) * rules.cells + cell];
       }
-      bits[j >> 3] |= (u8)((over[1] && !over[0]) << (j & 7));
+      bits[j >> 3] |= (u8)((above[1] && !above[0]) << (j & 7));
     }
   }
-
 };

@@ -6,37 +6,34 @@
 
 // Put those keys of sixteen that are marked one after the other; `into` has room for all sixteen.
 INLINE i64 pick(Vec<u32> key, Vec<i32> marked, u32* into) {
-  u32 bits = 0;
-#if defined(__AVX512F__)
-  bits = _mm512_movepi32_mask((__m512i)marked);
+  u32 bits = bits_of(marked);
   if (!bits) return 0;
+  const i64 count = __builtin_popcount(bits);
+#if defined(__AVX512F__)
   store(into, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)key));
-  return __builtin_popcount(bits);
 #else
-  if (!__builtin_reduce_or(marked)) return 0;
-  for (int l = 0; l < LANES; ++l) {
-    into[bits] = key[l];
-    bits -= marked[l];
-  }
-  return bits;
+  u32 keys[LANES];
+  store(keys, key);
+  for (; bits; bits &= bits - 1) *into++ = keys[__builtin_ctz(bits)];
 #endif
+  return count;
 }
 
-struct Bracket { u32 low, high, guess, other; };
+struct Bracket { i32 low, high; u32 guess, other; };
 struct Counts { i64 equal[2], above; };
 
-// Counts keys of a block, `n` of them: how many equal each guess, how many lie above the bracket; stores the others
-// that lie in it.
+// Counts keys, `n` of them: how many equal each guess, how many lie above the bracket; stores the others that lie in it.
 template <class KeyAt> INLINE i64 scan(int n, const Bracket& bracket, Counts& counts, u32* into, KeyAt key_at) {
   Vec<i32> equal = {}, other = {}, above = {};
   i64 fill = 0;
   for (int at = 0; at < n; at += LANES) {
     const Vec<u32> key = key_at(at);
-    const Vec<i32> is_guess = key == bracket.guess, is_other = key == bracket.other, is_above = key > bracket.high;
+    const Vec<i32> is_guess = key == bracket.guess, is_other = key == bracket.other;
+    const Vec<i32> is_above = (Vec<i32>)key > bracket.high, is_below = (Vec<i32>)key < bracket.low;
     equal -= is_guess;
     other -= is_other;
     above -= is_above;
-    fill += pick(key, (key >= bracket.low) & ~is_guess & ~is_other & ~is_above, into + fill);
+    fill += pick(key, is_guess + is_other + is_above + is_below == 0, into + fill);
   }
   counts.equal[0] += __builtin_reduce_add(equal);
   counts.equal[1] += __builtin_reduce_add(other);
@@ -55,75 +52,99 @@ struct Tally {
   i64* fill;
 };
 
-template <class W, class In> static void tally_in(const Inputs& in, i64 count, const Tally& t) {
+// A key as a bound of signed comparisons: none is greater than the largest.
+INLINE i32 bound(u32 key) { return key < (u32)LARGEST ? (i32)key : LARGEST; }
+
+template <class W> struct Tallying {
+  const Tally& t;
   Room room;
-  Padded<LANES> padded(in.k, room);
-  Shifted shifted(in.k, room);
-  u32* keys = room.take<u32>(BLOCK);
-  for (i64 low = 0; low < count; low += BLOCK) {
-    const i64 cell = low / CELL;
-    const int n = (int)(count - low < BLOCK ? count - low : BLOCK), full = n / LANES * LANES;
-    const Inputs here = shifted(in, low);
+  Chunk<W> chunk;
+  u32* keys = room.take<u32>(CHUNK);
+  Tallying(const Inputs& in, const Tally& t) : t(t), chunk(in.k, in.k, room) {}
+
+  void run(const Inputs& in, i64 count) {
+    chunk.over(in, 0, count, [&](i64 at, int live) { add(at / CELL, live); });
+  }
+  void add(i64 cell, int live) {
     for (i64 s = 0; s < t.selections; ++s) {
-      const Bracket bracket = {t.lows[s], t.highs[s], t.guesses[2 * s], t.guesses[2 * s + 1]};
+      const Bracket bracket = {bound(t.lows[s]), bound(t.highs[s]), t.guesses[2 * s], t.guesses[2 * s + 1]};
       const i64 model = t.what[s];
-      u32* into = t.found + s * t.room;
+      u32* into = t.found + s * t.room + t.fill[s];
       Counts counts = {};
-      t.fill[s] += scan(full, bracket, counts, into + t.fill[s],
-                        [&](int at) { return key_at<W, In>(here, model, at); });
-      if (full < n) {  // what is behind the last element counts as a guess, and is taken away again
-        write_keys<W, In>(padded(here, full, n - full), LANES, model, padded, keys);
-        for (int l = n - full; l < LANES; ++l) keys[l] = bracket.guess;
-        t.fill[s] += scan(LANES, bracket, counts, into + t.fill[s], [&](int) { return load<u32>(keys); });
-        counts.equal[0] -= LANES - (n - full);
+      if (model < 0 || live < chunk.n) {
+        write_keys(keys, chunk, model);
+        for (int l = live; l < chunk.n; ++l) keys[l] = bracket.guess;  // counted, and taken away again
+        t.fill[s] += scan(chunk.n, bracket, counts, into, [&](int at) { return load<u32>(keys + at); });
+        counts.equal[0] -= chunk.n - live;
+      } else {
+        const W* apart = chunk.apart[model];
+        t.fill[s] += scan(chunk.n, bracket, counts, into, [=](int at) { return key_of(load<W>(apart + at)); });
       }
       for (int c = 0; c < 2; ++c) t.equal[(2 * s + c) * t.cells + cell] += counts.equal[c];
       t.above[s] += counts.above;
     }
   }
-}
+};
 EXPORT void tally(const Inputs* in, i64 count, i64 wide, const Tally* t) {
-  if (wide) tally_in<double, Mixed>(*in, count, *t);
-  else if (all_are(*in, BFLOAT16)) tally_in<float, bf16>(*in, count, *t);
-  else if (all_are(*in, FLOAT32)) tally_in<float, float>(*in, count, *t);
-  else tally_in<float, Mixed>(*in, count, *t);
+  if (wide) Tallying<double>(*in, *t).run(*in, count);
+  else Tallying<float>(*in, *t).run(*in, count);
 }
 
-// The keys of a few elements, of a model's changes or, for -1, of the variance between all.
-EXPORT void sample_keys(const Inputs* in, i64 count, i64 wide, i64 model, u32* into) {
+// The keys of elements in a row, of a model's changes or, for -1, of the variance between all.
+template <class W> struct Keys {
+  const i64 model;
   Room room;
-  Padded<LANES> padded(in->k, room);
-  u32* keys = room.take<u32>(count + LANES);
-  if (wide) write_keys<double, Mixed>(*in, count, model, padded, keys);
-  else write_keys<float, Mixed>(*in, count, model, padded, keys);
-  memcpy(into, keys, count * sizeof(u32));
+  const void* rows[2];
+  i64 codes[2];
+  Inputs taken;  // a model and the base, or all
+  Chunk<W> chunk;
+  Keys(const Inputs& in, i64 model)
+      : model(model), taken(model < 0 ? in : Inputs{2, rows, codes}), chunk(taken.k, taken.k, room) {
+    for (int i = 0; i < 2 && model >= 0; ++i) {
+      rows[i] = in.rows[i * (model + 1)];
+      codes[i] = in.codes[i * (model + 1)];
+    }
+  }
+  // Elements from `from` on; `into` has room for whole vectors.
+  void write(i64 from, i64 count, u32* into) {
+    chunk.over(taken, from, count, [&](i64 at, int) { write_keys(into + at, chunk, model < 0 ? -1 : 0); });
+  }
+};
+template <class W> static void keys_of(const Inputs& in, i64 count, i64 model, u32* into) {
+  Keys<W> keys(in, model);
+  u32* whole = keys.room.template take<u32>(count + LANES);
+  keys.write(0, count, whole);
+  memcpy(into, whole, count * sizeof(u32));
+}
+EXPORT void sample_keys(const Inputs* in, i64 count, i64 wide, i64 model, u32* into) {
+  if (wide) keys_of<double>(*in, count, model, into);
+  else keys_of<float>(*in, count, model, into);
 }
 
 // For every model in how many elements its change is larger than epsilon beside others', and alone: [2][models].
-template <class W, class In> static void count_active(const Inputs& in, i64 count, W epsilon, i64* counts) {
+template <class W> static void count_active(const Inputs& in, i64 count, W epsilon, i64* counts) {
   Room room;
-  Padded<LANES> padded(in.k, room);
+  Chunk<W> chunk(in.k, in.k, room);
   const i64 m = in.k - 1;
-  for (i64 at = 0; at < count; at += LANES) {
-    const bool last = count - at < LANES;  // zeros behind the end are not active
-    const Inputs here = last ? padded(in, at, (int)(count - at)) : in;
-    Mask<W> active[MOST], models = {};
-    for (i64 i = 0; i < m; ++i) {
-      active[i] = ~(magnitude(change_of<W, In>(here, i, last ? 0 : at)) <= epsilon);
-      models -= active[i];
+  chunk.over(in, 0, count, [&](i64, int) {
+    for (int at = 0; at < chunk.n; at += LANES) {
+      Mask<W> active[MOST], models = {};
+      for (i64 i = 0; i < m; ++i) {
+        active[i] = ~(magnitude(load<W>(chunk.apart[i] + at)) <= epsilon);  // zeros behind the end are not
+        models -= active[i];
+      }
+      for (i64 i = 0; i < m; ++i) {
+        const int all = __builtin_popcount(bits_of(active[i]));
+        const int alone = __builtin_popcount(bits_of(active[i] & (models == 1)));
+        counts[i] += all - alone;
+        counts[m + i] += alone;
+      }
     }
-    for (i64 i = 0; i < m; ++i) {
-      const int all = __builtin_popcount(bits_of(active[i])), alone = __builtin_popcount(bits_of(active[i] & (models == 1)));
-      counts[i] += all - alone;
-      counts[m + i] += alone;
-    }
-  }
+  });
 }
 EXPORT void count_shared(const Inputs* in, i64 count, i64 wide, double epsilon, i64* counts) {
-  if (wide) count_active<double, Mixed>(*in, count, epsilon, counts);
-  else if (all_are(*in, BFLOAT16)) count_active<float, bf16>(*in, count, (float)epsilon, counts);
-  else if (all_are(*in, FLOAT32)) count_active<float, float>(*in, count, (float)epsilon, counts);
-  else count_active<float, Mixed>(*in, count, (float)epsilon, counts);
+  if (wide) count_active<double>(*in, count, epsilon, counts);
+  else count_active<float>(*in, count, (float)epsilon, counts);
 }
 
 // -- ranks in a row -----------------------------------------------------------------------------------
@@ -313,20 +334,17 @@ struct Row {
 
 // Sets the bits of those of a model's changes that are kept by their rank r in their row, by ascending magnitude
 // (equal ones share the mean of their ranks): with the probability density + epsilon (2 r / (length - 1) - 1).
-EXPORT void draw_by_rank(const Inputs* in, i64 wide, i64 model, const Ranks* ranks) {
-  Room room;
-  Padded<LANES> padded(in->k, room);
-  Shifted shifted(in->k, room);
-  Row& row = *room.take<Row>(1);
-  row.open(*ranks, room);
-  const bool halves = all_are(*in, BFLOAT16), singles = all_are(*in, FLOAT32);
-  for (i64 n = 0; n < ranks->rows; ++n) {
-    const Inputs here = shifted(*in, n * row.length);
-    if (wide) write_keys<double, Mixed>(here, row.length, model, padded, row.keys);
-    else if (halves) write_keys<float, bf16>(here, row.length, model, padded, row.keys);
-    else if (singles) write_keys<float, float>(here, row.length, model, padded, row.keys);
-    else write_keys<float, Mixed>(here, row.length, model, padded, row.keys);
-    row.decide(ranks->start + n * row.length);
-    row.set_bits(ranks->mask, ranks->start + n * row.length);
+template <class W> static void rank_rows(const Inputs& in, i64 model, const Ranks& ranks) {
+  Keys<W> keys(in, model);
+  Row& row = *keys.room.template take<Row>(1);
+  row.open(ranks, keys.room);
+  for (i64 n = 0; n < ranks.rows; ++n) {
+    keys.write(n * row.length, row.length, row.keys);
+    row.decide(ranks.start + n * row.length);
+    row.set_bits(ranks.mask, ranks.start + n * row.length);
   }
+}
+EXPORT void draw_by_rank(const Inputs* in, i64 wide, i64 model, const Ranks* ranks) {
+  if (wide) rank_rows<double>(*in, model, *ranks);
+  else rank_rows<float>(*in, model, *ranks);
 }

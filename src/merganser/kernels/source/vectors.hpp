@@ -45,6 +45,12 @@ template <class W> INLINE Mask<W> mask_for(Vec<i32> mask) {
   if constexpr (same<W, double>) return convert<i64>(mask);
   else return mask;
 }
+// Numbers where a mask is set, else zero.
+template <class V, class M> INLINE V only(M mask, V v) { return (V)((M)v & mask); }
+template <class V> INLINE V flip_signs(V v, V signs) {
+  if constexpr (sizeof(V) == LANES * 8) return (V)((Vec<u64>)v ^ (Vec<u64>)signs);
+  else return (V)((Vec<u32>)v ^ (Vec<u32>)signs);
+}
 // The truth of sixteen lanes as bits.
 typedef bool Truth __attribute__((ext_vector_type(LANES)));
 template <class V> INLINE u16 bits_of(V mask) {
@@ -157,6 +163,76 @@ struct Shifted {
   Inputs operator()(const Inputs& in, i64 at) {
     for (i64 i = 0; i < in.k; ++i) rows[i] = (const u8*)in.rows[i] + at * WIDTHS[in.codes[i]];
     return {in.k, rows, in.codes};
+  }
+};
+
+// -- a chunk of a tile ------------------------------------------------------------------------------
+
+constexpr int CHUNK = 256;  // elements whose numbers lie in the first cache while all is done with them
+
+// A row's numbers from an element on, or their changes to those of a base, or both.
+template <class W, class T>
+static void widen_row(const void* row, i64 from, int n, W* numbers, const W* base, W* changes) {
+  const T* stored = (const T*)row + from;
+  if (!base)
+    for (int at = 0; at < n; at += LANES) store(numbers + at, widen<W, T>(stored + at));
+  else if (!numbers)
+    for (int at = 0; at < n; at += LANES) store(changes + at, widen<W, T>(stored + at) - load<W>(base + at));
+  else
+    for (int at = 0; at < n; at += LANES) {
+      const Vec<W> x = widen<W, T>(stored + at);
+      store(numbers + at, x);
+      store(changes + at, x - load<W>(base + at));
+    }
+}
+template <class W>
+static void widen_any_row(const void* row, i64 code, i64 from, int n, W* numbers, const W* base, W* changes) {
+  switch (code) {
+    case BFLOAT16: return widen_row<W, bf16>(row, from, n, numbers, base, changes);
+    case FLOAT16: return widen_row<W, f16>(row, from, n, numbers, base, changes);
+    case FLOAT32: return widen_row<W, float>(row, from, n, numbers, base, changes);
+    default: return widen_row<W, double>(row, from, n, numbers, base, changes);
+  }
+}
+
+// A few elements of all inputs as numbers, and their changes to those of the first.
+template <class W> struct Chunk {
+  const i64 models;  // rows behind these have no changes
+  int n = 0;         // a multiple of LANES
+  const W** x;
+  W **apart, **own;
+  Padded<LANES> padded;
+  Chunk(i64 k, i64 models, Room& room) : models(models), padded(k, room) {
+    x = room.take<const W*>(k), own = room.take<W*>(k), apart = room.take<W*>(k);
+    for (i64 i = 0; i < k; ++i) own[i] = room.take<W>(CHUNK), apart[i] = room.take<W>(CHUNK);
+  }
+
+  // Calls `each` for the changes of all chunks of `count` elements from `from` on, with the place of the first behind
+  // `from` and how many there are; behind these are zeros.
+  template <class Each> void over(const Inputs& in, i64 from, i64 count, Each each) {
+    const i64 full = count / LANES * LANES;
+    for (i64 at = 0; at < full; at += CHUNK) {
+      fill(in, from + at, full - at < CHUNK ? (int)(full - at) : CHUNK, false, true);
+      each(at, n);
+    }
+    if (full == count) return;
+    fill(padded(in, from + full, (int)(count - full)), 0, LANES, false, true);
+    each(full, (int)(count - full));
+  }
+
+  // Elements from `from` on; there must be `count` of them, a multiple of LANES.
+  void fill(const Inputs& in, i64 from, int count, bool numbers, bool changes) {
+    n = count;
+    for (i64 i = 0; i < in.k; ++i) {
+      const int width = WIDTHS[in.codes[i]];
+      const char* next = (const char*)in.rows[i] + (from + n) * width;  // what comes then is on its way meanwhile
+      for (int line = 0; line < n * width; line += 64) __builtin_prefetch(next + line);
+      const bool changed = changes && i && i < models, as_is = in.codes[i] == (same<W, double> ? FLOAT64 : FLOAT32);
+      x[i] = as_is ? (const W*)in.rows[i] + from : own[i];
+      W* into = as_is || (changed && !numbers) ? nullptr : own[i];
+      if (into || changed)
+        widen_any_row(in.rows[i], in.codes[i], from, n, into, changed ? x[0] : nullptr, changed ? apart[i - 1] : nullptr);
+    }
   }
 };
 
