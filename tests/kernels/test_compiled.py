@@ -300,6 +300,29 @@ def test_norms(tile: dict[str, Any], kind: int, norm: int) -> None:
         same(one, other)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_lower_half_of_a_draw_decides_where_the_upper_one_equals_the_chance(more: int) -> None:
+    """Draws are compared by their upper halves first."""
+    count, seed, place = 3 * LANES, 7, 2 * LANES + 3
+    chance = plain.draws(seed, 0, count)[place] + np.uint64(more)
+    rows = [np.zeros(count, np.float32), np.ones(count, np.float32)]
+    inputs = Inputs.of((row.view(np.uint8) for row in rows), [CODES["float32"]] * 2)
+    ties = np.zeros((1, 2, 1), np.int64)
+    rules = rule.Rules(
+        np.array([rule.DRAWN]),
+        np.array([[rule.ABSENT, 0]], np.uint32),
+        ties,
+        ties,
+        np.array([chance]),
+        np.array([seed], np.uint64),
+        np.zeros((1, count // 8 + LANES), np.uint8),
+    )
+    measuring.norms(inputs, count, np.dtype(np.float32), rules, rule.L1, 0, np.zeros((1, 1, 2)))
+    kept = np.unpackbits(rules.masks[0], bitorder="little", count=count).astype(bool)
+    assert np.array_equal(kept, plain.draws(seed, 0, count) < chance)
+    assert kept[place] == bool(more)
+
+
 @given(tile=tiles(2), varied=st.booleans())
 @many
 def test_counts_for_a_selection(tile: dict[str, Any], varied: bool) -> None:

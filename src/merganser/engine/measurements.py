@@ -23,8 +23,8 @@ from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
 from merganser.methods import Largest, MostVaried, Random, Ranked
 
-Sample = Callable[[int, int], Inputs]
-"""Reads elements ``start`` to ``start + count`` of a group's tensors."""
+Sample = Callable[[Sequence[int], int], Inputs]
+"""Reads from each of some places on so many elements of a group's tensors, one run after the other."""
 
 RUN = 1024
 """Elements that are read at once for a sample."""
@@ -395,13 +395,14 @@ def _sample_keys(
     whole = size <= runs * RUN
     places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
     count = size if whole else RUN
-    keys = np.empty((len(selections), len(places) * count), np.uint32)
-    for n, place in enumerate(places):
-        inputs = part.stored(sample(place, count).take(part.rows))
-        here = keys[:, n * count : (n + 1) * count]
-        for selection, into in zip(selections, here, strict=True):
-            selecting.sample_keys(inputs, count, part.wide, selection.what, into)
-    return [np.sort(row)[::-1] for row in keys]
+    inputs = part.stored(sample(places, count).take(part.rows))
+    found: dict[int, Array] = {}
+    for selection in selections:
+        if selection.what not in found:
+            keys = np.empty(len(places) * count, np.uint32)
+            selecting.sample_keys(inputs, len(keys), part.wide, selection.what, keys)
+            found[selection.what] = np.sort(keys)[::-1]
+    return [found[selection.what] for selection in selections]
 
 
 class _Ranks:

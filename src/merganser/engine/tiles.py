@@ -117,6 +117,10 @@ class Group:
         return TILE if cut == "bands" else self.tile
 
     @property
+    def _codes(self) -> list[int]:
+        return [CODES.get(row.dtype.name, -1) for row in self.rows]
+
+    @property
     def itemsize(self) -> int:
         """Bytes of an element of the widest row."""
         return max(row.size for row in self.rows)
@@ -129,15 +133,23 @@ class Group:
                 look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
                 for row, into in zip(self.rows, buffer, strict=True)
             ),
-            [CODES.get(row.dtype.name, -1) for row in self.rows],
+            self._codes,
         )
 
     def _input_digest(self, index: int) -> str | None:
         row, cells = self.rows[index], self.digests[index]
         return None if cells is None else digest_of(row.checkpoint.specs[row.name], cells)
 
-    def _sample(self, start: int, count: int) -> Inputs:
-        return self.read(start, count, np.empty((len(self.rows), count * self.itemsize), np.uint8))
+    def _sample(self, places: Sequence[int], count: int) -> Inputs:
+        rows = []
+        for row in self.rows:
+            size = count * row.size
+            data = np.empty(len(places) * size, np.uint8)
+            view, read, name = data.data, row.checkpoint.read, row.name
+            for n, place in enumerate(places):
+                read(name, place * row.size, view[n * size : (n + 1) * size])
+            rows.append(data)
+        return Inputs.of(rows, self._codes)
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
         """What each part yielded, once all tiles are done."""

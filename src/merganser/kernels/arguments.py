@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _I64, _PTR = ctypes.c_int64, ctypes.c_void_p
+_BYTE: Callable[[Any], Any] = ctypes.c_char.from_buffer
 
 
 class InputsStruct(ctypes.Structure):
@@ -70,8 +71,13 @@ class Inputs:
 
 def address(array: Array) -> int:
     """Where an array begins in memory."""
-    place: int = array.__array_interface__["data"][0]
-    return place
+    try:
+        return ctypes.addressof(
+            _BYTE(array)
+        )  # the fastest way, for arrays that hold something to write to
+    except (TypeError, ValueError):
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 def checked(array: Array, dtype: Any, *shape: int) -> int:

@@ -111,8 +111,11 @@ template <class W> struct Keeper {
   const u8* draw_bits(i64 m, int n, i64 index) {
     u8* bits = own + m * ROW;
     const u64 seed = rules.seeds[m], chance = rules.chances[m];
+    const u32 least = (u32)(chance >> 32);
     for (int at = 0; at < n; at += LANES) {
-      u16 word = bits_of(draws(seed, index + at) < chance);
+      const Vec<u32> drawn = convert<u32>(draws(seed, index + at) >> 32);  // hardly ever must the lower halves decide
+      u16 word = bits_of(drawn < least);
+      if (bits_of(drawn == least)) word = bits_of(draws(seed, index + at) < chance);
       if (n - at < LANES) word &= (u16)((1u << (n - at)) - 1);
       memcpy(bits + (at >> 3), &word, 2);
     }

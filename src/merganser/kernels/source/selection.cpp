@@ -1,23 +1,46 @@
 // Selecting changes: counts for a search by magnitude, and masks by rank in a row.
 #include "rules.hpp"
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-// Put those keys of sixteen that are marked one after the other; `into` has room for all sixteen.
-INLINE i64 pick(Vec<u32> key, Vec<i32> marked, u32* into) {
-  u32 bits = bits_of(marked);
-  if (!bits) return 0;
-  const i64 count = __builtin_popcount(bits);
+// Put those words of sixteen whose bits are set one after the other; `into` has room for all sixteen.
 #if defined(__AVX512F__)
-  store(into, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)key));
+INLINE i64 pick(Vec<u32> words, u32 bits, u32* into) {
+  store(into, _mm512_maskz_compress_epi32((__mmask16)bits, (__m512i)words));
+  return __builtin_popcount(bits);
+}
+#elif defined(__AVX2__)
+struct Orders {  // for each eight bits the lanes that are set, in order
+  u64 lanes[256] = {};
+  constexpr Orders() {
+    for (u32 bits = 0; bits < 256; ++bits)
+      for (u32 lane = 0, n = 0; lane < 8; ++lane)
+        if (bits >> lane & 1) lanes[bits] |= (u64)lane << 8 * n++;
+  }
+};
+static constexpr Orders ORDERS;
+INLINE i64 pick(Vec<u32> words, u32 bits, u32* into) {
+  const u32 low = bits & 0xFF, high = bits >> 8;
+  __m256i halves[2];
+  memcpy(halves, &words, sizeof words);
+  const auto in_order = [](__m256i half, u32 which) {
+    return _mm256_permutevar8x32_epi32(half, _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)&ORDERS.lanes[which])));
+  };
+  const i64 first = __builtin_popcount(low);
+  _mm256_storeu_si256((__m256i*)into, in_order(halves[0], low));
+  _mm256_storeu_si256((__m256i*)(into + first), in_order(halves[1], high));
+  return first + __builtin_popcount(high);
+}
 #else
-  u32 keys[LANES];
-  store(keys, key);
-  for (; bits; bits &= bits - 1) *into++ = keys[__builtin_ctz(bits)];
-#endif
+INLINE i64 pick(Vec<u32> words, u32 bits, u32* into) {
+  const i64 count = __builtin_popcount(bits);
+  u32 all[LANES];
+  store(all, words);
+  for (; bits; bits &= bits - 1) *into++ = all[__builtin_ctz(bits)];
   return count;
 }
+#endif
 
 struct Bracket { i32 low, high; u32 guess, other; };
 struct Counts { i64 equal[2], above; };
@@ -33,7 +56,8 @@ template <class KeyAt> INLINE i64 scan(int n, const Bracket& bracket, Counts& co
     equal -= is_guess;
     other -= is_other;
     above -= is_above;
-    fill += pick(key, is_guess + is_other + is_above + is_below == 0, into + fill);
+    const u32 rest = bits_of(is_guess + is_other + is_above + is_below == 0);
+    if (rest) fill += pick(key, rest, into + fill);
   }
   counts.equal[0] += __builtin_reduce_add(equal);
   counts.equal[1] += __builtin_reduce_add(other);
@@ -150,7 +174,7 @@ EXPORT void count_shared(const Inputs* in, i64 count, i64 wide, double epsilon, 
 // -- ranks in a row -----------------------------------------------------------------------------------
 
 constexpr int SHIFT = 19, BINS = 256;  // of a row's keys: 32 octaves below its greatest, by three bits of the mantissa
-constexpr int FEW = 16;  // keys that are not like the others of their bin are few if they are this part of a row
+constexpr int SOME = 16;  // keys whose ranks are counted out one by one; for more of them all are sorted
 
 INLINE u64 threshold(double chance) {  // draws below it come with this probability
   if (chance >= 1.0) return ~0ull;
@@ -174,161 +198,160 @@ static Relations relate(const u32* words, i64 n, u32 word) {
 
 struct Ranks { i64 rows, length; double density, epsilon; u64 seed; i64 start; u8* mask; };
 
-// A row whose changes are ranked. A histogram tells the ranks where the keys of a bin are all the same, or nearly
-// all; elsewhere it narrows them down, and only where the draw falls between is the rank counted out.
+// A row whose changes are ranked. Most draws are so low or so high that they decide whatever the rank; for the others
+// a histogram of the changes that are not zero tells the ranks where the keys of a bin are all the same; elsewhere it
+// narrows them down, and only where the draw falls between is the rank counted out.
 struct Row {
+  struct Bin {
+    i64 begin;            // the rank of its least key
+    u32 count;
+    u32 known;            // one of its keys whose threshold has been found
+    u64 sure, hard;       // draws below are kept, or are not from here on, whatever the key in the bin
+    u64 limit;            // the threshold of the known one
+  };
   i64 length;
   double lowest, step;
-  u64 seed;
-  u32 *keys, *drawn, *ordered;
-  u8 *bins, *kept, *near;
-  i32* places;               // of keys that are not alone in their bin
-  i32 counts[4][BINS];       // in the first, how many keys there are in each bin
-  i64 begins[BINS], ends[BINS];
-  u32 sole[BINS];            // one of a bin's keys
-  i32 differing[BINS], less[BINS];  // how many differ from it, and how many of these are less, if these are few
-  u64 surely[BINS], hardly[BINS];   // draws below are kept, or are not, whatever the key in the bin
-  u32 upper[BINS];           // the upper halves of `surely`
+  u64 seed, sure, hard;      // the same whatever the rank
+  u32 *keys, *others, *ordered, *high;  // others: those that are not zero; high: the upper halves of draws
+  u32* open;                 // places where the rank decides
+  u8* bits;                  // what is kept
+  i32 floor;
+  Bin bins[BINS];
+  u64 zero;                  // draws below it are kept where nothing has changed
 
-  void open(const Ranks& r, Room& room) {
+  void begin(const Ranks& r, Room& room) {
     length = r.length;
     step = length > 1 ? 2.0 * r.epsilon / (double)(length - 1) : 0.0;
     lowest = length > 1 ? r.density - r.epsilon : r.density;
     seed = r.seed;
+    const u64 first = threshold(chance(0)), last = threshold(chance((double)(length - 1)));
+    sure = first < last ? first : last, hard = first < last ? last : first;
     const i64 n = length + 2 * LANES;
-    keys = room.take<u32>(n), drawn = room.take<u32>(n), ordered = room.take<u32>(n);
-    bins = room.take<u8>(n), kept = room.take<u8>(n), near = room.take<u8>(n);
-    places = room.take<i32>(n);
+    keys = room.take<u32>(n), others = room.take<u32>(n), ordered = room.take<u32>(n), high = room.take<u32>(n);
+    open = room.take<u32>(n), bits = room.take<u8>(n / 8 + 8);
   }
   double chance(double rank) const { return lowest + step * rank; }
+  // The probability of a key, of whom so many are less and so many equal.
+  u64 chance_of(i64 less, i64 equal) const { return threshold(chance((double)less + 0.5 * (double)(equal - 1))); }
+  i32 bin_of(u32 key) const {
+    const i32 bin = (i32)(key >> SHIFT) - floor;
+    return bin > 0 ? bin : 0;
+  }
 
-  // Sorts keys into bins; returns how many differ from the sole key of their bin.
-  i64 sort() {
-    Vec<u32> most = {};
-    for (i64 n = length; n < length + LANES; ++n) keys[n] = 0;
-    for (i64 n = 0; n < length; n += LANES) most = __builtin_elementwise_max(most, load<u32>(keys + n));
-    const i32 top = (i32)(__builtin_reduce_max(most) >> SHIFT), floor = top > BINS - 1 ? top - (BINS - 1) : 0;
+  // What the draws alone decide; returns in how many places they do not.
+  i64 draw_all(i64 place) {
+    const u32 low = (u32)(sure >> 32), top = (u32)(hard >> 32);
+    const u64 own = seed;
+    u32* __restrict to = open;
+    Vec<u32> lane;
+    for (int l = 0; l < LANES; ++l) lane[l] = (u32)l;
+    i64 count = 0;
     for (i64 n = 0; n < length; n += LANES) {
-      const Vec<i32> bin = (Vec<i32>)(load<u32>(keys + n) >> SHIFT) - floor;
-      store(bins + n, convert<u8>(__builtin_elementwise_max(bin, Vec<i32>{})));
+      const Vec<u32> drawn = convert<u32>(draws(own, place + n) >> 32);
+      store(high + n, drawn);
+      const u16 kept = bits_of(drawn < low);
+      memcpy(bits + n / 8, &kept, 2);
+      u32 rest = (u16)~(kept | bits_of(drawn > top));
+      if (length - n < LANES) rest &= (1u << (length - n)) - 1;
+      count += pick(lane + (u32)n, rest, to + count);
     }
-    memset(counts, 0, sizeof counts), memset(differing, 0, sizeof differing), memset(less, 0, sizeof less);
-    const u32* __restrict key = keys;
-    const u8* __restrict bin_of = bins;
-    i32* __restrict place = places;
-    i64 others = 0;
-    const i64 end = length;
-    for (i64 n = 0; n < end; ++n) {  // in four histograms, as most changes may be of one bin
-      const u8 b = bin_of[n];
-      counts[n & 3][b] += 1;
-      sole[b] = key[n];
-    }
-    for (i64 n = 0; n < end; ++n) {
-      place[others] = (i32)n;
-      others += key[n] != sole[bin_of[n]];
-    }
-    const bool few = others <= length / FEW;
-    for (i64 o = 0; o < others; ++o) {
-      const i64 n = places[o];
-      const int b = bins[n];
-      if (few) differing[b] += 1, less[b] += keys[n] < sole[b];
-      else differing[b] = 1;
-    }
-    for (int b = 0; b < BINS; ++b) counts[0][b] += counts[1][b] + counts[2][b] + counts[3][b];
-    return others;
+    return count;
   }
 
-  // The chances of each bin's keys; of its sole key if there are few others, which are then looked at one by one.
-  // Returns the greatest distance between the two, in upper halves.
-  u32 set_thresholds(bool few) {
-    i64 below = 0;
-    u64 widest = 0;
+  // Sorts keys that are not zero into bins, and sets the bins' thresholds.
+  void sort() {
+    Vec<u32> most = {};
+    i64 count = 0;
+    for (i64 n = length; n < length + LANES; ++n) keys[n] = 0;
+    for (i64 n = 0; n < length; n += LANES) {
+      const Vec<u32> key = load<u32>(keys + n);
+      most = __builtin_elementwise_max(most, key);
+      count += pick(key, bits_of(key != 0), others + count);
+    }
+    const i32 top = (i32)(__builtin_reduce_max(most) >> SHIFT);
+    floor = top > BINS - 1 ? top - (BINS - 1) : 0;
+    struct { u32 count, any, none; } tallies[2][BINS] = {};  // in turn, as most keys may be of one bin
+    for (i64 n = 0; n < count; ++n) {
+      const u32 key = others[n];
+      auto& tally = tallies[n & 1][bin_of(key)];
+      tally.count += 1, tally.any |= key, tally.none |= ~key;
+    }
+    i64 below = length - count;
+    zero = chance_of(0, below);
     for (int b = 0; b < BINS; ++b) {
-      const i64 count = counts[0][b];
-      begins[b] = below;
-      if (!count) continue;
-      if (few || !differing[b]) {
-        const i64 alike = count - differing[b];
-        surely[b] = hardly[b] = threshold(chance((double)(below + less[b]) + 0.5 * (double)(alike - 1)));
-      } else {
-        surely[b] = threshold(chance((double)below));
-        hardly[b] = threshold(chance((double)(below + count - 1)));
-        if (hardly[b] - surely[b] > widest) widest = hardly[b] - surely[b];
-      }
-      below += count;
+      Bin& bin = bins[b];
+      bin.count = tallies[0][b].count + tallies[1][b].count;
+      if (!bin.count) continue;
+      const u32 any = tallies[0][b].any | tallies[1][b].any, none = tallies[0][b].none | tallies[1][b].none;
+      bin.begin = below;
+      bin.known = any & none ? 0 : any;
+      if (bin.known) bin.limit = bin.sure = bin.hard = chance_of(below, bin.count);
+      else bin.sure = threshold(chance((double)below)), bin.hard = threshold(chance((double)(below + bin.count - 1)));
+      below += bin.count;
     }
-    for (int b = 0; b < BINS; ++b) upper[b] = (u32)(surely[b] >> 32);
-    const u64 span = (widest >> 32) + !few;
-    return span < 0xFFFFFFFF ? (u32)span : 0xFFFFFFFF;
+    filled = count;
   }
-
-  // Decides where a draw may lie between the thresholds of its bin.
-  void keep_near(i64 place) {
-    bool sorted = false;
-    for (i64 word = 0; word < length; word += 8) {
-      u64 any;
-      memcpy(&any, near + word, 8);
-      if (!any) continue;
-      for (i64 n = word; n < word + 8 && n < length; ++n) {
-        if (!near[n]) continue;
-        const int b = bins[n];
-        const u64 number = draw(seed, place + n);
-        kept[n] = number < surely[b];
-        if (kept[n] || number >= hardly[b]) continue;
-        if (!sorted) {
-          memcpy(ends, begins, sizeof ends);
-          for (i64 o = 0; o < length; ++o) ordered[ends[bins[o]]++] = keys[o];
-          sorted = true;
-        }
-        const Relations found = relate(ordered + begins[b], ends[b] - begins[b], keys[n]);
-        kept[n] = number < threshold(chance((double)(begins[b] + found.less) + 0.5 * (double)(found.equal - 1)));
-      }
-    }
-  }
-
-  // Decides on the few keys that differ from the sole one of their bin.
-  void keep_others(i64 others, i64 place) {
-    i32 before[BINS], sum = 0;
-    for (i64 o = 0; o < others; ++o) ordered[o] = keys[places[o]];
-    for (int b = 0; b < BINS; ++b) before[b] = sum, sum += differing[b];
-    for (i64 o = 0; o < others; ++o) {
-      const i64 n = places[o];
-      const int b = bins[n];
-      const Relations found = relate(ordered, others, keys[n]);
-      i64 rank = begins[b] + found.less - before[b];
-      if (sole[b] < keys[n]) rank += counts[0][b] - differing[b];
-      kept[n] = draw(seed, place + n) < threshold(chance((double)rank + 0.5 * (double)(found.equal - 1)));
-    }
-  }
+  i64 filled;  // how many keys are not zero
 
   void decide(i64 place) {
-    const u64 own = seed;
-    for (i64 n = 0; n < length; n += LANES) store(drawn + n, convert<u32>(draws(own, place + n) >> 32));
-    const i64 others = sort();
-    const bool few = others <= length / FEW;
-    const u32 span = set_thresholds(few);
-    const u32 *__restrict from = drawn, *__restrict sure_of = upper;
-    const u8* __restrict bin_of = bins;
-    u8 *__restrict keep = kept, *__restrict close = near;
-    for (i64 n = 0, end = length; n < end; ++n) {
-      const u32 sure = sure_of[bin_of[n]];
-      keep[n] = from[n] < sure;
-      close[n] = from[n] - sure <= span;
+    i64 left = draw_all(place), near = 0;
+    if (!left) return;
+    sort();
+    for (i64 o = 0; o < left; ++o) {
+      const u32 n = open[o];
+      const u32 key = keys[n], drawn = high[n];
+      const Bin& bin = bins[bin_of(key)];
+      const u64 sure = key ? bin.sure : zero, hard = key ? bin.hard : zero;
+      const u32 low = (u32)(sure >> 32);
+      bits[n >> 3] |= (u8)((drawn < low) << (n & 7));
+      open[near] = n;
+      near += drawn - low <= (u32)(hard >> 32) - low;  // or its lower half decides
     }
-    memset(near + length, 0, 8);
-    keep_near(place);
-    if (few) keep_others(others, place);
+    if (near) count_out(place, near);
   }
 
-  void set_bits(u8* mask, i64 place) const {
-    i64 n = 0;
-    for (; n < length && (place + n) & 7; ++n) mask[(place + n) >> 3] |= (u8)(kept[n] << ((place + n) & 7));
-    for (; n + 8 <= length; n += 8) {
-      u64 word;
-      memcpy(&word, kept + n, 8);
-      mask[(place + n) >> 3] = (u8)((word * 0x0102040810204080) >> 56);
+  // Decides where a draw lies between the thresholds of its bin, or all but equals one.
+  void count_out(i64 place, i64 near) {
+    i64 counted = 0;
+    for (i64 o = 0; o < near; ++o) {
+      const u32 n = open[o], key = keys[n];
+      Bin& bin = bins[bin_of(key)];
+      if (key && bin.known != key) {
+        if (counted++ == SOME) order();
+        bin.known = key;
+        bin.limit = counted > SOME ? limit_of(key, ordered + bin.begin, bin.count, bin.begin)
+                                   : limit_of(key, others, filled, length - filled);
+      }
+      const int bit = 1 << (n & 7);
+      bits[n >> 3] = (u8)(draw(seed, place + n) < (key ? bin.limit : zero) ? bits[n >> 3] | bit : bits[n >> 3] & ~bit);
     }
-    for (; n < length; ++n) mask[(place + n) >> 3] |= (u8)(kept[n] << ((place + n) & 7));
+  }
+  // The threshold of a key, of which there are some among `n` keys that begin with a rank.
+  u64 limit_of(u32 key, const u32* among, i64 n, i64 first) const {
+    const Relations found = relate(among, n, key);
+    return chance_of(first + found.less, found.equal);
+  }
+  // Puts the keys that are not zero in the order of their bins, from the places of their ranks on.
+  void order() {
+    i64 ends[BINS];
+    for (int b = 0; b < BINS; ++b) ends[b] = bins[b].begin;
+    for (i64 o = 0; o < filled; ++o) ordered[ends[bin_of(others[o])]++] = others[o];
+  }
+
+  // Puts the row's bits where they belong, from bit `place` on.
+  void set_bits(u8* mask, i64 place) const {
+    const int shift = (int)(place & 7);
+    u8* into = mask + (place >> 3);
+    const i64 bytes = (length + 7) / 8;
+    if (shift == 0 && length % 8 == 0) {
+      memcpy(into, bits, (size_t)bytes);
+      return;
+    }
+    for (i64 n = 0; n < bytes; ++n) {
+      const u32 live = length - 8 * n < 8 ? (1u << (length - 8 * n)) - 1 : 0xFF, word = (bits[n] & live) << shift;
+      into[n] |= (u8)word;
+      if (word >> 8) into[n + 1] |= (u8)(word >> 8);
+    }
   }
 };
 
@@ -337,7 +360,7 @@ struct Row {
 template <class W> static void rank_rows(const Inputs& in, i64 model, const Ranks& ranks) {
   Keys<W> keys(in, model);
   Row& row = *keys.room.template take<Row>(1);
-  row.open(ranks, keys.room);
+  row.begin(ranks, keys.room);
   for (i64 n = 0; n < ranks.rows; ++n) {
     keys.write(n * row.length, row.length, row.keys);
     row.decide(ranks.start + n * row.length);
