@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
 
-from merganser.reports import figures, label_placement, many_scores, search_figures, step_figures
+from merganser.reports import (
+    figure_style,
+    figures,
+    label_placement,
+    many_scores,
+    search_figures,
+    step_figures,
+)
 from merganser.reports import page as report
 from merganser.reports.ternary import ternary
 from merganser.results import run_series
@@ -26,7 +33,7 @@ MODELS = ("runs/acc/global_step_54", "runs/fmt/global_step_30", "runs/len/global
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DPI", 40)
+    monkeypatch.setattr(figure_style, "DPI", 40)
 
 
 def score(mean: float) -> Score:

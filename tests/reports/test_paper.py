@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import simulated
 from merganser import cli
-from merganser.reports import bibliography, figures, latex, paper
+from merganser.reports import bibliography, figure_style, latex, paper
 from merganser.results import frames, paired, scores
 from merganser.results.scores import Entry, Score
 
@@ -59,7 +59,7 @@ def study(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "DPI", 50)
+    monkeypatch.setattr(figure_style, "DPI", 50)
 
 
 def test_the_table(study: Path, tmp_path: Path) -> None:

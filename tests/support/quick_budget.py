@@ -10,7 +10,10 @@ import pytest
 TIMES = "quick/seconds"
 """The key of pytest's cache with the seconds that each test took."""
 
-until = float(os.environ["MERGANSER_QUICK_UNTIL"])
+budget = float(os.environ["MERGANSER_QUICK_SECONDS"])
+"""No test starts later than this after the tests were collected."""
+
+began: list[float] = []
 seconds: dict[str, float] = {}
 late: list[str] = []
 
@@ -24,8 +27,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: known.get(item.nodeid, 0.0))
 
 
+def pytest_collection_finish() -> None:
+    began.append(time.monotonic())
+
+
 def pytest_runtest_setup() -> None:
-    if time.time() > until:
+    if time.monotonic() > began[0] + budget:
         pytest.skip(LATE)
 
 

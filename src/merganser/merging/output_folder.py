@@ -236,17 +236,19 @@ class Lock:
         who = f" (process {number} on {host})" if number else ""
         raise OutputExistsError(f"{self.file.parent}: another merge{who} is at work there{hint}")
 
-    def release(self) -> None:
-        """Let go of it; the file is removed if it is still there."""
+    def release(self, *, unlink: bool = True) -> None:
+        """Release the lock.
+
+        Args:
+            unlink: whether to remove the file; otherwise it stays, empty, for the next process.
+        """
         try:
-            self.file.unlink(missing_ok=True)
+            if unlink:
+                self.file.unlink(missing_ok=True)
+            else:
+                os.ftruncate(self._descriptor, 0)
         finally:
             os.close(self._descriptor)
-
-    def let_go(self) -> None:
-        """Let go of it; the file stays, for the next process."""
-        os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
 
 
 # -- the unfinished folder -------------------------------------------------------------------------
@@ -314,7 +316,7 @@ class Partial:
                 self._remove()
                 self.remove_parents()
             else:
-                self._lock.let_go()
+                self._lock.release(unlink=False)
             if isinstance(error, OSError):
                 told = f"{self._path}: cannot be made ({error.strerror})"
                 raise ResourceError(told) from None
@@ -412,7 +414,7 @@ class Partial:
             self._remove()
             return None
         self.journal.close()
-        self._lock.let_go()
+        self._lock.release(unlink=False)
         how = "the next run" if self._leftover == "either" else "resume=True"
         return f"{self._path} has {self._count()} whole, and {how} goes on from there"
 
