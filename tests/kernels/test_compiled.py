@@ -433,6 +433,43 @@ def test_products(
     same(*squares)
 
 
+@given(
+    shape=st.tuples(st.integers(1, 5), st.sampled_from([1, 15, 16, 33, 300])),
+    width=st.sampled_from([1, 7, 16, 128, 300]),
+    cut=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+@many
+def test_codes_with_scales(shape: tuple[int, int], width: int, cut: tuple[float, float]) -> None:
+    rows, columns = shape
+    random = np.random.default_rng(rows * columns)
+    skipped = int(cut[0] * (columns - 1))
+    count = int(cut[1] * (rows * columns - skipped))
+    codes, table = random.integers(0, 256, count, np.uint8), random.normal(size=256)
+    scales = random.normal(size=(3, -(-columns // width))).astype(np.float32)
+    arguments = (table.astype(np.float32), scales, random.integers(0, 3, rows), width, columns)
+    mine, wanted = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    storage.look_up(codes, *arguments, skipped, mine)
+    numpy.look_up(codes, *arguments, skipped, wanted)
+    same(mine, wanted)
+
+
+def test_scales_that_do_not_fit_are_refused() -> None:
+    codes, table, into = np.zeros(8, np.uint8), np.zeros(256, np.float32), np.zeros(8, np.float32)
+    scales, lines = np.ones((2, 2), np.float32), np.zeros(2, np.int64)
+    storage.look_up(codes, table, scales, lines, 2, 4, 0, into)
+    for wrong in (
+        (codes, table[:255], scales, lines, 2, 4, 0, into),
+        (codes, table, scales, lines + 2, 2, 4, 0, into),
+        (codes, table, scales, lines - 1, 2, 4, 0, into),
+        (codes, table, scales, lines[:1], 2, 4, 0, into),
+        (codes, table, scales, lines, 1, 4, 0, into),
+        (codes, table, scales, lines, 2, 4, 4, into),
+        (codes, table, scales, lines, 2, 4, 0, into[:7]),
+    ):
+        with pytest.raises(ValueError, match=r"scales|array"):
+            storage.look_up(*wrong)
+
+
 # -- what must not reach C++ -------------------------------------------------------------------------
 
 

@@ -41,6 +41,7 @@ SIGNATURES = {
     "compare": "pipp",
     "add_product": "p",
     "add_squares": "piiip",
+    "look_up": "pipppiiiip",
 }
 """All kernels, with the kinds of their arguments: pointers, 64-bit integers, doubles."""
 

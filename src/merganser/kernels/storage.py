@@ -199,3 +199,44 @@ def add_squares(values: Array, by_column: bool, squares: Array) -> None:
 
     for line in values if by_column else values.T:
         squares[: len(line)] += line * line
+
+
+@quietly
+def look_up(
+    codes: Array,
+    table: Array,
+    scales: Array,
+    lines: Array,
+    width: int,
+    columns: int,
+    skipped: int,
+    into: Array,
+) -> None:
+    """Codes of eight bits as numbers, times the scales of their blocks.
+
+    Args:
+        codes: uint8 [count], a range of the elements in row-major order.
+        table: float32 [256], what each code stands for.
+        scales: float32 [lines of scales, blocks across].
+        lines: int64 [rows that the range touches], the line of scales of each.
+        width: columns that share a scale.
+        columns: of a row.
+        skipped: elements of the first row that lie before the range.
+        into: float32 [count], filled.
+    """
+    count, across = len(codes), scales.shape[1]
+    if width < 1 or not 0 <= skipped < columns or across * width < columns:
+        raise ValueError(f"{across} scales of {width} for element {skipped} of {columns}")
+    if count and (lines.min() < 0 or lines.max() >= len(scales)):
+        raise ValueError(f"no lines of scales: {lines.min()} to {lines.max()}, of {len(scales)}")
+    places = (
+        checked(table, np.float32, 256),
+        checked(scales, np.float32, len(scales), across),
+        checked(lines, np.int64, -(-(skipped + count) // columns)),
+    )
+    begin, out = checked(codes, np.uint8, count), checked(into, np.float32, count)
+    if kernels := library.kernels():
+        kernels.look_up(begin, count, *places, across, width, columns, skipped, out)
+        return
+    spread = np.repeat(scales[lines], width, axis=1)[:, :columns].reshape(-1)
+    np.multiply(table[codes], spread[skipped : skipped + count], out=into[:count])

@@ -35,6 +35,7 @@ from merganser.checkpoints.computed.derived import (
 from merganser.checkpoints.locators import Dequantised, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
+from merganser.kernels import storage
 from merganser.modules import sections
 from merganser.tensors import BY_NAME, FLOAT32, TensorSpec
 
@@ -288,19 +289,23 @@ def _fill_eights(
 ) -> None:
     numbers = into.view(np.float32)
     codes = read_stored(checkpoint, name, start, len(numbers))
-    np.take(_EIGHTS[checkpoint.specs[name].dtype.name], codes, out=numbers, mode="clip")
+    table = _EIGHTS[checkpoint.specs[name].dtype.name]
     if scale is None or grid is None:
+        np.take(table, codes, out=numbers, mode="clip")
         return
     first, last = start // grid.columns, (start + len(numbers) - 1) // grid.columns
     top, bottom = grid.scale_row(first), grid.scale_row(last)
     scales = _scales(checkpoint, scale, top * grid.across, (bottom - top + 1) * grid.across)
-    if len(scales) == 1:
-        numbers *= scales[0]
-        return
-    lines = scales.reshape(-1, grid.across)[grid.scale_row(np.arange(first, last + 1)) - top]
-    spread = np.repeat(lines, grid.width, axis=1)[:, : grid.columns].reshape(-1)
-    skipped = start - first * grid.columns
-    numbers *= spread[skipped : skipped + len(numbers)]
+    storage.look_up(
+        codes,
+        table,
+        scales.reshape(-1, grid.across),
+        grid.scale_row(np.arange(first, last + 1)) - top,
+        grid.width,
+        grid.columns,
+        start - first * grid.columns,
+        numbers,
+    )
 
 
 def _scales(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:

@@ -214,5 +214,19 @@ EXPORT void add_squares(const double* values, i64 rows, i64 columns, i64 by_colu
     for (i64 j = 0; j < columns; ++j) squares[by_column ? j : i] += values[i * columns + j] * values[i * columns + j];
 }
 
+// Codes of eight bits as the numbers of a table, times scales [..][across]: each is for `width` columns of the rows
+// whose `line` it is in. The first code is the element `skipped` of the first row.
+EXPORT void look_up(const u8* codes, i64 count, const float* table, const float* scales, const i64* lines, i64 across,
+                    i64 width, i64 columns, i64 skipped, float* into) {
+  for (i64 done = 0; done < count;) {
+    const i64 row = (skipped + done) / columns, column = (skipped + done) % columns, block = column / width;
+    const i64 end = (block + 1) * width < columns ? (block + 1) * width : columns, left = count - done;
+    const i64 n = end - column < left ? end - column : left;
+    const float scale = scales[lines[row] * across + block];
+    for (i64 i = done; i < done + n; ++i) into[i] = table[codes[i]] * scale;
+    done += n;
+  }
+}
+
 // What the library was made of: Python loads only that of its own sources.
 EXPORT const char* stamp() { return STAMP; }
