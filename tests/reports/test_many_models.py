@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from merganser.reports import (
     figure_style,
@@ -190,7 +191,7 @@ def test_labels_of_sixty_six_points_do_not_collide() -> None:
 
 
 def test_a_label_without_a_place_is_left_out_unless_it_is_bold() -> None:
-    figure = figures.Figure(figsize=(1.2, 1.0))
+    figure = Figure(figsize=(1.2, 1.0))
     axes = figure.add_subplot()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

@@ -132,7 +132,7 @@ def write(folder: Path, *, refresh: int | None = None) -> Path | None:
 
 
 def _inline(figure: Any, number: int) -> str:
-    figures = extras.load("merganser.reports.figures", "plot")
+    figures = extras.load("merganser.reports.figure_style", "plot")
     matplotlib = extras.load("matplotlib", "plot")
     data = io.StringIO()
     with matplotlib.rc_context(figures.STYLE):
