@@ -84,11 +84,11 @@ def _shown(names: Sequence[str], points: Sequence[Entry]) -> list[str]:
     """What models are called that are no entries: as the sweep's weights are, ``w.acc``, else by their folders."""
     keys = [key for key in points[0].values if "." in key]
     parts = []
-    for name in names:
+    for model in range(len(names)):
         own = [
             key
             for key in keys
-            if all(abs(_number(p.values.get(key)) - p.weights[name]) < TOLERANCE for p in points)
+            if all(abs(_number(p.values.get(key)) - _three(p)[model]) < TOLERANCE for p in points)
         ]
         parts += [own[0].rpartition(".")[2]] if len(own) == 1 else []
     return parts if len(parts) == len(names) else shorten([_folder(name) for name in names])
