@@ -11,8 +11,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from merganser.recipe import Document, expressions, key_name, run_steps, simplex
-from merganser.recipe.document import KeyPath
+from merganser.recipe import expressions, run_steps, simplex
+from merganser.recipe.document import Document, KeyPath, key_name
 from merganser.recipe.expressions import Template, text
 from merganser.recipe.simplex import MAX_POINTS
 

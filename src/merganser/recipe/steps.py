@@ -8,16 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merganser import suggestions
-from merganser.recipe import (
-    Config,
-    ModelReference,
-    ParsedRecipe,
-    Strictness,
-    exists,
-    key_name,
-    load_all,
-    model_references,
-)
+from merganser.recipe.document import key_name
+from merganser.recipe.loading import Config, ParsedRecipe, Strictness, load_all, model_references
+from merganser.recipe.references import ModelReference, exists
 
 
 @dataclass(frozen=True, slots=True)

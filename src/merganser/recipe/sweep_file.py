@@ -23,10 +23,11 @@ import yaml
 
 from merganser import recipe
 from merganser.errors import RecipeError
-from merganser.recipe import Config, Document, ParsedRecipe, Strictness, expressions, key_name
+from merganser.recipe import expressions
 from merganser.recipe.axes import is_number, read_grids
-from merganser.recipe.document import KeyPath
+from merganser.recipe.document import Document, KeyPath, key_name
 from merganser.recipe.expressions import Template, text
+from merganser.recipe.loading import Config, ParsedRecipe, Strictness
 from merganser.recipe.short_names import matching
 from merganser.recipe.steps import folder_key, folder_name
 
