@@ -226,7 +226,7 @@ def test_what_people_look_at_is_short(shown: dict[str, Any]) -> None:
         assert len(page) < 20_000
     assert "&lt;b&gt;base" in RESULTS._repr_html_()
     assert "0.5 ± 0.1" in RESULTS._repr_html_()
-    assert "effective" in shown["merge"]._repr_html_()
+    assert "stored" in shown["merge"]._repr_html_()
 
 
 # -- publishing --------------------------------------------------------------------------------------
