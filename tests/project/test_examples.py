@@ -134,9 +134,11 @@ def test_every_recipe_plans(text: str, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(text, encoding="utf-8")
+    make_runs(text, tmp_path)
     if has_block(recipe, "search"):
         search = load_search(recipe)
-        middle = tuple(0.5 if axis.count is None else 0 for axis in search.axes)
+        whole = int(search.method == "greedy")  # a soup of all of its models
+        middle = tuple(0.5 if axis.count is None else whole for axis in search.axes)
         parsed = [search.pattern.point(search.values(middle), 0).recipe]
     elif is_sweep(recipe):
         parsed = [point.recipe for point in load_points(recipe)]
@@ -158,9 +160,17 @@ def test_every_recipe_plans(text: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_other_recipe_is_read(text: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yml"
     file.write_text(text, encoding="utf-8")
+    make_runs(text, tmp_path)
     steps = load_steps(file)
     assert steps
     assert not [warning for step in steps for warning in step.parsed.warnings]
+
+
+def make_runs(text: str, folder: Path) -> None:
+    """The training runs that a page's recipe names, each with a step every six."""
+    for run in dict.fromkeys(re.findall(r"run: ([\w/]+)", text)):
+        for step in range(6, 60, 6):
+            make_model(folder / run / f"global_step_{step}", "qwen2", seed=0, steps=step)
 
 
 def mentioned(data: Mapping[str, Any]) -> tuple[list[str], int]:

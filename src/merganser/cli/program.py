@@ -40,7 +40,8 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
         ),
         "verify": _command("merging:verify", "Check a merged FOLDER against its manifest."),
         "reproduce": _command(
-            "reproducing:reproduce", "Make a published merge again, and compare every tensor."
+            "reproducing:reproduce",
+            "Make a published merge again, and compare every tensor with what is published.",
         ),
         "convert": _command(
             "merging:convert", "Write the model SOURCE as a Hugging Face folder OUT."

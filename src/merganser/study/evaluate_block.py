@@ -16,8 +16,7 @@ from merganser.evaluation.engines import AnyOptions, EngineName
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction
 from merganser.evaluation.tasks import Evaluate, Task, TaskEntry, TaskPart
-from merganser.planning import Config
-from merganser.recipe import Document, Strictness
+from merganser.recipe import Config, Document, Strictness
 from merganser.recipe.sweep_file import read_pattern
 from merganser.study.keep import parse_rule
 
