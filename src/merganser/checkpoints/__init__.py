@@ -16,7 +16,7 @@ from merganser.checkpoints.protocol import Described as Described
 from merganser.checkpoints.protocol import Headers as Headers
 from merganser.checkpoints.protocol import Stamp as Stamp
 from merganser.checkpoints.protocol import Weights as Weights
-from merganser.checkpoints.protocol import refuse_changed as refuse_changed
+from merganser.checkpoints.protocol import check_unchanged as check_unchanged
 from merganser.checkpoints.sidecar_files import read_config as read_config
 from merganser.checkpoints.sidecar_files import read_index as read_index
 from merganser.checkpoints.sidecar_files import read_json as read_json

@@ -171,7 +171,7 @@ class Checkpoint(Described, Protocol):
         """Close the files."""
 
 
-def refuse_changed(checkpoint: Described) -> None:
+def check_unchanged(checkpoint: Described) -> None:
     """Check that a checkpoint's files have not changed since their headers were read.
 
     Raises:

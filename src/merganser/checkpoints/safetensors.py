@@ -168,7 +168,7 @@ def _joined(
 # -- headers -----------------------------------------------------------------------------------------
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) != len(pairs):
         raise ValueError("a name is given twice")
@@ -194,7 +194,7 @@ def _read_header(
                 )
             raw = stream.read(length)
         digest.update(raw)
-        header = parse_json(raw, _refuse_duplicates)
+        header = parse_json(raw, _check_duplicates)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except ValueError as error:

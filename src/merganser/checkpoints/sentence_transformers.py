@@ -14,7 +14,7 @@ from typing import Any
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
 from merganser.checkpoints.formats import FORMATS, first_known
 from merganser.checkpoints.protocol import Checkpoint
-from merganser.checkpoints.sidecar_files import MAX_BYTES, parse_json, refuse_foreign_link
+from merganser.checkpoints.sidecar_files import MAX_BYTES, check_link, parse_json
 from merganser.errors import InputError
 
 MODULES = "modules.json"
@@ -50,7 +50,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, str]]:
     file = folder / MODULES
     if not file.is_file():
         return
-    refuse_foreign_link(file)
+    check_link(file)
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ValueError("it is too large")

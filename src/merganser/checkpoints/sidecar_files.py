@@ -74,7 +74,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: when the file is missing, broken, too large, not an object, or a foreign link.
     """
     try:
-        refuse_foreign_link(path)
+        check_link(path)
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: too large for what it should be")
         with path.open("rb") as stream:
@@ -144,7 +144,7 @@ def read_text(file: Path) -> str:
         InputError: when it is not text, too large, or a foreign link.
     """
     try:
-        refuse_foreign_link(file)
+        check_link(file)
         if file.stat().st_size > MAX_TEXT:
             raise InputError(f"{file}: too large for what it should be")
         return file.read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def read_text(file: Path) -> str:
         raise InputError(f"{file}: not readable as a text ({str(error)[:120]})") from None
 
 
-def refuse_foreign_link(file: Path) -> None:
+def check_link(file: Path) -> None:
     """Check that a file is not a link out of its folder, which could copy any file into an output.
 
     Links into the blobs of the Hub's cache are allowed, and links to files of the same name, which

@@ -23,7 +23,7 @@ from merganser import system
 from merganser.checkpoints.blocks import read_blocks
 from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Stamp
-from merganser.checkpoints.sidecar_files import refuse_foreign_link
+from merganser.checkpoints.sidecar_files import check_link
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -265,7 +265,7 @@ class StoredCheckpoint:
         """
         _check_names(home, tensors)
         for file in files if home.is_dir() else ():
-            refuse_foreign_link(file)
+            check_link(file)
         self.label = label
         self.path: Path | None = path or home
         self.home: Path | None = home

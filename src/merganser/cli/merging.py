@@ -264,7 +264,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     from merganser import planning
     from merganser.merging import multistage
     from merganser.recipe import has_block, is_sweep
-    from merganser.release.copies import refuse_foreign_links
+    from merganser.release.copies import check_links
 
     prepare(options)
     chosen = planning.PlanOptions(**options)
@@ -275,7 +275,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         _plan_search(config, copy_tokenizer, as_json, verbose, chosen)
         return
     plans = multistage.plan_all(config, chosen)
-    refuse_foreign_links((plan for _, plan in plans if plan), copy_tokenizer)
+    check_links((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
         found = [
             {
@@ -308,14 +308,14 @@ def _plan_sweep(
     from merganser import planning
     from merganser.cli.plan_table import show_plan, show_point, show_points
     from merganser.recipe import has_block
-    from merganser.release.copies import refuse_foreign_links
+    from merganser.release.copies import check_links
     from merganser.study import sweep as sweeps
     from merganser.study.evaluate_block import check_block
 
     planned = sweeps.plan_points(config, options=options)
     if has_block(config, "evaluate"):
         check_block(config, options.strictness)
-    refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
+    check_links((plan for _, plan in planned), copy_tokenizer)
     total = sweeps.input_bytes([plan for _, plan in planned])
     passes = sweeps.count_passes([plan for _, plan in planned])
     if as_json:
@@ -337,13 +337,13 @@ def _plan_search(
     config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: PlanOptions
 ) -> None:
     from merganser import planning
-    from merganser.release.copies import refuse_foreign_links
+    from merganser.release.copies import check_links
     from merganser.study import search_loop
     from merganser.study.search_space import load_search
 
     search = load_search(config, options.strictness)
     planned = search_loop.plan_samples(search, options)
-    refuse_foreign_links((plan for _, plan in planned), copy_tokenizer)
+    check_links((plan for _, plan in planned), copy_tokenizer)
     if as_json:
         samples = [{"values": point.values, **planning.describe(plan)} for point, plan in planned]
         print_json({**search_loop.describe(search), "budget": search.budget, "samples": samples})

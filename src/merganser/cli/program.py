@@ -41,7 +41,7 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
         "verify": _command("merging:verify", "Check a merged FOLDER against its manifest."),
         "reproduce": _command(
             "reproducing:reproduce",
-            "Make a published merge again, and compare every tensor with what is published.",
+            "Make a published merge again, and compare every tensor.",
         ),
         "convert": _command(
             "merging:convert", "Write the model SOURCE as a Hugging Face folder OUT."

@@ -30,9 +30,9 @@ MOST_NAMES = 5
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
 @json_option
 def reproduce(model: str, against: Path | None, quiet: bool, as_json: bool) -> None:
-    """Make a published merge again, and compare every tensor with what is published.
+    """Make a published merge again, and compare every tensor.
 
-    The recipe is the mergekit_config.yml of its own repository. Of a merge of MergeKit the arithmetics of its
+    The recipe is the repository's mergekit_config.yml. For a merge by MergeKit, the arithmetics of its
     versions are tried, and the one that agrees is named. Nothing is written. The exit code is 3 if no
     merge agrees.
 

@@ -94,7 +94,7 @@ def run(
             for sink in sinks:
                 sink.close()
             for plan in plans:
-                plan.refuse_changed_inputs()
+                plan.check_inputs_unchanged()
         except BaseException:
             for sink in sinks if crew.idle else ():
                 sink.abort()

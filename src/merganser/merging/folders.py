@@ -17,7 +17,7 @@ from merganser.merging.result import MergeResult, all_warnings, timings_of
 from merganser.planning import Plan
 from merganser.planning.made_folders import with_made_folders
 from merganser.release import card, config, files, manifest, public_names, tokenizer
-from merganser.release.copies import refuse_foreign_links
+from merganser.release.copies import check_links
 from merganser.version import VERSION
 
 INDEX = "model.safetensors.index.json"
@@ -53,7 +53,7 @@ def write_folders(
     manifests: list[dict[str, Any]] = []
     try:
         for folder, plan in plans.items():
-            refuse_foreign_links([plan], options.copy_tokenizer)
+            check_links([plan], options.copy_tokenizer)
             partials.append(
                 Partial(
                     folder,
@@ -66,12 +66,12 @@ def write_folders(
 
         def take_note(index: int, tensor: engine.TensorOutcome) -> None:
             if options.on_nonfinite == "error":
-                _refuse_nonfinite(partials[index].plan, tensor)
+                _check_nonfinite(partials[index].plan, tensor)
             partials[index].journal.note_tensor(tensor)
 
         for partial in partials:
             for tensor in partial.known.values() if options.on_nonfinite == "error" else ():
-                _refuse_nonfinite(plans[partial.folder], tensor)
+                _check_nonfinite(plans[partial.folder], tensor)
         outcomes = engine.run(
             list(plans.values()),
             [partial.sink() for partial in partials],
@@ -118,9 +118,9 @@ def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
     Raises:
         OutputExistsError: when something is there that may not be replaced.
     """
-    output_folder.refuse_existing(folder, force)
+    output_folder.check_existing(folder, force)
     if plan is not None:
-        output_folder.refuse_overlap(plan, folder)
+        output_folder.check_overlap(plan, folder)
 
 
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
@@ -132,7 +132,7 @@ def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
     return ResourceError(told)
 
 
-def _refuse_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
+def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
     """Refuse a tensor with values that are infinite or not a number.
 
     Raises:

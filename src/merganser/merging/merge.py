@@ -76,7 +76,7 @@ def write_merge(
     """
     began = time.perf_counter()
     folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
-    output_folder.refuse_existing(folder, writing.force)
+    output_folder.check_existing(folder, writing.force)
     if isinstance(config, Plan):
         if planning != PlanOptions():
             raise TypeError("a plan takes no further options of plans")

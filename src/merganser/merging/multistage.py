@@ -185,7 +185,7 @@ def merge_all(
             result = StepResult(step, target, plan, None)
         else:
             if not step.final:
-                _refuse_others(target)
+                _check_others(target)
             how = writing if step.final else replace(writing, force=True, copy_tokenizer=True)
             merged = write_merge(
                 bound,
@@ -297,7 +297,7 @@ def _same_inputs(log: Mapping[str, Any], plan: Plan) -> bool:
         return False
 
 
-def _refuse_others(folder: Path) -> None:
+def _check_others(folder: Path) -> None:
     """Only what a merge left there may be replaced without a word."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
         raise OutputExistsError(

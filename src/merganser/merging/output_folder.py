@@ -43,7 +43,7 @@ def partial_of(folder: Path) -> Path:
 
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
-def refuse_existing(folder: Path, force: bool) -> None:
+def check_existing(folder: Path, force: bool) -> None:
     """Refuse an output that is there, or that cannot be one.
 
     Raises:
@@ -80,7 +80,7 @@ def _is_ours(partial: Path) -> bool:
 
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
-def refuse_overlap(plan: Plan, folder: Path) -> None:
+def check_overlap(plan: Plan, folder: Path) -> None:
     """Refuse an output that lies in an input, or the other way round, by any of their names.
 
     Raises:
@@ -187,7 +187,7 @@ class Lock:
                 except OSError as error:
                     if error.errno not in system.NO_LOCKS:
                         raise
-                    self._refuse_living()
+                    self._check_living()
                 if self._is_in_place():
                     break
             except BaseException:
@@ -214,7 +214,7 @@ class Lock:
         number, _, host = text[:count].decode(errors="replace").partition(" ")
         return int(number) if number.isdecimal() else 0, host.strip()
 
-    def _refuse_living(self) -> None:
+    def _check_living(self) -> None:
         number, host = self._holder()
         if not number:
             return
@@ -420,7 +420,7 @@ class Partial:
 
     def _inputs_are_the_same(self) -> bool:
         try:
-            self.plan.refuse_changed_inputs()
+            self.plan.check_inputs_unchanged()
         except InputError:
             return False
         return True

@@ -127,7 +127,7 @@ class Layout:
         everything = tuple(self.shape.modules)
         if recipe.modules is None:
             if recipe.slices is not None:
-                self._refuse_several_modules(recipe.slices)
+                self._check_several_modules(recipe.slices)
             yield RecipePart(everything, recipe.models, recipe.slices, (), levels)
         for name, module in (recipe.modules or {}).items():
             path = ("modules", name)
@@ -141,7 +141,7 @@ class Layout:
             own = ((*path, "parameters"), module.parameters)
             yield RecipePart((found.name,), module.models, module.slices, path, (own, *levels))
 
-    def _refuse_several_modules(self, slices: Sequence[OutputSlice]) -> None:
+    def _check_several_modules(self, slices: Sequence[OutputSlice]) -> None:
         for piece in slices:
             for given in piece.sources:
                 modules = self.sources[self.index[given.model.text]].architecture.modules

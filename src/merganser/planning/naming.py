@@ -95,7 +95,7 @@ def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
 def _named_like(checkpoint: Checkpoint, target: Checkpoint, refuse: bool) -> Checkpoint:
     settled = _settled(checkpoint, target) or checkpoint
     if refuse and _differ(settled, target):
-        _refuse_second_names(settled, target)
+        _check_second_names(settled, target)
     return _turned(settled, target)
 
 
@@ -330,7 +330,7 @@ def _common_end(one: str, other: str) -> int:
     return count
 
 
-def _refuse_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
+def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
     """Refuse tensors that only one of two models of a class has where the other has such tensors under
     other names."""
     if not _same("model_type", checkpoint, target) or not _same(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from merganser import hub, methods, notebook, number_format
 from merganser.architecture import Architecture
-from merganser.checkpoints import Checkpoint, Described, Headers, Weights, refuse_changed
+from merganser.checkpoints import Checkpoint, Described, Headers, Weights, check_unchanged
 from merganser.checkpoints.computed.derived import DerivedCheckpoint
 from merganser.checkpoints.locators import Mover
 from merganser.errors import RecipeError
@@ -304,14 +304,14 @@ class Plan:
             found |= dict.fromkeys(source.folders, source.reference.text)
         return found
 
-    def refuse_changed_inputs(self) -> None:
+    def check_inputs_unchanged(self) -> None:
         """Make sure that all files are still those whose headers were read.
 
         Raises:
             InputError: when one is not.
         """
         for source in self.all_sources:
-            refuse_changed(source.checkpoint)
+            check_unchanged(source.checkpoint)
 
     @property
     def all_sources(self) -> tuple[Source, ...]:

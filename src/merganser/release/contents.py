@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
-from merganser.checkpoints import Stamp, refuse_changed
+from merganser.checkpoints import Stamp, check_unchanged
 from merganser.checkpoints.readers import Readers
 from merganser.errors import InputError, reraise_os_errors
 from merganser.planning import Plan, Source
@@ -118,7 +118,7 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
                 missing,
             )
             digests = [f"{SCHEME}:{digest}" for digest in computed]
-        refuse_changed(checkpoint)
+        check_unchanged(checkpoint)
         known |= dict(zip(missing, digests, strict=True))
         youngest = max((stamp.mtime_ns for stamp in checkpoint.stamps.values()), default=0)
         if file is not None and time.time_ns() - youngest > SETTLED:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from merganser.checkpoints.sidecar_files import refuse_foreign_link
+from merganser.checkpoints.sidecar_files import check_link
 from merganser.planning import Plan
 from merganser.release import config, tokenizer
 
 
-def refuse_foreign_links(plans: Iterable[Plan], copy_tokenizer: bool = True) -> None:
+def check_links(plans: Iterable[Plan], copy_tokenizer: bool = True) -> None:
     """Refuse small files that cannot be copied into an output, before any weight is merged.
 
     Raises:
@@ -18,4 +18,4 @@ def refuse_foreign_links(plans: Iterable[Plan], copy_tokenizer: bool = True) -> 
     for plan in plans:
         tokenizers = tokenizer.copied(plan) if copy_tokenizer else []
         for file in (*config.copied(plan), *tokenizers):
-            refuse_foreign_link(file)
+            check_link(file)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.sidecar_files import refuse_foreign_link
+from merganser.checkpoints.sidecar_files import check_link
 from merganser.errors import InputError, ResourceError
 
 
@@ -48,7 +48,7 @@ def copy(source: Path, target: Path) -> None:
         InputError: when it cannot be read, or is a link that leaves its folder.
         ResourceError: when the copy cannot be written.
     """
-    refuse_foreign_link(source)
+    check_link(source)
     try:
         data = source.read_bytes()
     except OSError as error:

@@ -10,7 +10,6 @@ from merganser import extras, suggestions
 from merganser.errors import RecipeError
 from merganser.evaluation.statistics import Direction
 from merganser.recipe import Document
-from merganser.results import front
 from merganser.results.scores import Entry
 
 Rule = Callable[[Sequence[Entry]], dict[str, str]]
@@ -93,6 +92,8 @@ def _front(directions: Mapping[str, Direction], reason: str) -> Rule:
     extras.check("moocore", "plot")
 
     def rule(entries: Sequence[Entry]) -> dict[str, str]:
+        from merganser.results import front  # numpy, which parsing a rule does not need
+
         found = front.non_dominated(entries, directions)
         return {entry.name: reason for entry in found if entry.role == "point"}
 

@@ -95,7 +95,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
             does not fit, or belongs to no tensor.
     """
     stated = _stated(checkpoint)
-    _refuse_unknown(checkpoint, stated)
+    _check_unknown(checkpoint, stated)
     specs, blocks = checkpoint.specs, list(_block_sizes(stated))
     eights = {name: _scale_of(name, specs) for name, s in specs.items() if s.dtype.name in _EIGHTS}
     fours = {
@@ -170,7 +170,7 @@ def _without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
+def _check_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
     method = str(stated.get("quant_method") or ("fp8" if not stated else "an unnamed method"))
     advice = "merge the model that it was made from, or dequantise it first and save that"
     foreign = next((name for name in checkpoint.specs if _FOREIGN.search(name)), None)

@@ -99,7 +99,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     files = sorted({piece.file for tensor in tensors.values() for piece in tensor.pieces})
     if not tensors:
         raise InputError(f"{file}: holds no tensors of a model")
-    _refuse_cut_off(files, places)
+    _check_cut_off(files, places)
     return StoredCheckpoint(
         label,
         path,
@@ -174,18 +174,18 @@ def _places(
         at, length = torch_pickle.sizes_of((stored["offset"], stored["length"]))
         origin = torch_pickle.sizes_of(where.get("offset") or ())
         places.setdefault(where["fqn"], {})[origin] = folder / relative, at, length
-    _refuse_overlap(folder, [place for chunks in places.values() for place in chunks.values()])
+    _check_overlap(folder, [place for chunks in places.values() for place in chunks.values()])
     return places
 
 
-def _refuse_overlap(folder: Path, places: Sequence[StoredRange]) -> None:
+def _check_overlap(folder: Path, places: Sequence[StoredRange]) -> None:
     """Check that no byte belongs to two chunks, so that reading them takes no longer than the files."""
     for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
         if file == other and begin < at + length:
             raise InputError(f"{folder / METADATA}: two chunks share bytes of {file.name!r}")
 
 
-def _refuse_cut_off(
+def _check_cut_off(
     files: Sequence[Path], places: Mapping[str, Mapping[tuple[int, ...], StoredRange]]
 ) -> None:
     """Check that no file is shorter than its chunks, including those of the optimizer at its end."""

@@ -100,7 +100,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     files = _ranks(path) if path.is_dir() else []
     if not files:
         return None
-    _refuse_different_steps(path)
+    _check_different_steps(path)
     parts = [_part(file) for file in files]
     for file, part in zip(files, parts, strict=True):
         if part.keys() != parts[0].keys():
@@ -161,7 +161,7 @@ def _ranks(folder: Path) -> list[Path]:
     return []
 
 
-def _refuse_different_steps(folder: Path) -> None:
+def _check_different_steps(folder: Path) -> None:
     """Check that all ranks' files are of one step, by the scheduler states that verl saves with them."""
     steps: dict[Any, Path] = {}
     for file in sorted(folder.glob("extra_state_*rank_*.pt")):
