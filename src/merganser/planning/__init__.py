@@ -1,8 +1,8 @@
 """Planning: recipe and headers in, plan out.
 
-``planner`` is the pipeline, ``inputs`` opens the models, ``layout`` says which tensors make which,
-``jobs`` with what numbers; ``plan_data`` is what comes out, ``plan_json`` the same as JSON,
-``plan_loading`` the way back.
+``planner`` is the pipeline. ``inputs`` opens the models, ``layout`` groups the input tensors of
+each output tensor, ``jobs`` resolves parameters and dtypes. ``plan_data`` is the plan;
+``plan_json`` writes it as JSON, ``plan_loading`` reads it back.
 """
 
 from merganser.planning.depth import restacked as restacked

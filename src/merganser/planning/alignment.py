@@ -1,4 +1,4 @@
-"""From the recipe's tokenizer keys to the output's tokenizer, and sources whose rows fit it."""
+"""Align vocabularies: the output's tokenizer, and inputs with one row per output token."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """What the tokenizer keys come to.
+    """The result of alignment.
 
     Attributes:
-        sources: the inputs, with as many rows as the output has tokens.
-        tokenizer: what becomes of the tokenizer's files.
-        rows: of the output's embeddings.
+        sources: the inputs, with one row per token of the output.
+        tokenizer: the output's tokenizer.
+        rows: number of rows of the output's embeddings.
     """
 
     sources: tuple[OpenSource, ...]
@@ -62,13 +62,13 @@ class Aligned:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedModel:
-    """A model that tokens may come from.
+    """A model that can provide tokens.
 
     Attributes:
         source: the model.
-        vocabulary: its tokenizer's.
-        tensors: its tensors with a row for every token.
-        rows: how many rows; None if it has no such tensor.
+        vocabulary: its tokenizer's vocabulary.
+        tensors: its tensors with one row per token.
+        rows: number of rows; None if it has no such tensor.
     """
 
     source: OpenSource
@@ -80,18 +80,21 @@ class TokenizedModel:
 def align_vocabularies(
     inputs: Inputs, opener: Opener, truncate: bool
 ) -> tuple[Inputs, TokenizerEdit | None, int | None]:
-    """The inputs with the rows that the output's tokenizer asks for, what becomes of the tokenizer's
-    files, and how many rows there are; None for each that stays the donor's.
+    """Align the inputs' vocabularies as the recipe asks.
 
     Args:
         inputs: the models.
-        opener: opens further ones.
-        truncate: whether vocabularies of different sizes are cut to the shortest one's rows, where
-            the recipe asks for no tokenizer.
+        opener: opens further models.
+        truncate: cut vocabularies of different sizes to the shortest if the recipe has no
+            ``tokenizer``.
+
+    Returns:
+        The inputs with the output's rows, the tokenizer and the number of rows; the last two are
+        None where the donor's stay.
 
     Raises:
-        RecipeError: when a rule for a token cannot be kept.
-        InputError: when a model's tokenizer is missing or broken.
+        RecipeError: when a rule for a token cannot be applied.
+        InputError: when a model's tokenizer is missing or corrupt.
     """
     recipe = opener.parsed.recipe
     if recipe.tokenizer is not None or recipe.tokenizer_source is not None:
@@ -108,7 +111,7 @@ class Aligner:
 
     Args:
         inputs: the models.
-        opener: opens those that are not among them.
+        opener: opens models that are not inputs.
     """
 
     def __init__(self, inputs: Inputs, opener: Opener) -> None:
@@ -130,8 +133,8 @@ class Aligner:
         """Decide the output's tokenizer and rows.
 
         Raises:
-            RecipeError: when a rule cannot be kept.
-            InputError: when a model's tokenizer is missing or broken.
+            RecipeError: when a rule cannot be applied.
+            InputError: when a model's tokenizer is missing or corrupt.
         """
         models = self._models()
         start, output = self._output(models)
@@ -147,7 +150,7 @@ class Aligner:
     # -- the tokenizer ------------------------------------------------------------------------
 
     def _models(self) -> list[TokenizedModel]:
-        """The inputs with their vocabularies; one without any tokenizer has the donor's."""
+        """The inputs with their vocabularies; an input without a tokenizer uses the donor's."""
         first = self._model(self.sources[self.donor], None)
         models = []
         for i, source in enumerate(self.sources):
@@ -170,14 +173,14 @@ class Aligner:
         return TokenizedModel(source, self._vocabulary(folder, label), tensors, rows)
 
     def _vocabulary(self, folder: FilePath, label: str) -> Vocabulary:
-        """A model's vocabulary; mostly it is one that another model has too."""
+        """A model's vocabulary; models with equal tokenizers share one."""
         mark = fingerprint(folder)
         if mark not in self.read:
             self.read[mark] = read_vocabulary(folder, label)
         return replace(self.read[mark], label=label, folder=folder)
 
     def _output(self, models: Sequence[TokenizedModel]) -> tuple[TokenizedModel, OutputTokenizer]:
-        """The model that the tokenizer starts from, and the tokenizer."""
+        """The model whose tokenizer is the start, and that tokenizer."""
         given = self.wanted.source
         start = models[self.donor]
         if isinstance(given, ModelReference):
@@ -204,7 +207,7 @@ class Aligner:
         return start, extended(output, missing) if missing else output
 
     def _outside(self, reference: ModelReference) -> TokenizedModel:
-        """A model that gives nothing but its tokenizer."""
+        """A model that provides its tokenizer only."""
         with self.parsed.document.addressed(
             (self.key, "source") if self.key == "tokenizer" else (self.key,)
         ):
@@ -229,8 +232,8 @@ class Aligner:
         )
 
     def _rows(self, output: OutputTokenizer, start: TokenizedModel) -> tuple[int, bool]:
-        """How many rows the output has, and whether they are all of the start's, also those that
-        no token has (a tokenizer that stays as it is keeps its model's padding)."""
+        """Number of output rows, and whether they include all rows of the start, padding rows
+        without tokens too: an unchanged tokenizer keeps its model's padding."""
         multiple = self.wanted.pad_to_multiple_of
         if multiple:
             return -(-output.size // multiple) * multiple, False
@@ -241,7 +244,7 @@ class Aligner:
     # -- the rows -----------------------------------------------------------------------------
 
     def _more_donors(self) -> list[TokenizedModel]:
-        """Models that the rules take tokens from and that are not merged."""
+        """Models that token rules refer to and that are not merged."""
         found: dict[str, TokenizedModel] = {}
         for token, rule in self.rules.items():
             reference = _donor_of(rule)
@@ -258,7 +261,7 @@ class Aligner:
         rows: int,
         padded: TokenizedModel | None,
     ) -> list[RowMap]:
-        """Where the rows of every input come from."""
+        """The row map of each input."""
         merged = len(self.sources)
         ids = np.fromiter(output.tokens.values(), np.int64, len(output.tokens))
         own = np.full((len(donors), rows), -1, np.int32)
@@ -305,7 +308,7 @@ class Aligner:
     def _ruled(
         self, donors: Sequence[TokenizedModel], token: str, rule: TokenRule
     ) -> tuple[int, int]:
-        """The origin and row that a rule gives a token."""
+        """The origin and row that a rule assigns to a token."""
         if isinstance(rule.source, ZeroTokenSource):
             return ZERO, 0
         reference = _donor_of(rule)
@@ -361,7 +364,8 @@ class Aligner:
     ) -> Mapping[tuple[str, int], int | None]:
         """New ids of the tokens that the donor's configs name, by key and old id.
 
-        A token that the output lacks gives way to the one that plays its role in the tokenizer.
+        A token that the output lacks is replaced by the token with the same role in the
+        tokenizer.
         """
         moved: dict[tuple[str, int], int | None] = {}
         if donor is output.start and not output.dropped:
@@ -395,16 +399,16 @@ class Aligner:
 
 
 def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:
-    """For every row what models take that have none of their own: the only owner's, else the
-    base's, else the mean of all owners'; zeros if there is none.
+    """Default rows for models that lack a token: the only owner's row, else the base's, else the
+    mean of all owners' rows; zeros if no model has it.
 
     Args:
-        own: int32 [models, rows], the models' own rows; -1 where they have none.
+        own: int32 [models, rows], the models' rows; -1 where they have none.
         base: index of the base model, or None.
         forced: bool [rows], rows that all models take.
 
     Returns:
-        int32 [rows] origins, int32 [rows] rows, and int32 [m, models] rows to be averaged.
+        int32 [rows] origins, int32 [rows] rows, and int32 [m, models] rows to average.
     """
     has = own >= 0
     owners = has.sum(axis=0)
@@ -433,8 +437,8 @@ def _donor_of(rule: TokenRule) -> ModelReference | None:
 
 
 def _lends_head(source: OpenSource, name: str, place: Place) -> bool:
-    """Whether a model's embedding serves as a head that others have. It then has rows as a head and
-    rows as an embedding, for the tokens that come from others have one of each."""
+    """Whether a model's embedding serves as a head that other models have. If so, tokens of
+    other models need one row for the embedding and one for the head."""
     own = source.architecture
     has_none = own.key(name) not in own.names
     head = place.role == "head" and place.vocabulary
@@ -442,7 +446,8 @@ def _lends_head(source: OpenSource, name: str, place: Place) -> bool:
 
 
 def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None:
-    """A donor's tensor for one of another model: the same, or the embedding that is its head."""
+    """A donor's counterpart of another model's tensor: the tensor of that name, or the embedding
+    that serves as the head."""
     source = donor.source
     own = source.architecture.names.get(source.architecture.key(name))
     if own is None and _lends_head(source, name, place):
@@ -452,7 +457,7 @@ def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None
 
 
 def _some(tokens: Iterable[str]) -> str:
-    """Tokens for people: the first few, and how many there are."""
+    """Tokens for messages: the first few, and the total."""
     found = sorted(tokens)
     shown = ", ".join(repr(token) for token in found[:3])
     many = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -1,4 +1,5 @@
-"""Warnings about what belongs to a model besides its weights: its code, its tokenizer's size."""
+"""Warnings about files besides the weights: model code, tokenizer size, sentence-transformers
+modules."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from merganser.planning.vocabularies import vocabulary_tensors
 from merganser.tokenizer.vocabulary import CONTENTS, SETTINGS, read_vocabulary
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""Configs of what makes a model's inputs of images and sounds."""
+"""Configs of image and audio preprocessors."""
 
 
 def module_folders(donor: Source) -> list[str]:
@@ -32,13 +33,13 @@ def module_folders(donor: Source) -> list[str]:
 def check_modules(
     sources: Sequence[Source], donor: Source, jobs: Sequence[TensorJob], folders: Sequence[str]
 ) -> None:
-    """Check that the tensors of modules belong to modules of the donor, whose files describe them.
+    """Check that the donor, whose files describe the modules, has every module with tensors.
 
     Args:
         sources: the inputs.
-        donor: the one whose config and modules the output has.
+        donor: the model whose config and modules the output takes.
         jobs: the output's tensors.
-        folders: of the donor's modules.
+        folders: the donor's module folders.
 
     Raises:
         InputError: when another model has such modules, and the donor has none.
@@ -56,7 +57,8 @@ def check_modules(
 
 
 def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]:
-    """Lines on what the output lacks, or has as only the donor does, of sentence-transformers modules."""
+    """Warnings about sentence-transformers modules that the output lacks or takes from the donor
+    alone."""
     home = donor.checkpoint.path
     if home is None or not home.is_dir():
         return
@@ -94,7 +96,8 @@ def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two files say the same; the versions of the libraries that wrote them do not matter."""
+    """Whether two files have the same content, apart from versions of the libraries that wrote
+    them."""
     left, right = (file.read_bytes() for file in (one, other))
     if left == right or one.suffix != ".json":
         return left == right
@@ -121,11 +124,11 @@ def missing_code(donor: Source) -> Iterator[str]:
 
 
 def tokens_without_rows(donor: Source, vocabulary: int | None) -> Iterator[str]:
-    """A line if the donor's tokenizer has tokens that the output's embedding has no row for.
+    """A warning if the donor's tokenizer has tokens without a row in the output's embedding.
 
     Args:
-        donor: the model whose tokenizer the output has, unchanged.
-        vocabulary: the rows of the output's embedding; None for the donor's.
+        donor: the model whose tokenizer the output takes unchanged.
+        vocabulary: number of rows of the output's embedding; None for the donor's.
     """
     folder, tensors = donor.checkpoint.path, vocabulary_tensors(donor)
     if folder is None or not folder.is_dir() or not tensors:
@@ -141,10 +144,11 @@ def tokens_without_rows(donor: Source, vocabulary: int | None) -> Iterator[str]:
 
 
 def _tokens(folder: Path, rows: int) -> int:
-    """How many tokens the tokenizer in a folder has, if more than ``rows``; else a lower number.
+    """Number of tokens of the tokenizer in a folder if greater than ``rows``; otherwise a lower
+    bound.
 
-    Most tokenizers are not parsed, which takes half a second for a large one: no number in their
-    files is that large. 0 where no tokenizer can be read.
+    Parsing a large tokenizer takes half a second, so it is skipped if no number in its files is
+    that large. 0 if there is no readable tokenizer.
     """
     files = [folder / name for name in (CONTENTS, SETTINGS, "added_tokens.json")]
     if not files[0].is_file():

@@ -1,8 +1,9 @@
-"""What ``config.json`` says of its layers one by one, cut and joined as the layers are.
+"""Rewrite the layer descriptions in ``config.json`` for stacked layers.
 
-Configs describe layers in several ways: a count, a list or mapping with an entry for each, the
-numbers of some, how many there are of a kind at the start, or a period. Which key is which is data
-in :mod:`planning.layer_keys`. An order of layers that the config cannot describe is refused.
+Configs describe layers in several ways: a count, a list or mapping with one entry per layer, a
+list of layer numbers, the number of leading layers of a kind, or a period.
+:mod:`planning.layer_keys` lists which key is which. An order of layers that the config cannot
+express is an error.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ def restacked(
     """A config for stacked layers.
 
     Args:
-        config: the donor's, perhaps edited.
-        sources: the plan's.
-        donor: which of them the config is of.
-        layers: of each stacked module, what its output layers are made of.
+        config: the donor's, possibly edited.
+        sources: the plan's inputs.
+        donor: index of the input that the config belongs to.
+        layers: for each stacked module, the sources of its output layers.
 
     Raises:
-        InputError: when it does not say how many layers there are, or cannot describe their order.
+        InputError: when the config states no number of layers, or cannot express their order.
     """
     edited = copy.deepcopy(dict(config))
     architecture = sources[donor].architecture
@@ -85,7 +86,9 @@ def restacked(
         stack = _Stack(name, module, _section(edited, module.section), sources, donor, made_of, own)
         stack.edit()
         if name == ENCODER and DECODER in architecture.modules and "num_layers" in module.counts:
-            depth = architecture.modules[DECODER].depth  # T5's decoder is as deep if not told
+            depth = architecture.modules[
+                DECODER
+            ].depth  # T5's decoder has the encoder's depth by default
             stack.section.setdefault("num_decoder_layers", depth)
     return edited
 
@@ -98,7 +101,7 @@ def _section(config: Any, path: Sequence[str]) -> dict[str, Any]:
 
 
 class _Stack:
-    """One module's layers, and the section of the config that describes them."""
+    """One module's layers and the config section that describes them."""
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class _Stack:
         self.own = own  # or shared with the other side of an encoder–decoder model
         self.donor = sources[donor]
         self.origins = [layer[0] for layer in layers]
-        """The first model of each layer, and its layer there: the one that the config speaks for."""
+        """The first model and layer of each output layer: the one that the config describes."""
         self.modules = {
             s: sources[s].architecture.module(name) or sources[s].architecture.main
             for s, _ in self.origins
@@ -176,11 +179,11 @@ class _Stack:
                 check_kinds(source, self.modules[s], facts, placed, self.depth)
 
     def _speaks_for(self, key: str) -> bool:
-        """Whether a key of the section is about this module."""
+        """Whether a key of the section concerns this module."""
         return self.own or key.startswith(self.module.name)
 
     def _values(self, before: Section) -> Section:
-        """The donor's values; and what only other models say of their layers by number."""
+        """The donor's values, plus lists of layer numbers that only other models have."""
         values = dict(before)
         for section in self.sections.values():
             for key, value in section.items():
@@ -189,7 +192,8 @@ class _Stack:
         return values
 
     def _joined(self, key: str, own: Sequence[Any]) -> Any:
-        """The entries that go with the layers: their own models', as long as those have the list."""
+        """The output layers' entries, from the models that provide the layers if those have the
+        list."""
         found = []
         for source, layer in self.origins:
             listed = self.sections[source].get(key)
@@ -218,7 +222,7 @@ class _Stack:
         }
 
     def _taken_from(self, key: str, own: Sequence[int]) -> list[int]:
-        """The numbers of the layers that layers take something from, where those are now."""
+        """New numbers of the layers that other layers take something from."""
         numbers = []
         for i, (source, layer) in enumerate(self.origins):
             wanted = (self.sections[source].get(key) or own)[layer]
@@ -233,7 +237,7 @@ class _Stack:
         return numbers
 
     def _check_numbers(self, before: Section) -> None:
-        """Refuse to move layers that compute with their number, or with that of all layers."""
+        """Raise if layers move that compute with their number or with the number of layers."""
         in_place = all(i == layer for i, (_, layer) in enumerate(self.origins))
         for key in BY_NUMBER:
             if before.get(key) and not in_place:
@@ -249,7 +253,8 @@ class _Stack:
             )
 
     def _scale(self, before: Section) -> None:
-        """Keep what factors come to that are divided by the root of the number of layers."""
+        """Adjust factors that the model divides by the square root of the number of layers, so
+        that the quotients stay."""
         for key in BY_ROOT_OF_DEPTH:
             factors = {
                 section[key] / math.sqrt(self.depths[s])
@@ -262,7 +267,7 @@ class _Stack:
                 self.section[key] = factors.pop() * math.sqrt(self.depth)
 
     def _cycles(self, before: Section) -> None:
-        """Lists that are repeated until they are as long as the model is deep."""
+        """Handle lists that the model repeats up to its depth."""
         for key in ("block_types",):  # RecurrentGemma
             if isinstance(before.get(key), list) and before[key]:
                 kinds = [
@@ -275,7 +280,7 @@ class _Stack:
             self.section["attention_types"] = [[self.section["attention_layers"], 1]]
 
     def _step(self) -> None:
-        """Qwen's mixtures have experts in every so many layers, but for those that are listed."""
+        """Handle Qwen's mixtures, which have experts in every n-th layer except the listed ones."""
         steps = {s: section.get("decoder_sparse_step") or 1 for s, section in self.sections.items()}
         if "decoder_sparse_step" not in self.section or set(steps.values()) == {1}:
             return
@@ -288,7 +293,8 @@ class _Stack:
         self.section["decoder_sparse_step"] = 1
 
     def _shared(self, before: Section) -> None:
-        """The last layers, by number, may take keys and values from the last of their type before."""
+        """Check last layers that may reuse keys and values of the last earlier layer of their
+        type."""
         key = "num_kv_shared_layers"
         if not any(section.get(key) for section in self.sections.values()):
             return
@@ -305,7 +311,8 @@ class _Stack:
         self.section[key] = self.depth - first
 
     def _ends(self) -> None:
-        """The first and the last layer of a type may compute otherwise, and must be those still."""
+        """Check that the first and last layer of a type, which may compute differently, remain
+        first and last."""
         wanted = ENDS.get(str(self.section.get("model_type")))
         if wanted is None:
             return
@@ -388,7 +395,7 @@ class _Stack:
                 raise self._unsayable(rule.parts)
 
     def _facts(self, source: int, layer: int) -> str:
-        """All that a model's config says of one of its layers."""
+        """Everything that a model's config states about one of its layers."""
         section, depth = self.sections[source], self.depths[source]
         facts: list[Any] = [layer >= self._first_shared(source)]
         for key, value in section.items():
@@ -417,7 +424,7 @@ class _Stack:
 
 
 def is_numbers(key: str, value: object, depth: int) -> bool:
-    """Whether a value lists the numbers of some layers."""
+    """Whether a value is a list of layer numbers."""
     if not isinstance(value, list) or key in PER_LAYER or key in SOURCES or key in NOT_PER_LAYER:
         return False
     if key.startswith(FURTHER):
@@ -430,7 +437,7 @@ def is_numbers(key: str, value: object, depth: int) -> bool:
 
 
 def is_keyed(key: str, value: object, depth: int) -> bool:
-    """Whether a value has entries by the numbers of layers."""
+    """Whether a value is a mapping by layer number."""
     if not isinstance(value, dict) or not all(str(k).isdecimal() for k in value):
         return False
     if key.startswith(FURTHER):
@@ -441,7 +448,7 @@ def is_keyed(key: str, value: object, depth: int) -> bool:
 
 
 def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
-    """Whether a list, or a text, has an entry for each layer."""
+    """Whether a list or text has one entry per layer."""
     if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
         return False
     if key.startswith(FURTHER):
@@ -469,7 +476,7 @@ def _in_span(rule: Span, section: Mapping[str, Any], depth: int, layer: int) -> 
 
 
 def _period(rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
-    """A period that a config has, and which layer of each it is."""
+    """A config's period, and the index of the marked layer within it."""
     kind = str(section.get("model_type"))
     if rule.only is not None and kind not in rule.only:
         return None
@@ -481,7 +488,7 @@ def _period(rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _period_of(marked: Sequence[bool], at: int | str) -> tuple[int, int] | None:
-    """A period and the place in it, free or given, that give these marks."""
+    """A period and an index within it, free or given, that produce these marks."""
     first = marked.index(True) if True in marked else len(marked)
     for period in range(1, len(marked) + 2):
         place = first if isinstance(at, str) else at % period

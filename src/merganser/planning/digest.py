@@ -1,4 +1,4 @@
-"""The digest of a plan: of all that decides the output's bytes."""
+"""The digest of a plan, over everything that determines the output's bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merganser.planning.plan_data import (
 )
 
 FORMAT = 1
-"""Raised when the same recipe and inputs would give another plan, or other bytes."""
+"""Changes when the same recipe and inputs would give another plan or other bytes."""
 
 
 def plan_digest(
@@ -31,7 +31,7 @@ def plan_digest(
     method: Method,
     chat_template: str | None,
 ) -> str:
-    """The digest of a plan of these parts, as hexadecimal digits."""
+    """The plan digest of these parts, as hexadecimal digits."""
     facts = {
         "format": FORMAT,
         "inputs": [[s.reference.text, s.checkpoint.header_digest] for s in sources],

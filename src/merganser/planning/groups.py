@@ -1,4 +1,4 @@
-"""Groups: output tensors with the inputs that make them, before their numbers are settled."""
+"""Groups: an output tensor with its input tensors, before parameters are resolved."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from merganser.recipe.schema import ModelInput, OutputSlice
 
 Levels = tuple[tuple[KeyPath, Mapping[str, Setting]], ...]
 LayerOrigins = tuple[tuple[int, int], ...]
-"""What one output layer is made of: sources, and layers of theirs."""
+"""The sources of one output layer: models and their layers."""
 
 
 AFTER_TOWER = ".merger.mlp."
-"""What takes a gradient's last value though it lies outside the layers, as in MergeKit: the two
+"""Tensors outside the layers that take a gradient's last value, as in MergeKit: the two
 matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
 
 MAX_LAYERS = 4096
-"""Most layers that a recipe may stack."""
+"""Maximum number of layers that a recipe may stack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One input of one output tensor, and the settings that come with it, nearest first."""
+    """One input of one output tensor, with its settings, nearest first."""
 
     source: int
     name: str
@@ -36,20 +36,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One output tensor before its numbers are settled.
+    """One output tensor before its parameters are resolved.
 
     Attributes:
         name: of the output.
-        place: what it is in its model.
+        place: its role in the model.
         layer: the output layer, or None.
-        position: where it lies in the depth of its slice, for gradients.
+        position: relative depth in its slice, for gradients.
         entries: the inputs that have it, in the recipe's order.
-        base: the base model for it, an index of the plan's sources, or None.
+        base: index of its base model in the plan's sources, or None.
         parameters: the settings above those of the entries, nearest first.
         partial: whether the recipe lists models that lack this tensor.
-        taken: whether it is taken from its only entry without being merged.
-        alike: the same tensor as other layers of the stack have it, with settings of their own: for a
-            tensor that has a block for each layer, whose numbers must be the same for all.
+        taken: whether it is copied from its only entry without merging.
+        alike: the same tensor for other layers of the stack, with their settings: for a tensor
+            with one block per layer, whose parameters must be equal for all.
     """
 
     name: str
@@ -65,20 +65,20 @@ class Group:
 
 
 def position_in(layer: int | None, depth: int, name: str = "") -> float:
-    """Where a layer lies in the depth of its slice; MergeKit puts a single layer at the end. A
-    tensor outside the layers is at the start, but for what comes after a vision tower."""
+    """Relative depth of a layer in its slice: a single layer is at the end, as in MergeKit.
+    Tensors outside the layers are at the start, except those after a vision tower."""
     if layer is None:
         return float(AFTER_TOWER in f".{name}")
     return layer / (depth - 1) if depth > 1 else 1.0
 
 
 def list_of(names: Iterable[str]) -> str:
-    """Names for a message, each once."""
+    """Distinct names, for a message."""
     return ", ".join(dict.fromkeys(names))
 
 
 def summary(names: Sequence[str]) -> str:
-    """Names for a warning, those that differ in a number only once."""
+    """Names for a warning; of names that differ only in a number, one."""
     if len(names) == 1:
         return f"the tensor {names[0]}"
     patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
@@ -88,7 +88,7 @@ def summary(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecipePart:
-    """The modules that one list of models or slices is for, and where the recipe says so."""
+    """The modules that a list of models or slices covers, and its place in the recipe."""
 
     modules: tuple[str, ...]
     models: Sequence[ModelInput] | None

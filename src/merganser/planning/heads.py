@@ -1,4 +1,5 @@
-"""Which heads are the embedding: by the config, or measured where a file holds both."""
+"""Find heads that are tied to the embedding: by the config, or by comparing bytes if a file
+holds both."""
 
 from __future__ import annotations
 
@@ -15,29 +16,28 @@ from merganser.planning.plan_data import OpenSource, Source
 from merganser.roles import TOKEN_EMBEDDINGS
 
 BLOCK = 2**22
-"""Bytes that are compared at once."""
+"""Bytes compared at a time."""
 
 _TEXT_MODULES = (DEFAULT, TEXT, DECODER, SHARED)
 
 _compared: dict[tuple[str, tuple[Stamp, ...], str, str], bool] = {}
-"""What :func:`same_bytes` measured in files, so that the points of a sweep read them once."""
+"""Cache of :func:`same_bytes` for files, so that a sweep's points read them once."""
 
 
 def embedding_as_head(
     source: OpenSource, own: str | None, place: Place, shape: tuple[int, ...]
 ) -> str | None:
-    """The embedding that a model uses as this head, or None if its head is a tensor of its own.
+    """The embedding that a model uses as this head, or None if its head is a separate tensor.
 
-    A model that stores no head uses its embedding if its config says so, or if its class has such
-    a head and the config says nothing. A model that stores both, although its config ties them
-    (verl writes it so), has one tensor only if both have the same bytes: transformers loads and
-    uses a head that differs.
+    A model without a stored head uses its embedding if its config ties them, or if its class ties
+    them by default. A model that stores both although its config ties them (as verl writes) has one
+    tensor only if both have the same bytes: transformers loads and uses a different head.
 
     Args:
         source: the model.
         own: its tensor for the head; None if it has none.
-        place: the head's, in any of the models.
-        shape: the head's.
+        place: the head's place, in any of the models.
+        shape: the head's shape.
     """
     if place.role != "head" or not place.vocabulary:
         return None
@@ -53,8 +53,7 @@ def embedding_as_head(
 
 
 def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
-    """The embedding of a model's tokens that a head may be tied to; those that are known by name
-    before others."""
+    """The token embedding that a head may be tied to; embeddings known by name come first."""
     specs = source.checkpoint.specs
     candidates = [
         name
@@ -62,7 +61,7 @@ def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str
         if place.role == "embedding"
         and place.vocabulary
         and not place.after_layers
-        and re.search(r"(?:^|\.)\d+\.", name) is None  # of a layer that predicts further tokens
+        and re.search(r"(?:^|\.)\d+\.", name) is None  # excludes layers for multi-token prediction
         and place.module in _TEXT_MODULES
         and shape in (None, specs[name].shape)
     ]
@@ -71,10 +70,10 @@ def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str
 
 
 def changed_tie(donor: OpenSource, tied: bool) -> bool | None:
-    """What an output's config has to say of its head, given the donor's; None if that is right.
+    """The value of ``tie_word_embeddings`` for the output's config; None if the donor's is right.
 
-    A donor that stores a head of its own although its config ties it stays as it is: T5 scales
-    what goes into the head by what its config says.
+    A donor that stores a separate head although its config ties it keeps its config: T5 scales
+    the head's input by that setting.
     """
     specs, places = donor.checkpoint.specs, donor.architecture.places
     heads = {n: p for n, p in places.items() if p.role == "head" and p.vocabulary}
@@ -88,8 +87,8 @@ def changed_tie(donor: OpenSource, tied: bool) -> bool | None:
 
 
 def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two tensors are the same, bit for bit. Tensors that differ mostly do so in the first
-    block, and no more of them is read."""
+    """Whether two tensors are bitwise equal. Reading stops at the first block that differs;
+    usually that is the first one."""
     spec = checkpoint.specs[one]
     if spec != checkpoint.specs[other]:
         return False
@@ -100,7 +99,7 @@ def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
     try:
         equal = _equal(checkpoint, one, other, spec.nbytes)
     except NotMergedYet:
-        return False  # a step of a chain stores a head only if it is not the embedding
+        return False  # a planned checkpoint stores a head only if it differs from the embedding
     if stamps:
         _compared[key] = equal
     return equal

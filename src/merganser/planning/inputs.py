@@ -1,4 +1,4 @@
-"""From the models that a recipe names to the inputs of its merge: opened, under one set of names."""
+"""Open a recipe's models as the inputs of a merge, with common tensor names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merganser.recipe.schema import ModelInput, OutputSlice
 
 
 class Warnings:
-    """What the user should know of a plan, in order.
+    """A plan's warnings, in order.
 
     Args:
         parsed: the recipe, whose places warnings name.
@@ -29,7 +29,7 @@ class Warnings:
         self._parsed = parsed
 
     def __call__(self, path: KeyPath, message: str) -> None:
-        """Warn of a place of the recipe.
+        """Add a warning about a place in the recipe.
 
         Raises:
             RecipeError: in strict mode.
@@ -41,7 +41,7 @@ class Warnings:
         self.lines.append(f"{address}: {text}" if address else text)
 
     def add(self, lines: Iterable[str]) -> None:
-        """Warn of what has no place in the recipe."""
+        """Add a warning without a place in the recipe."""
         self.lines += lines
 
 
@@ -50,7 +50,7 @@ class Inputs:
     """The models of a merge.
 
     Attributes:
-        sources: in the order of the recipe.
+        sources: the models in the recipe's order.
         base: index of the base model among them, or None.
         donor: index of the model whose config and tokenizer the output takes.
     """
@@ -61,11 +61,11 @@ class Inputs:
 
     @property
     def index(self) -> dict[str, int]:
-        """The sources' indices by the texts of their references."""
+        """Indices of the sources by the text of their references."""
         return {source.reference.text: i for i, source in enumerate(self.sources)}
 
     def with_sources(self, sources: Iterable[OpenSource]) -> Inputs:
-        """The same models, read otherwise."""
+        """The same models with other sources."""
         return replace(self, sources=tuple(sources))
 
 
@@ -75,9 +75,9 @@ class Opener:
 
     Attributes:
         parsed: the recipe.
-        weights: which weights of training steps are taken.
-        given: checkpoints that are open already, by the texts of their references.
-        warnings: takes what the user should know of them.
+        weights: which weights of training steps to take.
+        given: open checkpoints by the text of their references.
+        warnings: receives warnings about them.
     """
 
     parsed: ParsedRecipe
@@ -86,14 +86,14 @@ class Opener:
     warnings: Warnings
 
     def open(self, reference: ModelReference, at: KeyPath) -> OpenSource:
-        """Open a model as the numbers that it computes with.
+        """Open a model; quantised weights appear as numbers.
 
         Args:
             reference: the model.
             at: the place of the recipe that names it.
 
         Raises:
-            InputError: when there is none, or it cannot be merged.
+            InputError: when it does not exist or cannot be merged.
         """
         here = self.parsed.folder
         revision = "" if reference.revision is None else f"@{reference.revision}"
@@ -138,10 +138,10 @@ def open_inputs(opener: Opener) -> Inputs:
 def with_one_set_of_names(
     inputs: Inputs, parsed: ParsedRecipe, tensor_names: Names, warnings: Warnings
 ) -> Inputs:
-    """The inputs with one set of names for their tensors, which are those of the output.
+    """Rename the inputs' tensors to the output's names.
 
     Raises:
-        InputError: when a tensor of one input may be another's of another name.
+        InputError: when tensors of different names might correspond.
     """
     own = [source.checkpoint for source in inputs.sources]
     named = named_alike(own, inputs.donor, refuse=tensor_names == "same")
@@ -157,10 +157,11 @@ def with_one_set_of_names(
 
 
 def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warnings) -> Inputs:
-    """The inputs; files without a config are merged tensor by tensor, as ``mergekit-pytorch`` does.
+    """Check the inputs; files without a config are merged tensor by tensor, like
+    ``mergekit-pytorch``.
 
     Raises:
-        RecipeError: when the recipe asks for layers of such files.
+        RecipeError: when the recipe selects layers of such files.
     """
     if not all(source.bare for source in inputs.sources):
         return inputs
@@ -191,7 +192,7 @@ def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warni
 def architecture_of(
     reference: ModelReference, checkpoint: Checkpoint, recipe: Recipe
 ) -> Architecture:
-    """What a model's tensors are, as the recipe sees them."""
+    """A model's architecture, as the recipe addresses it."""
     config = dict(checkpoint.config)
     if reference.architecture is not None:
         config["architectures"] = [reference.architecture]
@@ -204,7 +205,7 @@ def architecture_of(
 def forms(
     recipe: Recipe,
 ) -> Iterator[tuple[KeyPath, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
-    """The recipe's lists of models and slices: its own, or those of its modules."""
+    """The recipe's lists of models and slices: top-level, or one per module."""
     if recipe.modules is None:
         yield (), recipe.models, recipe.slices
     for name, module in (recipe.modules or {}).items():
@@ -214,7 +215,7 @@ def forms(
 def parameter_blocks(
     recipe: Recipe,
 ) -> Iterator[tuple[KeyPath, Mapping[str, Setting], ModelReference | None]]:
-    """The recipe's blocks of parameters, with the model of those that are one model's own."""
+    """The recipe's parameter blocks, each with its model if it belongs to one."""
     yield ("parameters",), recipe.parameters, None
     for name, module in (recipe.modules or {}).items():
         yield ("modules", name, "parameters"), module.parameters, None
@@ -229,7 +230,7 @@ def parameter_blocks(
 
 
 def _references(parsed: ParsedRecipe) -> dict[str, tuple[ModelReference, KeyPath]]:
-    """All models in the order of the recipe; an unlisted base comes last, as in MergeKit."""
+    """All models in the recipe's order; a base that is not listed comes last, as in MergeKit."""
     found: dict[str, tuple[ModelReference, KeyPath]] = {}
     for path, models, slices in forms(parsed.recipe):
         listed = set()

@@ -1,4 +1,4 @@
-"""From a group of tensors to a job: its inputs in order, its numbers, its dtypes."""
+"""Turn a group of tensors into a job: ordered inputs, parameters, dtypes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merganser.tensors import BY_NAME, FLOAT32, FLOAT64, DType, TensorSpec
 
 
 class JobMaker:
-    """Makes jobs of groups, for one recipe."""
+    """Makes jobs from groups, for one recipe."""
 
     def __init__(
         self,
@@ -36,11 +36,12 @@ class JobMaker:
         self.alone: dict[str, int] = {}
 
     def job(self, group: Group) -> TensorJob:
-        """Settle one group.
+        """Make one group's job.
 
         Raises:
-            RecipeError: when parameters are missing or wrong, or the method takes other inputs.
-            InputError: when the inputs do not fit each other.
+            RecipeError: when parameters are missing or wrong, or the method takes another number of
+                inputs.
+            InputError: when the inputs' shapes or dtypes do not fit.
         """
         if group.taken:
             return self._taken(group, group.entries[0])
@@ -112,14 +113,14 @@ class JobMaker:
         )
 
     def _copy(self, group: Group, spec: TensorSpec, reads: tuple[Read, ...]) -> TensorJob:
-        """The first input, bit for bit."""
+        """A bitwise copy of the first input."""
         role = group.place.role
         return TensorJob(
             group.name, spec, reads, "copy", {}, None, FLOAT32, None, group.layer, role
         )
 
     def _taken(self, group: Group, entry: Entry) -> TensorJob:
-        """An input as it is, but for the dtype that the recipe asks for."""
+        """A copy of one input, converted only if the recipe asks for another dtype."""
         spec = self.sources[entry.source].checkpoint.specs[entry.name]
         reads = (Read(entry.source, entry.name),)
         named = self.recipe.out_dtype or self.recipe.dtype
@@ -141,16 +142,16 @@ class JobMaker:
         )
 
     def _sides(self, group: Group) -> tuple[Entry | None, tuple[Entry, ...]]:
-        """The base, where the method has one, and the models. A base that a slice lists twice (one
-        model at two ranges of layers) is the base the first time, and a model the second."""
+        """The base, if the method has one, and the models. If a slice lists the base twice (one
+        model at two ranges of layers), its first entry is the base and its second a model."""
         base = next((e for e in group.entries if e.source == group.base), None)
         if base is None or self.method.base == "none":
             return None, group.entries
         return base, tuple(entry for entry in group.entries if entry is not base)
 
     def _alone(self, group: Group, base: Entry | None, models: Sequence[Entry]) -> Entry | None:
-        """Of a tensor that some models lack: the input that is taken as it is, since there are too
-        few for the method. The base's, if it has it."""
+        """The input to copy where too few models have the tensor for the method: the base's, if
+        it has one."""
         if self.method.base == "required" and base is None and group.base is not None:
             lacking, present = self.sources[group.base], self.sources[models[0].source]
             raise InputError(
@@ -162,7 +163,7 @@ class JobMaker:
         return (base or models[0]) if few else None
 
     def _check_inputs(self, group: Group, base: Entry | None, models: Sequence[Entry]) -> None:
-        """Refuse a number of inputs that the method does not take."""
+        """Raise if the method does not take this number of inputs."""
         method = self.method
         least, most = method.models
         if method.base == "required" and base is None:
@@ -196,10 +197,10 @@ class JobMaker:
     def _numbers(
         self, group: Group, models: Sequence[Entry]
     ) -> tuple[dict[str, Any], dict[str, list[KeyPath | None]]]:
-        """Settle the method's parameters for one tensor: gradients, filters, precedence, types.
+        """Resolve the method's parameters for one tensor: gradients, filters, precedence, types.
 
         Returns:
-            The numbers, and where the recipe gives them; None for a default.
+            The values, and their places in the recipe; None for a default.
         """
         numbers: dict[str, Any] = {}
         paths: dict[str, list[KeyPath | None]] = {}
@@ -255,7 +256,7 @@ class JobMaker:
     def _combined(
         self, group: Group, numbers: Mapping[str, Any], inputs: int, based: bool
     ) -> tuple[Combination | None, SparseDeltas | None]:
-        """What the method makes of its numbers alone, with the recipe's address if it cannot."""
+        """The method's rule for these parameters; errors name the place in the recipe."""
 
         def made(**numbers: Any) -> tuple[Combination | None, SparseDeltas | None]:
             return combined(self.method, numbers, inputs, based)
@@ -273,7 +274,7 @@ class JobMaker:
     def _accepted(
         self, function: Callable[..., Any], group: Group, numbers: Mapping[str, Any]
     ) -> Any:
-        """What a function of the method's gives, unless it refuses the numbers."""
+        """Call a function of the method; a rejected parameter is a RecipeError."""
         try:
             return function(**numbers)
         except Exception as error:
@@ -292,13 +293,13 @@ def dtypes_of(
     dtype: str | None,
     out_dtype: str | None,
 ) -> tuple[DType, DType, DType | None]:
-    """The dtypes of a merged tensor: of the output, of the computation, and the one that inputs are
-    rounded to first, or None.
+    """The dtypes of a merged tensor: output, computation, and the dtype to which inputs are rounded
+    first, or None.
 
     Args:
         method, arithmetic: how it is merged.
-        specs: of its inputs.
-        dtype, out_dtype: the recipe's.
+        specs: the inputs' specs.
+        dtype, out_dtype: the recipe's settings.
     """
     asked = BY_NAME[dtype] if dtype else _promote([spec.natural for spec in specs])
     made_in = _promote([asked, FLOAT32]) if method.widens else asked
@@ -319,16 +320,16 @@ def dtypes_of(
 def combined(
     method: Method, numbers: Mapping[str, Any], inputs: int, based: bool
 ) -> tuple[Combination | None, SparseDeltas | None]:
-    """What a method makes of its numbers alone, for a tensor of so many inputs.
+    """What a method derives from its parameters alone.
 
     Args:
         method: the method.
         numbers: its parameters.
-        inputs: how many, the base included.
-        based: whether the first is the base.
+        inputs: number of inputs, including the base.
+        based: whether the first input is the base.
     """
     if based and inputs == 1 and not method.combination:
-        return Combination((1.0,)), None  # no model changes anything in the base
+        return Combination((1.0,)), None  # the models add nothing to the base
     if method.gram is not None or method.form == "tensor":
         return None, None
     made = method.function(**numbers)
@@ -340,7 +341,8 @@ def combined(
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:
-    """The dtype that loses nothing of any input: bfloat16 with float16 is float32, as in torch."""
+    """The dtype that represents all inputs exactly: float32 for bfloat16 with float16, as in
+    torch."""
     distinct = list(dict.fromkeys(dtypes))
     if len(distinct) == 1:
         return distinct[0]

@@ -1,4 +1,4 @@
-"""Stacks of models that keep something for every layer in tensors outside the layers."""
+"""Stack models whose tensors outside the layers hold one block per layer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from merganser.recipe.schema import OutputSlice
 def with_joined_blocks(
     parsed: ParsedRecipe, sources: Sequence[OpenSource], index: Mapping[str, int]
 ) -> tuple[OpenSource, ...]:
-    """The sources; those of each stack's first slice with its blocks for all output layers.
+    """The sources; in those of each stack's first slice, such tensors get one block per output
+    layer.
 
-    Each model of the first slice has the blocks of all slices' models that are listed at its place.
+    The blocks for a slice come from the model at the same position in that slice's list.
 
     Raises:
-        RecipeError: when the slices list their models in ways that blocks cannot be joined in.
+        RecipeError: when the slices' lists do not allow joining blocks.
         InputError: when blocks have different shapes.
     """
     result = list(sources)
@@ -53,7 +54,7 @@ def _stacks(parsed: ParsedRecipe) -> Iterator[tuple[KeyPath, str, Sequence[Outpu
 
 
 def _names(source: OpenSource, module: str) -> list[str]:
-    """The tensors that have a block for each layer of a module."""
+    """A module's tensors with one block per layer."""
     architecture = source.architecture
     stacked = (architecture.module(module) or architecture.main).name
     return [
@@ -87,7 +88,7 @@ def _check_slices(
 def _joined(
     sources: Sequence[OpenSource], own: int, module: str, layers: Sequence[tuple[int, int]]
 ) -> OpenSource:
-    """A source whose tensors with blocks have those of other sources' layers."""
+    """A source whose blocks per layer come from the layers of several sources."""
     source = sources[own]
     tensors: dict[str, JoinedBlocks] = {}
     order = list(dict.fromkeys((own, *(s for s, _ in layers))))
@@ -98,10 +99,10 @@ def _joined(
             there = architecture.names.get(source.architecture.key(name))
             place = architecture.places[there] if there is not None else None
             if there is None or place is None or place.layer_axis is None:
-                return source  # the plan refuses models of different architectures
+                return source  # the plan rejects models of different architectures
             depth = architecture.modules[place.module].depth
             if any(layer >= depth for donor, layer in layers if donor == s):
-                return source  # the plan refuses ranges beyond the layers
+                return source  # the plan rejects ranges beyond the layers
             donors.append(Blocks(checkpoint, there, place.layer_axis, depth))
         tensors[name] = JoinedBlocks(donors, [(order.index(s), layer) for s, layer in layers])
     return replace(source, checkpoint=joined(source.checkpoint, tensors)) if tensors else source

@@ -1,5 +1,5 @@
-"""Which keys of ``config.json`` describe layers one by one, and how: data for :mod:`planning.depth`, and the types
-of their values."""
+"""Keys of ``config.json`` that describe layers, and how: data for :mod:`planning.depth`, with
+their types."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PER_LAYER = frozenset(
         "hybrid_override_pattern",
     }
 )
-"""Lists (or texts) with one entry a layer. Any other list as long as the model is deep is treated
-alike; these are named for models so shallow that lengths may coincide."""
+"""Lists (or texts) with one entry per layer. Other lists whose length equals the depth are treated
+alike; these are named because in shallow models lengths may coincide."""
 
 NOT_PER_LAYER = frozenset(
     {
@@ -43,7 +43,7 @@ NOT_PER_LAYER = frozenset(
         "attention_types",
     }
 )
-"""Lists that may be as long as the model is deep by chance."""
+"""Lists whose length may equal the depth by chance."""
 
 NUMBERS = frozenset(
     {
@@ -61,33 +61,34 @@ NUMBERS = frozenset(
         "ple_layer_ids",
     }
 )
-"""Lists of the numbers of some layers."""
+"""Lists of layer numbers."""
 
 NAMED_AS_NUMBERS = re.compile(
     r"layers$|layer_(ids|idxs?|indices|indexes)$|(block|attn)_(ids|idxs|indices|indexes)$|_blocks$"
 )
-"""Names of further such lists, where all entries are numbers of layers."""
+"""Names of further such lists, if all entries are layer numbers."""
 
 FURTHER = "mtp_"
-"""What keys begin with that describe the layers for predicting further tokens."""
+"""Prefixes of keys for layers of multi-token prediction."""
 
 FROM_ONE = frozenset({"ple_layer_ids"})
 """Lists of layer numbers that count from 1."""
 
 SOURCES = frozenset({"kv_source_layers"})
-"""Lists with one entry a layer: the number of an earlier layer that this one takes something from."""
+"""Lists with one entry per layer: the number of an earlier layer that this one reuses something
+of."""
 
 KEYED = frozenset({"pruned_heads", "per_layer_config"})
-"""Mappings by layer number, perhaps with leading zeros. A mapping with ``layer`` in its name and
-only numbers of layers as keys is treated alike."""
+"""Mappings by layer number, possibly with leading zeros. A mapping with ``layer`` in its name and
+only layer numbers as keys is treated alike."""
 
 IN_ORDER = {
     "loop_layer_index_start": 0,
     "n_recurrent_layers": 0,
     "cross_layer_interval": 1,
-    "depths": [],  # of stages (Swin), each of which is wider than the one before
+    "depths": [],  # stages (Swin), each wider than the previous one
 }
-"""What depends on the order of all layers in a way that no other order has, unless it has this value."""
+"""Keys whose meaning depends on the order of all layers, unless they have this value."""
 
 
 BY_NUMBER = ("scale_attn_by_inverse_layer_idx",)
@@ -108,13 +109,13 @@ BY_ROOT_OF_DEPTH = ("scale_depth",)
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """So many layers at the start are of a kind.
+    """The first n layers are of another kind.
 
     Attributes:
-        key: of their number.
-        instead: a list with an entry a layer that the family reads before this number, if any.
-        kinds: its entries for these layers and for the others; none if the list may not be added.
-        only_if: a key that must be true for the number to mean anything.
+        key: the key of n.
+        instead: a list with one entry per layer that takes precedence, if any.
+        kinds: its entries for these layers and for the others; none if the list must not be added.
+        only_if: a key that must be true for n to have an effect.
     """
 
     key: str
@@ -137,16 +138,16 @@ LEADING = (
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Every so many layers there is one of another kind.
+    """One layer in every period is of another kind.
 
     Attributes:
-        key: of the period.
-        at: which of each period it is: a number (-1 for the last), or the key of that number.
-        instead: a list that the family reads before the period, if any.
+        key: the key of the period.
+        at: index within the period (-1 for the last), or the key of that index.
+        instead: a list that takes precedence over the period, if any.
         kinds: its entries for these layers and for the others; none if it lists their numbers.
         addable: whether the list may be added to a config that lacks it.
-        implied: model types that have this period without saying so.
-        only: the model types that read the key so; none for all.
+        implied: model types with this period by default.
+        only: the model types that read the key this way; none for all.
         parts: the key of the number of periods in all layers, if the family divides by that.
     """
 
@@ -188,7 +189,7 @@ PERIODS = (
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The layers from one number to another, or every so many of them, are of a kind."""
+    """A range of layers, or every n-th of it, is of another kind."""
 
     first: str
     last: str
@@ -199,14 +200,14 @@ SPANS = (Span("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interva
 
 
 def check_values(section: Mapping[str, Any], reference: str) -> None:
-    """Refuse a section of a config whose words on layers are of other types than they are everywhere.
+    """Check the types of the keys that describe layers.
 
     Args:
-        section: of a ``config.json``.
-        reference: the model that it is of.
+        section: a section of ``config.json``.
+        reference: the model.
 
     Raises:
-        InputError: naming the first such key.
+        InputError: naming the first key of another type.
     """
 
     def whole(value: Any, least: int) -> bool:

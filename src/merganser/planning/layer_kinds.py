@@ -1,7 +1,7 @@
-"""Whether layers may be put in another order: by what ``config.json`` says of each, and its tensors.
+"""Check whether layers can be reordered, by their config entries and tensors.
 
-Where layers that the config describes alike have different tensors, the model tells them apart by
-their place alone, and a layer keeps its kind only in a like place.
+If layers with equal config entries have different tensors, the model distinguishes them by
+position alone, so a layer keeps its kind only at an equivalent position.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def check_kinds(
     placed: Sequence[tuple[int, int]],
     depth: int,
 ) -> None:
-    """Refuse an order of layers in which some would have to be of another kind than they are.
+    """Raise if an order would turn some layers into another kind.
 
     Args:
         source: a model.
-        module: the part of it that is stacked.
-        facts: all that its config says of each layer.
-        placed: output layers, each with the layer of this model that it is made of.
+        module: the stacked module.
+        facts: everything its config states about each layer.
+        placed: output layers, each with its source layer in this model.
         depth: number of output layers.
 
     Raises:
@@ -64,12 +64,12 @@ def _tensors(source: Source, module: Module, layer: int) -> Tensors:
 
 
 def _key(fact: str, layer: int, depth: int, places: Sequence[int]) -> str:
-    """What decides a layer's kind, with its place if it is one of those that matter."""
+    """What determines a layer's kind, including its position if that matters."""
     return f"{fact} {[place for place in places if layer == place % depth]}"
 
 
 def _kinds_by(keys: Sequence[str], kinds: Sequence[Tensors]) -> Mapping[str, Tensors] | None:
-    """The tensors of the layers of each key; None if some of one key differ."""
+    """The tensors of the layers of each key; None if layers of one key differ."""
     found: dict[str, Tensors] = {}
     for key, kind in zip(keys, kinds, strict=True):
         if found.setdefault(key, kind) != kind:
