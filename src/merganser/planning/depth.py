@@ -86,9 +86,7 @@ def restacked(
         stack = _Stack(name, module, _section(edited, module.section), sources, donor, made_of, own)
         stack.edit()
         if name == ENCODER and DECODER in architecture.modules and "num_layers" in module.counts:
-            depth = architecture.modules[
-                DECODER
-            ].depth  # T5's decoder has the encoder's depth by default
+            depth = architecture.modules[DECODER].depth  # T5's default is the encoder's
             stack.section.setdefault("num_decoder_layers", depth)
     return edited
 

@@ -1,4 +1,4 @@
-"""From models, slices or modules to groups: which tensors of the inputs make which output tensor."""
+"""Group input tensors by the output tensor that they are merged into."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from merganser.recipe.schema import OutputSlice
 
 
 class Layout:
-    """Lays the inputs out into groups.
+    """Groups the inputs' tensors.
 
     Attributes:
-        layers: of each module that is a stack of slices, what its output layers are made of;
-            filled as the groups are taken.
-        tied_away: heads that are left out, since they are the embedding in every model.
-        warnings: what the user should know of what became of which tensors.
+        layers: for each stacked module, the sources of its output layers; filled as groups are
+            yielded.
+        tied_away: heads that are omitted because they are the embedding in every model.
+        warnings: warnings about omitted and unmerged tensors.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Layout:
         self.unmerged: list[str] = []
 
     def groups(self) -> Iterator[Group]:
-        """The output's tensors in its order."""
+        """The groups, in the output's order."""
         for part in self._parts():
             yield from self._stack(part) if part.slices is not None else self._whole_models(part)
         yield from self._rest()
 
     def warnings(self, alone: Mapping[str, int]) -> list[str]:
-        """What the user should know of what became of which tensors.
+        """Warnings about omitted and unmerged tensors.
 
         Args:
-            alone: the source of each output tensor that too few models have to be merged.
+            alone: the source of each output tensor that too few models have for merging.
         """
         found = [
             f"{name} is left out: in every model it is the embedding, bit for bit"
@@ -177,7 +177,7 @@ class Layout:
             if place.module not in part.modules:
                 continue
             if not any(key in self.sources[s].architecture.names for s in order):
-                self.unmerged.append(name)  # the donor's, which is not merged here
+                self.unmerged.append(name)  # the donor's tensor, not merged here
                 continue
             position = position_in(place.layer, depths[place.module], name)
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
@@ -200,7 +200,7 @@ class Layout:
         return place if module == place.module else replace(place, module=module)
 
     def _keys(self, order: Iterable[int]) -> dict[str, int]:
-        """Every tensor's key, and the first source in the order that has it."""
+        """Each tensor's key, with the first source in the order that has it."""
         keys: dict[str, int] = {}
         for source in order:
             for key in self.sources[source].architecture.names:
@@ -218,19 +218,20 @@ class Layout:
         *,
         may_tie: bool = True,
     ) -> Group | None:
-        """Find a tensor in the models that the recipe lists for it. A model whose head is its
-        embedding lends that; other tensors that a model can be without are merged from those that
-        have them.
+        """Collect a tensor from the listed models.
+
+        A model whose head is tied provides its embedding instead. Other optional tensors are merged
+        from the models that have them.
 
         Args:
-            group: to be filled.
+            group: the group to fill.
             listed: the models.
             wanted: the tensor's name in each model, or in one that has it.
-            shape: of the tensor.
-            may_tie: whether it is left out if it is a head that is the embedding in all models.
+            shape: the tensor's shape.
+            may_tie: whether to omit a head that is the embedding in all models.
 
         Raises:
-            InputError: when a model lacks what it must have.
+            InputError: when a model lacks a required tensor.
         """
         names = []
         for entry, name in zip(listed, wanted, strict=True):
@@ -263,9 +264,9 @@ class Layout:
         return replace(group, entries=tuple(entries), partial=bool(absent))
 
     def _require_optional(self, group: Group, absent: Entry, entries: Sequence[Entry]) -> None:
-        """Refuse to go on without a tensor that a model of this kind cannot lack: a matrix of its
-        layers, or an embedding; or any tensor of what is no model but a bare state dict. What
-        predicts further tokens, embeddings included, may be missing where the base has it."""
+        """Raise if the missing tensor is required: a matrix of a layer, an embedding, or any
+        tensor of a bare state dict. Layers for multi-token prediction, with their embeddings,
+        may be missing if the base has them."""
         place, present = group.place, entries[0]
         owner = self.sources[present.source]
         further = any(
@@ -287,7 +288,7 @@ class Layout:
         if not bare and (not needed or place.role in ("norm", "buffer")):
             return
         if all(module.name != place.module for module in self._modules(absent.source)):
-            return  # it has nothing of that module: a language model beside vision–language ones
+            return  # the model lacks the module: a language model merged with vision-language models
         other_layer = present.name != absent.name and present.name.endswith(place.rest)
         raise InputError(
             f"{self.sources[absent.source].reference}: has no tensor {absent.name!r}, which "
@@ -303,8 +304,8 @@ class Layout:
     # -- stacks of layers ---------------------------------------------------------------------
 
     def _stack(self, part: RecipePart) -> Iterator[Group]:
-        """What comes before the layers is made of the first slice's models, what comes after of the
-        last slice's."""
+        """Tensors before the layers come from the first slice's models, tensors after them from
+        the last slice's."""
         slices = part.slices or []
         [module] = part.modules
         layers = self.layers.setdefault(module, [])
@@ -348,7 +349,7 @@ class Layout:
         ]
 
     def _stack_of(self, part: RecipePart, source: int, module: str) -> Module:
-        """A model's layers of that module; there must be one run of them."""
+        """The stack of layers of a model's module; there must be exactly one."""
         found = self.sources[source].architecture.module_serving_as(module)
         if found is None or len(found.stacks) > 1:
             stacks = list_of(found.stacks) if found is not None else ""
@@ -372,7 +373,7 @@ class Layout:
         made_of: LayerOrigins,
         position: float,
     ) -> Iterator[Group]:
-        """The tensors of one output layer."""
+        """The groups of one output layer."""
         [module] = part.modules
         rests: dict[str, tuple[Place, tuple[int, ...]]] = {}
         named: list[dict[str, str]] = []
@@ -405,9 +406,9 @@ class Layout:
                 yield filled
 
     def _outside(self, part: RecipePart, i: int, *, after: bool) -> Iterator[Group]:
-        """The tensors before or after the layers, from all models of a slice. A head is also made
-        where only the first slice's models have one of their own: what they are embedded with is no
-        head for the last slice's."""
+        """Groups for the tensors before or after the layers, from all models of a slice. Also
+        write a head if only the first slice's models are untied: their embedding cannot serve as
+        the last slice's head."""
         listed = self._listed(part, i)
         [module] = part.modules
         ends = list(dict.fromkeys(e.source for e in (*listed, *self._listed(part, 0))))
@@ -435,7 +436,8 @@ class Layout:
                 yield filled
 
     def _blocks(self, part: RecipePart) -> Iterator[Group]:
-        """The tensors with a block for each layer, which the first slice's models have joined."""
+        """Groups for tensors with one block per layer, which were joined in the first slice's
+        models."""
         [module] = part.modules
         first = self._listed(part, 0)
         for key, owner in self._keys(entry.source for entry in first).items():
@@ -466,7 +468,7 @@ class Layout:
                 yield replace(filled[0], alike=tuple(filled[1:]))
 
     def _in_order(self, part: RecipePart, listed: Sequence[Entry]) -> bool:
-        """Whether the stack has the layers of the models at its end as they have them."""
+        """Whether the stack has all of the models' layers, in their order."""
         [module] = part.modules
         order = [{layer for _, layer in made_of} for made_of in self.layers[module]]
         depths = {self._stack_of(part, entry.source, module).depth for entry in listed}
@@ -484,7 +486,7 @@ class Layout:
     # -- modules that the recipe does not name ------------------------------------------------
 
     def _rest(self) -> Iterator[Group]:
-        """What ``modules:`` does not name is the donor's."""
+        """Groups for modules that ``modules:`` does not name: copies of the donor's."""
         if self.recipe.modules is None:
             return
         named = {module for part in self._parts() for module in part.modules}

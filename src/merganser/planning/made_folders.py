@@ -1,4 +1,5 @@
-"""Folders that are made when a checkpoint is opened, such as the tokenizer of a GGUF file."""
+"""Recreate temporary folders that belong to open checkpoints, such as the tokenizer of a GGUF
+file."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from merganser.planning.plan_data import Plan, relocated
 
 
 def with_made_folders(plan: Plan) -> Plan:
-    """A plan whose tokenizers are there; in another process, temporary folders are made again.
+    """The plan with its tokenizer files present; another process writes the temporary folders
+    again.
 
     Raises:
         InputError: when an input cannot be opened.

@@ -1,4 +1,4 @@
-"""What a command's argument names: a model, a recipe, or a point of a sweep."""
+"""Resolve a command's argument: a model, a recipe, or a point of a sweep."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RECIPES = (".yml", ".yaml")
 def find_merge(reference: str) -> tuple[str, Plan] | None:
     """The short name and the plan of a recipe or of a point of a sweep; None for a model.
 
-    ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points of
-    a sweep, ``recipe.yml`` is a merge.
+    ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points
+    of a sweep, ``recipe.yml`` is a merge.
 
     Raises:
-        RecipeError: when it is no point, or more than one.
+        RecipeError: when the argument matches no point, or several.
     """
     point = find_point(reference)
     if point is not None:
@@ -37,8 +37,8 @@ def find(reference: str) -> tuple[str, Plan]:
     """The short name and the plan of a model, a recipe, or a point of a sweep.
 
     Raises:
-        RecipeError: when it is no point, or more than one.
-        InputError: when there is no such model.
+        RecipeError: when the argument matches no point, or several.
+        InputError: when the model does not exist.
     """
     merge = find_merge(reference)
     if merge is not None:

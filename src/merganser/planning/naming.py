@@ -1,10 +1,10 @@
-"""One set of names for the tensors of all inputs, by evidence.
+"""Match the tensor names of all inputs.
 
-A published model and the shards of a training run name the same tensors differently: transformers
-saves a model under other names than those of its modules, and sometimes in other shapes. The evidence is,
-in this order: equal names but for wrappers; the two ways to store experts; the conversion of transformers, if
-it is installed; layer numbers and shapes together with the ends of names. Each is taken for all tensors
-or none. The output has the published names.
+A published model and the shards of a training run name the same tensors differently, because
+transformers saves a model under other names than its modules', and sometimes in other shapes.
+The evidence, in this order: equal names apart from wrappers; the two ways to store experts; the
+conversion of transformers, if installed; layer numbers and shapes with the ends of names. Each
+applies to all tensors or to none. The output has the published names.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from merganser.planning.heads import same_bytes
 from merganser.tensors import TensorSpec
 
 SHOWN = 2
-"""Names that a note shows of those that differ."""
+"""Maximum number of names in a note."""
 
 _PERMUTED = {"wq", "wk"}
-"""Names of projections, in checkpoints of the models' own programs, whose rows may be in another order
-than in transformers: shapes do not tell."""
+"""Names of projections in the model authors' own checkpoints, whose rows may be ordered
+differently than in transformers; shapes do not reveal it."""
 
 NUMBER = "\0"
-"""Stands for a number in patterns of names."""
+"""Placeholder for a number in patterns of names."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$|^\d+(?=\.)")
 
 Numbered = dict[tuple[int, ...], tuple[int, ...]]
-"""The shapes of tensors that differ in numbers alone, by these numbers."""
+"""The shapes of tensors whose names differ only in numbers, by these numbers."""
 
 
 def named_alike(
     checkpoints: Sequence[Checkpoint], donor: int, *, refuse: bool
 ) -> tuple[Checkpoint, ...]:
-    """Checkpoints with one set of names for their tensors.
+    """Rename checkpoints to common tensor names.
 
     Args:
-        checkpoints: of all inputs.
-        donor: the one whose names the output has; where it has those of training and another
-            input has the published ones, these.
-        refuse: whether names that evidence does not settle are an error.
+        checkpoints: those of all inputs.
+        donor: the one whose names the output takes; if it has training names and another input has
+            the published ones, the published ones.
+        refuse: whether ambiguous names are an error.
 
     Raises:
-        InputError: when a tensor of one input may be another's of another name.
+        InputError: when tensors of different names might correspond.
     """
     target = _published(checkpoints[donor], checkpoints)
     named = [
@@ -62,7 +62,7 @@ def named_alike(
 
 
 def _published(donor: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The donor under the names of the first published model that they can be had from."""
+    """The donor under the names of the first published model that matches it."""
     for other in checkpoints:
         if other is donor or other.specs.keys() == donor.specs.keys():
             continue
@@ -81,7 +81,8 @@ def _trained(checkpoint: Checkpoint) -> bool:
 
 
 def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """A checkpoint with the wrappers of names that another has, if it has all of these tensors but heads."""
+    """A checkpoint with another's wrapper prefixes, if it then has all of its tensors except
+    heads."""
     others, places = _names(other), infer(checkpoint.specs, checkpoint.config).places
     names = {name: others.get(key) for name, key in keys(checkpoint.specs).items()}
     if any(new is None and places[name].role != "head" for name, new in names.items()):
@@ -100,7 +101,7 @@ def _named_like(checkpoint: Checkpoint, target: Checkpoint, refuse: bool) -> Che
 
 
 def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
-    """A checkpoint under the target's names; None where no evidence gives them."""
+    """A checkpoint under the target's names; None without evidence."""
     if not _differ(checkpoint, target):
         return with_experts_like(checkpoint, target)
     try:
@@ -115,8 +116,8 @@ def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Checkpoint:
-    """A checkpoint without second copies of tensors, which a state dict has of tensors that modules share
-    and a published model of the class has not."""
+    """A checkpoint without duplicates: state dicts store tensors that modules share twice,
+    published models of the class once."""
     own = keys(checkpoint.specs)
     others = [
         set(keys(other.specs).values())
@@ -130,8 +131,8 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
     stated = {section.get("tie_word_embeddings") for section in sections(checkpoint.config)}
     untied = False in stated and True not in stated
     sizes = vocabulary_sizes(checkpoint.specs, checkpoint.config)
-    # What modules share has a row for every token: embeddings, heads and their biases. Other tensors
-    # can be equal by chance, such as norms that are all ones.
+    # Shared tensors have one row per token: embeddings, heads and their biases. Other tensors
+    # may be equal by chance, such as norms of ones.
     outside = [
         name
         for name in own
@@ -157,14 +158,14 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
 
 
 def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether each has tensors that the other has not."""
+    """Whether each has tensors that the other lacks."""
     if checkpoint.specs.keys() == target.specs.keys():
         return False
     return all(_unmatched(checkpoint, target))
 
 
 def _unmatched(checkpoint: Checkpoint, target: Checkpoint) -> tuple[list[str], list[str]]:
-    """The tensors that only the one has, and those that only the other has, by their own names."""
+    """The tensors that only one of two checkpoints has, under its names."""
     own, others = _names(checkpoint), _names(target)
     return (
         [name for key, name in own.items() if key not in others],
@@ -173,7 +174,7 @@ def _unmatched(checkpoint: Checkpoint, target: Checkpoint) -> tuple[list[str], l
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of a checkpoint's tensors by their keys."""
+    """A checkpoint's tensor names by key."""
     return {key: name for name, key in keys(checkpoint.specs).items()}
 
 
@@ -182,7 +183,7 @@ def _same_class(checkpoint: Checkpoint, target: Checkpoint) -> bool:
 
 
 def _same(key: str, checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether the configs of both state the same under a key."""
+    """Whether both configs have the same value for a key."""
     stated = checkpoint.config.get(key)
     return stated is not None and stated == target.config.get(key)
 
@@ -191,13 +192,13 @@ def _same(key: str, checkpoint: Checkpoint, target: Checkpoint) -> bool:
 
 
 def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
-    """A checkpoint under the names and in the shapes in which transformers saves it, if these are the
-    target's."""
+    """A checkpoint under the names and in the shapes that transformers saves, if the target has
+    these."""
     if not _same("model_type", checkpoint, target):
         return None
     try:
         from merganser.checkpoints.saved_names import saved_names
-    except ImportError:  # not installed, or a release that saves what the modules have
+    except ImportError:  # not installed, or a release that saves the modules' names
         return None
     for tensors in saved_names(_config(checkpoint, target), checkpoint.specs):
         if all(name == tensor for name, tensor in tensors.items()):
@@ -214,7 +215,7 @@ def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _fit(checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether tensors of both have equal shapes, but for the number of tokens."""
+    """Whether the tensors have equal shapes, apart from the number of tokens."""
     own, others = _names(checkpoint), _names(target)
     places = infer(checkpoint.specs, checkpoint.config).places
     for key in own.keys() & others.keys():
@@ -254,8 +255,7 @@ def _noted(
 
 
 def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
-    """A checkpoint with its names replaced by the target's, if each tensor without a counterpart has
-    just one that it can be."""
+    """A checkpoint under the target's names, if each unmatched tensor has exactly one candidate."""
     if not _same("model_type", checkpoint, target) or not _same(
         "architectures", checkpoint, target
     ):
@@ -293,7 +293,7 @@ def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _patterns(names: Collection[str], specs: Mapping[str, TensorSpec]) -> dict[str, Numbered]:
-    """Tensors whose names differ in numbers alone."""
+    """Groups of tensors whose names differ only in numbers."""
     patterns: dict[str, Numbered] = {}
     for name in names:
         numbers = tuple(map(int, _NUMBER.findall(name)))
@@ -307,8 +307,8 @@ def _heads(checkpoint: Checkpoint) -> set[str]:
 
 
 def _may_be(one: str, other: str, heads: tuple[set[str], set[str]], axes: int) -> bool:
-    """Whether two names, numbers left out, can be those of one tensor: both are heads, or end in the same
-    module. A vector that is no bias of a module may have any name."""
+    """Whether two names, without numbers, may denote one tensor: both are heads, or both end in
+    the same module. A vector that is not a bias may have any name."""
     if one in heads[0] or other in heads[1]:
         return one in heads[0] and other in heads[1]
     words, others = one.split("."), other.split(".")
@@ -320,7 +320,7 @@ def _may_be(one: str, other: str, heads: tuple[set[str], set[str]], axes: int) -
 
 
 def _common_end(one: str, other: str) -> int:
-    """How many words two names have in common at their ends."""
+    """Number of words that two names share at their ends."""
     pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
     count = 0
     for a, b in pairs:
@@ -331,8 +331,7 @@ def _common_end(one: str, other: str) -> int:
 
 
 def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
-    """Refuse tensors that only one of two models of a class has where the other has such tensors under
-    other names."""
+    """Raise if two models of a class have unmatched tensors under different names."""
     if not _same("model_type", checkpoint, target) or not _same(
         "architectures", checkpoint, target
     ):
@@ -356,8 +355,8 @@ def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
 
 
 def _turned(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint:
-    """A checkpoint with those stacks of experts transposed that the target has the other way round, as
-    transformers 4 and 5 have some."""
+    """A checkpoint with stacks of experts transposed to match the target; transformers 4 and 5
+    differ in some."""
     own, others = keys(checkpoint.specs), _names(target)
     turned: dict[str, Rearrangement | str] = {name: name for name in checkpoint.specs}
     for name in _experts(checkpoint):

@@ -1,4 +1,4 @@
-"""What a caller may decide of a plan beside the recipe."""
+"""Planning options beyond the recipe."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from merganser.tensors import parse_size
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What a caller decides of a plan.
+    """Options of planning.
 
     Attributes:
-        arithmetic, rounding, seed, weights: replace what the recipe says.
-        shard_size: greatest size of an output file; a larger tensor has one of its own.
-        strictness: what becomes of keys that have no meaning; see :func:`merganser.recipe.load`.
-        truncate_embeddings: cut vocabularies of different sizes to the shortest one's rows.
-        tensor_names: what becomes of tensors that some models lack: an error, but for those that models
-            of a kind may lack (``same``), left out (``intersection``), or merged from the models that
-            have them (``union``).
+        arithmetic, rounding, seed, weights: override the recipe.
+        shard_size: maximum size of an output file; a larger tensor gets a separate file.
+        strictness: how to treat unknown keys; see :func:`merganser.recipe.load`.
+        truncate_embeddings: cut vocabularies of different sizes to the shortest.
+        tensor_names: how to treat tensors that some models lack: raise unless they are optional
+            for the model class (``same``), omit them (``intersection``), or merge them from the
+            models that have them (``union``).
     """
 
     arithmetic: Arithmetic | None = None
@@ -37,10 +37,10 @@ class PlanOptions:
 
     @property
     def shard_bytes(self) -> int:
-        """The greatest size of an output file in bytes.
+        """The maximum size of an output file in bytes.
 
         Raises:
-            RecipeError: when it is no size.
+            RecipeError: when the setting is not a size.
         """
         try:
             return parse_size(self.shard_size)
@@ -49,7 +49,7 @@ class PlanOptions:
 
 
 class MemoryKeywords(TypedDict, total=False):
-    """Fields of :class:`PlanOptions` as keywords of functions whose models are in memory."""
+    """The fields of :class:`PlanOptions` that apply to models in memory, as keywords."""
 
     arithmetic: Arithmetic | None
     rounding: Rounding | None

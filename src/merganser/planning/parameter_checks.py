@@ -1,4 +1,4 @@
-"""Judge a recipe's numbers: each by itself, and those of one tensor together."""
+"""Check a recipe's parameters: each value, and the values of one tensor together."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from merganser.recipe.document import KeyPath
 
 Warn = Callable[[KeyPath, str], None]
 Block = tuple[KeyPath, Mapping[str, Setting], ModelReference | None]
-"""Parameters of a recipe: where they stand, what they are, and the model if they are its own."""
+"""A recipe's parameters: their place, the parameters, and the model if they belong to one."""
 
 ROUNDING = 1e-9
-"""How far a share may leave the usual values before it counts as unusual."""
+"""How far a share may leave the usual range before a warning."""
 
 
 def check_settings(
@@ -32,16 +32,16 @@ def check_settings(
     blocks: Iterable[Block],
     warn: Warn,
 ) -> None:
-    """Check every value that a recipe gives to a parameter, whether or not a tensor takes it.
+    """Check every value that a recipe gives to a parameter, whether or not a tensor uses it.
 
     Args:
         parsed: the recipe.
         method: its method.
         blocks: the recipe's blocks of parameters.
-        warn: takes what is unusual.
+        warn: receives warnings about unusual values.
 
     Raises:
-        RecipeError: for a value of another type, or one that has no meaning.
+        RecipeError: for a value of a wrong type or outside its range.
     """
     _check_places(parsed, method)
     for path, settings, model in blocks:
@@ -55,7 +55,8 @@ def check_settings(
 
 
 def _check_places(parsed: ParsedRecipe, method: Method) -> None:
-    """Refuse a parameter of the method where parameters do not belong: next to ``model:``, or at the top."""
+    """Raise for a method's parameter in the wrong place: next to ``model:``, or at the top
+    level."""
     for path in parsed.ignored if parsed.strictness != "lenient" else ():
         name = str(path[-1])
         if method.parameter(name) is not None:
@@ -94,7 +95,7 @@ def _usually(parameter: Parameter) -> str:
 def _values(
     document: Document, path: KeyPath, setting: Setting
 ) -> Iterator[tuple[KeyPath, Scalar]]:
-    """A setting's values, with the place of each: a gradient has several, and so have rules."""
+    """A setting's values, each with its place; gradients and rules have several."""
     for i, rule in enumerate(setting.rules):
         gradient = isinstance(rule.value, tuple)
         for j, value in enumerate(rule.value if isinstance(rule.value, tuple) else (rule.value,)):
@@ -104,7 +105,7 @@ def _values(
 
 
 def _check_lengths(recipe: Recipe, path: KeyPath, setting: Setting, warn: Warn) -> None:
-    """Warn of a gradient that looks like a list of one value for each model."""
+    """Warn about a gradient that looks like a list with one value per model."""
     counts = set(_model_counts(recipe, path))
     for rule in setting.rules:
         value = rule.value
@@ -119,7 +120,7 @@ def _check_lengths(recipe: Recipe, path: KeyPath, setting: Setting, warn: Warn) 
 
 
 def _model_counts(recipe: Recipe, path: KeyPath) -> Iterator[int]:
-    """How many models a setting of several models is for, with and without a listed base."""
+    """The possible numbers of models for a setting, with and without a listed base."""
     base = recipe.base_model.text if recipe.base_model is not None else None
     forms: list[tuple[KeyPath, Any, Any]] = [((), recipe.models, recipe.slices)]
     for name, module in (recipe.modules or {}).items():
@@ -128,7 +129,7 @@ def _model_counts(recipe: Recipe, path: KeyPath) -> Iterator[int]:
         lists = [((*place, "models"), models or [])]
         lists += [((*place, "slices", i), each.sources) for i, each in enumerate(slices or [])]
         for where, entries in lists:
-            holder = path[:-2]  # what has the block of parameters
+            holder = path[:-2]  # the mapping that has the parameter block
             if holder == where[: len(holder)]:
                 yield from (n for n in (len(entries), _without(entries, base)) if n > 1)
 
@@ -138,10 +139,10 @@ def _without(entries: Sequence[Any], base: str | None) -> int:
 
 
 class Oddities:
-    """What is odd about the numbers of some tensors together; each kind makes one warning.
+    """Warnings about unusual values of several tensors together, one per kind.
 
     Args:
-        method: whose numbers they are.
+        method: the method.
     """
 
     def __init__(self, method: Method) -> None:
@@ -155,12 +156,12 @@ class Oddities:
         numbers: Mapping[str, Any],
         paths: Mapping[str, Sequence[KeyPath | None]],
     ) -> None:
-        """Judge the numbers of a tensor.
+        """Check the values for one tensor.
 
         Args:
             tensor: its name.
-            numbers: by the method's arguments.
-            paths: where the recipe gives them, of each model's value; None for a default.
+            numbers: the values by the method's arguments.
+            paths: the place in the recipe of each model's value; None for a default.
         """
         self.judged += 1
         for parameter in self.method.parameters:
@@ -178,7 +179,7 @@ class Oddities:
         numbers: Mapping[str, Any],
         paths: Sequence[KeyPath | None],
     ) -> None:
-        """Judge values that a method may divide by their sum: then by the quotients."""
+        """Check values that a method may normalise: then their quotients."""
         assert parameter.range is not None
         by, values = parameter.normalized_by, numbers[parameter.argument]
         total = math.fsum(values)
@@ -196,7 +197,7 @@ class Oddities:
         self.found.setdefault(kind, (path, text, []))[2].append(tensor)
 
     def report(self, warn: Warn) -> None:
-        """Warn of each kind once, with the tensors if it is not all of them."""
+        """One warning per kind, with the tensors unless it concerns all."""
         for path, text, tensors in self.found.values():
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             these = f" (tensor {tensors[0]}{more})" if len(tensors) < self.judged else ""

@@ -20,18 +20,18 @@ from merganser.tensors import DType, TensorSpec
 from merganser.tokenizer.vocabulary import OutputTokenizer
 
 DISK_MARGIN = 64 * 2**20
-"""Free bytes that a merge asks for beyond its weights: for config, tokenizer, card and the file system's own use."""
+"""Free bytes that a merge requires beyond its weights: config, tokenizer, card, file system."""
 
 Rounding = Literal["nearest", "stochastic"]
 Arithmetic = Literal["exact", "mergekit", "mergekit-0.1.4"]
 Names = Literal["same", "intersection", "union"]
-"""What becomes of tensors that some models lack: an error (but for those that models of a kind may
-lack), left out, or merged from the models that have them."""
+"""How to treat tensors that some models lack: raise (unless optional for the model class), omit
+them, or merge them from the models that have them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A tensor of an input: which of the plan's sources, and its name there."""
+    """An input's tensor: the index of its source and its name there."""
 
     source: int
     name: str
@@ -39,20 +39,20 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
-    """How one output tensor is made.
+    """How one output tensor is computed.
 
     Attributes:
         name: of the output.
         spec: dtype and shape of the output.
         reads: the inputs; the base first, if the method has one.
-        method: its name; ``copy`` for tensors that are taken as they are, bit for bit.
-        numbers: the method's parameters by their Python names, settled for this tensor.
-        combination: the coefficients, if they are known before reading.
-        consensus: the method, if it is one.
+        method: its name; ``copy`` for bitwise copies.
+        numbers: the method's parameters by their Python names, resolved for this tensor.
+        combination: the coefficients, if they do not depend on the weights.
+        consensus: the method's rule for sparse deltas, if it has one.
         based: whether the first input is the base.
-        work: the dtype that is computed in.
-        cast: the dtype that inputs are rounded to first (MergeKit's arithmetic), or None.
-        layer: the output layer that it lies in, or None.
+        work: the dtype of the computation.
+        cast: the dtype to which inputs are rounded first (MergeKit's arithmetic), or None.
+        layer: the output layer, or None.
         role: embedding, head, attention, mlp, norm or other.
     """
 
@@ -78,7 +78,7 @@ class Shard:
         file: its name.
         header: everything before the data, padding included.
         offsets: where each tensor begins in the file.
-        size: of the whole file, in bytes.
+        size: of the file, in bytes.
     """
 
     file: str
@@ -93,12 +93,12 @@ class Source:
 
     Attributes:
         reference: how the recipe names it.
-        checkpoint: its headers, and the way to its weights.
-        architecture: what its tensors are.
+        checkpoint: its headers, and the locator of its weights.
+        architecture: the roles of its tensors.
         published: whether it is a model on the Hub rather than a local one.
         adapter: the folder of the adapter on top of it, or None.
-        published_adapter: whether that is on the Hub too.
-        scratch: bytes an element that reading a tensor takes, for those that are computed.
+        published_adapter: whether the adapter is on the Hub.
+        scratch: temporary bytes per element while reading computed tensors.
     """
 
     reference: ModelReference
@@ -111,20 +111,20 @@ class Source:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All that it is read from."""
+        """Its files and folders."""
         parts = (self.checkpoint.home, self.checkpoint.path, self.adapter)
         return tuple(dict.fromkeys(part for part in parts if part is not None))
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of every weight file, where the Hub's cache knows all of them; else empty."""
+        """The SHA-256 of each weight file if the Hub's cache knows all of them; otherwise empty."""
         found = {file.name: hub.sha256(file) for file in self.checkpoint.stamps}
         known = {name: digest for name, digest in found.items() if digest is not None}
         return known if len(known) == len(self.checkpoint.stamps) else {}
 
     @property
     def commits(self) -> dict[str, str]:
-        """The commits of the repositories on the Hub that it is read from, by their names."""
+        """The commits of its Hub repositories, by repository name."""
         reference = self.reference
         parts = [(self.published, reference.path, self.checkpoint.home)]
         parts += [(self.published_adapter, reference.adapter or "", self.adapter)]
@@ -133,19 +133,19 @@ class Source:
 
     @property
     def bare(self) -> bool:
-        """Whether it is a file of tensors without a config beside it."""
+        """Whether it is a weight file without a config."""
         path = self.checkpoint.path
         return path is not None and path.is_file() and not self.checkpoint.config
 
 
 @dataclass(frozen=True)
 class OpenSource(Source):
-    """An input while its merge is planned: its checkpoint is open."""
+    """An input during planning: its checkpoint is open."""
 
     checkpoint: Checkpoint
 
     def closed(self) -> Source:
-        """The input as data, its files closed."""
+        """The input as data, with its files closed."""
         checkpoint = self.checkpoint
         checkpoint.close()
         scratch = {}
@@ -165,12 +165,12 @@ class OpenSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerEdit:
-    """What becomes of the tokenizer's files.
+    """The output's tokenizer, which differs from the donor's.
 
     Attributes:
         output: the tokenizer.
-        moved: new token ids in configs, by key and old id; None for a token that is gone.
-        donors: models that are not merged, but that rows of tokens come from.
+        moved: new token ids in configs, by key and old id; None for a removed token.
+        donors: models that are not merged but provide rows.
     """
 
     output: OutputTokenizer
@@ -180,12 +180,12 @@ class TokenizerEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge, decided.
+    """A plan: every decision of a merge.
 
     Attributes:
-        recipe: what it was made from.
+        recipe: the recipe.
         method_name: of the recipe's merge method.
-        code: where the method was written; None for one of Merganser's own.
+        code: source of a user's method; None for a built-in one.
         sources: the inputs in the recipe's order.
         base: index of the base model among them, or None.
         donor: index of the model whose config and tokenizer the output takes.
@@ -194,16 +194,16 @@ class Plan:
         dtype: the dtype of the output's merged tensors.
         arithmetic, rounding, seed: how numbers are computed.
         weights: which weights of training steps are taken.
-        tensor_names: what became of tensors that some models lack.
-        layers: of each module that is stacked from slices, what its output layers are made of, as
-            (source, layer) pairs; empty where whole models are merged.
-        tied: whether the output has no head of its own.
-        tie_word_embeddings: what ``config.json`` must say of that; None where the donor's is right.
+        tensor_names: how tensors that some models lack are treated.
+        layers: for each module stacked from slices, the sources of its output layers, as
+            (source, layer) pairs; empty without slices.
+        tied: whether the output's head is its embedding.
+        tie_word_embeddings: the value for ``config.json``; None if the donor's is right.
         tokenizer: the output's tokenizer, if the recipe asks for one; None for the donor's.
-        vocabulary: how many rows its embeddings have, if that was decided; None for the donor's.
-        chat_template: the template that the recipe asks for; None to leave it as it is.
-        warnings: what the user should know before the merge.
-        digest: of all that decides the output's bytes.
+        vocabulary: number of rows of its embeddings, if changed; None for the donor's.
+        chat_template: the template that the recipe asks for; None for the donor's.
+        warnings: warnings for the user.
+        digest: of everything that determines the output's bytes.
     """
 
     recipe: ParsedRecipe
@@ -234,7 +234,7 @@ class Plan:
         """The merge method, in its variant for the arithmetic.
 
         Raises:
-            RecipeError: when it is not registered, or has other code than when it was planned.
+            RecipeError: when it is not registered, or its code changed since planning.
         """
         method = methods.get(self.method_name, self.arithmetic)
         if method is None:
@@ -249,13 +249,13 @@ class Plan:
         return method
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: the plan with absolute paths, and without the method's function."""
+        """The state to pickle: the plan with absolute paths, without the method's function."""
         absolute = relocated(self, lambda path: path.absolute())
         return {each.name: getattr(absolute, each.name) for each in fields(self)}
 
     @property
     def summary(self) -> str:
-        """The plan in a few words."""
+        """A short text about the plan."""
         models = f"{len(self.sources)} model{'s' if len(self.sources) > 1 else ''}"
         return (
             f"{self.method_name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
@@ -295,7 +295,7 @@ class Plan:
 
     @property
     def homes(self) -> dict[Path, str]:
-        """Every folder and file that is read, each with the name of its model."""
+        """Every folder and file to read, with its model's name."""
         found: dict[Path, str] = {}
         if self.tokenizer is not None:
             start = self.tokenizer.output.start
@@ -305,42 +305,42 @@ class Plan:
         return found
 
     def check_inputs_unchanged(self) -> None:
-        """Make sure that all files are still those whose headers were read.
+        """Check that all files are those whose headers were read.
 
         Raises:
-            InputError: when one is not.
+            InputError: when a file changed.
         """
         for source in self.all_sources:
             check_unchanged(source.checkpoint)
 
     @property
     def all_sources(self) -> tuple[Source, ...]:
-        """The inputs, and models that only rows of tokens come from."""
+        """The inputs, and models that provide only rows of tokens."""
         return (*self.sources, *(self.tokenizer.donors if self.tokenizer is not None else ()))
 
     @property
     def output_bytes(self) -> int:
-        """Size of all output files together."""
+        """Total size of the output files, in bytes."""
         return sum(shard.size for shard in self.shards)
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of weights that are read, each once."""
+        """Bytes of weights to read, each counted once."""
         reads = {read for job in self.jobs for read in job.reads}
         return sum(self.sources[r.source].checkpoint.specs[r.name].nbytes for r in reads)
 
     @property
     def parameters(self) -> int:
-        """Number of elements of all output tensors together."""
+        """Number of elements of all output tensors."""
         return sum(job.spec.numel for job in self.jobs)
 
 
 def relocated(plan: Plan, move: Callable[[Path], Path]) -> Plan:
-    """A plan whose inputs lie elsewhere.
+    """The plan with other paths for its inputs.
 
     Args:
         plan: the plan.
-        move: the new path for an old one.
+        move: returns the new path for an old one.
     """
     mover = Mover(move)
 

@@ -1,7 +1,8 @@
-"""Plans as JSON: to look at, and to run elsewhere; :mod:`merganser.planning.plan_loading` reads it.
+"""Write plans as JSON, for inspection and for running elsewhere;
+:mod:`merganser.planning.plan_loading` reads them.
 
-It holds decisions: names, methods, numbers, files. What follows from them (headers of the output,
-coefficients of methods) or stands in the inputs' own headers is left out.
+The file holds decisions: names, methods, parameters, files. It omits what follows from them
+(output headers, methods' coefficients) and what the inputs' headers state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from merganser.recipe import ParsedRecipe
 from merganser.tokenizer.vocabulary import fingerprint
 
 FORMAT = 1
-"""The version of the form; another is refused."""
+"""Version of the format; reading another version is an error."""
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def _root(plan: Plan) -> Path:
-    """The deepest folder that all inputs are in."""
+    """The deepest folder that contains all inputs."""
     paths: list[Path] = []
 
     def note(path: Path) -> Path:
@@ -108,7 +109,7 @@ def _root(plan: Plan) -> Path:
 
 
 def _is_made(source: Source) -> bool:
-    """Whether the folder of its tokenizer is a temporary one (of a GGUF file)."""
+    """Whether its tokenizer's folder is temporary (GGUF)."""
     model = source.checkpoint
     home, path = model.home, model.path
     return model.format.startswith("GGUF") and path not in (home, home and home.parent)
@@ -163,7 +164,7 @@ def _described_tokenizer(plan: Plan) -> dict[str, Any] | None:
 def _described_edit(
     plan: Plan, entries: Sequence[dict[str, Any]], root: Path
 ) -> dict[str, Any] | None:
-    """What makes the output's tokenizer from the files of a model's."""
+    """The instructions that turn a model's tokenizer files into the output's."""
     if plan.tokenizer is None:
         return None
     output = plan.tokenizer.output

@@ -1,7 +1,7 @@
-"""Reads plans from JSON, and checks them against their inputs.
+"""Read plans from JSON and check them against their inputs.
 
-What a plan's file leaves out is computed again, and the plan's digest, which covers all that decides the
-output's bytes, has to come out the same.
+Whatever the file omits is computed again. The plan's digest, which covers everything that
+determines the output's bytes, must match.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from merganser.tensors import BY_NAME, TensorSpec
 from merganser.tokenizer.vocabulary import AddedToken, OutputTokenizer, fingerprint, read_vocabulary
 
 MAX_BYTES = 1 << 30
-"""Greatest size of a plan's file; that of a mixture of 384 experts takes some 200 MB."""
+"""Maximum size of a plan's file; a mixture of 384 experts takes some 200 MB."""
 
 
 def load_plan(
@@ -51,17 +51,18 @@ def load_plan(
     root: str | Path | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
-    """Read a plan from JSON, as :func:`merganser.planning.describe` gives it, and check that its inputs are the same.
+    """Read a plan from JSON, as written by :func:`merganser.planning.describe`, and check that its
+    inputs are unchanged.
 
     Args:
-        source: the file, or what is in it.
-        root: the folder below which the inputs lie now; where they were if None. Files in another place
-            need the same names, sizes and headers; their times do not matter.
-        checkpoints: those that are in memory, by their names in the recipe.
+        source: the file, or its content.
+        root: the folder that now contains the inputs; None for their recorded paths. Files
+            elsewhere need the same names, sizes and headers; their times do not matter.
+        checkpoints: those in memory, by their names in the recipe.
 
     Raises:
-        RecipeError: when it is no plan, one of another version, or one that was changed.
-        InputError: when an input is missing, or another than when it was planned.
+        RecipeError: when it is not a plan, has another version, or was edited.
+        InputError: when an input is missing or changed.
     """
     name = "the plan" if isinstance(source, Mapping) else str(source)
     data = dict(source) if isinstance(source, Mapping) else _read_json(Path(source))
@@ -103,7 +104,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 class _Loader:
-    """Puts a plan together again from its file and its inputs."""
+    """Rebuilds a plan from its file and its inputs."""
 
     def __init__(self, file: PlanFile, readers: Readers, root: Path | None) -> None:
         self.file = file
@@ -173,7 +174,7 @@ class _Loader:
         )
 
     def _path(self, text: object) -> Path:
-        """A path of the file, which lies below the root."""
+        """A path from the file, below the root."""
         if not isinstance(text, str):
             raise TypeError("a path is a text")
         path = Path(text)
@@ -309,7 +310,7 @@ class _Loader:
             self.method.check(**numbers)
 
     def _shards(self, jobs: Sequence[TensorJob]) -> Iterator[Shard]:
-        """The output files; headers and offsets follow from the tensors in them."""
+        """The output files; headers and offsets follow from their tensors."""
         homes = {Path(shard.file).parent.as_posix() for shard in self.file.shards} - {"."}
         own: dict[str, list[TensorJob]] = {}
         for job in jobs:
@@ -364,7 +365,7 @@ def _check_layers(
 
 
 def _parsed(entry: RecipeEntry, root: Path) -> ParsedRecipe:
-    """The recipe, with the places that its references had."""
+    """The recipe, with the places of its references."""
     document = (
         parse_document(entry.text, entry.file) if entry.text is not None else Document(entry.data)
     )

@@ -1,4 +1,4 @@
-"""What a plan's JSON looks like."""
+"""The schema of a plan's JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from merganser.recipe import Strictness
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 SHARD = r"^([\w-][\w.-]*/)*model(-\d{5}-of-\d{5})?\.safetensors$"
-"""Names of output files: below the output folder, and no hidden ones."""
+"""Names of output files: relative to the output folder, not hidden."""
 
 
 class PlanEntry(BaseModel):
-    """A part of the file. Types are taken as they are, and keys for people are left alone."""
+    """Base class of the file's records. Types are strict; keys for readers are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -34,7 +34,7 @@ class ReferenceEntry(PlanEntry):
 
 
 class InputEntry(PlanEntry):
-    """An input: how it is named and opened, and the files that its headers were read from."""
+    """An input: its reference, its locator, and the files with its headers."""
 
     reference: str
     base: bool = False
@@ -49,7 +49,7 @@ class InputEntry(PlanEntry):
 
 
 class RecipeEntry(PlanEntry):
-    """The recipe: its text, or its data if it was made in Python."""
+    """The recipe: its text, or its data if it was built in Python."""
 
     text: str | None
     data: dict[str, Any] | None
@@ -69,7 +69,7 @@ class CodeEntry(PlanEntry):
 
 
 class TensorInput(PlanEntry):
-    """A tensor that is read."""
+    """A tensor to read."""
 
     model: str
     tensor: str
@@ -100,7 +100,7 @@ class ShardEntry(PlanEntry):
 
 
 class LayerEntry(PlanEntry):
-    """A layer that an output layer is made of."""
+    """The source of an output layer."""
 
     model: str
     layer: Count
@@ -116,7 +116,7 @@ class TokenizerEntry(PlanEntry):
 
 
 class TokenizerEditEntry(PlanEntry):
-    """What makes the output's tokenizer from the files of a model's."""
+    """The instructions that turn a model's tokenizer files into the output's."""
 
     flags: list[Annotated[list[bool], Field(min_length=5, max_length=5)]]
     conflicts: list[str]

@@ -1,4 +1,4 @@
-"""Recipe and headers in, plan out: every decision of a merge, before a byte of weights is read."""
+"""Turn a recipe and headers into a plan: every decision of a merge, without reading weights."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def plan(
     checkpoints: Mapping[str, Checkpoint] | None = None,
     **options: Unpack[PlanKeywords],
 ) -> Plan:
-    """Decide a merge from the recipe and the checkpoints' headers, without reading weights.
+    """Plan a merge from the recipe and the checkpoints' headers, without reading weights.
 
     Args:
-        config: a recipe: a file, a mapping, or one that was loaded.
-        checkpoints: open checkpoints by the text of their references, adapters left out; others
-            are opened. Those that are in memory are handed to :func:`merganser.run` too.
+        config: a recipe: a file, a mapping, or a loaded recipe.
+        checkpoints: open checkpoints by the text of their references, without adapters; others are
+            opened. Pass those in memory to :func:`merganser.run` too.
         options: arithmetic, rounding, seed, shard_size, strictness, weights, truncate_embeddings,
             tensor_names; see :class:`merganser.planning.PlanOptions`.
 
     Raises:
-        RecipeError: when the recipe cannot be what its author meant; with file, line and key.
+        RecipeError: when the recipe is wrong, naming file, line and key.
         InputError: when a checkpoint is missing, corrupt, or does not fit the others.
     """
     return make_plan(config, PlanOptions(**options), checkpoints=checkpoints)
@@ -73,7 +73,7 @@ def make_plan(
     *,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
-    """What :func:`plan` gives, by options in one piece."""
+    """:func:`plan` with its options as one object."""
     shard_bytes = options.shard_bytes
     parsed = recipe.load(config, options.strictness)
     written = parsed.recipe
@@ -154,7 +154,7 @@ def _find_method(parsed: ParsedRecipe, arithmetic: Arithmetic) -> Method:
 
 
 def _check_recipe(parsed: ParsedRecipe, method: Method, warnings: Warnings) -> None:
-    """Check what the recipe says by itself, before its models are opened."""
+    """Check the recipe alone, before its models are opened."""
     written = parsed.recipe
     unused_settings.check_names(parsed, method, parameter_blocks(written), warnings.lines, warnings)
     unused_settings.check_base(written, method, forms(written), warnings)
@@ -176,14 +176,14 @@ def _check_jobs(jobs: Sequence[TensorJob], options: PlanOptions) -> None:
 def _warnings_of_donor(
     inputs: Inputs, tokenizer: TokenizerEdit | None, rows: int | None
 ) -> list[str]:
-    """What the output lacks, or has as only the donor does."""
+    """Warnings about files that the output lacks or takes from the donor alone."""
     donor = inputs.sources[inputs.donor]
     found = [*missing_code(donor), *different_modules(inputs.sources, donor)]
     return found if tokenizer is not None else [*found, *tokens_without_rows(donor, rows)]
 
 
 def _dtype(jobs: Sequence[TensorJob]) -> DType:
-    """The dtype of most elements that are merged."""
+    """The most frequent dtype of merged elements."""
     floats = [job.spec for job in jobs if job.method != "copy" or job.spec.dtype.floating]
     return _commonest(floats) if floats else jobs[0].spec.dtype
 

@@ -1,4 +1,4 @@
-"""Output files: which tensor goes into which, and every header to the byte."""
+"""Assign tensors to output files and write their headers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from merganser.planning.plan_data import Shard, TensorJob
 
 ALIGNMENT = 4096
-"""Shard headers are padded so that the data begins on such a boundary, for direct I/O."""
+"""Alignment in bytes of the data in a shard, for direct I/O; headers are padded."""
 
 
 def folder_of(name: str, folders: Sequence[str]) -> str:
-    """The folder of a module that a tensor belongs to; empty for the model's own."""
+    """The folder of a tensor's module; empty for the main model."""
     home = name.rpartition("/")[0]
     return home if home and any(f"{home}/".startswith(f"{each}/") for each in folders) else ""
 
 
 def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> Iterator[Shard]:
-    """Deal the tensors out to files, in order; file names and headers are final.
+    """Assign tensors to files, in order; file names and headers are final.
 
     Args:
-        jobs: the tensors; those of modules in folders last.
-        limit: greatest size of a file.
-        folders: of modules, whose tensors are in files there, under their names without the folder.
+        jobs: the tensors; those of modules in folders come last.
+        limit: maximum size of a file in bytes.
+        folders: module folders; their tensors are stored there, under names without the folder.
     """
     homes = {job.name: folder_of(job.name, folders) for job in jobs}
     runs: list[list[TensorJob]] = [[]]

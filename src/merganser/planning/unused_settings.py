@@ -1,4 +1,4 @@
-"""Warn of settings of a recipe that have no effect."""
+"""Warn about settings of a recipe that have no effect."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Form = tuple[KeyPath, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]
 def check_names(
     parsed: ParsedRecipe, method: Method, blocks: Iterable[Block], warnings: list[str], warn: Warn
 ) -> None:
-    """Check that every parameter is one of the method's, where the method looks for it.
+    """Check that every parameter belongs to the method and stands where the method reads it.
 
     Args:
         parsed: the recipe.
         method: its method.
-        blocks: the recipe's blocks of parameters.
-        warnings: takes warnings of names that the method does not know.
-        warn: takes all others.
+        blocks: the recipe's parameter blocks.
+        warnings: receives warnings about unknown names.
+        warn: receives all other warnings.
 
     Raises:
-        RecipeError: for a name that is evidently a slip, or in strict mode.
+        RecipeError: for an evident misspelling, or in strict mode.
     """
     known = [parameter.name for parameter in method.parameters]
     for path, parameters, model in blocks:
@@ -48,10 +48,10 @@ def check_names(
 
 
 def check_base(recipe: Recipe, method: Method, forms: Iterable[Form], warn: Warn) -> None:
-    """Warn of parameters of a base that is listed among the models.
+    """Warn about parameters of a base that is listed among the models.
 
-    The others are compared with it, so that nothing asks for its own parameters. A slice may list the
-    base twice: the second is a model like the others.
+    The base's parameters are not used, since the models are compared with it. A slice may list
+    the base twice: the second entry is a model.
     """
     if method.base == "none":
         return
@@ -79,14 +79,14 @@ def check_filters(
     jobs: Sequence[TensorJob],
     warn: Warn,
 ) -> None:
-    """Warn of rules that no tensor takes: their filter matches none, or another rule comes first.
+    """Warn about unused rules: their filter matches no tensor, or another rule takes precedence.
 
     Args:
         method: the recipe's method.
-        blocks: its blocks of parameters.
+        blocks: its parameter blocks.
         index: the sources' indices by the text of their references.
         jobs: the plan's tensors.
-        warn: takes the warnings.
+        warn: receives the warnings.
     """
     outputs = {job.name for job in jobs}
     inputs = {(read.source, read.name) for job in jobs for read in job.reads}

@@ -1,5 +1,5 @@
-"""Vocabularies of inputs that are merged without aligning tokens: which tensors have rows of tokens,
-what is cut to the shortest, and the chat template."""
+"""Vocabularies of inputs merged without token alignment: which tensors have one row per token,
+truncation to the shortest, and the chat template."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str | None:
-    """The chat template that the recipe asks for; None to leave it as it is.
+    """The chat template that the recipe sets; None to keep the donor's.
 
     Raises:
         RecipeError: when it is neither a name nor a template.
@@ -49,7 +49,7 @@ def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str 
 
 
 def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
-    """Sources whose vocabularies are cut to the shortest one's rows, and how many those are."""
+    """The sources with their vocabularies cut to the shortest, and its number of rows."""
     names = [vocabulary_tensors(source) for source in sources]
     sizes = [
         source.checkpoint.specs[each[0]].shape[0] if each else None
@@ -74,11 +74,12 @@ def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], in
 
 
 def vocabulary_tensors(source: Source) -> tuple[str, ...]:
-    """The tensors of a model whose rows are tokens: embeddings, heads, and heads' biases."""
+    """A model's tensors with one row per token: embeddings, heads, and heads' biases."""
     specs, places = source.checkpoint.specs, source.architecture.places
 
     def with_rows(rows: int | None) -> tuple[str, ...]:
-        """Matrices first, so that the first tensor's first axis is the vocabulary."""
+        """Sort key that puts matrices first, so that the first tensor's first axis is the
+        vocabulary."""
         biases, matrices = [], []
         for name, place in places.items():
             spec = specs[name]
