@@ -1,7 +1,8 @@
-"""The engine: runs plans. It reads tiles, measures, combines, rounds once, and hands on; it decides nothing.
+"""Run plans: read tiles, measure, combine, round once, pass on. The engine makes no decisions.
 
-``running`` has :func:`run`, ``crew`` its threads, ``tiles`` and ``worker`` what each of them does,
-``measurements`` what must be known of a tensor before it is merged, ``budget`` threads and memory.
+``running`` has :func:`run`, ``crew`` the threads, ``tiles`` and ``worker`` their work.
+``measurements`` computes what a merge needs to know of a tensor beforehand, ``budget`` threads
+and memory.
 """
 
 from merganser.engine.budget import OVERHEAD as OVERHEAD

@@ -1,4 +1,4 @@
-"""What running plans takes: threads, tiles and memory."""
+"""Threads, tiles and memory for running plans."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from merganser.kernels import CELL
 from merganser.planning import Plan, TensorJob
 
 TILE = 16 * CELL
-"""Elements that are read and merged at once: large enough that Python has little to do between."""
+"""Elements read and merged at a time: enough to make Python's overhead small."""
 
 SMALL_TILE = 2 * CELL
-"""Elements that torch computes with at once: each of its steps goes over all of them, so they should stay in
-the cache."""
+"""Elements that torch computes with at a time: each step traverses all of them, so they should
+fit the cache."""
 
 OVERHEAD = 210 * 2**20
-"""Resident bytes of Python and the libraries, by measurement."""
+"""Resident bytes of Python and the libraries, as measured."""
 
 
 def default_threads(plans: Sequence[Plan]) -> int:
-    """As many threads as pay off: some wait for the disk while others compute; but of many small
-    tensors Python has the most work, which only one thread at a time can do, and torch has threads of
-    its own for whole tensors."""
+    """The default number of threads: two per core, since some wait for the disk. One for many
+    tiny tensors, where the GIL is the bottleneck, and for methods that take whole tensors, where
+    torch starts threads."""
     jobs = sum(len(plan.jobs) for plan in plans)
     if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
         return 1
@@ -35,23 +35,23 @@ def default_threads(plans: Sequence[Plan]) -> int:
 
 
 def memory_needed(plan: Plan) -> int:
-    """Estimate of the resident memory that running a plan takes, in bytes."""
+    """Estimated resident memory in bytes while running a plan."""
     return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
 
 
 def _in_torch(plan: Plan, job: TensorJob) -> bool:
-    """Whether torch computes a job, one step after the other, and no fused loop."""
+    """Whether torch computes a job step by step, without a fused loop."""
     slow = plan.method.form == "tensor" and plan.method.fused is None
     return job.method != "copy" and (slow or job.cast is not None)
 
 
 def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:
-    """How many elements of a job are worked on at once where ``tile`` are of most."""
+    """Elements of a job per tile, if most jobs have ``tile``."""
     return min(tile, SMALL_TILE) if _in_torch(plan, job) else tile
 
 
 def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
-    """What one thread's buffers take when plans run together, by their widest jobs."""
+    """Bytes of one thread's buffers when plans run together, by their widest jobs."""
     most = 0
     for plan in plans:
         whole = plan.method.whole
@@ -68,7 +68,7 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
 
 
 def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -> tuple[int, int]:
-    """Fewer threads, then smaller tiles, until the buffers fit the budget."""
+    """Reduce threads, then tile size, until the buffers fit the budget."""
     if memory is None:
         return threads, tile
     while True:

@@ -1,4 +1,4 @@
-"""The engine's threads, and what they share."""
+"""The engine's threads and their shared state."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from merganser.planning import Plan
 from merganser.sinks import Sink
 
 PATIENCE = 0.5
-"""Seconds that an interrupted run waits for its threads: a tile of some methods takes longer."""
+"""Seconds that an interrupted run waits for its threads; a tile of some methods takes longer."""
 
 
 class Crew:
-    """The threads' common ground: the list of work, the outcomes, and the first failure."""
+    """The threads' shared state: pending work, outcomes, and the first failure."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class Crew:
         self._counting = threading.Lock()
 
     def run(self, threads: int) -> None:
-        """Work off everything.
+        """Process everything.
 
         Raises:
-            Whatever the first thread that failed raised.
+            BaseException: the first failure of any thread.
         """
         self._most_open = threads + 1
         crew = [
@@ -65,7 +65,7 @@ class Crew:
         try:
             for thread in crew:
                 while thread.is_alive():
-                    thread.join(0.2)  # in steps, so that Ctrl-C is heard
+                    thread.join(0.2)  # short timeouts, so that Ctrl-C is noticed
         except BaseException as error:
             self._fail(error)
             deadline = time.monotonic() + PATIENCE
@@ -85,8 +85,8 @@ class Crew:
             self._fail(error)
 
     def _next(self) -> Tile | None:
-        """A tile. When none is ready another group is begun: while one is between two rounds, nobody
-        has to wait for it."""
+        """The next tile. If none is ready, the next group begins, so that no thread waits while
+        a group is between two rounds."""
         while True:
             with self._changed:
                 group = None
@@ -107,7 +107,7 @@ class Crew:
     def _begin_round(self, group: Group) -> None:
         tiles = group.next_round()
         with self._changed:
-            self._ready.extendleft(reversed(tiles))  # what was begun is finished first
+            self._ready.extendleft(reversed(tiles))  # started groups are finished first
             self._changed.notify_all()
 
     def _count(self, tile: Tile, made: int) -> None:

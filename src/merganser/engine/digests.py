@@ -1,4 +1,5 @@
-"""Digests of tensors (scheme ``mg1``, see ``docs/output.md``): made of those of their cells."""
+"""Digests of tensors (scheme ``mg1``, see ``docs/output.md``), computed from those of their
+cells."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from merganser.kernels import CELL, storage
 from merganser.tensors import TensorSpec
 
 PIECE = 256 * CELL
-"""Bytes that are read at once."""
+"""Bytes read at a time."""
 
 
 class Reader(Protocol):
     """Reads a tensor's bytes."""
 
     def __call__(self, start: int, into: memoryview) -> None:
-        """Fill a buffer from byte ``start`` on."""
+        """Fill a buffer with the bytes from ``start`` on."""
 
 
 def digest_of(spec: TensorSpec, cells: np.ndarray[Any, Any]) -> str:
@@ -28,7 +29,7 @@ def digest_of(spec: TensorSpec, cells: np.ndarray[Any, Any]) -> str:
 
 
 def read_digest(spec: TensorSpec, read: Reader) -> str:
-    """The digest of a tensor that is read from its first byte to its last."""
+    """The digest of a tensor that is read from start to end."""
     cells = np.zeros(-(-spec.nbytes // CELL), np.uint64)
     buffer = np.empty(min(PIECE, spec.nbytes), np.uint8)
     for start in range(0, spec.nbytes, PIECE):

@@ -1,11 +1,10 @@
-"""The effective weights of a merge: where its models really are, after rounding.
+"""The effective weights of a merge: the models' coefficients in the stored output.
 
-Asked for 0.7 of one expert and 0.3 of another, a merge rounded to bfloat16 may lie at 0.84: where
-the experts differ by less than two units in the last place, rounding to nearest takes one of them
-whole. The effective weights are the least-squares coefficients of the stored output on the inputs:
-with d_i = x_i - x_0 they solve ``G e = c``, where ``G_ij = <d_i, d_j>`` and
-``c_i = <y - s x_0, d_i>`` with ``s`` the sum of the requested coefficients; that of x_0 is what is
-left of ``s``.
+Asked for 0.7 of one expert and 0.3 of another, a merge rounded to bfloat16 may have 0.84: where
+the experts differ by less than two units in the last place, rounding to nearest selects one of
+them. The effective weights are the least-squares coefficients of the stored output on the inputs:
+with d_i = x_i - x_0 they solve ``G e = c``, where ``G_ij = <d_i, d_j>`` and ``c_i = <y - s x_0,
+d_i>`` with ``s`` the sum of the requested coefficients; x_0 has the rest of ``s``.
 """
 
 from __future__ import annotations
@@ -24,24 +23,25 @@ from merganser.tensors import TensorSpec
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 NOTABLE = 0.02
-"""Difference of an effective weight from the requested one that is worth a warning."""
+"""Difference between effective and requested weight that causes a warning."""
 
 MOST_WORST = 5
 
 MOST_MEASURED = 16
-"""Inputs of a tensor whose inner products are measured. They grow with the square of the inputs' number: of
-75 steps of a run they take ten times as long as the merge."""
+"""Maximum number of inputs whose inner products are measured. The cost grows with its square: for
+75 steps of a run it is ten times that of the merge."""
 
 
 @dataclass(frozen=True, slots=True)
 class InnerProducts:
-    """Where an output tensor lies among its k inputs; x_0 is the first of them, d_i = x_i - x_0.
+    """Inner products that locate an output tensor among its k inputs; x_0 is the first, d_i = x_i -
+    x_0.
 
     Attributes:
         gram: [k-1, k-1] inner products of the d_i.
-        ideal: [k-1] their inner products with the unrounded output's difference.
-        cross: [k-1] their inner products with the stored output's difference.
-        differ: [k-1] elements in which each input differs from the first.
+        ideal: [k-1] their inner products with the unrounded output's delta.
+        cross: [k-1] their inner products with the stored output's delta.
+        differ: [k-1] number of elements in which each input differs from the first.
         share: the sum of the requested coefficients.
         noise: squared distance of the stored output from the unrounded one.
     """
@@ -56,17 +56,17 @@ class InnerProducts:
 
 @dataclass(frozen=True, slots=True)
 class TensorOutcome:
-    """What the engine knows of one output tensor.
+    """The engine's result for one output tensor.
 
     Attributes:
         name: of the output.
         spec: dtype and shape of the output.
         digest: of its bytes, or None.
         sources: the inputs as indices of the plan's sources.
-        measurement: None for copies, single inputs, and where no report was asked for.
-        nonfinite: how many values of each input, and last of the output, are infinite or not a
-            number; empty where none is, or the sink wants no digests.
-        inputs: digests of the inputs, if they were asked for; None for one whose files' hashes are known.
+        measurement: None for copies, single inputs, and without a report.
+        nonfinite: counts of infinite and NaN values of each input, then of the output; empty if
+            there are none, or if the sink wants no digests.
+        inputs: digests of the inputs, if requested; None for one whose files' hashes are known.
     """
 
     name: str
@@ -80,13 +80,13 @@ class TensorOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeight:
-    """One input's part in the merge.
+    """One input's weights in the merge.
 
     Attributes:
         model: its reference in the recipe.
         given: the weight in the recipe, where it is one number for all tensors.
-        requested: what the arithmetic was to give it, overall.
-        effective: what it has in the stored output; None if it cannot be told from the others.
+        requested: its coefficient in the exact result, over all tensors.
+        effective: its coefficient in the stored output; None if the inputs are linearly dependent.
         differ: share of entries in which it differs from the first model; None for the first.
     """
 
@@ -99,15 +99,15 @@ class ModelWeight:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Effective weights of a whole merge.
+    """Effective weights over all tensors of a merge.
 
     Attributes:
-        models: overall, in the plan's order.
+        models: weights over all tensors, in the plan's order.
         worst: tensors whose effective weights are farthest from the requested ones:
             (tensor, model, requested, effective).
-        noise: root mean square of the rounding error, as a share of that of the models' distance;
+        noise: root mean square of the rounding error, relative to that of the models' distance;
             None where the models do not differ.
-        warnings: for people.
+        warnings: warnings for the user.
     """
 
     models: tuple[ModelWeight, ...]
@@ -127,7 +127,7 @@ class Report:
         return notebook.table(columns, rows, "Effective weights") + notebook.notes(self.warnings)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data for JSON, figures rounded to what they are worth."""
+        """As plain data for JSON, numbers rounded to six digits."""
         return {
             "models": [
                 {
@@ -149,9 +149,9 @@ class Report:
 
 
 def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
-    """The report of a merge; None where no tensor has two inputs.
+    """The report of a merge; None if no tensor has two inputs.
 
-    Of more inputs than are measured it has the requested weights alone.
+    With more inputs than are measured it has only the requested weights.
     """
     measured = [(t, t.measurement) for t in tensors if t.measurement is not None]
     if not measured:
@@ -191,7 +191,7 @@ def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
 
 
 def _requested(plan: Plan) -> Report | None:
-    """The weights of more models than are measured, by the coefficients of the whole model."""
+    """The weights of more models than are measured, from the coefficients over the whole model."""
     jobs = [
         (job, job.combination.coefficients)
         for job in plan.jobs
@@ -214,7 +214,7 @@ def _requested(plan: Plan) -> Report | None:
 
 
 def _settled(measured: Sequence[InnerProducts], gram: Matrix, ideal: Matrix) -> Matrix | None:
-    """The requested weights: exactly, where they are the same for all tensors; else overall."""
+    """The requested weights: exact if equal for all tensors, otherwise over all of them."""
     known = [s for m in measured if (s := _solve(m.gram, m.ideal)) is not None]
     if known and np.ptp(np.array(known), axis=0).max() < 1e-9:
         return known[0]
@@ -222,8 +222,8 @@ def _settled(measured: Sequence[InnerProducts], gram: Matrix, ideal: Matrix) -> 
 
 
 def _solve(gram: Matrix, right: Matrix) -> Matrix | None:
-    """Least-squares coefficients; None where the differences do not tell the models apart."""
-    if len(gram) == 1:  # two models: a division, and most tensors there are
+    """Least-squares coefficients; None if the models' deltas are linearly dependent."""
+    if len(gram) == 1:  # two models, the most frequent case: a division
         square, along = float(gram[0, 0]), float(right[0])
         return np.array([along / square]) if square > 0 and math.isfinite(square + along) else None
     if not len(gram) or not np.all(np.isfinite(gram)) or not np.all(np.isfinite(right)):
@@ -247,12 +247,12 @@ def _entry(values: Matrix | None, index: int) -> float | None:
 
 
 def _weight(value: float) -> float:
-    """A weight without the rounding errors of its computation: 0 rather than 1e-17."""
+    """A weight without rounding errors of its computation: 0 instead of 1e-17."""
     return round(value, 12) + 0.0
 
 
 def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
-    """The weights as the recipe gives them, where each is the same number in all tensors."""
+    """The recipe's weights, for inputs with the same number in all tensors."""
     seen: dict[int, set[float]] = {}
     for job in plan.jobs:
         weights = job.numbers.get("weight")
@@ -306,5 +306,5 @@ def _short(model: str) -> str:
 
 
 def _figure(value: float | None) -> float | None:
-    """Six digits: sums over floats are not worth more."""
+    """Six digits: sums of floats have no more."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""What the engine tells while it works. A listener is a callable; it is called by one thread at a time."""
+"""Progress events. A listener is a callable; one thread at a time calls it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Work begins: so many bytes of output are to be made."""
+    """Work begins; the total is in bytes of output."""
 
     total_bytes: int
     tensors: int
@@ -35,4 +35,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """The listener for those who do not listen."""
+    """The listener that ignores events."""

@@ -1,4 +1,5 @@
-"""What arcee_fusion must know of a tensor: the divergences of its rows, and the bound above which changes stand out."""
+"""Measurements for arcee_fusion: the divergences of a tensor's rows, and the importance
+threshold."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from merganser.kernels.merging import Fusion
 
 
 def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:
-    """Leaves the step in ``part.counted``: 1.5 times the distance of the quartiles above the median."""
+    """Set ``part.counted`` to the threshold: the median plus 1.5 times the interquartile range."""
     size, length = math.prod(shape), shape[-1] if shape else 1
     if not size:
         part.counted = Fusion(np.zeros(0), 1, math.inf)
@@ -30,7 +31,9 @@ def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:
     quartiles = np.empty(3, np.uint32)
     for i, (bits, rank) in enumerate(zip(keys.upper, ranks, strict=True)):
         counts = keys.counts[i]
-        counts[0] += divergences.counts[bits] - counts.sum()  # zeros, which are not counted
+        counts[0] += (
+            divergences.counts[bits] - counts.sum()
+        )  # zeros, which the kernel does not count
         ((lower,), _) = fusion.at_ranks(counts, [rank])
         quartiles[i] = bits << fusion.LOW | lower
     first, median, third = quartiles.view(np.float32)

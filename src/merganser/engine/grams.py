@@ -1,4 +1,5 @@
-"""Gram matrices of tensors, rows or columns, and the coefficients that methods find from them."""
+"""Gram matrices of tensors, rows or columns, and the coefficients that methods compute from
+them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from merganser.methods.checks import check_coefficients, fault
 def measure_grams(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], vectors: str
 ) -> Measurement:
-    """Measure the Gram matrix of inputs, and leave in the parts the coefficients found from it."""
+    """Measure the inputs' Gram matrix, and set the parts' coefficients."""
     if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
         whole = _WholeGram(parts[0], shape)
         yield whole
@@ -63,7 +64,7 @@ def measure_grams(
 
 
 def _on_base(found: Combination, part: RunningPlan) -> Combination:
-    """Coefficients of the inputs, base first, for those of the changes to it."""
+    """Convert coefficients of the deltas to coefficients of the inputs, base first."""
     if not part.based:
         return found
     changes = found.coefficients
@@ -97,7 +98,7 @@ class _RowGrams(_WholeGram):
         measuring.measure_rows(inputs, count, self.changes, self.length, start, self.grams, heads)
 
     def joined(self) -> Array:
-        """The rows' matrices, those that reach over several cells put together in order."""
+        """The rows' matrices; those of rows over several cells are added in order."""
         for cell in range(len(self.cells)):
             row = cell * CELL // self.length
             if row * self.length < cell * CELL:
@@ -106,7 +107,7 @@ class _RowGrams(_WholeGram):
 
 
 class _ColumnGrams:
-    """Every band of a fixed size is summed by itself, and the bands in their order."""
+    """Each band of fixed size is summed separately, then the bands in order."""
 
     cut: Cut = "bands"
 

@@ -1,8 +1,8 @@
-"""What must be known of a tensor before it can be merged: Gram matrices, thresholds, norms, counts.
+"""Measurements before a merge: Gram matrices, thresholds, norms, counts.
 
-A measurement is a generator: it yields the passes over the tensor that it needs, one after the other,
-and goes on when each is done; what it learns it leaves in the parts that it serves. A pass is given
-tiles, in any order and from any thread, and must come to the same result whatever they are.
+A measurement is a generator. It yields the passes over the tensor that it needs and continues
+when each is complete; it stores its results in the parts that need them. A pass receives tiles
+in any order from any thread, and its result does not depend on the order or on the tiles' size.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from merganser.kernels.arguments import Array, Inputs
 from merganser.methods import Largest, MostVaried, Random, Ranked
 
 Sample = Callable[[Sequence[int], int], Inputs]
-"""Reads from each of some places on so many elements of a group's tensors, one run after the other."""
+"""A reader of samples: runs of a given number of elements at given places of a group's tensors."""
 
 RUN = 1024
-"""Elements that are read at once for a sample."""
+"""Elements read at a time for a sample."""
 
 HIGHEST = int(rule.ABSENT) - 1
-"""No key of a number is greater."""
+"""Greatest possible key."""
 
 
 def measurements_of(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
 ) -> list[Measurement]:
-    """All that the parts of a group need; parts that need the same share it."""
+    """All measurements for a group's parts; parts that need the same one share it."""
     grams: dict[Any, list[RunningPlan]] = {}
     consensus: dict[Any, list[RunningPlan]] = {}
     found: list[Measurement] = []
@@ -85,13 +85,13 @@ class _Counts:
             self.total = found if self.total is None else self.total + found
 
 
-# -- which changes are kept ------------------------------------------------------------------------
+# -- which deltas are kept -------------------------------------------------------------------------
 
 
 def _settle_consensus(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
 ) -> Measurement:
-    """Thresholds first, then masks by rank, then norms; what parts have in common is found once."""
+    """Thresholds first, then masks by rank, then norms; parts share common results."""
     size = numel(shape)
     first = parts[0]
     models = len(first.rows) - 1
@@ -172,7 +172,7 @@ def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
             facts.make_room(size)
         norms = _Norms(part, size, rule.NORMS[told.rescale])
         yield norms
-        facts.rules.kinds[drawn] = rule.MASKED  # nothing is drawn twice
+        facts.rules.kinds[drawn] = rule.MASKED  # draw each mask once
         whole, kept = norms.joined().T
         factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
         if told.rescale == "l2":
@@ -185,7 +185,7 @@ def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
 
 
 class _Varied:
-    """Counts the positions at which the changes differ between the models at all."""
+    """Counts the positions where the deltas differ between models."""
 
     cut: Cut = "cells"
 
@@ -195,7 +195,7 @@ class _Varied:
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        zero = np.zeros(1, np.uint32)  # above a bracket of nothing but zero
+        zero = np.zeros(1, np.uint32)  # above an empty bracket
         above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
         selecting.tally(
             self.part.stored(inputs),
@@ -215,21 +215,21 @@ class _Varied:
 
 
 class Selection:
-    """The search for the ``rank`` greatest keys of a tensor, exactly.
+    """An exact search for the ``rank`` greatest keys of a tensor.
 
-    A sample brackets the threshold; a pass counts what lies above the bracket and collects what lies in
-    it; where the bracket missed it, it is moved and the pass repeated. Keys of which there are many are
-    not collected but counted.
+    A sample brackets the threshold. A pass counts the keys above the bracket and collects those
+    inside; if the bracket misses the threshold, it moves and the pass repeats. Frequent keys are
+    counted instead of collected.
 
     Attributes:
-        what: the model whose changes are meant, or VARIANCE.
-        rank: how many are to lie above the cut.
-        low, high: the bracket, ends included.
-        guesses: two keys that are counted by cells: the likeliest to be the cut, and a frequent one.
-        cut: the key of the last one that does, once it is known.
-        allowed, present: by cells, how many keys that equal the cut lie above it, and how many there are;
-            zero where all of them do.
-        missing: how many keys that equal the cut lie above it, until that is dealt out to the cells.
+        what: the model of the deltas, or VARIANCE.
+        rank: number of keys above the cut.
+        low, high: the bracket, inclusive.
+        guesses: two keys to count by cells: the likeliest cut, and a frequent key.
+        cut: the smallest selected key, once known.
+        allowed, present: by cells, how many keys equal to the cut are above it, and how many exist;
+            zero if all of them are.
+        missing: how many keys equal to the cut are above it, until distributed over the cells.
     """
 
     def __init__(self, what: int, rank: int, size: int) -> None:
@@ -250,7 +250,7 @@ class Selection:
         self._found: list[Array] = []
 
     def bracket(self, keys: Array, size: int) -> None:
-        """Narrow the search down by a sample of the tensor's keys, in descending order."""
+        """Narrow the bracket with a sample of the tensor's keys, in descending order."""
         share = self.rank / size
         place = min(len(keys) - 1, int(share * len(keys)))
         margin = 8 + int(5 * (len(keys) * share * (1 - share)) ** 0.5)
@@ -263,7 +263,7 @@ class Selection:
         self.guesses = (guess, frequent)
 
     def take(self, above: int, equal: Array, cells: slice, found: Array) -> None:
-        """Add what a tile held."""
+        """Add a tile's counts."""
         with self._lock:
             self._above += above
             self._equal[:, cells] += equal
@@ -271,14 +271,14 @@ class Selection:
                 self._found.append(found.copy())
 
     def settle(self) -> None:
-        """All tiles are in: find the cut, or move the bracket."""
+        """Finish a pass: find the cut, or move the bracket."""
         found = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
         wanted = self.rank - self._above
         counted = [
             (key, int(equal.sum()), equal)
             for key, equal in zip(self.guesses, self._equal, strict=True)
         ]
-        if wanted <= 0:  # it lies above the bracket
+        if wanted <= 0:  # the cut is above the bracket
             self._move(self.high + 1, HIGHEST)
         elif wanted > len(found) + sum(count for key, count, _ in counted if key >= self.low):
             self._move(0, self.low - 1)
@@ -311,7 +311,7 @@ class Selection:
                 self.low = self.high = key
 
     def _move(self, low: int, high: int) -> None:
-        """Another bracket: next to the one that missed, 16 times as large."""
+        """A bracket next to the one that missed, 16 times as large."""
         width = max(2**20, 16 * (self.high - self.low + 1))
         if low > self.high:
             self.low, self.high = low, min(high, low + width)
@@ -320,11 +320,11 @@ class Selection:
         self.guesses = (self.low, HIGHEST + 1)
 
     def count_ties(self) -> None:
-        """All tiles are in, of a pass over ties only."""
+        """Finish a pass that only counts ties."""
         self.deal_out(self._equal[0])
 
     def deal_out(self, present: Array) -> None:
-        """Those ties lie above the cut that come first in the tensor."""
+        """Of the ties, the first ones in the tensor are above the cut."""
         assert self.missing is not None
         before = np.cumsum(present) - present
         self.present = present
@@ -390,7 +390,7 @@ class _Tally:
 def _sample_keys(
     selections: Sequence[Selection], part: RunningPlan, size: int, sample: Sample
 ) -> list[Array]:
-    """Keys of a sample of the tensor, in descending order: runs in places spread over it."""
+    """Sampled keys of the tensor, in descending order: runs at places spread over it."""
     runs = min(1024, max(64, size >> 18))
     whole = size <= runs * RUN
     places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
@@ -406,7 +406,7 @@ def _sample_keys(
 
 
 class _Ranks:
-    """Draws masks by the changes' ranks in their rows."""
+    """Draws masks by the deltas' ranks in their rows."""
 
     cut: Cut = "rows"
 
@@ -448,6 +448,6 @@ class _Norms:
         measuring.norms(inputs, count, work, rules, self.norm, start, sums)
 
     def joined(self) -> Array:
-        """Of the whole tensor: float64 [models, 2]."""
+        """Sums over the tensor: float64 [models, 2]."""
         joined: Array = self.sums.max(axis=0) if self.norm == rule.LINF else self.sums.sum(axis=0)
         return joined

@@ -14,30 +14,30 @@ Cut = Literal["cells", "bands", "rows"]
 
 
 class Pass(Protocol):
-    """One walk over a tensor's tiles.
+    """One pass over a tensor's tiles.
 
     Attributes:
-        part: one of the parts that it is for; it tells what is read.
-        cut: how its tiles are cut: ``cells`` in multiples of cells, ``bands`` of a fixed number of
-            cells, ``rows`` in whole rows, a multiple of eight of them.
+        part: one of the parts that it serves; it determines the inputs to read.
+        cut: the granularity of tiles: ``cells`` in multiples of cells, ``bands`` of a fixed
+            number of cells, ``rows`` in whole rows, a multiple of eight of them.
     """
 
     part: RunningPlan
     cut: Cut
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        """Take a tile: the stored bytes of the part's inputs, from element ``start`` on."""
+        """Process a tile: the stored bytes of the part's inputs, from element ``start`` on."""
 
 
 Measurement = Iterator[Pass]
 
 
 def numel(shape: tuple[int, ...]) -> int:
-    """The number of elements of a tensor."""
+    """Number of elements of a tensor."""
     return math.prod(shape)
 
 
 def cells_of(start: int, count: int) -> slice:
-    """The cells of a range of elements that begins with a cell."""
+    """Cells of a range of elements that begins at a cell."""
     first = start // CELL
     return slice(first, first - (-count // CELL))

@@ -1,4 +1,4 @@
-"""Methods in torch: for those that no fused kernel serves, and as the reference of those that have one."""
+"""Methods in torch: for those without a fused kernel, and as the reference for those with one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from merganser.methods.checks import SAMPLE, check_elementwise, fault
 
 
 def compute(part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]) -> torch.Tensor:
-    """The result of a job for a tile (or the whole) of its inputs, before it is rounded.
+    """The result of a job for a tile of its inputs, or the entire tensors, before it is rounded.
 
     Args:
-        part: the job, its method, and what is known of the tensor.
-        inputs: stored bytes, one row an input, base first if there is one.
+        part: the job, its method, and the tensor's measurements.
+        inputs: stored bytes, one row per input, base first if there is one.
         shape: of the tile.
 
     Returns:
-        A tensor of the work dtype, or of the cast dtype if MergeKit's rounding asks for that.
+        A tensor of the work dtype, or of the cast dtype for MergeKit's rounding.
     """
     tensors = _widened(part, inputs, shape)
     told = part.combination
@@ -40,10 +40,10 @@ def compute(part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]) 
 
 
 def _called(part: RunningPlan, tensors: list[torch.Tensor]) -> torch.Tensor:
-    """What the method makes of its inputs.
+    """The method's result for its inputs.
 
     Raises:
-        MerganserError: when it refuses them.
+        MerganserError: when the method rejects them.
     """
     extra: dict[str, Any] = {}
     if part.counted is not None:
@@ -62,7 +62,7 @@ def _called(part: RunningPlan, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _refusal(part: RunningPlan, error: Exception) -> Exception:
-    """The error that tells of an exception in a method's code; the exception itself if it is ours."""
+    """A MerganserError for an exception in a method's code; our exceptions stay as they are."""
     message = fault(part.method, error)
     if message is None:
         return error
@@ -70,7 +70,7 @@ def _refusal(part: RunningPlan, error: Exception) -> Exception:
 
 
 def try_elementwise(part: RunningPlan, inputs: Sequence[Bytes]) -> None:
-    """Try a method's claim to be elementwise on the first elements of a tile.
+    """Check on the first elements of a tile that a method is elementwise, as declared.
 
     Raises:
         MerganserError: when it is not.
@@ -87,7 +87,7 @@ def try_elementwise(part: RunningPlan, inputs: Sequence[Bytes]) -> None:
 
 
 def measure(part: RunningPlan, inputs: Sequence[Bytes], count: int) -> torch.Tensor:
-    """What a method's ``measure`` counts in a tile."""
+    """The result of the method's ``measure`` for a tile."""
     assert part.method.measure is not None
     tensors = _widened(part, inputs, (count,))
     try:
@@ -107,14 +107,14 @@ def _widened(
 
 
 def _positional(part: RunningPlan, tensors: list[torch.Tensor]) -> tuple[Any, ...]:
-    """A method's positional arguments: the models, and the base if it knows one."""
+    """A method's positional arguments: the models, and the base if it takes one."""
     if part.method.base == "none":
         return (tensors,)
     return (tensors[1:], tensors[0]) if part.based else (tensors, None)
 
 
 def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.Tensor:
-    """The combination with fused multiply-adds in the order of the inputs."""
+    """The combination, by fused multiply-adds in the order of the inputs."""
     coefficients = [float(c) for c in combination.coefficients]
     result: torch.Tensor = tensors[0] * coefficients[0]
     for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
@@ -129,15 +129,17 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
 def agree(
     tensors: Sequence[torch.Tensor], told: SparseDeltas, seeds: Sequence[int]
 ) -> torch.Tensor:
-    """A consensus of whole tensors: what the fused loops of :mod:`merganser.kernels.merging` compute.
+    """Merge sparse deltas of whole tensors, like the fused loops of
+    :mod:`merganser.kernels.merging`.
 
-    They multiply and add in this order, so that they have its bits; only the norms of rescaling and the
-    energies of sce, float64 sums over a tensor, are added up in another one.
+    Multiplications and additions have the kernels' order, so the bits are the same. The exceptions
+    are norms for rescaling and the energies of sce: float64 sums over a tensor, added in another
+    order.
 
     Args:
-        tensors: the base and the models, in the dtype that is computed in.
-        told: the method's choice.
-        seeds: of each model's draws.
+        tensors: the base and the models, in the dtype of the computation.
+        told: the method's rule.
+        seeds: for each model's draws.
     """
     base, *models = tensors
     changes = [tensor - base for tensor in models]
@@ -178,7 +180,7 @@ def agree(
 
 
 def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
-    """Which changes of a model a rule keeps."""
+    """Which deltas of a model a rule keeps."""
     if rule is None:
         return torch.ones_like(change, dtype=torch.bool)
     if isinstance(rule, Largest):
@@ -190,7 +192,7 @@ def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
     assert isinstance(rule, Ranked)
     rows = change.abs().float().reshape(-1, change.shape[-1] if change.dim() else 1)
     ordered = rows.sort(dim=1).values
-    before = torch.searchsorted(ordered, rows)  # equal ones share the mean of their ranks
+    before = torch.searchsorted(ordered, rows)  # equal magnitudes share the mean of their ranks
     through = torch.searchsorted(ordered, rows, right=True)
     ranks = before + 0.5 * (through - before - 1).double()
     length = rows.shape[1]
@@ -203,7 +205,7 @@ def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
 
 
 def _at_ranks(numbers: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    """Marks the ranks by descending magnitude in float32; equal ones keep their order."""
+    """Mark ranks by descending magnitude in float32; equal ones keep their order."""
     marks = torch.zeros(numbers.numel(), dtype=torch.bool)
     order = numbers.abs().float().reshape(-1).argsort(descending=True, stable=True)
     marks[order[begin:end]] = True
@@ -220,7 +222,7 @@ def _most_varied(changes: Sequence[torch.Tensor], rule: MostVaried) -> torch.Ten
 def _weighed(
     told: SparseDeltas, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
 ) -> tuple[list[float], list[float]]:
-    """The models' weights, and the factors that rescale what is kept of their changes."""
+    """The models' weights, and the factors that rescale their kept deltas."""
     weights = list(told.weights or ())
     if told.weights is None:
         energies = [float((change.double() ** 2).sum()) for change in kept]
@@ -236,7 +238,7 @@ def _weighed(
 
 
 def _draws(seed: int, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """64 random bits an element: splitmix64 at its place (Steele et al. 2014)."""
+    """64 random bits per element: splitmix64 of its index (Steele et al. 2014)."""
     z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

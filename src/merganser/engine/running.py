@@ -1,7 +1,7 @@
-"""Run plans, each into its sink.
+"""Run plans, each into a sink.
 
-Plans that share inputs run together: what several of them need is read once. Every tile is
-independent of every other, so any number of threads, in any order, gives the same bits.
+Plans with common inputs run together, so that each input is read once. Tiles are independent:
+any number of threads, in any order, gives the same bits.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from merganser.sinks import Sink
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What running one plan gave, beside what went into its sink.
+    """The result of running one plan.
 
     Attributes:
         tensors: digests and measurements, in the plan's order.
-        report: effective weights, or None where there is nothing to compare.
-        seconds: how long the engine worked on all plans of the run.
+        report: effective weights, or None if there is nothing to compare.
+        seconds: duration of the run, for all of its plans together.
     """
 
     tensors: tuple[TensorOutcome, ...]
@@ -59,25 +59,24 @@ def run(
     Args:
         plans: plans over shared inputs; sources with the same reference are the same model.
         sinks: one for each plan.
-        threads: how many; None for as many as pay off.
-        memory: bytes that the process may take, a bound on the buffers; None for no bound.
-        tile: elements of a tile, a multiple of the cell's; the result does not depend on it.
+        threads: number of threads; None for the default.
+        memory: memory limit of the process in bytes, which bounds the buffers; None for no limit.
+        tile: elements per tile, a multiple of a cell; it does not affect the result.
         report: whether to measure effective weights.
-        digest_inputs: whether to compute digests of all tensors that are read.
-        made: of each plan what is known of tensors that were made before, by their names; they are
-            not made again.
-        checkpoints: those in memory that the plans read, by the names that recipes have for them.
-        on_tensor: told of each tensor that is made, with the index of its plan, by any thread.
-        on_event: told of the progress.
+        digest_inputs: whether to compute digests of all input tensors.
+        made: for each plan the results of finished tensors, by name; these are skipped.
+        checkpoints: checkpoints in memory, by their names in recipes.
+        on_tensor: called from any thread with each finished tensor and the index of its plan.
+        on_event: called with progress events.
 
     Returns:
         One outcome for each plan.
 
     Raises:
-        InputError: when a checkpoint turns out to be broken, or changes while it is read.
-        ResourceError: when the memory given is not enough, or an output cannot be written.
-        ValueError: when there is not one sink for each plan.
-        TypeError: when a plan or a sink is something else.
+        InputError: when a checkpoint is corrupt, or changes during the run.
+        ResourceError: when the memory limit is too low, or an output cannot be written.
+        ValueError: when the numbers of plans and sinks differ.
+        TypeError: when an argument is not a plan or a sink.
     """
     began = time.perf_counter()
     _check_arguments(plans, sinks)

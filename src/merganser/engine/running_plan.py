@@ -1,4 +1,4 @@
-"""One plan's share in a tensor: its job, and what is found out for it while the engine works."""
+"""One plan's job for a tensor, with the measurements made during the run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from merganser.tensors import FLOAT64, DType
 
 
 class Scratch:
-    """A thread's memory. Its arrays grow to what is asked for, and are used again."""
+    """A thread's buffers. Arrays grow as needed and are reused."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Array] = {}
 
     def __call__(self, name: str, dtype: Any, rows: int, width: int) -> Array:
-        """An array [rows, width] that holds anything, under a name of its use."""
+        """An uninitialised array [rows, width], by the name of its use."""
         dtype = np.dtype(dtype)
-        padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin on cache lines
+        padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin at cache lines
         key = name, dtype.char
         kept = self._kept.get(key)
         if kept is None or len(kept) < rows * padded:
@@ -36,7 +36,7 @@ class Scratch:
 
 @dataclass(slots=True)
 class Facts:
-    """Which changes of a tensor are kept, and how they count: as in
+    """Which deltas of a tensor are kept, with which factors; see
     :class:`merganser.kernels.merging.Sparse`."""
 
     rules: rule.Rules
@@ -46,7 +46,7 @@ class Facts:
 
     @classmethod
     def of(cls, part: RunningPlan, size: int) -> Facts:
-        """Everything is kept, with weights of one."""
+        """Keep everything, with weights of one."""
         models = len(part.rows) - 1
         kinds = models + isinstance(part.consensus.keep, MostVaried)
         ties = (kinds, 2, -(-size // CELL))
@@ -63,7 +63,7 @@ class Facts:
         return cls(rules, ones, ones, part.wide.type(1))
 
     def make_room(self, size: int) -> None:
-        """Masks of nothing: a bit for every element, and a few more."""
+        """Empty masks: one bit per element, plus padding."""
         shape = len(self.rules.chances), -(-size // 8) + LANES
         self.rules = self.rules._replace(masks=np.zeros(shape, np.uint8))
 
@@ -77,14 +77,14 @@ class RunningPlan:
         plan_seed: the recipe's seed.
         job: the job.
         method: its method.
-        rows: which of the group's rows it takes.
-        dtypes: what they are stored as.
+        rows: its inputs among the group's rows.
+        dtypes: the inputs' stored dtypes.
         seed: for stochastic rounding.
-        rounding: the kernels' code for it.
+        rounding: the kernels' code of the rounding.
         combination: the coefficients, once they are known.
-        each: those of every row or column [k, vectors], where they differ; ``each_rows`` tells which.
-        facts: what is kept of the changes, for a consensus, once it is known.
-        counted: what the method's ``measure`` found.
+        each: coefficients per row or column [k, vectors]; ``each_rows`` states which.
+        facts: which deltas are kept, for sparse methods, once known.
+        counted: the result of the method's ``measure``.
         digests: uint64, by cells of the output's bytes; None if not wanted.
         sums: for the report; None if not wanted.
         nonfinite: (input, count) of values that are infinite or not a number, in tiles where there
@@ -110,12 +110,12 @@ class RunningPlan:
 
     @property
     def copies(self) -> bool:
-        """Whether the tensor is taken as it is, bit for bit."""
+        """Whether the tensor is a bitwise copy."""
         return self.job.method == "copy"
 
     @property
     def fused(self) -> bool:
-        """Whether the fused kernel serves it: a linear combination of inputs as they are stored."""
+        """Whether the fused kernel for linear combinations computes it from stored inputs."""
         return (
             not self.copies
             and self.combination is not None
@@ -124,7 +124,7 @@ class RunningPlan:
         )
 
     def may_be_nonfinite(self, cells: slice) -> bool:
-        """Whether there may be infinities or NaNs in some cells: the sums show it, where there are any."""
+        """Whether some cells may have infinities or NaNs; any of them appear in the sums."""
         if self.sums is None:
             return True
         sums = self.sums
@@ -133,12 +133,12 @@ class RunningPlan:
 
     @property
     def whole(self) -> bool:
-        """Whether its method needs the whole tensor at once."""
+        """Whether its method takes whole tensors."""
         return not self.copies and self.method.whole
 
     @property
     def wide(self) -> np.dtype[Any]:
-        """numpy's float32 or float64: what results are in before they are rounded."""
+        """The dtype of results before rounding: numpy's float32 or float64."""
         return np.dtype(np.float64 if self.job.work.name == "float64" else np.float32)
 
     @property
@@ -148,7 +148,7 @@ class RunningPlan:
 
     @property
     def consensus(self) -> SparseDeltas:
-        """What its method is, if that is a consensus."""
+        """The method's rule for sparse deltas, if it has one."""
         assert self.job.consensus is not None
         return self.job.consensus
 
@@ -163,11 +163,11 @@ class RunningPlan:
         self._facts = facts
 
     def seed_of_draws(self, model: int) -> int:
-        """For the draws that decide which of a model's changes are kept."""
+        """The seed for the draws that select a model's deltas."""
         return seed_of(self.plan_seed, f"{self.job.name}/{model}/keep")
 
     def stored(self, inputs: Inputs) -> Inputs:
-        """What its kernels take, of its own inputs: after the cast, if there is one, as float64."""
+        """The kernels' inputs: its stored inputs, or float64 after a cast."""
         if self.job.cast is None:
             return inputs
         from merganser.engine.torch_numbers import widen
@@ -180,6 +180,6 @@ class RunningPlan:
 
 
 def seed_of(seed: int, use: str) -> int:
-    """A seed of 64 bits for one use of a recipe's seed."""
+    """A 64-bit seed for one use of a recipe's seed."""
     digest = hashlib.blake2b(f"{seed}/{use}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

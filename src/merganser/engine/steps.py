@@ -1,7 +1,7 @@
-"""The compiled steps of methods that are written in torch: the same bits in one pass over the inputs.
+"""The compiled steps of methods that are written in torch: same bits, one pass over the inputs.
 
-A method names its step (``fused`` of :func:`merganser.methods.merge_method`). Without compiled kernels, and where
-``--arithmetic mergekit`` casts the inputs, torch computes it.
+A method names its step (``fused`` of :func:`merganser.methods.merge_method`). Without compiled
+kernels, and with casts of ``--arithmetic mergekit``, torch computes it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from merganser.methods.selection import boosts
 
 
 def step_of(part: RunningPlan) -> merging.How | None:
-    """What computes a part's elements, with its numbers; None for torch."""
+    """The compiled step of a part, with its parameters; None to use torch."""
     if isinstance(part.counted, merging.Fusion):
         return part.counted
     return STEPS[part.method.fused](part) if part.method.fused and _may_run(part) else None
 
 
 def counts_of(part: RunningPlan, inputs: Inputs, count: int) -> Array | None:
-    """What the method's ``measure`` counts in a tile, float64; None if torch counts it."""
+    """The result of the method's ``measure`` for a tile, float64; None to use torch."""
     if part.method.fused != "ramplus_tl" or not _may_run(part):
         return None
     counts = np.zeros((2, len(part.rows) - 1), np.int64)
@@ -47,4 +47,4 @@ STEPS: dict[str, Callable[[RunningPlan], merging.How]] = {
     "ram": lambda part: merging.Ram(part.job.numbers["epsilon"]),
     "ramplus_tl": _ramplus,
 }
-"""By name, of a part whose counts are known."""
+"""Steps by name, for parts with known counts."""

@@ -1,4 +1,4 @@
-"""A plan's output as tensors that come one after the other, for readers that take nothing else."""
+"""A plan's output as a stream of tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorStream:
-    """Runs a plan while its tensors are taken; it can be iterated once.
+    """Runs a plan while the caller iterates over its tensors, once.
 
     Args:
         plan: the plan.
@@ -23,7 +23,7 @@ class TensorStream:
         report: as in :func:`merganser.engine.run`.
 
     Attributes:
-        outcome: what the engine measured; None until the last tensor is taken.
+        outcome: the engine's outcome; None until the last tensor is yielded.
     """
 
     def __init__(self, plan: Plan, *, threads: int | None = None, report: bool = True) -> None:
@@ -33,7 +33,7 @@ class TensorStream:
         self._report = report
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor with its name, as soon as it is complete.
+        """Each tensor with its name, as soon as it is finished.
 
         Raises:
             MerganserError: as :func:`merganser.engine.run` does.

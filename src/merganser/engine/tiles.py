@@ -1,4 +1,4 @@
-"""What there is to do: the plans' jobs, grouped by what they read, cut into tiles."""
+"""The engine's work: the plans' jobs, grouped by their inputs, cut into tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from merganser.tensors import DType
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A tensor that is read."""
+    """An input tensor."""
 
     checkpoint: Checkpoint
     name: str
@@ -35,18 +35,19 @@ class Row:
 
     @property
     def size(self) -> int:
-        """Bytes of an element."""
+        """Bytes per element."""
         return self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Parts that one call of the kernel for linear combinations serves.
+    """Parts that one call of the kernel for linear combinations computes.
 
     Attributes:
-        parts: over the same inputs, with outputs of the same kind; their reports share the inputs' sums.
-        work: the dtype that is computed in.
-        combinations: of each part.
+        parts: parts with common inputs and outputs of the same kind; their reports share the
+            inputs' sums.
+        work: the dtype of the computation.
+        combinations: one per part.
     """
 
     parts: tuple[RunningPlan, ...]
@@ -56,16 +57,16 @@ class Batch:
 
 @dataclass(slots=True)
 class Group:
-    """Jobs of any plans that start from the same tensor: their inputs are read together.
+    """Jobs of any plans with the same first input; they share reads.
 
     Attributes:
         numel, shape: of the tensor.
-        rows: what is read.
+        rows: the input tensors.
         parts: the jobs.
-        tile: elements of a tile.
-        batches: parts that one call of the fused kernel serves, once they are prepared.
-        left: tiles of the present round that are not done.
-        digests: uint64 for every row, by cells of its bytes; None for one that is not wanted.
+        tile: elements per tile.
+        batches: parts that one kernel call computes, once measured.
+        left: unfinished tiles of the current round.
+        digests: uint64 for each row, by cells of its bytes; None if not requested.
     """
 
     numel: int
@@ -80,9 +81,9 @@ class Group:
     _waiting: list[tuple[Measurement, Pass]] = field(default_factory=list)
 
     def next_round(self) -> list[Tile]:
-        """The tiles of the next walk over the tensor: of what must be known first, or of the merge.
+        """The tiles of the next pass: a measurement, or the merge.
 
-        It is called by one thread at a time, when all tiles of the round before are done.
+        One thread at a time calls this, when all tiles of the previous round are done.
         """
         if self._measuring is None:
             self._measuring = measurements_of(self.parts, self.shape, self._sample)
@@ -122,12 +123,12 @@ class Group:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element of the widest row."""
+        """Bytes per element of the widest row."""
         return max(row.size for row in self.rows)
 
     def read(self, start: int, count: int, buffer: Array) -> Inputs:
-        """Elements ``start`` to ``start + count`` of all rows, where they lie in memory, or else in a
-        buffer, uint8 [rows, bytes]."""
+        """Elements ``start`` to ``start + count`` of all rows: views of memory if possible,
+        otherwise copies in a buffer, uint8 [rows, bytes]."""
         return Inputs.of(
             (
                 look(row.checkpoint, row.name, start * row.size, into[: count * row.size])
@@ -152,7 +153,7 @@ class Group:
         return Inputs.of(rows, self._codes)
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
-        """What each part yielded, once all tiles are done."""
+        """Resume the parts' measurements once all tiles are done."""
         for part in self.parts:
             digest = None
             if part.digests is not None:
@@ -174,8 +175,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A tile: elements ``start`` to ``stop`` of a group's tensors, to be given to passes, or merged
-    if there are none."""
+    """A tile: elements ``start`` to ``stop`` of a group's tensors, for measurement passes, or
+    for the merge if there are none."""
 
     group: Group
     start: int
@@ -192,8 +193,8 @@ def group_jobs(
     made: Sequence[Mapping[str, object]],
     digest_inputs: bool,
 ) -> Iterator[Group]:
-    """Group the jobs of all plans by the first tensor that they read, in the order of the plans;
-    without those whose tensors are made already."""
+    """Group all plans' jobs by their first input, in the order of the plans, without finished
+    tensors."""
     together: dict[tuple[int, str, tuple[int, ...]], list[tuple[int, TensorJob]]] = {}
     sources = _same_sources(plans)
     opened = _open_sources(plans, readers, sources)
@@ -223,7 +224,7 @@ def group_jobs(
 
 
 def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
-    """For every plan's sources numbers that are equal for the same model, read the same way."""
+    """Numbers for every plan's sources, equal for the same model read the same way."""
     numbers: dict[tuple[str, str], int] = {}
     return [
         [
@@ -237,7 +238,7 @@ def _same_sources(plans: Sequence[Plan]) -> list[list[int]]:
 def _open_sources(
     plans: Sequence[Plan], readers: Readers, sources: Sequence[Sequence[int]]
 ) -> dict[int, Checkpoint]:
-    """The checkpoints that any tensor is read from, by their numbers."""
+    """The checkpoints that tensors are read from, by number."""
     opened: dict[int, Checkpoint] = {}
     for plan, numbers in zip(plans, sources, strict=True):
         for index in sorted({read.source for job in plan.jobs for read in job.reads}):
@@ -302,7 +303,7 @@ def _group(
 
 
 def _counts(part: RunningPlan) -> tuple[int, ...]:
-    """Values that are infinite or not a number, of all inputs and of the output; empty if there are none."""
+    """Counts of infinite and NaN values of all inputs and the output; empty if there are none."""
     if not part.nonfinite:
         return ()
     counts = [0] * (len(part.rows) + 1)
@@ -312,7 +313,8 @@ def _counts(part: RunningPlan) -> tuple[int, ...]:
 
 
 def _batches(group: Group) -> Iterator[Batch]:
-    """Parts over the same rows with outputs of the same kind share a call, and their inputs' sums."""
+    """Batches: parts with the same rows and outputs of the same kind share a call and their
+    inputs' sums."""
     alike: dict[tuple[Any, ...], list[RunningPlan]] = {}
     for part in group.parts:
         if part.fused and part.combination is not None:
@@ -329,14 +331,14 @@ def _batches(group: Group) -> Iterator[Batch]:
             how = merging.Linear(coefficients, divisor, part.combination.from_zero)
             combinations.append(how)
             first = parts[0].sums
-            if part.sums is not None and first is not None:  # the coefficients tell the ideal
+            if part.sums is not None and first is not None:  # the coefficients determine the ideal
                 part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
         yield Batch(tuple(parts), dtype, tuple(combinations))
 
 
 def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
-    """The coefficients' sum in a dtype, to the last bit as torch adds up a few numbers on a CPU: in
-    vectors of 32 bytes, in four running sums each."""
+    """The coefficients' sum in a dtype, bit for bit as torch adds a few numbers on a CPU: in
+    vectors of 32 bytes, with four running sums each."""
     numbers = np.array(combination.coefficients, dtype)
     lanes = 32 // dtype.itemsize
     rows = len(numbers) // lanes
@@ -352,7 +354,7 @@ def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
 
 
 def _row_sum(numbers: Array) -> Any:
-    """Over the first axis in four running sums; the first takes what is left over."""
+    """Sum over the first axis in four running sums; the first one gets the remainder."""
     whole = len(numbers) // 4 * 4
     sums = np.zeros((4, *numbers.shape[1:]), numbers.dtype)
     for i in range(0, whole, 4):
@@ -363,7 +365,7 @@ def _row_sum(numbers: Array) -> Any:
 
 
 def _symmetric(lower: Array) -> Array:
-    """The whole of a symmetric matrix whose upper triangle is zero."""
+    """The full symmetric matrix from its lower triangle."""
     return lower if len(lower) == 1 else lower + np.tril(lower, -1).T
 
 

@@ -1,4 +1,4 @@
-"""Stored bytes as torch tensors, and results as numpy arrays."""
+"""Convert stored bytes to torch tensors, and results to numpy arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def widen(stored: Bytes, dtype: DType, cast: DType | None, work: DType) -> torch.Tensor:
-    """Stored bytes as numbers of the work dtype, by way of ``cast`` if there is one."""
+    """Stored bytes as numbers of the work dtype, rounded to ``cast`` first if given."""
     tensor = torch.from_numpy(stored).view(torch_dtype(dtype))
     if cast is not None:
         tensor = tensor.to(torch_dtype(cast))
@@ -28,6 +28,6 @@ def numbers(result: torch.Tensor, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
-    """torch's object for a dtype."""
+    """torch's dtype object."""
     found: torch.dtype = getattr(torch, dtype.name)
     return found

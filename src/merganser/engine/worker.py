@@ -1,4 +1,4 @@
-"""One thread of the engine, with buffers of its own: reads a tile, merges it, hands it on."""
+"""One thread of the engine, with private buffers: reads a tile, merges it, passes it on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merganser.sinks import Sink
 
 
 class Worker:
-    """Works tiles off. Its buffers grow to the largest tile it meets, and are used again."""
+    """Processes tiles. Its buffers grow to the largest tile and are reused."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
@@ -26,7 +26,7 @@ class Worker:
         """Measure or merge a tile.
 
         Returns:
-            Bytes of output made.
+            Bytes of output.
 
         Raises:
             InputError: when an input cannot be read, or integer tensors differ.
@@ -61,7 +61,7 @@ class Worker:
         return made
 
     def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
-        """Look at the inputs' values one by one where there is reason to."""
+        """Check the inputs' values one by one if the sums are not finite."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
         for index, (data, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
@@ -115,7 +115,7 @@ class Worker:
         )
 
     def _reserve(self, part: RunningPlan, begin: int, size: int) -> Array | None:
-        """Memory of the sink's own as an array [1, size], if it has some that numbers can lie in."""
+        """The sink's memory as an array [1, size], if it has some with suitable alignment."""
         view = self._sinks[part.plan].reserve(part.job.name, begin, size) if size else None
         if view is None:
             return None
@@ -134,7 +134,8 @@ class Worker:
         return self._put(part, start, taken)
 
     def _compute(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
-        """What the kernel for linear combinations does not do: the tile's output, in a buffer."""
+        """The tile's output in a buffer, for jobs that the kernel for linear combinations does
+        not compute."""
         count, taken = tile.stop - tile.start, inputs.take(part.rows)
         out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
         if part.job.consensus is not None:
