@@ -153,7 +153,7 @@ class Group:
         return Inputs.of(rows, self._codes)
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
-        """Resume the parts' measurements once all tiles are done."""
+        """Each part's plan and outcome, once all tiles are done."""
         for part in self.parts:
             digest = None
             if part.digests is not None:

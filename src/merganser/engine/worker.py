@@ -61,7 +61,7 @@ class Worker:
         return made
 
     def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
-        """Check the inputs' values one by one if the sums are not finite."""
+        """Check the inputs' values one by one unless the sums are finite."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
         for index, (data, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
