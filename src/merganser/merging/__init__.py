@@ -1,1 +1,1 @@
-"""A recipe to a folder, to tensors in memory, or to several folders."""
+"""Merge a recipe into a folder, into tensors in memory, or into several folders."""

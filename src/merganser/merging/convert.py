@@ -1,4 +1,4 @@
-"""Any model that can be read, as a model folder."""
+"""Convert any readable model into a model folder."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def convert(
     resume: bool | None = False,
     **options: Unpack[MergeKeywords],
 ) -> MergeResult:
-    """Write any model that can be read as a Hugging Face folder: a merge of that model alone.
+    """Write any readable model as a Hugging Face folder, by a merge of that model alone.
 
     Args:
-        source: the model, as a recipe names it: a folder, a file, a training run, ``model+adapter``.
+        source: the model, as a recipe names it: a folder, a file, a training run,
+            ``model+adapter``.
         out: the output folder.
-        base: a model that lends config and tokenizer, in place of the source's own.
-        dtype: of the result; what the source is stored in if None.
+        base: a model whose config and tokenizer replace the source's.
+        dtype: of the result; None for the source's.
         resume: as in :func:`merganser.merge`.
         options: of :func:`merganser.merge`.
 
@@ -46,7 +47,7 @@ def convert(
 
 
 def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:
-    """The checkpoint of a reference, with another model's config and tokenizer."""
+    """A reference's checkpoint, with another model's config and tokenizer."""
     try:
         model, lender = recipe.parse_reference(source), recipe.parse_reference(base)
     except ValueError as error:

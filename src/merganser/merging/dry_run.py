@@ -1,4 +1,4 @@
-"""A merge into a sink that is no folder."""
+"""Run a merge into a sink instead of a folder."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def run_dry(
     on_event: Listener = ignore,
     **options: Unpack[PlanKeywords],
 ) -> MergeResult:
-    """Run a merge into a sink that is no folder: the null sink by default, to measure the engine.
+    """Run a merge into a sink; the null sink, the default, measures the engine.
 
     Args:
         config: as in :func:`merganser.merge`.
-        sink: where to; None for nowhere.
+        sink: receives the output; None for the null sink.
         threads, memory, digest_inputs, checkpoints, on_event: as in :func:`merganser.merge`.
         options: of :func:`merganser.plan`.
     """

@@ -1,4 +1,4 @@
-"""Plans written into folders that are ready to be published."""
+"""Write plans into folders that are ready to publish."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def write_folders(
     ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> list[MergeResult]:
-    """Run plans in one pass, each into a folder that appears only when it is whole.
+    """Run plans in one pass, each into a folder that appears when it is complete.
 
     Args:
-        plans: by the folders that they go to, absolute paths that :func:`check_output` lets pass.
-        options: how they are written.
-        leftover: what becomes of unfinished merges.
-        ancestors: the merges that the inputs came from: their plans and manifests.
-        checkpoints: those in memory that the plans read; see :func:`merganser.engine.run`.
+        plans: the plans by output folder, an absolute path that :func:`check_output` accepts.
+        options: options of writing.
+        leftover: how to treat unfinished merges.
+        ancestors: plans and manifests of the merges that produced inputs.
+        checkpoints: checkpoints in memory; see :func:`merganser.engine.run`.
 
     Returns:
-        A result for each, whose timings are those of all together.
+        A result per plan; the timings are those of the run.
 
     Raises:
-        MerganserError: of the kind that fits; folders that are finished stay, and of others, in
-            ``OUT.partial``, the files that are; its notes say so.
+        MerganserError: of a fitting subclass. Finished folders stay, and finished files of others
+            stay in ``OUT.partial``; the error's notes list them.
     """
     began = time.perf_counter()
     plans = {folder: with_made_folders(plan) for folder, plan in plans.items()}
@@ -113,10 +113,10 @@ def write_folders(
 
 
 def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
-    """Refuse a merge that could not be put where it should be, as far as it is decided.
+    """Check, as far as the plan allows, that the output can be written there.
 
     Raises:
-        OutputExistsError: when something is there that may not be replaced.
+        OutputExistsError: when the path holds something that must not be replaced.
     """
     output_folder.check_existing(folder, force)
     if plan is not None:
@@ -124,7 +124,8 @@ def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
 
 
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
-    """What the system refused as an error of an input, if it is a file there, or of the output."""
+    """An OSError as an InputError if its file belongs to an input, else as an error of the
+    output."""
     told = f"{error.filename or 'the output'}: {error.strerror or error}"
     for home in (home for plan in plans for home in plan.homes):
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
@@ -133,10 +134,10 @@ def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
 
 
 def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
-    """Refuse a tensor with values that are infinite or not a number.
+    """Raise for a tensor with infinite or NaN values.
 
     Raises:
-        InputError: when an input has some, or the output alone.
+        InputError: when an input has some, or only the output.
     """
     if not tensor.nonfinite:
         return
@@ -162,8 +163,8 @@ def _finish_folder(
     options: WriteOptions,
     ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
-    """All but the weights."""
-    own = [shard for shard in plan.shards if "/" not in shard.file]  # not those of modules
+    """Write everything except the weights."""
+    own = [shard for shard in plan.shards if "/" not in shard.file]  # without modules' shards
     if len(own) > 1:
         homes = {name: shard.file for shard in own for name in shard.offsets}
         specs = [job.spec for job in plan.jobs if job.name in homes]

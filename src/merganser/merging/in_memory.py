@@ -1,4 +1,4 @@
-"""Merges in memory: of state dicts, of single tensors, and into a live model."""
+"""Merge in memory: state dicts, single tensors, or into a live model."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def merge_state_dicts(
         models: state dicts with the same names and shapes.
         method: a merge method's name.
         base: the base model's state dict, for methods that need one.
-        weights: one ``weight`` a model.
-        parameters: the method's parameters; a list of numbers is one a model where the method takes that.
-        dtype: of the result; that of the inputs if None.
+        weights: one ``weight`` per model.
+        parameters: the method's parameters; a list has one number per model, where the method takes
+            that.
+        dtype: of the result; None for the inputs' dtype.
         options: of :func:`plan`.
 
     Returns:
@@ -87,7 +88,7 @@ def merge_tensors(
     dtype: str | None = None,
     **options: Unpack[MemoryKeywords],
 ) -> torch.Tensor:
-    """Merge single tensors; the arguments are those of :func:`merge_state_dicts`."""
+    """Merge single tensors; arguments as in :func:`merge_state_dicts`."""
     merged = merge_state_dicts(
         [{"tensor": t} for t in tensors],
         method,
@@ -111,8 +112,8 @@ def blend(
 
     Args:
         module: a model with the plan's tensors, in the plan's dtype.
-        merge: the plan, or a recipe: a file, a mapping, or one that was loaded.
-        threads: how many; None for as many as pay off.
+        merge: the plan, or a recipe: a file, a mapping, or a loaded recipe.
+        threads: number of threads; None for the default.
         report: whether to measure effective weights.
 
     Raises:

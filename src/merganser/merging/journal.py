@@ -1,8 +1,8 @@
-"""The journal of an unfinished merge: what it is, and which of its files are whole.
+"""The journal of an unfinished merge: its identity and its finished files.
 
-Lines of JSON: the first says what is merged, every other one names a
-file whose bytes are on the disk, with all that the engine learnt of its tensors. A merge that goes
-on takes both from here, so that what it says in the end is what it would have said undisturbed.
+The journal has lines of JSON. The first identifies the merge. Each further line names a file
+that is on the disk, with the engine's results for its tensors. A resumed merge takes both from
+here, so its report equals that of an uninterrupted merge.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from merganser.version import VERSION
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-    """What must be the same for a merge to go on: version, inputs, and the plan."""
+    """What must be equal to resume a merge: version, inputs, and plan."""
     return {
         "merganser": VERSION,
         "inputs": [
@@ -44,7 +44,8 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:
-    """What sets a journal's merge apart from a plan, as the end of a sentence; None if nothing."""
+    """The difference between a journal's merge and a plan, as the end of a sentence; None if
+    equal."""
     wanted = json.loads(json.dumps(identity(plan)))
     if stated.get("merganser") != wanted["merganser"]:
         return f"Merganser is another version ({stated.get('merganser')} began it)"
@@ -59,18 +60,18 @@ def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:
 
 
 class Journal:
-    """A journal on the disk, and what it says.
+    """A journal file and its content.
 
     Attributes:
-        stated: the first line; None in one that is empty, or was cut off before its end.
-        whole: the files that it says are whole, and what is known of their tensors.
+        stated: the first line; None if it is missing or incomplete.
+        whole: the finished files, with the results for their tensors.
     """
 
     def __init__(self, file: Path) -> None:
-        """Read it; a last line that was cut off does not count.
+        """Read it; an incomplete last line is ignored.
 
         Raises:
-            ResourceError: when it is there and cannot be read.
+            ResourceError: when it exists and cannot be read.
         """
         self.file = file
         self.stated: dict[str, Any] | None = None
@@ -98,15 +99,15 @@ class Journal:
     def keep_what_is_whole(
         self, plan: Plan, folder: Path, digest_inputs: bool
     ) -> dict[str, TensorOutcome]:
-        """Read the files that it says are whole; those that are not what it says are forgotten.
+        """Verify the finished files; those that do not match are dropped.
 
         Args:
-            plan: the merge, which is the journal's.
-            folder: where the files are.
-            digest_inputs: whether their inputs' digests must be known too.
+            plan: the journal's merge.
+            folder: the folder of the files.
+            digest_inputs: whether inputs' digests are required too.
 
         Returns:
-            What is known of their tensors, by name.
+            The results for their tensors, by name.
         """
         specs = {job.name: job.spec for job in plan.jobs}
         known: dict[str, TensorOutcome] = {}
@@ -123,14 +124,14 @@ class Journal:
         return known
 
     def begin(self, plan: Plan) -> None:
-        """Write it anew, with the files that are whole, and be ready for more.
+        """Rewrite it with the finished files, and open it for appending.
 
         Raises:
             ResourceError: when it cannot be written.
         """
         for shard in plan.shards:
             if shard.file not in self.whole:
-                # The file itself is waited for too, under a name that no tensor has.
+                # An entry under a name that no tensor has stands for the file, which must be synced too.
                 self._pending[shard.file] = {*shard.offsets, "\0"}
                 self._homes |= dict.fromkeys(shard.offsets, shard.file)
         self.stated = identity(plan)
@@ -140,31 +141,32 @@ class Journal:
         try:
             self._descriptor = os.open(fresh, flags, 0o666)
             for line in lines:
-                self._write(line)  # it is synced with the first file that is whole
-            fresh.replace(self.file)  # which Windows does too where it is there
+                self._write(line)  # the first finished file syncs it
+            fresh.replace(self.file)  # on Windows, too, this replaces an existing file
         except OSError as error:
             raise self._cannot(error) from None
 
     def note_tensor(self, outcome: TensorOutcome) -> None:
-        """A tensor is made, and this is known of it."""
+        """Record a finished tensor's outcome."""
         with self._lock:
             self._tensors[outcome.name] = _entry(outcome)
             self._note(self._homes[outcome.name], outcome.name)
 
     def note_file(self, name: str) -> None:
-        """A file is whole, and synced."""
+        """Record that a file is complete and synced."""
         with self._lock:
             self._note(name, "\0")
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         with self._lock:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = -1
 
     def _note(self, file: str, what: str) -> None:
-        """The lock is held. A file is written down when it and all its tensors are known."""
+        """Write a file's line once the file and its tensors are finished. The caller holds the
+        lock."""
         waiting = self._pending[file]
         waiting.discard(what)
         if waiting or self._descriptor < 0:
@@ -188,7 +190,7 @@ class Journal:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line's entry; None if it is not whole."""
+    """A line's entry; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -201,7 +203,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _is_whole(
     path: Path, shard: Shard, tensors: Mapping[str, Any], specs: Mapping[str, TensorSpec]
 ) -> bool:
-    """Whether a file has the header of the plan, and tensors of the digests that are written down."""
+    """Whether a file has the plan's header and tensors with the recorded digests."""
     if set(tensors) != set(shard.offsets):
         return False
     try:
@@ -261,5 +263,5 @@ def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOut
 
 
 def files_of(whole: Sequence[str], plan: Plan) -> int:
-    """Bytes of a plan's files that are whole already."""
+    """Bytes of a plan's finished files."""
     return sum(shard.size for shard in plan.shards if shard.file in whole)

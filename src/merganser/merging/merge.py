@@ -1,4 +1,4 @@
-"""The story of a merge: recipe → plan → engine → a folder that is ready to be published."""
+"""Merge: recipe → plan → engine → a folder that is ready to publish."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def merge(
     checkpoints: Mapping[str, Checkpoint] | None = None,
     **options: Unpack[MergeKeywords],
 ) -> MergeResult:
-    """Merge models into a folder that is ready to be published.
+    """Merge models into a folder that is ready to publish.
 
-    The folder appears only when it is complete: the merge is written to ``OUT.partial``, synced, and
+    The folder appears when it is complete: the merge is written to ``OUT.partial``, synced, and
     renamed.
 
     Args:
-        config: a recipe: a file, a mapping, or one that was loaded; or a plan.
+        config: a recipe: a file, a mapping, or a loaded recipe; or a plan.
         out: the output folder.
-        resume: go on with the unfinished merge in ``OUT.partial``, if there is one: from its finished
-            files, to the same bytes. None: if it is the same merge; else it is thrown away. Without
-            ``resume`` it is refused, or thrown away with ``force``.
+        resume: True resumes an unfinished merge in ``OUT.partial`` from its finished files; the
+            result has the same bytes. None resumes it if it is the same merge and deletes it
+            otherwise. False raises, or deletes it with ``force``.
         checkpoints: open ones, as in :func:`merganser.plan`.
         options: of the plan, where ``config`` is a recipe: arithmetic, rounding, seed, shard_size,
             strictness, weights, truncate_embeddings, tensor_names; see
@@ -46,8 +46,8 @@ def merge(
             :class:`merganser.merging.options.WriteOptions`.
 
     Raises:
-        MerganserError: of the kind that fits. Files that are finished are kept in ``OUT.partial``,
-            and its notes say so; where there are none, nothing is left behind.
+        MerganserError: of a fitting subclass. Finished files stay in ``OUT.partial``, and the
+            error's notes say so; without any, nothing is left behind.
     """
     planning, writing = split_options(options)
     return write_merge(config, out, planning, writing, resume=resume, checkpoints=checkpoints)
@@ -63,19 +63,19 @@ def write_merge(
     ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> MergeResult:
-    """What :func:`merge` gives, by options in two pieces.
+    """:func:`merge` with its options as two objects.
 
     Args:
         config, out, resume, checkpoints: as in :func:`merge`.
         planning, writing: the options.
-        ancestors: the merges that the inputs came from, whose recipes go before this one's: their
-            plans and manifests.
+        ancestors: plans and manifests of the merges that produced inputs; the output lists their
+            recipes before this one.
 
     Raises:
-        TypeError: when there are options for the planning of a plan.
+        TypeError: when ``config`` is a plan and there are planning options.
     """
     began = time.perf_counter()
-    folder = Path(os.path.abspath(out))  # a name of its own, also for "."  # noqa: PTH100
+    folder = Path(os.path.abspath(out))  # has a name, also for "."  # noqa: PTH100
     output_folder.check_existing(folder, writing.force)
     if isinstance(config, Plan):
         if planning != PlanOptions():

@@ -1,4 +1,4 @@
-"""A chain of merges: the recipes of one file are planned and merged, each after what it builds on."""
+"""Merge a chain: plan and run the recipes of one file, each after its inputs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from merganser.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What became of one recipe of a chain.
+    """The result of one recipe of a chain.
 
     Attributes:
         step: the recipe.
-        folder: where its result is.
+        folder: the folder of its result.
         plan: its plan.
-        merged: what the merge made; None if the folder was up to date.
+        merged: the merge's result; None if the folder was up to date.
     """
 
     step: Step
@@ -54,10 +54,11 @@ def plan_all(
     config: Config,
     options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
 ) -> list[tuple[Step, Plan | None]]:
-    """Decide all merges of a file, those too whose inputs are not merged yet.
+    """Plan all merges of a file, including those with inputs that are not merged yet.
 
-    What cannot be decided yet is None: a merge that aligns vocabularies or chooses a chat template, if
-    an input's are only made by the merge before it, and whatever builds on such a merge.
+    The plan is None if it needs results of an earlier merge: a merge that aligns vocabularies or
+    chooses a chat template from inputs whose tokenizers do not exist yet, and every merge that
+    builds on such a merge.
 
     Args:
         config: a recipe, or a file with several.
@@ -84,7 +85,7 @@ def _plan_steps(steps: Sequence[Step], options: PlanOptions) -> list[tuple[Step,
 
 
 def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> bool:
-    """Whether all is known of what a step builds on, its tokenizers too where they matter."""
+    """Whether a step's inputs are known, including tokenizers if it uses them."""
     if not planned.keys() >= set(step.needs):
         return False
     written = step.parsed.recipe
@@ -97,7 +98,7 @@ def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> boo
 
 
 def _planned(plan: Plan, name: str) -> PlannedCheckpoint:
-    """The checkpoint that a plan will have made, its headers' digest included."""
+    """The checkpoint that a plan will produce, with its headers' digest."""
     shards = sorted(plan.shards, key=lambda shard: shard.file)
     headers = b"".join(shard.header[8:] for shard in shards)
     tokenizer = plan.sources[plan.donor].checkpoint.path
@@ -124,24 +125,24 @@ def merge_all(
     on_step: Callable[[StepResult], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> list[StepResult]:
-    """Merge all recipes of a file, in the order in which they need each other.
+    """Merge all recipes of a file, each after its inputs.
 
-    All is planned before anything is merged. The output goes to ``out``, several outputs to folders
-    of their names in it; what is only built on goes to folders in ``intermediate_dir``, is kept, and
-    merged again only if its recipe, its inputs or the version changed.
+    Planning precedes all merging. The output is written to ``out``; several outputs to folders in
+    it, under their names. Intermediate results are written to folders in ``intermediate_dir``, stay
+    there, and are merged again if their recipe, their inputs or the version changed.
 
     Args:
         config: a recipe, or a file with several.
         out: the output folder.
-        intermediate_dir: where the results go that others build on; ``OUT.intermediate`` by default.
-        redo: merge intermediate results again, even if they are up to date.
-        resume: as in :func:`merganser.merge`, as is ``force``; for the output. Intermediate results that are
-            unfinished are gone on with where they are the same.
-        on_step: told of each result when it is there.
+        intermediate_dir: the folder of intermediate results; ``OUT.intermediate`` by default.
+        redo: merge intermediate results even if they are up to date.
+        resume: like ``force``, as in :func:`merganser.merge`, for the output. Unfinished
+            intermediate results are resumed if they are the same merge.
+        on_step: called with each finished result.
         options: of :func:`merganser.merge`, ``on_event`` included.
 
     Raises:
-        MerganserError: of the kind that fits; intermediate results that are finished are kept.
+        MerganserError: of a fitting subclass; finished intermediate results stay.
     """
     planning, writing = split_options(options)
     force = writing.force
@@ -212,20 +213,19 @@ def merge_again(
     digest_inputs: bool,
     on_event: Listener,
 ) -> MergeResult:
-    """Compute again what a folder holds, from its recipe file, by the settings in its manifest.
+    """Recompute a folder's merge from its recipe file, with its manifest's settings.
 
-    Results that the recipe builds on are read where the merge left them. Those that are gone, that a
-    public manifest does not locate, or that are computed ``against`` other inputs are merged again,
-    into a temporary folder.
+    Intermediate results are read from their folders. They are merged again, into a temporary
+    folder, if they are missing, if a public manifest does not locate them, or with ``against``.
 
     Args:
-        folder: one that a merge wrote.
-        against: the folder that the recipe's references start from; the recipe's own if None.
-        sink: where the result goes.
+        folder: a merge's output folder.
+        against: the folder for the recipe's relative paths; None for the recipe's folder.
+        sink: receives the result.
         digest_inputs, on_event: as in :func:`merganser.merge`.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: of a fitting subclass.
     """
     stated = manifest.read(folder)
     home = Path(against or stated["log"].get("recipe_folder") or folder)
@@ -260,7 +260,7 @@ def merge_again(
 
 
 def _settings(facts: Mapping[str, Any]) -> PlanOptions:
-    """The options of a merge, as a manifest has them."""
+    """The merge options in a manifest."""
     return PlanOptions(
         arithmetic=facts["arithmetic"],
         rounding=facts["rounding"],
@@ -271,7 +271,7 @@ def _settings(facts: Mapping[str, Any]) -> PlanOptions:
 
 
 def up_to_date(folder: Path, plan: Plan) -> bool:
-    """Whether a folder holds what a plan would make, as far as headers and its inputs tell."""
+    """Whether a folder holds a plan's result, judging by headers and inputs."""
     try:
         stated = manifest.read(folder)
         found = open_checkpoint(folder)
@@ -288,7 +288,7 @@ def up_to_date(folder: Path, plan: Plan) -> bool:
 
 
 def _same_inputs(log: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether inputs are what they were, by their files' sizes and times, or else by their contents."""
+    """Whether inputs are unchanged, by their files' sizes and times, or else by their contents."""
     if log.get("inputs") == manifest.inputs_state(plan):
         return True
     try:
@@ -298,7 +298,7 @@ def _same_inputs(log: Mapping[str, Any], plan: Plan) -> bool:
 
 
 def _check_others(folder: Path) -> None:
-    """Only what a merge left there may be replaced without a word."""
+    """Check that the folder is a merge's output, which may be replaced."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
         raise OutputExistsError(
             f"{folder}: is there already, and no merge left it; move it away, or choose another folder "

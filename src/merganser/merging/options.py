@@ -1,4 +1,4 @@
-"""What a caller may decide of how folders are written."""
+"""Options of writing folders."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ OnNonfinite = Literal["warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How folders are written; none of it changes what a merge is.
+    """Options of writing folders; none affects the weights.
 
     Attributes:
-        force: replace an output folder that is not empty; it is kept until the new one is complete.
-        threads: how many; None for as many as pay off.
-        memory: bytes that the process may take; None for no bound.
-        digest_inputs: write digests of the contents of all inputs into the manifest, and not of their
-            headers alone.
-        on_nonfinite: ``warn`` of values that are infinite or not a number, or make them an ``error``.
+        force: replace an output folder that is not empty; it stays until the new one is complete.
+        threads: number of threads; None for the default.
+        memory: memory limit of the process in bytes; None for no limit.
+        digest_inputs: write digests of all inputs' contents into the manifest, not only of their
+            headers.
+        on_nonfinite: ``warn`` about infinite and NaN values, or raise an ``error``.
         public: write short names instead of local paths into card, recipe and manifest.
         write_card: whether to write ``README.md``.
         copy_tokenizer: whether to write the tokenizer and its companions.
-        on_event: is called with each event of the progress.
+        on_event: called with progress events.
     """
 
     force: bool = False
@@ -55,14 +55,14 @@ class WriteKeywords(TypedDict, total=False):
 
 
 class MergeKeywords(PlanKeywords, WriteKeywords, total=False):
-    """The fields of both kinds of options."""
+    """The fields of both option classes."""
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[PlanOptions, WriteOptions]:
-    """The options of a merge by their kinds.
+    """Split a merge's options into planning and writing options.
 
     Raises:
-        TypeError: when there is another.
+        TypeError: for an unknown option.
     """
     known = {kind: {f.name for f in fields(kind)} for kind in (PlanOptions, WriteOptions)}
     unknown = sorted(set(options) - set().union(*known.values()))

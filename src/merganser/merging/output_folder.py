@@ -1,13 +1,14 @@
-"""The output folder: what may be replaced, the unfinished folder beside it, and how it gets its name.
+"""The output folder: checks before replacing, the unfinished folder next to it, and the final
+rename.
 
-All of an unfinished merge is in ``OUT.partial``:
+An unfinished merge is stored in ``OUT.partial``:
 
-    lock            held by the process at work
-    journal.jsonl   what is merged, and which files are whole
-    new/            the output folder to be
+    lock            held by the running process
+    journal.jsonl   the merge's identity, and its finished files
+    new/            the future output folder
     old/            the folder that it replaces, between two renames
 
-``new/`` becomes ``OUT`` by one rename, when all in it is whole and synced.
+``new/`` becomes ``OUT`` by one rename, when its files are complete and synced.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from merganser.planning import DISK_MARGIN, Plan
 from merganser.sinks import SafetensorsSink
 
 Leftover = Literal["refuse", "resume", "discard", "either"]
-"""What becomes of an unfinished merge: it is refused, gone on with (or refused where it is another),
-thrown away, or gone on with where it is the same and thrown away where it is not."""
+"""How to treat an unfinished merge: raise; resume (raise if it is another merge); delete; or resume
+if it is the same merge and delete otherwise."""
 
 LOCK, JOURNAL, NEW, OLD = "lock", "journal.jsonl", "new", "old"
 
@@ -38,17 +39,17 @@ LOCK, JOURNAL, NEW, OLD = "lock", "journal.jsonl", "new", "old"
 
 
 def partial_of(folder: Path) -> Path:
-    """Where the unfinished output lies."""
+    """The path of the unfinished output."""
     return folder.with_name(folder.name + ".partial")
 
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
 def check_existing(folder: Path, force: bool) -> None:
-    """Refuse an output that is there, or that cannot be one.
+    """Raise if the output exists, or cannot be an output.
 
     Raises:
-        OutputExistsError: when it is.
-        ResourceError: when that cannot be told.
+        OutputExistsError: when it exists.
+        ResourceError: when the file system gives no answer.
     """
     partial = partial_of(folder)
     if Path.cwd().is_relative_to(folder):
@@ -72,7 +73,7 @@ def _is_filled(folder: Path) -> bool:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether a merge left it: it has a journal, or nothing but what comes before that."""
+    """Whether a merge left the folder: it has a journal, or only files that precede one."""
     if not partial.is_dir():
         return False
     names = {entry.name for entry in partial.iterdir()}
@@ -81,11 +82,11 @@ def _is_ours(partial: Path) -> bool:
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
 def check_overlap(plan: Plan, folder: Path) -> None:
-    """Refuse an output that lies in an input, or the other way round, by any of their names.
+    """Raise if the output is inside an input or contains one, under any of their names.
 
     Raises:
         OutputExistsError: when it does.
-        ResourceError: when that cannot be told.
+        ResourceError: when the file system gives no answer.
     """
     for given, name in plan.homes.items():
         for target in (folder, partial_of(folder)):
@@ -94,8 +95,8 @@ def check_overlap(plan: Plan, folder: Path) -> None:
 
 
 def _holds(outer: Path, inner: Path) -> bool:
-    """Whether a folder is another's, or above it; told by the file system, which knows of links,
-    mounts, and names that differ in case only."""
+    """Whether a folder equals or contains another, by identity in the file system, which
+    resolves links, mounts, and names that differ only in case."""
     outer, inner = outer.resolve(), inner.resolve()
     if inner.is_relative_to(outer):
         return True
@@ -106,13 +107,13 @@ def _holds(outer: Path, inner: Path) -> bool:
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
 def check_space(plans: Mapping[Path, Plan]) -> None:
-    """Refuse merges that do not all fit on their disks, with what is written of them counted.
+    """Check that all merges together fit on their disks, counting files already written.
 
     Args:
-        plans: by the folders that they go to.
+        plans: by output folder.
 
     Raises:
-        ResourceError: when a disk is too small, or that cannot be told.
+        ResourceError: when a disk is too small, or its free space is unknown.
     """
     disks: dict[int, tuple[Path, list[Path]]] = {}
     for folder in plans:
@@ -131,8 +132,8 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
 
 
 def _written(folder: Path, plan: Plan) -> int:
-    """Bytes of an unfinished output: those of its finished files if it is the plan's, which will be
-    kept, or all of them, which will go."""
+    """Bytes of an unfinished output: of its finished files, which stay, if it is the plan's;
+    otherwise of all files, which will be deleted."""
     partial = partial_of(folder)
     if not partial.is_dir():
         return 0
@@ -144,7 +145,7 @@ def _written(folder: Path, plan: Plan) -> int:
 
 
 def clear_finished(folder: Path) -> None:
-    """Take away what a merge left beside a folder that it had finished when it was killed."""
+    """Delete what a merge left next to its finished folder when it was killed."""
     partial = partial_of(folder)
     with suppress(OSError, OutputExistsError):
         if not _is_filled(folder) or partial.is_symlink() or not _is_ours(partial):
@@ -164,17 +165,18 @@ def clear_finished(folder: Path) -> None:
 
 
 class Lock:
-    """A file that one process holds at a time. It is let go of when the process ends, however it does.
+    """A file that one process locks at a time. The lock ends with the process.
 
-    Where a file system has no such locks, the process that is named in it holds it as long as it lives.
+    On file systems without locks, the process named in the file holds it while that process
+    lives.
     """
 
     def __init__(self, file: Path) -> None:
-        """Take it.
+        """Acquire the lock.
 
         Raises:
-            OutputExistsError: when somebody else has it.
-            OSError: when it cannot be made.
+            OutputExistsError: when another process has it.
+            OSError: when the file cannot be created.
         """
         self.file = file
         while True:
@@ -193,7 +195,7 @@ class Lock:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            os.close(self._descriptor)  # it was removed by its holder in the meantime
+            os.close(self._descriptor)  # its holder removed it in the meantime
         try:
             os.ftruncate(self._descriptor, 0)
             system.write_at(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
@@ -208,7 +210,7 @@ class Lock:
             return False
 
     def _holder(self) -> tuple[int, str]:
-        """Process and machine that are written in it; zero if there are none."""
+        """The process and machine recorded in it; zero if there are none."""
         text = bytearray(300)
         count = system.read_at(self._descriptor, memoryview(text), 0)
         number, _, host = text[:count].decode(errors="replace").partition(" ")
@@ -219,7 +221,7 @@ class Lock:
         if not number:
             return
         if host == socket.gethostname():
-            if number == os.getpid():  # numbers are given out again, in containers above all
+            if number == os.getpid():  # process numbers are reused, especially in containers
                 return
             try:
                 os.kill(number, 0)
@@ -255,13 +257,13 @@ class Lock:
 
 
 class Partial:
-    """An unfinished output folder that this process is at work on.
+    """An unfinished output folder, locked by this process.
 
     Attributes:
-        folder: what it will be.
-        new: where its files are written.
-        known: what is known of tensors whose files are whole, by name.
-        journal: takes note of files that become whole.
+        folder: the output folder.
+        new: the folder where files are written.
+        known: results for tensors of finished files, by name.
+        journal: records finished files.
     """
 
     def __init__(
@@ -273,19 +275,19 @@ class Partial:
         leftover: Leftover,
         digest_inputs: bool = False,
     ) -> None:
-        """Take hold of it: of a new one, or of one that was left unfinished.
+        """Acquire a new folder or an unfinished one.
 
         Args:
             folder: the output folder.
             plan: the merge.
             force: whether the output folder may be replaced.
-            leftover: what becomes of an unfinished merge.
-            digest_inputs: whether inputs' digests must be known of files that are gone on with.
+            leftover: how to treat an unfinished merge.
+            digest_inputs: whether resumed files need their inputs' digests.
 
         Raises:
-            OutputExistsError: when another process is at work there, or what is there may not be
-                replaced, or is another merge's and was to be gone on with.
-            ResourceError: when it cannot be made.
+            OutputExistsError: when another process works there, the folder must not be replaced, or
+                another merge's files cannot be resumed.
+            ResourceError: when the folder cannot be created.
         """
         self.folder = folder
         self.plan = plan
@@ -297,7 +299,7 @@ class Partial:
         try:
             self._lock = self._locked()
         except OSError as error:
-            with suppress(OSError):  # it is not there, or has something in it
+            with suppress(OSError):  # missing or not empty
                 self._path.rmdir()
             self.remove_parents()
             raise ResourceError(f"{self._path}: cannot be made ({error.strerror})") from None
@@ -323,7 +325,7 @@ class Partial:
             raise
 
     def _locked(self) -> Lock:
-        """Make the folder, and take its lock; another process may take the folder away meanwhile."""
+        """Create the folder and lock it; another process may delete the folder meanwhile."""
         for _ in range(100):
             self._path.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
@@ -331,7 +333,7 @@ class Partial:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     def _take_over(self, leftover: Leftover, digest_inputs: bool) -> dict[str, TensorOutcome]:
-        """Clear up what is there, but for the files that are whole and wanted."""
+        """Delete its content, except finished files to resume from."""
         stated = self.journal.stated
         if stated is not None and leftover == "refuse":
             raise OutputExistsError(
@@ -359,8 +361,8 @@ class Partial:
         return f"{len(self.journal.whole)} of {len(self.plan.shards)} files"
 
     def _bring_back_old(self) -> None:
-        """Undo half an exchange of the old folder for the new one; of a whole one the old folder is
-        of no use any more."""
+        """Undo an exchange of folders that stopped halfway; after a complete one, delete the old
+        folder."""
         old = self._path / OLD
         if old.is_dir():
             if self.folder.exists():
@@ -369,16 +371,17 @@ class Partial:
                 old.rename(self.folder)
 
     def sink(self) -> SafetensorsSink:
-        """Takes the files that are not whole."""
+        """Delete unfinished files."""
         shards = [shard for shard in self.plan.shards if shard.file not in self.journal.whole]
         return SafetensorsSink(self.new, shards, self.journal.note_file)
 
     def put_in_place(self) -> None:
-        """Sync all, and give the folder its name; an old one steps aside until it has it.
+        """Sync all files and rename the folder to its final name; an old folder is moved aside
+        until then.
 
         Raises:
-            ResourceError: when that cannot be done; an old folder is where it was.
-            OutputExistsError: when a folder came there in the meantime.
+            ResourceError: when that fails; an old folder is back in its place.
+            OutputExistsError: when a folder appeared there in the meantime.
         """
         if _is_filled(self.folder) and not self._force:
             raise OutputExistsError(f"{self.folder}: came there while the merge ran")
@@ -400,15 +403,14 @@ class Partial:
             raise ResourceError(
                 f"{self.folder}: cannot be put in place ({error.strerror})"
             ) from None
-        with suppress(OSError):  # the output is whole: what else lies there does no harm
+        with suppress(OSError):  # the output is complete: leftovers do no harm
             self._remove()
 
     def abandon(self) -> str | None:
-        """Leave it: with its finished files, if there are any that can be gone on with, else without
-        a trace.
+        """Leave it, with finished files if it can be resumed, else without a trace.
 
         Returns:
-            A clause that says what is kept; None if nothing is.
+            A clause about the remaining files; None if there are none.
         """
         if not self.journal.whole or not self._inputs_are_the_same():
             self._remove()
@@ -434,11 +436,11 @@ class Partial:
             self._lock.release()
         try:
             self._path.rmdir()
-        except OSError:  # another merge has begun there, or the disk is at fault: nothing is lost
+        except OSError:  # another merge started there, or the disk fails: nothing is lost
             return
 
     def remove_parents(self) -> None:
-        """Take away the folders that were made for it, if nothing is in them."""
+        """Delete the parent folders created for it, if they are empty."""
         for parent in self._made:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
@@ -452,7 +454,7 @@ def _remove(entry: Path) -> None:
 
 
 def abandon_all(partials: Iterable[Partial]) -> list[str]:
-    """Leave unfinished folders; see :meth:`Partial.abandon`. What fails doing so is passed over."""
+    """Leave unfinished folders; see :meth:`Partial.abandon`. Errors meanwhile are ignored."""
     notes, left = [], list(partials)
     for partial in left:
         try:

@@ -1,4 +1,4 @@
-"""A published merge, made again from its own recipe and compared tensor by tensor."""
+"""Reproduce a published merge from its recipe, and compare every tensor."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from merganser.release import manifest, verification
 from merganser.sinks import DigestSink
 
 MERGEKITS: tuple[Arithmetic, ...] = ("mergekit", "mergekit-0.1.4", "exact")
-"""What a merge without a manifest is tried with, in this order."""
+"""Arithmetics to try for a merge without a manifest, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A merge that was made again in one arithmetic.
+    """A reproduction in one arithmetic.
 
     Attributes:
-        arithmetic: how numbers were computed.
+        arithmetic: the arithmetic.
         equal: tensors with the same bits.
         different: tensors with other bits, or another shape or dtype.
-        missing: published tensors that the merge lacks.
-        added: tensors that only the merge has.
-        failed: why there is no merge in this arithmetic; else None.
+        missing: published tensors that the reproduction lacks.
+        added: tensors that only the reproduction has.
+        failed: why the merge failed in this arithmetic; else None.
     """
 
     arithmetic: Arithmetic
@@ -45,21 +45,21 @@ class Attempt:
 
     @property
     def agrees(self) -> bool:
-        """Whether it is bit for bit what was published."""
+        """Whether it equals the published merge bit for bit."""
         return self.failed is None and not (self.different or self.missing or self.added)
 
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """What came of making a published merge again.
+    """The result of reproducing a published merge.
 
     Attributes:
-        model: as it was named.
-        made_by: who wrote it, as far as its files tell.
-        tensors: how many are published.
-        attempts: merges, one for each arithmetic that was tried; the last is the one that agrees, if any.
-        inputs: what of the inputs is not as the manifest has it; nothing is known without one.
-        commits: of inputs on the Hub, those that were merged now.
+        model: as the caller named it.
+        made_by: the program that wrote it, as far as its files state.
+        tensors: number of published tensors.
+        attempts: one per arithmetic tried; the last one agrees, if any does.
+        inputs: differences between the inputs and the manifest; empty without one.
+        commits: commits of inputs on the Hub that were merged now.
     """
 
     model: str
@@ -71,12 +71,12 @@ class Reproduction:
 
     @property
     def arithmetic(self) -> Arithmetic | None:
-        """The arithmetic in which the merge is what was published; None if there is none."""
+        """The arithmetic that reproduces the published merge; None if none does."""
         return next((each.arithmetic for each in self.attempts if each.agrees), None)
 
     @property
     def closest(self) -> Attempt | None:
-        """The attempt with most tensors in common."""
+        """The attempt with the most equal tensors."""
         done = [each for each in self.attempts if each.failed is None]
         return max(done, key=lambda each: (each.agrees, each.equal), default=None)
 
@@ -88,20 +88,20 @@ class Reproduction:
 def reproduce(
     model: str | Path, *, against: str | Path | None = None, on_event: Listener = ignore
 ) -> Reproduction:
-    """Make a published merge again from the recipe in its own repository, and compare every tensor.
+    """Reproduce a published merge from the recipe in its repository, and compare every tensor.
 
-    Nothing is written. A merge of Merganser is made as its manifest says; of another, such as
-    MergeKit's, ``mergekit_config.yml`` does not say in which arithmetic, so all are tried until one agrees.
+    Nothing is written. For a merge by Merganser the manifest states the arithmetic. For others,
+    such as MergeKit's ``mergekit_config.yml``, every arithmetic is tried until one agrees.
 
     Args:
         model: a repository on the Hub, or a folder.
-        against: the folder that the recipe's references start from; by default the current one, then the
-            model's own.
-        on_event: told of the progress.
+        against: the folder for the recipe's relative paths; by default the current one, then the
+            model's.
+        on_event: called with progress events.
 
     Raises:
-        InputError: when there is no such model, or no recipe in it.
-        MerganserError: of the kind that fits, such as where an input is gone.
+        InputError: when the model does not exist or has no recipe.
+        MerganserError: of a fitting subclass, for instance when an input is missing.
     """
     folder = hub.resolve(str(model))
     recipe_file = folder / manifest.RECIPE
@@ -116,7 +116,7 @@ def reproduce(
 
 
 def _published(folder: Path, on_event: Listener) -> dict[str, str]:
-    """Digests of the tensors that lie in a folder."""
+    """Digests of a folder's tensors."""
     reading = {"merge_method": "passthrough", "models": [{"model": str(folder)}]}
     found = run_dry(
         reading,

@@ -1,4 +1,4 @@
-"""What a merge gives back."""
+"""The result of a merge."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from merganser.planning import Plan
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What a merge made.
+    """The result of a merge.
 
     Attributes:
         folder: the output folder, or None for a dry sink.
         plan: its plan.
-        outcome: what the engine measured.
+        outcome: the engine's outcome.
         manifest: the manifest as plain data.
-        warnings: what the user should know, with the recipe's path in full.
+        warnings: warnings for the user, with the recipe's full path.
         timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
     """
 
@@ -51,14 +51,14 @@ class MergeResult:
 
 
 def all_warnings(plan: Plan, made: dict[str, Any]) -> tuple[str, ...]:
-    """The plan's warnings, those of the merge, and that there are no compiled kernels."""
+    """The plan's warnings, those of the merge, and one if there are no compiled kernels."""
     slow = library.warning()
     later = made["warnings"][len(plan.warnings) :]
     return (*plan.warnings, *later, *((slow,) if slow else ()))
 
 
 def timings_of(began: float, planned: float, merged: float, done: float) -> dict[str, float]:
-    """Seconds by phase, from the times at which each began."""
+    """Seconds by phase, from the phases' start times."""
     phases = {
         "plan_s": planned - began,
         "engine_s": merged - planned,

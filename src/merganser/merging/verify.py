@@ -1,4 +1,4 @@
-"""A merged folder against its manifest."""
+"""Verify a merged folder against its manifest."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def verify(
     may_differ: Collection[str] = (),
     on_event: Listener = ignore,
 ) -> list[str]:
-    """Check a merged folder against its manifest: every file, and every tensor.
+    """Verify every file and tensor of a merged folder against its manifest.
 
     Args:
-        folder: one that :func:`merge` wrote.
-        recompute: compute the merge again from its inputs, and compare that too, with the inputs'
-            own digests where the manifest has them.
-        against: the folder that the recipe's references start from, for ``recompute``, which it
-            implies; the recipe's own if None.
-        may_differ: files that somebody may have edited since.
+        folder: a folder written by :func:`merge`.
+        recompute: also recompute the merge from its inputs and compare it, and compare the inputs'
+            digests if the manifest has them.
+        against: the folder for the recipe's relative paths; implies ``recompute``. None for the
+            recipe's folder.
+        may_differ: files that may have been edited since.
         on_event: told of the progress.
 
     Returns:
-        What is wrong, a sentence each; empty if all is well.
+        The problems, one sentence each; empty if there are none.
 
     Raises:
-        InputError: when the folder has no manifest, or cannot be read at all.
+        InputError: when the folder has no manifest, or cannot be read.
     """
     path = Path(folder)
     stated = manifest.read(path)
