@@ -371,7 +371,7 @@ class Partial:
                 old.rename(self.folder)
 
     def sink(self) -> SafetensorsSink:
-        """Delete unfinished files."""
+        """A sink for the unfinished files."""
         shards = [shard for shard in self.plan.shards if shard.file not in self.journal.whole]
         return SafetensorsSink(self.new, shards, self.journal.note_file)
 
