@@ -1,4 +1,4 @@
-"""What kernels are given: arrays whose sizes are checked here, since C++ cannot."""
+"""Arguments of kernels: arrays whose sizes are checked here, since C++ cannot check them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class InputsStruct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The stored bytes of a tile of each input, wherever they lie.
+    """The stored bytes of a tile of each input, at any address.
 
     Attributes:
         rows: uint8 [bytes], each as long as its input's elements are wide.
-        places: intp [k], their addresses, which hold as long as the rows do.
-        codes: int64 [k], their dtypes; -1 for those that are only copied.
+        places: intp [k], the addresses of the rows, valid while the rows exist.
+        codes: int64 [k], dtype codes; -1 for rows that are only copied.
     """
 
     rows: tuple[Array, ...]
@@ -41,21 +41,21 @@ class Inputs:
 
     @classmethod
     def of(cls, rows: Iterable[Array], codes: Sequence[int] | Array) -> Inputs:
-        """Of arrays of bytes without gaps."""
+        """Make inputs from contiguous byte arrays."""
         rows = tuple(rows)
         places = np.array([address(row) for row in rows], np.intp)
         return cls(rows, places, np.array(codes, np.int64))
 
     def take(self, which: Sequence[int]) -> Inputs:
-        """Some of them."""
+        """A selection of the inputs."""
         some = list(which)
         return Inputs(tuple(self.rows[i] for i in some), self.places[some], self.codes[some])
 
     def struct(self, count: int) -> InputsStruct:
-        """For C++, of ``count`` elements of each.
+        """The C++ struct for ``count`` elements per input.
 
         Raises:
-            ValueError: when a row has fewer, or a dtype is none of the kernels'.
+            ValueError: when a row is too short, or a kernel lacks its dtype.
         """
         if count < 0 or not self.rows or len(self.codes) != len(self.rows):
             raise ValueError(
@@ -70,21 +70,19 @@ class Inputs:
 
 
 def address(array: Array) -> int:
-    """Where an array begins in memory."""
+    """The address of an array's data."""
     try:
-        return ctypes.addressof(
-            _BYTE(array)
-        )  # the fastest way, for arrays that hold something to write to
+        return ctypes.addressof(_BYTE(array))  # the fastest way, for non-empty writable arrays
     except (TypeError, ValueError):
         place: int = array.__array_interface__["data"][0]
         return place
 
 
 def checked(array: Array, dtype: Any, *shape: int) -> int:
-    """The address of an array of at least this shape (exactly, but for the first axis).
+    """The address of an array of at least this shape (exactly this, except for the first axis).
 
     Raises:
-        ValueError: when it is of another dtype or smaller, or has gaps.
+        ValueError: when it has another dtype, is too small, or is not contiguous.
     """
     if array.dtype != dtype or array.ndim != len(shape) or not array.flags.c_contiguous:
         raise ValueError(
@@ -96,17 +94,18 @@ def checked(array: Array, dtype: Any, *shape: int) -> int:
 
 
 def quietly(function: Function) -> Function:
-    """In numpy, infinities and NaNs are numbers here, and 64-bit words wrap around."""
+    """Disable numpy's warnings: infinities and NaNs are valid here, and 64-bit words wrap
+    around."""
     return np.errstate(all="ignore")(function)
 
 
 def kernels_for(inputs: Inputs) -> ctypes.CDLL | None:
-    """The compiled kernels, if there are any, and if they take so many inputs."""
+    """The compiled kernels; None if there are none, or for too many inputs."""
     return library.kernels() if len(inputs.rows) <= MOST else None
 
 
 def cells_of(count: int) -> int:
-    """Cells that ``count`` elements, or bytes, touch from a cell's begin on."""
+    """Number of cells that ``count`` elements or bytes touch, from a cell's start."""
     from merganser.kernels import CELL
 
     return -(-count // CELL)

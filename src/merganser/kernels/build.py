@@ -1,8 +1,9 @@
-"""Builds the compiled kernels: ``python -m merganser.kernels.build`` puts them beside their sources.
+"""Build the compiled kernels: ``python -m merganser.kernels.build`` writes them next to their
+sources.
 
-The compiler is the clang of the PyPI package ``ziglang``, the same on every platform; no compiler of the system is
-needed, and one machine builds for all others. The build of the package calls this file too, so it imports
-nothing of the package.
+The compiler is clang from the PyPI package ``ziglang``, the same on every platform. It needs no
+system compiler, and one machine builds for all others. The package's build runs this file too,
+so it imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ HERE = Path(__file__).parent
 SOURCE = HERE / "source"
 BUILT = HERE / "built"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merganser" / "kernels"
-"""Libraries by the digest of their sources: what one checkout has compiled, all others find."""
+"""Cache of libraries by the digest of their sources, shared by all checkouts."""
 
 LEVELS = {"x86_64": ("x86_64_v4", "x86_64_v3"), "aarch64": ("neon",)}
-"""Instruction levels of each architecture, the best first."""
+"""Instruction levels of each architecture, best first."""
 
 TARGETS = {
     "linux-x86_64": ("x86_64", "x86_64-linux-gnu.2.17", "manylinux2014_x86_64"),
@@ -30,7 +31,7 @@ TARGETS = {
     "macos-x86_64": ("x86_64", "x86_64-macos.11.0", "macosx_11_0_x86_64"),
     "windows-x86_64": ("x86_64", "x86_64-windows-gnu", "win_amd64"),
 }
-"""Platforms: the architecture, the compiler's name of the target, and the wheel's tag."""
+"""Platforms: the architecture, the compiler's target name, and the wheel's tag."""
 
 PROCESSORS = {"x86_64_v4": "x86_64_v4", "x86_64_v3": "x86_64_v3", "neon": "generic"}
 
@@ -43,7 +44,7 @@ OPTIONS = (
 
 
 def this_platform() -> str | None:
-    """This machine's entry of :data:`TARGETS`, if it has one."""
+    """This machine's entry of :data:`TARGETS`, or None."""
     systems = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
     machines = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
     name = f"{systems.get(platform.system())}-{machines.get(platform.machine())}"
@@ -51,13 +52,13 @@ def this_platform() -> str | None:
 
 
 def file_name(level: str, system: str) -> str:
-    """Of the library for a level."""
+    """File name of the library for a level."""
     suffix = {"linux": "so", "macos": "dylib", "windows": "dll"}[system.partition("-")[0]]
     return f"kernels-{level}.{suffix}"
 
 
 def source_digest() -> str:
-    """Of all that the libraries are made of: a library of other sources is not loaded."""
+    """Digest of the libraries' sources; a library with another one is not loaded."""
     digest = hashlib.sha256(" ".join(OPTIONS).encode())
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
@@ -65,7 +66,7 @@ def source_digest() -> str:
 
 
 def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Path]:
-    """Compile all levels of a platform, and return the libraries; those that are up to date stay.
+    """Compile all levels of a platform unless they are up to date, and return the libraries.
 
     Args:
         system: a name of :data:`TARGETS`.
@@ -84,7 +85,7 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
         return [into / name for name in names]
     cached = CACHE / (key if extra else source_digest())
     if not all((cached / name).exists() for name in names):
-        import tempfile  # what only building needs is not loaded for a merge
+        import tempfile  # needed for building only, so not loaded for merges
 
         with tempfile.TemporaryDirectory() as folder:
             _place(_compile_all(system, extra, Path(folder)), cached)
@@ -95,7 +96,7 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
 
 
 def _place(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Copy files; a process that has an old one in use keeps it."""
+    """Copy files; processes that use an old file keep it."""
     import shutil
 
     folder.mkdir(parents=True, exist_ok=True)

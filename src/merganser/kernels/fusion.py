@@ -1,8 +1,8 @@
-"""The kernels of arcee_fusion: divergences of rows, and the quartiles of what they make of changes.
+"""The kernels of arcee_fusion: divergences of rows, and quartiles of the deltas' importances.
 
-The importance of a change is its size times the divergence of its row, rounded to float32; its *key* is that number's
-bits, which are ordered like it. Two counts find a key by its rank: of all upper bits first, then of the lower bits
-behind those upper ones that are sought.
+The importance of a delta is its magnitude times the divergence of its row, rounded to float32.
+Its *key* is the bits of that number, which have the same order. Two counts find a key by rank:
+one of all upper bits, then one of the lower bits for the selected upper bits.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from merganser.kernels import LANES
 from merganser.kernels.arguments import Array, Inputs, checked, kernels_for, quietly
 
 LOW = 15
-"""Bits of a key that the first count leaves to the second."""
+"""Bits of a key for the second count."""
 
 
 @quietly
 def diverge(
     inputs: Inputs, work: np.dtype[Any], length: int, divergences: Array, counts: Array
 ) -> None:
-    """The divergences of whole rows, and how often their changes' keys have which upper bits.
+    """Compute the divergences of rows, and count the upper bits of the deltas' keys.
 
     Args:
-        inputs: of the rows, the base first, then the other model.
-        work: float32 or float64, what changes are computed in.
-        length: of a row.
-        divergences: float64 [rows], filled.
-        counts: int64 [2, 1 << 16], added to; the count of all is the sum of both rows.
+        inputs: the rows, the base first, then the other model.
+        work: float32 or float64, the dtype of the deltas.
+        length: elements per row.
+        divergences: float64 [rows], output.
+        counts: int64 [2, 1 << 16], incremented; the total is the sum of both rows.
     """
     rows = len(divergences)
     if length < 1 or len(inputs.rows) != 2:
@@ -76,14 +76,14 @@ def count_keys(
     upper: Array,
     counts: Array,
 ) -> None:
-    """How often keys have which lower bits behind given upper ones; those of zeros are left out.
+    """Count the lower bits of keys with given upper bits, except for keys of zero.
 
     Args:
         inputs, count, start: the tile, the base first.
-        work: float32 or float64, what changes are computed in.
-        divergences, length: of all rows of the tensor.
+        work: float32 or float64, the dtype of the deltas.
+        divergences, length: divergences of all rows of the tensor, and elements per row.
         upper: uint32 [3].
-        counts: int64 [3, 1 << LOW], added to.
+        counts: int64 [3, 1 << LOW], incremented.
     """
     if length < 1 or len(inputs.rows) != 2 or start < 0:
         raise ValueError(f"no rows of two models: {len(inputs.rows)} of {length} from {start}")
@@ -109,7 +109,7 @@ def count_keys(
 
 
 def at_ranks(counts: Array, ranks: Sequence[int]) -> tuple[Array, list[int]]:
-    """Where ranks of ascending order lie in a histogram, int64 [bins]: the bin, and the rank in it."""
+    """Find ascending ranks in a histogram, int64 [bins]: the bin, and the rank within it."""
     through = np.cumsum(counts)
     bins = np.searchsorted(through, ranks, side="right")
     return bins, [int(rank - through[b] + counts[b]) for rank, b in zip(ranks, bins, strict=True)]

@@ -1,4 +1,4 @@
-"""Loads the compiled kernels for this processor, and says which run."""
+"""Load the compiled kernels for this processor, and report which ones run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from merganser.kernels import build
 
 VARIABLE = "MERGANSER_KERNELS"
-"""An instruction level to use instead of the best one, or ``none`` for numpy."""
+"""Environment variable: an instruction level instead of the best one, or ``none`` for numpy."""
 
-# What a level needs of the processor, as Linux names it.
+# Processor features that a level requires, as Linux names them.
 _V3 = {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
 _FLAGS = {
     "x86_64_v3": _V3,
@@ -43,7 +43,7 @@ SIGNATURES = {
     "add_squares": "piiip",
     "look_up": "pipppiiiip",
 }
-"""All kernels, with the kinds of their arguments: pointers, 64-bit integers, doubles."""
+"""All kernels, with their argument types: pointers, 64-bit integers, doubles."""
 
 _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
@@ -52,17 +52,17 @@ _loaded: list[tuple[ctypes.CDLL | None, str]] = []
 
 
 def kernels() -> ctypes.CDLL | None:
-    """The compiled kernels; None where numpy must do."""
+    """The compiled kernels; None to use numpy."""
     return _state()[0]
 
 
 def description() -> str:
-    """Which kernels run: a level, or numpy and why."""
+    """The kernels in use: a level, or numpy with the reason."""
     return _state()[1]
 
 
 def warning() -> str | None:
-    """One line for people where the slow kernels run unasked."""
+    """A one-line warning if numpy is used without the user's choice."""
     library, reason = _state()
     if library is not None or os.environ.get(VARIABLE) == "none":
         return None
@@ -70,18 +70,18 @@ def warning() -> str | None:
 
 
 def use(level: str | None) -> None:
-    """Load another level from now on: for tests. None for the best."""
+    """Switch to another level, for tests; None for the best."""
     with _lock:
         _loaded[:] = [_load(level)]
 
 
 def levels() -> list[str]:
-    """The levels that this processor has and that are built, the best first."""
+    """The levels that this processor supports and that are built, best first."""
     return list(dict.fromkeys(level for level, _ in _libraries()))
 
 
 def _libraries() -> list[tuple[str, Path]]:
-    """Levels and files, the best first; those beside the sources before those of other checkouts."""
+    """Levels and files, best first; those next to the sources before those in the cache."""
     system = build.this_platform()
     if system is None:
         return []
@@ -130,7 +130,7 @@ def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
 
 
 def _check(library: ctypes.CDLL) -> str | None:
-    """What is wrong with a library."""
+    """Why a library is unusable; None if it is usable."""
     try:
         stamp = library.stamp
         stamp.restype = ctypes.c_char_p
@@ -147,7 +147,7 @@ def _check(library: ctypes.CDLL) -> str | None:
 
 
 def _processor_flags() -> set[str] | None:
-    """What the processor can do, as Linux names it; None if all that its architecture has."""
+    """Processor features, as Linux names them; None if the architecture implies them."""
     if build.this_platform() in ("linux-aarch64", "macos-aarch64"):
         return None
     if sys.platform == "darwin":
@@ -184,7 +184,8 @@ def _flags_of_macos() -> set[str]:
 
 
 def _flags_of_windows() -> set[str]:
-    """Windows names AVX2 (40) and AVX-512 (41); processors that have them have the rest of the level."""
+    """Windows reports AVX2 (40) and AVX-512 (41); processors with these have the rest of the
+    level."""
     kernel32: Any = ctypes.windll.kernel32  # type: ignore[attr-defined, unused-ignore]
     found = set(_FLAGS["x86_64_v3"]) if kernel32.IsProcessorFeaturePresent(40) else set()
     return found | _FLAGS["x86_64_v4"] if kernel32.IsProcessorFeaturePresent(41) else found

@@ -1,4 +1,5 @@
-"""The kernels that measure: Gram matrices and norms, which decide coefficients and have the same bits everywhere."""
+"""The kernels that measure: Gram matrices and norms. They decide coefficients, so their bits are
+the same everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from merganser.kernels.rules import L1, LINF, Rules, struct_of
 def measure(inputs: Inputs, count: int, changes: bool, gram: Array) -> None:
     """Add a tile's inner products to ``gram``, float64 [cells, m, m] (lower triangle).
 
-    ``changes`` measures the differences of the inputs to the first, which are m = k - 1.
+    With ``changes``, measure the inputs' deltas to the first input; then m = k - 1.
     """
     m = len(inputs.rows) - changes
     place = checked(gram, np.float64, cells_of(count), m, m)
@@ -39,12 +40,12 @@ def measure_rows(
     """:func:`measure`, row by row.
 
     Args:
-        inputs, count, changes: as there.
-        length: of a row.
+        inputs, count, changes: as in :func:`measure`.
+        length: elements per row.
         start: the tile's first element in its tensor, a multiple of CELL.
-        rows: float64 [rows of the tensor, m, m], added to where a row begins in the cell.
-        heads: float64 [cells of the tile, m, m], added to where it began in an earlier one: no two tiles
-            then ever add to the same place.
+        rows: float64 [rows of the tensor, m, m], incremented for rows that begin in the cell.
+        heads: float64 [cells of the tile, m, m], incremented for rows that began in an earlier
+            cell; thus no two tiles add to the same place.
     """
     m = len(inputs.rows) - changes
     if length < 1:
@@ -66,7 +67,7 @@ def measure_rows(
         end = min(count, (row + 1) * length - start, (at // plain.MEASURED + 1) * plain.MEASURED)
         into = rows[row] if row * length >= start + cell * CELL else heads[cell]
         for i, x in enumerate(vectors):
-            for j in range(i + 1):  # a running sum is added up in order
+            for j in range(i + 1):  # running sums are added in order
                 into[i, j] += np.cumsum(x[at:end] * vectors[j][at:end])[-1]
         at = end
 
@@ -107,15 +108,15 @@ def combine_each(
     start: int,
     exact: Array,
 ) -> None:
-    """A linear combination whose coefficients change from row to row, or from column to column.
+    """Compute a linear combination with coefficients per row or column.
 
     Args:
-        inputs, count: of the tile.
-        coefficients: [k, rows or columns] in the dtype that is computed in.
-        length: of a row.
-        by_rows: whether they belong to rows.
+        inputs, count: the tile.
+        coefficients: [k, rows or columns] in the dtype of the computation.
+        length: elements per row.
+        by_rows: whether coefficients are per row.
         start: the tile's first element in its tensor.
-        exact: [count] in the same dtype, filled.
+        exact: [count] in the same dtype, output.
     """
     vectors, work = coefficients.shape[1], coefficients.dtype
     needed = -(-(start + count) // length) if by_rows else length
@@ -148,15 +149,15 @@ def norms(
     start: int,
     sums: Array,
 ) -> None:
-    """Norms of all changes and of the kept ones, cell by cell.
+    """Sum norms of all deltas and of the kept deltas, by cells.
 
     Args:
         inputs, count, start: the tile, the base first; ``start`` is a multiple of CELL.
-        work: float32 or float64, what changes are computed in.
-        rules: which are kept.
-        norm: which; see :data:`merganser.kernels.rules.L1` and the others.
-        sums: float64 [cells of the tile, models, 2], added to: sums of absolute values or of squares (or
-            the maximum) of all changes, and of the kept ones.
+        work: float32 or float64, the dtype of the deltas.
+        rules: which deltas are kept.
+        norm: the norm; see :data:`merganser.kernels.rules.L1` and the others.
+        sums: float64 [cells of the tile, models, 2], incremented: sums of absolute values or
+            squares (or the maximum) of all deltas, and of the kept deltas.
     """
     models = len(inputs.rows) - 1
     place = checked(sums, np.float64, cells_of(count), models, 2)

@@ -1,4 +1,4 @@
-"""The kernels of methods that work element by element: a tile of every model in, a tile of each output out."""
+"""The kernels of elementwise methods: a tile of every model in, a tile of each output out."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctype
 
 
 class Sums(NamedTuple):
-    """What is added up for the report, float64 arrays whose first axis is the tile's cells; those of the inputs
-    are None for all but the first of several outputs.
+    """Sums for the report: float64 arrays whose first axis is the tile's cells. With several
+    outputs, only the first has the sums of the inputs.
 
     Attributes:
-        gram: [cells, k-1, k-1], inner products of the inputs' differences to the first (lower triangle).
-        differ: [cells, k-1], elements in which each input differs from the first.
-        ideal: [cells, k-1], inner products of those with the exact output's difference, or None.
-        cross: [cells, k-1], the same of the stored output.
+        gram: [cells, k-1, k-1], inner products of the inputs' deltas to the first input (lower
+            triangle).
+        differ: [cells, k-1], number of elements in which each input differs from the first.
+        ideal: [cells, k-1], inner products of the deltas with the exact output's delta, or None.
+        cross: [cells, k-1], the same with the stored output's delta.
         noise: [cells], squared distance of the stored output from the exact one.
     """
 
@@ -44,13 +45,13 @@ class Sums(NamedTuple):
 
     @classmethod
     def zeros(cls, cells: int, k: int) -> Sums:
-        """For a tensor of so many cells and inputs."""
+        """Zeros for a number of cells and inputs."""
         vector = (cells, k - 1)
         differ, ideal, cross = (np.zeros(vector) for _ in range(3))
         return cls(np.zeros((*vector, k - 1)), differ, ideal, cross, np.zeros(cells))
 
     def at(self, cells: slice) -> Sums:
-        """Of some cells."""
+        """The sums of a range of cells."""
         return Sums(*(None if array is None else array[cells] for array in self))  # type: ignore[arg-type]
 
 
@@ -59,8 +60,8 @@ class Linear:
     """A linear combination by fused multiply-adds in the order of the inputs.
 
     Attributes:
-        coefficients: [k] in the dtype that is computed in.
-        divisor: what the sum is divided by; 1 for not at all.
+        coefficients: [k] in the dtype of the computation.
+        divisor: divisor of the sum; 1 for none.
         from_zero: whether the sum begins with zero, which makes negative zeros positive.
     """
 
@@ -91,16 +92,16 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """Changes to the first input, made sparse, their signs elected, and added up.
+    """Sum of sparse deltas to the first input, with optional sign election.
 
     Attributes:
-        rules: which changes are kept.
-        factors: [k-1] in the dtype that is computed in: weight times rescaling.
+        rules: which deltas are kept.
+        factors: [k-1] in the dtype of the computation: weight times rescaling.
         weights: [k-1], for the divisor.
-        elect: whether a sign is elected.
-        divide: what the sum is divided by: ``no``, ``weights`` (their total), or ``counted``.
-        total_weight: for that.
-        scale: of the change.
+        elect: whether to elect a sign.
+        divide: the divisor of the sum: ``no``, ``weights`` (their total), or ``counted``.
+        total_weight: the total for ``weights``.
+        scale: factor of the merged delta.
         least, slack: how many models must have a use for the sum, and how well; 0 for none.
     """
 
@@ -135,7 +136,7 @@ class Sparse:
 
     @property
     def share(self) -> float:
-        """Of the first input in the output."""
+        """Coefficient of the first input in the output."""
         return 1.0
 
     def struct(self, k: int, work: np.dtype[Any], start: int, count: int) -> Any:
@@ -159,14 +160,14 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A result that was computed elsewhere: the last of the inputs, which the report leaves out."""
+    """A result computed elsewhere: the last of the inputs, which the report ignores."""
 
     kernel: ClassVar[str] = "given"
     extra: ClassVar[int] = 1
 
     @property
     def share(self) -> float:
-        """Of the first input in the output."""
+        """Coefficient of the first input in the output."""
         return 1.0
 
     def struct(self, _k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
@@ -198,8 +199,8 @@ class NearSwap:
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """The step of :func:`merganser.methods.selection.ram`, and with factors for what one model alone changed,
-    [k-1] in the dtype that is computed in, of ``ramplus_tl``."""
+    """The step of :func:`merganser.methods.selection.ram`; with factors for deltas of one model
+    alone, [k-1] in the dtype of the computation, the step of ``ramplus_tl``."""
 
     kernel: ClassVar[str] = "ram"
     extra: ClassVar[int] = 0
@@ -224,9 +225,9 @@ class Fusion:
     """The step of :func:`merganser.methods.selection.arcee_fusion`.
 
     Attributes:
-        divergences: float64, of the tensor's rows.
-        length: of a row.
-        bound: importances from here on stand out.
+        divergences: float64, divergences of the tensor's rows.
+        length: elements per row.
+        bound: smallest importance that is kept.
     """
 
     kernel: ClassVar[str] = "fusion"
@@ -254,13 +255,13 @@ How = Linear | Sparse | Given | NearSwap | Ram | Fusion
 
 
 class Output(NamedTuple):
-    """One result of a tile.
+    """One output of a tile.
 
     Attributes:
-        data: uint8 [bytes], filled.
-        how: what is computed.
+        data: uint8 [bytes], output.
+        how: the computation.
         seed: for stochastic rounding.
-        sums: added to, or None for no report.
+        sums: incremented; None for no report.
     """
 
     data: Array
@@ -310,13 +311,13 @@ def merge(
     """Compute a tile of several outputs, each rounded once.
 
     Args:
-        inputs: of the tile, the base first if there is one.
+        inputs: the tile, the base first if there is one.
         count: elements in the tile.
         start: the tile's first element in its tensor; a multiple of CELL.
-        work: float32 or float64, what is computed in.
+        work: float32 or float64, the dtype of the computation.
         dtype: of all outputs.
-        stochastic: whether they are rounded so.
-        outputs: what is computed, all in the same way.
+        stochastic: whether to round stochastically.
+        outputs: the outputs, all of one kind.
         digests: for each input uint64 by cells of its bytes, filled as by
             :func:`merganser.kernels.storage.digest`, or None; empty for none of them.
 
@@ -341,10 +342,12 @@ def merge_with(
     outputs: Sequence[Output],
     digests: Sequence[Array | None] = (),
 ) -> None:
-    """:func:`merge`, by the kernels of a library, or without one in numpy."""
+    """:func:`merge` with a library's kernels, or with numpy if it is None."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
     wide = work == np.float64
-    structs = [o.how.struct(k, work, start, count) for o in outputs]  # kept until the call is over
+    structs = [
+        o.how.struct(k, work, start, count) for o in outputs
+    ]  # referenced until the call returns
     out = (_OutputStruct * len(outputs))(
         *(
             _OutputStruct(
@@ -423,7 +426,7 @@ def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:
 def narrow(
     numbers: Array, dtype: str, stochastic: bool, seed: int, start: int, into: Array
 ) -> None:
-    """Round float32 or float64 numbers into stored bytes: :func:`merge` of a result alone."""
+    """Round float32 or float64 numbers to stored bytes: :func:`merge` of a finished result."""
     code = CODES[numbers.dtype.name]
     row = numbers.view(np.uint8)
     inputs = Inputs.of((row, row), (code, code))

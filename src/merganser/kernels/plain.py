@@ -1,7 +1,8 @@
-"""Pure functions of numpy: the steps of the kernels' fallback, and what tests compare the compiled ones with.
+"""The kernels' steps in numpy: the fallback, and the reference for tests of the compiled kernels.
 
-Every kernel checks its arguments, calls the compiled one, and where there is none goes on in numpy with these. Outputs,
-Gram matrices, norms, digests and masks then have the same bits; the sums of the report are added up in float64.
+Every kernel checks its arguments and calls the compiled kernel, or these functions if there is
+none. Outputs, Gram matrices, norms, digests and masks have the same bits either way; the
+report's sums are added in float64.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def widened(inputs: Inputs, i: int, count: int, dtype: Any) -> Array:
 
 
 def draws(seed: int, start: int, count: int) -> Array:
-    """64 random bits an element: splitmix64 at its place (Steele et al. 2014)."""
+    """64 random bits per element: splitmix64 of its index (Steele et al. 2014)."""
     z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * GOLDEN
     z = (z ^ (z >> np.uint64(30))) * MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
@@ -46,7 +47,7 @@ def draws(seed: int, start: int, count: int) -> Array:
 
 
 def _odd(near: Array, error: Array) -> Array:
-    """Rounded sums in float64, those that are not exact moved to their odd neighbour."""
+    """float64 sums, rounded to odd: inexact sums take the odd neighbour."""
     even = (near.view(np.uint64) & np.uint64(1)) == 0
     move = even & (error != 0) & np.isfinite(near)
     return np.where(move, np.nextafter(near, np.where(error > 0, np.inf, -np.inf)), near)
@@ -65,7 +66,7 @@ def _split(a: Array) -> tuple[Array, Array]:
 
 
 def fma(a: Any, b: Array, c: Array) -> Array:
-    """a * b + c, rounded once: by rounding to odd first (Boldo and Melquiond 2008)."""
+    """a * b + c, rounded once, by rounding to odd first (Boldo and Melquiond 2008)."""
     if b.dtype == np.float32:
         total, error = _two_sum(np.float64(a) * b.astype(np.float64), c.astype(np.float64))
         return _odd(total, error).astype(np.float32)
@@ -80,7 +81,7 @@ def fma(a: Any, b: Array, c: Array) -> Array:
 
 
 def _single(numbers: Array) -> Array:
-    """float32; float64 is rounded to odd, so that rounding again rounds as if once."""
+    """float32, or float64 rounded to odd, so that a second rounding is as exact as one."""
     near = numbers.astype(np.float32)
     if numbers.dtype == np.float32:
         return near
@@ -92,7 +93,7 @@ def _single(numbers: Array) -> Array:
 
 @quietly
 def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int) -> Array:
-    """Numbers rounded to a dtype: bytes."""
+    """Round numbers to a dtype; returns bytes."""
     if dtype == "float64" or (
         dtype == "float32" and (not stochastic or numbers.dtype == np.float32)
     ):
@@ -129,7 +130,7 @@ def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int
 
 
 def combined(rows: Sequence[Array], how: Linear) -> Array:
-    """A linear combination."""
+    """Compute a linear combination."""
     result: Array = how.coefficients[0] * rows[0]
     for coefficient, row in zip(how.coefficients[1:], rows[1:], strict=True):
         result = fma(coefficient, row, result)
@@ -139,7 +140,7 @@ def combined(rows: Sequence[Array], how: Linear) -> Array:
 
 
 def agreed(rows: Sequence[Array], how: Sparse, start: int) -> Array:
-    """Sparse changes, added up."""
+    """Sum sparse deltas."""
     base, dtype = rows[0], rows[0].dtype.type
     apart = [row - base for row in rows[1:]]
     if not apart:
@@ -171,7 +172,7 @@ def agreed(rows: Sequence[Array], how: Sparse, start: int) -> Array:
 def add_report(
     rows: Sequence[Array], exact: Array, stored: Array, share: float, sums: Sums
 ) -> None:
-    """Add what is reported of an output to its cells' sums."""
+    """Add an output's figures to the sums of its cells."""
     base = rows[0].astype(np.float64)
     apart = [row - rows[0] for row in rows[1:]]
     moved, ideal = stored - rows[0].dtype.type(share) * base, exact - rows[0]
@@ -192,7 +193,7 @@ def _dot(a: Array, b: Array) -> float:
     return float((a.astype(np.float64) * b).sum())
 
 
-# -- which changes are kept ------------------------------------------------------------------------
+# -- which deltas are kept -------------------------------------------------------------------------
 
 
 def keys_of(numbers: Array) -> Array:
@@ -209,7 +210,7 @@ def _variance(apart: Sequence[Array]) -> Array:
 
 
 def marks_of(apart: Sequence[Array], rules: Rules, start: int) -> list[Array]:
-    """Which of each model's changes are kept."""
+    """Which of each model's deltas are kept."""
     models = len(apart)
     if len(rules.kinds) == models + 1:
         return [_between(keys_of(_variance(apart)), rules, models, start)] * models
@@ -251,7 +252,7 @@ def _between(keys: Array, rules: Rules, m: int, start: int) -> Array:
 
 
 def add_blocks(terms: Array, size: int, into: Array) -> None:
-    """Add float64 numbers to the sums of their cells, block by block in the kernels' order."""
+    """Add float64 numbers to the sums of their cells, by blocks in the kernels' order."""
     blocks = -(-len(terms) // size)
     padded = np.zeros(blocks * size)
     padded[: len(terms)] = terms
@@ -268,7 +269,7 @@ def add_blocks(terms: Array, size: int, into: Array) -> None:
 
 @quietly
 def change_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int) -> Array:
-    """Keys of a model's changes, or of the variance between all."""
+    """Keys of a model's deltas, or of the variance between models."""
     base, *rows = (widened(inputs, i, count, work) for i in range(len(inputs.rows)))
     if model == VARIANCE:
         return keys_of(_variance([row - base for row in rows]))
@@ -279,7 +280,7 @@ def change_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int) -> 
 
 
 def _polynomial(x: Array, *terms: str) -> Array:
-    """By Horner's rule; the coefficients are those of the kernels, in hexadecimal."""
+    """A polynomial by Horner's rule; the coefficients are the kernels', in hexadecimal."""
     result = np.full(x.shape, float.fromhex(terms[0]))
     for term in terms[1:]:
         result = result * x + float.fromhex(term)
@@ -290,7 +291,7 @@ _LOG2 = float.fromhex("0x1.62e42fefa38p-1"), float.fromhex("0x1.ef35793c7673p-45
 
 
 def power(x: Array) -> Array:
-    """e**x of numbers up to zero."""
+    """e**x for x <= 0."""
     shift = float.fromhex("0x1.8p52")
     t = x * float.fromhex("0x1.71547652b82fep0") + shift
     n = t - shift
@@ -307,7 +308,7 @@ def power(x: Array) -> Array:
 
 
 def log_ratio(p: Array, q: Array) -> Array:
-    """log(p / q) of numbers that are neither zero nor subnormal."""
+    """log(p / q) for numbers that are neither zero nor subnormal."""
     n = (p.view(np.int64) - q.view(np.int64) + (1 << 51)) >> 52
     near = (p.view(np.int64) - (n << 52)).view(np.float64)
     f = (near - q) / (near + q)
@@ -334,7 +335,7 @@ def lane_sums(rows: Array) -> Array:
 
 
 def importances(change: Array, divergences: Array) -> Array:
-    """Sizes of changes times the divergences of their rows."""
+    """Magnitudes of deltas times the divergences of their rows."""
     return (abs(change).astype(np.float64) * divergences).astype(np.float32)
 
 
@@ -343,7 +344,7 @@ def importances(change: Array, divergences: Array) -> Array:
 
 @quietly
 def vectors_of(inputs: Inputs, count: int, changes: bool) -> list[Array]:
-    """The inputs, or their changes to the first, in float64."""
+    """The inputs, or their deltas to the first, in float64."""
     rows = [widened(inputs, i, count, np.float64) for i in range(len(inputs.rows))]
     return [row - rows[0] for row in rows[1:]] if changes else rows
 
@@ -352,7 +353,7 @@ def vectors_of(inputs: Inputs, count: int, changes: bool) -> list[Array]:
 
 
 def distances_of(inputs: Inputs, count: int) -> Array:
-    """In units in the last place, at most 0xFFFF."""
+    """Distances in units in the last place, at most 0xFFFF."""
     codes = inputs.codes[:2].tolist()
     if codes[0] == codes[1] and codes[0] <= CODES["float16"]:
         bits = [row[: 2 * count].view(np.uint16).astype(np.int64) for row in inputs.rows[:2]]

@@ -1,8 +1,8 @@
-"""Which of a model's changes are kept, and how a rule is told to C++.
+"""Rules for which of a model's deltas are kept, and their form for C++.
 
-Magnitudes are compared as the bits of float32, which are ordered like the numbers; such a number is a *key*.
-A change is above a cut if its key is greater than the cut's, or equal and among the first of these in the
-tensor: how many of them in each cell is counted beforehand.
+Magnitudes are compared as the bits of float32, which have the same order as the numbers; such a
+number is a *key*. A delta is above a cut if its key is greater than the cut, or equal and among
+the first such deltas in the tensor. The number of these ties in each cell is counted beforehand.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from merganser.kernels import LANES
 from merganser.kernels.arguments import checked
 
 ALL, NOTHING, BETWEEN, DRAWN, MASKED = range(5)
-"""Rules: all or none are kept, those between two cuts, those whose draw is low enough, those whose bit is set."""
+"""Rules: keep all or none, between two cuts, by a low draw, by a bit of the mask."""
 
 VARIANCE = -1
-"""In place of a model: the variance between all models."""
+"""In place of a model's number: the variance between all models."""
 
 L1, L2, LINF = range(3)
 NORMS = {"l1": L1, "l2": L2, "linf": LINF}
-"""Norms that can be added up."""
+"""Norms that are sums."""
 
 ABSENT = np.uint32(0xFFFFFFFF)
 """A key above all others."""
 
 
 class Rules(NamedTuple):
-    """Which changes of a tensor are kept.
+    """Which deltas of a tensor are kept.
 
     Attributes:
-        kinds: int64 [models], or one more for a rule by variance, which is then for all.
-        cuts: uint32 [kinds, 2], keys of the upper and the lower cut; ABSENT where there is none.
-        allowed, present: int64 [kinds, 2, cells of the tensor], ties that are above the cut, and all.
-        chances: uint64 [models], draws below are kept.
+        kinds: int64 [models]; one more for a rule by variance, which then applies to all models.
+        cuts: uint32 [kinds, 2], keys of the upper and the lower cut; ABSENT for none.
+        allowed, present: int64 [kinds, 2, cells of the tensor], number of ties above the cut, and
+            of all ties.
+        chances: uint64 [models]; smaller draws are kept.
         seeds: uint64 [models], for the draws.
-        masks: uint8 [models, bytes], bits of the whole tensor and room for LANES bytes more: what is kept
-            by the rule MASKED, and written by DRAWN if there is room.
+        masks: uint8 [models, bytes], one bit per element of the tensor plus LANES bytes: read by
+            the rule MASKED, and written by DRAWN if present.
     """
 
     kinds: Any
@@ -69,10 +70,11 @@ class RulesStruct(ctypes.Structure):
 
 
 def struct_of(rules: Rules, models: int, end: int, cells: int) -> RulesStruct:
-    """For C++, of so many models, for elements up to ``end``, and cells of the tensor up to there.
+    """The C++ struct for a number of models, elements up to ``end``, and the tensor's cells up to
+    there.
 
     Raises:
-        ValueError: when an array does not fit.
+        ValueError: when an array has a wrong size.
     """
     kinds, room = len(rules.kinds), rules.masks.shape[1]
     if kinds not in (models, models + 1):

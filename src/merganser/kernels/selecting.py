@@ -1,4 +1,4 @@
-"""The kernels that select changes: counts for a search by magnitude, and masks by rank in a row."""
+"""The kernels that select deltas: counts for a search by magnitude, and masks by rank in a row."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ def tally(
     found: Array,
     fill: Array,
 ) -> None:
-    """Counts for a selection: how many keys lie above a bracket, and which lie in it.
+    """Count the keys above a bracket, and collect those inside.
 
     Args:
         inputs, count: the tile, the base first.
-        work: float32 or float64, what changes are computed in.
-        what: int64 [m], of which model the changes are meant (0 is the first behind the base), or VARIANCE.
-        lows, highs: uint32 [m], the brackets, ends included.
-        guesses: uint32 [m, 2], different keys in or below the bracket that are only counted.
-        above: int64 [m], added to: keys above the bracket.
-        equal: int64 [m, 2, cells of the tile], added to: keys equal to the guesses.
-        found: uint32 [m, room], room for all of the tile and LANES more; keys in the bracket but for the
-            guesses.
-        fill: int64 [m], how many of them, zeros at first.
+        work: float32 or float64, the dtype of the deltas.
+        what: int64 [m], the model of the deltas (0 is the first after the base), or VARIANCE.
+        lows, highs: uint32 [m], the brackets, inclusive.
+        guesses: uint32 [m, 2], distinct keys in or below the bracket that are only counted.
+        above: int64 [m], incremented by the keys above the bracket.
+        equal: int64 [m, 2, cells of the tile], incremented by the keys equal to the guesses.
+        found: uint32 [m, room], output: the keys in the bracket except the guesses; room for the
+            tile's elements plus LANES.
+        fill: int64 [m], number of keys in ``found``; zero initially.
     """
     m, cells = len(what), equal.shape[2]
     if np.any(what >= len(inputs.rows) - 1) or np.any(what < -1) or fill.any():
@@ -105,7 +105,7 @@ def tally(
 
 
 def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
-    """The keys of a few elements' changes, of a model or VARIANCE: uint32 [count]."""
+    """Keys of some deltas of a model, or of VARIANCE: uint32 [count]."""
     if not -1 <= model < len(inputs.rows) - 1:
         raise ValueError(f"no model {model}")
     place = checked(into, np.uint32, count)
@@ -121,13 +121,13 @@ def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, int
 def count_shared(
     inputs: Inputs, count: int, work: np.dtype[Any], epsilon: float, counts: Array
 ) -> None:
-    """For every model in how many elements its change is larger than epsilon beside others', and alone.
+    """For each model, count the deltas larger than epsilon: shared with other models, and alone.
 
     Args:
         inputs, count: the tile, the base first.
-        work: float32 or float64, what changes are computed in.
-        epsilon: not negative.
-        counts: int64 [2, models], added to.
+        work: float32 or float64, the dtype of the deltas.
+        epsilon: a threshold, not negative.
+        counts: int64 [2, models], incremented.
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon is {epsilon}")
@@ -151,20 +151,20 @@ def draw_by_rank(
     start: int,
     mask: Array,
 ) -> None:
-    """Sets the bits of those changes that are kept by their rank in their row.
+    """Set the bits of deltas that are kept by their rank in the row.
 
-    The rank ``r`` of a change among those of its row, by ascending magnitude (equal ones share the mean of
-    their ranks), gives it the probability ``density + epsilon (2 r / (length - 1) - 1)``.
+    The rank ``r`` of a delta in its row, by ascending magnitude (equal ones share the mean of their
+    ranks), gives it the probability ``density + epsilon (2 r / (length - 1) - 1)``.
 
     Args:
-        inputs: whole rows, the base first.
-        work: float32 or float64, what changes are computed in.
-        model: whose changes; 0 is the first behind the base.
-        rows, length: how many rows, and how long.
+        inputs: complete rows, the base first.
+        work: float32 or float64, the dtype of the deltas.
+        model: the model of the deltas; 0 is the first after the base.
+        rows, length: number of rows, and elements per row.
         density, epsilon: probabilities.
         seed: of the draws.
         start: first element in the tensor, a multiple of 8.
-        mask: uint8, bits of the whole tensor, zeros, and LANES / 8 bytes more.
+        mask: uint8, one bit per element of the tensor, zero initially, plus LANES / 8 bytes.
     """
     size = -(-(start + rows * length) // 8) + LANES // 8
     if start % 8 or length < 1 or not 0 <= model < len(inputs.rows) - 1:

@@ -1,4 +1,4 @@
-"""A short test of a library that was just loaded, against bytes that are known beforehand."""
+"""A short test of a newly loaded library, against known bytes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Inputs
 
 EXPECTED = "1c75c872432f63af"
-"""The digest of :func:`made` by kernels that are right."""
+"""The expected digest of :func:`made`."""
 
 
 def problem(library: ctypes.CDLL) -> str | None:
-    """What a library gets wrong; None if it is right."""
+    """The error of a library; None if it is correct."""
     return None if made(library) == EXPECTED else "computes other numbers than it should"
 
 
 def made(library: ctypes.CDLL | None) -> str:
-    """A digest of a few merges, of every kind of arithmetic; without a library by numpy."""
+    """The digest of a few merges with every kind of arithmetic; with numpy if there is no
+    library."""
     count = 77
     rows = [
         (0x3F00 + np.arange(count) * (2 * seed + 37) * 61 % 4096).astype(np.uint16)

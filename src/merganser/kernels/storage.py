@@ -1,4 +1,4 @@
-"""The kernels for stored numbers as they are: digests, counts, widening, comparisons, adapters."""
+"""The kernels for stored numbers: digests, counts, widening, comparisons, adapters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, c
 _I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 BUCKETS = 18
-"""Of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and all beyond."""
+"""Buckets of distances in units in the last place: 0, 1, 2, 3–4, 5–8 … up to 2**15, and above."""
 
 FIGURES = 10
-"""Sums of a comparison for each cell, in the order of :class:`merganser.differences.diff.TensorDiff`."""
+"""Sums of a comparison per cell, in the order of :class:`merganser.differences.diff.TensorDiff`."""
 
 
 class _ProductStruct(ctypes.Structure):
@@ -38,11 +38,11 @@ class _ProductStruct(ctypes.Structure):
 
 @quietly
 def digest(data: Array, sums: Array) -> None:
-    """A 64-bit digest of every CELL bytes of ``data``, uint8, into uint64 ``sums``.
+    """Compute a 64-bit digest of every CELL bytes of ``data``, uint8, into uint64 ``sums``.
 
-    Each 8-byte word is mixed with its place and added up (modulo 2**64), so that any single changed word
-    changes the sum, and all others but for one chance in 2**64. It guards against damage, not against
-    forgery.
+    Each 8-byte word is mixed with its index, and the results are added modulo 2**64. A change of
+    one word always changes the sum; other changes do, except with probability 2**-64. The digest
+    detects damage, not forgery.
     """
     place = checked(data, np.uint8, len(data))
     if len(data) and len(sums) != cells_of(len(data)):
@@ -65,7 +65,7 @@ def digest(data: Array, sums: Array) -> None:
 
 
 def count_nonfinite(data: Array, code: int) -> int:
-    """How many of a tile's numbers, uint8, are infinite or not a number, by their bits."""
+    """Count the infinite and NaN numbers of a tile, uint8, by their bits."""
     place, count = checked(data, np.uint8, len(data)), len(data) // WIDTHS[code]
     if kernels := library.kernels():
         return int(kernels.count_nonfinite(place, code, count))
@@ -78,7 +78,7 @@ def count_nonfinite(data: Array, code: int) -> int:
 
 
 def widen(data: Array, code: int, count: int, into: Array) -> None:
-    """Stored bytes, uint8, as ``count`` float32 or float64 numbers."""
+    """Widen stored bytes, uint8, to ``count`` float32 or float64 numbers."""
     inputs = Inputs.of((data,), (code,))
     place = checked(into, np.dtype(into.dtype), count)
     if into.dtype.name not in ("float32", "float64"):
@@ -94,13 +94,14 @@ def widen(data: Array, code: int, count: int, into: Array) -> None:
 
 @quietly
 def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
-    """Add a tile of two tensors, and of their base if there is a third, to the sums of its cells.
+    """Add the comparison of two tensors' tile, with a third as their base, to the sums of its
+    cells.
 
     Args:
-        inputs: of the tile, which begins at a multiple of CELL.
-        count: elements in it.
-        sums: float64 [cells, FIGURES], added to.
-        histogram: int64 [cells, BUCKETS], added to.
+        inputs: the tile, which begins at a multiple of CELL.
+        count: elements in the tile.
+        sums: float64 [cells, FIGURES], incremented.
+        histogram: int64 [cells, BUCKETS], incremented.
     """
     if not 2 <= len(inputs.rows) <= 3:
         raise ValueError(f"{len(inputs.rows)} tensors are not compared")
@@ -142,16 +143,16 @@ def add_product(
     by_column: Array,
     out: Array,
 ) -> None:
-    """out = (weights + scale * left @ right) * by_row * by_column, for a range of the elements.
+    """out = (weights + scale * left @ right) * by_row * by_column, for a range of elements.
 
-    Each element's sum runs over the ranks in order, in float64, whatever the range is.
+    Each element's sum runs over the ranks in order, in float64, independently of the range.
 
     Args:
         weights: float [count], the range in row-major order.
         left: float [rows, rank], the rows that the range touches.
         right: float [rank, columns].
-        scale: of the product.
-        skipped: elements of the first row that lie before the range.
+        scale: factor of the product.
+        skipped: elements of the first row before the range.
         by_row, by_column: float64 [rows] and [columns].
         out: float [count].
     """
@@ -189,7 +190,7 @@ def add_product(
 
 
 def add_squares(values: Array, by_column: bool, squares: Array) -> None:
-    """Add the squares of float64 [rows, columns] to sums of rows, or of columns, in order."""
+    """Add the squares of float64 [rows, columns] to the sums of rows or columns, in order."""
     rows, columns = values.shape
     place = checked(values, np.float64, rows, columns)
     into = checked(squares, np.float64, columns if by_column else rows)
@@ -212,17 +213,17 @@ def look_up(
     skipped: int,
     into: Array,
 ) -> None:
-    """Codes of eight bits as numbers, times the scales of their blocks.
+    """Dequantise 8-bit codes: numbers times the scales of their blocks.
 
     Args:
         codes: uint8 [count], a range of the elements in row-major order.
-        table: float32 [256], what each code stands for.
+        table: float32 [256], the number of each code.
         scales: float32 [lines of scales, blocks across].
-        lines: int64 [rows that the range touches], the line of scales of each.
+        lines: int64 [rows that the range touches], each row's line of scales.
         width: columns that share a scale.
-        columns: of a row.
-        skipped: elements of the first row that lie before the range.
-        into: float32 [count], filled.
+        columns: elements per row.
+        skipped: elements of the first row before the range.
+        into: float32 [count], output.
     """
     count, across = len(codes), scales.shape[1]
     if width < 1 or not 0 <= skipped < columns or across * width < columns:

@@ -1,4 +1,4 @@
-"""Methods over the steps of one training run."""
+"""Methods for the steps of one training run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def relex(
     target: Annotated[float, Range(0.0, 1e9, least=0.0, most=1e9)],
     explained: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)] = 0.9,
 ) -> Combination:
-    """The run's state at the step ``target``, extrapolated along a straight line through its steps.
+    """Extrapolate a run's state to the step ``target``, along a straight line through its steps.
 
-    The base is the model from which training began. The method takes the leading direction (of rank one)
-    of the steps' changes, each step's coordinate along it, and the straight line of the coordinates over
-    the steps' numbers. The result is the base plus the direction times the line's value at ``target``. If
-    the direction has less than the share ``explained`` of the squared changes, the result is the last step.
-    Source: RELEX 2026, arXiv:2605.21468; its code counts rows instead of steps, which is the same only for
-    equally spaced steps.
+    The base is the model from which training began. The method computes the leading direction
+    (rank one) of the steps' deltas, each step's coordinate along it, and a straight line through
+    the coordinates over the steps' numbers. The result is the base plus the direction times the
+    line's value at ``target``. If the direction explains less than the share ``explained`` of
+    the squared deltas, the result is the last step. Source: RELEX 2026, arXiv:2605.21468; its
+    code counts rows instead of steps, which is equivalent only for equally spaced steps.
     """
     import numpy as np
 

@@ -24,7 +24,7 @@ def linear(*, weight: Numbers, normalize: bool) -> Combination:
 
 @variant_of(combination.linear, "mergekit-0.1.4", elementwise=True)
 def linear_014(tensors: Sequence[Tensor], *, weight: Numbers, normalize: bool) -> Tensor:
-    """Everything in the inputs' dtype, the weights and their sum included."""
+    """All in the inputs' dtype, including the weights and their sum."""
     import torch
 
     stack = torch.stack(list(tensors))
@@ -42,13 +42,13 @@ def tasksigned_sum(
     normalize: bool,
     lambda_: float,
 ) -> Tensor:
-    """Differences, products and sums each rounded."""
+    """Rounds every difference, product and sum."""
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=False)
 
 
 @variant_of(combination.slerp, casts_up=True)
 def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
-    """In float32, lengths and the cosine added up from pieces of a million elements."""
+    """In float32, with lengths and the cosine summed over pieces of a million elements."""
     (other,) = tensors
     lengths = []
     for tensor in (base, other):
@@ -80,7 +80,7 @@ def nuslerp(
     nuslerp_flatten: bool,
     nuslerp_row_wise: bool,
 ) -> Tensor:
-    """What MergeKit calls row-wise turns columns, and the other way round."""
+    """MergeKit's row-wise mode rotates columns, and vice versa."""
     import torch
 
     total = sum(weight)
@@ -113,7 +113,7 @@ def multislerp(
     normalize_weights: bool,
     eps: float,
 ) -> Tensor:
-    """One step in the tangent space at the mean; refuses inputs without a common direction."""
+    """One step in the tangent space at the mean; raises for inputs without a common direction."""
     if len(tensors) == 1:
         return tensors[0].clone()
     stack = stacked(tensors if base is None else [tensor - base for tensor in tensors])
@@ -144,7 +144,7 @@ def multislerp(
 def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: float) -> Tensor:
     """Inputs no longer than the tolerance count for the length but not for the direction.
 
-    MergeKit knows no weights; here they are the shares that it has in equal parts.
+    MergeKit has no weights; here they are each input's share, equal by default.
     """
     import torch
 
@@ -181,7 +181,7 @@ def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: f
 
 @variant_of(combination.model_stock)
 def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool) -> Tensor:
-    """Products of lengths below 1e-6 count as 1e-6, so that small changes seem less alike."""
+    """Products of lengths below 1e-6 count as 1e-6, so that small deltas seem less alike."""
     import torch
 
     count = len(tensors)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 Numbers = Sequence[float]
 Sparsify = Callable[["Tensor", int], "Tensor"]
-"""From the changes of a model, and its number, to those that are kept."""
+"""Maps a model's deltas and its number to the kept deltas."""
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors along a new first axis."""
+    """Stack tensors along a new first axis."""
     import torch
 
     return torch.stack(list(tensors))
@@ -37,7 +37,7 @@ def signed_sum(
     elect: bool,
     sparsify: Sparsify = lambda change, _: change,
 ) -> Tensor:
-    """Task arithmetic and all that grew out of it."""
+    """Task arithmetic and the methods derived from it."""
     import torch
 
     if not tensors:

@@ -46,7 +46,7 @@ def ramplus_tl(
     alpha: float,
     epsilon: float,
 ) -> Tensor:
-    """float32 whatever the inputs are."""
+    """Computed in float32 for all inputs."""
     import torch
 
     changes = stacked([tensor - base for tensor in tensors])
@@ -61,7 +61,7 @@ def ramplus_tl(
 
 @variant_of(selection.arcee_fusion, widens=True)
 def arcee_fusion(tensors: Sequence[Tensor], base: Tensor, generators: Generators) -> Tensor:
-    """float32 whatever the inputs are; the quartiles of large tensors are those of a sample."""
+    """Computed in float32 for all inputs; quartiles of large tensors come from a sample."""
     import torch
 
     (other,) = tensors

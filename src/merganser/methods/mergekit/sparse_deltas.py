@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _rescaled(change: Tensor, mask: Tensor, rescale: Rescale, density: float) -> Tensor:
-    """The masked changes, with the norm that all had."""
+    """The masked deltas, rescaled to the norm of all deltas."""
     kept = change * mask
     if rescale is False or not change.numel():
         return kept
@@ -36,7 +36,7 @@ def _norm(tensor: Tensor, which: Rescale) -> Tensor:
 
 
 def _marked(change: Tensor, low: int, high: int, *, descending: bool) -> Tensor:
-    """Marks the changes at these ranks by magnitude. Equal ones lie as torch happens to sort them."""
+    """Mark the deltas at these ranks by magnitude. Equal ones are in the order of torch's sort."""
     import torch
 
     mask = torch.zeros(change.numel(), dtype=change.dtype)
@@ -115,7 +115,7 @@ def _by_rank(
 
 
 def _chances_fit(*, density: Numbers, epsilon: Numbers, **_: Any) -> None:
-    """Raises ValueError where MergeKit does."""
+    """Raises ValueError in the same cases as MergeKit."""
     for d, e in zip(density, epsilon, strict=True):
         if 0 < d < 1 and not (d - e > 0 and d + e < 1):
             raise ValueError(
@@ -135,7 +135,7 @@ def ties(
     rescale: Rescale,
     lambda_: float,
 ) -> Tensor:
-    """Equal magnitudes at the cut are kept in the order in which torch happens to sort them."""
+    """Equal magnitudes at the cut are kept in the order of torch's sort."""
     keep = _largest(density, rescale)
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
@@ -186,7 +186,7 @@ def breadcrumbs(
     rescale: Rescale,
     lambda_: float,
 ) -> Tensor:
-    """Equal magnitudes at the cuts are kept in the order in which torch happens to sort them."""
+    """Equal magnitudes at the cuts are kept in the order of torch's sort."""
     keep = _without_outliers(density, gamma, rescale)
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
 
@@ -203,7 +203,7 @@ def breadcrumbs_ties(
     rescale: Rescale,
     lambda_: float,
 ) -> Tensor:
-    """Equal magnitudes at the cuts are kept in the order in which torch happens to sort them."""
+    """Equal magnitudes at the cuts are kept in the order of torch's sort."""
     keep = _without_outliers(density, gamma, rescale)
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
@@ -246,7 +246,7 @@ def della_linear(
 
 @variant_of(sparse_deltas.sce)
 def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float) -> Tensor:
-    """Energies that add up to less than 1e-6 are taken for equal."""
+    """Total energies below 1e-6 are treated as equal."""
     import torch
 
     if not tensors:
