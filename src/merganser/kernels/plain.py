@@ -81,7 +81,7 @@ def fma(a: Any, b: Array, c: Array) -> Array:
 
 
 def _single(numbers: Array) -> Array:
-    """float32, or float64 rounded to odd, so that a second rounding is as exact as one."""
+    """float32, or float64 rounded to odd, so that rounding it again equals rounding once."""
     near = numbers.astype(np.float32)
     if numbers.dtype == np.float32:
         return near

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _rescaled(change: Tensor, mask: Tensor, rescale: Rescale, density: float) -> Tensor:
-    """The masked deltas, rescaled to the norm of all deltas."""
+    """The masked deltas, rescaled by 1 / density (DARE) or to the norm of all deltas."""
     kept = change * mask
     if rescale is False or not change.numel():
         return kept
