@@ -1,8 +1,7 @@
-"""How checkpoints are opened again: plain data, picklable, without open files.
+"""Locators: plain, picklable data that describes how to reopen a checkpoint.
 
-A locator is the place of a checkpoint in files (:class:`Folder`), in memory (:class:`Given`), or what is
-computed from other checkpoints, which are named by their own locators. :mod:`merganser.checkpoints.readers`
-opens them.
+A locator describes a checkpoint in files (:class:`Folder`), in memory (:class:`Given`), or computed
+from other checkpoints, given by their locators. :mod:`merganser.checkpoints.readers` opens them.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class Given:
-    """A checkpoint that is handed over when it is read, under a name."""
+    """A checkpoint in memory, which the caller passes under a name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class WithCompanions:
-    """A checkpoint with the config and the tokenizer of another folder."""
+    """A checkpoint with the config and tokenizer of another folder."""
 
     of: Locator
     folder: Path
@@ -46,7 +45,7 @@ class WithCompanions:
 
 @dataclass(frozen=True)
 class Dequantised:
-    """A quantised checkpoint as numbers."""
+    """A quantised checkpoint, dequantised."""
 
     of: Locator
 
@@ -61,7 +60,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class ExpertsNamed:
-    """A checkpoint with its experts under the names that another has."""
+    """A checkpoint with its experts under another's names."""
 
     of: Locator
     like: Locator
@@ -69,12 +68,12 @@ class ExpertsNamed:
 
 @dataclass(frozen=True)
 class Rearranged:
-    """A checkpoint of another's elements.
+    """A checkpoint with another's elements rearranged.
 
     Attributes:
         of: the other.
         tensors: for each name, the other's tensor of that name, or blocks of its tensors.
-        notes: what the user should know.
+        notes: notes for the user.
     """
 
     of: Locator
@@ -92,12 +91,12 @@ class TensorAt:
 
 @dataclass(frozen=True)
 class GatheredRows:
-    """A tensor whose rows come from those of stored ones.
+    """A tensor with rows from stored tensors.
 
     Attributes:
         name: of the tensor.
-        donors: the stored ones, as the row map numbers them; None for a model without such a tensor.
-        own: which of them it stands in for.
+        donors: the stored tensors, as the row map numbers them; None for a model without one.
+        own: index of the donor that it replaces.
     """
 
     name: str
@@ -116,13 +115,13 @@ class Gathered:
 
 @dataclass(frozen=True)
 class JoinedLayers:
-    """A tensor outside the layers that has blocks for layers of stored ones.
+    """A tensor outside the layers, with one block per layer from stored tensors.
 
     Attributes:
         name: of the tensor.
-        donors: the stored ones.
-        axes, depths: of each, the axis along which it has its blocks, and how many.
-        layers: for each block, which donor it comes from, and which layer's it is.
+        donors: the stored tensors.
+        axes, depths: for each donor, the axis of its blocks, and their number.
+        layers: for each block, the index of its donor and the layer there.
     """
 
     name: str
@@ -134,7 +133,7 @@ class JoinedLayers:
 
 @dataclass(frozen=True)
 class Joined:
-    """A checkpoint whose tensors with a block for each layer have those of other layers."""
+    """A checkpoint with blocks per layer rearranged for other layers."""
 
     of: Locator
     tensors: tuple[JoinedLayers, ...] = field(repr=False)
@@ -151,22 +150,22 @@ Locator = Union[  # noqa: UP007
     Gathered,
     Joined,
 ]
-"""How a checkpoint is opened again."""
+"""Describes how to reopen a checkpoint."""
 
 
 def after(
     kind: Callable[..., AnyLocator], of: Locator | None, *arguments: Any
 ) -> AnyLocator | None:
-    """The locator of what is computed from a checkpoint; None where that has none itself."""
+    """The locator of a checkpoint computed from another; None if the other has none."""
     known = of is not None and all(each is not None for each in arguments)
     return kind(of, *arguments) if known else None
 
 
 class Mover:
-    """Gives locators other paths; what is shared between them stays shared.
+    """Replaces paths in locators; shared parts stay shared.
 
     Args:
-        move: the new path for an old one.
+        move: returns the new path for an old one.
     """
 
     def __init__(self, move: Callable[[Path], Path]) -> None:
@@ -174,7 +173,7 @@ class Mover:
         self._moved: dict[int, tuple[Any, Any]] = {}
 
     def __call__(self, part: Any) -> Any:
-        """A locator, or a part of one, with other paths."""
+        """A locator, or part of one, with replaced paths."""
         if isinstance(part, Path):
             return self._move(part)
         if isinstance(part, tuple):
@@ -184,7 +183,7 @@ class Mover:
         if id(part) not in self._moved:
             paths = {f.name: getattr(part, f.name) for f in fields(part)}
             if isinstance(part, Rearranged):
-                paths = {"of": part.of}  # the rest is names of tensors, perhaps 100,000 of them
+                paths = {"of": part.of}  # the rest is tensor names, perhaps 100,000
             moved = {name: self(value) for name, value in paths.items()}
             self._moved[id(part)] = part, replace(part, **moved)
         return self._moved[id(part)][1]

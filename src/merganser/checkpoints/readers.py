@@ -1,4 +1,4 @@
-"""Opens checkpoints by their locators, each once, and closes them together."""
+"""Open checkpoints by their locators, each once, and close them together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Readers:
     """Open checkpoints, for as long as the ``with`` block lasts.
 
     Args:
-        given: those that are in memory, by the names that plans have for them.
+        given: checkpoints in memory, by their names in plans.
     """
 
     def __init__(self, given: Mapping[str, Checkpoint] | None = None) -> None:
@@ -39,15 +39,15 @@ class Readers:
         self.close()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close all checkpoints."""
         for _, checkpoint in self._open.values():
             checkpoint.close()
 
     def open(self, model: Described) -> Checkpoint:
-        """The checkpoint that headers were read from.
+        """The opened checkpoint for a plan's record of its headers.
 
         Raises:
-            InputError: when it is another now, or in memory and not given.
+            InputError: when it changed, or is in memory and was not passed.
         """
         if model.locator is None:
             raise NotMergedYet(f"{model.label}: is planned, but not merged yet")
@@ -56,7 +56,7 @@ class Readers:
         return checkpoint
 
     def at(self, locator: Locator) -> Checkpoint:
-        """The checkpoint of a locator, opened if it is not open.
+        """The checkpoint of a locator; opens it on first use.
 
         Raises:
             InputError: when it cannot be opened.
@@ -68,7 +68,7 @@ class Readers:
         return self._open[key][1]
 
     def given(self, name: str) -> Checkpoint:
-        """The checkpoint in memory that has a name in plans.
+        """The checkpoint in memory with a name in plans.
 
         Raises:
             InputError: when there is none.
@@ -82,10 +82,10 @@ class Readers:
 
 
 def check_same(model: Described, checkpoint: Checkpoint) -> None:
-    """Make sure that a checkpoint is the one that headers were read from.
+    """Check that a checkpoint is the one whose headers were read.
 
     Raises:
-        InputError: when a file is another.
+        InputError: when a file changed.
     """
     if model.stamps.keys() == checkpoint.stamps.keys():
         for file, stamp in checkpoint.stamps.items():
@@ -97,7 +97,7 @@ def check_same(model: Described, checkpoint: Checkpoint) -> None:
 
 
 def with_companions(checkpoint: Checkpoint, folder: Path, label: str) -> Checkpoint:
-    """A checkpoint with the config and the tokenizer of another folder.
+    """A checkpoint with the config and tokenizer of another folder.
 
     Raises:
         InputError: when the folder has no config.
@@ -111,7 +111,7 @@ def with_companions(checkpoint: Checkpoint, folder: Path, label: str) -> Checkpo
     return checkpoint
 
 
-# -- one opener a kind -------------------------------------------------------------------------------
+# -- one opener per kind ---------------------------------------------------------------------------
 
 
 def _folder(readers: Readers, at: locators.Folder) -> Checkpoint:
@@ -185,4 +185,4 @@ _OPENERS: dict[type[Locator], Callable[[Readers, Any], Checkpoint]] = {
     locators.Gathered: _gathered,
     locators.Joined: _joined,
 }
-"""By kind of locator, what opens it."""
+"""Openers by kind of locator."""

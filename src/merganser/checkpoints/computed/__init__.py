@@ -1,1 +1,1 @@
-"""Checkpoints whose tensors are computed from those of others when they are read."""
+"""Checkpoints whose tensors are computed from other checkpoints during reading."""

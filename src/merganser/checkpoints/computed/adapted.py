@@ -1,4 +1,4 @@
-"""A model with a LoRA adapter on top: its tensors are changed as they are read."""
+"""A model with a LoRA adapter; reading applies the adapter."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from merganser.modules import sections
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
 
 HEAD = "lm_head.weight"
-"""The name of the head that a model gets whose adapter unties it from its embedding."""
+"""Name of the separate head of a model whose adapter unties it from the embedding."""
 
 _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
-"""Model types whose square weights may be stored as [in, out]: others are told by their shapes."""
+"""Model types whose square weights may be stored as [in, out]; for others the shapes decide."""
 
 _OUTER = {"model", "language_model", "transformer", "base_model"}
-"""Parts of names by which versions of a model class differ from what is stored."""
+"""Parts of names by which versions of a model class differ from the stored names."""
 
 
 def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """A model with an open adapter on top.
+    """A model with an open adapter.
 
     Raises:
         InputError: when it does not fit the model.
@@ -51,8 +51,8 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     tensors = {name: made(name, changes.get(name)) for name in checkpoint.specs}
     config: Mapping[str, Any] = checkpoint.config
     if embedding and {HEAD, head, embedding} & changes.keys() and _is_tied(checkpoint):
-        # What is for one of the two is not for the other: PEFT's model computes with a head and an
-        # embedding that are no longer the same, although its merged model may tie them again.
+        # A change of one does not apply to the other: PEFT's model computes with a separate head and
+        # embedding, although its merged model may tie them again.
         if head is None:
             tensors[HEAD] = made(embedding, changes.get(HEAD))
         config = _untied(config)
@@ -68,7 +68,7 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
 
 
 def _matched(adapter: Adapter, checkpoint: Checkpoint, embedding: str | None) -> dict[str, Change]:
-    """The changes, by the names that the model has for the tensors."""
+    """The adapter's deltas, by the model's tensor names."""
     label = adapter.weights.label
     places: dict[str, list[str]] = {}
     for name in checkpoint.specs:
@@ -104,7 +104,7 @@ def _embedding(architecture: Architecture) -> str | None:
 
 
 def _is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the head of a model that stores none is its embedding."""
+    """Whether a model without a stored head uses its embedding."""
     stated = [s.get("tie_word_embeddings") for s in sections(checkpoint.config)]
     classes = str(checkpoint.config.get("architectures"))
     return ties_embeddings(checkpoint.config) or (
@@ -123,7 +123,7 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
 def _derive(
     adapter: Adapter, checkpoint: Checkpoint, change: Change, name: str, factors: Factors
 ) -> Derived:
-    """How a tensor is computed; ``name`` is that of the model's own."""
+    """The computation of a tensor; ``name`` is the model's name for it."""
     weights, label = adapter.weights, adapter.weights.label
     own = checkpoint.specs[name]
     source, stored = (weights, change.whole) if change.whole else (checkpoint, name)
@@ -181,8 +181,8 @@ def _check_shape(weights: Checkpoint, key: str, shape: tuple[int, ...], name: st
 def _is_transposed(
     adapter: Adapter, checkpoint: Checkpoint, change: Change, shape: tuple[int, ...]
 ) -> bool:
-    """Whether a weight is stored as [in, out]. Its factors tell, where it is not square: PEFT
-    itself looks at the module and corrects what the config says."""
+    """Whether a weight is stored as [in, out]. Its factors decide if it is not square; PEFT
+    itself inspects the module and overrides the config."""
     if change.embedding:
         return True
     assert change.a is not None

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them: their settings, and which tensors they change."""
+"""LoRA adapters as PEFT saves them: their settings, and the tensors that they modify."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 MAX_STEPS = 10**9
-"""Most steps, at worst, of matching modules' names with patterns: some seconds."""
+"""Maximum number of steps, in the worst case, for matching module names with patterns: some
+seconds."""
 
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
@@ -28,15 +29,15 @@ _WRAPPER = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)
 
 @dataclass(slots=True)
 class Change:
-    """What an adapter makes of one tensor; names of its tensors, None where it has none.
+    """An adapter's modification of one tensor; fields are names of its tensors, None if absent.
 
     Attributes:
         module: the module that the adapter names.
-        whole: takes the place of the model's.
+        whole: replaces the model's tensor.
         a, b: the factors.
-        embedding: whether they are an embedding's.
+        embedding: whether the factors belong to an embedding.
         magnitude: DoRA's lengths.
-        bias: is added to a bias, scaled like the factors' product.
+        bias: added to the bias, scaled like the factors' product.
     """
 
     module: str
@@ -50,10 +51,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter at rest.
+    """An adapter in files.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         config: its ``adapter_config.json``.
         weights: its tensors.
     """
@@ -62,10 +63,10 @@ class Adapter:
     config: Mapping[str, Any]
     weights: Checkpoint
     steps: list[int] = field(default_factory=lambda: [0])
-    """What matching patterns has cost so far, at worst."""
+    """Worst-case steps of pattern matching so far."""
 
     def scale(self, module: str) -> tuple[float, int]:
-        """What a module's product of factors is multiplied by, and its rank."""
+        """The scale of a module's product of factors, and its rank."""
         rank = self._by_pattern("rank_pattern", module, self.config.get("r", 8))
         alpha = self._by_pattern("alpha_pattern", module, self.config.get("lora_alpha", 8))
         known = isinstance(rank, int) and isinstance(alpha, int | float)
@@ -76,7 +77,7 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank), rank
 
     def _by_pattern(self, key: str, module: str, default: Any) -> Any:
-        """PEFT's rule: a pattern matches the whole of a module's name, or its end after a dot."""
+        """PEFT's rule: a pattern matches the module's full name, or its end after a dot."""
         patterns = self.config.get(key) or {}
         try:
             for pattern, value in patterns.items():
@@ -97,13 +98,13 @@ class Adapter:
 
 @lru_cache(maxsize=4096)
 def _pattern(text: str) -> tuple[re.Pattern[str], int]:
-    """A pattern of PEFT's, and how many things in it can match in several ways.
+    """A compiled pattern of PEFT's, and its number of ambiguous parts.
 
-    Python's matching may take a time that is exponential in the name's length. It cannot where nothing
-    is repeated but single characters, and nothing looks around or back.
+    Python's matching may take exponential time in the name's length. It cannot if only single
+    characters are repeated, without lookarounds and backreferences.
 
     Raises:
-        ValueError: when it is more than that.
+        ValueError: when the pattern uses anything else.
     """
     plain = re.sub(r"\\.", "x", text)
     if len(text) > 256 or "(?" in plain or re.search(r"\)[*+?{]|\\[1-9]", text):
@@ -112,12 +113,12 @@ def _pattern(text: str) -> tuple[re.Pattern[str], int]:
 
 
 def _cost(length: int, wildcards: int) -> int:
-    """Steps that matching a name may take, at worst."""
+    """Worst-case number of steps to match a name."""
     return int(max(length, 2) ** (wildcards + 1) // math.factorial(wildcards + 1)) + 1
 
 
 def changes_by_name(adapter: Adapter) -> dict[str, Change]:
-    """The changes, by the names that the adapter has for the tensors that they are for."""
+    """The modifications, by the adapter's names of the tensors."""
     changes: dict[str, Change] = {}
     for key in adapter.weights.specs:
         name = key.removeprefix("base_model.model.")

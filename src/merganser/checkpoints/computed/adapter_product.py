@@ -3,12 +3,11 @@
 A weight W [out, in] becomes W + s * B A, with A [rank, in], B [out, rank] and s = alpha / rank, or
 alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732). DoRA (arXiv:2402.09353) then scales each of its
 rows to the length m: (m / |row|) * row. Weights that are stored as [in, out] (GPT-2's Conv1D), and
-embeddings, are changed by the transpose. Tensors that an adapter holds whole take the place of the
-model's.
+embeddings, are changed by the transpose. Full tensors in an adapter replace the model's.
 
-A number is the sum over the ranks in order, in float64, rounded once to float32 (float64 where the
-weight is), so that its bits do not depend on which range is read. No merged copy is made; DoRA's
-lengths need whole rows and are found when the first tile of a tensor is read.
+Each number is the sum over the ranks in order, in float64, rounded once to float32 (float64 for
+float64 weights), so its bits do not depend on the range. There is no merged copy; DoRA's lengths
+need complete rows and are computed when the first tile of a tensor is read.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from merganser.kernels import storage
 from merganser.tensors import FLOAT64
 
 KEPT_FACTORS = 4
-"""Right factors that are kept in memory, while tiles of their tensors are read."""
+"""Number of right factors to cache while tiles of their tensors are read."""
 
 CHUNK = 2**18
-"""Elements over which DoRA's lengths are found at once."""
+"""Elements per step of computing DoRA's lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +37,14 @@ class Product:
 
     Attributes:
         source: the checkpoint that holds W, and ``name`` its name there.
-        shape: of W, as it is stored.
+        shape: of W, as stored.
         factors: the adapter's.
-        left, right: names of the factors whose product has W's shape as it is stored; with
-            ``transposed`` their transposes have.
+        left, right: names of the factors whose product has W's stored shape; with ``transposed``,
+            their transposes' product has it.
         scale: s.
         magnitude: name of DoRA's lengths, or None.
-        lengths: those of W + s * B A by rows, by columns if ``transposed``; found when needed.
+        lengths: the lengths of W + s * B A by rows, by columns if ``transposed``; computed on first
+            use.
     """
 
     source: Checkpoint
@@ -61,8 +61,8 @@ class Product:
 
 
 class Factors:
-    """An adapter's factors, in float32: rows of left ones are read as needed, right ones are kept
-    for a while."""
+    """An adapter's factors, in float32. Rows of left factors are read on demand; right factors
+    are cached."""
 
     def __init__(self, weights: Checkpoint) -> None:
         self.weights = weights
@@ -94,7 +94,7 @@ class Factors:
 
 
 def fill_whole(source: Checkpoint, name: str, start: int, into: Array) -> None:
-    """Read a range of a tensor as it is stored."""
+    """Read a range of a tensor as stored."""
     source.read(name, start * source.specs[name].dtype.itemsize, into.data)
 
 
@@ -107,7 +107,7 @@ def fill_bias(
     start: int,
     into: Array,
 ) -> None:
-    """Compute a range of a bias and what is added to it."""
+    """Compute a range of a bias plus the adapter's bias."""
     own = read_numbers(source, name, start, len(into) // _number_type(source, name).itemsize)
     added = read_numbers(weights, bias, start, len(own)).astype(np.float64)
     into.view(own.dtype)[:] = own + scale * added
@@ -118,7 +118,7 @@ def _number_type(source: Checkpoint, name: str) -> np.dtype[Any]:
 
 
 def fill_product(product: Product, start: int, into: Array) -> None:
-    """Compute a range of W + s * B A, with DoRA's lengths if there are some."""
+    """Compute a range of W + s * B A, scaled with DoRA's lengths if present."""
     out = into.view(_number_type(product.source, product.name))
     columns = product.shape[1]
     first, last = start // columns, (start + len(out) - 1) // columns
@@ -132,7 +132,8 @@ def fill_product(product: Product, start: int, into: Array) -> None:
 
 
 def _compute(product: Product, start: int, out: Array, by_row: Array, by_column: Array) -> None:
-    """A range of (W + s * B A), rows and columns scaled, into numbers of any float dtype."""
+    """Compute a range of (W + s * B A), with rows and columns scaled, into numbers of any float
+    dtype."""
     columns = product.shape[1]
     first, last = start // columns, (start + len(out) - 1) // columns
     weights = read_numbers(product.source, product.name, start, len(out))
@@ -144,7 +145,7 @@ def _compute(product: Product, start: int, out: Array, by_row: Array, by_column:
 
 
 def _dora_factors(product: Product) -> Array:
-    """m / |row| of every row, of every column of a transposed one: float64; found once."""
+    """m / |row| of every row, or of every column if transposed: float64, computed once."""
     assert product.magnitude is not None
     with product.lock:
         if not product.lengths:

@@ -1,8 +1,8 @@
-"""Checkpoints made of other checkpoints: tensors that are computed when they are read.
+"""Checkpoints with tensors computed from other checkpoints during reading.
 
-A wrapper (dequantising, adapting, naming experts otherwise) takes a checkpoint and returns one. It
-decides from headers which tensors there are; a range of a tensor is computed from ranges of what
-it is made of, so that memory stays small, and nobody who reads notices.
+A wrapper (dequantisation, adapters, renamed experts) takes a checkpoint and returns one. Headers
+alone determine its tensors. A range of a tensor is computed from ranges of its sources, so
+memory use stays small, and readers see no difference from stored tensors.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from merganser.tensors import TensorSpec
 Array = np.ndarray[Any, Any]
 
 SCRATCH = 4
-"""How many times its own size a range may take while it is computed, kept factors included: what all
-wrappers are held to."""
+"""Limit for all wrappers: temporary memory for a range, in multiples of its size, cached factors
+included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A tensor that is computed.
+    """A computed tensor.
 
     Attributes:
-        spec: what reading it gives.
-        fill: fills a uint8 array [count * size] with the bytes of ``count`` elements from an
-            element on. Any thread may call it, and a number's bits do not depend on where the
-            range begins and ends.
+        spec: dtype and shape of the result.
+        fill: fills a uint8 array [count * size] with the bytes of ``count`` elements, from a
+            given element on. It is thread-safe, and a number's bits do not depend on the range.
     """
 
     spec: TensorSpec
@@ -46,14 +45,14 @@ class DerivedCheckpoint:
     """See :class:`merganser.checkpoints.Checkpoint`.
 
     Args:
-        inner: what it is made of, and whose name and folder it has.
-        tensors: all of its tensors in order: computed, or the name of one of ``inner``.
+        inner: the source, whose name and folder it keeps.
+        tensors: all of its tensors in order: computed, or a name in ``inner``.
         config: its ``config.json``.
-        told: all else that the tensors depend on, for the digest of headers.
-        others: checkpoints beside ``inner`` that are read from; they are closed with it.
-        format: what it is stored as, in words.
-        notes: what the user should know, beside the notes of ``inner``.
-        locator: how to open it again; None where an outer checkpoint says it.
+        told: whatever else the tensors depend on, for the digest of headers.
+        others: further source checkpoints; they are closed with it.
+        format: a description of the storage format.
+        notes: further notes for the user, in addition to those of ``inner``.
+        locator: how to open it again; None if an outer checkpoint has it.
     """
 
     def __init__(
@@ -108,35 +107,37 @@ class DerivedCheckpoint:
         if start % size == 0 and stop % size == 0:
             tensor.fill(first, np.frombuffer(into, np.uint8))
             return
-        whole = np.empty((last - first) * size, np.uint8)  # the range cuts elements
+        whole = np.empty(
+            (last - first) * size, np.uint8
+        )  # the range starts or ends within an element
         tensor.fill(first, whole)
         into[:] = whole[start - first * size :][: len(into)].data
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """See :meth:`merganser.checkpoints.Checkpoint.view`. What is computed lies nowhere."""
+        """See :meth:`merganser.checkpoints.Checkpoint.view`. Computed tensors have no view."""
         tensor = self._tensors[name]
         return self._inner.view(tensor, start, length) if isinstance(tensor, str) else None
 
     def scratch(self, name: str) -> int:
-        """Bytes an element that reading a tensor takes for the time being, beside what is read."""
+        """Temporary bytes per element for reading a tensor, in addition to the result."""
         tensor = self._tensors[name]
         inner = self._inner
         if isinstance(tensor, str):
             return inner.scratch(tensor) if isinstance(inner, DerivedCheckpoint) else 0
         levels = 1
-        while isinstance(inner, DerivedCheckpoint):  # one range computed from another
+        while isinstance(inner, DerivedCheckpoint):  # sums the wrappers
             levels, inner = levels + 1, inner._inner
         return levels * SCRATCH * tensor.spec.dtype.itemsize
 
     def close(self) -> None:
-        """Close what it is made of."""
+        """Close the sources."""
         for checkpoint in (self._inner, *self._others):
             checkpoint.close()
 
 
 def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
-    """A tensor's stored bytes from byte ``start`` on, as many as the buffer has: where they lie in
-    memory, or else in the buffer, uint8. They are for looking at only."""
+    """A tensor's stored bytes from byte ``start`` on, as many as fit the buffer: a view of
+    memory if possible, otherwise the buffer, uint8. Read-only."""
     seen = checkpoint.view(name, start, len(buffer)) if len(buffer) else None
     if seen is not None:
         return np.frombuffer(seen, np.uint8)
@@ -146,7 +147,7 @@ def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
 
 
 def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
-    """Elements ``start`` to ``start + count`` of a tensor as they are stored: uint8 [count * size]."""
+    """Elements ``start`` to ``start + count`` of a tensor as stored: uint8 [count * size]."""
     size = checkpoint.specs[name].dtype.itemsize
     stored = np.empty(count * size, np.uint8)
     if count:
@@ -155,10 +156,10 @@ def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Ar
 
 
 def read_numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
-    """A range of a tensor's elements as numbers: float32 [count], float64 if it is stored so.
+    """A range of a tensor as numbers: float32 [count], or float64 if stored as float64.
 
     Raises:
-        InputError: when it holds no numbers that are stored in 16 bits or more.
+        InputError: when its dtype is not a float of 16 bits or more.
     """
     dtype = checkpoint.specs[name].dtype
     stored = read_stored(checkpoint, name, start, count)

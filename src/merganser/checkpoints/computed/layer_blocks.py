@@ -1,6 +1,7 @@
-"""Tensors outside the layers that have a block for each layer along one axis, cut and joined anew.
+"""Tensors outside the layers with one block per layer along an axis, rebuilt for stacked layers.
 
-Gemma 3n embeds tokens once more for every layer, in one matrix [vocabulary, layers * size].
+Gemma 3n has a second token embedding for every layer, all in one matrix [vocabulary, layers *
+size].
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A stored tensor with a block for each of ``depth`` layers along an axis."""
+    """A stored tensor with one block per layer along an axis, for ``depth`` layers."""
 
     checkpoint: Checkpoint
     name: str
@@ -40,19 +41,19 @@ class Blocks:
         return self.checkpoint.specs[self.name]
 
     def shape(self, layers: int) -> tuple[int, ...]:
-        """The shape that it would have with another number of layers."""
+        """Its shape for another number of layers."""
         shape = list(self.spec.shape)
         shape[self.axis] = shape[self.axis] // self.depth * layers
         return tuple(shape)
 
 
 class JoinedBlocks:
-    """A tensor of blocks taken from stored tensors of one dtype, or else in float32 (float64 if
+    """A tensor of blocks from stored tensors of one dtype; of mixed dtypes in float32 (float64 if
     one has that).
 
     Args:
-        donors: the stored tensors; the first one's name and dtype are those of the result.
-        layers: for each block of the result, which donor it comes from, and which layer's it is.
+        donors: the stored tensors; the result takes name and dtype from the first.
+        layers: for each block of the result, the index of its donor and the layer there.
 
     Raises:
         InputError: when blocks of different donors have different shapes.
@@ -86,12 +87,12 @@ class JoinedBlocks:
         ]
 
     def digest(self) -> str:
-        """All that decides where its blocks come from."""
+        """Everything that determines the origin of its blocks."""
         donors = [(donor.checkpoint.header_digest, donor.name) for donor in self._donors]
         return repr((donors, list(self._layers)))
 
     def located(self, name: str) -> JoinedLayers:
-        """Where its blocks come from, as data, under its name."""
+        """The origin of its blocks, as data, under its name."""
         donors = (after(TensorAt, donor.checkpoint.locator, donor.name) for donor in self._donors)
         return JoinedLayers(
             name,
@@ -148,7 +149,7 @@ class JoinedBlocks:
 
 
 def joined(own: Checkpoint, tensors: Mapping[str, JoinedBlocks]) -> Checkpoint:
-    """A checkpoint with some of its tensors made of blocks. Their donors stay open when it is closed."""
+    """A checkpoint with some tensors rebuilt from blocks. Closing it leaves their donors open."""
     made: dict[str, Derived | str] = {name: name for name in own.specs}
     made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
     return DerivedCheckpoint(

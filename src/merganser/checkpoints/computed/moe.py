@@ -1,10 +1,10 @@
-"""Mixtures of experts under one set of names: a matrix for each expert, or all of them stacked.
+"""Convert mixtures of experts between one matrix per expert and stacks of all experts.
 
 Published checkpoints name each expert's matrices (``mlp.experts.7.gate_proj.weight``; Mixtral's
-``block_sparse_moe.experts.7.w1.weight``). transformers 5 computes with stacks of them, and writes
-them so when asked to, as trainers do: ``mlp.experts.gate_up_proj`` [experts, 2 * inner, hidden], an
-expert's gate above its up matrix, and ``mlp.experts.down_proj`` [experts, hidden, inner]. Both hold
-the same bytes in other places, so that a range of one is some ranges of the other.
+``block_sparse_moe.experts.7.w1.weight``). transformers 5 computes with stacks and can write them,
+as trainers do: ``mlp.experts.gate_up_proj`` [experts, 2 * inner, hidden], an expert's gate above
+its up matrix, and ``mlp.experts.down_proj`` [experts, hidden, inner]. Both hold the same bytes at
+different places, so a range of one consists of ranges of the other.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _Style:
     """How a checkpoint names its experts.
 
     Attributes:
-        block: what a layer calls the block with router and experts.
-        names: of an expert's matrices, as one of ``_NAMES``; None where they are stacked.
+        block: a layer's name of the block with router and experts.
+        names: of an expert's matrices, as one of ``_NAMES``; None for stacks.
     """
 
     block: str
@@ -48,7 +48,7 @@ class _Style:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """An expert's matrix: where its elements begin in a tensor, and its spec."""
+    """An expert's matrix: its first element in a tensor, and its spec."""
 
     name: str
     start: int
@@ -57,7 +57,7 @@ class _Matrix:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A layer's experts: their matrices by number and part, and all names of tensors of theirs."""
+    """A layer's experts: their matrices by number and part, and all names of their tensors."""
 
     style: _Style
     matrices: dict[tuple[int, str], _Matrix]
@@ -65,10 +65,10 @@ class _Layer:
 
 
 def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
-    """A checkpoint with its experts under the names that another has; itself if it has them.
+    """A checkpoint with its experts under another's names; unchanged if it has those names.
 
     Raises:
-        InputError: when its experts cannot be had under those names.
+        InputError: when its experts cannot be converted to those names.
     """
     if checkpoint.specs.keys() == donor.specs.keys():
         return checkpoint
@@ -86,7 +86,7 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
         layer = _layer_of(name, layers)
         if layer is None:
             tensors[name] = name
-        elif name not in layers[layer].names:  # the router and its like
+        elif name not in layers[layer].names:  # the router and similar tensors
             block = wanted[_pattern(layer)].block
             rest = name.removeprefix(f"{layer}.{layers[layer].style.block}.")
             tensors[name if rest == name else f"{layer}.{block}.{rest}"] = name
@@ -111,14 +111,14 @@ def _pattern(layer: str) -> str:
 
 
 def _layer_of(name: str, layers: dict[str, _Layer]) -> str | None:
-    """The layer that a tensor lies in, of those given."""
+    """The layer of a tensor, out of the given layers."""
     parts = name.split(".")
     prefixes = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
     return next((prefix for prefix in prefixes if prefix in layers), None)
 
 
 def _layers(checkpoint: Checkpoint) -> dict[str, _Layer]:
-    """All layers with experts whose matrices are known by name and shape."""
+    """All layers with experts, recognised by names and shapes."""
     layers: dict[str, _Layer] = {}
     for name, spec in checkpoint.specs.items():
         if ".experts." not in name:
@@ -149,7 +149,7 @@ def _layers(checkpoint: Checkpoint) -> dict[str, _Layer]:
 def _arranged(
     checkpoint: Checkpoint, layer: str, found: _Layer, style: _Style
 ) -> Iterator[tuple[str, list[_Matrix]]]:
-    """Tensors of a layer in another style: their names, and the matrices that they are made of."""
+    """A layer's tensors in another style: their names and the matrices that they consist of."""
     count = 1 + max((expert for expert, _ in found.matrices), default=-1)
     experts = []
     for expert in range(count):

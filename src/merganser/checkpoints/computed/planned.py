@@ -1,4 +1,4 @@
-"""A model that is decided and not yet made, as a checkpoint: for planning what builds on it."""
+"""A planned merge as a checkpoint, to plan merges that use its result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from merganser.tensors import TensorSpec
 
 
 class NotMergedYet(InputError):
-    """The weights are asked for before they are merged."""
+    """Weights were read before their merge ran."""
 
 
 @dataclass
 class PlannedCheckpoint:
-    """See :class:`merganser.checkpoints.Checkpoint`; there are no weights to read yet.
+    """See :class:`merganser.checkpoints.Checkpoint`; the weights do not exist yet.
 
-    ``path`` is the folder that its tokenizer will be copied from.
+    ``path`` is the source folder of its tokenizer.
     """
 
     label: str
@@ -37,7 +37,7 @@ class PlannedCheckpoint:
     locator: Locator | None = None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
-        """There is nothing to read.
+        """Raise: the weights do not exist yet.
 
         Raises:
             NotMergedYet: always.
@@ -45,8 +45,8 @@ class PlannedCheckpoint:
         raise NotMergedYet(f"{self.label}: is planned, but not merged yet")
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """There is nothing to see."""
+        """No view."""
         return None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""

@@ -1,15 +1,15 @@
-"""Quantised weights as the numbers they stand for: fp8 with scales, and mxfp4.
+"""Dequantise weights during reading: fp8 with scales, and mxfp4.
 
-fp8: a tensor of ``float8_e4m3fn`` or ``float8_e5m2``, and beside it a scale for the whole, for each
-row, or for each block, called ``NAME_scale_inv`` (DeepSeek, Qwen, transformers) or ``NAME_scale``
+fp8: a tensor of ``float8_e4m3fn`` or ``float8_e5m2``, with a scale per tensor, per row or per
+block, named ``NAME_scale_inv`` (DeepSeek, Qwen, transformers) or ``NAME_scale``
 (compressed-tensors, fbgemm, ModelOpt). Both names mean the same: number = stored value * scale.
 
 mxfp4 (gpt-oss): ``NAME_blocks`` uint8 [experts, rows, groups, 16], two 4-bit numbers (e2m1, the low
 half first) a byte, and ``NAME_scales`` uint8 [experts, rows, groups], a power of two for every 32
 numbers. As transformers has it, the tensor is their transpose, [experts, 32 * groups, rows].
 
-Reading gives float32, rounded once where a scale's product has to be. Formats whose numbers cannot
-be had so (GPTQ, AWQ, bitsandbytes, integers) are refused.
+Reading gives float32, rounded once if the product with the scale is inexact. Other formats (GPTQ,
+AWQ, bitsandbytes, integers) raise an error.
 """
 
 from __future__ import annotations
@@ -42,39 +42,39 @@ from merganser.tensors import BY_NAME, FLOAT32, TensorSpec
 _BFLOAT16 = BY_NAME["bfloat16"]
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
-"""Where ``config.json`` says how weights are quantised."""
+"""Keys of ``config.json`` with quantisation settings."""
 
 METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4")
-"""Values of ``quant_method`` that are known here, as far as their weights are fp8 or mxfp4."""
+"""Supported values of ``quant_method``, if their weights are fp8 or mxfp4."""
 
 BLOCK = (128, 128)
-"""Rows and columns that share a scale, where the config does not say."""
+"""Default number of rows and columns that share a scale."""
 
 KEPT_MATRICES = 4
-"""Experts' mxfp4 matrices that are kept as they are stored, while tiles of them are read."""
+"""Number of experts' mxfp4 matrices to cache while tiles of them are read."""
 
 _FOREIGN = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_zero_point|SCB|W_q|qscales|codebooks|bitmask)$"
     r"|\.(absmax|quant_map|quant_state\.\w+)$"
 )
-"""Names of tensors that only refused formats have."""
+"""Names of tensors that occur only in unsupported formats."""
 
 _ACTIVATION_SCALE = re.compile(
     r"[._](input_scale(_ub|_inv)?|(input_)?activation_scale(_inv)?|input_global_scale|output_scale)$"
     r"|\.[qkv]_scale$"
 )
-"""Names of scales for activations and caches, of which a merge has no use."""
+"""Names of scales for activations and caches, which a merge ignores."""
 
 _WEIGHT_SCALE = re.compile(r"(_scale_inv|\bweight_scale|_proj_scales)$")
 
 _POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
-"""What a byte means as an exponent (e8m0)."""
+"""Values of a byte as an exponent (e8m0)."""
 
 _NIBBLES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 def _eights(name: str) -> Array:
-    """The numbers that the 256 bytes of an fp8 type stand for: float32 [256]."""
+    """The numbers of the 256 codes of an fp8 type: float32 [256]."""
     codes = np.arange(256, dtype=np.uint16)
     if name == "float8_e5m2":  # the upper half of a float16
         return np.array((codes << 8).view(np.float16), np.float32)
@@ -88,11 +88,11 @@ _EIGHTS = {name: _eights(name) for name in ("float8_e4m3fn", "float8_e5m2")}
 
 
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose quantised tensors are numbers; the checkpoint itself if it has none.
+    """A checkpoint with its quantised tensors dequantised; unchanged if it has none.
 
     Raises:
-        InputError: when it is quantised in a way that is not known here, or a scale is missing,
-            does not fit, or belongs to no tensor.
+        InputError: when its quantisation is not supported, or a scale is missing, has a wrong
+            shape, or belongs to no tensor.
     """
     stated = _stated(checkpoint)
     _check_unknown(checkpoint, stated)
@@ -145,7 +145,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
-    """The scale that lies beside a tensor."""
+    """A tensor's scale."""
     return next((n for n in (f"{name}_scale_inv", f"{name}_scale") if n in specs), None)
 
 
@@ -153,7 +153,7 @@ def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config's words on quantisation; empty if there are none."""
+    """The config's quantisation settings; empty if there are none."""
     for part in sections(checkpoint.config):
         for key in CONFIG_KEYS:
             if isinstance(part.get(key), dict) and part[key]:
@@ -195,7 +195,7 @@ def _check_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
 
 
 def _weight_schemes(stated: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """How compressed-tensors says its groups of weights are stored."""
+    """How compressed-tensors stores its groups of weights."""
     groups = stated.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
@@ -204,7 +204,7 @@ def _weight_schemes(stated: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _block_sizes(stated: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """Sizes of the blocks that may share a scale."""
+    """Possible sizes of blocks that share a scale."""
     found = [stated.get("weight_block_size")]
     for weights in _weight_schemes(stated):
         found += [weights.get("block_structure"), [1, weights.get("group_size")]]
@@ -224,11 +224,11 @@ def _block_sizes(stated: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Which scale belongs to which element of a matrix [rows, columns], or a stack of them.
+    """Maps elements of a matrix [rows, columns], or of a stack of them, to scales.
 
     Attributes:
         rows, columns: of one matrix.
-        height, width: of the block that shares a scale.
+        height, width: size of the block that shares a scale.
         down, across: number of scales by rows and by columns of a matrix.
     """
 
@@ -245,7 +245,7 @@ class _Grid:
 
 
 def _grid(spec: TensorSpec, scale: TensorSpec, blocks: list[tuple[int, int]]) -> _Grid | None:
-    """How a scale lies over a tensor; None if it does not fit."""
+    """The grid of a tensor's scale; None if the shapes do not fit."""
     *stack, rows, columns = (1, 1, *spec.shape) if len(spec.shape) < 2 else spec.shape
     if scale.numel == 1:
         whole = math.prod(stack) * rows
@@ -340,8 +340,8 @@ def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
 
 
 class _Matrices:
-    """Experts' matrices as they are stored. A tile of the transpose needs a piece of every row, so a
-    matrix is read as a whole, once, and kept while its tiles are asked for."""
+    """Experts' matrices as stored. A tile of the transpose needs part of every row, so a matrix
+    is read completely, once, and cached for its tiles."""
 
     def __init__(self, checkpoint: Checkpoint, blocks: str, scales: str) -> None:
         _, self.rows, self.groups, _ = checkpoint.specs[blocks].shape

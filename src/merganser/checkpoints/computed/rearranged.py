@@ -1,7 +1,7 @@
-"""Tensors that hold the elements of another checkpoint's tensors in another order.
+"""Tensors with the elements of another checkpoint's tensors in another order.
 
-A model class stacks, splits or transposes tensors as it loads and saves them. What reading needs of this
-is where the elements of each tensor are.
+A model class stacks, splits or transposes tensors when loading and saving. Reading needs only
+the location of each tensor's elements.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class SourceBlock:
 
     Attributes:
         tensor: the other tensor's name.
-        offset: the byte of that tensor with which its first element begins.
+        offset: byte offset of its first element in that tensor.
         size: its sizes along each axis.
-        stride: the distance, in elements of that tensor, of neighbours along each axis.
-        origin: the place of its first element in the tensor that it is a block of.
+        stride: distance of neighbours along each axis, in elements of that tensor.
+        origin: index of its first element in the new tensor.
     """
 
     tensor: str
@@ -42,8 +42,8 @@ class Rearrangement:
 
     Attributes:
         spec: its dtype and shape.
-        grid: the shape that the blocks are blocks of: its own with axes split further.
-        blocks: no element is in two of them; those in none are zero.
+        grid: the shape that the blocks divide: the tensor's, with axes split further.
+        blocks: they do not overlap; elements outside all blocks are zero.
     """
 
     spec: TensorSpec
@@ -54,12 +54,12 @@ class Rearrangement:
 def rearranged(
     checkpoint: Checkpoint, tensors: Mapping[str, Rearrangement | str], notes: Sequence[str]
 ) -> Checkpoint:
-    """A checkpoint of the elements of another.
+    """A checkpoint with another's elements.
 
     Args:
         checkpoint: the other.
-        tensors: of what each tensor consists, or the name of the tensor that it is.
-        notes: what the user should know.
+        tensors: each tensor's blocks, or the name of the equal tensor in ``checkpoint``.
+        notes: notes for the user.
     """
     return DerivedCheckpoint(
         checkpoint,

@@ -1,6 +1,6 @@
-"""A checkpoint whose vocabulary has other rows: embeddings and heads gathered for a new tokenizer.
+"""Checkpoints with other vocabulary rows: embeddings and heads gathered for a new tokenizer.
 
-Rows are fetched when they are asked for, in runs of neighbours; no tensor is ever held whole.
+Rows are read on demand, in runs of neighbours; no tensor is loaded completely.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ZERO, MEAN, FILL = -1, -2, -3
 """Origins of rows that no donor has: zeros, a mean over donors, and the mean of all other rows."""
 
 BLOCK = 2**20
-"""Elements that are averaged at once; part of the definition of the sum's bits."""
+"""Elements averaged at a time; the sum's bits depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowMap:
-    """Where every row of a vocabulary comes from.
+    """The origin of every row of a vocabulary.
 
     Attributes:
-        origin: int32 [rows], the index of a donor, or ``ZERO``, ``MEAN`` or ``FILL``.
+        origin: int32 [rows], index of a donor, or ``ZERO``, ``MEAN`` or ``FILL``.
         row: int32 [rows], the row there; for ``MEAN`` the row of ``means``.
-        means: int32 [m, donors], which rows are averaged; -1 for donors that take no part.
+        means: int32 [m, donors], the rows to average; -1 for donors to skip.
     """
 
     origin: Array
@@ -43,7 +43,7 @@ class RowMap:
         return len(self.origin)
 
     def is_identity(self, donor: int, rows: int) -> bool:
-        """Whether it gives all ``rows`` rows of a donor as they are."""
+        """Whether it maps all ``rows`` rows of a donor to themselves."""
         return (
             len(self) == rows
             and bool((self.origin == donor).all())
@@ -51,14 +51,14 @@ class RowMap:
         )
 
     def digest(self) -> str:
-        """A digest of all that decides the rows."""
+        """A digest of everything that determines the rows."""
         parts = (self.origin, self.row, self.means)
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Donor:
-    """A stored tensor that rows are taken from."""
+    """A stored tensor that provides rows."""
 
     checkpoint: Checkpoint
     name: str
@@ -70,7 +70,7 @@ class Donor:
 
     @property
     def axis(self) -> int:
-        """The axis along which it has its rows."""
+        """The axis of its rows."""
         return vocabulary_axis(self.name, self.spec)
 
     @property
@@ -80,21 +80,20 @@ class Donor:
 
 
 def vocabulary_axis(name: str, spec: TensorSpec) -> int:
-    """The axis along which a tensor has a row for every token: the first, but for biases of
-    [1, tokens] (BART's), which lie in memory like those of [tokens]."""
+    """The axis of a tensor's token rows: the first, except for biases of shape [1, tokens]
+    (BART's), which have the same memory layout as [tokens]."""
     return int(len(spec.shape) == 2 and spec.shape[0] == 1 and name.endswith("bias"))
 
 
 class GatheredTensor:
-    """A tensor whose rows (first axis longer than one) come from the rows of stored ones.
+    """A tensor with rows (first axis longer than one) from stored tensors.
 
-    Rows of one dtype are given as they are stored. Where means are formed, or donors differ in
-    dtype, all is given in float32 (float64 if a donor has that), and ``spec.narrow`` says what
-    results have by default.
+    Rows of one dtype are copied. With means, or with donors of different dtypes, all rows are
+    float32 (float64 if a donor has that), and ``spec.narrow`` is the default dtype of results.
 
     Args:
         donors: the tensors that a map's origins number.
-        own: which of them it stands in for.
+        own: index of the donor that it replaces.
         rows: the map; all tensors of a checkpoint have the same.
 
     Raises:
@@ -133,19 +132,19 @@ class GatheredTensor:
         self._average: Array | None = None
 
     def _used(self) -> set[int]:
-        """Donors that any row comes from."""
+        """Donors that provide any row."""
         whole = set(np.unique(self.rows.origin).tolist()) - {ZERO, MEAN, FILL}
         averaged = self.rows.means[self.rows.row[self.rows.origin == MEAN]]
         return whole | set(np.flatnonzero((averaged >= 0).any(axis=0)).tolist())
 
     def digest(self) -> str:
-        """A digest of where its rows come from, donors' headers included."""
+        """A digest of the origins of its rows, including donors' headers."""
         donors = [(i, self._donor(i)) for i in sorted(self._used())]
         told = [(i, donor.name, donor.checkpoint.header_digest) for i, donor in donors]
         return hashlib.sha256(f"{self.rows.digest()} {told}".encode()).hexdigest()
 
     def located(self, name: str) -> GatheredRows:
-        """Where its rows come from, as data, under its name."""
+        """The origins of its rows, as data, under its name."""
         donors = (
             None if d is None else after(TensorAt, d.checkpoint.locator, d.name)
             for d in self._donors
@@ -159,7 +158,8 @@ class GatheredTensor:
         return donor
 
     def fill(self, first: int, out: Array) -> None:
-        """The bytes of the elements from ``first`` on, into a uint8 array; see :class:`Derived`."""
+        """Write the bytes of the elements from ``first`` on to a uint8 array; see
+        :class:`Derived`."""
         self._fill(first, out.view(self._numbers))
 
     def _fill(self, first: int, out: Array) -> None:
@@ -178,7 +178,7 @@ class GatheredTensor:
                 target[:] = self._mean_row()[np.arange(start, stop) % width]
 
     def _runs(self, first: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """The runs of neighbouring rows between two elements, as (element, element beyond, origin,
+        """Runs of neighbouring rows between two elements, as (first element, end, origin,
         element there)."""
         if first == stop:
             return iter(())
@@ -192,7 +192,7 @@ class GatheredTensor:
         return zip(*(column.tolist() for column in columns), strict=True)
 
     def _take(self, index: int, element: int, target: Array) -> None:
-        """Neighbouring elements of a donor, widened if need be."""
+        """Consecutive elements of a donor, widened if necessary."""
         donor = self._donor(index)
         if self._wide:
             target[:] = read_numbers(donor.checkpoint, donor.name, element, len(target))
@@ -200,7 +200,7 @@ class GatheredTensor:
             donor.checkpoint.read(donor.name, element * target.itemsize, target.data.cast("B"))
 
     def _means(self, first: int, stop: int) -> Array:
-        """Flat means of the donors' rows that the rows of ``means`` tell."""
+        """Means of the donors' rows that the given rows of ``means`` list, flattened."""
         table = self.rows.means[first:stop]
         total = np.zeros((len(table), self._width))
         row = np.empty(self._width, self._numbers)
@@ -212,7 +212,7 @@ class GatheredTensor:
         return total.astype(self._numbers).reshape(-1)
 
     def _mean_row(self) -> Array:
-        """The mean of all rows but those that it fills."""
+        """The mean of all rows except those with origin ``FILL``."""
         with self._lock:
             if self._average is None:
                 width, total = self._width, np.zeros(self._width)
@@ -229,9 +229,9 @@ class GatheredTensor:
 
 
 def gathered(own: Checkpoint, tensors: Mapping[str, GatheredTensor]) -> Checkpoint:
-    """A checkpoint with some of its tensors gathered, and perhaps some that it does not store.
+    """A checkpoint with some tensors gathered, possibly including some that it does not store.
 
-    Its donors stay open when it is closed; they have owners of their own.
+    Closing it leaves the donors open; their owners close them.
     """
     made: dict[str, Derived | str] = {name: name for name in own.specs}
     made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}

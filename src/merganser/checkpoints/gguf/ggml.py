@@ -1,8 +1,8 @@
-"""The blocks that GGUF files store quantised weights in, as the numbers they stand for.
+"""Dequantise the block formats of GGUF files.
 
-A format cuts a tensor's rows into blocks of 32 or 256 numbers, and keeps of each some scales and a few
-bits a number. What the bits mean is ggml's; numbers are computed in float32 in the order of its
-reference, so that they have its bits.
+A format divides a tensor's rows into blocks of 32 or 256 numbers, and stores for each block some
+scales and a few bits per number. The formats are ggml's. Numbers are computed in float32 in the
+order of its reference, so the bits are equal.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class BlockFormat:
     """A format of quantised weights.
 
     Attributes:
-        name: ggml's.
-        count: numbers a block.
-        size: bytes a block.
-        numbers: makes of blocks, uint8 [n, size], their numbers, float32 [n, count] in any shape.
+        name: ggml's name.
+        count: numbers per block.
+        size: bytes per block.
+        numbers: converts blocks, uint8 [n, size], to numbers, float32 [n, count] in any shape.
     """
 
     name: str
@@ -34,17 +34,17 @@ class BlockFormat:
 
 
 def _halves(blocks: Array, at: int) -> Array:
-    """The float16 that each block has at a byte: float32 [n, 1]."""
+    """Each block's float16 at a byte offset: float32 [n, 1]."""
     return blocks[:, at : at + 2].view(np.float16).astype(np.float32)
 
 
 def _nibbles(bytes_: Array) -> Array:
-    """The lower halves of bytes [..., k], then the upper ones: uint8 [..., 2 k]."""
+    """Low halves of bytes [..., k], then high halves: uint8 [..., 2 k]."""
     return np.concatenate((bytes_ & 15, bytes_ >> 4), axis=-1)
 
 
 def _bits(blocks: Array, at: int) -> Array:
-    """The 32 bits at a byte, the lowest first: uint8 [n, 32]."""
+    """The 32 bits at a byte offset, lowest first: uint8 [n, 32]."""
     return np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little")
 
 
@@ -74,7 +74,8 @@ def _q8_0(blocks: Array) -> Array:
 
 
 def _pairs(bytes_: Array) -> Array:
-    """Numbers of two bits, of which a byte [n, 64] holds those of four runs of 32: uint8 [n, 16, 16]."""
+    """Two-bit codes; a byte [n, 64] holds one code of each of four runs of 32: uint8 [n, 16,
+    16]."""
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     return (bytes_.reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 16, 16)
 
@@ -143,10 +144,10 @@ FORMATS: dict[int, BlockFormat] = {
     13: BlockFormat("Q5_K", 256, 176, _q5_k),
     14: BlockFormat("Q6_K", 256, 210, _q6_k),
 }
-"""By ggml's numbers of types."""
+"""Formats by ggml's type number."""
 
 PLAIN: dict[int, str] = {0: "float32", 1: "float16", 28: "float64", 30: "bfloat16"}
-"""Numbers of the types that are stored as they are."""
+"""Types that are stored without quantisation."""
 
 OTHERS: dict[int, str] = {
     16: "IQ2_XXS",
@@ -162,11 +163,11 @@ OTHERS: dict[int, str] = {
     35: "TQ2_0",
     39: "MXFP4",
 }
-"""Names of types that are refused, for messages."""
+"""Names of unsupported types, for messages."""
 
 
 def dequantise(form: BlockFormat, stored: Array) -> Array:
-    """The numbers of blocks: uint8 [n * size] to float32 [n * count]."""
+    """Dequantise blocks: uint8 [n * size] to float32 [n * count]."""
     with np.errstate(all="ignore"):  # a scale may be infinite, as in ggml
         numbers = form.numbers(stored.reshape(-1, form.size))
     return numbers.reshape(-1)

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: typed keys, and where each tensor's bytes are."""
+"""The header of a GGUF file: typed keys, and the location of each tensor."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from merganser.errors import InputError
 from merganser.tensors import BY_NAME
 
 MAX_HEADER = 256 * 2**20
-"""Greatest size of all before the tensors' bytes; real ones, with their vocabularies, take 10 MB."""
+"""Maximum size of the header in bytes; real ones, with their vocabularies, take 10 MB."""
 
 MAX_ENTRIES = 1 << 21
-"""Greatest number of texts; real vocabularies and their merges have under 2^20."""
+"""Maximum number of strings; real vocabularies and their merges have under 2^20."""
 
 MAX_NAMED = 1 << 16
-"""Greatest number of keys, and of tensors."""
+"""Maximum number of keys, and of tensors."""
 
 _SCALARS = dict(enumerate(["B", "b", "H", "h", "I", "i", "f", "?"])) | {10: "Q", 11: "q", 12: "d"}
-"""The number types of values, as :mod:`struct` names them."""
+"""Types of numeric values, as :mod:`struct` names them."""
 
 _TEXT, _ARRAY = 8, 9
 
@@ -39,7 +39,7 @@ class GgufTensor:
         file: the file.
         kind: ggml's number of its type.
         shape: its sizes, outermost first.
-        offset: the byte of the file that it begins with.
+        offset: byte offset in the file.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class GgufTensor:
 
 
 class _Stream:
-    """A header that is read from its beginning on, and never beyond the file's end."""
+    """Reads a header from start to end, within the file."""
 
     def __init__(self, file: Path, stream: BinaryIO) -> None:
         self.file = file
@@ -82,7 +82,7 @@ class _Stream:
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """A value of a key: a number, a text, a list of texts, or an array of numbers."""
+        """A key's value: a number, a string, a list of strings, or an array of numbers."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _TEXT:
@@ -104,7 +104,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     """Read the keys of a GGUF file, and its tensors in the order of their bytes.
 
     Raises:
-        InputError: when it is no such file, is cut off, or its tensors overlap.
+        InputError: when it is not a GGUF file, is truncated, or its tensors overlap.
     """
     try:
         with file.open("rb") as opened:
@@ -142,7 +142,7 @@ def _info(stream: _Stream) -> tuple[str, tuple[int, ...], int, int]:
 def _entries(
     stream: _Stream, keys: Mapping[str, Any], infos: Sequence[tuple[str, tuple[int, ...], int, int]]
 ) -> dict[str, GgufTensor]:
-    """Check where tensors lie: in the file, one behind the other."""
+    """Check that tensors are inside the file and do not overlap."""
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
         raise stream.wrong(f"general.alignment is {str(alignment)[:40]!r}")

@@ -1,4 +1,4 @@
-"""What the keys of a GGUF file say of its model: names of tensors, layout, ``config.json``."""
+"""Convert a GGUF file's keys: tensor names, layout, ``config.json``."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ _LAYER_NAMES = {
 }
 
 FACTORS = "rope_freqs.weight"
-"""What llama 3 divides its rotary frequencies by, float32 [head size / 2]; in the config elsewhere."""
+"""The divisors of llama 3's rotary frequencies, float32 [head size / 2]; elsewhere in the
+config."""
 
 
 class ModelKeys:
-    """What the keys of a GGUF file say of its tensors."""
+    """A GGUF file's keys, as they concern tensors."""
 
     def __init__(
         self, file: Path, keys: Mapping[str, Any], entries: Mapping[str, GgufTensor]
@@ -85,7 +86,7 @@ class ModelKeys:
     def _whole(self, name: str, default: int | None = None) -> int:
         value = self._key(name, default)
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
-            value = value[0].item()  # one number a layer
+            value = value[0].item()  # one number per layer
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
             told = (
                 "is missing"
@@ -96,7 +97,7 @@ class ModelKeys:
         return value
 
     def _real(self, name: str, default: float | None = None) -> float | None:
-        """A number that was rounded to float32, as the decimal number that it was before."""
+        """A number that was rounded to float32, as the original decimal number."""
         value = self._key(name)
         if not isinstance(value, int | float) or not math.isfinite(value):
             return default
@@ -114,7 +115,7 @@ class ModelKeys:
         raise self._wrong(f"tensor {name[:80]!r} is none of a dense {self.kind} model")
 
     def _type_of_vectors(self) -> DType | None:
-        """What vectors in float32 had been before, where the matrices are narrower."""
+        """The original dtype of float32 vectors, if the matrices are narrower."""
         sizes: dict[DType, int] = {}
         for entry in self.entries.values():
             plain = ggml.PLAIN.get(entry.kind)
@@ -124,7 +125,7 @@ class ModelKeys:
         return widest if widest.itemsize < FLOAT32.itemsize else None
 
     def stored(self, name: str) -> StoredTensor:
-        """Where a tensor's bytes lie; those of blocks are uint8 [..., bytes of a row]."""
+        """The location of a tensor's bytes; quantised ones are uint8 [..., bytes per row]."""
         entry = self.entries[name]
         form = ggml.FORMATS.get(entry.kind)
         if form is not None:
@@ -149,7 +150,7 @@ class ModelKeys:
         return StoredTensor.of_pieces(spec, [piece], grid)
 
     def check(self, config: Mapping[str, Any], file: Path) -> None:
-        """Refuse the config of another model."""
+        """Raise if a config belongs to another model."""
         stated = config.get("num_hidden_layers"), config.get("hidden_size")
         if stated != (self.layers, self.hidden):
             raise InputError(
@@ -158,10 +159,10 @@ class ModelKeys:
             )
 
     def config(self, factors: Array | None) -> dict[str, Any]:
-        """The model's ``config.json``, made of the keys.
+        """The model's ``config.json``, built from the keys.
 
         Raises:
-            InputError: when they do not tell all of it.
+            InputError: when the keys are incomplete.
         """
         head = self._whole("attention.key_length", self.hidden // self.heads)
         data: dict[str, Any] = {
@@ -196,7 +197,7 @@ class ModelKeys:
         return data
 
     def _scaling(self, factors: Array | None, head: int, theta: float) -> dict[str, Any] | None:
-        """How rotary positions are stretched."""
+        """The config of scaled rotary positions."""
         how = str(self._key("rope.scaling.type", "none"))[:40]
         if factors is not None:
             found = _llama3(factors, head, theta)
@@ -231,14 +232,14 @@ def read_factors(entry: GgufTensor | None) -> Array | None:
 
 
 def _llama3(factors: Array, head: int, theta: float) -> dict[str, Any] | None:
-    """The config of llama 3's stretched positions, of which all versions differ in the factor only."""
+    """The config of llama 3's scaled positions; versions differ only in the factor."""
     low, high, context = 1.0, 4.0, 8192
     if factors.shape != (len(range(0, head, 2)),) or not theta > 0:
         return None
     factor = float(f"{factors.max():.6g}")
     waves = 2 * math.pi * theta ** (np.arange(0, head, 2) / head)
     smooth = np.clip((context / waves - low) / (high - low), 0.0, 1.0)
-    with np.errstate(all="ignore"):  # factors of damaged files may be anything
+    with np.errstate(all="ignore"):  # damaged files may have any factors
         expected = 1 / ((1 - smooth) / factor + smooth)
         if not np.allclose(factors, expected, rtol=1e-3):
             return None

@@ -1,13 +1,13 @@
-"""GGUF, the files of llama.cpp: dense llama, qwen2 and qwen3 under the names of transformers.
+"""Open GGUF files of llama.cpp: dense llama, qwen2 and qwen3, with the names of transformers.
 
 The format (versions 2 and 3): the magic ``GGUF``, counts of tensors and of keys, keys with typed
-values (the model's sizes, its vocabulary), for each tensor its name, sizes (innermost first), type and
-offset, then the tensors' bytes, aligned. Quantised tensors are dequantised as ranges of them are read, to
-float32; results made of them are bfloat16 unless a dtype is asked for. llama's queries and keys lie
-there with the two halves of each head interleaved, and are read in the order of transformers.
+values (the model's sizes, its vocabulary), for each tensor its name, sizes (innermost first), type
+and offset, then the tensors' bytes, aligned. Reading dequantises ranges to float32; results are
+bfloat16 unless the recipe sets a dtype. The files interleave the two halves of each head of llama's
+queries and keys; reading restores the order of transformers.
 
-A ``config.json`` beside the file is taken; else one is made of the keys. So are the tokenizer's files, in
-a temporary folder that is there until the process ends.
+A ``config.json`` next to the file is used; otherwise one is built from the keys. The tokenizer's
+files are handled the same way, in a temporary folder that exists until the process ends.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def open_folder(path: Path, label: str) -> Checkpoint | None:
-    """Open a GGUF file, or the folder with one; None when there is none.
+    """Open a GGUF file, or a folder with one; None if there is none.
 
     Raises:
-        InputError: when a header is wrong, or the model is of a kind that is not known here.
+        InputError: when a header is invalid, or the model type is not supported.
     """
     files = _files(path)
     if not files:
@@ -71,7 +71,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         model.check(config, given)
     else:
         config = model.config(factors)
-    mine = path.is_dir() or given.is_file()  # else the folder may hold anything
+    mine = path.is_dir() or given.is_file()  # otherwise the folder may hold anything
     folder = beside if mine else home
     made: Path | None = None
     notes = []
@@ -111,16 +111,16 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
 
 
 _made: dict[object, Path] = {}
-"""The temporary folders of this process, by what they were made from: a model is opened more than once."""
+"""Temporary folders of this process, by their sources, since a model is opened several times."""
 
 
 def _companions(files: Sequence[Path], keys: Mapping[str, Any], beside: Path | None) -> Path | None:
-    """A temporary folder with small files that were made, and those that lie beside the model; None
-    if there are none to make. It is there until the process ends.
+    """A temporary folder with generated files and those next to the model; None if none are
+    generated. It exists until the process ends.
 
     Raises:
         ResourceError: when it cannot be written.
-        ValueError: when the keys tell no tokenizer that is known.
+        ValueError: when the keys describe no supported tokenizer.
     """
     state = tuple((file.absolute(), Stamp.of(file.stat())) for file in files)
     small = [file for file in beside.iterdir() if file.is_file()] if beside is not None else []
@@ -138,7 +138,7 @@ def _companions(files: Sequence[Path], keys: Mapping[str, Any], beside: Path | N
             (folder / name).write_text(text, encoding="utf-8")
         for file in small:
             if file.suffix in (".json", ".jinja", ".md"):
-                (folder / file.name).unlink(missing_ok=True)  # what lies there counts
+                (folder / file.name).unlink(missing_ok=True)  # existing files take precedence
                 (folder / file.name).symlink_to(file.absolute())
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,10 +147,10 @@ def _companions(files: Sequence[Path], keys: Mapping[str, Any], beside: Path | N
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that make up the model; empty if there are none.
+    """The files of the model; empty if there are none.
 
     Raises:
-        InputError: when it is not clear which, or some are missing.
+        InputError: when the choice is ambiguous, or files are missing.
     """
     if path.is_file():
         if path.suffix != SUFFIX:
@@ -206,7 +206,7 @@ def _dequantised(
 def _fill(
     stored: StoredCheckpoint, name: str, form: ggml.BlockFormat, start: int, into: Array
 ) -> None:
-    """Dequantise the blocks that a range of elements lies in."""
+    """Dequantise the blocks that contain a range of elements."""
     count = len(into) // FLOAT32.itemsize
     first, last = start // form.count, -(-(start + count) // form.count)
     blocks = read_stored(stored, name, first * form.size, (last - first) * form.size)

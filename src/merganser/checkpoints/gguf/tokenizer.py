@@ -1,9 +1,10 @@
-"""The tokenizer that a GGUF file's keys tell of, as the files that transformers reads.
+"""Convert the tokenizer in a GGUF file's keys to the files that transformers reads.
 
-``tokenizer.ggml.model`` is ``gpt2`` (byte-level BPE with merges; how texts are cut into words is only
-named, in ``tokenizer.ggml.pre``) or ``llama`` (SentencePiece's BPE: pieces with scores, of which the
-merges follow). Types of tokens tell which are matched whole. What a name in ``pre`` means is llama.cpp's;
-where the model's own tokenizer is known to do more (NFC, whole words before merges), that is done.
+``tokenizer.ggml.model`` is ``gpt2`` (byte-level BPE with merges; ``tokenizer.ggml.pre`` only names
+how texts are split into words) or ``llama`` (SentencePiece's BPE: pieces with scores, which
+determine the merges). Token types determine which tokens are matched before splitting. What a name
+in ``pre`` means is llama.cpp's; where the model's original tokenizer is known to do more (NFC, full
+words before merges), the result does so too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""llama.cpp's types of tokens."""
+"""llama.cpp's token types."""
 
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-"""Special tokens as transformers calls them, and as the keys do."""
+"""Special tokens by transformers' names and by the keys'."""
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -44,25 +45,25 @@ _WORDS = {
     "tekken": _TEKKEN,
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "smaug-bpe"), _LLAMA3),
 }
-"""How texts are cut into words, by the name in ``pre``; empty for GPT-2's way."""
+"""Patterns that split texts into words, by the name in ``pre``; empty for GPT-2's."""
 
 _BEGIN = ("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken")
-"""Names for which llama.cpp takes words whole before it merges, and begins texts with ``bos``."""
+"""Names for which llama.cpp looks up full words before merging, and begins texts with ``bos``."""
 
 _PADDING = re.compile(r"\[PAD\d+\]")
 
 
 def files(keys: Mapping[str, Any]) -> dict[str, str]:
-    """The tokenizer's files by name: empty if the keys tell of none.
+    """The tokenizer's files by name: empty if the keys describe none.
 
     Args:
-        keys: those of the file's header.
+        keys: the file's keys.
 
     Returns:
         The texts of ``tokenizer.json``, ``tokenizer_config.json`` and, if there are any, templates.
 
     Raises:
-        ValueError: saying why none can be made of what they tell.
+        ValueError: with the reason, when the keys cannot be converted.
     """
     model = keys.get("tokenizer.ggml.model")
     if model is None:
@@ -96,7 +97,7 @@ def files(keys: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tokens(keys: Mapping[str, Any]) -> tuple[list[str], Sequence[int]]:
-    """The tokens and their types; rows without a token that are there only to fill up are left out."""
+    """The tokens and their types, without padding rows."""
     tokens = keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise ValueError("tokenizer.ggml.tokens is no list of tokens")
@@ -114,7 +115,7 @@ def _tokens(keys: Mapping[str, Any]) -> tuple[list[str], Sequence[int]]:
 
 
 def _byte_level(keys: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Tokenizer, bool]:
-    """A tokenizer like GPT-2's, and whether texts begin with ``bos`` if no key says so."""
+    """A tokenizer like GPT-2's, and its default for beginning texts with ``bos``."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
     from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -140,7 +141,7 @@ def _byte_level(keys: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Tokeniz
 def _sentencepiece(
     keys: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
 ) -> tuple[Tokenizer, bool]:
-    """A tokenizer like Llama 2's, and whether texts begin with ``bos`` if no key says so."""
+    """A tokenizer like Llama 2's, and its default for beginning texts with ``bos``."""
     from tokenizers import decoders, pre_tokenizers
 
     merges = _merges(keys) if "tokenizer.ggml.merges" in keys else _implied(keys, tokens, kinds)
@@ -190,8 +191,9 @@ def _merges(keys: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _implied(
     keys: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """All ways to make a piece of two others, those of the greatest scores first, as SentencePiece
-    merges; of equal scores those of the longest left and then right parts, as transformers orders them."""
+    """All merges of two pieces into a third, by descending score, as SentencePiece merges; for
+    equal scores by descending length of the left and then the right part, as transformers orders
+    them."""
     scores = keys.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) < len(tokens):
         raise ValueError("its tokens have no scores")
@@ -211,7 +213,7 @@ def _implied(
 
 
 def _add(made: Tokenizer, tokens: Sequence[str], kinds: Sequence[int], special: set[int]) -> None:
-    """Have tokens matched whole: special ones, and those that users defined."""
+    """Add special and user-defined tokens, which are matched before splitting."""
     from tokenizers import AddedToken
 
     matched = dict(zip(tokens, kinds, strict=True))
@@ -248,7 +250,7 @@ def _begin_and_end(
 
 
 def _templates(keys: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates: the model's own, and those with names."""
+    """Chat templates: the default one, and named ones."""
     found = {}
     prefix = "tokenizer.chat_template"
     for key, template in keys.items():

@@ -1,4 +1,4 @@
-"""PyTorch's files (``.pt``, ``.pth``, ``.bin``), read without PyTorch and without running anything."""
+"""Read PyTorch's files (``.pt``, ``.pth``, ``.bin``) without PyTorch and without executing code."""
 
 from merganser.checkpoints.torch_pickle.archive import MAX_DIRECTORY as MAX_DIRECTORY
 from merganser.checkpoints.torch_pickle.listed_names import GETATTR as GETATTR

@@ -1,4 +1,4 @@
-"""The zip archive of a file of PyTorch: where its pickle and its storages are."""
+"""The zip archive of a PyTorch file: the location of its pickle and its storages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from merganser.errors import InputError
 
 MAX_DIRECTORY = 2**24
-"""Greatest size of a zip archive's directory, in bytes; an entry takes about 80."""
+"""Maximum size of a zip archive's directory, in bytes; an entry takes about 80."""
 
 MAGIC_OF_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What a file of PyTorch before 1.6 begins with."""
+"""First bytes of files by PyTorch before 1.6."""
 
 
 class FilePart(io.RawIOBase):
-    """A part of a file as a file."""
+    """A part of a file as a file object."""
 
     def __init__(self, stream: io.BufferedReader, begin: int, end: int) -> None:
         self.begin = begin
@@ -32,7 +32,7 @@ class FilePart(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """As every file; but of a directory with millions of entries nothing is read."""
+        """The part's size; zipfile calls this too."""
         if size > MAX_DIRECTORY:
             raise zipfile.BadZipFile
         return super().read(size) or b""
@@ -59,7 +59,7 @@ class FilePart(io.RawIOBase):
 
 
 def entries_of(file: Path, window: FilePart, start: bytes) -> dict[str, tuple[int, int]]:
-    """Offset in the file and size of every entry of a zip archive."""
+    """Byte offset and size of every entry of a zip archive."""
     try:
         with zipfile.ZipFile(window) as archive:
             entries = {}
@@ -83,7 +83,7 @@ def entries_of(file: Path, window: FilePart, start: bytes) -> dict[str, tuple[in
             return entries
     except InputError:
         raise
-    except Exception:  # zipfile stumbles over damaged directories in many ways
+    except Exception:  # zipfile raises many exceptions for damaged directories
         if start == MAGIC_OF_OLD:
             raise InputError(
                 f"{file}: is of PyTorch's format before 1.6; save it again with "

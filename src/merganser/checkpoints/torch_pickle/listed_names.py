@@ -1,4 +1,4 @@
-"""What a pickle may name, and the stand-in that it gets for each name."""
+"""The names that a pickle may use, and the stand-in for each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from merganser.checkpoints.torch_pickle.stand_ins import (
 from merganser.tensors import BY_NAME, DType
 
 MAX_AXES = 16
-"""More axes than any tensor has."""
+"""Limit on the number of axes, above that of any tensor."""
 
 
 def number(value: Any) -> int:
     """A size, stride or offset.
 
     Raises:
-        ValueError: when it is none.
+        ValueError: when it is not an integer in range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         told = repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__
@@ -37,10 +37,10 @@ def number(value: Any) -> int:
 
 
 def sizes_of(values: Any = ()) -> tuple[int, ...]:
-    """Sizes, strides or offsets along each axis; what ``torch.Size`` makes.
+    """Sizes, strides or offsets along each axis; the result of ``torch.Size``.
 
     Raises:
-        ValueError: when they are none.
+        ValueError: when they are not integers in range.
     """
     if not isinstance(values, list | tuple) or len(values) > MAX_AXES:
         raise ValueError("a tensor has no size")
@@ -105,7 +105,7 @@ def _rebuild_wrapper_subclass(cls: Any, *arguments: Any) -> Any:
 
 
 def _getattr(*asked: Any) -> Any:
-    """Stands in for ``getattr``: knows the members that classes of records list, and no other attribute."""
+    """Replaces ``getattr``: returns listed members of record classes, and no other attribute."""
     match asked:
         case [type() as cls, str() as name] if issubclass(cls, Record) and name in cls.members:
             return cls.members[name]()
@@ -151,12 +151,13 @@ TENSORS: Names = {
     **{("torch", name): StorageType(BY_NAME[dtype]) for name, dtype in _STORAGES.items()},
     **{("torch", dtype.name): dtype for dtype in BY_NAME.values()},
 }
-"""What every pickle may name."""
+"""Names that every pickle may use."""
 
 GETATTR: Names = {(module, "getattr"): Function(_getattr) for module in ("builtins", "__builtin__")}
-"""What pickles with members of enumerations, or with classes within classes, may name.
+"""Names for pickles with enumeration members, or with nested classes.
 
-Python 3.11.0 to 3.11.3 pickle a member as ``getattr(CLASS, NAME)``, all other releases as ``CLASS(VALUE)``.
+Python 3.11.0 to 3.11.3 pickle a member as ``getattr(CLASS, NAME)``, all other releases as
+``CLASS(VALUE)``.
 """
 
 MEMORY_FORMATS: Names = {
@@ -168,4 +169,4 @@ MEMORY_FORMATS: Names = {
         ("_shard.sharded_tensor", "MEM_FORMAT_ENCODING"),
     )
 }
-"""The enumerations with which descriptions of sharded tensors tell their memory format."""
+"""The enumerations for the memory format in descriptions of sharded tensors."""

@@ -1,4 +1,4 @@
-"""What a pickle's objects become: tensors that tell where their bytes are, and inert records."""
+"""Results of unpickling: tensors that locate their bytes, and inert records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merganser.errors import InputError
 from merganser.tensors import DType
 
 MAX_RANKS = 1 << 14
-"""Most integers that are read one by one, such as those of a mesh of ranks."""
+"""Maximum number of integers to read one by one, such as those of a mesh of ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class PickledTensor:
     """A tensor as a pickle describes it: a view of a storage.
 
     Attributes:
-        file: the file that its storage lies in.
-        offset: the byte of the file with which its first element begins.
+        file: the file with its storage.
+        offset: byte offset of its first element in the file.
         dtype: of its elements.
         size, stride: along each axis, in elements.
     """
@@ -57,7 +57,7 @@ class PickledTensor:
         """The elements of a small tensor of integers, such as a mesh of ranks, in order.
 
         Raises:
-            ValueError: when it is none.
+            ValueError: when it is not a small integer tensor.
         """
         if self.dtype.floating or math.prod(self.size) > MAX_RANKS:
             raise ValueError(f"{self.dtype}{list(self.size)} is no list of ranks")
@@ -73,19 +73,19 @@ class PickledTensor:
 
 
 class Named(type):
-    """Classes that messages call what the pickle calls them."""
+    """Metaclass; messages name the class as the pickle does."""
 
     def __repr__(cls) -> str:
         return cls.__name__
 
 
 class Record(metaclass=Named):
-    """An object of a class that a pickle may name, as inert as a form that was filled in.
+    """An inert object of a listed class.
 
     Attributes:
-        members: what a pickle may ask of the class itself, by name, and what makes that.
-        arguments: what it was made with.
-        state: what was put into it afterwards.
+        members: members of the class that a pickle may access by name, with their constructors.
+        arguments: the constructor's arguments.
+        state: the state set afterwards.
     """
 
     __slots__ = ("arguments", "state")
@@ -95,7 +95,7 @@ class Record(metaclass=Named):
     state: Any
 
     def __new__(cls, *arguments: Any) -> Record:
-        """Make one, by whichever of the ways that pickles have."""
+        """Create a record, in any of the ways that pickles use."""
         made = super().__new__(cls)
         made.arguments = arguments
         made.state = None
@@ -115,14 +115,14 @@ class Record(metaclass=Named):
 
 
 class Dictionary(dict[Any, Any], metaclass=Named):
-    """Stands in for ``OrderedDict``; attributes, such as a state dict's metadata, are dropped."""
+    """Replaces ``OrderedDict``; attributes, such as a state dict's metadata, are dropped."""
 
     def __setstate__(self, state: Any) -> None:
-        """Forget what it is."""
+        """Ignore the state."""
 
 
 class Function:
-    """Stands in for a function that a pickle may call. Nothing can be put into it."""
+    """Replaces a function that a pickle may call. It has no state."""
 
     __slots__ = ("_call",)
 
@@ -130,7 +130,7 @@ class Function:
         self._call = call
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call it."""
+        """Call the function."""
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -141,31 +141,31 @@ class Function:
 
 
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-"""What reading a structure raises that is not what it should be."""
+"""Exceptions of reading malformed structures."""
 
 Names = Mapping[tuple[str, str], Any]
-"""What a pickle may name: module and name, and what it gets for that."""
+"""Names that a pickle may use: module and name, with the stand-in."""
 
 
 def record(name: str, **members: Callable[[], Any]) -> type[Record]:
-    """A class of records, with what a pickle may ask of it by name."""
+    """A class of records, with the members that a pickle may access by name."""
     return type(name, (Record,), {"__slots__": (), "members": members})
 
 
 def enumeration(name: str, **values: int) -> type[Record]:
-    """A class of records whose members, asked for by name, are what it makes of their values."""
+    """A class of records whose named members are computed from their values."""
     made = record(name)
     made.members = {member: partial(made, value) for member, value in values.items()}
     return made
 
 
 class UnlistedName(pickle.UnpicklingError):
-    """A pickle asks for what no list allows; the message says for what."""
+    """A pickle uses a name that is not listed; the message states it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageType:
-    """``torch.FloatStorage`` and the like; without a dtype ``UntypedStorage``."""
+    """``torch.FloatStorage`` and similar; without a dtype ``UntypedStorage``."""
 
     dtype: DType | None
 

@@ -1,10 +1,9 @@
-"""PyTorch's files (``.pt``, ``.pth``, ``.bin``), read without PyTorch and without running anything.
+"""Read PyTorch's files (``.pt``, ``.pth``, ``.bin``) without PyTorch and without executing code.
 
-The format, since PyTorch 1.6: a zip archive, nothing compressed, with a pickle ``data.pkl`` and one
-entry ``data/KEY`` for every storage. Unpickling calls whatever the pickle names. Here it can only
-name what a list allows, and gets stand-ins of ours for that: a tensor becomes a
-:class:`PickledTensor`, which tells where its bytes lie; anything else becomes an inert
-:class:`Record`. A pickle that names more is refused.
+The format, since PyTorch 1.6: an uncompressed zip archive with a pickle ``data.pkl`` and one
+entry ``data/KEY`` for every storage. Python's unpickling calls whatever the pickle names. Here only
+listed names are allowed, and each gets a stand-in: a tensor becomes a :class:`PickledTensor`, which
+locates its bytes; anything else becomes an inert :class:`Record`. Any other name raises an error.
 """
 
 from __future__ import annotations
@@ -36,29 +35,30 @@ from merganser.errors import InputError
 from merganser.tensors import DType
 
 MAX_PICKLE = 2**26
-"""Greatest size of a pickle, in bytes; that of a model with 10,000 tensors has about 2 MB."""
+"""Maximum size of a pickle in bytes; a model with 10,000 tensors has about 2 MB."""
 
 MAX_STEPS = 1 << 22
-"""Most steps of unpickling, each of which may make an object; a tensor takes 30, a sharded one 100."""
+"""Maximum number of unpickling steps, each of which may create an object; a tensor takes 30, a
+sharded one 100."""
 
 _KEYS = (str, int, float, bytes, type(None), DType, Record)
-"""What keys of dictionaries may be, or tuples of it."""
+"""Types of dictionary keys; tuples of them are allowed too."""
 
 
 def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | None = None) -> Any:
-    """Unpickle a file of PyTorch, with stand-ins for all that is not plain data.
+    """Unpickle a PyTorch file, with stand-ins for everything except plain data.
 
     Args:
         file: the file.
-        names: what it may name beside tensors.
-        at: the byte with which the archive begins, if it is a part of the file.
-        length: how many bytes that part has.
+        names: allowed names, in addition to tensors.
+        at: byte offset of the archive in the file.
+        length: its size in bytes.
 
     Raises:
-        InputError: when it is cut off, compressed, damaged, of another format, or names what it may
-            not.
+        InputError: when it is truncated, compressed, damaged, of another format, or uses another
+            name.
     """
-    if not file.is_file():  # a pipe would be waited for
+    if not file.is_file():  # reading a pipe would block
         what = "is no file" if file.exists() else "is missing; fetch it again"
         raise InputError(f"{file}: {what}")
     try:
@@ -91,12 +91,12 @@ def unpickle(
 
     Args:
         data: the pickle.
-        file: where it is from.
-        names: what it may name beside tensors.
-        storages: offset and size in the file of every storage, by key.
+        file: its source, for messages.
+        names: allowed names, in addition to tensors.
+        storages: byte offset and size of every storage in the file, by key.
 
     Raises:
-        InputError: when it is damaged, or names what it may not.
+        InputError: when it is damaged, or uses another name.
     """
     try:
         return _Unpickler(data, file, {**TENSORS, **(names or {})}, storages or {}).load()
@@ -107,17 +107,17 @@ def unpickle(
             f"{file}: asks for {asked}, which weights do not need, so it is not read; if you trust "
             "it, load it with torch and save its weights as safetensors"
         ) from None
-    except Exception as error:  # whatever a damaged pickle makes the machine stumble over
+    except Exception as error:  # any exception that a damaged pickle causes
         reason = " ".join(str(error).split())[:100]
         raise InputError(f"{file}: its pickle is damaged ({reason})") from None
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-ignore]
-    """Python's own machine, in Python, so that each of its steps can be looked at.
+    """Python's pickle machine in Python, which checks each step.
 
-    The one in C calls what it is told to, lets a pickle overwrite the fields of any object, allocates
-    whatever it claims to need, and takes keys whose hash is never done. This one makes plain data and
-    stand-ins, and counts.
+    The C version calls any function, lets a pickle overwrite fields of any object, allocates any
+    amount that a pickle claims, and accepts keys with unbounded hash time. This one creates only
+    plain data and stand-ins, and counts its steps.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
@@ -135,13 +135,13 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         self._steps = 0
 
     def step(self, count: int = 1) -> None:
-        """Count work."""
+        """Count steps."""
         self._steps += count
         if self._steps > MAX_STEPS:
             raise pickle.UnpicklingError(f"it takes more than {MAX_STEPS} steps")
 
     def call(self) -> None:
-        """REDUCE: what is called must be a stand-in for that."""
+        """REDUCE: only stand-ins for functions and classes can be called."""
         arguments = self.stack.pop()
         called = self.stack[-1]
         made = isinstance(called, type) and issubclass(called, Record | Dictionary)
@@ -168,7 +168,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         self._set(self.pop_mark())
 
     def make_dictionary(self) -> None:
-        """DICT: the same, into a new one."""
+        """DICT: like SETITEMS, into a new dictionary."""
         items = self.pop_mark()
         self.append({})
         self._set(items)
@@ -184,7 +184,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
             target[key] = value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in; refuse what is not listed."""
+        """The stand-in for a name; raises for names that are not listed."""
         found = self._names.get((module, name))
         if found is None:
             asked = f"{module}.{name}"[:100]
@@ -223,7 +223,7 @@ _REFUSED = frozenset(
     + pickle.NEXT_BUFFER
     + pickle.READONLY_BUFFER
 )
-"""Opcodes that nothing of PyTorch's needs."""
+"""Opcodes that PyTorch's pickles do not need."""
 
 _OWN = {
     pickle.REDUCE: _Unpickler.call,
