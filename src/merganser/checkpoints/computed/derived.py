@@ -125,7 +125,7 @@ class DerivedCheckpoint:
         if isinstance(tensor, str):
             return inner.scratch(tensor) if isinstance(inner, DerivedCheckpoint) else 0
         levels = 1
-        while isinstance(inner, DerivedCheckpoint):  # sums the wrappers
+        while isinstance(inner, DerivedCheckpoint):  # each wrapper computes a range
             levels, inner = levels + 1, inner._inner
         return levels * SCRATCH * tensor.spec.dtype.itemsize
 

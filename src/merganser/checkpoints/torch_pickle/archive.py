@@ -32,7 +32,7 @@ class FilePart(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The part's size; zipfile calls this too."""
+        """Read bytes; raises for a size beyond that of a real archive's directory."""
         if size > MAX_DIRECTORY:
             raise zipfile.BadZipFile
         return super().read(size) or b""
