@@ -191,7 +191,7 @@ def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
 
 
 def _requested(plan: Plan) -> Report | None:
-    """The weights of more models than are measured, from the coefficients over the whole model."""
+    """The weights of more models than are measured, from the coefficients over all tensors."""
     jobs = [
         (job, job.combination.coefficients)
         for job in plan.jobs

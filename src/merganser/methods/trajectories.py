@@ -18,7 +18,7 @@ def relex(
     target: Annotated[float, Range(0.0, 1e9, least=0.0, most=1e9)],
     explained: Annotated[float, Range(0.0, 1.0, least=0.0, most=1.0)] = 0.9,
 ) -> Combination:
-    """Extrapolate a run's state to the step ``target``, along a straight line through its steps.
+    """The run's state at the step ``target``, extrapolated along a straight line through its steps.
 
     The base is the model from which training began. The method computes the leading direction
     (rank one) of the steps' deltas, each step's coordinate along it, and a straight line through

@@ -51,7 +51,7 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     tensors = {name: made(name, changes.get(name)) for name in checkpoint.specs}
     config: Mapping[str, Any] = checkpoint.config
     if embedding and {HEAD, head, embedding} & changes.keys() and _is_tied(checkpoint):
-        # A change of one does not apply to the other: PEFT's model computes with a separate head and
+        # A delta of one does not apply to the other: PEFT's model computes with a separate head and
         # embedding, although its merged model may tie them again.
         if head is None:
             tensors[HEAD] = made(embedding, changes.get(HEAD))
