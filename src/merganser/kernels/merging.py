@@ -345,9 +345,7 @@ def merge_with(
     """:func:`merge` with a library's kernels, or with numpy if it is None."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
     wide = work == np.float64
-    structs = [
-        o.how.struct(k, work, start, count) for o in outputs
-    ]  # referenced until the call returns
+    structs = [o.how.struct(k, work, start, count) for o in outputs]  # alive during the call
     out = (_OutputStruct * len(outputs))(
         *(
             _OutputStruct(

@@ -195,7 +195,7 @@ def _check_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
 
 
 def _weight_schemes(stated: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """How compressed-tensors stores its groups of weights."""
+    """The weight settings of each group of compressed-tensors."""
     groups = stated.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
