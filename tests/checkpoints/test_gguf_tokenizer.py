@@ -3,8 +3,9 @@ tokenizers gave from which the files were written."""
 
 from __future__ import annotations
 
-import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,13 +264,16 @@ def test_what_lies_beside_counts(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(saved(tmp_path / "in", sentencepiece_keys()))
-    folder = checkpoint.path
-    assert folder is not None
-    assert folder.is_dir()
-    del checkpoint
-    gc.collect()
-    assert not folder.exists()
+    """The folder with the tokenizer lasts as long as the process that reads the file."""
+    folder = saved(tmp_path / "in", sentencepiece_keys())
+    code = (
+        "import sys; from merganser import open_checkpoint; "
+        "path = open_checkpoint(sys.argv[1]).path; assert path.is_dir(); print(path)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip()
+    assert not Path(done.stdout.strip()).exists()
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["m.gguf"]
 
 

@@ -226,7 +226,7 @@ def test_a_method_that_draws_takes_whole_tensors() -> None:
 def test_every_method_has_a_variant_or_needs_none() -> None:
     """Without one a method is computed exactly, from inputs that are cast."""
     without = {name for name in methods.names() if in_legacy(name).arithmetic == "exact"}
-    assert without == {"passthrough", "consensus_ta", "consensus_ties"}
+    assert without == {"passthrough", "consensus_ta", "consensus_ties", "relex"}
     assert set(CASES) == set(methods.names()) - without - {"linear"}
 
 

@@ -515,7 +515,7 @@ def test_what_cannot_be_cleared_away_spoils_no_finished_merge(
 @pytest.mark.parametrize(
     ("path", "error", "fate"),
     [
-        ("a", InputError, "looked at"),  # and is not taken for a model on the Hub
+        ("a", InputError, "read"),  # and is not taken for a model on the Hub
         ("a/config.json", InputError, "read"),
         ("a/model.safetensors", InputError, "read"),
         ("a/tokenizer.json", InputError, ""),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -48,12 +47,11 @@ def test_tokens_are_counted_within_a_batch_and_add_up(tmp_path: Path) -> None:
         order.append("tokens")
 
     recipe = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
-    with closing(plan(recipe)) as only:
-        backend = live.backend_of(only, on_tokens=count)
-        completions: list[Completion] = []
-        for _, completion in backend(requests, Sampling(1.0, max_tokens=7, seed=3)):
-            order.append("completion")
-            completions.append(completion)
+    backend = live.backend_of(plan(recipe), on_tokens=count)
+    completions: list[Completion] = []
+    for _, completion in backend(requests, Sampling(1.0, max_tokens=7, seed=3)):
+        order.append("completion")
+        completions.append(completion)
     assert order.index("completion") >= 2, "nothing is reported before the batch ends"
     assert steps[0] == len(requests)
     assert sum(steps) == sum(completion.tokens for completion in completions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from merganser.checkpoints import locators
 from merganser.checkpoints.computed.planned import NotMergedYet
 from merganser.checkpoints.locators import Locator, TensorAt
 from merganser.checkpoints.opening import open_checkpoint
-from merganser.checkpoints.protocol import Checkpoint, Described
+from merganser.checkpoints.protocol import Checkpoint, Described, Stamp
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.errors import InputError
 
@@ -51,6 +52,7 @@ class Readers:
         """
         if model.locator is None:
             raise NotMergedYet(f"{model.label}: is planned, but not merged yet")
+        check_stamps(model)  # before a changed file is called a broken one
         checkpoint = self.at(model.locator)
         check_same(model, checkpoint)
         return checkpoint
@@ -79,6 +81,20 @@ class Readers:
                 f"{name}: is a checkpoint in memory; hand it to run(…, checkpoints={{{name!r}: …}})"
             )
         return checkpoint
+
+
+def check_stamps(model: Described) -> None:
+    """Check that the files of a model have not changed since their headers were read.
+
+    Missing files are left to the reader of the format.
+
+    Raises:
+        InputError: when a file has changed.
+    """
+    for file, stamp in model.stamps.items():
+        with suppress(OSError):
+            if Stamp.of(file.stat()) != stamp:
+                raise InputError(f"{file}: changed since its header was read; merge again")
 
 
 def check_same(model: Described, checkpoint: Checkpoint) -> None:
