@@ -1,1 +1,1 @@
-"""Studies: many merges of one file, and what sets models apart."""
+"""Studies: run, score and search many merges that one file describes."""

@@ -62,12 +62,13 @@ def evaluate_sweep(
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> Results:
-    """Score base, experts and all points of a sweep in memory, and write the points that its rule keeps.
+    """Score the base, the experts and all points of a sweep in memory, and write the points that
+    `keep` selects.
 
-    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``, and those of the
-    chosen points on what is held out into ``out/held_out``. Completions that are
-    there from the same plans, problems and settings are reused, and points that ``only`` leaves out stay in
-    the results. Several processes can share one study: each model is scored by one of them.
+    Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``, and the
+    chosen points' results on held-out problems into ``out/held_out``. Completions of the same
+    plans, problems and settings are reused, and points that ``only`` excludes stay in the results.
+    Several processes can share one study: each model is scored by one of them.
 
     Args:
         config: a file with ``sweep:`` and ``evaluate:`` blocks, or a mapping.
@@ -76,13 +77,14 @@ def evaluate_sweep(
         write: False to write no models, whatever the rule says.
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
-        on_progress: told of the completions.
-        on_warning: takes warnings: of the points' plans, and of kept completions that must be generated
-            again, before the first completion; of the merges that are written.
+        on_progress: called with the progress of the completions.
+        on_warning: called with each warning: before the first completion those of the points'
+            plans and of stored completions that must be generated again; later those of the
+            written merges.
         options: of :func:`merganser.merge`.
 
     Raises:
-        MerganserError: of the kind that fits; completions that are there are kept.
+        MerganserError: of the kind that fits; existing completions stay on disk.
     """
     planning, writing = split_options(options)
     threads = writing.threads
@@ -184,7 +186,7 @@ def _on_held_out(
     threads: int | None,
     on_progress: Listener,
 ) -> list[Entry]:
-    """Score models on what was held out; nothing where nothing was."""
+    """Return the models' scores on the held-out problems; empty if none are held out."""
     if not tasks or not models:
         return []
     folder = home / results.HELD_OUT
@@ -199,7 +201,7 @@ def _on_held_out(
 def _write_held_out(
     found: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: Live, home: Path
 ) -> None:
-    """Write the results on what was held out; where there are none, earlier ones are removed."""
+    """Write the results on held-out problems; remove earlier ones if there are none now."""
     folder = home / results.HELD_OUT
     if not entries:
         results.remove(folder)
@@ -239,7 +241,7 @@ class _Stage:
     beside: Path
 
     def score_all(self, models: Sequence[StudyModel], on_progress: Listener) -> list[Entry]:
-        """Score models, each once where several processes work on the study."""
+        """Return the models' scores; if several processes share the study, each model is scored once."""
         turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
         return sharing.each_once(
             models,
@@ -262,7 +264,8 @@ class _Stage:
         return score(model, self.tasks, self.live, self.home, on_progress, turn, more)
 
     def is_complete(self, model: StudyModel) -> bool:
-        """Whether all completions and scores of a model are kept, so that it can be scored without running."""
+        """Whether all completions and scores of a model are stored, so that it can be scored
+        without running."""
         key = self.live.key(model.plan, model.entry.name)
         own = "-".join(key.values())
         kept = harness.read_kept(self._harness_file(model), own, self.block.lm_eval)

@@ -47,10 +47,10 @@ def evaluate(
     """Score one model, without writing it.
 
     Args:
-        model: a reference as recipes have it, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
-            model that a server has.
+        model: a reference as in recipes, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
+            served model.
         tasks_file: a file of tasks, or one with an ``evaluate:`` block.
-        samples: the file of kept completions; None to keep none.
+        samples: the file that stores completions; None to store none.
         endpoint: URL of a server that speaks OpenAI's protocol, for the engine ``endpoint``.
         concurrency: requests at once to it.
         engine: what runs the model, in place of the file's engine.
@@ -59,7 +59,7 @@ def evaluate(
         dtype: overrides the file's dtype, in which the model computes.
         batch_size: overrides the file's number of completions at once.
         threads: of the merge.
-        on_progress: told of the completions.
+        on_progress: called with the progress of the completions.
         on_warning: as in :func:`evaluate_sweep`.
 
     Returns:
@@ -115,10 +115,10 @@ def evaluate(
 
 
 def judge_again(samples: Path, tasks_file: str | Path) -> Results:
-    """Judge kept completions by the scorers of a file of tasks, without running a model.
+    """Return scores of stored completions by the scorers of a file of tasks, without running a model.
 
     Raises:
-        MerganserError: of the kind that fits, such as where a problem has no completion.
+        MerganserError: of the kind that fits, for example if a problem has no completion.
     """
     _, tasks, _ = languages.load(tasks_file, Study)
     judged = running.judge(tasks, kept_samples.read(samples))

@@ -1,7 +1,7 @@
-"""Greedy soups: which models they are made of, as a recipe.
+"""Recipes of greedy soups, from a list of candidate models.
 
 Wortsman et al. 2022, "Model soups" (arXiv:2203.05482). ``from`` lists the models; the recipe needs
-nothing else, and may say everything but its models.
+no other key, and may set any key except its models.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MOST_MODELS = 200
 
 
 def with_models(document: Document, folder: Folder | None) -> tuple[Document, tuple[str, ...]]:
-    """A greedy search's recipe with its models, and what they are called.
+    """Return a greedy search's recipe with its models, and the models' short names.
 
     Args:
         document: the file's, whose ``search`` has ``from``.
-        folder: the file's, where training runs are looked for too.
+        folder: the file's folder, which is also searched for training runs.
 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.
@@ -75,7 +75,7 @@ def _quoted(text: str) -> str:
 
 
 def _names(references: Sequence[str]) -> tuple[str, ...]:
-    """Short names of models that can stand in expressions, each its own."""
+    """Return unique short names of models that are valid in expressions."""
     found: dict[str, None] = {}
     for text in shorten([reference.strip("/") for reference in references]):
         plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "model"

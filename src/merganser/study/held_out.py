@@ -16,19 +16,19 @@ def split(
     seed: int,
     error: Callable[[str], RecipeError],
 ) -> tuple[list[Task], list[Task]]:
-    """What models are chosen by, and what only the chosen ones are scored on.
+    """Split tasks into those that select models and those that only the selected models are scored on.
 
-    A share is taken of the problems of every task, by the digests of their names, so that it stays the
-    same wherever a problem stands in its file.
+    A share takes the same fraction of every task's problems, by the digests of their names, so
+    that it does not depend on the order of the file.
 
     Args:
         tasks: all.
-        apart: a share of the problems, or names of tasks; None for nothing.
+        apart: a share of the problems to hold out, or names of tasks; None to hold out nothing.
         seed: of the share.
-        error: makes an error of a problem with ``apart``.
+        error: converts a message about ``apart`` into an exception.
 
     Raises:
-        RecipeError: when there is nothing left on one side, or no such task.
+        RecipeError: one side is empty, or a task does not exist.
     """
     if apart is None:
         return list(tasks), []

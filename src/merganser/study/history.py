@@ -1,4 +1,4 @@
-"""What a search has tried, kept line by line, so that one that was cut off goes on where it was."""
+"""The history of a search, appended line by line, so that an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ NAME = "history.jsonl"
 FORMAT = 1
 
 INPUTS = "inputs"
-"""Among a history's settings: the digest of the contents of each model that is merged, by its name."""
+"""Key of a history's settings: the content digest of each merged model, by name."""
 
 
 class History:
-    """A file of JSON lines: what the search is, then a line for every candidate, in their order.
+    """A file of JSON lines: the search's settings, then one line for each candidate, in order.
 
-    Every line is on the disk before the next candidate begins. A last line that was cut off is dropped.
-    While it is open no other process can open it.
+    Every line is on the disk before the next candidate begins. An incomplete last line is dropped.
+    Only one process can open the file at a time.
 
     Args:
-        folder: which holds :data:`NAME`; made if it is not there.
-        settings: what decides the candidates and their scores, as plain data; a file of other ones is refused.
+        folder: contains :data:`NAME`; created if missing.
+        settings: all that determines the candidates and their scores, as plain data; a file with
+            other settings is refused.
 
     Attributes:
-        lines: what is there, as plain data.
+        lines: the candidates' lines, as plain data.
 
     Raises:
         OutputExistsError: the file belongs to a search of other settings, or another process has it.
@@ -54,7 +55,9 @@ class History:
             except BlockingIOError:
                 raise OutputExistsError(f"{folder}: another search is running there") from None
             except OSError as error:
-                if error.errno not in system.NO_LOCKS:  # without locks, nothing tells of another
+                if (
+                    error.errno not in system.NO_LOCKS
+                ):  # no locks: cannot detect others
                     raise
             self._file.seek(0)
             whole, _, torn = self._file.read().rpartition(b"\n")
@@ -77,7 +80,7 @@ class History:
 
     def close(self) -> None:
         """Let others open it."""
-        with suppress(OSError):  # what could not be written was told of
+        with suppress(OSError):  # the failed write has already raised an error
             self._file.close()
 
     def __enter__(self) -> History:

@@ -180,10 +180,9 @@ _SEARCH["anyOf"] = [{"required": ["over"]}, {"required": ["from"]}]
 
 
 def json_schema() -> Schema:
-    """The JSON Schema of recipes, sweeps and searches, and of files of tasks.
+    """Return the JSON Schema of recipes, sweeps and searches, and of files of tasks.
 
-    Where a recipe of a sweep or a search has a number, a word, or a list of them, it may have an
-    expression.
+    In sweeps and searches, an expression may replace a number, a word, or a list of them.
     """
     own = recipe.json_schema()
     dialect, defs = own.pop("$schema"), {k: _open(v) for k, v in own.pop("$defs").items()}

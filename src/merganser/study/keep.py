@@ -13,7 +13,7 @@ from merganser.recipe import Document
 from merganser.results.scores import Entry
 
 Rule = Callable[[Sequence[Entry]], dict[str, str]]
-"""Names of the points that are kept, with the reason."""
+"""Return the names of the selected points, each with the reason."""
 
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -30,16 +30,16 @@ def parse_rule(
     directions: Mapping[str, Direction],
     document: Document,
 ) -> Rule:
-    """Read which points are written.
+    """Return the rule that selects the points to write.
 
     Args:
         keep: ``all``, ``none``, ``front`` (with all scores, or ``{front: [accuracy, format]}``),
             ``best: accuracy``, or ``max accuracy with format >= 0.95 and tokens < 500``.
-        directions: the scores that there are.
-        document: for the address of what is wrong.
+        directions: the study's scores.
+        document: gives errors their file and line.
 
     Raises:
-        RecipeError: when it is none of these, or speaks of a score that there is not.
+        RecipeError: the rule has another form, or names an unknown score.
     """
 
     def error(message: str) -> RecipeError:

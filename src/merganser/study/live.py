@@ -10,7 +10,7 @@ from merganser.study.served_model import ServedModel
 from merganser.study.vllm_model import VllmModel
 
 TOKEN = "OPENAI_API_KEY"
-"""The variable whose value is sent to a server, if it is set."""
+"""Environment variable with the bearer token for a server."""
 
 
 def make_live(
@@ -21,14 +21,14 @@ def make_live(
     threads: int | None = None,
     batch_size: int | None = None,
 ) -> Live:
-    """A model in the engine that options are of.
+    """Return a live model in the engine that the options belong to.
 
     Args:
         options: of the engine.
-        device, dtype, threads, batch_size: as for :class:`merganser.LiveModel`; a server has its own.
+        device, dtype, threads, batch_size: as for :class:`merganser.LiveModel`; ignored for a server.
 
     Raises:
-        MerganserError: the engine is not installed, or cannot compute there.
+        MerganserError: the engine is not installed, or does not support the device.
     """
     if isinstance(options, TransformersOptions):
         return LiveModel(

@@ -32,19 +32,19 @@ from merganser.sinks import LiveSink, StateDictSink
 from merganser.study import shell
 
 Computing = Literal["auto", "float32", "bfloat16", "float16"]
-"""What a model computes in: ``auto`` is float32 on the CPU, and the plan's own dtype on a GPU."""
+"""Compute dtypes: ``auto`` is float32 on the CPU, and the plan's dtype on a GPU."""
 
 OnOutcome = Callable[[engine.Outcome], None]
 
 
 class Live(ABC):
-    """A model that :meth:`become` makes whatever a plan says, in some engine.
+    """A model in some engine that :meth:`become` turns into the merge of any plan.
 
     Attributes:
         engine_name: the engine with its version.
         device: where it computes.
-        computing: what it computes in.
-        plan: the plan that it is now.
+        computing: the compute dtype.
+        plan: the plan whose merge it holds.
     """
 
     engine_name: str
@@ -64,17 +64,17 @@ class Live(ABC):
 
     @abstractmethod
     def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
-        """Be what a plan says.
+        """Turn the model into the merge of a plan.
 
         Args:
-            plan: what to be.
+            plan: the merge.
             report: whether to measure effective weights.
 
         Returns:
-            What the merge engine measured.
+            The merge engine's measurements.
 
         Raises:
-            InputError: when the engine cannot make the model, or lacks some of its weights.
+            InputError: the engine does not support the model, or misses some of its weights.
         """
 
     def backend_of(
@@ -84,13 +84,13 @@ class Live(ABC):
         on_tokens: OnTokens = ignore_tokens,
         name: str = "",
     ) -> Backend:
-        """A backend that becomes a plan when it is first asked something.
+        """Return a backend that turns the model into the merge of a plan at its first request.
 
         Args:
-            plan: what to be.
-            on_outcome: told what the engine measured; None to measure nothing.
-            on_tokens: gets the number of tokens at each step.
-            name: what the study calls the model.
+            plan: the merge.
+            on_outcome: called with the engine's measurements; None to measure nothing.
+            on_tokens: called with the number of tokens at each step.
+            name: the model's name in the study.
         """
 
         def backend(
@@ -102,7 +102,7 @@ class Live(ABC):
         return backend
 
     def settle(self, plan: Plan, on_outcome: OnOutcome | None = None) -> None:
-        """Be what a plan says, if that is not so already; see :meth:`backend_of`."""
+        """Turn the model into the merge of a plan, unless it is that already; see :meth:`backend_of`."""
         if self.plan is not plan:
             outcome = self.become(plan, report=on_outcome is not None)
             if on_outcome is not None:
@@ -140,24 +140,24 @@ class Live(ABC):
 
 
 class LiveModel(Live):
-    """A model of transformers that :meth:`become` makes whatever a plan says.
+    """A transformers model that :meth:`become` turns into the merge of any plan.
 
     The first plan is blended in memory and loaded as transformers loads a folder, with the config and the
-    tokenizer that the merge would write. From then on a plan of the same shape is blended into the
-    parameters in place, each byte converted once; another is loaded anew, and so are models whose
-    weights have other names in memory than on the disk.
+    tokenizer that the merge would write. After that, a plan of the same shape is blended into the
+    parameters in place, each byte converted once. Plans of another shape are reloaded, and so are
+    models whose weights have other names in memory than on the disk.
 
     Args:
         device: ``auto``, or what torch calls it.
-        dtype: what the model computes in.
+        dtype: the compute dtype.
         threads: of the merge; None for as many as pay off.
-        batch_size: of completions at once; found by itself if None.
+        batch_size: number of simultaneous completions; None chooses it automatically.
         options: of the transformers engine.
 
     Attributes:
         module: the transformers model; None before the first plan.
-        tokenizer: its tokenizer.
-        plan: the plan that it is now.
+        tokenizer: the model's tokenizer.
+        plan: the plan whose merge it holds.
     """
 
     def __init__(
@@ -248,7 +248,8 @@ class LiveModel(Live):
         self._backend = inference(self.module, codec, batch_size=self._batch_size)
 
     def _find(self, names: Sequence[str], unused: set[str]) -> dict[str, Any] | None:
-        """Where each tensor of the merge lies in the module; None if that is not one to one."""
+        """Return the module's parameter for each tensor of the merge; None if the mapping is not
+        one to one."""
         own = dict(self.module.state_dict(keep_vars=True))
         found: dict[str, Any] = {}
         taken: set[int] = set()
@@ -275,9 +276,9 @@ def evaluate_plan(
 
     Args:
         plan: what to merge.
-        tasks: what it is asked.
-        live: the live model to use, for one plan after the other; a new one if None.
-        samples: the file in which completions are kept, and looked for; None to keep none.
+        tasks: the tasks to score it on.
+        live: the live model to reuse between calls; a new one if None.
+        samples: the file that completions are read from and stored in; None to store none.
 
     Returns:
         Scores by name: the scorer's, or ``task/scorer`` where there are several tasks.
@@ -293,10 +294,10 @@ def evaluate_plan(
 
 
 def find_device(name: str) -> str:
-    """What torch calls a device; ``auto`` is the best that there is.
+    """Return torch's name of a device; ``auto`` is the best available one.
 
     Raises:
-        RecipeError: it is not there.
+        RecipeError: the device is not available.
     """
     import torch
 

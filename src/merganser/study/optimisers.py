@@ -1,7 +1,8 @@
-"""How a search chooses candidates: one small class a method, asked and told a generation at a time.
+"""Optimisers that choose a search's candidates: one class per method, with an ask/tell interface
+by generation.
 
-What an optimiser does next depends on nothing but its seed and what it was told, so that a search
-that was cut off is replayed from its history. All goals are to be made small.
+An optimiser's next step depends only on its seed and the results it received, so that an
+interrupted search is replayed from its history. All goals are minimised.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from merganser.study.search_axes import Axis
 from merganser.study.search_space import Method, Position
 
 POPULATION = 8
-"""Candidates of a generation, where the method has no number of its own."""
+"""Candidates of a generation, for methods without a default of their own."""
 
 FIRST_OF_FRONT = 5
 """Points of the even grid that the front begins with."""
@@ -26,12 +27,13 @@ FIRST_OF_FRONT = 5
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a candidate.
+    """The result of a candidate.
 
     Attributes:
-        position: where it is.
-        goals: a number for each objective; less is better. Empty if there is none: worse than all others.
-        missed: by how much each constraint is missed; 0 where it is kept.
+        position: the candidate's position in the space.
+        goals: one number per objective, less is better; empty if the candidate failed, which is
+            worse than all others.
+        missed: the violation of each constraint; 0 if it is satisfied.
     """
 
     position: Position
@@ -43,7 +45,7 @@ class Optimiser(Protocol):
     """Chooses candidates."""
 
     def ask(self) -> list[Position]:
-        """A generation; empty if there is nothing left to try."""
+        """Return a generation; empty if the method is exhausted."""
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """What became of the generation, in the order in which it was asked."""
@@ -58,18 +60,18 @@ def optimiser(
     seed: int = 0,
     equal: bool = False,
 ) -> Optimiser:
-    """Make the optimiser of a method.
+    """Return the optimiser of a method.
 
     Args:
         method: its name.
-        axes: the space.
-        objectives: how many goals there are.
-        population: how many candidates make a generation; None for the method's own number.
-        seed: of all that is drawn.
-        equal: whether a greedy soup keeps what makes it neither better nor worse.
+        axes: the axes of the space.
+        objectives: the number of goals.
+        population: candidates per generation; None for the method's default.
+        seed: seed of all random draws.
+        equal: whether a greedy soup keeps a model that leaves the score unchanged.
 
     Raises:
-        MerganserError: when its library is not installed.
+        MerganserError: the method's library is not installed.
     """
     match method:
         case "cma-es":
@@ -152,7 +154,7 @@ class Optuna:
         self.trials: list[Any] = []
 
     def ask(self) -> list[Position]:
-        """As many as there are in a population."""
+        """Return one generation of candidates."""
         self.trials = [self.study.ask(self.space) for _ in range(self.population)]
         return [tuple(trial.params[key] for key in self.space) for trial in self.trials]
 
@@ -168,7 +170,7 @@ class Optuna:
 
 
 class Random:
-    """Every candidate on its own, all alike."""
+    """Random search: independent, uniformly drawn candidates."""
 
     def __init__(self, axes: Sequence[Axis], population: int, seed: int) -> None:
         self.axes = axes
@@ -176,7 +178,7 @@ class Random:
         self.random = np.random.default_rng(seed)
 
     def ask(self) -> list[Position]:
-        """As many as there are in a population."""
+        """Return one generation of candidates."""
         return [
             tuple(
                 float(self.random.random())
@@ -192,10 +194,10 @@ class Random:
 
 
 class Front:
-    """An even grid over one number, then always the middle of the front's widest gap.
+    """An even grid over one number, then repeatedly the middle of the front's widest gap.
 
-    A gap is the distance of two neighbours' goals, each goal scaled to its range so far; neighbours of
-    which neither is on the front are looked at last.
+    A gap is the distance between two neighbours' goals, each goal scaled to its range so far;
+    pairs without a point on the front come last.
     """
 
     def __init__(self, axes: Sequence[Axis], first: int) -> None:
@@ -239,11 +241,12 @@ class Front:
 
 
 class Greedy:
-    """Every model alone, and then the best one with the next best, which stays if that is better, and so on.
+    """Greedy soup: score every model alone, then add models from best to worst, and keep each that
+    improves the score.
 
     Args:
-        axes: one for each model; with more than two values a model may be taken again.
-        equal: whether what makes a soup neither better nor worse stays too.
+        axes: one per model; with more than two values a model may be added again.
+        equal: whether a model that leaves the score unchanged stays.
     """
 
     def __init__(self, axes: Sequence[Axis], equal: bool = False) -> None:
