@@ -55,9 +55,7 @@ class History:
             except BlockingIOError:
                 raise OutputExistsError(f"{folder}: another search is running there") from None
             except OSError as error:
-                if (
-                    error.errno not in system.NO_LOCKS
-                ):  # no locks: cannot detect others
+                if error.errno not in system.NO_LOCKS:  # no locks: cannot detect others
                     raise
             self._file.seek(0)
             whole, _, torn = self._file.read().rpartition(b"\n")

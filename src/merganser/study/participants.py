@@ -19,7 +19,7 @@ from merganser.results.scores import Direction, Entry, Role
 from merganser.study.evaluate_block import Study
 
 SAMPLES = "samples"
-"""The folder of completions, beside the points' folders."""
+"""Name of the folder of completions, next to the points' folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,15 @@ def point_model(point: Point, plan: Plan) -> StudyModel:
 
 
 def settle(text: str, beside: Path | None = None, weights: Weights | None = None) -> Plan:
-    """The plan that is one model as it is.
+    """Return the plan that reproduces one model unchanged.
 
     Args:
-        text: a reference, as recipes have it.
-        beside: the folder that it is looked for in too.
-        weights: which weights of training steps are taken.
+        text: a reference, as in recipes.
+        beside: a folder that is also searched for the model.
+        weights: which weights of a training step to read.
 
     Raises:
-        MerganserError: when there is none.
+        MerganserError: there is no such model.
     """
     data = {"merge_method": "passthrough", "models": [{"model": text}]}
     parsed = recipe.validate(Document(data), beside, "normal")
@@ -65,17 +65,17 @@ def base_and_experts(
     document: Document,
     options: PlanOptions,
 ) -> list[StudyModel]:
-    """The base and the experts of all points, each once: first the bases.
+    """Return the base and the experts of all points, each once, bases first.
 
     Args:
-        block: which names a base of its own, or wants no experts.
-        points: what is merged.
-        folder: that models are looked for beside.
-        document: for the address of what is wrong.
+        block: the study's block, which may name a base, or exclude the experts.
+        points: the points' plans.
+        folder: the folder that relative paths of models start at.
+        document: gives errors their file and line.
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: when one cannot be read.
+        MerganserError: a model cannot be read.
     """
     wanted = references_of(block, points, document)
     taken = {point.entry.name.casefold() for point in points}
@@ -98,8 +98,8 @@ def base_and_experts(
 def references_of(
     block: Study, points: Sequence[StudyModel], document: Document
 ) -> list[tuple[ModelReference, Role, str | None]]:
-    """The base and the experts of points, each once, and the block's references with their names: first
-    the bases."""
+    """Return the base and the experts of points, each once, and the block's references with their
+    names, bases first."""
     merged: dict[str, ModelReference] = {}
     bases: dict[str, ModelReference] = {}
     for point in points:
@@ -145,16 +145,16 @@ def stated_references(
     document: Document,
     taken: Sequence[Entry] = (),
 ) -> list[Entry]:
-    """The block's references whose scores are typed in.
+    """Return the block's references whose scores are given in the file.
 
     Args:
-        block: of the study.
+        block: the study's block.
         directions: the study's scores.
-        document: for the address of what is wrong.
-        taken: the other entries.
+        document: gives errors their file and line.
+        taken: the other entries, whose names are in use.
 
     Raises:
-        RecipeError: when a score is none of the study's, or nothing tells how sure it is.
+        RecipeError: the study has no such score, or its uncertainty is missing.
     """
     names = {folder_name(entry.name).casefold() for entry in taken}
     found: list[Entry] = []

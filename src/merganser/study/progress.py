@@ -28,7 +28,7 @@ class Scoring:
     """A model is being scored.
 
     Attributes:
-        turn: which model.
+        turn: the model, with its position among all models.
         done: completions that are finished, reused ones included.
         total: completions that its tasks ask for.
         generated: completions that this run has finished.
@@ -47,7 +47,7 @@ class Scored:
     """A model has its scores.
 
     Attributes:
-        turn: which model.
+        turn: the model, with its position among all models.
         scores: by name.
         completions: completions that the scores rest on.
         generated: those of them that this run has generated; the others are reused.
@@ -64,7 +64,7 @@ class Waiting:
     """A model is scored by another process, and waited for.
 
     Attributes:
-        turn: which model.
+        turn: the model, with its position among all models.
     """
 
     turn: Turn
@@ -84,8 +84,8 @@ class Meter:
     """Counts what a backend generates for one model, and reports each step.
 
     Attributes:
-        turn: which model.
-        listener: gets a :class:`Scoring` at each step.
+        turn: the model, with its position among all models.
+        listener: called with a :class:`Scoring` at each step.
     """
 
     turn: Turn

@@ -33,10 +33,10 @@ from merganser.version import VERSION
 def to_redo(
     models: Sequence[StudyModel], tasks: Sequence[Task], live: Live, home: Path
 ) -> list[str]:
-    """Which kept completions no longer hold: a line for each reason, with the models that it concerns.
+    """Return why stored completions are out of date: one line per reason, with the models that it concerns.
 
     Raises:
-        InputError: when completions or an input cannot be read.
+        InputError: completions or an input cannot be read.
     """
     counts: dict[str, dict[str, int]] = {}
     for model in models:
@@ -63,16 +63,16 @@ def score(
     turn: Turn,
     more: Callable[[], Mapping[str, Score]] = dict,
 ) -> Entry:
-    """Be a model, and score it; its completions are kept in a folder of ``home`` that exists.
+    """Return the scores of one model, and store its completions in an existing folder of ``home``.
 
     Args:
-        model: which.
-        tasks: what it is asked.
-        live: the model in memory that becomes it.
+        model: the model.
+        tasks: the tasks to score it on.
+        live: the live model that is turned into it.
         home: the study's folder.
-        on_progress: gets an event at each step.
-        turn: of the model, for the events.
-        more: gives further scores of the model, after its tasks.
+        on_progress: called with an event at each step.
+        turn: the model's position, for the events.
+        more: returns further scores of the model, after its tasks.
 
     Raises:
         MerganserError: of the kind that fits.
@@ -107,10 +107,10 @@ def harness_scores(
     *,
     quiet: bool,
 ) -> dict[str, Score]:
-    """Scores on tasks of the lm-evaluation-harness, kept ones taken from a file.
+    """Return scores on tasks of the lm-evaluation-harness, reusing those stored in a file.
 
     Raises:
-        InputError: when a task cannot be run or lacks a metric; the scores of its other metrics are kept.
+        InputError: a task cannot run or lacks a metric; the scores of its other metrics are stored.
     """
     key = "-".join(live.key(plan).values()) if file is not None else ""
     found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
@@ -166,7 +166,7 @@ def _weighed(entry: Entry, model: StudyModel, outcome: engine.Outcome) -> Entry:
 def describe(
     tasks: Sequence[Task], live: Live, lm_eval: Sequence[HarnessTask] = ()
 ) -> dict[str, Any]:
-    """How completions were made, for results."""
+    """Return the settings that completions were generated with, for the results."""
     versions = {"merganser": VERSION}
     names = ["torch", "transformers", "math-verify"]
     names += list(engines.VLLM_PACKAGES) if live.engine_name.startswith("vllm") else []
@@ -186,10 +186,10 @@ def describe(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those that it lies in.
+    """Create a folder and its parents.
 
     Raises:
-        ResourceError: when it cannot be.
+        ResourceError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,15 +43,15 @@ from merganser.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What a search found.
+    """The results of a search.
 
     Attributes:
-        search: what was searched.
-        trials: every candidate, in their order.
-        found: the results of all candidates that differ, with those that were chosen.
-        held_out: the chosen ones' results on what was held out; None if nothing was.
-        written: what became of the chosen ones' folders; None if none were to be written.
-        seconds: how long it took.
+        search: the search's space, objectives and settings.
+        trials: every candidate, in order.
+        found: the results of all distinct candidates, with the names of the selected ones.
+        held_out: the selected candidates' results on held-out problems; None if none are held out.
+        written: the merges of the selected candidates; None if writing is off.
+        seconds: wall time.
     """
 
     search: Search
@@ -81,26 +81,28 @@ def search(
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> SearchResult:
-    """Search the best values of a recipe's parameters, and write the merges that have them.
+    """Search for the best values of a recipe's parameters, and write the merges with these values.
 
-    Every candidate is blended into one live model and scored; only the chosen ones are written. What
-    was scored is kept in ``OUT/history.jsonl``: a search that was cut off goes on where it was.
+    Every candidate is blended into one live model and scored; only the selected ones are written.
+    Scores are stored in ``OUT/history.jsonl``, from which an interrupted search resumes.
 
     Args:
         config: a file with ``search:`` and ``evaluate:`` blocks, or a mapping.
         out: the folder of the history, the results, and the chosen candidates' folders.
-        budget: how many candidates, in place of the file's number.
-        write: whether to write the chosen ones.
+        budget: number of candidates, overrides the file's.
+        write: whether to write the selected candidates.
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
-        on_standing: told of every candidate that is scored, and of what is searched.
-        on_progress: told of the completions of base, experts, and what is scored on what was held out.
-        on_warning: takes warnings: of ends of ranges that cannot be merged, before the first candidate,
-            and of kept completions of base and experts that must be generated again.
+        on_standing: called after every scored candidate, with the search.
+        on_progress: called with the progress of completions of the base, the experts, and the
+            models scored on held-out problems.
+        on_warning: called with each warning: before the first candidate those of ends of ranges
+            that cannot be merged, and those of stored completions of base and experts that must be
+            generated again.
         options: of :func:`merganser.merge`.
 
     Raises:
-        MerganserError: of the kind that fits; what was scored is kept.
+        MerganserError: of the kind that fits; the scores so far stay in the history.
     """
     began = time.perf_counter()
     home = Path(out)
@@ -265,7 +267,7 @@ class _Stage:
         scoring.make_folder(home / SAMPLES)
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
-        """Plan a generation, so that candidates that cannot be are told before any is run."""
+        """Plan a generation, so that invalid candidates are known before any is run."""
         self.models = {}
         problems: dict[int, str] = {}
         for candidate in candidates:
@@ -278,7 +280,7 @@ class _Stage:
         return problems
 
     def score(self, candidate: Candidate, listener: Listener, budget: int) -> Mapping[str, Score]:
-        """Be a candidate, and score it; the search itself says its scores."""
+        """Return a candidate's scores; the search reports them."""
 
         def listen(event: Event) -> None:
             if not isinstance(event, Scored):
@@ -327,7 +329,7 @@ class _Stage:
 
 
 def _turns(models: Sequence[StudyModel], more: int = 0) -> list[tuple[StudyModel, Turn]]:
-    """Each model with its turn, where ``more`` models follow them."""
+    """Return each model with its turn, if ``more`` models follow."""
     total = len(models) + more
     return [(m, Turn(m.entry.name, n, total)) for n, m in enumerate(models, 1)]
 
@@ -336,10 +338,10 @@ def _turns(models: Sequence[StudyModel], more: int = 0) -> list[tuple[StudyModel
 
 
 def choose(wanted: Search, trials: Sequence[Trial]) -> dict[str, str]:
-    """Names of the candidates that are kept, with the rule that chose them, the best first.
+    """Return the names of the selected candidates, best first, with the rule that selected them.
 
-    Of one objective the best are; of several the front, or of it those without which most of its
-    hypervolume would be lost.
+    With one objective these are the best ones; with several the front, or the members of the front
+    with the largest hypervolume contributions.
     """
     good = search_loop.ranked(wanted, trials)
     if len(wanted.objectives) == 1:
@@ -389,7 +391,7 @@ def _results(
 
 
 def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, scores.Direction]:
-    """What the search says of scores that these tasks have."""
+    """Return the search's directions for the scores of these tasks."""
     there = evaluations.score_names(tasks)
     return {name: better for name, better in wanted.objectives.items() if name in there}
 

@@ -33,7 +33,7 @@ class Simplex:
     Positions that are spread evenly over the axes are spread evenly over the weights.
 
     Attributes:
-        names: of the models.
+        names: the models' names.
         parts: into how many steps 1 is divided; None for weights of four digits.
     """
 
@@ -58,11 +58,11 @@ class Simplex:
 
 @dataclass(frozen=True, slots=True)
 class Soup:
-    """How often a mean of models has each of them.
+    """Multiplicity of each model in a mean of models.
 
     Attributes:
-        names: of the models.
-        again: whether one may be taken more than once.
+        names: the models' names.
+        again: whether a model may occur more than once.
     """
 
     names: tuple[str, ...]
@@ -70,11 +70,11 @@ class Soup:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """One for each model."""
+        """One axis per model."""
         return (Axis(MOST_OFTEN + 1 if self.again else 2),) * len(self.names)
 
     def value(self, position: Sequence[float]) -> dict[str, int]:
-        """How often each model is taken, by their names."""
+        """Return the multiplicity of each model, by name."""
         return dict(zip(self.names, map(int, position), strict=True))
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The loop of a search: ask for candidates, score them, tell the optimiser; whatever the scores are."""
+"""The loop of a search: ask the optimiser for candidates, score them, report the scores back."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Scorer = Callable[["Candidate"], Mapping[str, float | Score]]
 """Scores a candidate, by the scores' names; a plain number is a score without an error."""
 
 Preparer = Callable[[Sequence["Candidate"]], Mapping[int, str]]
-"""Told what will be scored next; says, by its number, why a candidate cannot be merged."""
+"""Called with the candidates that are scored next; returns, by number, why a candidate cannot be merged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a search tries.
+    """A candidate of a search.
 
     Attributes:
         number: counted from 1.
-        position: where in the space it is.
-        values: of the recipe's keys.
-        point: its recipe; None if there is none for its values.
-        problem: why there is none.
+        position: its position in the space.
+        values: the values of the recipe's keys.
+        point: its recipe; None if its values give no valid recipe.
+        problem: why the recipe is invalid.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Its own among all candidates, and its folder's."""
+        """Unique name among all candidates, and name of its folder."""
         return self.point.name if self.point else f"candidate_{self.number:03d}"
 
 
@@ -55,10 +55,10 @@ class Trial:
     """A candidate that was scored.
 
     Attributes:
-        candidate: which.
+        candidate: the candidate.
         scores: by name; empty if it could not be merged.
         same_as: the number of an earlier candidate of the same values, whose scores these are.
-        invalid: why it could not be merged.
+        invalid: why it could not be merged, or None.
     """
 
     candidate: Candidate
@@ -74,13 +74,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a search stands.
+    """The state of a search after one candidate.
 
     Attributes:
-        trial: the candidate that was scored last.
-        budget: how many there will be.
+        trial: the last scored candidate.
+        budget: the total number of candidates.
         best: the best so far, or the front.
-        seconds_left: about how long it will take.
+        seconds_left: estimated seconds until the end.
     """
 
     trial: Trial
@@ -98,18 +98,18 @@ def explore(
     prepare: Preparer = lambda _: {},
     on_standing: Callable[[Standing], object] = lambda _: None,
 ) -> tuple[Trial, ...]:
-    """Try as many candidates as the budget has, and go on where an earlier run was cut off.
+    """Score as many candidates as the budget allows, and resume an interrupted search.
 
-    The optimiser is asked and told all over again from the start; what the history has a line for is
-    not scored again. So the history is the same however often the search was cut off.
+    The optimiser is replayed from the start; candidates in the history are not scored again. So
+    the history does not depend on interruptions.
 
     Args:
-        search: what is searched.
-        score: scores a candidate.
-        folder: where the history lies.
-        settings: what else decides the scores, as plain data.
-        prepare: told the candidates of a generation that are to be scored, before the first is.
-        on_standing: told of every candidate that is scored.
+        search: the space, objectives and settings.
+        score: returns a candidate's scores.
+        folder: the folder of the history.
+        settings: everything else that determines the scores, as plain data.
+        prepare: called with the candidates of a generation that need scoring, before the first is scored.
+        on_standing: called after every scored candidate.
 
     Candidates whose values cannot be merged count, have no scores, and are worse than all others.
 
@@ -165,7 +165,7 @@ def explore(
 
 
 _DECIDING = ("over", "from", "again", "equal", "objectives", "constraints")
-"""Keys of a search that decide its candidates, beside those that have defaults."""
+"""Keys of a search that determine its candidates, in addition to those with defaults."""
 
 
 def describe(search: Search) -> dict[str, Any]:
@@ -180,15 +180,14 @@ def describe(search: Search) -> dict[str, Any]:
 
 
 def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
-    """What is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
+    """Return what is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
 
     Args:
-        search: what is searched, whose middle can be merged.
+        search: the search, whose middle can be merged.
         options: of :func:`merganser.plan`.
 
     Returns:
-        A line for each end of a range with which there is no merge, the other ranges being at their
-        middle.
+        One line for each end of a range that gives no valid merge with the other ranges at their middle.
     """
     middle = _middle(search)
     problems = []
@@ -304,9 +303,9 @@ def _verdict(search: Search, trial: Trial) -> Verdict:
 
 
 def ranked(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Candidates that keep to all constraints, the best first; of several objectives only the front.
+    """Return the candidates that satisfy all constraints, best first; with several objectives only the front.
 
-    Candidates of the same values count once, and of equally good ones the first comes first.
+    Candidates with equal values count once; ties keep the order of the search.
     """
     verdicts = [(trial, _verdict(search, trial)) for trial in trials if trial.same_as is None]
     good = [(trial, v) for trial, v in verdicts if v.goals and not any(v.missed)]

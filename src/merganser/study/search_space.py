@@ -1,6 +1,6 @@
-"""The ``search:`` block: which values a search may try, and what it looks for.
+"""The ``search:`` block: the values that a search may try, and its objectives.
 
-Ranges are written as in sweeps, without saying where to stop in between::
+Ranges are written as in sweeps, without a step::
 
     search:
       over:
@@ -10,8 +10,8 @@ Ranges are written as in sweeps, without saying where to stop in between::
         method: [linear, slerp]
       objectives: {accuracy: max, tokens: min}
 
-Every range becomes axes of a space, one a number; optimisers move in that space and know nothing of
-recipes.
+Every range becomes axes of a space, one per number; optimisers work in that space and know nothing
+of recipes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from merganser.study.search_axes import Axis, Simplex, Soup, read_simplex
 
 Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front", "greedy"]
 Position = tuple[float, ...]
-"""Where a candidate is: of every axis a number from 0 to 1, or a whole number below its count."""
+"""A candidate's position: for every axis a number from 0 to 1, or an integer below the axis's count."""
 
 DIGITS = 4
 """A number from a range has this many digits below the range's width: 0.7315 of 0 to 1."""
@@ -52,14 +52,14 @@ _RANGE = frozenset({"from", "to", "step", "int", "log", "length"})
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers between two ends, both included.
+    """A range of numbers between two ends, both included.
 
     Attributes:
         low, high: the ends.
-        step: the distance of values; None for as many as DIGITS tell apart.
-        whole: whether values are whole numbers.
-        log: whether all ratios, not all distances, weigh the same.
-        length: how many numbers make one value, a list; None for a single number.
+        step: the distance between values; None for a continuous range, rounded to DIGITS.
+        whole: whether values are integers.
+        log: whether the scale is logarithmic.
+        length: numbers in one value, a list; None for a single number.
     """
 
     low: Decimal
@@ -71,7 +71,7 @@ class Range:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """One for each number."""
+        """One axis per number."""
         count = None if self.step is None else int((self.high - self.low) / self.step) + 1
         return (Axis(count),) * (self.length or 1)
 
@@ -110,7 +110,7 @@ class Choices:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """One, or none if there is nothing to choose."""
+        """One axis, or none if there is only one choice."""
         return (Axis(len(self.values), ordered=False),) if len(self.values) > 1 else ()
 
     def value(self, position: Sequence[float]) -> Any:
@@ -138,7 +138,7 @@ class Limit:
     most: float | None
 
     def missed(self, score: float) -> float:
-        """How far a score is from what is allowed; 0 where it keeps to it."""
+        """Return how far a score violates the limit; 0 if it satisfies it."""
         below = 0.0 if self.least is None else self.least - score
         above = 0.0 if self.most is None else score - self.most
         return max(0.0, below, above)
@@ -146,21 +146,21 @@ class Limit:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, for what, and how.
+    """The space, objectives and method of a search.
 
     Attributes:
-        pattern: the recipe that values are put into.
-        over: ranges and choices by their keys.
+        pattern: the recipe that takes the values.
+        over: ranges and choices, by key.
         objectives: scores, and whether more or less of each is better.
-        limits: scores that must keep to something.
-        method: how candidates are chosen.
-        budget: how many candidates there are.
-        population: how many are chosen at a time; None for the method's own number.
-        seed: of the method.
-        held_out: a share of the problems, or names of tasks, that only the chosen ones are scored on;
-            None for none.
-        keep: how many of the best are written; None for the whole front.
-        equal: whether a greedy soup keeps what makes it neither better nor worse.
+        limits: constraints on scores.
+        method: the optimiser's name.
+        budget: number of candidates.
+        population: candidates per generation; None for the method's default.
+        seed: the optimiser's seed.
+        held_out: a share of the problems, or names of tasks, that only the selected candidates are
+            scored on; None for none.
+        keep: how many of the best to write; None for the full front.
+        equal: whether a greedy soup keeps a model that leaves the score unchanged.
     """
 
     pattern: Pattern
@@ -177,11 +177,11 @@ class Search:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """Of the whole space."""
+        """All axes of the space."""
         return tuple(axis for each in self.over.values() for axis in each.axes)
 
     def values(self, position: Position) -> dict[str, Any]:
-        """What a position stands for."""
+        """Return the values at a position."""
         found = {}
         for key, each in self.over.items():
             count = len(each.axes)

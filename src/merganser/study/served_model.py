@@ -23,12 +23,12 @@ from merganser.study.live_model import Computing, Live, OnOutcome
 
 
 class ServedModel(Live):
-    """A server that has each model of a study under a name.
+    """A server that serves each model of a study under a name.
 
     Args:
-        options: of the endpoint.
+        options: the endpoint's options.
         token: sent as a bearer token; None for none.
-        threads: of the merge engine, which measures effective weights.
+        threads: threads of the merge engine, which measures effective weights.
     """
 
     def __init__(

@@ -24,20 +24,20 @@ def each_once(
     work: Callable[[int, Item], Result],
     on_wait: Callable[[int, Item], None],
 ) -> list[Result]:
-    """Work on items one after the other, those that another process works on last.
+    """Process items one after the other, and those that another process holds last.
 
     Args:
-        items: what is worked on.
+        items: the items to process.
         lock_of: the file that locks an item; removed afterwards.
-        work: gets an item's place and the item while no other process works on it. It takes over what
+        work: called with an item's index and the item while its lock is held. It must reuse what
             another process has finished in the meantime.
-        on_wait: called once for an item that is waited for.
+        on_wait: called once for each item that another process holds.
 
     Returns:
-        What ``work`` returned, in the order of ``items``.
+        The results of ``work``, in the order of ``items``.
 
     Raises:
-        OSError: when a lock cannot be made.
+        OSError: a lock cannot be created.
     """
     results: dict[int, Result] = {}
     waiting = dict(enumerate(items))
@@ -66,10 +66,10 @@ def each_once(
 
 @contextmanager
 def exclusive(file: Path) -> Iterator[None]:
-    """Hold a lock, and wait for it first where another process holds it.
+    """Hold a lock; waits until no other process holds it.
 
     Raises:
-        OSError: when it cannot be made.
+        OSError: the lock cannot be created.
     """
     while True:
         try:

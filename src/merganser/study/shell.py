@@ -46,12 +46,12 @@ def make(plan: Plan, folder: Path) -> Codec:
 
 
 def cannot_make(label: str, error: Exception) -> str:
-    """The line that says why transformers refuses a model."""
+    """Return one line with the reason why transformers refuses a model."""
     return f"{label}: transformers cannot make this model ({' '.join(str(error).split())[:200]})"
 
 
 def specs(plan: Plan) -> Mapping[str, Any]:
-    """Dtype and shape of each tensor of a merge."""
+    """Return dtype and shape of each tensor of a merge."""
     return {job.name: job.spec for job in plan.jobs}
 
 
@@ -93,16 +93,16 @@ def _read_generation(transformers: Any, folder: Path, config: Any) -> Any:
 
 
 def _numbers(found: Sequence[Any]) -> list[int]:
-    """All end tokens of a model: one, several or none in each place."""
+    """Return all end tokens of a model; each source may give one, several or none."""
     flat = [i for part in found for i in (part if isinstance(part, list) else [part])]
     return sorted({i for i in flat if isinstance(i, int) and not isinstance(i, bool)})
 
 
 def _check_runnable(transformers: Any, config: Mapping[str, Any], label: str) -> None:
-    """Refuse a model that cannot generate text here, whatever its weights are.
+    """Check that a model can generate text here, regardless of its weights.
 
     Raises:
-        InputError: it needs code of its own, or its class has no head for language.
+        InputError: it needs custom code, or its class has no language-model head.
     """
     if config.get("auto_map") and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise InputError(

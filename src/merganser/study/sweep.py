@@ -1,4 +1,4 @@
-"""All points of a sweep, merged in one pass over their inputs, each into a folder of its own."""
+"""Merge all points of a sweep in one pass over their inputs, each into a separate folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from merganser.release import manifest
 from merganser.sinks import WINDOW
 
 MOST_TOGETHER = 32
-"""Points of one pass where no memory is given: each takes some buffers and an open file."""
+"""Points per pass if no memory limit is given: each takes some buffers and an open file."""
 
 
 Begun = Callable[[int, int], object]
-"""Told how many points will be merged, and in how many passes over the inputs."""
+"""Called with the number of points to merge, and the number of passes over the inputs."""
 
 
 def _silent(_points: int, _passes: int) -> None:
@@ -37,13 +37,13 @@ def _silent(_points: int, _passes: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PointResult:
-    """What became of one point.
+    """The result of one point.
 
     Attributes:
         point: its name, values and recipe.
-        folder: where it is.
-        plan: its plan.
-        merged: what the merge made; None if the folder was there already.
+        folder: its folder.
+        plan: the point's plan.
+        merged: the result of the merge; None if the folder existed already.
     """
 
     point: Point
@@ -54,12 +54,12 @@ class PointResult:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a sweep made.
+    """The results of a sweep.
 
     Attributes:
-        points: in the sweep's order.
-        passes: how often the inputs were read.
-        seconds: how long it took.
+        points: the points, in the sweep's order.
+        passes: number of passes over the inputs.
+        seconds: wall time.
     """
 
     points: tuple[PointResult, ...]
@@ -92,7 +92,7 @@ def plan_points(
     only: Sequence[str] = (),
     options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
 ) -> list[tuple[Point, Plan]]:
-    """Decide every point of a sweep, without reading weights.
+    """Return the plan of every point of a sweep, without reading weights.
 
     Args:
         config: a file with a ``sweep:`` block, or a mapping.
@@ -100,7 +100,7 @@ def plan_points(
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
+        MerganserError: of the kind that fits, with the names of the first and the other invalid points.
     """
     return plan_all(select(load_points(config, options.strictness), only), options)
 
@@ -113,7 +113,7 @@ def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point,
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: of the kind that fits, with the first wrong point's name, and those of others.
+        MerganserError: of the kind that fits, with the names of the first and the other invalid points.
     """
     planned: list[tuple[Point, Plan]] = []
     wrong: list[tuple[Point, MerganserError]] = []
@@ -157,23 +157,23 @@ def sweep(
     on_begin: Begun = _silent,
     **options: Unpack[MergeKeywords],
 ) -> SweepResult:
-    """Merge all points of a sweep, each into the folder of its name in ``out``.
+    """Merge all points of a sweep, each into ``out/NAME``.
 
-    Points share one pass over the inputs, or as few as their memory allows. All is planned before
-    anything is merged. A point's folder appears only when it is whole; one that is there already and
-    is what the sweep would make is kept, so that a sweep that was cut off goes on where it was.
+    Points share one pass over the inputs, or as few as memory allows. All points are planned
+    before any is merged. A point's folder appears only when it is complete; an existing folder
+    with the same merge is kept, so that an interrupted sweep resumes.
 
     Args:
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        on_begin: told how many points will be merged, and in how many passes, before the first byte is read.
+        on_begin: called with the number of points and of passes, before the first byte is read.
         options: of :func:`merganser.merge`; ``force``
             replaces folders that hold something else.
 
     Raises:
-        RecipeError: the file wants its points scored, which :func:`merganser.evaluate_sweep` does.
-        MerganserError: of the kind that fits; points that are finished are kept.
+        RecipeError: the file has an ``evaluate:`` block; use :func:`merganser.evaluate_sweep`.
+        MerganserError: of the kind that fits; finished points stay on disk.
     """
     if has_block(config, "evaluate"):
         name = "" if isinstance(config, Mapping) else f"{config}: "
@@ -191,16 +191,16 @@ def merge_points(
     writing: WriteOptions,
     on_begin: Begun = _silent,
 ) -> SweepResult:
-    """Merge planned points, each into the folder of its name in ``out``.
+    """Merge planned points, each into ``out/NAME``.
 
     Args:
-        planned: what :func:`plan_all` gave.
+        planned: the result of :func:`plan_all`.
         out: the folder of all points.
-        writing: how.
+        writing: options of the writer.
         on_begin: as in :func:`sweep`.
 
     Raises:
-        MerganserError: of the kind that fits; points that are finished are kept.
+        MerganserError: of the kind that fits; finished points stay on disk.
     """
     began = time.perf_counter()
     home = Path(os.path.abspath(out))  # noqa: PTH100
@@ -226,13 +226,13 @@ def merge_points(
 def check_ready(
     planned: Sequence[tuple[Point, Plan]], home: Path, writing: WriteOptions, *, all_points: bool
 ) -> None:
-    """Raise what would stop points from being written, before they are scored.
+    """Check, before points are scored, that they can be written.
 
     Args:
-        planned: the points of which some or all will be written.
-        home: the folder of all points.
-        writing: how they will be written.
-        all_points: whether all of them will be; otherwise the disk needs room for the largest.
+        planned: the points, some or all of which will be written.
+        home: the folder that contains all points.
+        writing: options of the writer.
+        all_points: whether all will be written; otherwise the disk needs room for the largest.
 
     Raises:
         OutputExistsError: a folder holds something else.
@@ -260,7 +260,7 @@ def _to_do(
 
 
 def _kept(folder: Path, plan: Plan, public: bool) -> bool:
-    """Whether a folder is what the point would be, as far as can be told without reading weights."""
+    """Whether a folder holds the point's merge, judged by its manifest without reading weights."""
     if not up_to_date(folder, plan):
         return False
     return not (public and manifest.read(folder)["log"].get("recipe_folder"))
@@ -279,7 +279,7 @@ def _check(folder: Path, plan: Plan, force: bool) -> None:
 
 
 def count_passes(plans: Sequence[Plan], memory: int | None = None) -> int:
-    """How often the inputs of plans are read where they are merged together."""
+    """Return the number of passes over the inputs if plans are merged together."""
     return len(_batches({Path(str(i)): plan for i, plan in enumerate(plans)}, None, memory))
 
 
@@ -300,12 +300,12 @@ def _batches(
 
 
 def _crew(plans: Sequence[Plan], threads: int | None, memory: int) -> int:
-    """As many threads as memory is there for; at least one, whose tiles the engine makes smaller."""
+    """Return the number of threads that fit in memory; at least one, whose tiles the engine shrinks."""
     most = threads or default_threads(plans)
     return next((n for n in range(most, 1, -1) if _needed(plans, n) <= memory), 1)
 
 
 def _needed(plans: Sequence[Plan], threads: int) -> int:
-    """Bytes that plans take together: threads' buffers, and the windows that each writes through."""
+    """Return the bytes that plans take together: the threads' buffers, and one write window per plan."""
     windows = len(plans) * (threads + 1) * WINDOW
     return OVERHEAD + windows + threads * buffer_bytes(plans, TILE)

@@ -28,7 +28,7 @@ from merganser.study import shell
 from merganser.study.live_model import Computing, Live, OnOutcome, find_device
 
 LENGTH = 2048
-"""Tokens of a prompt and its completion that an engine takes where nothing says how many are needed."""
+"""Default maximum of tokens in a prompt and its completion, if nothing else sets one."""
 
 STEP = 256
 """Lengths are rounded up to multiples of this, so that a slightly longer task needs no new engine."""
@@ -38,23 +38,23 @@ ATTEMPTS = 2
 
 
 class VllmModel(Live):
-    """A model of vLLM that :meth:`become` makes whatever a plan says.
+    """A vLLM model that :meth:`become` turns into the merge of any plan.
 
-    The engine is started with the first plan's config and tokenizer and without weights. Then each plan of
-    the same shape is merged and handed to the engine tensor by tensor, so that nothing is written and
-    no second copy of the model is in memory. Another shape starts another engine, and so do longer
-    completions than the engine was started for.
+    The engine starts with the first plan's config and tokenizer and without weights. Each plan of
+    the same shape is then merged and passed to the engine tensor by tensor, so that nothing is
+    written and memory holds no second copy of the model. Another shape starts another engine, and
+    so do completions longer than the engine was started for.
 
     Args:
-        device: ``auto``, or where the installed vLLM computes: ``cpu`` or ``cuda``.
-        dtype: what the model computes in.
+        device: ``auto``, or the device of the installed vLLM: ``cpu`` or ``cuda``.
+        dtype: the compute dtype.
         threads: of the merge; None for as many as pay off.
-        batch_size: of completions at once; vLLM's option ``max_num_seqs`` counts more.
-        options: of the vLLM engine.
+        batch_size: number of simultaneous completions; vLLM's option ``max_num_seqs`` overrides it.
+        options: options of the vLLM engine.
 
     Raises:
-        MerganserError: vLLM is not installed, or in a version that is not tested.
-        RecipeError: it computes somewhere else.
+        MerganserError: vLLM is not installed, or its version is not tested.
+        RecipeError: the installed vLLM uses another device.
     """
 
     def __init__(
@@ -236,10 +236,10 @@ class VllmModel(Live):
 
 
 def _device(name: str) -> str:
-    """Where the installed vLLM computes.
+    """Return the device of the installed vLLM.
 
     Raises:
-        RecipeError: not on the device that was asked for.
+        RecipeError: it is not the requested device.
     """
     own = "cpu" if engines.is_vllm_for_cpus() else find_device("auto")
     if name not in ("auto", own):
