@@ -45,7 +45,7 @@ class Voice:
     def stream(
         self, messages: Sequence[Message], sampling: Sampling
     ) -> Generator[str, None, Completion]:
-        """The model's answer as it comes."""
+        """Stream the model's answer."""
         if self.plan is not None:
             self.live.settle(self.plan)
         if isinstance(self.live, ServedModel):
@@ -55,7 +55,7 @@ class Voice:
 
 @dataclass
 class Conversation:
-    """Messages with one model, to which each answer is added, as far as it came."""
+    """A conversation with one model; each answer is appended, even if it was interrupted."""
 
     voice: Voice
     system: str | None = None
@@ -69,7 +69,7 @@ class Conversation:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def answer(self, text: str, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Say something; the answer comes in parts, and is returned at the end."""
+        """Send a message; the answer is streamed in parts, and returned at the end."""
         self.messages.append({"role": "user", "content": text})
         parts: list[str] = []
         try:
@@ -88,13 +88,13 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one model said.
+    """One model's answer.
 
     Attributes:
-        model: as it was asked for.
-        name: short.
+        model: the reference as given.
+        name: the short name.
         text: without special tokens.
-        tokens: how many it took.
+        tokens: number of tokens.
         finish: why it ended: ``stop`` or ``length``.
     """
 
@@ -150,20 +150,20 @@ def ask(
     on_text: Callable[[int, str], None] = lambda index, part: None,
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
 ) -> list[Answer]:
-    """Let models answer, one after the other, in one live model.
+    """Return the answers of several models, generated one after the other in one live model.
 
     Args:
         references: the models; see :func:`find`.
-        text: what they are asked.
-        sampling: how they answer.
+        text: the prompt.
+        sampling: the sampling settings.
         system: a system prompt.
-        raw: give them the text as it is, without a chat template.
+        raw: pass the text unchanged, without a chat template.
         live: the live model; a new one if None.
-        on_text: gets each part of an answer as it comes, after the model's place in ``references``.
-        on_answer: gets each answer once it is complete, after the same place.
+        on_text: called with the model's index in ``references`` and each part of an answer.
+        on_answer: called with the same index and each complete answer.
 
     Raises:
-        MerganserError: of the kind that fits; all models are looked for before the first is asked.
+        MerganserError: of the kind that fits; all references are resolved before the first model answers.
     """
     stage = live or LiveModel()
     answers = []
@@ -191,7 +191,7 @@ def _find(reference: str, live: Live, raw: bool) -> Voice:
 
 
 def _heard(answer: Generator[str, None, Completion], tell: Callable[[str], None]) -> Completion:
-    """An answer as a whole, each part told as it comes."""
+    """Return the full answer, and report each part as it arrives."""
     while True:
         try:
             tell(next(answer))
@@ -210,13 +210,13 @@ def conversations(
     system: str | None = None,
     raw: bool = False,
 ) -> list[Conversation]:
-    """A conversation with each of some models.
+    """Return one conversation per model.
 
-    Those of transformers all stay in memory; vLLM's engine becomes each one when it answers.
+    Transformers models all stay in memory; a vLLM engine loads each one when it answers.
 
     Args:
         references: the models; see :func:`find`.
-        make: makes a live model.
+        make: returns a live model.
         system, raw: as in :func:`ask`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a comparison of two models of a study says."""
+"""The result of comparing two models of a study."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ class Comparison:
         score: the score's name; ``mean of tasks/SCORER`` over several tasks.
         direction: whether more or less of it is better.
         model, reference: names of entries.
-        mean, reference_mean: the score of both, on the problems that are compared.
+        mean, reference_mean: the scores of both, on the compared problems.
         difference: model minus reference.
         error: standard error of the difference.
-        low, high: 95 % interval; of a selected model the one that holds for all models of its family.
-        p: of this test alone; None for a selected model. Where the distribution of all sign flips is known
-            this is the mid-p-value, which gives 5 % false alarms where the exact one gives fewer.
-        p_exact: the exact p-value, where it is known, which never gives more than 5 %.
-        p_max_t: adjusted for all models of the family by max-T; None where problems are not paired.
+        low, high: 95 % interval; for a selected model, simultaneous over all models of its family.
+        p: p-value of this test alone; None for a selected model. If the distribution of all sign
+            flips is known this is the mid-p-value, whose false-alarm rate is nearer to 5 % than
+            the exact one's.
+        p_exact: the exact p-value, if it is known, whose false-alarm rate never exceeds 5 %.
+        p_max_t: adjusted for all models of the family by max-T; None if problems are not paired.
         p_holm: adjusted for all tests of the family, and all tasks of the scorer, by Holm.
-        family: how many tests the adjusted values and the verdict count.
-        detectable: the smallest true difference that the verdict's test finds in 80 % of studies like this.
-        problems: how many; 0 where problems are not paired.
-        wins, losses: problems on which the model is better, or worse.
-        test: how p was found.
-        selected: whether the model was chosen by these very problems, so that only what holds for all
-            models of the family counts.
-        held_out: whether the problems are those that no model was chosen by.
+        family: number of tests that the adjusted values and the verdict account for.
+        detectable: the smallest true difference that the verdict's test detects with a power of 80 %.
+        problems: number of problems; 0 if they are not paired.
+        wins, losses: numbers of problems on which the model is better, or worse.
+        test: the test that gives p.
+        selected: whether the model was selected on these same problems, so that only results
+            simultaneous over all models of the family count.
+        held_out: whether the problems are the held-out ones, on which no model was selected.
     """
 
     score: str
@@ -65,7 +66,8 @@ class Comparison:
 
     @property
     def p_verdict(self) -> float:
-        """The p-value that decides: max-T where several are tested, else Holm's, else its own."""
+        """The p-value that decides: max-T if several models are tested, else Holm's, else the
+        single test's."""
         if self.family > 1 or self.p is None:
             return self.p_holm if self.p_max_t is None else self.p_max_t
         return self.p
@@ -86,13 +88,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """What a call of :func:`merganser.compare` found.
+    """The result of :func:`merganser.compare`.
 
     Attributes:
         study: the study's name.
         rows: the comparisons, score by score, reference by reference.
-        left_out: by task, problems that not all models have, and that no comparison counts.
-        draws: sign flips where they are too many to list.
+        left_out: by task, the number of problems that some models lack, which no comparison counts.
+        draws: number of random sign flips, used if there are too many to enumerate.
     """
 
     study: str

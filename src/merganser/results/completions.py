@@ -1,4 +1,4 @@
-"""What the models of a study said, problem by problem: for certainty, and to be read side by side."""
+"""Completions of a study's models, problem by problem: for certainty, and to read side by side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGEST = 6_000
 
 
 def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
-    """The samples of each entry that has some.
+    """Return the samples of each entry that has some.
 
     Raises:
         InputError: a file is missing, broken, or outside of the folder.
@@ -45,7 +45,8 @@ def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
 
 
 def per_problem(kept: Kept) -> dict[str, dict[str, dict[str, float]]]:
-    """Each entry's mean of each score over a problem's samples, for :func:`merganser.results.front.certainty`."""
+    """Return each entry's mean of each score over a problem's samples, for
+    :func:`merganser.results.front.certainty`."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     several = len({sample.task for own in kept.values() for sample in own}) > 1
     for entry, said in kept.items():
@@ -61,9 +62,9 @@ def per_problem(kept: Kept) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def for_page(kept: Kept) -> list[dict[str, Any]]:
-    """Problems with every entry's first completion, as plain data.
+    """Return problems with every entry's first completion, as plain data.
 
-    Where there are more problems than a page holds, those are kept on which the models differ most.
+    If there are more problems than fit on a page, those on which the models differ most remain.
     """
     groups: dict[tuple[str, str], dict[str, Sample]] = {}
     for entry, said in kept.items():
@@ -100,7 +101,8 @@ def for_page(kept: Kept) -> list[dict[str, Any]]:
 
 
 def _spread(said: Sequence[Sample]) -> float:
-    """How much the models differ on a problem: the variance of each score, next to its largest value."""
+    """Return how much the models differ on a problem: the variance of each score, scaled by its
+    largest value."""
     total = 0.0
     for name in said[0].scores:
         values = [sample.scores.get(name, 0.0) for sample in said]
@@ -109,7 +111,7 @@ def _spread(said: Sequence[Sample]) -> float:
 
 
 def _question(prompt: Prompt) -> str:
-    """A prompt as a text; of a conversation, who says what."""
+    """Return a prompt as text; a conversation with the role of each message."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def samples(folder: str | Path) -> pd.DataFrame:
-    """A row for each sample of a study: the model and its values, what was said, and each score.
+    """Return one row per sample of a study: the model and its values, the completion, and each score.
 
     Raises:
         MerganserError: pandas is not installed.

@@ -18,10 +18,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Directions = Mapping[str, Direction]
 
 PerProblem = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Of each entry's each score, what each problem got, by the problem's name."""
+"""Score of each problem, by entry, score and problem name."""
 
 MARGIN = 0.1
-"""How far beyond the worst of all models the reference point lies, as a share of each score's range."""
+"""Distance of the reference point beyond the worst of all models, as a share of each score's range."""
 
 DRAWS = 2000
 """Resamples of the problems."""
@@ -39,11 +39,11 @@ def table(entries: Sequence[Entry], directions: Directions) -> Array:
 
 
 def non_dominated(entries: Sequence[Entry], directions: Directions) -> list[Entry]:
-    """The Pareto front: entries than which no other is as good in all scores and better in one.
+    """Return the Pareto front: the entries that no other entry dominates.
 
     Args:
-        entries: those that lack a score are left out; of equal ones all are kept.
-        directions: the scores that count, and whether more or less of each is better.
+        entries: the models; those that lack a score are ignored; ties all stay on the front.
+        directions: the scores to compare, and whether more or less of each is better.
 
     Raises:
         MerganserError: moocore is not installed.
@@ -71,15 +71,15 @@ def _signs(directions: Directions) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Hypervolume:
-    """How much of the scores' space some models dominate; means nothing without its frame.
+    """The volume of score space that some models dominate; comparable only within the same frame.
 
     Attributes:
         value: of all models. Scores are scaled so that the worst of the frame is 0 and the best 1, so
             that the value lies between 0 and ``(1 + margin) ** scores``.
-        contributions: by name, what of it is lost without the model; 0 for dominated ones and twins.
-        worst, best: of each score, what 0 and 1 stand for.
-        reference: the point from which is measured, in the scores' own units.
-        margin: how far the reference lies beyond the worst, as a share of the range.
+        contributions: by name, the volume lost without the model; 0 for dominated models and duplicates.
+        worst, best: of each score, the values scaled to 0 and 1.
+        reference: the reference point, in the scores' units.
+        margin: distance of the reference point beyond the worst, as a share of the range.
     """
 
     value: float
@@ -97,14 +97,14 @@ def hypervolume(
     frame: Sequence[Entry] | None = None,
     margin: float = MARGIN,
 ) -> Hypervolume:
-    """The hypervolume of some models (Zitzler and Thiele 1998), scaled to a frame.
+    """Return the hypervolume of some models (Zitzler and Thiele 1998), scaled to a frame.
 
     Args:
-        entries: the models; those that lack a score are left out.
-        directions: the scores that count.
-        frame: models whose worst and best scores are 0 and 1; the same for all that is to be
-            compared. By default the entries. A score that does not vary has a range of 1.
-        margin: how far beyond the worst the reference point lies; with 0 the worst count for nothing.
+        entries: the models; those that lack a score are ignored.
+        directions: the scores to compare.
+        frame: models whose worst and best scores become 0 and 1; use one frame for all values that
+            are compared. By default the entries. A constant score has a range of 1.
+        margin: distance of the reference point beyond the worst; with 0 the worst contribute nothing.
 
     Raises:
         MerganserError: moocore is not installed.
@@ -143,7 +143,7 @@ def hypervolume(
 
 
 def knee(entries: Sequence[Entry], directions: Directions) -> Entry | None:
-    """The point of a front of two scores that bulges most beyond the line through its ends.
+    """Return the knee of a front of two scores: the point farthest beyond the line through its ends.
 
     Distances are measured with both scores scaled to the front's ranges (Das 1999, "On characterizing
     the knee of the Pareto curve based on normal-boundary intersection").
@@ -170,10 +170,10 @@ def best(
     score: str,
     bounds: Mapping[str, float] | None = None,
 ) -> Entry | None:
-    """The entry with the best score among those whose other scores are at least as good as bounds.
+    """Return the entry with the best score among those whose other scores satisfy bounds.
 
     Returns:
-        None if no entry keeps the bounds; of equal ones the first.
+        None if no entry satisfies the bounds; the first of ties.
     """
 
     def good(entry: Entry, name: str, value: float | None = None) -> float:
@@ -218,15 +218,16 @@ def certainty(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Certainty:
-    """How often each entry is on the front, and dominates each other, if the problems had been others.
+    """Return how often each entry is on the front, and dominates each other entry, when problems
+    are resampled.
 
     Args:
-        entries: those that lack a score are left out.
-        directions: the scores that count.
-        per_problem: what each problem got. Scores named ``task/scorer`` share the problems of their
-            task. Used if every entry has the same problems in every score.
-        draws: how many resamples.
-        seed: of the resamples.
+        entries: the models; those that lack a score are ignored.
+        directions: the scores to compare.
+        per_problem: the scores of each problem. Scores named ``task/scorer`` share the problems of
+            their task. Used if every entry has the same problems in every score.
+        draws: number of resamples.
+        seed: seed of the resampling.
     """
     complete = scored(entries, directions)
     random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""How much of a score each parameter of a search explains by itself, beside what chance explains."""
+"""Return how much of a score each parameter of a search explains alone, compared with chance."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ SHUFFLES = 200
 """Orders of the scores that say what chance explains."""
 
 LEAST = 8
-"""Candidates below which nothing is said."""
+"""Minimum number of candidates for an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """What one parameter explains.
+    """The share of a score's variance that one parameter explains.
 
     Attributes:
         key: the parameter.
-        share: of the score's variance between candidates, what lies between groups of the parameter's values.
-        chance: what it reaches in 19 of 20 orders of the scores at random; a share below it says nothing.
+        share: the share of the score's variance that lies between groups of the parameter's values.
+        chance: the 95 % quantile of the share under random permutations of the scores; a share
+            below it is no evidence.
     """
 
     key: str
@@ -38,15 +39,15 @@ class Importance:
 def importances(
     values: Sequence[dict[str, Any]], scores: Sequence[float], keys: Sequence[str]
 ) -> list[Importance]:
-    """The parameters, the most important first.
+    """Return the parameters, most important first.
 
     The first-order index of Sobol 1993, Var(E[score | parameter]) / Var(score), with numbers in groups of
-    about equal size by their ranks. What parameters do together is not in it.
+    about equal size by their ranks. Interactions of parameters are not included.
 
     Args:
-        values: of each candidate.
-        scores: of each candidate.
-        keys: the parameters.
+        values: each candidate's parameter values.
+        scores: each candidate's score.
+        keys: the parameters' names.
 
     Returns:
         Empty if there are too few candidates, or the score does not vary.
@@ -67,7 +68,8 @@ def importances(
 
 
 def _groups(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The group of each value: itself for few values and choices, else ranks cut into equal parts."""
+    """Return the group of each value: the value itself for few values and choices, else a quantile
+    group of its rank."""
     texts = [ten_digits(value) for value in values]
     most = max(2, round(len(values) ** 0.5))
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -1,4 +1,4 @@
-"""Points of a study that lie on a line between two models, and how their scores bend along it."""
+"""Points of a study on a line between two models, and the curvature of their scores along it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from merganser.results.scores import Direction, Entry, Results
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Points of a study that differ in one number only, in its order.
+    """Points of a study that differ in one number only, sorted by it.
 
     Attributes:
-        label: what sets the line apart from others of the study; empty if it is the only one.
+        label: what distinguishes the line from others of the study; empty if it is the only one.
         axis: what the number is: ``weight of acc``, or a key of the sweep.
         points: the numbers, and the entries.
-        ends: the models at 0 and 1, where the number is the weight between two that are known.
+        ends: the models at 0 and 1, if the number is the weight between two known models.
     """
 
     label: str
@@ -37,10 +37,10 @@ class Line:
 
 
 def lines(results: Results) -> list[Line]:
-    """The lines that a study's points lie on: one for each pair of experts, method and so on.
+    """Return the lines that a study's points lie on: one for each pair of experts, method and so on.
 
-    The line's number is the weight of a model where points have weights, else the only key of the
-    sweep that is a number and varies.
+    The line's number is the weight of a model if points have weights, else the sweep's only
+    varying numeric key.
     """
     points = results.points
     short = short_names(results)
@@ -66,20 +66,20 @@ def lines(results: Results) -> list[Line]:
 
 
 def members(results: Results, point: Entry) -> tuple[str, ...]:
-    """The merged models of a point, by the names of their entries where they have some."""
+    """Return the merged models of a point, by the names of their entries if they have some."""
     known = {e.model: e.name for e in results.entries if e.model is not None}
     return tuple(known.get(name, name) for name in point.weights)
 
 
 def labels(results: Results) -> dict[str, str]:
-    """What each entry, and each merged model, is called where room is scarce, by its own name."""
+    """Return short names of all entries and merged models, by their full names."""
     names = [point.name for point in results.points]
     short = dict(zip(names, shorten(names, POINTS), strict=True)) | short_names(results)
     return {e.model: short[e.name] for e in results.entries if e.model is not None} | short
 
 
 def short_names(results: Results) -> dict[str, str]:
-    """Short names of the models that are no points, by their own."""
+    """Return short names of the models that are not points, by their full names."""
     experts = [e.name for e in results.entries if e.role == "expert"]
     base = [e.name for e in results.entries if e.role == "base"]
     others = [e.name for e in results.references]
@@ -88,7 +88,7 @@ def short_names(results: Results) -> dict[str, str]:
 
 
 def is_dial(key: str, points: Sequence[Entry]) -> bool:
-    """Whether a key moves points along a line: a number with which weights change, all else as it is."""
+    """Whether a key moves points along a line: a number that only changes weights."""
     having = [point for point in points if key in point.values]
     if not all(_is_number(point.values[key]) for point in having):
         return False
@@ -125,7 +125,7 @@ def _line(
     names: Sequence[str],
     dials: Sequence[str],
 ) -> Line:
-    """Points in the order of a weight, or of the sweep's number where weights do not say it."""
+    """Return points sorted by a weight, or by the sweep's number if weights do not determine the order."""
     known = {entry.name: entry for entry in results.entries if entry.role != "point"}
     weights = [tuple(point.weights.values()) for point in points]
     base = next((e.name for e in known.values() if e.role == "base"), None)
@@ -165,15 +165,15 @@ def _ordered(pairs: list[tuple[float, Entry]]) -> list[tuple[float, Entry]]:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How far a score is from the straight line between a line's ends, the chord.
+    """The deviation of a score from the chord, the straight line between a line's ends.
 
     Attributes:
-        at: where it is farthest from the chord.
-        gap: by how much it is better than the chord there; negative if it is worse.
-        barrier: the most by which a point is worse than the chord; 0 if none is (linear mode
+        at: the position of the largest deviation.
+        gap: how much better the score is than the chord there; negative if worse.
+        barrier: the largest amount by which a point is worse than the chord; 0 if none is (linear mode
             connectivity: Frankle et al. 2020, Neyshabur et al. 2020).
-        tau: Kendall's tau of the score against the number, ends included: 1 if each step makes it
-            better, -1 if each makes it worse. None if it does not vary.
+        tau: Kendall's tau of the score against the number, ends included: 1 if each step improves
+            it, -1 if each worsens it. None if it does not vary.
     """
 
     at: float

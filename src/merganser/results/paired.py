@@ -37,27 +37,27 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparisons:
-    """Compare models of a study on the problems that they share.
+    """Return tests of models of a study against references, on the problems that they share.
 
     Differences are paired over problems; all samples of a problem count as one. P-values are those of
     sign flips of problems (McNemar's exact test for single verdicts of 0 and 1), adjusted by max-T for all
-    models that are compared with one reference. A model that was chosen by the problems, or is the best on
-    them, is only judged by the adjusted value over all merges; where the study has ``held_out``, it is
-    tested on those problems.
+    models that are compared with one reference. A model selected on the problems, or the best on
+    them, is judged only by the adjusted value over all merges; if the study has ``held_out``, it
+    is tested on those problems.
 
     Args:
         study: the folder of a study.
-        models: names, as short as tables have them. The first is compared with each of the others; with
-            ``against`` each is compared with these. Without any, all merges are.
-        against: the references; by default all models of the study that are no merges.
-        scores: which; by default all, and where several tasks have the same scorer, its mean over them.
-        weights: of the tasks in that mean; by default all count the same.
-        draws: of sign flips, where they are too many to list.
-        seed: of the draws.
+        models: names, also short ones as in tables. The first is compared with each of the others;
+            with ``against`` each is compared with those. By default all merges are compared.
+        against: the references; by default all models of the study that are not merges.
+        scores: the scores to test; by default all, and for a scorer of several tasks its mean over them.
+        weights: the tasks' weights in that mean; equal by default.
+        draws: number of random sign flips, used if there are too many to enumerate.
+        seed: seed of the draws.
 
     Raises:
         InputError: there are no results, or their samples are broken.
-        RecipeError: there is no such model or score, or nothing to compare.
+        RecipeError: a model or score does not exist, or there is nothing to compare.
     """
     folder = Path(study)
     seen = _read(folder, scores, weights)
@@ -76,7 +76,8 @@ def compare(
 
 
 def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str, frozenset[str]]:
-    """Of each score, the best model, and all that are not significantly worse: by max-T over all, at 5 %.
+    """Return, for each score, the best model and all that are not significantly worse: by max-T
+    over all, at 5 %.
 
     Raises:
         InputError: there are no results, or their samples are broken.
@@ -108,7 +109,7 @@ _HELD_OUT, _JSON = scores.HELD_OUT, scores.JSON_NAME
 
 @dataclass(frozen=True, slots=True)
 class _Study:
-    """Results, and what each problem was worth."""
+    """The results of a study with the score of each problem."""
 
     results: Results
     tables: Mapping[str, ScoreTable]
@@ -182,10 +183,10 @@ def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | Non
 
 
 def find(found: Results, name: str) -> str:
-    """The entry that a name stands for, which may be as short as tables have it.
+    """Return the entry of a name, which may be a short name as in tables.
 
     Raises:
-        RecipeError: there is none, or there are several.
+        RecipeError: no entry matches, or several do.
     """
     names = [entry.name for entry in found.entries]
     if name in names:
@@ -231,7 +232,8 @@ def _compare(
     draws: int,
     seed: int,
 ) -> list[Comparison]:
-    """One score of one family; chosen models on what was held out, where that is."""
+    """Return comparisons of one score of one family; selected models on held-out problems if there
+    are any."""
     pairs = [pair for pair in pairs if all(seen.has(score, name) for name in pair)]
     if not pairs:
         return []
@@ -274,7 +276,7 @@ def _selected(seen: _Study, score: str) -> set[str]:
 def _family(
     study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
 ) -> list[Comparison]:
-    """Comparisons that are adjusted for each other."""
+    """Return comparisons that are adjusted for each other."""
     paired = [pair for pair in pairs if all(study.is_paired(score, name) for name in pair)]
     rows = _paired(study, score, paired, chosen, draws, seed) if paired else []
     rows += [_unpaired(study, score, *pair, chosen) for pair in pairs if pair not in set(paired)]
@@ -287,7 +289,7 @@ def _family(
 def _paired(
     study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
 ) -> list[Comparison]:
-    """Comparisons of models whose problems are known."""
+    """Return comparisons of models with known scores of each problem."""
     weighted = study.parts(score)
     tables = [study.tables[part] for part, _ in weighted]
     weights = [weight for _, weight in weighted]
@@ -340,7 +342,7 @@ def _paired(
 def _single(
     tables: Sequence[ScoreTable], own: Sequence[Any], drawn: float, listed: bool, draws: int
 ) -> tuple[float, float | None, str]:
-    """The p-value of one test by itself, the exact one, and how they were found."""
+    """Return the p-value of one test alone, the exact one, and the name of the test."""
     if len(tables) == 1 and tables[0].grain:
         middle = significance.mid_p(own[0], tables[0].grain)
         if middle is not None:
@@ -355,7 +357,7 @@ def _single(
 def _unpaired(
     study: _Study, score: str, model: str, reference: str, chosen: set[str]
 ) -> Comparison:
-    """A comparison of two scores of which only means and errors are known."""
+    """Return a comparison of two scores that have only means and standard errors."""
     parts = study.parts(score)
     total = sum(weight for _, weight in parts)
     errors = [
@@ -393,7 +395,8 @@ def _unpaired(
 
 
 def _finished(families: Sequence[tuple[str, int, Sequence[Comparison]]]) -> list[Comparison]:
-    """Holm's values for all tasks of a scorer together; chosen models without a p-value of their own."""
+    """Return comparisons with Holm's values over all tasks of a scorer; selected models get no
+    single p-value."""
     groups: dict[tuple[str, int, bool, int], list[Comparison]] = {}
     for scorer, number, rows in families:
         for row in rows:

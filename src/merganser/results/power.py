@@ -1,4 +1,4 @@
-"""How many problems or samples it takes to see a difference, from what a study has found."""
+"""Numbers of problems or samples needed to detect a difference, estimated from a study."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from merganser.results.problem_scores import ScoreTable
 from merganser.results.scores import Results
 
 DETECTED = (Z + POWER_Z) ** 2
-"""Squared standard errors between no difference and one that is found in 80 % of studies: 7.85."""
+"""Squared standard errors between no difference and one detected with a power of 80 %: 7.85."""
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What the differences of one score vary by.
+    """The variance components of the differences of one score.
 
     The mean difference of n problems with k samples each has the variance
     ``(between + 2 within / k) / n``.
 
     Attributes:
-        score: its name.
-        points: how many of the units that ``detect`` counts are one of the score's: 100 for rates, which
-            are told in points, else 1.
-        problems, samples: of the study; samples are 0 where problems have different numbers.
-        pairs: how many differences of models this is the mean of.
-        variance: of the problems' differences.
-        between: of the problems' true differences; None where it cannot be told from luck.
-        within: of a model's samples of one problem; None likewise.
+        score: the score's name.
+        points: units of ``detect`` per unit of the score: 100 for rates, which are given in
+            percentage points, else 1.
+        problems, samples: the study's numbers; samples are 0 if problems have different numbers of them.
+        pairs: number of model pairs averaged over.
+        variance: variance of the problems' differences.
+        between: variance of the problems' true differences; None if it cannot be separated from
+            sampling noise.
+        within: variance of a model's samples of one problem; None likewise.
     """
 
     score: str
@@ -49,16 +50,16 @@ class Power:
     within: float | None
 
     def variance_with(self, samples: float) -> float | None:
-        """The variance of a problem's difference with so many samples; None where it cannot be told."""
+        """Return the variance of a problem's difference at a number of samples; None if unknown."""
         if self.between is None or self.within is None:
             return self.variance if samples == self.samples else None
         return self.between + 2 * self.within / samples
 
     def detectable(self, problems: int | None = None, samples: float | None = None) -> float | None:
-        """The smallest true difference that is found in 80 % of studies, by a test at 5 %.
+        """Return the smallest true difference that a test at 5 % detects with a power of 80 %.
 
         Args:
-            problems, samples: by default those of the study; ``math.inf`` samples are as many as it takes.
+            problems, samples: by default those of the study; ``math.inf`` samples give the limit.
         """
         variance = self.variance if samples is None else self.variance_with(samples)
         if variance is None:
@@ -71,7 +72,7 @@ class Power:
         return None if variance is None else max(2, math.ceil(DETECTED * variance / difference**2))
 
     def samples_for(self, difference: float, problems: int | None = None) -> int | None:
-        """Samples of each problem that it takes; None where no number does, or it cannot be told."""
+        """Return the needed samples per problem; None if no number suffices, or it is unknown."""
         if self.between is None or self.within is None:
             return None
         left = (problems or self.problems) * difference**2 / DETECTED - self.between
@@ -79,15 +80,15 @@ class Power:
 
 
 def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
-    """What the differences of a study's scores vary by, over merges and references.
+    """Return the variance components of a study's scores, over pairs of merges and references.
 
     Args:
         study: the folder of a study, which may be a small pilot.
-        scores: which; by default all that have samples.
+        scores: the scores to analyse; by default all that have samples.
 
     Raises:
         InputError: there are no results, or their samples are broken.
-        RecipeError: there is no such score, or there are no two models.
+        RecipeError: the score does not exist, or there are fewer than two models.
     """
     folder = Path(study)
     found = _read_results(folder)
@@ -124,7 +125,7 @@ def _power(found: Results, table: ScoreTable) -> Power:
 
 
 def _pairs(found: Results, table: ScoreTable) -> list[tuple[str, str]]:
-    """Merges with references, or all models with each other where there are no merges."""
+    """Return pairs of merges and references, or all pairs of models if there are no merges."""
     points = [entry.name for entry in found.points if entry.name in table.models]
     others = [name for name in table.models if name not in points]
     pairs = [(point, other) for point in points for other in others]

@@ -1,4 +1,4 @@
-"""What the models of a study got on each problem and sample, as arrays."""
+"""Scores of a study's models on each problem and sample, as arrays."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreTable:
-    """One score of several models, on the problems that all of them have.
+    """One score of several models, on the problems that all of them share.
 
     Attributes:
         score: its name in the study.
         scorer: its name without the task.
         task: the task's name.
         direction: whether more or less is better.
-        models: who is compared.
-        problems: the problems that all have.
-        left_out: problems that only some have.
-        values: what each problem is worth, [models, problems].
-        spread: the variance of each of these values if the problem was sampled again, [models, problems];
-            NaN where there are too few samples to tell.
-        counts: samples, [models, problems].
-        grain: a number of which all differences of values are whole parts; 0 if there is none.
-        is_mean: whether a problem's value is the mean over its samples; pass@k and maj@k are none.
+        models: names of the compared models.
+        problems: the problems that all models have.
+        left_out: problems that only some models have.
+        values: the score of each problem, [models, problems].
+        spread: the sampling variance of each value, [models, problems]; NaN if there are too few samples.
+        counts: numbers of samples, [models, problems].
+        grain: N such that all differences of values are multiples of 1/N; 0 if there is none.
+        is_mean: whether a problem's value is the mean over its samples; False for pass@k and maj@k.
     """
 
     score: str
@@ -65,16 +64,16 @@ class ScoreTable:
         return bool(((self.values >= 0) & (self.values <= 1)).all())
 
     def row(self, model: str) -> Array:
-        """What each problem is worth to a model."""
+        """Return a model's score of each problem."""
         row: Array = self.values[self.models.index(model)]
         return row
 
 
 def sample_file(results: Results, folder: Path, name: str) -> Path | None:
-    """The file of an entry's samples, if it has one.
+    """Return the file of an entry's samples, if it has one.
 
     Raises:
-        InputError: it lies outside of the folder.
+        InputError: it is outside the folder.
     """
     entry = next(entry for entry in results.entries if entry.name == name)
     if entry.samples is None:
@@ -141,7 +140,8 @@ class _Asked:
         self.columns[order] = np.arange(len(rows)) - np.repeat(starts, self.counts)
 
     def samples(self, scorer: str, problems: Sequence[str]) -> Array | None:
-        """A score of each sample, [problems, samples], NaN where a problem has fewer; None without it."""
+        """Return a score of each sample, [problems, samples], padded with NaN; None if samples
+        lack the score."""
         try:
             values = np.array([verdict.scores[scorer] for verdict in self.verdicts], np.float64)
         except KeyError:
@@ -151,7 +151,7 @@ class _Asked:
         return whole[[self.places[problem] for problem in problems]]
 
     def answers(self, problems: Sequence[str], own: Answers) -> list[list[str | None]]:
-        """The answers to problems, each problem's in the order of its samples."""
+        """Return the answers to each problem, in the order of its samples."""
         said: list[list[str | None]] = [[] for _ in self.places]
         for verdict, row in zip(self.verdicts, self.rows.tolist(), strict=True):
             said[row].append(own[verdict.task, verdict.problem, verdict.sample])
@@ -207,7 +207,7 @@ def _table(
 
 
 def _passes(k: int, samples: Array) -> tuple[Array, Array]:
-    """pass@k of each problem, and its variance over samples."""
+    """Return pass@k of each problem, and its variance over samples."""
     total = (~np.isnan(samples)).sum(axis=1).tolist()
     right = (samples >= 1.0).sum(axis=1).tolist()
     known: dict[tuple[int, int], tuple[float, float]] = {}
@@ -220,7 +220,7 @@ def _passes(k: int, samples: Array) -> tuple[Array, Array]:
 
 
 def _majority(k: int, said: Sequence[Sequence[str | None]], samples: Array) -> tuple[Array, Array]:
-    """maj@k of each problem, and its variance by the bootstrap over samples."""
+    """Return maj@k of each problem, and its variance by the bootstrap over samples."""
     pairs = []
     for answers, row in zip(said, samples, strict=True):
         correct = [value >= 1.0 for value in row[: len(answers)].tolist()]

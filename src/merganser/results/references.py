@@ -1,4 +1,4 @@
-"""Scores that were measured elsewhere, such as those of a paper, with what is known of their uncertainty."""
+"""Scores measured elsewhere, such as those of a paper, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def stated_score(
     high: float | None = None,
     problems: int | None = None,
 ) -> Score:
-    """A score as somebody else states it.
+    """A score as published elsewhere.
 
-    What is missing follows from the rest: a 95 % interval is 3.92 standard errors wide; the share of
-    problems that are solved has Wilson's interval, and the error that belongs to its width.
+    Missing values are derived from the others: a 95 % interval is 3.92 standard errors wide; a
+    share of solved problems has Wilson's interval, and the standard error is its width / 3.92.
 
     Raises:
-        ValueError: when nothing tells how uncertain it is, or the numbers contradict each other.
+        ValueError: the uncertainty is missing, or the numbers contradict each other.
     """
     if (low is None) != (high is None):
         raise ValueError("low and high go together")

@@ -17,10 +17,10 @@ KEY = "step"
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Points that differ in the step only, in its order.
+    """Points that differ in the training step only, sorted by it.
 
     Attributes:
-        label: what sets the series apart from others of the study; empty if it is the only one.
+        label: what distinguishes the series from others of the study; empty if it is the only one.
         points: the steps, and the entries.
     """
 
@@ -30,11 +30,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Points over the steps and one other number.
+    """A grid of points over the steps and one other number.
 
     Attributes:
-        key: the number's, of the sweep.
-        steps, numbers: what there is of both, in order.
+        key: the sweep's key of that number.
+        steps, numbers: the values of both, sorted.
         points: the entries by step and number.
     """
 
@@ -45,13 +45,13 @@ class Grid:
 
 
 def reference_step(model: str) -> int | None:
-    """The step that a reference names, and None where it names none."""
+    """Return the step that a reference names; None if it names none."""
     numbers = map(step_of, reversed(PurePath(model.partition("+")[0]).parts))
     return next((number for number in numbers if number is not None), None)
 
 
 def step_key(results: Results) -> str | None:
-    """The sweep's key that runs over the steps of a run; None if there is none."""
+    """Return the sweep's key that runs over the steps of a run; None if there is none."""
     keys = dict.fromkeys(key for point in results.points for key in point.values)
     for key in keys:
         having = [p for p in results.points if key in p.values]
@@ -65,7 +65,7 @@ def step_key(results: Results) -> str | None:
 
 
 def series(results: Results) -> list[Series]:
-    """Scores against steps: one series for each combination of the other keys."""
+    """Return one series over steps for each combination of the other keys."""
     key = step_key(results)
     if key is None:
         return []
@@ -99,7 +99,7 @@ def run_itself(results: Results) -> list[tuple[int, Entry]]:
 
 
 def grid(results: Results) -> Grid | None:
-    """The points by step and by one other number; None where there is no such grid."""
+    """Return the points by step and one other number; None if they form no such grid."""
     key = step_key(results)
     if key is None:
         return None
@@ -123,7 +123,7 @@ def grid(results: Results) -> Grid | None:
 
 
 def _varied(points: Sequence[Entry], key: str) -> list[str]:
-    """The keys beside the step's that vary."""
+    """Return the varying keys other than the step's."""
     keys: dict[str, Any] = dict.fromkeys(other for p in points for other in p.values)
     return [
         other

@@ -1,4 +1,4 @@
-"""What a study found: each model's scores, kept as ``results.json`` and ``results.csv``."""
+"""Results of a study: each model's scores, stored as ``results.json`` and ``results.csv``."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ class Entry:
     """One model of a study.
 
     Attributes:
-        name: unique in the study; a point's is its folder's.
-        role: what the model is in the study.
-        model: a reference to it, where it is an expert or the base; else None.
-        values: a point's values of the sweep's keys.
+        name: unique in the study; for a point, the name of its folder.
+        role: the model's role in the study.
+        model: a reference to an expert or the base; None for points.
+        values: a point's values, by key of the sweep.
         scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
-        weights: of each merged model, as the recipe asks for them (normalised); empty if the method has none.
-        effective: the same, as rounding left them.
-        samples: the file of its completions, relative to the results' folder; None if none were kept.
-        folder: where it was written, relative to the results' folder; None if it was not.
-        source: where scores were taken from that were not measured here; else None.
+        weights: the weight of each merged model that the recipe asks for (normalised); empty if
+            the method has none.
+        effective: the same weights, measured after rounding.
+        samples: the file of its completions, relative to the results' folder; None if none are stored.
+        folder: the written merge, relative to the results' folder; None if it is not written.
+        source: the source of scores measured elsewhere; else None.
     """
 
     name: str
@@ -70,16 +71,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that a study found.
+    """The results of a study.
 
     Attributes:
-        name: the study's.
+        name: the study's name.
         recipe: the text of the file that described it.
-        directions: for every score, whether more or less is better.
-        settings: how completions were made: sampling, seed, presets, number of problems, versions.
+        directions: whether more or less of each score is better.
+        settings: how completions were generated: sampling, seed, presets, number of problems, versions.
         entries: base, experts, points, in the order in which they are shown.
-        chosen: names of the points that were kept, with the rule that chose them.
-        places: folders that relative paths of models were looked for in, in that order, as seen from the
+        chosen: names of the selected points, with the rule that selected them.
+        places: folders that relative model paths start at, in order of search, relative to the
             results' folder.
     """
 
@@ -114,7 +115,7 @@ class Results:
         return notebook.table(("model", "", *values, *self.directions, "chosen"), rows, self.name)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each model, with the columns of ``results.csv``.
+        """Return one row per model, with the columns of ``results.csv``.
 
         Raises:
             MerganserError: pandas is not installed.
@@ -167,11 +168,10 @@ def remove(folder: Path) -> None:
 
 
 def read(folder: Path) -> Results:
-    """What a study found, from its folder.
+    """Return the results of a study, read from its folder.
 
     Raises:
-        InputError: there is no such file, or it is not one that this version writes: with the key of the
-            first thing that is wrong.
+        InputError: the file is missing, or has another format; the message names the first wrong key.
     """
     path = folder / JSON_NAME
     try:
@@ -216,26 +216,26 @@ def _number(text: str) -> float:
 
 
 def places(home: Path, beside: Path | None) -> tuple[str, ...]:
-    """Where a study looks for models now, for its results: here, and beside its file.
+    """Return the folders that a study searches for models: the current one, and that of its file.
 
     Args:
         home: the results' folder.
-        beside: the folder of the study's file; None if it has none.
+        beside: the folder of the study's file; None if there is no file.
     """
     folders = [Path.cwd(), *([] if beside is None else [beside])]
     return tuple(dict.fromkeys(os.path.relpath(f.resolve(), home.resolve()) for f in folders))
 
 
 def reference(found: Results, folder: Path, model: str) -> ModelReference:
-    """A model of a study, found wherever this is called from.
+    """Return a model of a study, independent of the current folder.
 
     Args:
-        found: what lies in the folder.
+        found: the study's results.
         folder: the study's.
-        model: as an entry names it.
+        model: the reference of an entry.
 
     Raises:
-        InputError: when it is no reference.
+        InputError: it is not a reference.
     """
     homes = [folder / place for place in found.places]
 

@@ -1,4 +1,4 @@
-"""Points of a study whose weights are those of three models and add up to one: a triangle."""
+"""Triangles: points of a study that mix three models with weights that sum to one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Triangle:
     """Merges of the same three models.
 
     Attributes:
-        label: what sets these merges apart from others of the study; empty if they are the only ones.
-        models: short names of the models, those of the corners.
-        points: the three weights, and the entry.
-        corners: the models as entries of their own; None for one that was not scored.
+        label: what distinguishes these merges from others of the study; empty if they are the only ones.
+        models: short names of the models at the corners.
+        points: the three weights and the entry of each point.
+        corners: the models' entries; None for a model without scores.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Triangle:
     corners: tuple[Entry | None, Entry | None, Entry | None]
 
     def having(self, score: str) -> list[tuple[tuple[float, float, float], Entry]]:
-        """The points that have a score, and the corners that no point lies on."""
+        """Return the points that have a score, and the corners without a point."""
         found = [(w, e) for w, e in self.points if score in e.scores]
         there = {tuple(round(each, 6) for each in w) for w, _ in found}
         for n, corner in enumerate(self.corners):
@@ -48,13 +48,13 @@ class Triangle:
 
 
 def place(weights: Sequence[float]) -> tuple[float, float]:
-    """Where three weights lie: the first model on the left, the second on the right, the third on top."""
+    """Return the coordinates of three weights: first model left, second right, third on top."""
     _, right, top = weights
     return right + top / 2, top * 3**0.5 / 2
 
 
 def triangles(results: Results) -> list[Triangle]:
-    """The triangles of a study: one for each three models, method and so on, that has points inside."""
+    """Return the triangles of a study: one for each three models, method and so on, with points inside."""
     keys = list(dict.fromkeys(key for point in results.points for key in point.values))
     fixed = [key for key in keys if not is_dial(key, results.points)]
     groups: dict[tuple[Any, ...], list[Entry]] = {}
@@ -115,7 +115,7 @@ def _is_one(total: float) -> bool:
 
 
 def _spans(weights: Sequence[Sequence[float]]) -> bool:
-    """Whether points do not all lie on one line."""
+    """Whether points are not all on one line."""
     if len(weights) < 3:
         return False
     places: Array = np.array([place(w) for w in weights])
