@@ -29,19 +29,20 @@ BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class Endpoint:
-    """A backend: a model that is served.
+    """A backend: a model on a server.
 
-    Conversations go to ``/chat/completions``, plain texts to ``/completions``. The seed of each request is
-    made of the task's and the sample's number; whether it makes sampling repeatable is the server's matter.
+    Conversations go to ``/chat/completions``, plain texts to ``/completions``. The seed of each
+    request combines the task's seed and the sample's number; whether sampling is then repeatable
+    depends on the server.
 
     Args:
         url: of the API, such as ``http://127.0.0.1:8000/v1``.
-        model: as the server calls it.
+        model: the model's name on the server.
         token: sent as a bearer token; None for none.
         concurrency: requests at once.
         timeout: seconds for one request.
-        retries: how often a request is sent again where the server is busy or not reached.
-        pause: seconds before the first of them, doubled each time; a server's ``Retry-After`` counts more.
+        retries: how often a request is repeated if the server is busy or unreachable.
+        pause: seconds before the first retry, doubled each time; a server's ``Retry-After`` takes precedence.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Endpoint:
         return self._read(self._ask(*self._request(request, sampling), _read_json))
 
     def _request(self, request: Request, sampling: Sampling) -> tuple[str, dict[str, Any]]:
-        """Where a request goes, and its body."""
+        """Return the path and the body of a request."""
         body: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,

@@ -51,13 +51,13 @@ class VllmOptions(Options):
 
     Attributes:
         tensor_parallel_size: devices that share each tensor.
-        max_model_len: tokens of a prompt and its completion at most; None for what the tasks ask.
-        max_num_seqs: completions at once; None for ``batch_size``, or 256.
+        max_model_len: maximum of tokens in a prompt and its completion; None for the tasks' maximum.
+        max_num_seqs: simultaneous completions; None for ``batch_size``, or 256.
         kv_cache_gib: GiB of memory for keys and values; None on a CPU for what the requests need, at most
             4 and at most half of the free memory, and on a GPU for what vLLM decides.
         enforce_eager: run without compiling; None for eager on the CPU, where compiling takes a minute.
         unchecked: use a version of vLLM, or a kind of model, whose swapped weights are not tested.
-        arguments: further arguments of ``vllm.LLM``, handed on as they are.
+        arguments: further arguments of ``vllm.LLM``, passed unchanged.
     """
 
     tensor_parallel_size: int = Field(default=1, ge=1)
@@ -122,13 +122,13 @@ def choose(
     engine: EngineName | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> AnyOptions:
-    """The options of the engine that is used; their type says which it is.
+    """Return the options of the engine to use; their type identifies it.
 
     Args:
         written: the engine of an ``evaluate:`` block.
-        options: its options; they count for this engine only.
-        engine: the engine that is asked for in its place.
-        more: options that count more than the block's.
+        options: its options; ignored for other engines.
+        engine: the engine that replaces it, or None.
+        more: options that override the block's.
 
     Raises:
         RecipeError: an option is unknown, missing or has a wrong value.

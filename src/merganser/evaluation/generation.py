@@ -53,12 +53,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model said.
+    """A model's completion.
 
     Attributes:
         text: without special tokens.
-        tokens: how many it took, the end token included.
-        finish: why it ended.
+        tokens: number of tokens, including the end token.
+        finish: the reason for its end.
     """
 
     text: str
@@ -75,7 +75,7 @@ def ignore_tokens(_count: int) -> None:
 
 
 Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
-"""Completes requests, in any order: yields each one's index and its completion as soon as it is there."""
+"""Completes requests, in any order: yields each one's index and completion as soon as it is finished."""
 
 
 class StreamingBackend(Protocol):
@@ -90,8 +90,8 @@ class StreamingBackend(Protocol):
         """See :data:`Backend`; ``on_tokens`` is called at each step."""
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """One completion's text as it comes: the one that a call gives for the prompt's first sample."""
+        """Stream one completion's text: that of the prompt's first sample."""
 
 
 class EngineFailure(MerganserError):
-    """An engine failed in its work; one that is made anew may succeed."""
+    """An engine failed; a new one may succeed."""

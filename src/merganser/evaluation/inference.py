@@ -1,4 +1,4 @@
-"""Completions by a transformers model in memory: batched, resumable, and each drawn by its own seed."""
+"""Completions by a transformers model in memory: batched, resumable, with one seed per request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MOST_AT_ONCE = 256
 """Completions of a batch, at most: beyond, one that runs long holds up too many."""
 
 FALLBACK_MEMORY = 8 * 2**30
-"""Bytes of memory that a machine is taken to have where it does not say."""
+"""Assumed free memory in bytes, if the system reports none."""
 
 MEMORY_SHARE = 0.5
 """Of the free memory that keys and values of a batch may take, by estimate."""
@@ -40,13 +40,14 @@ MEMORY_SHARE = 0.5
 class Inference:
     """A backend: a model of transformers, in static batches.
 
-    Requests are sorted by their prompts' lengths and padded on the left. Drawing goes by the inverse of the
-    cumulative distribution, with numbers of a generator of each request's own, made of the seed, the
-    prompt and the sample's number: what is drawn does not depend on what else is in the batch, but for
-    the last bits of the model's own arithmetic. Of the model's generation config only the end tokens count.
+    Requests are sorted by their prompts' lengths and padded on the left. Tokens are drawn by the
+    inverse of the cumulative distribution, with one random generator per request, seeded by the
+    seed, the prompt and the sample's number: draws do not depend on the rest of the batch, except
+    for the last bits of the model's arithmetic. Of the model's generation config only the end tokens count.
 
     Attributes:
-        batch_size: of completions at once; found when None, and halved where memory does not suffice.
+        batch_size: number of simultaneous completions; chosen automatically if None, and halved
+            when memory runs out.
     """
 
     def __init__(
@@ -102,17 +103,17 @@ class Inference:
             yield from zip(chosen, found, strict=True)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """One completion's text as it comes: the one that a call gives for the prompt's first sample.
+        """Stream one completion's text: that of the prompt's first sample.
 
-        The model works in a thread of its own until it is done, the context is full, or the iterator is
-        closed. Stop texts are not looked for.
+        The model runs in a separate thread until it is done, the context is full, or the iterator
+        is closed. Stop texts are ignored.
 
         Returns:
-            The whole completion.
+            The full completion.
 
         Raises:
-            InputError: when the model cannot take the prompt.
-            ResourceError: when memory does not suffice.
+            InputError: the prompt does not fit the model.
+            ResourceError: memory runs out.
         """
         row = self.codec.encode(prompt)
         if (context := self.codec.context) is not None:
@@ -207,7 +208,7 @@ class Inference:
         return output
 
     def _guess(self, length: int) -> int:
-        """A batch whose keys and values fit into a part of the free memory."""
+        """Return a batch size whose keys and values fit into a share of the free memory."""
         size = next(self.model.parameters()).element_size()
         each = self.codec.key_value_bytes(size) * length
         each += (
@@ -223,7 +224,7 @@ class _Closed(Exception):
 
 
 class _Feed:
-    """What transformers tells of new tokens, as its ``streamer``: first the prompt, then one at a time."""
+    """The ``streamer`` that transformers calls with new tokens: first the prompt, then one at a time."""
 
     def __init__(self, told: queue.SimpleQueue[Any], closed: threading.Event) -> None:
         self.told = told
@@ -261,7 +262,7 @@ class _Counter:
 def _drawing(
     requests: Sequence[Request], sampling: Sampling, width: int
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A step of generation that leaves each row the one token that its number draws."""
+    """A logits processor that leaves only the drawn token in each row."""
     numbers = [
         drawing.numbers_of(drawing.seed_of(request, sampling), sampling.max_tokens)
         for request in requests
@@ -292,7 +293,7 @@ def _free() -> None:
 
 
 def free_memory(device: str) -> int:
-    """Free bytes of memory where a model computes: a GPU's own, or the machine's."""
+    """Return the free bytes of a model's device: the GPU's memory, or the machine's."""
     import torch
 
     if torch.device(device).type == "cuda":

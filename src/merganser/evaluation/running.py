@@ -1,4 +1,4 @@
-"""The story of an evaluation: tasks → what is kept already → a backend → scores."""
+"""The steps of an evaluation: tasks → stored completions → a backend → scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from merganser.evaluation.statistics import Score, maj_at, pass_at, summarize
 from merganser.evaluation.tasks import Metric, Task, score_names
 
 Progress = Callable[[int, int], None]
-"""Told how many completions are there, of how many."""
+"""Called with the number of finished completions, and their total."""
 
 SampleKey = tuple[str, str, int]
 """A sample's task, problem and number."""
@@ -27,12 +27,12 @@ SampleKey = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation of one model found.
+    """The result of evaluating one model.
 
     Attributes:
         scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
         samples: all completions with their scores, in the order of tasks, problems and samples.
-        generated: how many of them were made now; the others were kept.
+        generated: how many of them are newly generated; the others were stored.
     """
 
     scores: Mapping[str, Score]
@@ -48,17 +48,17 @@ def evaluate(
     samples: Path | None = None,
     on_progress: Progress = lambda _done, _all: None,
 ) -> Evaluation:
-    """Score one model.
+    """Return the scores of one model.
 
-    Completions that are kept from the same model, prompt and settings are not made again; they are
-    judged again, so that scorers can be changed without running anything.
+    Stored completions of the same model, prompt and settings are reused, but scored again, so that
+    scorers can change without running the model.
 
     Args:
-        backend: completes prompts; it is not called if everything is kept.
-        tasks: what is asked.
-        key: all that decides the model's completions, by what it is called.
-        samples: the file of kept completions, written as they come; None to keep none.
-        on_progress: told of the progress.
+        backend: completes prompts; not called if all completions are stored.
+        tasks: the tasks.
+        key: everything about the model that determines its completions, by name.
+        samples: the file that stores completions as they arrive; None to store none.
+        on_progress: called with the progress.
 
     Raises:
         MerganserError: of the kind that fits.
@@ -103,13 +103,13 @@ def evaluate(
 
 
 def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> Counter[str]:
-    """How many completions that are kept no longer hold, by what changed since.
+    """Return how many stored completions are out of date, by the cause.
 
     Args:
         tasks, key, samples: as in :func:`evaluate`.
 
     Raises:
-        InputError: when the file cannot be read.
+        InputError: the file cannot be read.
     """
     wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
     labels = [*key, "the prompt or the sampling"]
@@ -124,12 +124,12 @@ def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path)
     """Whether a file has every completion that tasks ask of a model.
 
     Args:
-        tasks: what is asked.
+        tasks: the tasks.
         key: of the model, as for :func:`evaluate`.
         samples: the file; it need not exist.
 
     Raises:
-        InputError: when the file cannot be read.
+        InputError: the file cannot be read.
     """
     wanted = {place: own for place, _, own in _wanted(tasks, key)}
     there = _there(samples, wanted)
@@ -137,7 +137,7 @@ def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path)
 
 
 def _changed(before: str, now: str, labels: Sequence[str]) -> str:
-    """What sets two keys apart, as a sentence."""
+    """Return the difference between two keys, as a sentence."""
     old, new = before.split("-"), now.split("-")
     if len(old) != len(new):
         return "they are of another recipe or version"
@@ -155,11 +155,11 @@ def _there(samples: Path | None, wanted: Collection[SampleKey]) -> dict[SampleKe
 
 
 def judge(tasks: Sequence[Task], samples: Sequence[Sample]) -> list[Sample]:
-    """Samples with their scores by these tasks' scorers.
+    """Return samples with their scores by these tasks' scorers.
 
     Raises:
-        InputError: when there are no samples of a problem.
-        MerganserError: when a scorer fails.
+        InputError: a problem has no samples.
+        MerganserError: a scorer fails.
     """
     judged: list[Sample] = []
     for task in tasks:
@@ -212,8 +212,8 @@ def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Sco
 
 
 def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleKey, Prompt, str]]:
-    """Every sample that tasks ask for: its place, its prompt, and the key of all that decides it: a
-    part for each part of the model's key, and one for prompt and sampling."""
+    """Return every sample that tasks need: its place, its prompt, and its key, with one part for
+    each part of the model's key, and one for prompt and sampling."""
     wanted: list[tuple[SampleKey, Prompt, str]] = []
     model = "".join(f"{_short(value)}-" for value in key.values())
     for task in tasks:

@@ -18,7 +18,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DRAWS = 10_000
-"""Sign flips that are drawn where they are too many to list."""
+"""Number of random sign flips, used if there are too many to enumerate."""
 
 LEVEL = 0.05
 """Two-sided level of tests; intervals hold the rest."""
@@ -29,7 +29,7 @@ POWER_Z = 0.8416212335729143
 Z = 1.959963984540054
 
 _MOST_LISTED = 20
-"""Problems whose sign flips are all listed, at most: 2 ** 20 of them."""
+"""Maximum number of problems whose sign flips are all enumerated: 2 ** 20 flips."""
 
 _MOST_LISTED_CELLS = 2**22
 """Flips times models that are listed at most for a family of tests."""
@@ -95,7 +95,7 @@ def normal_tail(z: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far two models are apart.
+    """The mean difference of two models.
 
     Attributes:
         mean: of the problems' differences; of several tasks their weighted mean.
@@ -124,11 +124,11 @@ class Difference:
 def differences(
     parts: Sequence[Array], weights: Sequence[float], *, rates: bool = False
 ) -> list[Difference]:
-    """The mean differences of some models from one reference.
+    """Return the mean differences of some models from one reference.
 
     Args:
-        parts: of each task the differences, [models, problems]; two problems or more.
-        weights: of the tasks; they count by their shares of the sum.
+        parts: for each task the differences, [models, problems]; at least two problems.
+        weights: the tasks' weights, scaled to sum to one.
         rates: whether scores lie between 0 and 1. Where all of a task's problems then differ by
             the same, the error is that of two more problems, one half a point up and one down
             (Agresti and Min 2005): equal scores on four problems do not show that models are equal.
@@ -175,8 +175,8 @@ class Family:
         adjusted: p-values by max-T (Westfall and Young 1993): the chance that any of the tests reaches
             the statistic if no model differs. Whoever believes those up to 0.05 believes anything
             false in 5 % of studies.
-        critical: how many standard errors any of the tests exceeds with a chance of 5 %.
-        exact: whether all sign flips were listed.
+        critical: number of standard errors that any of the tests exceeds with a probability of 5 %.
+        exact: whether all sign flips are enumerated.
     """
 
     single: tuple[float, ...]
@@ -195,8 +195,8 @@ def family(
 
     Args:
         parts, weights: as for :func:`differences`.
-        draws: of flips, where they are too many to list.
-        seed: of the draws.
+        draws: number of random flips, used if there are too many to enumerate.
+        seed: seed of the draws.
     """
     shares = _shares(weights)
     counts = [part.shape[1] for part in parts]
@@ -270,10 +270,10 @@ def exact_p(differences: Array, grain: int) -> float | None:
 
     Args:
         differences: of the problems.
-        grain: a number of which all differences are whole parts, such as the number of samples.
+        grain: N such that all differences are multiples of 1/N, such as the number of samples.
 
     Returns:
-        None if the differences do not lie on the grid, or the distribution would be too long.
+        None if the differences are not on the grid, or the distribution is too long.
     """
     tails = _tails(differences, grain)
     return None if tails is None else min(1.0, sum(tails))

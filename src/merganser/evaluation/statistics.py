@@ -32,7 +32,7 @@ class Score:
         mean: over problems, of each problem's mean over its samples.
         error: standard error of the mean, over problems; 0 for one problem that is neither 0 nor 1.
         low, high: 95 % interval, by bootstrap over problems; Wilson's where all are 0, or all 1.
-        problems: how many.
+        problems: number of problems.
     """
 
     mean: float
@@ -43,7 +43,8 @@ class Score:
 
 
 def summarize(values: Sequence[float]) -> Score:
-    """The mean of a value a problem, its standard error, and the percentile bootstrap's 95 % interval.
+    """Return the mean of one value per problem, its standard error, and the percentile bootstrap's
+    95 % interval.
 
     Problems are what is drawn: samples of one problem are not independent, so they go in as their
     mean. The error is s / sqrt(n), with s the standard deviation of n - 1 degrees of freedom. Where all
@@ -51,7 +52,7 @@ def summarize(values: Sequence[float]) -> Score:
     is Wilson's, and the error is the one that belongs to its width.
 
     Raises:
-        ValueError: when there are no values, or one is not finite.
+        ValueError: there are no values, or one is not finite.
     """
     import numpy as np
 
@@ -88,12 +89,12 @@ def _of_equal(value: float, count: int) -> Score:
 
 
 def pass_at(k: int, correct: Sequence[bool]) -> float:
-    """Chance that at least one of k samples is right: 1 - C(n - c, k) / C(n, k).
+    """Return the probability that at least one of k samples is right: 1 - C(n - c, k) / C(n, k).
 
     The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374), from n samples with c right ones.
 
     Raises:
-        ValueError: when there are fewer than k samples.
+        ValueError: there are fewer than k samples.
     """
     n, c = len(correct), sum(map(bool, correct))
     if not 0 < k <= n:
@@ -102,14 +103,14 @@ def pass_at(k: int, correct: Sequence[bool]) -> float:
 
 
 def pass_at_variance(k: int, correct: Sequence[bool]) -> float | None:
-    """The variance of :func:`pass_at` if the same problem was sampled again, without bias.
+    """Return an unbiased estimate of the sampling variance of :func:`pass_at` on one problem.
 
     Of n samples that are right with chance 1 - q, pass@k is a U-statistic with variance
     sum over j of C(k, j) C(n - k, k - j) / C(n, k) (q^(2k - j) - q^2k); powers of q are estimated by
     C(n - c, i) / C(n, i).
 
     Returns:
-        None where there are fewer than 2k samples, of which it cannot be told.
+        None if there are fewer than 2k samples, which the estimate needs.
     """
     n, wrong = len(correct), len(correct) - sum(map(bool, correct))
     if n < 2 * k:
@@ -158,7 +159,7 @@ def maj_at(k: int, answers: Sequence[str | None], correct: Sequence[bool]) -> fl
     many votes share the verdict, as if one of them was drawn.
 
     Raises:
-        ValueError: when there are fewer than k samples.
+        ValueError: there are fewer than k samples.
     """
     if not 0 < k <= len(answers):
         raise ValueError(f"maj@{k} needs {k} samples a problem, not {len(answers)}")

@@ -23,7 +23,7 @@ from merganser.evaluation.statistics import Direction
 from merganser.recipe import Document, key_name
 
 PROBLEM = "{problem}"
-"""Stands for the problem in a task's template."""
+"""Placeholder of the problem in a task's template."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {"temperature": 0.0, "top_p": 1.0},
@@ -49,9 +49,9 @@ class Metric:
 
     Attributes:
         name: in the results.
-        scorer: what judges the samples.
+        scorer: the scorer of the samples.
         better: whether more or less is better.
-        pass_at, maj_at: the k of pass@k and maj@k that are told too, of verdicts of 0 and 1.
+        pass_at, maj_at: the k of additional pass@k and maj@k scores, for verdicts of 0 and 1.
     """
 
     name: str
@@ -63,18 +63,18 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What models are asked, and how they are judged.
+    """Problems for models, with sampling settings and scorers.
 
     Attributes:
-        name: its own among an evaluation's tasks.
-        problems: what is asked.
-        metrics: how completions are judged.
-        sampling: how they are drawn.
-        samples: how many of each problem.
+        name: unique among an evaluation's tasks.
+        problems: the problems.
+        metrics: the scores of completions.
+        sampling: the sampling settings.
+        samples: completions per problem.
         system: a system prompt, or None.
         template: text around the problem's question, with ``{problem}`` in it.
         chat: whether the model's chat template is applied; else it is given plain text.
-        preset: the name of the settings that it began with, or None.
+        preset: the name of the preset that its settings start from, or None.
     """
 
     name: str
@@ -160,7 +160,7 @@ Kind = TypeVar("Kind", bound=Evaluate)
 
 
 def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]) -> Kind:
-    """Read a block of a document as the language has it.
+    """Return a block of a document, read and checked.
 
     Args:
         document: of a file, or made in Python.
@@ -189,12 +189,12 @@ def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]
 def make_tasks(
     block: Evaluate, document: Document, path: tuple[str | int, ...], folder: Path | None
 ) -> list[Task]:
-    """Load the problems and scorers that a block names.
+    """Return the tasks of a block, with its problems and scorers loaded.
 
     Args:
-        block: as it was read.
-        document, path: where from, for messages.
-        folder: that its files are beside; None for the current one.
+        block: the parsed block.
+        document, path: the block's document and path, for messages.
+        folder: the folder that its relative paths start at; None for the current one.
 
     Raises:
         MerganserError: of the kind that fits, with file and line of what is wrong.
@@ -212,18 +212,18 @@ def make_tasks(
 
 
 RECIPE_KEYS = frozenset({"merge_method", "models", "slices", "modules"})
-"""Keys that tell a recipe from a file of tasks."""
+"""Keys that distinguish a recipe from a file of tasks."""
 
 
 def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | None]:
-    """Read a file of tasks, or the ``evaluate:`` block of a sweep's.
+    """Return the tasks of a file of tasks, or of a sweep's ``evaluate:`` block.
 
     Args:
         file: of YAML.
         kind: :class:`Evaluate`, or one with more keys.
 
     Returns:
-        The block, its tasks, and the folder that the file lies in.
+        The block, its tasks, and the file's folder.
 
     Raises:
         MerganserError: of the kind that fits.
@@ -309,7 +309,7 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
 
 
 def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
-    """Let a scorer judge a made-up completion, so that one that fails does so before any is generated."""
+    """Run a scorer on a sample completion, so that a broken scorer fails before any generation."""
     problem = task.problems[0]
     text = f"The answer is \\boxed{{{problem.answer or 1}}}."
     sample = Sample(task.name, problem.id, 0, task.prompt(problem), text, 8, "stop")
@@ -348,7 +348,7 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
 
 
 def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
-    """All scores of some tasks, in order, and whether more or less of each is better."""
+    """Return all scores of some tasks, in order, and whether more or less of each is better."""
     found: dict[str, Direction] = {}
     for task in tasks:
         prefix = f"{task.name}/" if len(tasks) > 1 else ""
@@ -362,7 +362,7 @@ def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
 
 
 def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """How completions are made and judged, as plain data for results."""
+    """Return the settings of generation and scoring, as plain data for results."""
     return [
         {
             "task": task.name,

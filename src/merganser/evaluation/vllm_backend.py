@@ -36,7 +36,7 @@ BLOCK = 128
 """Tokens of a block of vLLM's cache, at most: what a request takes is rounded up to blocks."""
 
 MOST_CACHE = 4 * 2**30
-"""Bytes of vLLM's cache on a CPU, where no option says more: requests beyond it wait."""
+"""Default bytes of vLLM's cache on a CPU; requests that exceed it wait."""
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
@@ -46,13 +46,13 @@ ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the result
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the merge engine's threads need the cores, too
 }
-"""Variables that vLLM reads, where the user has not set them."""
+"""Defaults of environment variables that vLLM reads."""
 
 Result = TypeVar("Result")
 
 
 class VllmBackend:
-    """A backend: a vLLM engine, started without weights; :meth:`load` brings them.
+    """A backend: a vLLM engine, started without weights; :meth:`load` sets them.
 
     Prompts, drawn tokens and counts are made as for the transformers engine: vLLM is given tokens,
     draws by :mod:`merganser.evaluation.vllm_drawing`, and its tokens are decoded here.
@@ -60,10 +60,10 @@ class VllmBackend:
     Args:
         folder: config and tokenizer of the model, without weights; it must stay there.
         codec: of the same model.
-        dtype: what the model computes in, by torch's name.
-        options: of the engine.
-        length: tokens of a prompt and its completion at most.
-        at_once: completions at once at most; None for the default.
+        dtype: torch's name of the compute dtype.
+        options: the engine's options.
+        length: maximum of tokens in a prompt and its completion.
+        at_once: maximum of simultaneous completions; None for the default.
 
     Raises:
         InputError: vLLM does not know the model.
@@ -118,11 +118,11 @@ class VllmBackend:
         """Replace the weights.
 
         Args:
-            tensors: all of them, under the names that files have.
+            tensors: all tensors, by their names in files.
 
         Raises:
             InputError: weights of the model are missing.
-            EngineFailure: the engine failed, and must be made anew.
+            EngineFailure: the engine failed, and must be created again.
         """
         lacking = self._send(tensors) if self._workers > 1 else self._call("load", tensors)
         if missing := sorted({name for names in lacking for name in names}):
@@ -135,7 +135,7 @@ class VllmBackend:
             raise EngineFailure(f"{self.codec.label}: vLLM keeps blocks of the old weights")
 
     def _send(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[list[str]]:
-        """Load tensors into workers that are processes of their own."""
+        """Load tensors into workers in separate processes."""
         feed = Feed(tensors, self._workers)
         try:
             with feed:
@@ -161,8 +161,8 @@ class VllmBackend:
         """See :data:`merganser.evaluation.generation.Backend`.
 
         Raises:
-            InputError: when the model cannot take a prompt.
-            EngineFailure: the engine failed, and must be made anew.
+            InputError: a prompt does not fit the model.
+            EngineFailure: the engine failed, and must be created again.
         """
         rows = self.codec.encode_all([request.prompt for request in requests])
         self._on_tokens = on_tokens
@@ -170,11 +170,11 @@ class VllmBackend:
             yield index, self.codec.completion(tokens, sampling)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """One completion's text as it comes; see :meth:`merganser.evaluation.inference.Inference.stream`.
+        """Stream one completion's text; see :meth:`merganser.evaluation.inference.Inference.stream`.
 
         Raises:
-            InputError: when the model cannot take the prompt.
-            EngineFailure: the engine failed, and must be made anew.
+            InputError: the prompt does not fit the model.
+            EngineFailure: the engine failed, and must be created again.
         """
         row = self.codec.encode(prompt)
         self._on_tokens = ignore_tokens
@@ -205,7 +205,7 @@ class VllmBackend:
         *,
         in_parts: bool = False,
     ) -> Iterator[tuple[int, list[int]]]:
-        """The tokens of each request once it ends, or as they come."""
+        """Yield the tokens of each request once it ends, or as they arrive."""
         running: dict[str, int] = {}
         try:
             for index, (row, request) in enumerate(zip(rows, requests, strict=True)):
@@ -284,10 +284,10 @@ class VllmBackend:
 
 
 def length_of(codec: Codec, requests: Sequence[Request], sampling: Sampling) -> int:
-    """Tokens of the longest of some requests and its completion, as far as the model's context goes.
+    """Return the tokens of the longest request with its completion, limited by the model's context.
 
     Raises:
-        InputError: when the model cannot take a prompt.
+        InputError: a prompt does not fit the model.
     """
     rows = codec.encode_all([request.prompt for request in requests])
     wanted = max(map(len, rows), default=1) + sampling.max_tokens
@@ -321,7 +321,7 @@ def _start(vllm: Any, label: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _check_known(vllm: Any, codec: Codec) -> None:
-    """Refuse models that vLLM does not have, or whose swapped weights are not known to be right.
+    """Check that vLLM supports the model, and that swapping its weights is tested.
 
     Raises:
         InputError: see above.

@@ -1,4 +1,4 @@
-"""Drawing tokens inside vLLM by each request's own numbers; vLLM imports this module by its name."""
+"""Draw tokens inside vLLM with one random generator per request; vLLM imports this module by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Row:
 
 
 class Drawing(LogitsProcessor):
-    """Leaves each request that draws the one token that its next number draws."""
+    """A logits processor that leaves only the drawn token of each sampling request."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}

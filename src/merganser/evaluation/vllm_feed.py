@@ -22,12 +22,12 @@ class Feed:
     """Sends each tensor to every worker, once all have come; one tensor at a time is in memory here.
 
     Args:
-        tensors: what is sent.
-        workers: how many come.
+        tensors: the tensors to send.
+        workers: number of workers.
 
     Attributes:
         address: for :func:`receive`, with the key.
-        failure: what went wrong with the tensors or the sockets, once the feed is left.
+        failure: the error of the tensors or the sockets, set at the end of the feed.
     """
 
     def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]], workers: int) -> None:
@@ -51,7 +51,7 @@ class Feed:
     ) -> None:
         self._listener.close()
         if error is not None:
-            # Workers that failed never come: a connection of our own ends the wait for them.
+            # Failed workers never connect: connecting here ends the wait for them.
             with suppress(OSError):
                 Client(self.address[0], authkey=self._key).close()
         self._thread.join()

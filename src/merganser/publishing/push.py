@@ -123,7 +123,7 @@ def prepare(
 ) -> Publication:
     """Decide what a push would publish, without asking the Hub.
 
-    Every folder is checked: it must be whole, and its tensors what was merged.
+    Every folder is checked: it must be complete, and its tensors must match its manifest.
 
     Args:
         out: a merged folder, or a sweep's with the folders of its points. Of an evaluated study the chosen
@@ -136,7 +136,7 @@ def prepare(
         on_event: told of the progress of checking.
 
     Raises:
-        InputError: when a folder is not whole, or is not what was merged.
+        InputError: a folder is incomplete, or differs from its manifest.
         RecipeError: when a name cannot be.
     """
     home = Path(out)
@@ -156,7 +156,7 @@ def prepare(
 
 
 def look(publication: Publication) -> State:
-    """What the Hub has of it already.
+    """Return what the Hub already has of a publication.
 
     Raises:
         MerganserError: when there is no token, the Hub cannot be reached, or a repository is public that
@@ -189,7 +189,7 @@ def push(
 ) -> Published:
     """Publish a merged folder, or the chosen points of a study, on the Hub, without asking again.
 
-    A push that was cut off goes on where it was when it is done again.
+    Repeat an interrupted push to resume it.
 
     Args:
         out: a merged folder, or a sweep's with the folders of its points. From an evaluated study the
@@ -219,7 +219,7 @@ def push(
 
 
 def check_paths(publication: Publication, *, public: bool, with_paths: bool) -> None:
-    """Refuse to send local paths unless somebody said so.
+    """Check that no local paths are sent without consent.
 
     Raises:
         RecipeError: when the files hold some.
@@ -235,7 +235,7 @@ def check_paths(publication: Publication, *, public: bool, with_paths: bool) -> 
 def send(publication: Publication, state: State, *, progress: bool = True) -> Published:
     """Send it: a repository after the other, each in one commit; then the collection.
 
-    A push that was cut off is gone on with by doing it again: what is there is not sent twice.
+    Repeat an interrupted push to resume it: existing files are not sent twice.
 
     Args:
         publication: what :func:`prepare` decided.

@@ -34,7 +34,7 @@ WHERE = "where"
 
 @dataclass(frozen=True)
 class Grid:
-    """Keys with the values that they run over, and which of their combinations are points.
+    """The keys of a grid with their values, and conditions that select its points.
 
     Attributes:
         axes: the keys' values.
@@ -45,7 +45,7 @@ class Grid:
     where: tuple[tuple[KeyPath, Template], ...] = ()
 
     def points(self, document: Document) -> Iterator[dict[str, Any]]:
-        """The values of each point, the last key fastest.
+        """Return the values of each point; the last key varies fastest.
 
         Raises:
             RecipeError: when a condition has no value, or is neither true nor false.
@@ -73,12 +73,12 @@ def _holds(
 
 
 def read_grids(document: Document, block: Any, folder: Path | None = None) -> list[Grid]:
-    """Read a ``sweep:`` block.
+    """Return the grids of a ``sweep:`` block.
 
     Args:
         document: the file's.
-        block: what stands there.
-        folder: the file's, where training runs are looked for too.
+        block: the block's content.
+        folder: the file's folder, which is also searched for training runs.
 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.
@@ -127,7 +127,7 @@ def read_grids(document: Document, block: Any, folder: Path | None = None) -> li
 def _conditions(
     document: Document, entry: Mapping[str, Any], axes: Mapping[str, Any], path: KeyPath
 ) -> tuple[tuple[KeyPath, Template], ...]:
-    """The conditions of a grid's ``where``: one text, or a list of them."""
+    """Return the conditions of a grid's ``where``: one text, or a list of them."""
     if WHERE not in entry:
         return ()
     here = (*path, WHERE)

@@ -22,7 +22,7 @@ MAX_TEXT = 4096
 """Most characters of a text that holds expressions, and of what becomes of it."""
 
 MAX_EXPRESSIONS = 64
-"""Most parts of such a text."""
+"""Maximum number of parts in such a text."""
 
 LARGEST = 2**63
 
@@ -83,9 +83,9 @@ def parse(text: str) -> Template | None:
 
 
 def render(template: Template, values: Mapping[str, Any]) -> Any:
-    """What a text becomes with the values of a point.
+    """Return the value of a text with the values of a point.
 
-    An expression that is the whole text gives its value: a number, true or false, a list. Anything
+    A text of a single expression gives the expression's value: a number, true or false, a list. Anything
     else gives text.
 
     Raises:

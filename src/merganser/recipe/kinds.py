@@ -190,7 +190,7 @@ class Optional:
 
 
 class Either:
-    """A value of the first of two kinds that takes it; the first one's fault is told."""
+    """A value of the first of two kinds that accepts it; errors are the first kind's."""
 
     def __init__(self, first: Kind, second: Kind) -> None:
         self.first = first
@@ -211,7 +211,7 @@ class Either:
 
 
 class ByKind:
-    """A mapping with a key ``kind`` that says which part it is; all else is of another kind."""
+    """A mapping whose key ``kind`` names the part; other values are of another kind."""
 
     def __init__(self, parts: Mapping[str, type[Part]], other: Kind) -> None:
         self.parts = parts
@@ -369,7 +369,7 @@ class Nested:
     def schema(self, defs: Schema) -> Schema:
         name = self.part.__name__
         if name not in defs:
-            defs[name] = {}  # where a part holds itself
+            defs[name] = {}  # for recursive parts
             properties = {}
             for each in fields(self.part):
                 described = each.metadata["kind"].schema(defs)

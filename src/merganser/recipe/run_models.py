@@ -113,11 +113,11 @@ def _decayed(kind: str, place: float) -> float:
 
 
 def expand(document: Document, folder: Path | None) -> tuple[Document, list[str]]:
-    """A recipe with a model for every step of its runs, and what was left out of them.
+    """Return a recipe with one model per step of its runs, and notes on omitted steps.
 
     Args:
         document: a recipe.
-        folder: its folder, where runs are looked for too.
+        folder: its folder, which is also searched for runs.
 
     Raises:
         RecipeError: with file, line and key of what is wrong with a run.
@@ -187,7 +187,7 @@ def _expanded(
 def _entries(
     document: Document, path: KeyPath, entry: Mapping[str, Any], data: Any, folder: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The models that an entry with a run stands for."""
+    """Return the models of an entry with a run."""
     for key in entry:
         if key not in _KEYS:
             what = (
@@ -241,4 +241,4 @@ def _scaled(value: Any, share: float) -> Any:
     try:
         return float(value) * share  # YAML 1.1 reads 1e-2 as text
     except (TypeError, ValueError):
-        return value  # what is wrong with it is told when the recipe is read
+        return value  # the recipe's reader reports its errors

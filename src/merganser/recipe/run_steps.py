@@ -1,4 +1,4 @@
-"""The steps of a training run: which there are, and which of them a recipe means.
+"""The steps of a training run, and the selection that a recipe makes.
 
 Steps are found by the names of folders and of the files in them; nothing is opened here but indexes of
 shards.
@@ -47,7 +47,7 @@ class RunStep:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's own name tells."""
+    """Return the step in a folder's name."""
     found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d{1,15})", name)
     return int(found[1]) if found else None
 
@@ -157,14 +157,14 @@ def read_numbers(
 def select_steps(
     document: Document, run: Any, steps: Any, path: KeyPath, folder: Path | None
 ) -> tuple[list[RunStep], list[str]]:
-    """The steps of a run that a recipe means.
+    """Return the steps of a run that a recipe selects.
 
     Args:
         document: the recipe's.
         run: the run's folder, as the recipe names it.
         steps: what the recipe says of them.
         path: where it says so.
-        folder: the recipe's, where runs are looked for too.
+        folder: the recipe's folder, which is also searched for runs.
 
     Returns:
         The steps, in their order, and a line for each that is left out.

@@ -11,7 +11,7 @@ POINTS = 40
 """Characters of a point's name in a table."""
 
 SHORT = 12
-"""Where no name is longer, all stay as they are."""
+"""Length up to which names stay unchanged."""
 
 
 def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:

@@ -28,7 +28,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "dirichlet": frozenset({"points", "alpha", "seed"}),
     "sobol": frozenset({"points", "seed"}),
 }
-"""The keys that name the models, each with those that may stand beside it."""
+"""The keys that name the models, each with the keys allowed next to it."""
 
 TRIES = 20
 """Draws for each point of a sample: those that round to the same weights are one point."""
@@ -122,7 +122,7 @@ def read_points(
 
 
 def count(models: int, parts: int, inside: bool = False) -> int:
-    """How many points a lattice has whose weights are multiples of ``1 / parts``."""
+    """Return the number of points in a lattice with weights in multiples of ``1 / parts``."""
     if inside:
         parts -= models
     return math.comb(models + parts - 1, models - 1) if parts >= 0 else 0

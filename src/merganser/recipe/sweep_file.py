@@ -1,7 +1,7 @@
 """The sweep language: one file, many recipes.
 
-A recipe with a ``sweep:`` block is a recipe for every point of it. Wherever the recipe has a text, the
-text may hold expressions over the point's values::
+A recipe with a ``sweep:`` block is a recipe for every point of it. Every text of the recipe may
+contain expressions over the point's values::
 
     name: accfmt_w{{ w }}
     sweep: {w: {from: 0.1, to: 0.9, step: 0.2}}
@@ -35,7 +35,7 @@ Values = Mapping[str, Any]
 Entry = TypeVar("Entry")
 
 LITERAL = ("chat_template",)
-"""Keys whose text is Jinja of their own, and stays as it is."""
+"""Keys whose text is itself Jinja, and stays unchanged."""
 
 ENTRY_IS = frozenset({"model", "run", "value"})
 """Keys without which an entry of a list is none: a model's, a run's, and that of a rule of a parameter."""
@@ -49,8 +49,8 @@ class Point:
     """One merge of a sweep.
 
     Attributes:
-        name: its own among all points, and its folder's.
-        values: what sets it apart, by key; of values that are mappings by ``key.part``.
+        name: unique among all points, and the name of its folder.
+        values: its values, by key; for values that are mappings, by ``key.part``.
         recipe: a recipe like any other, whose errors name the sweep's file and line.
     """
 
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True)
 class _PointDocument(Document):
-    """A point's recipe; what is wrong with it is told with its name."""
+    """A point's recipe; its errors include the point's name."""
 
     point: str = ""
 
@@ -75,11 +75,11 @@ class Pattern:
 
     Attributes:
         document: the file's.
-        block: the key that says which values there are: ``sweep`` or ``search``.
+        block: the key of its values: ``sweep`` or ``search``.
         data: the recipe, without the blocks of studies.
         templates: every text of it that holds expressions, by its place.
         folder: as in :class:`merganser.recipe.ParsedRecipe`.
-        strictness: what becomes of keys that have no meaning.
+        strictness: how unknown keys are handled.
     """
 
     document: Document
@@ -115,11 +115,11 @@ class Pattern:
                 )
 
     def point(self, values: Values, number: int | None = None) -> Point:
-        """The recipe of some values.
+        """Return the recipe of some values.
 
         Args:
             values: of all keys that expressions speak of.
-            number: ends its name, where values alone do not tell points apart.
+            number: suffix of its name, if values alone do not distinguish points.
 
         Raises:
             RecipeError: with the values or the name, file and line.
@@ -199,15 +199,15 @@ def _in_point(
 
 
 def read_pattern(source: Config, block: str, strictness: Strictness = "normal") -> Pattern:
-    """Read a file of many recipes.
+    """Return a file of many recipes, read and checked.
 
     Args:
         source: a file, or a mapping.
-        block: the key that says which: ``sweep`` or ``search``.
+        block: the key of its values: ``sweep`` or ``search``.
         strictness: as in :func:`merganser.recipe.load`.
 
     Raises:
-        RecipeError: when it is no such file, or its expressions cannot be read.
+        RecipeError: the file has another form, or an expression is invalid.
     """
     if not isinstance(source, str | os.PathLike | Mapping):
         raise RecipeError(
@@ -271,12 +271,12 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
 
 
 def select(points: Sequence[Point], only: Sequence[str], written: str = "only: ") -> list[Point]:
-    """The points that some conditions choose, each ``w=0.7,0.9`` or a name; all of them must hold.
+    """Return the points that satisfy all conditions, each ``w=0.7,0.9`` or a name.
 
     Args:
         points: to choose from.
         only: the conditions.
-        written: what stands before a condition where it was written, for messages.
+        written: the text before a condition in messages, such as its flag.
 
     Raises:
         RecipeError: when a condition speaks of what the sweep does not have.
@@ -335,13 +335,13 @@ def find_point(text: str) -> Point | None:
 
 
 def _named(points: Sequence[Point], name: str) -> list[Point]:
-    """The points that a name stands for, which may be as short as tables have it."""
+    """Return the points of a name, which may be a short name as in tables."""
     found = matching([point.name for point in points], name)
     return [point for point in points if point.name in found]
 
 
 def _full_name(points: Sequence[Point], name: str, written: str) -> str:
-    """The name of the only point that a name stands for; the name itself where there is none.
+    """Return the full name of the only matching point; the name unchanged if none matches.
 
     Raises:
         RecipeError: when there are several.
