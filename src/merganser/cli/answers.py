@@ -58,7 +58,7 @@ class AnswerColumns:
         sys.stdout.flush()
 
     def mark(self, index: int, text: str) -> None:
-        """Say something about an answer: below it where answers stand side by side, else at the end on stderr."""
+        """Print a note on an answer: below it if answers are side by side, else at the end on stderr."""
         if self.live is not None:
             self.texts[index] += f"\n[{text}]"
         elif not self.silent:

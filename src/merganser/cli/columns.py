@@ -58,7 +58,7 @@ NAMES_WORK = "; `SWEEP.yml#NAME` and `--only NAME` take both"
 
 
 def print_columns(console: Console, columns: Sequence[Column], alike: str = "all") -> None:
-    """Print a table; where the terminal is too narrow, several below each other, all with the first column.
+    """Print a table; on a narrow terminal split it into several, all with the first column.
 
     The first column takes half of the terminal, or what the others leave: longer names are folded. Columns
     whose rows are all the same become a line below that begins with ``alike``, if there are several rows.
@@ -99,7 +99,7 @@ def print_shared(console: Console, columns: Sequence[Column], alike: str) -> Non
 
 
 def print_points(console: Console, names: Sequence[str], columns: Sequence[Column]) -> None:
-    """Print a table of points, by short names where there is no room for their own."""
+    """Print a table of points, with short names if the full ones do not fit."""
     from merganser.recipe.short_names import POINTS, shorten
 
     point = Column("point", names)
@@ -121,7 +121,7 @@ def say_shortened(console: Console, short: Mapping[str, str], where: str = NAMES
 
 
 def letter(place: int) -> str:
-    """What a model is called where its name takes too much room: A, B … Z, AA, AB …"""
+    """Return the letter that replaces a long model name: A, B … Z, AA, AB …"""
     before, last = divmod(place, len(ascii_uppercase))
     return (letter(before - 1) if before else "") + ascii_uppercase[last]
 

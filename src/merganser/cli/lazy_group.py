@@ -1,4 +1,4 @@
-"""A group of commands that imports a command only when it runs, and says in one line what a call lacks."""
+"""A group of commands that imports a command only when it runs, with one-line usage errors."""
 
 from __future__ import annotations
 

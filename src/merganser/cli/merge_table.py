@@ -19,7 +19,7 @@ LEGEND = "asked: in the recipe; exact: before rounding; stored: after rounding"
 
 
 def show_result(result: MergeResult, *, verbose: bool = False) -> None:
-    """Print what a merge made."""
+    """Print the result of a merge."""
     console = stdout()
     report = result.outcome.report
     if report is not None:

@@ -74,7 +74,7 @@ def show_plan(plan: Plan, *, verbose: bool = False) -> None:
 
 
 def _print_facts(console: Console, facts: dict[str, str]) -> None:
-    """Print what is known of a plan, a line each."""
+    """Print a summary of a plan, one line per fact."""
     table = Table.grid(padding=(0, GAP, 0, 0))
     for name, value in facts.items():
         if value:
@@ -173,7 +173,7 @@ def _range(values: Sequence[Any]) -> str:
 def _print_layers(
     console: Console, plan: Plan, module: str, layers: Sequence[Sequence[tuple[int, int]]]
 ) -> None:
-    """Print which layers the output's layers are made of, runs of them on one line."""
+    """Print the source layers of the output's layers, consecutive ones on one line."""
     runs, sources = [], []
     begin = 0
     for end in range(1, len(layers) + 1):
@@ -189,7 +189,7 @@ def _print_layers(
 
 
 def _depths(modules: Iterable[Module]) -> str:
-    """How many layers each part of a model has."""
+    """Return the number of layers in each part of a model."""
     depths = [str(module.depth) for module in modules if module.depth]
     return " + ".join(depths) or "–"
 

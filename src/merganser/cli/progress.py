@@ -29,7 +29,7 @@ def merge_progress(quiet: bool) -> Iterator[Listener]:
 
 @contextmanager
 def scoring_progress(quiet: bool) -> Iterator[Callable[[Any], None]]:
-    """Show how far scoring is, and the scores of each model; nothing if quiet."""
+    """Show the progress of scoring, and the scores of each model; nothing if quiet."""
     if quiet:
         from merganser.study.progress import ignore
 

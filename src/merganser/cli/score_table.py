@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_scores(found: Results) -> None:
-    """Print the scores of a study: a line a model, those that were chosen marked and told below."""
+    """Print the scores of a study: one line per model; the selected ones are marked and listed below."""
     from merganser.results.interpolation import labels
 
     console = stdout()
@@ -53,7 +53,7 @@ def show_scores(found: Results) -> None:
 
 
 def _is_moved(entry: Entry) -> bool:
-    """Whether rounding made other weights of those that were asked for."""
+    """Whether rounding changed the requested weights."""
     pairs = ((entry.weights.get(model), got) for model, got in entry.effective.items())
     return any(asked is None or abs(got - asked) > 0.02 for asked, got in pairs)
 

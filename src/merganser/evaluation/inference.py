@@ -31,7 +31,7 @@ MOST_AT_ONCE = 256
 """Completions of a batch, at most: beyond, one that runs long holds up too many."""
 
 FALLBACK_MEMORY = 8 * 2**30
-"""Assumed free memory in bytes, if the system reports none."""
+"""Assumed total memory in bytes, if the system reports none."""
 
 MEMORY_SHARE = 0.5
 """Of the free memory that keys and values of a batch may take, by estimate."""
@@ -262,7 +262,7 @@ class _Counter:
 def _drawing(
     requests: Sequence[Request], sampling: Sampling, width: int
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A logits processor that leaves only the drawn token in each row."""
+    """Return a logits processor that leaves only the drawn token in each row."""
     numbers = [
         drawing.numbers_of(drawing.seed_of(request, sampling), sampling.max_tokens)
         for request in requests

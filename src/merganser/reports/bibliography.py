@@ -193,7 +193,7 @@ DATA_SETS: Mapping[str, str] = {
     "minerva": "2206.14858",
     "olympiad": "2402.14008",
 }
-"""What a task's name says of its data set."""
+"""Return the data set that a task's name indicates."""
 
 TOOLS: Mapping[str, str] = {
     "merganser": "merganser",
@@ -202,7 +202,7 @@ TOOLS: Mapping[str, str] = {
     "math-verify": "math-verify",
     "lm-eval": "lm-eval",
 }
-"""Where the tools of a study's ``versions`` come from."""
+"""Return the sources of the tools in a study's ``versions``."""
 
 
 def entry(source: str, title: str = "") -> tuple[str, str]:

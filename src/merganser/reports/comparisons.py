@@ -1,4 +1,4 @@
-"""What a report says of differences: which are more than luck, and which models dominate which."""
+"""Sections of a report on differences: which are significant, and which models dominate which."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _note(rows: Sequence[Comparison]) -> str:
 
 
 def dominance(found: Results, sure: Certainty, short: Mapping[str, str]) -> dict[str, Any] | None:
-    """How often each model dominates each reference, and is dominated by it; None without two scores."""
+    """Return how often each model dominates each reference, and is dominated by it; None without
+    two scores."""
     others = [e.name for e in found.entries if e.role != "point" and e.name in sure.dominates]
     if len(found.directions) < 2 or not others:
         return None

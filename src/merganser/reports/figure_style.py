@@ -120,7 +120,7 @@ def wrap(text: str, width: int = 34) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture; the name's ending tells the format.
+    """Write a figure; the file extension sets the format.
 
     Raises:
         ResourceError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Pictures of a study and of what sets models apart: for papers, cards and reports.
+"""Figures of a study and of differences between models: for papers, cards and reports.
 
 Each function makes a :class:`matplotlib.figure.Figure` of its own, without pyplot and its global list
 of figures; :func:`save` writes one. Colours are those of Okabe and Ito 2008, which

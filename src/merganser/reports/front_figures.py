@@ -32,7 +32,7 @@ MARKS: Mapping[Role, tuple[str, str, float, str | None]] = {
     "published": ("P", COLOURS[3], 9.0, "published"),
     "reference": ("X", COLOURS[3], 8.5, "reference"),
 }
-"""Shape, colour and size of the models that are no merges, and what the legend says of them."""
+"""Shape, colour, size and legend entry of the models that are not merges."""
 
 MANY = 24
 """Merges on no line, beyond which only those of the front get labels."""
@@ -201,7 +201,7 @@ def _dot(
 def _label_points(
     axes: Axes, results: Results, x: str, y: str, *, only: Line | None = None
 ) -> None:
-    """Weights beside points, names beside the other models."""
+    """Return labels: weights for points, names for the other models."""
     directions = {name: results.directions[name] for name in (x, y)}
     entries = fronts.scored(results.entries, directions)
     best = {e.name for e in fronts.non_dominated(entries, directions)}

@@ -1,4 +1,4 @@
-"""Texts beside the points of a picture, where they cover nothing."""
+"""Placement of labels next to the points of a figure, without overlaps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Label:
 def place(
     axes: Axes, labels: Sequence[Label], paths: Sequence[Sequence[tuple[float, float]]]
 ) -> None:
-    """Write labels beside their points, off other points, texts and, where it can be, lines.
+    """Draw labels next to their points, clear of other points, texts and, if possible, lines.
 
     Each in turn takes the place around its point that covers least. Where every place covers a text or a
     point, a label is left out, unless it is bold. The picture's limits and layout must be final.
@@ -122,7 +122,7 @@ def place(
 
 
 def _dense(axes: Axes, path: Sequence[tuple[float, float]], scale: float) -> Array:
-    """Points along a path, a few pixels apart."""
+    """Return points along a path, a few pixels apart."""
     corners = axes.transData.transform(np.array(path, np.float64).reshape(-1, 2))
     parts = [corners]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):

@@ -29,7 +29,7 @@ PARTS = {
 def layers(
     cells: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str = ""
 ) -> Figure:
-    """Heat maps of what sets two models apart: layers across, kinds of tensors down.
+    """Draw heat maps of the differences of two models: layers across, kinds of tensors down.
 
     Args:
         cells: figures by kind of tensor and layer, as :meth:`merganser.differences.diff.Diff.cells` gives them.

@@ -20,7 +20,7 @@ NAME = "search.html"
 HISTORY = "history.jsonl"
 
 EVERY = 10.0
-"""Seconds from one page to the next, at least; more where drawing takes longer than a twentieth of it."""
+"""Minimum seconds between pages; more if drawing takes longer than a twentieth of it."""
 
 MOST_TIME = 20.0
 """How many times as long as drawing the search goes on before the next page."""
@@ -35,7 +35,7 @@ svg { display: block; margin: auto; height: auto; }
 
 
 def read_history(folder: Path) -> Results:
-    """What a search has tried so far, as results.
+    """Return the candidates so far, as results.
 
     Raises:
         InputError: there is no history, or it is broken.
@@ -76,7 +76,7 @@ def _directions(block: Mapping[str, Any]) -> dict[str, Direction]:
 
 
 def write(folder: Path, *, refresh: int | None = None) -> Path | None:
-    """Write the page of what a search has tried so far.
+    """Write the page of a search's candidates so far.
 
     Args:
         folder: the search's.

@@ -108,7 +108,7 @@ def _labels(results: Results) -> dict[str, str]:
 def parallel(
     results: Results, values: Values, keys: Sequence[str], scores: Sequence[str]
 ) -> Figure | None:
-    """Parallel coordinates (Inselberg 1985): a line for each merge, through its parameters and its scores.
+    """Draw parallel coordinates (Inselberg 1985): one line per merge, through its parameters and scores.
 
     The better the first score, the brighter and the further in front; chosen merges are thick.
 

@@ -93,7 +93,7 @@ def write(
 
 
 def choose_plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
-    """The two scores of a front: those that were asked for, else the first two.
+    """Return the two scores of a front: the requested ones, else the first two.
 
     Raises:
         RecipeError: there is no such score.
@@ -222,7 +222,7 @@ def _content(
 
 
 def _held_out(folder: Path) -> dict[str, Any] | None:
-    """The results on problems that no model was chosen by; None if there are none."""
+    """Return the results on held-out problems; None if there are none."""
     if not (folder / results.HELD_OUT / results.JSON_NAME).is_file():
         return None
     found = results.read(folder / results.HELD_OUT)
@@ -401,7 +401,7 @@ def _render(content: Mapping[str, Any]) -> str:
 
 
 def measure(folder: Path, *, threads: int | None = None) -> Path:
-    """Compare the experts of each line of a study, and keep it for the report.
+    """Compare the experts of each line of a study, and store the result for the report.
 
     Reads the weights of both experts, and of the base if the study has one.
 
@@ -438,7 +438,7 @@ def measure(folder: Path, *, threads: int | None = None) -> Path:
 
 
 def _distances(folder: Path) -> list[dict[str, Any]]:
-    """What :func:`measure` kept; nothing if it was not called."""
+    """Return what :func:`measure` stored; empty if it was not called."""
     path = folder / DISTANCES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -158,7 +158,7 @@ def _counts(row: Comparison) -> bool:
 
 
 def _best_experts(found: Results) -> dict[str, str]:
-    """Of each score, the merged model that is best in it."""
+    """Return the best merged model in each score."""
     best = {}
     for score, direction in found.directions.items():
         experts = [e for e in found.entries if e.role == "expert" and score in e.scores]
@@ -264,7 +264,7 @@ def _cells(study: _Study, entry: Entry, score: str) -> str:
 
 
 def _settings(study: _Study) -> str:
-    """Problems, samples and decoding of each task, as a phrase."""
+    """Return problems, samples and decoding of each task, as a phrase."""
     parts = []
     for task in study.found.settings.get("tasks", []):
         name = str(task.get("task", ""))

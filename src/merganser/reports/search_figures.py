@@ -127,7 +127,7 @@ def importance(results: Results, scores: Sequence[str]) -> Figure | None:
 
 
 def flat_values(results: Results) -> dict[str, dict[str, Any]]:
-    """The parameters of each merge, those of lists one by one."""
+    """Return the parameters of each merge, lists split into single numbers."""
     return {entry.name: _flat(entry.values) for entry in results.points}
 
 

@@ -69,7 +69,7 @@ def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figu
 
 
 def _colour(n: int, count: int) -> str:
-    """Colours that people tell apart while there are enough; else shades in the order of the curves."""
+    """Return distinct colours while there are enough; else shades in the order of the curves."""
     if count <= len(COLOURS):
         return COLOURS[n]
     return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](n / (count - 1) * 0.92))
