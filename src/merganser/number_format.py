@@ -40,7 +40,9 @@ def significant(value: float | None) -> str:
 
 def decimal(value: float | None, places: int = 3) -> str:
     """A fixed number of decimals."""
-    return MISSING if value is None else f"{value:.{places}f}"
+    if value is None:
+        return MISSING
+    return f"{round(value, places) + 0.0:.{places}f}"  # no -0.000
 
 
 def trimmed(value: float | None) -> str:

@@ -56,3 +56,8 @@ def test_parameters_are_as_in_a_recipe() -> None:
     assert [number_format.parameter(v) for v in (None, 0.12345, True, 3, "l1")] == [
         "–", "0.1235", "true", "3", "l1",
     ]  # fmt: skip
+
+
+def test_no_zero_is_negative() -> None:
+    assert number_format.decimal(-0.0004) == "0.000"
+    assert number_format.decimal(-0.0006) == "-0.001"

@@ -259,6 +259,14 @@ def test_power_follows_its_formula(study: Path) -> None:
     assert count == 1 or found.detectable(2000, count - 1) > 0.05
 
 
+def test_equal_models_do_not_promise_that_every_difference_shows(tmp_path: Path) -> None:
+    nothing = {name: np.zeros((3, 1)) for name in ("w1", "w2")}
+    simulated.write(tmp_path / "s", entries(*nothing), {"sums": nothing})
+    [found] = power.power(tmp_path / "s")
+    assert found.detectable() == pytest.approx(2.8015852 / (3 + 2))
+    assert found.detectable(300) == pytest.approx(found.detectable() / 10)
+
+
 def test_one_sample_cannot_tell_luck(tmp_path: Path) -> None:
     drawn = simulated.verdicts(0, 30, 1, CHANCES)
     simulated.write(tmp_path / "s", entries(*CHANCES), {"sums": drawn})

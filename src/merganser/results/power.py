@@ -88,7 +88,8 @@ def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
 
     Raises:
         InputError: there are no results, or their samples are broken.
-        RecipeError: the score does not exist, or there are fewer than two models.
+        RecipeError: the score does not exist, there are fewer than two models, or no two of them
+            differ on any problem.
     """
     folder = Path(study)
     found = _read_results(folder)
@@ -118,6 +119,14 @@ def _power(found: Results, table: ScoreTable) -> Power:
         own = float(np.mean([luck[a] + luck[b] for a, b in pairs]))
         between = max(0.0, variance - own)
         within = float((table.spread * table.counts).mean())
+    if variance == 0:  # equal on a few problems is not equal on all
+        if not table.is_rate:
+            raise RecipeError(
+                f"{table.score}: no two models differ on any of the {len(table.problems)} problems, "
+                "which says nothing of other problems"
+            )
+        variance = len(table.problems) / (len(table.problems) + 2) ** 2  # an error of 1 / (n + 2)
+        between = None if between is None else variance
     points = 100 if table.is_rate else 1
     return Power(
         table.score, points, len(table.problems), samples, len(pairs), variance, between, within
