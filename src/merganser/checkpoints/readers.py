@@ -120,7 +120,7 @@ def with_companions(checkpoint: Checkpoint, folder: Path, label: str) -> Checkpo
     """
     config = read_config(folder)
     if not config:
-        raise InputError(f"{label}: has no config.json to lend")
+        raise InputError(f"{label}: has no config.json to use for another model")
     inner = checkpoint.locator
     checkpoint.path, checkpoint.config = folder, config
     checkpoint.locator = locators.WithCompanions(inner, folder) if inner is not None else None

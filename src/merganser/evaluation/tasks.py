@@ -181,8 +181,12 @@ def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]
         entry = error.errors(include_url=False)[0]
         if entry["type"] == "extra_forbidden":
             known = {f for each in (kind, TaskEntry, ScorerEntry) for f in each.model_fields}
-            slip = suggestions.nearest(str(entry["loc"][-1]), known)
-            entry["msg"] = "unknown key" + (f"; did you mean {slip!r}?" if slip else "")
+            key = str(entry["loc"][-1])
+            slip = suggestions.nearest(key, known)
+            hint = f"; did you mean {slip!r}?" if slip else ""
+            if key in TaskEntry.model_fields and len(entry["loc"]) == 1:
+                hint = f" here; it belongs to a task: tasks: [{{{key}: …}}]"
+            entry["msg"] = "unknown key" + hint
         raise recipe.invalid(document, entry, path) from None
 
 

@@ -86,7 +86,7 @@ def load_plan(
         raise RecipeError(f"{name}: {place}: {first['msg'][:120]}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise RecipeError(f"{name}: is no whole plan ({reason})") from None
+        raise RecipeError(f"{name}: is not a valid plan ({reason})") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class _Loader:
             file.chat_template,
         )
         if digest != file.digest:
-            raise ValueError("its digest is not that of what it says")
+            raise ValueError("it was changed after it was written: its digest does not match")
         return Plan(
             self.parsed,
             file.method,
@@ -253,7 +253,9 @@ class _Loader:
         if entry.method not in (self.method.name, "copy", "passthrough"):
             raise ValueError(f"tensor {entry.name[:80]!r} is merged by {entry.method[:40]!r}")
         if entry.method == "copy" and any(each.dtype != spec.dtype for each in specs):
-            raise ValueError(f"tensor {entry.name[:80]!r} is a copy of another dtype")
+            raise ValueError(
+                f"tensor {entry.name[:80]!r} would be copied, but the input has another dtype than the plan says"
+            )
         if entry.based and (base is None or reads[0].source != base or self.method.base == "none"):
             raise ValueError(f"tensor {entry.name[:80]!r} starts from no base")
         numbers = {

@@ -83,7 +83,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
             if nest or not name.startswith(_OPTIMIZERS)
         }
     except torch_pickle.MALFORMED as error:
-        raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
+        raise InputError(f"{file}: does not say where its tensors are ({error})") from None
     kind = "distributed checkpoint"
     if megatron.is_megatron(parts):
         kind = "Megatron distributed checkpoint"
@@ -124,7 +124,7 @@ def contents(folder: Path) -> Contents:
     try:
         return _contents(_stored(_metadata(file)))
     except torch_pickle.MALFORMED as error:
-        raise InputError(f"{file}: does not tell where its tensors lie ({error})") from None
+        raise InputError(f"{file}: does not say where its tensors are ({error})") from None
 
 
 def _contents(names: Collection[str]) -> Contents:

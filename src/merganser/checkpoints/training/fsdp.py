@@ -210,7 +210,7 @@ def _joined(parts: Sequence[Any]) -> StoredTensor:
     """
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
-        raise ValueError("some have it whole, others a part")
+        raise ValueError("some ranks have the whole tensor, others a part of it")
     if kinds == {PickledTensor}:
         return _replicated(parts)
     join = _of_dtensors if kinds == {DTensor} else _of_sharded
