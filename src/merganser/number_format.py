@@ -40,9 +40,7 @@ def significant(value: float | None) -> str:
 
 def decimal(value: float | None, places: int = 3) -> str:
     """A fixed number of decimals."""
-    if value is None:
-        return MISSING
-    return f"{round(value, places) + 0.0:.{places}f}"  # no -0.000
+    return MISSING if value is None else f"{value:z.{places}f}"  # z: no -0.000
 
 
 def trimmed(value: float | None) -> str:

@@ -52,8 +52,13 @@ class Readers:
         """
         if model.locator is None:
             raise NotMergedYet(f"{model.label}: is planned, but not merged yet")
-        check_stamps(model)  # before a changed file is called a broken one
-        checkpoint = self.at(model.locator)
+        try:
+            checkpoint = self.at(model.locator)
+        except InputError:
+            for file in model.stamps:
+                with suppress(OSError):  # a missing file has the format's message
+                    check_stamp(model, file, Stamp.of(file.stat()))
+            raise
         check_same(model, checkpoint)
         return checkpoint
 
@@ -83,18 +88,14 @@ class Readers:
         return checkpoint
 
 
-def check_stamps(model: Described) -> None:
-    """Check that the files of a model have not changed since their headers were read.
-
-    Missing files are left to the reader of the format.
+def check_stamp(model: Described, file: Path, stamp: Stamp) -> None:
+    """Check that a file of a model has the stamp that it had when its header was read.
 
     Raises:
-        InputError: when a file has changed.
+        InputError: when the file has changed.
     """
-    for file, stamp in model.stamps.items():
-        with suppress(OSError):
-            if Stamp.of(file.stat()) != stamp:
-                raise InputError(f"{file}: changed since its header was read; merge again")
+    if stamp != model.stamps[file]:
+        raise InputError(f"{file}: changed since its header was read; merge again")
 
 
 def check_same(model: Described, checkpoint: Checkpoint) -> None:
@@ -105,8 +106,7 @@ def check_same(model: Described, checkpoint: Checkpoint) -> None:
     """
     if model.stamps.keys() == checkpoint.stamps.keys():
         for file, stamp in checkpoint.stamps.items():
-            if stamp != model.stamps[file]:
-                raise InputError(f"{file}: changed since its header was read; merge again")
+            check_stamp(model, file, stamp)
     if checkpoint.header_digest != model.header_digest:
         place = model.home or "it"
         raise InputError(f"{model.label}: {place} changed since its header was read; merge again")
