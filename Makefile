@@ -17,6 +17,8 @@ UPGRADE ?= --upgrade
 # `make test-latest TORCH=torch==2.13.0` tests with this torch instead of the newest.
 TORCH ?= torch
 DEMO := demo-out
+# Many tests start processes: each would compile all that it imports where bytecode is not kept.
+export PYTHONDONTWRITEBYTECODE :=
 # Pages that `make docs` fills to 100 columns; three others have scripts that write them.
 PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/README.md) \
 	$(filter-out docs/methods.md docs/differences.md docs/families.md,$(wildcard docs/*.md))
@@ -53,7 +55,7 @@ $(BIN)/.run: pyproject.toml $(LOCK)
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.run
-	$(BIN)/pip install $(LOCKED) --group dev
+	$(BIN)/pip install $(LOCKED) --no-compile --group dev
 	@touch $@
 
 kernels: $(BIN)/.dev

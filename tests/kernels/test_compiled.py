@@ -254,7 +254,8 @@ def test_what_shares_all_or_nothing_divides_by_no_zero() -> None:
 @given(tile=tiles(2), changes=st.booleans(), length=st.sampled_from([1, 5, 96, 1000, 5000]))
 @many
 def test_gram_matrices(tile: dict[str, Any], changes: bool, length: int) -> None:
-    count, m = tile["count"], tile["k"] - changes
+    # Short rows are many, and numpy takes them one by one.
+    count, m = min(tile["count"], 600 * length + 1), tile["k"] - changes
     inputs, cells = tile["inputs"], -(-count // CELL)
     results = []
     for kernels in (measuring, numpy):

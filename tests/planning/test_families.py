@@ -22,12 +22,22 @@ CLASSES = {
     "SEQUENCE_CLASSIFICATION": ["bert", "gpt2", "llama", "xlm-roberta"],
     "IMAGE_CLASSIFICATION": ["convnextv2", "swinv2"],
 }
+# Experts, ties, shared weights, recurrent blocks, images and names that differ: the others are slow tests.
+ODDEST = {
+    *("deepseek_v3", "gemma4_text", "xlstm", "kosmos-2", "qwen3_vl", "switch_transformers", "t5"),
+    *("deberta", "roberta", "funnel", "llama", "convnextv2"),
+}
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("mapping", "model_type"), [(m, kind) for m, kinds in CLASSES.items() for kind in kinds]
+    ("mapping", "model_type"),
+    [
+        pytest.param(m, kind, marks=[] if kind in ODDEST else pytest.mark.slow)
+        for m, kinds in CLASSES.items()
+        for kind in kinds
+    ],
 )
 def test_a_class_merges_stacks_and_runs(tmp_path: Path, mapping: str, model_type: str) -> None:
     names = class_names(mapping)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -435,10 +436,18 @@ def _package(module: str) -> str | None:
     """The installed package of a module, as ``name==version``, or None."""
     if module == "__main__" or module.startswith(FILE_PREFIX):
         return None
-    from importlib.metadata import packages_distributions, version
+    from importlib.metadata import version
 
-    installed = packages_distributions().get(module.partition(".")[0])
+    installed = _installed_packages().get(module.partition(".")[0])
     return f"{installed[0]}=={version(installed[0])}" if installed else None
+
+
+@functools.cache
+def _installed_packages() -> Mapping[str, list[str]]:
+    """The packages of each top-level module: Python reads the metadata of all for it, over a second."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
 
 
 def _load_families() -> None:

@@ -104,8 +104,7 @@ class GatheredTensor:
         self._donors = donors
         self._own = own
         self.rows = rows
-        mine = donors[own]
-        assert mine is not None
+        mine = self._donor(own)
         used = [self._donor(i) for i in sorted(self._used())]
         for donor in used:
             if donor.row != mine.row:
