@@ -25,7 +25,7 @@ PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize demo demo-smollm2 demo-vllm quick test test-vllm test-latest lock lint slow bench precision torture families docs site clean
+.PHONY: help kernels wheels sanitize sanitize-addresses demo demo-smollm2 demo-vllm quick test test-vllm test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
@@ -39,6 +39,7 @@ help:
 	@echo "make kernels        compile the kernels for this machine"
 	@echo "make wheels         build wheels for Linux, macOS and Windows in dist"
 	@echo "make sanitize       run the kernels' tests with UBSan's checks compiled in"
+	@echo "make sanitize-addresses  run them with AddressSanitizer, by a clang of the system"
 	@echo "make slow           run tests that write large files or train a model"
 	@echo "make bench          measure time and memory against MergeKit and the disk (writes 26 GB)"
 	@echo "make precision      measure what rounding leaves of a merge: docs/precision.md and its plot"
@@ -66,6 +67,15 @@ wheels: $(BIN)/.dev
 
 sanitize: $(BIN)/.dev
 	MERGANSER_SANITIZE=undefined $(BIN)/python -m pytest tests/kernels tests/laws/test_few.py
+	$(BIN)/python -m merganser.kernels.build
+
+# AddressSanitizer needs a clang of the system that brings its library (Debian: clang-19).
+CLANG ?= clang-19
+sanitize-addresses: $(BIN)/.dev
+	LD_PRELOAD=$$($(CLANG) -print-file-name=libclang_rt.asan-$$(uname -m).so) ASAN_OPTIONS=detect_leaks=0 \
+		MERGANSER_CLANG=$(CLANG) MERGANSER_SANITIZE=address \
+		$(BIN)/python -m pytest tests/kernels tests/laws/test_few.py
+	$(BIN)/python -m merganser.kernels.build
 
 demo: $(BIN)/.run
 	$(BIN)/python examples/demo/demo.py $(DEMO)

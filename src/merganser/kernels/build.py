@@ -2,8 +2,9 @@
 sources.
 
 The compiler is clang from the PyPI package ``ziglang``, the same on every platform. It needs no
-system compiler, and one machine builds for all others. The package's build runs this file too,
-so it imports nothing of the package.
+system compiler, and one machine builds for all others. ``MERGANSER_CLANG`` names another clang,
+for this machine alone: AddressSanitizer's library comes with no clang of ``ziglang``. The package's
+build runs this file too, so it imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
     """
     if checks := os.environ.get("MERGANSER_SANITIZE"):
         extra = [*extra, f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
-    key = hashlib.sha256(" ".join([source_digest(), system, *extra]).encode()).hexdigest()[:16]
+    clang = os.environ.get("MERGANSER_CLANG", "")
+    key = hashlib.sha256(" ".join([source_digest(), system, clang, *extra]).encode()).hexdigest()[:16]
     names = [file_name(level, system) for level in LEVELS[TARGETS[system][0]]]
     mark = into / f"{system}.txt"
     if all((into / n).exists() for n in names) and mark.exists() and mark.read_text() == key:
         return [into / name for name in names]
-    cached = CACHE / (key if extra else source_digest())
+    cached = CACHE / (key if extra or clang else source_digest())
     if not all((cached / name).exists() for name in names):
         import tempfile  # needed for building only, so not loaded for merges
 
@@ -112,13 +114,18 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
     from concurrent.futures import ThreadPoolExecutor
 
     architecture, target, _ = TARGETS[system]
+    clang = os.environ.get("MERGANSER_CLANG")
+    if clang:  # it takes the processor by another option, and its target has no version of the C library
+        target = f"{architecture}-linux-gnu"
     common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
     if "windows" not in system:
         common.append("-fPIC")
 
     def compile_one(level: str, source: Path) -> str:
         made = folder / f"{level}-{source.stem}.o"
-        _compile(*common, f"-mcpu={PROCESSORS[level]}", "-c", str(source), "-o", str(made))
+        march = f"-march={level.replace('_', '-')}"
+        processor = march if clang and architecture == "x86_64" else f"-mcpu={PROCESSORS[level]}"
+        _compile(*common, processor, "-c", str(source), "-o", str(made))
         return str(made)
 
     libraries = []
@@ -138,9 +145,9 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
 def _compile(*arguments: str) -> None:
     import subprocess
 
-    done = subprocess.run(
-        [sys.executable, "-m", "ziglang", "cc", *arguments], capture_output=True, text=True
-    )
+    clang = os.environ.get("MERGANSER_CLANG")
+    compiler = [clang] if clang else [sys.executable, "-m", "ziglang", "cc"]
+    done = subprocess.run([*compiler, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the kernels cannot be compiled: {done.stderr.strip()[-2000:]}")
 
