@@ -95,7 +95,7 @@ demo-vllm: $(VLLM)/.done
 	$(VLLM)/bin/python examples/demo/through_vllm.py $(DEMO)
 
 test-vllm: $(VLLM)/.done
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/study/test_vllm.py
 
 # `make quick BASE=REV` compares with another revision than main.
 BASE ?= main

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,13 @@ def by_folder(demo: Path, weight: float) -> dict[str, Any]:
 
 
 def swap(first: str, second: str, dtype: str) -> dict[str, Any]:
-    """Seconds of swaps, of their floor, and memory that swaps take beyond the engine's own."""
+    """Seconds of swaps, of their floor, and memory that swaps take beyond the engine's own.
+
+    Also of the two halves of a swap: the stream without an engine, and an engine that is given
+    tensors which are there.
+    """
     import merganser
+    from merganser.engine.stream import TensorStream
     from merganser.study.vllm_model import VllmModel
 
     plans = [merganser.plan(blend(first, second, weight)) for weight in (0.3, 0.6)]
@@ -109,20 +115,33 @@ def swap(first: str, second: str, dtype: str) -> dict[str, Any]:
         times, peaks = [], []
         for turn in range(6):
             with peak() as most:
-                began = time.perf_counter()
-                live.become(plans[turn % 2], report=False)
-                times.append(time.perf_counter() - began)
+                plan = plans[turn % 2]
+                times.append(seconds(lambda: live.become(plan, report=False)))  # noqa: B023
             peaks.append(most[0])
         after = anonymous()
+        running: Any = live._running
+        there = list(TensorStream(plans[0], report=False))
+        engines = [seconds(lambda: running.load(iter(there))) for _ in range(3)]
+        there = []
+    streams = [seconds(lambda: deque(TensorStream(plans[0], report=False), 0)) for _ in range(3)]
     floors = [floor_of(first, second, dtype) for _ in range(3)]
     return {
         "swap_s": [round(seconds, 3) for seconds in times],
         "floor_s": [round(seconds, 3) for seconds in floors],
         "ratio": round(min(times) / min(floors), 2),
+        "stream_alone_s": round(min(streams), 3),
+        "engine_alone_s": round(min(engines), 3),
         "engine_mb": before // 10**6,
         "kept_mb": (after - before) // 10**6,
         "peak_mb": (max(peaks) - before) // 10**6,
     }
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long something takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def floor_of(first: str, second: str, dtype: str) -> float:

@@ -118,6 +118,16 @@ def cores() -> int:
     return os.cpu_count() or 2
 
 
+def most_open_files() -> int:
+    """How many files this process may have open; Windows has no call for it."""
+    try:
+        import resource
+    except ImportError:
+        return 512
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
 def memory_size() -> int | None:
     """Bytes of memory of the machine; None where the system does not say."""
     try:

@@ -15,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merganser.checkpoints import Checkpoint, open_checkpoint
+from merganser import system
+from merganser.checkpoints import Checkpoint, open_checkpoint, stored_files
 from merganser.checkpoints.blocks import SPAN
 from merganser.checkpoints.stored import Files
 from merganser.errors import InputError
@@ -116,7 +117,8 @@ def test_reading_goes_on_after_closing(source: Source) -> None:
 
 
 def test_more_files_than_are_kept_open(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merganser.checkpoints.stored.KEPT", 1)
+    limit = 4 * (stored_files.KEPT.taken + 1)
+    monkeypatch.setattr(system, "most_open_files", lambda: limit)
     checkpoint = open_checkpoint(source.path)
     before = len(list(Path("/proc/self/fd").iterdir()))
     names = list(source.expected) * 2

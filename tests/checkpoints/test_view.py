@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from merganser.checkpoints import Checkpoint, open_checkpoint, stored
+import merganser
+from merganser.checkpoints import Checkpoint, open_checkpoint, stored_files
 from merganser.checkpoints.computed.derived import look
 from merganser.errors import InputError
+from merganser.sinks import StateDictSink
 
-SIZE = 4 * stored.MAPPED
-linux = pytest.mark.skipif(not stored.POPULATE, reason="only Linux tells what is in memory")
+SIZE = 4 * stored_files.MAPPED
+linux = pytest.mark.skipif(not stored_files.POPULATE, reason="only Linux tells what is in memory")
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def read(checkpoint: Checkpoint, start: int, length: int) -> bytes:
 
 
 @linux
-@pytest.mark.parametrize("start", [0, 4, 4096, stored.MAPPED - 8])
+@pytest.mark.parametrize("start", [0, 4, 4096, stored_files.MAPPED - 8])
 def test_what_is_seen_is_what_is_read(file: Path, start: int) -> None:
     checkpoint = opened(file)
     found = seen(checkpoint, start, SIZE - start)
@@ -75,7 +78,7 @@ def test_it_outlives_the_checkpoint(file: Path) -> None:
 
 
 def test_little_is_read(file: Path) -> None:
-    assert opened(file).view("w", 0, stored.MAPPED - 4) is None
+    assert opened(file).view("w", 0, stored_files.MAPPED - 4) is None
 
 
 def test_what_is_cut_off_is_an_error_of_reading(file: Path) -> None:
@@ -101,6 +104,34 @@ def test_what_is_not_in_memory_is_read(
     monkeypatch.setattr(os, "preadv", preadv)
     assert checkpoint.view("w", 0, SIZE) is None
     assert look(checkpoint, "w", 0, np.zeros(SIZE, np.uint8)).tobytes() == read(checkpoint, 0, SIZE)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_merge_of_more_files_than_may_be_open(tmp_path: Path) -> None:
+    import resource
+
+    before = open_files()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 4 * (before + 8)
+    numbers = {"w": torch.ones(stored_files.MAPPED // 4)}
+    for n in range(limit):
+        save_file(numbers, tmp_path / f"{n}.safetensors")
+    models = [{"model": str(tmp_path / f"{n}.safetensors")} for n in range(limit)]
+    how: dict[str, Any] = {"merge_method": "linear", "parameters": {"weight": 1}}
+    plan = merganser.plan(how | {"models": models, "dtype": "float32"})
+    sink = StateDictSink({job.name: job.spec for job in plan.jobs})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        merganser.run([plan], [sink], threads=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(sink.tensors["w"], numbers["w"])
+    assert stored_files.KEPT.taken < limit // 4
+    assert open_files() <= before
 
 
 @linux

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 import merganser
 import simulated
 from merganser import cli
+from merganser.cli import search_table
 from merganser.errors import MerganserError, RecipeError
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
+from merganser.reports import comparisons
 from merganser.results import paired, power, problem_scores, scores
 from merganser.results.scores import Entry, Score
 from messages import assert_one_line
@@ -81,6 +84,41 @@ def test_all_merges_are_compared_with_each_reference(study: Path) -> None:
             assert row.p <= row.p_holm <= 3 * row.p
     assert {r.verdict for r in found.rows if r.reference == "base"} == {"better"}
     assert [r.model for r in found.rows if r.selected] == ["w3", "w3"]
+
+
+def test_what_a_greedy_search_added_is_tested_together(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"w1": (1, 0, 0), "w3": (1, 1, 0), "w2": (1, 1, 1)}
+    found = scores.read(study)
+    assert paired.additions(study) == ()
+    entries = tuple(
+        replace(e, values=dict(zip(("soup.a", "soup.b", "soup.c"), counts[e.name], strict=True)))
+        if e.name in counts
+        else e
+        for e in found.entries
+    )
+    added = scores.Addition("w3", "w1", True), scores.Addition("w2", "w3", False)
+    settings = {"search": {"objectives": {"exact": "max"}}}
+    found = replace(found, entries=entries, additions=added, settings=settings)
+    scores.write(found, study)
+    assert scores.read(study) == found
+    rows = paired.additions(study)
+    table = problem_scores.load(found, study)["exact"]
+    for row, each in zip(rows, added, strict=True):
+        d = table.row(each.name) - table.row(each.soup)
+        assert row.difference == pytest.approx(d.mean())
+        assert row.high - row.low > 2 * stats.t.ppf(0.975, len(d) - 1) * stats.sem(d)
+        assert row.p is None
+        assert row.family == 2
+    assert [row.verdict for row in rows] == ["better", "not significant"]
+    search_table.show_additions(found, study)
+    told = capsys.readouterr().out
+    assert re.search(r"^b .*better +kept$", told, re.M), told
+    assert re.search(r"^c .*not significant \(would see [\d.]+\) *$", told, re.M), told
+    shown = comparisons.additions(found, study, {})
+    assert shown is not None
+    assert [(row["soup"], row["kept"]) for row in shown["rows"]] == [("w1", True), ("w3", False)]
 
 
 def test_less_may_be_better(tmp_path: Path) -> None:

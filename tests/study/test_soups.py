@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from checkpoints_on_disk import make_model
 from merganser.errors import RecipeError
+from merganser.results.scores import Addition
 from merganser.study import search_loop
 from merganser.study.optimisers import Greedy, Verdict
 from merganser.study.search_axes import Axis, Simplex
@@ -114,6 +115,14 @@ def test_a_soup_keeps_what_makes_it_better(tmp_path: Path) -> None:
         {"model": "d", "parameters": {"weight": 1}},
     ]
     assert point.recipe.data["merge_method"] == "linear"
+    name = dict(zip(tried, (trial.candidate.name for trial in trials), strict=True))
+    assert search_loop.additions(search, trials) == (
+        Addition(name["bc"], name["b"], False),
+        Addition(name["bd"], name["b"], True),
+        Addition(name["abd"], name["bd"], False),
+    )
+    assert len(search_loop.additions(search, trials[:6])) == 2
+    assert search_loop.additions(search, trials[:3]) == ()
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 7), equal=st.booleans())

@@ -8,33 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
-import os
-import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from merganser import system
 from merganser.checkpoints.blocks import read_blocks
 from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Stamp
 from merganser.checkpoints.sidecar_files import check_link
+from merganser.checkpoints.stored_files import MAPPED, Files
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
-
-MAPPED = 1 << 17
-"""Smallest range in bytes for which memory mapping is faster than reading."""
-
-POPULATE = 22 if hasattr(os, "RWF_NOWAIT") else 0
-"""Linux's MADV_POPULATE_READ: map all pages of a range, or fail."""
-
-KEPT = 128
-"""Most open files of a checkpoint."""
 
 MAX_TENSORS = 1 << 19
 """Most tensors of a checkpoint; a mixture of 384 experts has 140,000."""
@@ -146,95 +133,6 @@ def cut(
             offset = piece.offset + skip * itemsize
             block.append(Piece(piece.file, offset, tuple(extent), piece.stride, place))
     return block
-
-
-class Files:
-    """Read files from any thread.
-
-    A file is opened when it is first needed. The first ``KEPT`` files stay open; a model may have more
-    shards than a process may have open files.
-    """
-
-    def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
-        """Take the files' stamps at the time their headers were read."""
-        self._stamps = stamps
-        self._descriptors: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def read(self, file: Path, position: int, into: memoryview, what: str) -> None:
-        """Fill a buffer from a file.
-
-        Args:
-            file: the file.
-            position: byte offset in the file.
-            into: the buffer.
-            what: the tensor's name in messages.
-
-        Raises:
-            InputError: when the file ends before the buffer is full, cannot be read, or has changed.
-        """
-        try:
-            descriptor, kept = self._descriptors.get(file), True
-            if descriptor is None:
-                descriptor, kept = self._open(file)
-            try:
-                while len(into):
-                    count = system.read_at(descriptor, into, position)
-                    if count == 0:
-                        raise InputError(f"{file}: ends within tensor {what!r}; fetch it again")
-                    into = into[count:]
-                    position += count
-            finally:
-                if not kept:
-                    with suppress(OSError):
-                        os.close(descriptor)
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-
-    def view(self, file: Path, position: int, length: int) -> memoryview | None:
-        """Memory-map a range of a file that is in the page cache; None if it must be read.
-
-        Pages that are not resident are read with ``preadv`` instead, since an I/O error in a mapping
-        kills the process. A file that is truncated while it is mapped would, too; so ranges are short,
-        and MADV_POPULATE_READ confirms that all their pages are resident.
-        """
-        descriptor = self._descriptors.get(file)
-        if descriptor is None or not POPULATE:
-            return None
-        begin = position // mmap.PAGESIZE * mmap.PAGESIZE
-        try:
-            for place in (position, position + length - 1):
-                if not system.is_cached(descriptor, place):
-                    return None
-            size = position + length - begin
-            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=begin)
-            mapped.madvise(POPULATE)
-        except (OSError, ValueError):  # not resident, beyond the end, or not supported
-            return None
-        return memoryview(mapped)[position - begin :]
-
-    def _open(self, file: Path) -> tuple[int, bool]:
-        """A file's descriptor, and whether it stays open."""
-        with self._lock:
-            descriptor = self._descriptors.get(file)
-            if descriptor is not None:
-                return descriptor, True
-            descriptor = os.open(file, os.O_RDONLY | system.OPEN_FLAGS)
-            stamp = self._stamps.get(file)
-            if stamp is not None and stamp != Stamp.of(os.fstat(descriptor)):
-                os.close(descriptor)
-                raise InputError(f"{file}: changed since its header was read; merge again")
-            kept = len(self._descriptors) < KEPT
-            if kept:
-                self._descriptors[file] = descriptor
-            return descriptor, kept
-
-    def close(self) -> None:
-        """Close the files; reading opens them again."""
-        with self._lock:
-            while self._descriptors:
-                with suppress(OSError):  # nothing was written
-                    os.close(self._descriptors.popitem()[1])
 
 
 class StoredCheckpoint:

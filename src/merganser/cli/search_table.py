@@ -10,6 +10,11 @@ from merganser.cli.columns import Column, print_columns, say_shortened, stdout, 
 from merganser.cli.score_table import score_column
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from merganser.results.scores import Results
     from merganser.study.search import SearchResult
 
 
@@ -49,3 +54,41 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
         f"\n{len(result.trials)} candidates, {len(points)} of them different, in {result.seconds:.1f} s",
         highlight=False,
     )
+
+
+def show_additions(found: Results, folder: Path) -> None:
+    """Print what a greedy search tried to add to its soup, and how sure each difference is.
+
+    Args:
+        found: the search's results.
+        folder: where they are.
+    """
+    from merganser import number_format
+    from merganser.results import paired
+
+    rows = paired.additions(folder)
+    if not rows:
+        return
+    values = {entry.name: entry.values for entry in found.points}
+    places = number_format.decimals(row.error for row in rows)
+    columns = [
+        Column("added", [_added(values[row.model], values[row.reference]) for row in rows]),
+        Column("difference", [f"{row.difference:+.{places}f}" for row in rows], True),
+        Column("95 %", [f"{row.low:+.{places}f} … {row.high:+.{places}f}" for row in rows], True),
+        Column("verdict", [row.verdict_text(places) for row in rows]),
+        Column("", ["kept" if each.kept else "" for each in found.additions]),
+    ]
+    console = stdout()
+    console.print(
+        f"\n[bold]The soup[/], {rows[0].score} against the soup so far: {rows[0].problems} problems, "
+        f"{rows[0].test}; adjusted for {len(rows)} additions",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print_columns(console, columns)
+
+
+def _added(values: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """The model that a soup has and the one before has not, or has less of."""
+    [key] = [key for key, count in values.items() if count != before[key]]
+    return key.partition(".")[2]

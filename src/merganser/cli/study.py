@@ -217,9 +217,11 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             }
         )
     elif not quiet:
-        from merganser.cli.search_table import show_search
+        from merganser.cli.search_table import show_additions, show_search
 
         show_search(result, verbose=verbose > 0)
+        if result.found.additions:
+            show_additions(result.found, out)
     if draw:
         _draw(out, quiet or as_json)
 

@@ -16,6 +16,12 @@ SMALL_TILE = 2 * CELL
 """Elements that torch computes with at a time: each step traverses all of them, so they should
 fit the cache."""
 
+ROOM = 32 * 2**20
+"""Bytes of a thread's buffers if no memory limit is given; many inputs or outputs get smaller tiles."""
+
+FEW = 8
+"""Inputs and outputs whose tiles fit :data:`ROOM` in float32."""
+
 OVERHEAD = 210 * 2**20
 """Resident bytes of Python and the libraries, as measured."""
 
@@ -36,7 +42,8 @@ def default_threads(plans: Sequence[Plan]) -> int:
 
 def memory_needed(plan: Plan) -> int:
     """Estimated resident memory in bytes while running a plan."""
-    return OVERHEAD + default_threads([plan]) * buffer_bytes([plan], TILE)
+    threads, tile = within(None, default_threads([plan]), TILE, [plan])
+    return OVERHEAD + threads * buffer_bytes([plan], tile)
 
 
 def _in_torch(plan: Plan, job: TensorJob) -> bool:
@@ -68,8 +75,12 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
 
 
 def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -> tuple[int, int]:
-    """Reduce threads, then tile size, until the buffers fit the budget."""
+    """Reduce threads, then tile size, until the buffers fit the budget; without one, tile size only."""
     if memory is None:
+        tensors = max((len(job.reads) for plan in plans for job in plan.jobs), default=0)
+        many = len(plans) + tensors > FEW and not any(plan.method.whole for plan in plans)
+        while many and tile > CELL and buffer_bytes(plans, tile) > ROOM:
+            tile = max(CELL, tile // 2 // CELL * CELL)
         return threads, tile
     while True:
         each = buffer_bytes(plans, tile)

@@ -80,7 +80,9 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
     if checks := os.environ.get("MERGANSER_SANITIZE"):
         extra = [*extra, f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
     clang = os.environ.get("MERGANSER_CLANG", "")
-    key = hashlib.sha256(" ".join([source_digest(), system, clang, *extra]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(" ".join([source_digest(), system, clang, *extra]).encode()).hexdigest()[
+        :16
+    ]
     names = [file_name(level, system) for level in LEVELS[TARGETS[system][0]]]
     mark = into / f"{system}.txt"
     if all((into / n).exists() for n in names) and mark.exists() and mark.read_text() == key:
@@ -115,7 +117,9 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
 
     architecture, target, _ = TARGETS[system]
     clang = os.environ.get("MERGANSER_CLANG")
-    if clang:  # it takes the processor by another option, and its target has no version of the C library
+    if (
+        clang
+    ):  # it takes the processor by another option, and its target has no version of the C library
         target = f"{architecture}-linux-gnu"
     common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
     if "windows" not in system:

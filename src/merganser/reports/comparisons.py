@@ -8,9 +8,9 @@ from typing import Any
 
 from merganser import number_format
 from merganser.errors import RecipeError
+from merganser.results import paired
 from merganser.results.comparison import Comparison
 from merganser.results.front import Certainty
-from merganser.results.paired import compare
 from merganser.results.scores import Results
 
 MOST_ROWS = 400
@@ -24,7 +24,7 @@ def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
         InputError: the samples are broken.
     """
     try:
-        rows = compare(folder).rows
+        rows = paired.compare(folder).rows
     except RecipeError:  # there are no two models, or only one problem
         return []
     groups: dict[tuple[str, str, bool], list[Comparison]] = {}
@@ -42,6 +42,27 @@ def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
         }
         for (score, reference, held_out), own in groups.items()
     ]
+
+
+def additions(found: Results, folder: Path, short: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a greedy search tried to add to its soup; None for other studies.
+
+    Raises:
+        InputError: the samples are broken.
+    """
+    rows = paired.additions(folder) if found.additions else ()
+    if not rows:
+        return None
+    places = number_format.decimals(row.error for row in rows)
+    return {
+        "score": rows[0].score,
+        "note": _note(rows),
+        "rows": [
+            _cells(row, short, places)
+            | {"soup": short.get(row.reference, row.reference), "kept": each.kept}
+            for row, each in zip(rows, found.additions, strict=True)
+        ],
+    }
 
 
 def _cells(row: Comparison, short: Mapping[str, str], places: int) -> dict[str, Any]:

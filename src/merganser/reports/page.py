@@ -190,6 +190,7 @@ def _content(
         for n, each in enumerate(measured)
     ]
     content["history"] = sections.history(found, picture)
+    content["additions"] = comparisons.additions(found, folder, labels(found))
     content["simplex"] = sections.simplex(found, picture)
     content["steps"] = sections.steps(found, picture)
     content["third"] = sections.third_score(found, x, y, picture)

@@ -101,6 +101,37 @@ def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str
     return found
 
 
+def additions(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> tuple[Comparison, ...]:
+    """Return tests of what a greedy search tried to add, each against the soup without it.
+
+    The search chose among them by these problems, so intervals and p-values hold for all of them
+    together.
+
+    Args:
+        study: the folder of a search.
+        draws: number of random sign flips, used if there are too many to enumerate.
+        seed: seed of the draws.
+
+    Returns:
+        One for each of the results' additions; empty for other studies, and if there is one problem only.
+
+    Raises:
+        InputError: there are no results, or their samples are broken.
+    """
+    seen = _read(Path(study), (), None)
+    tried = seen.results.additions
+    if not tried:
+        return ()
+    objectives = seen.results.settings["search"]["objectives"]
+    [score] = [objectives] if isinstance(objectives, str) else objectives
+    pairs = [(each.name, each.soup) for each in tried]
+    chosen = {name for pair in pairs for name in pair}
+    try:
+        return tuple(_finished([(score, 0, _family(seen, score, pairs, chosen, draws, seed))]))
+    except RecipeError:  # there is one problem only
+        return ()
+
+
 _HELD_OUT, _JSON = scores.HELD_OUT, scores.JSON_NAME
 
 

@@ -70,6 +70,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Addition:
+    """A model that a greedy search tried to add to its soup.
+
+    Attributes:
+        name: of the candidate, the soup with that model.
+        soup: name of the soup without it.
+        kept: whether the search kept it.
+    """
+
+    name: str
+    soup: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """The results of a study.
 
@@ -82,6 +97,7 @@ class Results:
         chosen: names of the selected points, with the rule that selected them.
         places: folders that relative model paths start at, in order of search, relative to the
             results' folder.
+        additions: what a greedy search tried to add to its soup, in its order.
     """
 
     name: str
@@ -91,6 +107,7 @@ class Results:
     entries: tuple[Entry, ...]
     chosen: Mapping[str, str] = field(default_factory=dict)
     places: tuple[str, ...] = ()
+    additions: tuple[Addition, ...] = ()
 
     def __repr__(self) -> str:
         points, chosen = len(self.points), len(self.chosen)

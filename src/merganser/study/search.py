@@ -20,7 +20,7 @@ from merganser.publishing import study_cards
 from merganser.recipe.sweep_file import Point
 from merganser.release import contents
 from merganser.results import front, scores
-from merganser.results.scores import HELD_OUT, Entry, Results, Score
+from merganser.results.scores import HELD_OUT, Addition, Entry, Results, Score
 from merganser.study import scoring, search_loop
 from merganser.study.evaluate_block import choose_engine, load_block
 from merganser.study.held_out import split
@@ -183,7 +183,9 @@ def search(
             for each, turn in _turns(others)
         ]
         own = beside_points([*beside, *stage.entries(tried)], stated)
-        found = _results(wanted, seen, live, own, chosen, home)
+        found = _results(
+            wanted, seen, live, own, chosen, home, search_loop.additions(wanted, trials)
+        )
         held_out = None
         if unseen and kept:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
@@ -368,6 +370,7 @@ def _results(
     entries: Sequence[Entry],
     chosen: Mapping[str, str],
     folder: Path,
+    additions: tuple[Addition, ...] = (),
 ) -> Results:
     document: Any = wanted.pattern.document
     samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
@@ -385,6 +388,7 @@ def _results(
         ),
         chosen=chosen,
         places=scores.places(folder, wanted.pattern.folder),
+        additions=additions,
     )
     scores.write(found, folder)
     return found

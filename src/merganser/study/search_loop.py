@@ -12,10 +12,10 @@ from merganser.errors import InputError, RecipeError
 from merganser.planning import Plan, PlanOptions
 from merganser.recipe.sweep_file import Point, Values, flat, told
 from merganser.results import front
-from merganser.results.scores import Entry, Score
+from merganser.results.scores import Addition, Entry, Score
 from merganser.study import optimisers
 from merganser.study.history import History
-from merganser.study.optimisers import Verdict
+from merganser.study.optimisers import Greedy, Verdict
 from merganser.study.search_space import Position, Search
 from merganser.study.sweep import plan_all
 
@@ -314,6 +314,27 @@ def ranked(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     entries = [trial.entry for trial, _ in good]
     names = {each.name for each in front.non_dominated(entries, search.objectives)}
     return tuple(trial for trial, _ in good if trial.candidate.name in names)
+
+
+def additions(search: Search, trials: Sequence[Trial]) -> tuple[Addition, ...]:
+    """Return what a greedy search tried to add to its soup; empty for other searches."""
+    if search.method != "greedy":
+        return ()
+    chooser = Greedy(search.axes, search.equal)
+    names: dict[Position, str] = {}
+    found: list[Addition] = []
+    left = list(trials)
+    while (positions := chooser.ask()) and len(left) >= len(positions):
+        tried, left = left[: len(positions)], left[len(positions) :]
+        for trial in tried:
+            own = trial.candidate if trial.same_as is None else trials[trial.same_as - 1].candidate
+            names[trial.candidate.position] = own.name
+        before = chooser.soup
+        chooser.tell([_verdict(search, trial) for trial in tried])
+        if before and tried[0].scores:
+            name, soup = (names[tuple(map(float, p))] for p in (positions[0], before))
+            found.append(Addition(name, soup, chooser.soup != before))
+    return tuple(found)
 
 
 def best(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
