@@ -30,6 +30,7 @@ Study:
 
 Try:
     generate(model, prompt)         let a model answer, without writing it
+    serve(models)                   serve them to OpenAI's clients, from one set of weights
     LiveModel()                     a model in memory that becomes one merge after the other
 
 Publish:
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from merganser.reports.page import write as report
     from merganser.results.paired import compare as compare
     from merganser.results.power import power as power
+    from merganser.serving.serve import serve as serve
     from merganser.sinks import Sink as Sink
     from merganser.study.evaluate import evaluate_sweep as evaluate_sweep
     from merganser.study.evaluate_model import evaluate as evaluate
@@ -138,6 +140,7 @@ _HOMES = {
     "reproduce": "merganser.merging.reproduce",
     "run": "merganser.engine",
     "search": "merganser.study.search",
+    "serve": "merganser.serving.serve",
     "sweep": "merganser.study.sweep",
     "verify": "merganser.merging.verify",
 }

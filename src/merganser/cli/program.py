@@ -65,6 +65,9 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
     "Try": {
         "generate": _command("chat:generate", "Let MODEL answer PROMPT (- reads it from stdin)."),
         "chat": _command("chat:chat", "Talk with MODEL."),
+        "serve": _command(
+            "serving:serve", "Serve MODELs to OpenAI's clients, all from one set of weights."
+        ),
     },
     "Publish": {
         "card": _command("publishing:card", "Write the card of a merged FOLDER anew."),

@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.errors import InputError
-from merganser.evaluation.generation import Completion, Prompt, Sampling
+from merganser.evaluation.generation import Completion, Message, Prompt, Sampling
+
+
+class PromptTooLong(InputError):
+    """A prompt has more tokens than the model's context."""
 
 
 class Codec:
@@ -28,19 +32,24 @@ class Codec:
         self.config = config
         self.label = label
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The tokens of a prompt; a conversation goes through the chat template.
 
+        Args:
+            prompt: a text, or a conversation.
+            tools: descriptions of functions, for the chat template.
+
         Raises:
-            InputError: when the model cannot take the prompt.
+            PromptTooLong: the model's context is shorter.
+            InputError: the model cannot take the prompt.
         """
-        ids = self._plain(prompt) if isinstance(prompt, str) else self._conversation(prompt)
+        ids = self._plain(prompt) if isinstance(prompt, str) else self._conversation(prompt, tools)
         if not ids:
             raise InputError(f"{self.label}: a prompt has no tokens")
         context = self.context
         if context is not None and len(ids) >= context:
             text = " ".join(text_of(prompt).split())
-            raise InputError(
+            raise PromptTooLong(
                 f"{self.label}: a prompt has {len(ids):,} tokens, and the model's context is "
                 f"{context:,}: {text[:60]}{'…' if len(text) > 60 else ''}"
             )
@@ -59,7 +68,7 @@ class Codec:
     def _plain(self, text: str) -> Any:
         return self.tokenizer(text)["input_ids"]
 
-    def _conversation(self, messages: Sequence[Mapping[str, str]]) -> Any:
+    def _conversation(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Any:
         if not getattr(self.tokenizer, "chat_template", None):
             raise InputError(
                 f"{self.label}: its tokenizer has no chat template; set chat: false to give "
@@ -68,6 +77,7 @@ class Codec:
         try:
             found = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,

@@ -22,9 +22,14 @@ def seed_of(request: Request, sampling: Sampling) -> int:
     return int.from_bytes(digest[:16], "little")
 
 
+def generator_of(seed: int) -> Any:
+    """What gives numbers from 0 to 1, one a token, one after the other."""
+    return np.random.Generator(np.random.Philox(key=seed))
+
+
 def numbers_of(seed: int, count: int) -> Any:
     """Numbers from 0 to 1, one a token, as an array."""
-    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+    return generator_of(seed).random(count)
 
 
 def draw(

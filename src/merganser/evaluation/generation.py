@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from merganser.errors import MerganserError
 
-Message = Mapping[str, str]
-"""``{"role": "user", "content": "…"}``"""
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "…"}``, and what else a chat template reads of a message."""
 
 Prompt = str | Sequence[Message]
 """A text that is continued as it is, or a conversation that the model's chat template makes one of."""

@@ -89,7 +89,7 @@ class Inference:
                         on_tokens,
                     )
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(chosen) == 1:
                     raise ResourceError(
@@ -97,7 +97,7 @@ class Inference:
                         f"prompt and {sampling.max_tokens} of completion"
                     ) from None
                 size = self.batch_size = max(1, len(chosen) // 2)
-                _free()
+                release_memory()
                 continue
             order = order[size:]
             yield from zip(chosen, found, strict=True)
@@ -141,7 +141,7 @@ class Inference:
         try:
             while (found := told.get()) is not None:
                 if isinstance(found, BaseException):
-                    if _out_of_memory(found):
+                    if is_out_of_memory(found):
                         raise ResourceError(
                             f"{self.codec.label}: memory does not suffice"
                         ) from None
@@ -275,7 +275,8 @@ def _drawing(
     return draw
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
     import torch
 
     told = str(error).lower()
@@ -284,7 +285,8 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _free() -> None:
+def release_memory() -> None:
+    """Give back what torch holds of a GPU's memory and does not use."""
     import torch
 
     gc.collect()

@@ -1,0 +1,413 @@
+"""What a server costs: over the engine in process, with many points, with clients that leave, and in memory.
+
+    python bench/serving.py overhead [--layers 8 --hidden 512]   # 32 requests at once, in process and over HTTP
+    python bench/serving.py soak                                 # 1,000 requests over nine points at random
+    python bench/serving.py gone                                 # 200 clients that go away
+    python bench/serving.py memory                               # one model, and nine points of two
+
+Models are random, of Qwen2's shape. The server is a process of its own; its processor time is compared, which
+other programs on the machine change little. One line of JSON for each result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+AT_ONCE = 32
+POINTS = [f"m_w0.{n}" for n in range(1, 10)]
+WORDS = 500
+"""Words of the tokenizer."""
+
+SWEEP = """
+name: m_w{{ w }}
+sweep: {w: {from: 0.1, to: 0.9, step: 0.1}}
+merge_method: linear
+models:
+  - {model: ./a, parameters: {weight: "{{ 1 - w }}"}}
+  - {model: ./b, parameters: {weight: "{{ w }}"}}
+"""
+
+
+def make_model(folder: Path, seed: int, layers: int, hidden: int, vocabulary: int) -> None:
+    """A random model whose answers do not end by themselves."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden,
+        num_hidden_layers=layers, num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64,
+        max_position_embeddings=32768, initializer_range=0.08, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    folder.mkdir()
+    config.architectures = ["Qwen2ForCausalLM"]
+    config.save_pretrained(folder)
+    tensors = Qwen2ForCausalLM(config).state_dict()
+    kept = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    words = ["<unk>", *(f"w{i}" for i in range(WORDS - 1))]
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>",
+        },
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    kind = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+
+
+def make_study(folder: Path, layers: int, hidden: int, vocabulary: int) -> Path:
+    """A sweep of nine points over two models."""
+    for seed, name in enumerate("ab"):
+        make_model(folder / name, seed, layers, hidden, vocabulary)
+    file = folder / "sweep.yml"
+    file.write_text(SWEEP)
+    return file
+
+
+@contextmanager
+def serving(*models: object) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: its address, and the process."""
+    command = [sys.executable, "-m", "merganser", "serve", *map(str, models), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    if not line.startswith("serving"):
+        sys.exit(line + process.stderr.read())
+    try:
+        yield line.split(" at ")[1].split(";")[0], process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(60)
+        print(json.dumps({"what": "exit", "code": code}))
+
+
+def processor_seconds(pid: int | None = None) -> float:
+    """Processor time of a process, of this one if None."""
+    fields = Path(f"/proc/{pid or os.getpid()}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid: int) -> dict[str, int]:
+    """MB of a process's memory that no file backs, now and the most of all."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    facts = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+    return {name: int(facts[name][0]) // 1024 for name in ("RssAnon", "VmHWM")}
+
+
+class Client:
+    """A connection that asks one question after the other."""
+
+    def __init__(self, url: str) -> None:
+        self.host, _, port = url.removeprefix("http://").partition("/")[0].partition(":")
+        self.port = int(port)
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, **asked: Any) -> tuple[int, Any]:
+        """Status and body of an answer."""
+        reader, _writer = await self.send(**asked)
+        status = int((await reader.readline()).split()[1])
+        length = 0
+        while (line := await reader.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            length = int(value) if name.lower() == b"content-length" else length
+        return status, json.loads(await reader.readexactly(length))
+
+    async def send(self, **asked: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send a question."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection(self.host, self.port)
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self.streams[1].write(head.encode() + body)
+        await self.streams[1].drain()
+        return self.streams
+
+    def close(self) -> None:
+        """Leave at once."""
+        if self.streams is not None:
+            self.streams[1].transport.abort()
+            self.streams = None
+
+
+def questions(count: int, seed: int = 0) -> list[str]:
+    """Prompts of 16 to 64 words."""
+    chance = random.Random(seed)
+    return [
+        " ".join(f"w{chance.randrange(WORDS - 1)}" for _ in range(chance.randrange(16, 65)))
+        for _ in range(count)
+    ]
+
+
+def show(**facts: Any) -> None:
+    """Print a result."""
+    print(json.dumps(facts), flush=True)
+
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+async def in_process(folder: Path, tokens: int, rounds: int) -> tuple[list[float], list[list[str]]]:
+    """Processor seconds of each round in the engine, and the texts."""
+    from merganser.evaluation.generation import Sampling
+    from merganser.serving.generation import Wanted
+    from merganser.serving.names import Catalogue
+    from merganser.serving.transformers_engine import TransformersEngine
+    from merganser.study.live_model import LiveModel
+
+    [served] = Catalogue([str(folder)]).models.values()
+    engine = TransformersEngine(LiveModel())
+    codec = (await engine.become(served)).codec
+    seconds, texts = [], []
+    for _ in range(rounds):
+        began = processor_seconds()
+        rows = [codec.encode(text) for text in questions(AT_ONCE)]
+        wanted = [Wanted(row, Sampling(max_tokens=tokens)) for row in rows]
+        found = [""] * AT_ONCE
+        async with aclosing(engine.generate(served, wanted)) as parts:
+            async for index, part in parts:
+                found[index] = part.text
+        seconds.append(processor_seconds() - began)
+        texts.append(found)
+    await engine.close()
+    return seconds, texts
+
+
+def static(folder: Path, tokens: int, rounds: int) -> tuple[list[float], list[list[str]]]:
+    """The same in transformers' static batches."""
+    from merganser.evaluation.generation import Request, Sampling
+    from merganser.planning.model_argument import find
+    from merganser.study.live_model import LiveModel
+
+    live = LiveModel(batch_size=AT_ONCE)
+    live.become(find(str(folder))[1], report=False)
+    seconds, texts = [], []
+    for _ in range(rounds):
+        began = processor_seconds()
+        found = dict(
+            live.backend([Request(t) for t in questions(AT_ONCE)], Sampling(max_tokens=tokens))
+        )
+        seconds.append(processor_seconds() - began)
+        texts.append([found[i].text for i in range(AT_ONCE)])
+    return seconds, texts
+
+
+async def over_http(
+    url: str, pid: int, model: str, tokens: int, rounds: int, *, stream: bool = False
+) -> tuple[list[float], list[list[str]]]:
+    """The same by a server; a stream's events are read, and its text is not compared."""
+    clients = [Client(url) for _ in range(AT_ONCE)]
+    asked: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": tokens}
+
+    async def one(client: Client, text: str) -> str:
+        if not stream:
+            return (await client.ask(prompt=text, **asked))[1]["choices"][0]["text"]
+        reader, _ = await client.send(prompt=text, stream=True, **asked)
+        await reader.readuntil(b"[DONE]\n\n")
+        client.close()
+        return ""
+
+    seconds, texts = [], []
+    for _ in range(rounds):
+        began = processor_seconds(pid)
+        pairs = zip(clients, questions(AT_ONCE), strict=True)
+        texts.append(await asyncio.gather(*(one(client, text) for client, text in pairs)))
+        seconds.append(processor_seconds(pid) - began)
+    return seconds, texts
+
+
+def overhead(folder: Path, options: argparse.Namespace) -> None:
+    """Compare the engine in process with the server."""
+    make_model(folder / "one", 0, options.layers, options.hidden, options.vocabulary)
+    parameters = (folder / "one" / "model.safetensors").stat().st_size // 2
+    rounds, tokens = options.rounds, options.tokens
+    ways: dict[str, list[float]] = {}
+    texts: dict[str, list[list[str]]] = {}
+    ways["static batches"], texts["static batches"] = static(folder / "one", tokens, rounds + 1)
+    ways["engine"], texts["engine"] = asyncio.run(in_process(folder / "one", tokens, rounds + 1))
+    with serving(folder / "one") as (url, pid):
+        for way, stream in (("server", False), ("server, streams", True)):
+            asked = over_http(url, pid, "one", tokens, rounds + 1, stream=stream)
+            ways[way], texts[way] = asyncio.run(asked)
+    middle = {way: statistics.median(seconds[1:]) for way, seconds in ways.items()}
+    wrong = sum(a != b for a, b in zip(texts["engine"][0], texts["server"][0], strict=True))
+    other = sum(a != b for a, b in zip(texts["engine"][0], texts["static batches"][0], strict=True))
+    show(
+        what="overhead", parameters=parameters, at_once=AT_ONCE, tokens=tokens, rounds=rounds,
+        cpu_seconds={way: round(value, 3) for way, value in middle.items()},
+        over_engine={way: round(value / middle["engine"] - 1, 4) for way, value in middle.items()},
+        texts_unlike_engine={"server": wrong, "static batches": other},
+    )  # fmt: skip
+
+
+def soak(folder: Path, options: argparse.Namespace) -> None:
+    """Ask nine points at random, and compare each answer with the point's own."""
+    study = make_study(folder, options.layers, options.hidden, options.vocabulary)
+    from merganser.evaluation.generation import Request, Sampling
+    from merganser.planning.model_argument import find
+    from merganser.study.live_model import LiveModel
+
+    prompts = questions(20)
+    wanted: dict[tuple[str, str], str] = {}
+    live = LiveModel()
+    for name in POINTS:
+        live.become(find(f"{study}#{name}")[1], report=False)
+        answers = live.backend([Request(p) for p in prompts], Sampling(max_tokens=options.tokens))
+        wanted |= {(name, prompts[i]): answer.text for i, answer in answers}
+    live.close()
+    chance = random.Random(1)
+    asked = [(chance.choice(POINTS), chance.choice(prompts)) for _ in range(options.requests)]
+
+    async def run(url: str) -> list[tuple[bool, float]]:
+        places = asyncio.Semaphore(options.clients)
+        idle = [Client(url) for _ in range(options.clients)]
+
+        async def one(name: str, prompt: str) -> tuple[bool, float]:
+            async with places:
+                client = idle.pop()
+                began = time.perf_counter()
+                status, body = await client.ask(
+                    model=name, prompt=prompt, temperature=0, max_tokens=options.tokens
+                )
+                seconds = time.perf_counter() - began
+                idle.append(client)
+                if status != 200:
+                    raise SystemExit(str(body))
+                return body["choices"][0]["text"] == wanted[name, prompt], seconds
+
+        return await asyncio.gather(*(one(*each) for each in asked))
+
+    with serving(study, "--turn", options.turn, "--longest-turn", options.longest) as (url, pid):
+        began = time.perf_counter()
+        found = asyncio.run(run(url))
+        seconds = time.perf_counter() - began
+        figures = metrics(url)
+        waits = sorted(value for _, value in found)
+        show(
+            what="soak", requests=len(found), points=len(POINTS), clients=options.clients,
+            wrong=sum(not good for good, _ in found), lost=options.requests - len(found),
+            unlike_texts=len(set(wanted.values())), seconds=round(seconds, 1),
+            swaps=int(figures["merganser_swap_seconds_count"]),
+            swap_ms=round(1000 * figures["merganser_swap_seconds_sum"] / figures["merganser_swap_seconds_count"], 1),
+            turn=options.turn, longest_turn=options.longest,
+            answer_p50=round(waits[len(waits) // 2], 2), answer_p99=round(waits[len(waits) * 99 // 100], 2),
+            answer_max=round(waits[-1], 2), cpu_seconds=round(processor_seconds(pid), 1),
+        )  # fmt: skip
+
+
+def metrics(url: str) -> dict[str, float]:
+    """A server's figures."""
+    import urllib.request
+
+    with urllib.request.urlopen(url.removesuffix("/v1") + "/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return {name: float(v) for name, v in (x.rsplit(" ", 1) for x in lines if x[:1] != "#")}
+
+
+def gone(folder: Path, options: argparse.Namespace) -> None:
+    """Ask for long answers, leave in the middle, and see what is left."""
+    study = make_study(folder, options.layers, options.hidden, options.vocabulary)
+    chance = random.Random(2)
+    prompts = questions(20)
+
+    async def run(url: str) -> None:
+        async def one(number: int) -> None:
+            client = Client(url)
+            await asyncio.sleep(chance.random())
+            reader, _ = await client.send(
+                model=POINTS[number % 9], prompt=chance.choice(prompts), max_tokens=20_000,
+                stream=number % 2 == 0,
+            )  # fmt: skip
+            if number % 4 == 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(reader.readline(), 3 * chance.random())
+            else:
+                await asyncio.sleep(3 * chance.random())
+            client.close()
+
+        await asyncio.gather(*map(one, range(200)))
+
+    with serving(study, "--turn", 0.2, "--longest-turn", 0.5) as (url, pid):
+        asyncio.run(run(url))
+        began = time.perf_counter()
+        while (figures := metrics(url))["merganser_running"] + figures["merganser_held"]:
+            time.sleep(0.02)
+            if time.perf_counter() - began > 60:
+                break
+        until = time.perf_counter() - began
+        idle = processor_seconds(pid)
+        time.sleep(2)
+        figures = metrics(url)
+        show(
+            what="gone", clients=200, running=figures["merganser_running"],
+            held=figures["merganser_held"],
+            waiting=sum(v for k, v in figures.items() if k.startswith("merganser_waiting{")),
+            seconds_until_nothing_ran=round(until, 2),
+            cpu_in_two_idle_seconds=round(processor_seconds(pid) - idle, 2),
+        )  # fmt: skip
+
+
+def in_memory(folder: Path, options: argparse.Namespace) -> None:
+    """Compare a server of one model with one of nine points."""
+    study = make_study(folder, options.layers, options.hidden, options.vocabulary)
+    size = (folder / "a" / "model.safetensors").stat().st_size * 2 // 2**20
+
+    async def visit(url: str, names: list[str]) -> None:
+        client = Client(url)
+        for name in names * 2:
+            await client.ask(model=name, prompt="w1", max_tokens=4, temperature=0)
+
+    for what, models, names in (
+        ("one model", [folder / "a"], ["a"]),
+        ("nine points", [study], POINTS),
+    ):
+        with serving(*models) as (url, pid):
+            asyncio.run(visit(url, names))
+            show(what=what, float32_mb=size, mb=memory(pid))
+
+
+def main() -> None:
+    """Run one of the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    ways = {"overhead": overhead, "soak": soak, "gone": gone, "memory": in_memory}
+    parser.add_argument("what", choices=ways)
+    for name, value in {
+        "layers": 8, "hidden": 512, "vocabulary": 8192, "tokens": 64, "rounds": 5,
+        "requests": 1000, "clients": 64,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--turn", type=float, default=2.0)
+    parser.add_argument("--longest", type=float, default=20.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        ways[options.what](Path(folder), options)
+
+
+if __name__ == "__main__":
+    main()

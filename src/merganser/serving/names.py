@@ -1,0 +1,342 @@
+"""The models that a server has, by name: points of studies, points between them, and single models."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from merganser import suggestions
+from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.planning import Plan, PlanOptions, make_plan
+from merganser.planning.model_argument import RECIPES, find
+from merganser.recipe import Document, is_sweep
+from merganser.recipe.axes import WHERE, Grid, is_number, read_grids
+from merganser.recipe.sweep_file import Pattern, load_points, pattern_of, read_pattern
+from merganser.results import scores as results
+from merganser.results.scores import Entry, Role, Score
+from merganser.study import sweep
+from merganser.study.evaluate_block import Reference, Study
+from merganser.study.participants import base_and_experts, point_model, settle
+
+MOST_BETWEEN = 256
+"""Points between those of a grid whose plans are kept."""
+
+
+class UnknownModel(MerganserError):
+    """The server has no model of this name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model that a server has.
+
+    Attributes:
+        name: what clients call it.
+        plan: the merge that it is.
+        role: what it is in its study; None for a single model.
+        values: a point's values.
+        scores: its scores, where the study has been evaluated.
+    """
+
+    name: str
+    plan: Plan
+    role: Role | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Study:
+    """A study that is served.
+
+    Attributes:
+        labels: what may stand before ``#``.
+        pattern: makes the recipes of its points.
+        grids: its sweep's; none for a search.
+        models: its models by name.
+    """
+
+    labels: Sequence[str]
+    pattern: Pattern
+    grids: Sequence[Grid]
+    models: Mapping[str, Served]
+
+
+class Catalogue:
+    """The models of a server.
+
+    A sweep, or the folder of a study, has each of its points, its base and its experts. A point between
+    those of a grid is ``STUDY#w=0.73``, with a value from the sweep's range for each key that varies;
+    STUDY is what was given, or its last part. A single model has its short name, and what was given.
+
+    Args:
+        references: what models are served: all that ``merganser generate`` takes, sweeps, and folders of
+            studies.
+        grid_only: whether there are no points between those of a grid.
+
+    Attributes:
+        models: the models by name, in order.
+
+    Raises:
+        MerganserError: a model cannot be planned, or two have one name.
+    """
+
+    def __init__(self, references: Sequence[str], *, grid_only: bool = False) -> None:
+        self.models: dict[str, Served] = {}
+        self._grid_only = grid_only
+        self._studies: list[_Study] = []
+        self._references: dict[str, Served] = {}
+        self._between: OrderedDict[str, Served] = OrderedDict()
+        self._lock = threading.Lock()
+        for reference in references:
+            opened = self._open(reference)
+            if len(opened) == 1:
+                self._references[reference] = opened[0]
+            for served in opened:
+                if served.name in self.models:
+                    raise RecipeError(
+                        f"{reference}: two models are called {served.name!r}; serve them apart, or give "
+                        "the recipes other names"
+                    )
+                self.models[served.name] = served
+
+    def find(self, name: str) -> Served:
+        """The model of a name.
+
+        Planning a point that nobody has asked for yet reads the headers of its models.
+
+        Raises:
+            UnknownModel: there is none.
+            MerganserError: its values do not make a merge.
+        """
+        with self._lock:
+            known = (self.models, self._references, self._between)
+            if found := next((each[name] for each in known if name in each), None):
+                return found
+            label, mark, fragment = name.rpartition("#")
+            study = next((each for each in self._studies if label in each.labels), None)
+            if not mark or study is None:
+                names = [*self.models, *(f"{each.labels[0]}#…" for each in self._studies)]
+                hint = suggestions.suggest(name, names)
+                raise UnknownModel(f"there is no model {name[:200]!r}; {hint}")
+            found = study.models.get(fragment) or self._point(study, name, fragment)
+            self._between[name] = found
+            if len(self._between) > MOST_BETWEEN:
+                self._between.popitem(last=False)
+            return found
+
+    def _open(self, reference: str) -> list[Served]:
+        folder = Path(reference)
+        if (folder / results.JSON_NAME).is_file():
+            return self._add(_labels(reference), *_read_results(folder))
+        if reference.endswith(RECIPES) and folder.is_file() and is_sweep(reference):
+            return self._add(_labels(reference), *_read_sweep(reference))
+        name, plan = find(reference)
+        return [Served(name, plan)]
+
+    def _add(
+        self, labels: Sequence[str], pattern: Pattern, models: Sequence[Served]
+    ) -> list[Served]:
+        document: Any = pattern.document
+        grids = (
+            read_grids(document, document.data["sweep"], pattern.folder)
+            if pattern.block == "sweep"
+            else []
+        )
+        by_name = {model.name: model for model in models}
+        self._studies.append(_Study(labels, pattern, grids, by_name))
+        return list(models)
+
+    def _point(self, study: _Study, name: str, fragment: str) -> Served:
+        """The point of ``w=0.73``, one of the grid's or one between them."""
+        if "=" not in fragment:
+            hint = suggestions.suggest(fragment, study.models)
+            raise UnknownModel(f"{study.labels[0]}: there is no point {fragment[:200]!r}; {hint}")
+        given = _read_values(fragment)
+        problem = "there are no values to choose from"
+        for grid in study.grids:
+            try:
+                values = _values_in(grid, given)
+            except ValueError as error:
+                problem = str(error)
+                continue
+            document = study.pattern.document
+            if not any(replace(grid, axes=_single(values)).points(document)):
+                problem = f"the sweep's {WHERE}: excludes it"
+                continue
+            point = study.pattern.point(values)
+            if (known := study.models.get(point.name)) and known.values == point.values:
+                return known
+            if self._grid_only:
+                problem = "the grid has no such point, and the server has no others"
+                continue
+            return Served(name, make_plan(point.recipe), "point", point.values)
+        raise UnknownModel(f"{name[:200]}: {problem}")
+
+
+def _labels(reference: str) -> list[str]:
+    """What a study may be called: as it was given, by its last part, and by that without its ending."""
+    path = Path(os.path.abspath(reference))  # noqa: PTH100
+    return list(dict.fromkeys([path.stem, path.name, reference]))
+
+
+def _read_sweep(reference: str) -> tuple[Pattern, list[Served]]:
+    """The points of a sweep file, its base and its experts."""
+    pattern = read_pattern(reference, "sweep")
+    options = PlanOptions()
+    points = [point_model(*each) for each in sweep.plan_all(load_points(reference), options)]
+    others = base_and_experts(_block(pattern), points, pattern.folder, pattern.document, options)
+    return pattern, [
+        Served(model.entry.name, model.plan, model.entry.role, model.entry.values)
+        for model in (*others, *points)
+    ]
+
+
+def _block(pattern: Pattern) -> Study:
+    """What the ``evaluate:`` block says of models, without its problems."""
+    data = pattern.document.data
+    given = data.get("evaluate") if isinstance(data, dict) else None
+    block: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    listed = block.get("references")
+    references = [r for r in listed if isinstance(r, dict)] if isinstance(listed, list) else []
+    return Study.model_construct(
+        base=block.get("base"),
+        experts=block.get("experts", True),
+        references=[Reference.model_validate(r) for r in references if "model" in r],
+    )
+
+
+def _read_results(folder: Path) -> tuple[Pattern, list[Served]]:
+    """The models of an evaluated study, with their scores."""
+    found = results.read(folder)
+    document = Document(yaml.safe_load(found.recipe), found.recipe, str(folder / results.JSON_NAME))
+    homes = [(folder / place).resolve() for place in found.places] or [folder.resolve()]
+    entries = [entry for entry in found.entries if entry.source is None]
+    problem: MerganserError | None = None
+    for home in homes:
+        block = (
+            "sweep" if isinstance(document.data, dict) and "sweep" in document.data else "search"
+        )
+        pattern = pattern_of(document, home, block)
+        try:
+            return pattern, [_entry(folder, pattern, home, entry) for entry in entries]
+        except InputError as error:  # the models are in another of the study's places
+            problem = problem or error
+    raise problem or InputError(f"{folder}: has no models")
+
+
+def _entry(folder: Path, pattern: Pattern, home: Path, entry: Entry) -> Served:
+    if entry.model is not None:
+        plan = settle(entry.model, home)
+    elif entry.folder is not None and (folder / entry.folder).is_dir():
+        plan = settle(str(folder / entry.folder))
+    else:
+        plan = make_plan(pattern.point(_nested(entry.values)).recipe)
+    return Served(entry.name, plan, entry.role, entry.values, entry.scores)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with those of ``key.part`` as mappings."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return found
+
+
+def _read_values(fragment: str) -> dict[str, Any]:
+    """The values of ``w=0.73&method=slerp``.
+
+    Raises:
+        UnknownModel: a part is written otherwise.
+    """
+    found: dict[str, Any] = {}
+    for part in fragment.split("&"):
+        key, sign, text = part.partition("=")
+        if not sign or not key.strip() or key.strip() in found or len(text) > 100:
+            raise UnknownModel(f"#{fragment[:200]}: write it like #w=0.73 or #w=0.73&method=slerp")
+        number = re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?\s*", text)
+        whole = re.fullmatch(r"\s*[-+]?\d+\s*", text)
+        found[key.strip()] = int(text) if whole else float(text) if number else text.strip()
+    return found
+
+
+def _values_in(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for all keys of a grid, each in its range.
+
+    Raises:
+        ValueError: with a reason.
+    """
+    known = {key: _parts(values) for key, values in grid.axes.items()}
+    names = [f"{key}.{part}" if part else key for key, parts in known.items() for part in parts]
+    if unknown := next((key for key in given if key not in names), None):
+        raise ValueError(f"the sweep has no {unknown!r}; it has {', '.join(names)}")
+    found: dict[str, Any] = {}
+    for key, parts in known.items():
+        own = {}
+        for part, values in parts.items():
+            name = f"{key}.{part}" if part else key
+            if name not in given and len(set(map(str, values))) > 1:
+                raise ValueError(f"it lacks a value for {name}")
+            own[part] = _in_range(name, given.get(name, values[0]), values)
+        if "" in own:
+            found[key] = own[""]
+            continue
+        entries = grid.axes[key]
+        sums = {round(sum(entry.values()), 6) for entry in entries if _are_numbers(entry.values())}
+        if sums == {1} and all(_are_numbers(entry.values()) for entry in entries):
+            if round(sum(own.values()), 6) != 1:
+                raise ValueError(f"the values of {key} must add up to 1")
+        elif own not in entries:
+            raise ValueError(f"the sweep has no such combination of {key}")
+        found[key] = own
+    return found
+
+
+def _parts(values: Sequence[Any]) -> dict[str, list[Any]]:
+    """The values of a key, or of each part where they are mappings."""
+    if not all(isinstance(value, Mapping) for value in values):
+        return {"": list(values)}
+    return {part: [value[part] for value in values if part in value] for part in values[0]}
+
+
+def _in_range(name: str, value: Any, values: Sequence[Any]) -> Any:
+    """A value of the sweep, or a number between two of them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    for known in values:
+        if known == value and is_number(known) == is_number(value):
+            return known
+        if not is_number(known) and str(known).lower() == str(value).lower():
+            return known
+    if not _are_numbers(values) or not is_number(value):
+        shown = ", ".join(map(str, values[:8]))
+        raise ValueError(f"the sweep has no {name} = {str(value)[:60]}; it has {shown}")
+    if not min(values) <= value <= max(values):
+        raise ValueError(
+            f"{name} = {value:g} is outside the sweep's {min(values):g} to {max(values):g}"
+        )
+    if all(isinstance(known, int) for known in values) and not isinstance(value, int):
+        raise ValueError(f"{name} is a whole number in this sweep")
+    return value if all(isinstance(known, int) for known in values) else float(value)
+
+
+def _are_numbers(values: Any) -> bool:
+    return all(map(is_number, values))
+
+
+def _single(values: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    return {key: [value] for key, value in values.items()}

@@ -1,0 +1,136 @@
+"""Run a server until it is told to stop: what was asked by then is answered."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+
+from merganser.errors import ResourceError
+from merganser.serving.app import LOOPBACK, make_app
+from merganser.serving.limits import DRAIN_SECONDS, PORT
+from merganser.serving.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens, and who may ask it.
+
+    Attributes:
+        host, port: the address; port 0 for any free one.
+        keys: one of them must come with each request; none for no keys.
+        origins: of pages whose scripts may ask.
+        drain_seconds: time that running requests have once the server is told to stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    keys: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    drain_seconds: int = DRAIN_SECONDS
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class Server(uvicorn.Server):
+    """Serves until it is stopped; what was asked by then is answered.
+
+    Args:
+        service: answers.
+        address: where.
+        on_ready: called with the server's address once it listens.
+
+    Attributes:
+        url: of the API.
+
+    Raises:
+        ResourceError: the address is in use, or not this machine's.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        address: Address,
+        on_ready: Callable[[str], None] = lambda _url: None,
+    ) -> None:
+        hosts = (*LOOPBACK, address.host) if address.is_loopback and not address.keys else ()
+        config = uvicorn.Config(
+            make_app(service, keys=address.keys, origins=address.origins, hosts=hosts),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=address.drain_seconds,
+        )
+        super().__init__(config)
+        self._service = service
+        self._on_ready = on_ready
+        self._listening = _bind(address)
+        host, port = self._listening.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+    def serve_until_stopped(self) -> None:
+        """Serve until SIGTERM, Ctrl-C or :meth:`stop`."""
+        self.run(sockets=[self._listening])
+
+    def stop(self) -> None:
+        """Take no new request, and end when those that run or wait are answered; at once the second time."""
+        self._service.draining = True
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready(self.url)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain at the first signal, end at the second."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain, whatever the signal."""
+        self.stop()
+
+
+def _bind(address: Address) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        family, kind, _, _, place = found[0]
+        with ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(place)
+            stack.pop_all()
+            return listening
+    except OSError as error:
+        reason = error.strerror or error
+        raise ResourceError(
+            f"{address.host}:{address.port}: cannot be listened on ({reason}); give another port"
+        ) from None

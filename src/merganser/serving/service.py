@@ -1,0 +1,284 @@
+"""What a server does with a request: find the model, wait for its turn, generate, write the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from merganser.errors import InputError, RecipeError
+from merganser.evaluation import drawing
+from merganser.evaluation.codec import PromptTooLong
+from merganser.evaluation.generation import Request, Sampling
+from merganser.serving.answers import DONE, ChatForm, Form, TextForm, completion_of, usage_of
+from merganser.serving.gate import Gate, QueueFull
+from merganser.serving.generation import Engine, Facts, Part, Wanted
+from merganser.serving.limits import Limits
+from merganser.serving.metrics import Metrics
+from merganser.serving.names import Catalogue, Served, UnknownModel
+from merganser.serving.wire import AnyRequest, BadRequest, ChatRequest
+
+INLINE = 20_000
+"""Characters of a prompt that are encoded at once; longer ones in a thread."""
+
+MOST_TOKENS = 2**20
+"""Tokens of a completion where neither request nor model says how many."""
+
+LEAST_TEMPERATURE = 1e-3
+"""Temperatures below it count as 0: scores divided by them are no numbers any more."""
+
+
+class Service:
+    """Answers requests with the models of a catalogue.
+
+    Args:
+        catalogue: the models.
+        engine: generates.
+        limits: the server's.
+
+    Attributes:
+        draining: set when the server stops: no new request is taken.
+        metrics: figures of all that was done.
+    """
+
+    def __init__(self, catalogue: Catalogue, engine: Engine, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
+        self.catalogue = catalogue
+        self.engine = engine
+        self.limits = limits
+        self.draining = False
+        self.created = int(time.time())
+        self.gate: Gate[Served] = Gate(
+            self._become,
+            turn=limits.turn,
+            longest=limits.longest_turn,
+            most_waiting=limits.waiting,
+            on_swap=lambda seconds: self.metrics.add_swap(seconds),
+        )
+        self.metrics = Metrics(
+            engine.name,
+            running=lambda: engine.state.running,
+            held=lambda: engine.state.held,
+            waiting=lambda: {model.name: n for model, n in self.gate.waiting.items()},
+            tokens=lambda: (engine.state.tokens, engine.state.prompt_tokens),
+        )
+        self._facts: WeakKeyDictionary[Served, Facts] = WeakKeyDictionary()
+
+    async def warm_up(self) -> None:
+        """Become the first model, so that what keeps it from running is known before anybody asks.
+
+        Raises:
+            MerganserError: it cannot be run.
+        """
+        async with self.gate.admitted(next(iter(self.catalogue.models.values()))):
+            pass
+
+    async def find(self, name: str) -> Served:
+        """The model of a name.
+
+        Raises:
+            BadRequest: there is none, or its values do not make a merge.
+        """
+        try:
+            if name in self.catalogue.models:
+                return self.catalogue.models[name]
+            return await asyncio.to_thread(self.catalogue.find, name)
+        except UnknownModel as error:
+            message, code = str(error), "model_not_found"
+            raise BadRequest(message, status=404, param="model", code=code) from None
+        except RecipeError as error:
+            raise BadRequest(str(error), param="model") from None
+
+    async def answer(self, request: AnyRequest) -> AsyncGenerator[bytes | dict[str, Any]]:
+        """The answer to a request: one object, or the events of a stream.
+
+        An iterator that is closed ends what it generates.
+
+        Raises:
+            BadRequest: the request cannot be answered; before the first event of a stream only.
+            MerganserError: the engine fails.
+        """
+        began = time.monotonic()
+        if self.draining:
+            raise BadRequest("the server stops", status=503, headers={"Retry-After": "5"})
+        prompts = request.prompts
+        served = await self.find(request.model)
+        try:
+            async with self.gate.admitted(served):
+                self.metrics.add_wait(time.monotonic() - began)
+                codec = self._facts[served].codec
+                rows = [await self._encode(served, prompt, request) for prompt in prompts]
+                wanted = [
+                    self._wanted(request, served, prompt, row, sample)
+                    for prompt, row in zip(prompts, rows, strict=True)
+                    for sample in range(request.n or 1)
+                ]
+                kind: type[Form] = ChatForm if isinstance(request, ChatRequest) else TextForm
+                scored = request.top is not None
+                form = kind(request.model, served.plan.digest, codec, scored=scored)
+                prompt_tokens = sum(map(len, rows))
+                async with aclosing(self.engine.generate(served, wanted)) as parts:
+                    if request.stream:
+                        async for event in _events(request, form, parts, wanted, prompt_tokens):
+                            yield event
+                        complete = None
+                    else:
+                        complete = await _complete(form, parts, wanted, prompt_tokens)
+        except QueueFull as error:
+            after = str(int(self.limits.turn) + 1)
+            raise BadRequest(
+                str(error), status=429, code="queue_full", headers={"Retry-After": after}
+            ) from None
+        if complete is not None:
+            yield complete
+        self.metrics.add_answer(time.monotonic() - began)
+
+    def models(self) -> dict[str, Any]:
+        """The list of all models."""
+        return {
+            "object": "list",
+            "data": [self.describe(m) for m in self.catalogue.models.values()],
+        }
+
+    def describe(self, served: Served) -> dict[str, Any]:
+        """A model, in OpenAI's form and with what is known of it."""
+        facts = self._facts.get(served)
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "merganser",
+            "digest": served.plan.digest,
+            "recipe": served.plan.recipe.document.text,
+            "role": served.role,
+            "values": dict(served.values),
+            "scores": {name: asdict(score) for name, score in served.scores.items()},
+            "weights": dict(facts.weights) if facts else None,
+            "effective": dict(facts.effective) if facts else None,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What the server does at this moment."""
+        current = self.gate.current
+        return {
+            "engine": self.engine.name,
+            "draining": self.draining,
+            "current": self.describe(current) if current else None,
+            "swaps": self.gate.swaps,
+            "inside": {model.name: n for model, n in self.gate.inside.items()},
+            "waiting": {model.name: n for model, n in self.gate.waiting.items()},
+            "completions": asdict(self.engine.state),
+        }
+
+    async def close(self) -> None:
+        """End everything that runs."""
+        self.draining = True
+        self.gate.close()
+        await self.engine.close()
+
+    async def _become(self, served: Served) -> None:
+        self._facts[served] = await self.engine.become(served)
+
+    async def _encode(self, served: Served, prompt: Any, request: AnyRequest) -> Sequence[int]:
+        """The tokens of a prompt, which leave room for a completion.
+
+        Raises:
+            BadRequest: the model cannot take it.
+        """
+        codec = self._facts[served].codec
+        if _is_tokens(prompt):
+            row: Sequence[int] = prompt
+        else:
+            if not isinstance(prompt, str) and not getattr(codec.tokenizer, "chat_template", None):
+                raise BadRequest(
+                    f"{served.name} has no chat template; ask /v1/completions", param="messages"
+                )
+            try:
+                length = (
+                    len(prompt) if isinstance(prompt, str) else sum(len(str(m)) for m in prompt)
+                )
+                if length > INLINE:
+                    row = await asyncio.to_thread(codec.encode, prompt, request.functions)
+                else:
+                    row = codec.encode(prompt, request.functions)
+            except PromptTooLong as error:
+                raise BadRequest(str(error), code="context_length_exceeded") from None
+            except InputError as error:
+                raise BadRequest(str(error)) from None
+        if max(row) >= codec.config.get_text_config().vocab_size:
+            raise BadRequest(f"prompt: the model has no token {max(row)}", param="prompt")
+        context = codec.context
+        if context is not None and len(row) + (request.limit or 1) > context:
+            raise BadRequest(
+                f"the model's context is {context:,} tokens, the prompt has {len(row):,}, and the "
+                f"completion may have {request.limit or 1:,}",
+                code="context_length_exceeded",
+            )
+        most = self.limits.max_tokens
+        if most is not None and (request.limit or 1) > most:
+            raise BadRequest(
+                f"max_tokens: the server generates at most {most:,} tokens", param="max_tokens"
+            )
+        return row
+
+    def _wanted(
+        self, request: AnyRequest, served: Served, prompt: Any, row: Sequence[int], sample: int
+    ) -> Wanted:
+        codec = self._facts[served].codec
+        limits = [request.limit, self.limits.max_tokens, MOST_TOKENS]
+        if codec.context is not None:
+            limits.append(codec.context - len(row))
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        temperature = 1.0 if request.temperature is None else request.temperature
+        sampling = Sampling(
+            temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            max_tokens=min(limit for limit in limits if limit is not None),
+            stop=tuple(request.stop or ()),
+            seed=seed,
+        )
+        text = str(prompt) if _is_tokens(prompt) else prompt
+        number = drawing.seed_of(Request(text, sample), sampling)
+        return Wanted(row, sampling, number, request.top, bool(request.stream))
+
+
+def _is_tokens(prompt: Any) -> bool:
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+
+
+async def _complete(
+    form: Form,
+    parts: AsyncIterator[tuple[int, Part]],
+    wanted: Sequence[Wanted],
+    prompt_tokens: int,
+) -> dict[str, Any]:
+    found: list[list[Part]] = [[] for _ in wanted]
+    async for index, part in parts:
+        found[index].append(part)
+    generated = sum(completion_of(each).tokens for each in found)
+    return form.complete(found, usage_of(prompt_tokens, generated))
+
+
+async def _events(
+    request: AnyRequest,
+    form: Form,
+    parts: AsyncIterator[tuple[int, Part]],
+    wanted: Sequence[Wanted],
+    prompt_tokens: int,
+) -> AsyncIterator[bytes]:
+    counts = request.wants_usage
+    generated = 0
+    for index in range(len(wanted)):
+        if opening := form.opening(index):
+            yield form.event(opening, None, counts=counts)
+    async for index, part in parts:
+        yield form.event([form.added(index, part)], None, counts=counts)
+        if part.completion is not None:
+            generated += part.completion.tokens
+    if counts:
+        yield form.event([], usage_of(prompt_tokens, generated), counts=True)
+    yield DONE

@@ -1,0 +1,79 @@
+"""The text of a completion while it grows, in time that does not grow with its length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser.evaluation.codec import Codec
+
+HALF_A_LETTER = "\N{REPLACEMENT CHARACTER}"
+
+
+class StreamedText:
+    """Decodes tokens as they come, and finds stop texts.
+
+    Only the last tokens are decoded again at each step. Text is held back while its last token is half
+    of a letter, and while it may be the beginning of a stop text.
+
+    Args:
+        codec: decodes tokens.
+        stops: texts that end the completion, and are left out of it.
+
+    Attributes:
+        stopped: whether a stop text has come; ``text`` then ends before it.
+        text: all text so far, without what is held back as half of a letter.
+    """
+
+    def __init__(self, codec: Codec, stops: Sequence[str] = ()) -> None:
+        self.text = ""
+        self.stopped = False
+        self._codec = codec
+        self._stops = tuple(stops)
+        self._longest = max(map(len, stops), default=0)
+        self._tokens: list[int] = []
+        self._first = 0  # the window that is decoded again
+        self._read = 0  # tokens whose text is in ``text``
+        self._sent = 0
+
+    def add(self, token: int) -> None:
+        """Take the next token."""
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._first : self._read])
+        after = self._decode(self._tokens[self._first :])
+        if len(after) <= len(before) or after.endswith(HALF_A_LETTER):
+            return
+        self._append(after[len(before) :])
+        self._first, self._read = self._read, len(self._tokens)
+
+    def take(self) -> str:
+        """The text since the last call that may be sent."""
+        end = len(self.text) if self.stopped else len(self.text) - self._held_back()
+        part, self._sent = self.text[self._sent : end], max(self._sent, end)
+        return part
+
+    def finish(self, text: str) -> str:
+        """What is left to send of the complete text."""
+        start = self._sent
+        if not text.startswith(self.text[:start]):  # a decoder that changes earlier text
+            start = min(start, len(text))
+        self.text, self._sent = text, len(text)
+        return text[start:]
+
+    def _append(self, new: str) -> None:
+        start = max(0, len(self.text) - self._longest + 1)
+        self.text += new
+        cuts = [place for stop in self._stops if (place := self.text.find(stop, start)) >= 0]
+        if cuts:
+            self.text = self.text[: min(cuts)]
+            self.stopped = True
+
+    def _held_back(self) -> int:
+        """The length of the text's end that may be the beginning of a stop text."""
+        for length in range(min(self._longest - 1, len(self.text)), 0, -1):
+            end = self.text[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._codec.tokenizer.decode(list(tokens), skip_special_tokens=True))

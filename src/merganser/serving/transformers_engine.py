@@ -1,0 +1,399 @@
+"""A serving engine on a live transformers model: rows join and leave its batches at every step."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from merganser import engine
+from merganser.errors import MerganserError, ResourceError
+from merganser.evaluation.generation import EngineFailure
+from merganser.evaluation.inference import (
+    MEMORY_SHARE,
+    free_memory,
+    is_out_of_memory,
+    release_memory,
+)
+from merganser.serving.batches import Batch, Forward, Reading, choose
+from merganser.serving.generation import EngineState, Facts, Part, Wanted
+from merganser.serving.limits import MOST_ROWS
+from merganser.serving.names import Served
+from merganser.serving.rows import Answer, Row
+from merganser.study.live_model import LiveModel
+
+PIECE = 2048
+"""Tokens of a prompt that are read between two steps of what runs."""
+
+READ_TOGETHER = 4096
+"""Tokens of several prompts, padding included, that are read at once."""
+
+AHEAD = 256
+"""Tokens of a completion that memory is reserved for; what grows beyond it may have to wait again."""
+
+
+@dataclass(eq=False)
+class _Station:
+    """What a model has to do.
+
+    Attributes:
+        waiting: rows that are not read yet.
+        reading: prompts on their way into a cache.
+        batches: rows that are generated.
+    """
+
+    waiting: deque[Row] = field(default_factory=deque)
+    reading: Reading | None = None
+    batches: list[Batch] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows."""
+        reading = self.reading.rows if self.reading else []
+        return [*self.waiting, *reading, *(row for batch in self.batches for row in batch.rows)]
+
+    @property
+    def count(self) -> int:
+        """Number of all rows."""
+        reading = len(self.reading.rows) if self.reading else 0
+        return len(self.waiting) + reading + sum(len(batch.rows) for batch in self.batches)
+
+    @property
+    def cached(self) -> int:
+        """Tokens in caches, padding included."""
+        return sum(batch.size for batch in self.batches)
+
+    def drop(self, chosen: Batch | Reading) -> list[Row]:
+        """Take rows off their cache, and return them."""
+        if chosen is self.reading:
+            self.reading = None
+        self.batches = [batch for batch in self.batches if batch is not chosen]
+        return chosen.rows
+
+
+class TransformersEngine:
+    """Generates with a live transformers model, in a thread that belongs to it.
+
+    Prompts are read in pieces between the steps of what runs. Rows are padded on the left, as static
+    batches are, and drawn by each one's seed: what runs at the same time changes an answer at most in
+    the last bits of its scores. When another model's turn comes, the rows of this one keep their cache,
+    and go on where they were as soon as it is back.
+
+    Args:
+        live: the model in memory.
+        most_rows: completions at once.
+    """
+
+    def __init__(self, live: LiveModel, *, most_rows: int = MOST_ROWS) -> None:
+        self.name = live.engine_name
+        self._live = live
+        self._most_rows = most_rows
+        self._forward: Forward | None = None
+        self._facts: WeakKeyDictionary[Served, Facts] = WeakKeyDictionary()
+        self._stations: WeakKeyDictionary[Served, _Station] = WeakKeyDictionary()
+        self._station = _Station()
+        self._failed: WeakKeyDictionary[Served, Exception] = WeakKeyDictionary()
+        self._state = EngineState()
+        self._budget = self._token_bytes = 0
+        self._tokens = self._prompt_tokens = 0
+        self._outbox: list[tuple[Row, Answer]] = []
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """See :class:`merganser.serving.generation.Engine`."""
+        return self._failure is None and not self._stopping
+
+    @property
+    def state(self) -> EngineState:
+        """See :class:`merganser.serving.generation.Engine`."""
+        return self._state
+
+    async def become(self, model: Served) -> Facts:
+        """See :class:`merganser.serving.generation.Engine`."""
+        done: Future[Facts] = Future()
+        self._post(partial(_settle, done, partial(self._become, model)))
+        return await asyncio.wrap_future(done)
+
+    async def generate(
+        self, model: Served, wanted: Sequence[Wanted]
+    ) -> AsyncGenerator[tuple[int, Part]]:
+        """See :class:`merganser.serving.generation.Engine`."""
+        parts: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue()
+        codec = self._facts[model].codec
+
+        def listener(index: int) -> Callable[[Answer], None]:
+            return lambda part: parts.put_nowait((index, part))
+
+        rows = [Row(each, codec, listener(index)) for index, each in enumerate(wanted)]
+        self._post(partial(self._add, model, rows))
+        try:
+            left = len(rows)
+            while left:
+                index, part = await parts.get()
+                if isinstance(part, Exception):
+                    raise part
+                left -= part.completion is not None
+                yield index, part
+        finally:
+            for row in rows:
+                row.cancelled = True
+            if self.is_alive:
+                self._post(self._sweep)
+
+    async def close(self) -> None:
+        """See :class:`merganser.serving.generation.Engine`."""
+        self._stopping = True
+        if self._thread.is_alive():
+            self._commands.put(lambda: None)
+            await asyncio.to_thread(self._thread.join)
+        self._live.close()
+
+    def _post(self, command: Callable[[], None]) -> None:
+        """Have the thread do something between two steps."""
+        if self._failure is not None or self._stopping:
+            raise EngineFailure("the engine has stopped")
+        self._loop = asyncio.get_running_loop()
+        if not self._thread.is_alive():
+            self._thread.start()
+        self._commands.put(command)
+
+    # -- in the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        import torch
+
+        try:
+            while not self._stopping:
+                self._obey()
+                with torch.inference_mode():
+                    self._work()
+                self._flush()
+        except BaseException as error:
+            self._failure = error
+        for station in list(self._stations.values()):
+            self._fail(station.rows, EngineFailure("the engine has stopped"))
+        self._flush()
+        self._stations.clear()
+        self._forward = None
+
+    def _obey(self) -> None:
+        """Do what was posted; waits for it where there is nothing else to do."""
+        here = self._station
+        idle = not (here.waiting or here.reading or here.batches)
+        try:
+            while True:
+                self._commands.get(block=idle)()
+                idle = False
+        except queue.Empty:
+            pass
+
+    def _add(self, model: Served, rows: Sequence[Row]) -> None:
+        if model in self._failed:
+            self._fail(rows, self._failed[model])
+        else:
+            self._stations.setdefault(model, _Station()).waiting.extend(rows)
+
+    def _sweep(self) -> None:
+        """Forget rows that nobody waits for any more."""
+        for station in list(self._stations.values()):
+            station.waiting = deque(row for row in station.waiting if not row.cancelled)
+            if station.reading and all(row.cancelled for row in station.reading.rows):
+                station.reading = None
+            for batch in station.batches:
+                batch.keep([i for i, row in enumerate(batch.rows) if not row.cancelled])
+            station.batches = [batch for batch in station.batches if batch.rows]
+
+    def _become(self, model: Served) -> Facts:
+        self._station = _Station()
+        self._failed.pop(model, None)
+        known = self._facts.get(model)
+        try:
+            outcome = self._live.become(model.plan, report=known is None)
+            codec = self._live.backend.codec
+            if self._forward is None or self._forward.module is not self._live.module:
+                self._forward = Forward(self._live.module, codec.padding, codec.label)
+        except BaseException as error:
+            # Some weights may be the new ones already: the next model is loaded anew.
+            self._forward = None
+            self._live.close()
+            failure = error if isinstance(error, Exception) else EngineFailure("stopped")
+            self._failed[model] = failure
+            self._fail(self._stations.pop(model, _Station()).rows, failure)
+            raise
+        self._station = self._stations.setdefault(model, _Station())
+        size = next(self._live.module.parameters()).element_size()
+        self._token_bytes = codec.key_value_bytes(size)
+        self._budget = int(MEMORY_SHARE * (free_memory(self._live.device) + self._cached_bytes()))
+        if known is None:
+            known = self._facts[model] = _facts(codec, outcome)
+        return known
+
+    def _work(self) -> None:
+        """One step of everything that the present model has to do."""
+        here = self._station
+        if here.reading is None and here.waiting:
+            rows = self._next_rows()
+            if rows and self._forward is not None:
+                here.reading = Reading(self._forward, rows, PIECE)
+        for batch in list(here.batches):
+            self._step(batch)
+        if here.reading is not None:
+            self._read(here.reading)
+        while self._cached_bytes() > self._budget and sum(len(b.rows) for b in here.batches) > 1:
+            self._make_room()
+
+    def _next_rows(self) -> list[Row]:
+        """Waiting rows that are read next: as many as memory, and one reading, has room for."""
+        here = self._station
+        running = sum(len(batch.rows) for batch in here.batches)
+        chosen: list[Row] = []
+        width = 0
+        while here.waiting:
+            row = here.waiting[0]
+            wider = max(width, row.length)
+            needed = (len(chosen) + 1) * min(row.longest, wider + AHEAD)
+            if running + len(chosen) >= self._most_rows:
+                break
+            if (running or chosen) and not self._has_room(needed):
+                break
+            if chosen and (
+                (len(chosen) + 1) * wider > READ_TOGETHER
+                or (self._forward is not None and not self._forward.joins)
+            ):
+                break
+            chosen.append(here.waiting.popleft())
+            width = wider
+        return chosen
+
+    def _read(self, reading: Reading) -> None:
+        here = self._station
+        try:
+            scores = reading.step()
+            if scores is None:
+                return
+            self._prompt_tokens += reading.tokens
+            here.reading = None
+            batch = reading.batch()
+            self._take(batch, scores)
+        except Exception as error:
+            self._recover(reading, error)
+            return
+        if batch.rows:
+            for other in here.batches:
+                if other.takes(batch):
+                    other.join(batch)
+                    return
+            here.batches.append(batch)
+
+    def _step(self, batch: Batch) -> None:
+        try:
+            self._take(batch, batch.step())
+        except Exception as error:
+            self._recover(batch, error)
+            return
+        if not batch.rows:
+            self._station.batches.remove(batch)
+
+    def _take(self, batch: Batch, scores: Any) -> None:
+        """Give each row of a batch its next token, and let those go that are complete."""
+        self._tokens += len(batch.rows)
+        left = []
+        for place, (token, score) in enumerate(choose(batch.rows, scores)):
+            row = batch.rows[place]
+            part = row.add(token, score)
+            if part is not None:
+                self._outbox.append((row, part))
+            if part is None or part.completion is None:
+                left.append(place)
+        batch.keep(left)
+
+    def _recover(self, chosen: Batch | Reading, error: Exception) -> None:
+        """Let rows wait again where memory did not suffice for so many; fail them otherwise."""
+        here = self._station
+        rows = here.drop(chosen)
+        running = len(rows) + sum(len(batch.rows) for batch in here.batches)
+        release_memory()
+        if not is_out_of_memory(error):
+            text = " ".join(str(error).split())[:200]
+            failure: Exception = EngineFailure(f"{self.name}: {type(error).__name__}: {text}")
+            self._fail(rows, error if isinstance(error, MerganserError) else failure)
+        elif running > 1:
+            self._most_rows = max(1, running // 2)
+            here.waiting.extendleft(reversed(rows))
+        else:
+            failure = ResourceError(f"memory does not suffice for {rows[0].length:,} tokens")
+            self._fail(rows, failure)
+
+    def _make_room(self) -> None:
+        """Take rows off their caches: those of other models first, then the newest."""
+        for station in list(self._stations.values()):
+            if station is not self._station and station.batches:
+                station.waiting.extendleft(reversed(station.drop(station.batches[-1])))
+                return
+        here = self._station
+        batch = here.batches[-1]
+        here.waiting.appendleft(batch.rows[-1])
+        batch.keep(range(len(batch.rows) - 1))
+        here.batches = [batch for batch in here.batches if batch.rows]
+
+    def _has_room(self, tokens: int) -> bool:
+        return self._cached_bytes() + tokens * self._token_bytes <= self._budget
+
+    def _cached_bytes(self) -> int:
+        return sum(s.cached for s in list(self._stations.values())) * self._token_bytes
+
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
+        self._outbox += [(row, error) for row in rows]
+
+    def _flush(self) -> None:
+        """Hand parts over to the event loop."""
+        here = self._station
+        running = sum(len(batch.rows) for batch in here.batches)
+        everywhere = sum(station.count for station in list(self._stations.values()))
+        self._state = EngineState(
+            running=running,
+            waiting=here.count - running,
+            held=everywhere - here.count,
+            tokens=self._tokens,
+            prompt_tokens=self._prompt_tokens,
+        )
+        outbox, self._outbox = self._outbox, []
+        if outbox and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, outbox)
+
+
+def _deliver(outbox: Sequence[tuple[Row, Answer]]) -> None:
+    for row, part in outbox:
+        if not row.cancelled:
+            row.deliver(part)
+
+
+def _settle(done: Future[Facts], work: Callable[[], Facts]) -> None:
+    """Do some work for who waits for its result."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)
+
+
+def _facts(codec: Any, outcome: engine.Outcome) -> Facts:
+    models = outcome.report.models if outcome.report is not None else ()
+    return Facts(
+        codec,
+        {m.model: m.requested for m in models if m.requested is not None},
+        {m.model: m.effective for m in models if m.effective is not None},
+    )

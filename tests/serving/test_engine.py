@@ -1,0 +1,305 @@
+"""Rows that join and leave at every step get what each gets alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints_on_disk import make_model
+from merganser.errors import ResourceError
+from merganser.evaluation import drawing
+from merganser.evaluation.generation import Completion, EngineFailure, Request, Sampling
+from merganser.serving import transformers_engine
+from merganser.serving.batches import Batch, Reading
+from merganser.serving.generation import Part, Wanted
+from merganser.serving.names import Catalogue, Served
+from merganser.serving.transformers_engine import TransformersEngine
+from merganser.study.live_model import LiveModel
+from served_study import Alone
+
+PROMPTS = ["1 + 2 =", "3", "9 - 4 + 2 - 1 = ?", "user 7 7 7 7 7 7 7 7 7 7 7 7 7 7", "0 0"]
+"""In words of the test's tokenizer."""
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[TransformersEngine]:
+    engine = TransformersEngine(LiveModel(), **options)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    async def bounded() -> Any:
+        return await asyncio.wait_for(scenario(), 60)
+
+    return asyncio.run(bounded())
+
+
+def sampling(number: int) -> Sampling:
+    """Settings that change from request to request."""
+    return [
+        Sampling(max_tokens=5 + number % 30),
+        Sampling(1.2, 0.9, 20, seed=number),
+        Sampling(0.7, 1.0, 1 + number % 3),
+        Sampling(max_tokens=25, stop=("9", "3 +")),
+    ][number % 4]
+
+
+async def ask(
+    engine: TransformersEngine, served: Served, prompt: str, how: Sampling, *, stream: bool = False
+) -> tuple[Completion, list[Part]]:
+    codec = (
+        (await engine.become(served)).codec
+        if served not in engine._facts
+        else engine._facts[served].codec
+    )
+    seed = drawing.seed_of(Request(prompt), how)
+    wanted = Wanted(codec.encode(prompt), how, seed, None, stream)
+    parts = []
+    async with aclosing(engine.generate(served, [wanted])) as found:
+        async for _, part in found:
+            parts.append(part)
+    assert parts[-1].completion is not None
+    return parts[-1].completion, parts
+
+
+def test_rows_that_join_and_leave_get_what_each_gets_alone(
+    catalogue: Catalogue, alone: Alone
+) -> None:
+    served = catalogue.models["m_w0.3"]
+
+    async def scenario() -> list[tuple[Completion, list[Part]]]:
+        async with running() as engine:
+            await engine.become(served)
+
+            async def later(number: int) -> tuple[Completion, list[Part]]:
+                await asyncio.sleep(number * 0.004)
+                prompt = PROMPTS[number % len(PROMPTS)]
+                return await ask(engine, served, prompt, sampling(number), stream=number % 3 == 0)
+
+            return await asyncio.gather(*map(later, range(24)))
+
+    for number, (completion, parts) in enumerate(run(scenario)):
+        prompt = PROMPTS[number % len(PROMPTS)]
+        assert completion == alone.answer(served.plan, prompt, sampling(number))
+        assert "".join(part.text for part in parts) == completion.text
+        assert (len(parts) > 1) == (number % 3 == 0 and completion.tokens > 1)
+
+
+def test_a_model_s_rows_are_held_while_another_has_its_turn(
+    catalogue: Catalogue, alone: Alone
+) -> None:
+    one, other = catalogue.models["m_w0.2"], catalogue.models["m_w0.8"]
+    how = Sampling(1.1, 0.95, max_tokens=60, seed=4)
+
+    async def scenario() -> tuple[Completion, Completion]:
+        async with running() as engine:
+            await engine.become(one)
+            long = asyncio.create_task(ask(engine, one, "1 + 2", how, stream=True))
+            while engine.state.tokens < 5:
+                await asyncio.sleep(0.001)
+            await engine.become(other)
+            short, _ = await ask(engine, other, "1 + 2", how)
+            assert not long.done()
+            assert engine.state.held == 1
+            await engine.become(one)
+            return (await long)[0], short
+
+    long, short = run(scenario)
+    assert long == alone.answer(one.plan, "1 + 2", how)
+    assert short == alone.answer(other.plan, "1 + 2", how)
+    assert long.text != short.text
+
+
+def test_samples_of_one_prompt_are_read_once_and_drawn_apart(
+    catalogue: Catalogue, alone: Alone
+) -> None:
+    served = catalogue.models["m_w0.5"]
+    how = Sampling(1.5, 1.0, max_tokens=8, seed=1)
+
+    async def scenario() -> list[Completion]:
+        async with running() as engine:
+            codec = (await engine.become(served)).codec
+            row = codec.encode("1 + 2")
+            seeds = [drawing.seed_of(Request("1 + 2", i), how) for i in range(6)]
+            wanted = [Wanted(row, how, seed) for seed in seeds]
+            found: dict[int, Completion] = {}
+            async for index, part in engine.generate(served, wanted):
+                assert part.completion is not None
+                found[index] = part.completion
+            assert engine.state.prompt_tokens == len(row)
+            return [found[i] for i in range(6)]
+
+    found = run(scenario)
+    assert found == [alone.answer(served.plan, "1 + 2", how, i) for i in range(6)]
+    assert len({completion.text for completion in found}) > 3
+
+
+def test_log_probabilities_are_the_model_s(catalogue: Catalogue, alone: Alone) -> None:
+    served = catalogue.models["m_w0.5"]
+    how = Sampling(max_tokens=6)
+
+    async def scenario() -> tuple[Sequence[int], list[Any]]:
+        async with running() as engine:
+            codec = (await engine.become(served)).codec
+            row = codec.encode("1 + 2")
+            parts = [part async for _, part in engine.generate(served, [Wanted(row, how, 0, 3)])]
+            return row, list(parts[-1].scores)
+
+    row, scores = run(scenario)
+    tokens = [score.token for score in scores]
+    alone.live.settle(served.plan)
+    ids = torch.tensor([[*row, *tokens]])
+    with torch.inference_mode():
+        shares = alone.live.module(input_ids=ids).logits[0, len(row) - 1 : -1].log_softmax(-1)
+    for place, score in enumerate(scores):
+        best = shares[place].topk(3)
+        assert [token for token, _ in score.top] == best.indices.tolist()
+        assert score.logprob == pytest.approx(float(shares[place, score.token]), abs=1e-4)
+        assert [p for _, p in score.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_who_leaves_ends_what_runs(catalogue: Catalogue) -> None:
+    served = catalogue.models["m_w0.5"]
+
+    async def scenario() -> None:
+        async with running() as engine:
+            codec = (await engine.become(served)).codec
+            codec.end_tokens, ends = [], codec.end_tokens
+            wanted = Wanted(codec.encode("1"), Sampling(max_tokens=100_000), 0, None, True)
+            for _ in range(2):
+                async with aclosing(engine.generate(served, [wanted, wanted])) as parts:
+                    await anext(parts)
+                    assert engine.state.running == 2
+            codec.end_tokens = ends
+            for _ in range(1000):
+                if engine.state.running == 0:
+                    break
+                await asyncio.sleep(0.002)
+            assert engine.state.running == 0
+            assert not engine._station.batches
+
+    run(scenario)
+
+
+def test_too_little_memory_for_all_makes_rows_wait(
+    catalogue: Catalogue, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for those that grew in the meantime, which are read again."""
+    monkeypatch.setattr(transformers_engine, "AHEAD", 0)
+    served = catalogue.models["m_w0.4"]
+    how = Sampling(1.0, 1.0, max_tokens=40, seed=2)
+
+    async def scenario() -> list[Completion]:
+        async with running() as engine:
+            await engine.become(served)
+            engine._budget = 60 * engine._token_bytes
+            both = [ask(engine, served, prompt, how) for prompt in PROMPTS]
+            return [completion for completion, _ in await asyncio.gather(*both)]
+
+    assert run(scenario) == [alone.answer(served.plan, prompt, how) for prompt in PROMPTS]
+
+
+def test_memory_that_runs_out_halves_what_runs(
+    catalogue: Catalogue, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = catalogue.models["m_w0.4"]
+    how = Sampling(max_tokens=10)
+    step = Batch.step
+    sizes: list[int] = []
+
+    def scarce(batch: Batch) -> torch.Tensor:
+        sizes.append(len(batch.rows))
+        if len(batch.rows) > 2:
+            raise MemoryError
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", scarce)
+
+    async def scenario() -> list[Completion]:
+        async with running() as engine:
+            await engine.become(served)
+            asked = [ask(engine, served, prompt, how) for prompt in PROMPTS]
+            return [completion for completion, _ in await asyncio.gather(*asked)]
+
+    assert run(scenario) == [alone.answer(served.plan, prompt, how) for prompt in PROMPTS]
+    assert max(sizes) > 2
+
+    def none(_batch: Batch) -> torch.Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(Batch, "step", none)
+
+    async def alone_too() -> None:
+        async with running() as engine:
+            with pytest.raises(ResourceError, match="memory does not suffice for"):
+                await ask(engine, served, "1", how)
+
+    run(alone_too)
+
+
+def test_a_step_that_fails_fails_its_rows_and_no_later_ones(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = catalogue.models["m_w0.4"]
+
+    async def scenario() -> None:
+        async with running() as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(Reading, "step", lambda _: 1 / 0)
+                with pytest.raises(EngineFailure, match="ZeroDivisionError"):
+                    await ask(engine, served, "1", Sampling(max_tokens=3))
+            completion, _ = await ask(engine, served, "1", Sampling(max_tokens=3))
+            assert completion.tokens == 3
+            assert engine.is_alive
+
+    run(scenario)
+
+
+def test_weights_that_cannot_be_read_fail_their_rows_and_the_next_model_is_right(
+    study: Path, alone: Alone, tmp_path: Path
+) -> None:
+    """The failure may leave half of the weights behind."""
+    for name in "ab":
+        (tmp_path / name).symlink_to(study.parent / name)
+    make_model(tmp_path / "bad", hidden=32, dtype=torch.float32)
+    good = Catalogue([str(study)]).models["m_w0.3"]
+    [bad] = Catalogue([str(tmp_path / "bad")]).models.values()
+    weights = tmp_path / "bad" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    how = Sampling(max_tokens=12)
+
+    async def scenario() -> Completion:
+        async with running() as engine:
+            first, _ = await ask(engine, good, "1 + 2", how)
+            with pytest.raises(Exception, match=r"model\.safetensors"):
+                await engine.become(bad)
+            await engine.become(good)
+            assert (await ask(engine, good, "1 + 2", how))[0] == first
+            return first
+
+    assert run(scenario) == alone.answer(good.plan, "1 + 2", how)
+
+
+def test_a_closed_engine_fails_what_runs(catalogue: Catalogue) -> None:
+    served = catalogue.models["m_w0.4"]
+
+    async def scenario() -> None:
+        async with running() as engine:
+            await engine.become(served)
+            long = asyncio.create_task(ask(engine, served, "1", Sampling(max_tokens=10_000)))
+            await asyncio.sleep(0.01)
+        if not long.done():
+            await asyncio.wait({long})
+        with pytest.raises(EngineFailure, match="the engine has stopped"):
+            await ask(engine, served, "1", Sampling(max_tokens=1))
+
+    run(scenario)
