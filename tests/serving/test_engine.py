@@ -17,7 +17,7 @@ from merganser.evaluation import drawing
 from merganser.evaluation.generation import Completion, EngineFailure, Request, Sampling
 from merganser.serving import transformers_engine
 from merganser.serving.batches import Batch, Reading
-from merganser.serving.generation import Part, Wanted
+from merganser.serving.generation import Increment, Wanted
 from merganser.serving.names import Catalogue, Served
 from merganser.serving.transformers_engine import TransformersEngine
 from merganser.study.live_model import LiveModel
@@ -55,7 +55,7 @@ def sampling(number: int) -> Sampling:
 
 async def ask(
     engine: TransformersEngine, served: Served, prompt: str, how: Sampling, *, stream: bool = False
-) -> tuple[Completion, list[Part]]:
+) -> tuple[Completion, list[Increment]]:
     codec = (
         (await engine.become(served)).codec
         if served not in engine._facts
@@ -76,11 +76,11 @@ def test_rows_that_join_and_leave_get_what_each_gets_alone(
 ) -> None:
     served = catalogue.models["m_w0.3"]
 
-    async def scenario() -> list[tuple[Completion, list[Part]]]:
+    async def scenario() -> list[tuple[Completion, list[Increment]]]:
         async with running() as engine:
             await engine.become(served)
 
-            async def later(number: int) -> tuple[Completion, list[Part]]:
+            async def later(number: int) -> tuple[Completion, list[Increment]]:
                 await asyncio.sleep(number * 0.004)
                 prompt = PROMPTS[number % len(PROMPTS)]
                 return await ask(engine, served, prompt, sampling(number), stream=number % 3 == 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import Completion
-from merganser.serving.generation import Part, TokenScore
+from merganser.serving.generation import Increment, TokenScore
 
 LEAST = -9999.0
 """The log-probability of what cannot come: JSON has no infinity."""
@@ -43,7 +43,9 @@ class Form(ABC):
             "system_fingerprint": fingerprint,
         }
 
-    def complete(self, parts: Sequence[Sequence[Part]], usage: Mapping[str, int]) -> dict[str, Any]:
+    def complete(
+        self, parts: Sequence[Sequence[Increment]], usage: Mapping[str, int]
+    ) -> dict[str, Any]:
         """An answer at once.
 
         Args:
@@ -71,11 +73,11 @@ class Form(ABC):
         return []
 
     @abstractmethod
-    def added(self, index: int, part: Part) -> dict[str, Any]:
+    def added(self, index: int, part: Increment) -> dict[str, Any]:
         """The choice that a part of a completion adds."""
 
     @abstractmethod
-    def _choice(self, index: int, parts: Sequence[Part]) -> dict[str, Any]:
+    def _choice(self, index: int, parts: Sequence[Increment]) -> dict[str, Any]:
         """A complete choice."""
 
     def _token(self, token: int) -> str:
@@ -92,7 +94,7 @@ class ChatForm(Form):
         delta = {"role": "assistant", "content": ""}
         return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
-    def added(self, index: int, part: Part) -> dict[str, Any]:
+    def added(self, index: int, part: Increment) -> dict[str, Any]:
         """See :class:`Form`."""
         return {
             "index": index,
@@ -101,7 +103,7 @@ class ChatForm(Form):
             "finish_reason": part.completion.finish if part.completion else None,
         }
 
-    def _choice(self, index: int, parts: Sequence[Part]) -> dict[str, Any]:
+    def _choice(self, index: int, parts: Sequence[Increment]) -> dict[str, Any]:
         completion = completion_of(parts)
         return {
             "index": index,
@@ -139,7 +141,7 @@ class TextForm(Form):
         super().__init__(model, fingerprint, codec, scored=scored)
         self._offsets: dict[int, int] = {}
 
-    def added(self, index: int, part: Part) -> dict[str, Any]:
+    def added(self, index: int, part: Increment) -> dict[str, Any]:
         """See :class:`Form`."""
         return {
             "index": index,
@@ -148,7 +150,7 @@ class TextForm(Form):
             "finish_reason": part.completion.finish if part.completion else None,
         }
 
-    def _choice(self, index: int, parts: Sequence[Part]) -> dict[str, Any]:
+    def _choice(self, index: int, parts: Sequence[Increment]) -> dict[str, Any]:
         completion = completion_of(parts)
         scores = [score for part in parts for score in part.scores]
         return {
@@ -177,7 +179,7 @@ class TextForm(Form):
         }
 
 
-def completion_of(parts: Sequence[Part]) -> Completion:
+def completion_of(parts: Sequence[Increment]) -> Completion:
     """The completion that ends a list of parts."""
     completion = parts[-1].completion
     assert completion is not None

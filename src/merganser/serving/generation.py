@@ -47,7 +47,7 @@ class TokenScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Increment:
     """A part of a completion.
 
     Attributes:
@@ -119,7 +119,9 @@ class Engine(Protocol):
             MerganserError: the model cannot be run; what was held for it fails too.
         """
 
-    def generate(self, model: Served, wanted: Sequence[Wanted]) -> AsyncGenerator[tuple[int, Part]]:
+    def generate(
+        self, model: Served, wanted: Sequence[Wanted]
+    ) -> AsyncGenerator[tuple[int, Increment]]:
         """Generate completions; yields each part with its completion's index.
 
         An iterator that is closed ends its completions.

@@ -8,10 +8,10 @@ from typing import Any
 from merganser.evaluation import drawing
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import Completion
-from merganser.serving.generation import Part, TokenScore, Wanted
+from merganser.serving.generation import Increment, TokenScore, Wanted
 from merganser.serving.streamed_text import StreamedText
 
-Answer = Part | Exception
+Answer = Increment | Exception
 
 
 class Row:
@@ -65,7 +65,7 @@ class Row:
             self._drawn += 1
         return self._number
 
-    def add(self, token: int, score: TokenScore | None) -> Part | None:
+    def add(self, token: int, score: TokenScore | None) -> Increment | None:
         """Take the next token.
 
         Returns:
@@ -82,11 +82,11 @@ class Row:
         if ended or full or (text is not None and text.stopped):
             completion = self._completion()
             rest = completion.text if text is None else text.finish(completion.text)
-            return Part(rest, self._take_scores(), completion)
+            return Increment(rest, self._take_scores(), completion)
         if not self.wanted.stream or text is None:
             return None
         new = text.take()
-        return Part(new, self._take_scores()) if new or self._scores else None
+        return Increment(new, self._take_scores()) if new or self._scores else None
 
     def _completion(self) -> Completion:
         if self._text is not None and self._text.stopped:

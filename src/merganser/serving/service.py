@@ -17,7 +17,7 @@ from merganser.evaluation.codec import PromptTooLong
 from merganser.evaluation.generation import Request, Sampling
 from merganser.serving.answers import DONE, ChatForm, Form, TextForm, completion_of, usage_of
 from merganser.serving.gate import Gate, QueueFull
-from merganser.serving.generation import Engine, Facts, Part, Wanted
+from merganser.serving.generation import Engine, Facts, Increment, Wanted
 from merganser.serving.limits import Limits
 from merganser.serving.metrics import Metrics
 from merganser.serving.names import Catalogue, Served, UnknownModel
@@ -252,11 +252,11 @@ def _is_tokens(prompt: Any) -> bool:
 
 async def _complete(
     form: Form,
-    parts: AsyncIterator[tuple[int, Part]],
+    parts: AsyncIterator[tuple[int, Increment]],
     wanted: Sequence[Wanted],
     prompt_tokens: int,
 ) -> dict[str, Any]:
-    found: list[list[Part]] = [[] for _ in wanted]
+    found: list[list[Increment]] = [[] for _ in wanted]
     async for index, part in parts:
         found[index].append(part)
     generated = sum(completion_of(each).tokens for each in found)
@@ -266,7 +266,7 @@ async def _complete(
 async def _events(
     request: AnyRequest,
     form: Form,
-    parts: AsyncIterator[tuple[int, Part]],
+    parts: AsyncIterator[tuple[int, Increment]],
     wanted: Sequence[Wanted],
     prompt_tokens: int,
 ) -> AsyncIterator[bytes]:

@@ -23,7 +23,7 @@ from merganser.evaluation.inference import (
     release_memory,
 )
 from merganser.serving.batches import Batch, Forward, Reading, choose
-from merganser.serving.generation import EngineState, Facts, Part, Wanted
+from merganser.serving.generation import EngineState, Facts, Increment, Wanted
 from merganser.serving.limits import MOST_ROWS
 from merganser.serving.names import Served
 from merganser.serving.rows import Answer, Row
@@ -128,7 +128,7 @@ class TransformersEngine:
 
     async def generate(
         self, model: Served, wanted: Sequence[Wanted]
-    ) -> AsyncGenerator[tuple[int, Part]]:
+    ) -> AsyncGenerator[tuple[int, Increment]]:
         """See :class:`merganser.serving.generation.Engine`."""
         parts: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue()
         codec = self._facts[model].codec
