@@ -250,7 +250,7 @@ def test_on_a_quantised_model(tmp_path: Path) -> None:
 def test_an_adapter_on_the_hub_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, adapter, _ = trained(tmp_path)
     found = {"org/model": model, "org/lora": adapter}
-    monkeypatch.setattr("merganser.hub._from_hub", lambda name, *_: found[name])
+    monkeypatch.setattr("merganser.hub.models._from_hub", lambda name, *_: found[name])
     recipe = {"merge_method": "passthrough", "models": [{"model": "org/model+org/lora@main"}]}
     merganser.merge(recipe, tmp_path / "out", public=True)
     card = (tmp_path / "out" / "README.md").read_text()

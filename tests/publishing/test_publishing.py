@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import merganser
 from checkpoints_on_disk import tree
-from hubs import TOKEN, StandIn, stand_in
+from hubs import TOKEN, StandIn, stand_in, use
 from merganser import cli
 from merganser.cli import publishing as commands
 from messages import assert_one_line
@@ -33,10 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     with stand_in() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        use(server, monkeypatch)
         yield server
 
 

@@ -1,6 +1,6 @@
-"""A stand-in of the Hub on 127.0.0.1: what huggingface_hub asks when it publishes, and no more.
+"""A stand-in of the Hub on 127.0.0.1: what huggingface_hub asks when it publishes or downloads, and no more.
 
-Repositories, files in Git and in LFS (https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md),
+Models and data sets (under ``datasets/org/name``), files in Git and in LFS (https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md),
 commits, branches and collections, in memory. Requests are kept, so that tests can tell what was sent.
 """
 
@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_stand_in"
 ACCOUNT = "org"
@@ -26,6 +29,7 @@ class Repo:
     private: bool
     branches: dict[str, dict[str, str]] = field(default_factory=lambda: {"main": {}})
     commits: list[dict[str, Any]] = field(default_factory=list)
+    earlier: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class StandIn:
@@ -47,6 +51,27 @@ class StandIn:
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
         return {path: self.blobs[oid] for path, oid in self.repos[repo].branches[branch].items()}
+
+    def put(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
+        """Commit files to a branch, as somebody else would; return the commit."""
+        there = self.repos.setdefault(repo, Repo(False, branches={})).branches.setdefault(
+            branch, {}
+        )
+        for path, data in files.items():
+            self.blobs[git_hash(data)] = data
+            there[path] = git_hash(data)
+        self.repos[repo].earlier[self.commit_of(repo, branch)] = dict(there)
+        return self.commit_of(repo, branch)
+
+    def commit_of(self, repo: str, branch: str) -> str:
+        files = sorted(self.repos[repo].branches[branch].items())
+        return hashlib.sha1(json.dumps([repo, files]).encode()).hexdigest()
+
+    def find(self, repo: str, revision: str) -> dict[str, str] | None:
+        """The files of a branch or a commit."""
+        found = self.repos[repo]
+        current = {self.commit_of(repo, b): files for b, files in found.branches.items()}
+        return (found.branches | found.earlier | current).get(revision)
 
     def uploads(self) -> list[str]:
         """The LFS objects whose bytes were sent."""
@@ -71,7 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def refuse(self, status: int, message: str, code: str = "") -> None:
         more = {"X_Error_Code": code} if code else {}
@@ -96,8 +122,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.create(json.loads(body))
             case "POST", ["api", "validate-yaml"]:
                 self.answer({"errors": [], "warnings": []})
-            case "GET", ["api", "models", org, name, *rest]:
-                self.info(f"{org}/{name}", rest[1] if rest[:1] == ["revision"] else "main")
+            case "GET", ["api", "models", org, name, *rest] if rest[:1] != ["tree"]:
+                self.info(f"{org}/{name}", "/".join(rest[1:]) if rest else "main")
             case "POST", ["api", "models", org, name, "branch", branch]:
                 repo = self.hub.repos[f"{org}/{name}"]
                 if branch in repo.branches:
@@ -110,6 +136,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.batch(json.loads(body))
             case "POST", ["api", "models", org, name, "commit", branch]:
                 self.commit(f"{org}/{name}", branch, body)
+            case "GET", ["api", "datasets", org, name, *rest]:
+                self.dataset(f"datasets/{org}/{name}", rest)
+            case "GET", ["api", "models", org, name, "tree", commit]:
+                self.tree(f"{org}/{name}", commit)
+            case (("GET" | "HEAD"), ["datasets", org, name, "resolve", *rest]):
+                self.resolve(f"datasets/{org}/{name}", parts.path)
+            case (("GET" | "HEAD"), [org, name, "resolve", *rest]):
+                self.resolve(f"{org}/{name}", parts.path)
             case "GET", ["api", "collections"]:
                 owner = parse_qs(parts.query)["owner"][0]
                 found = [c for c in self.hub.collections.values() if c["owner"]["name"] == owner]
@@ -124,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.refuse(404, f"the stand-in knows no {self.command} {path}")
         return None
 
-    do_GET = do_POST = do_PUT = handle_one
+    do_GET = do_HEAD = do_POST = do_PUT = handle_one
 
     def create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization'] or ACCOUNT}/{asked['name']}"
@@ -140,13 +174,54 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         if repo is None:
             return self.refuse(404, "Repository not found", "RepoNotFound")
-        if branch not in repo.branches:
+        files = self.hub.find(name, branch)
+        if files is None:
             return self.refuse(404, "Invalid rev id", "RevisionNotFound")
-        siblings = [{"rfilename": path} for path in repo.branches[branch]]
-        sha = hashlib.sha1(str(len(repo.commits)).encode()).hexdigest()
+        siblings = [{"rfilename": path} for path in files]
+        sha = self.hub.commit_of(name, branch) if branch in repo.branches else branch
         return self.answer(
-            {"id": name, "private": repo.private, "sha": sha, "siblings": siblings, "tags": []}
+            {
+                "id": name.removeprefix("datasets/"),
+                "private": repo.private,
+                "sha": sha,
+                "siblings": siblings,
+                "tags": [],
+            }
         )
+
+    def dataset(self, name: str, rest: list[str]) -> None:
+        if rest[:1] == ["tree"]:
+            return self.tree(name, rest[1])
+        return self.info(name, "/".join(rest[1:]) if rest else "main")
+
+    def tree(self, name: str, commit: str) -> None:
+        files = self.hub.find(name, commit) or {}
+        self.answer(
+            [
+                {"type": "file", "path": path, "size": len(self.hub.blobs[oid]), "oid": oid}
+                for path, oid in files.items()
+            ]
+        )
+
+    def resolve(self, name: str, path: str) -> None:
+        """A file, by the escaped path: a revision's slashes are escaped, a file's are not."""
+        escaped, _, file = path.partition("/resolve/")[2].partition("/")
+        revision = unquote(escaped)
+        files = self.hub.find(name, revision) if name in self.hub.repos else None
+        oid = (files or {}).get(unquote(file))
+        if oid is None:
+            return self.refuse(404, "Entry not found", "EntryNotFound")
+        body = self.hub.blobs[oid]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{oid}"')
+        named = revision in self.hub.repos[name].branches
+        commit = self.hub.commit_of(name, revision) if named else revision
+        self.send_header("X-Repo-Commit", commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+        return None
 
     def preupload(self, repo: Repo, branch: str, asked: dict[str, Any]) -> None:
         there = repo.branches[branch]
@@ -229,6 +304,18 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(self.hub.collections[slug])
 
 
+def use(hub: StandIn, monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> None:
+    """Point huggingface_hub at a stand-in, and at a cache of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    file = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    if cache is not None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
     """A stand-in that runs while the block does."""
@@ -236,7 +323,7 @@ def stand_in() -> Iterator[StandIn]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub
