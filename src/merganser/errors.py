@@ -10,9 +10,13 @@ LONGEST = 600
 
 
 class MerganserError(Exception):
-    """Base class of all errors of Merganser. The message is one line: what is wrong, where, what to do."""
+    """Base class of all errors of Merganser. The message is one line: what is wrong, where, what to do.
+
+    ``details`` are further lines, such as the traceback of a user's function; mostly empty.
+    """
 
     exit_code = 1
+    details = ""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(message))

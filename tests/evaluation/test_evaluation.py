@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from endpoints import echo, serving
 from merganser.errors import InputError, MerganserError, RecipeError, ResourceError
-from merganser.evaluation import grader, problems, running, samples, scorers, statistics, tasks
+from merganser.evaluation import (
+    grader,
+    judging,
+    problems,
+    running,
+    samples,
+    scorers,
+    statistics,
+    tasks,
+)
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.evaluation.problems import Problem
@@ -41,7 +49,7 @@ def sample(text: str, number: int = 0, tokens: int = 3) -> Sample:
 
 
 def judge(name: str, text: str, gold: str | None = "12", **parameters: Any) -> float:
-    [found] = scorers.get(name, parameters).judge(problem(gold), [sample(text)])
+    [found] = judging.judge(scorers.get(name, parameters), problem(gold), [sample(text)])
     return found
 
 
@@ -128,10 +136,10 @@ def test_cosine_and_its_trap() -> None:
 def test_length_of_kimi() -> None:
     texts = [r"\boxed{12}", r"\boxed{12}" + " " * 10, r"\boxed{13}" + " " * 20, r"\boxed{13}"]
     group = [sample(text, i) for i, text in enumerate(texts)]
-    assert scorers.get("length").judge(problem(), group) == [0.5, 0.0, -0.5, 0.0]
-    assert scorers.get("length").judge(problem(), [group[0], group[0]]) == [0.0, 0.0]
+    assert judging.judge(scorers.get("length"), problem(), group) == [0.5, 0.0, -0.5, 0.0]
+    assert judging.judge(scorers.get("length"), problem(), [group[0], group[0]]) == [0.0, 0.0]
     with pytest.raises(RecipeError, match="samples: 2"):
-        scorers.get("length").judge(problem(), group[:1])
+        judging.judge(scorers.get("length"), problem(), group[:1])
 
 
 def test_others() -> None:
@@ -160,13 +168,13 @@ def test_scorers_of_ones_own(tmp_path: Path) -> None:
         "    return completion / 2\n"
     )
     plain = scorers.get("mine.py:plain", {"factor": 2}, tmp_path)
-    assert plain.judge(problem(word="x"), [sample("x"), sample("y")]) == [2.0, 0.0]
+    assert judging.judge(plain, problem(word="x"), [sample("x"), sample("y")]) == [2.0, 0.0]
     own = scorers.get("mine.py:declared", {}, tmp_path)
     assert (own.name, own.better) == ("declared", "min")
-    assert own.judge(problem(), [sample("x"), sample("y")]) == [0.0, 1.0]
+    assert judging.judge(own, problem(), [sample("x"), sample("y")]) == [0.0, 1.0]
     assert scorers.get("operator:countOf").name == "countOf"
     with pytest.raises(MerganserError, match=r"scorer broken: failed on p\.jsonl:1 \(TypeError"):
-        scorers.get("mine.py:broken", {}, tmp_path).judge(problem(), [sample("x")])
+        judging.judge(scorers.get("mine.py:broken", {}, tmp_path), problem(), [sample("x")])
     for reference, parameters, told in [
         ("mine.py:none", {}, "there is no function 'none'"),
         ("no.such.module:f", {}, "cannot be loaded"),
@@ -334,52 +342,6 @@ def test_problems_of_several_forms(tmp_path: Path) -> None:
 
 
 # -- a server ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def serving(answers: list[Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A stand-in for a server: answers in turn, the last one for ever; notes what it was asked."""
-    asked: list[dict[str, Any]] = []
-    left = list(answers)
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                asked.append({"path": self.path, "token": self.headers["Authorization"], **body})
-                answer = left.pop(0) if len(left) > 1 else left[0]
-            status, content = answer if isinstance(answer, tuple) else (200, answer)
-            content = content(body) if callable(content) else content
-            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Retry-After", "0")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def echo(body: dict[str, Any]) -> dict[str, Any]:
-    """Says what was asked."""
-    said = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
-    part = (
-        {"message": {"role": "assistant", "content": said}}
-        if "messages" in body
-        else {"text": said}
-    )
-    return {"choices": [{**part, "finish_reason": "length"}], "usage": {"completion_tokens": 5}}
 
 
 def test_a_server_answers() -> None:

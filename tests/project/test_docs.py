@@ -29,20 +29,13 @@ from merganser.evaluation.samples import Sample
 from merganser.sinks import NullSink, StateDictSink
 from merganser.study.evaluate_model import judge_again
 from merganser.tensors import BY_NAME, TensorSpec
+from pages import blocks
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OUTPUT = (ROOT / "docs" / "output.md").read_text(encoding="utf-8")
 ADDING = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
 PYTHON = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The contents of a page's fenced blocks of one language."""
-    parts = re.split(r"^```(\w*)\n", text, flags=re.MULTILINE)[1:]  # fence, content, fence, text …
-    fences, contents = parts[0::2], parts[1::2]
-    opening = range(0, len(fences), 2)
-    return [contents[i] for i in opening if fences[i] == language]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from merganser.cli.options import engine_choice, json_option, methods_option
+from merganser.cli.options import code_option, engine_choice, json_option, methods_option
 from merganser.cli.output import print_json, show_warning
 from merganser.cli.progress import scoring_progress
 
@@ -47,6 +47,7 @@ from merganser.cli.progress import scoring_progress
 @click.option("--batch-size", type=click.IntRange(1), default=None, help="Completions at once.")
 @click.option("-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merge.")
 @methods_option
+@code_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
@@ -72,7 +73,7 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
         )
     with scoring_progress(quiet or as_json) as on_progress:
         if given:
-            found = evaluating.judge_again(given, words[0])
+            found = evaluating.judge_again(given, words[0], allow_code=options["allow_code"])
         else:
             found = evaluating.evaluate(
                 *words,

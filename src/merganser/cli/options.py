@@ -234,6 +234,13 @@ def engine_choice(command: Command) -> Command:
     )(command)
 
 
+code_option = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Let the scorer code run programs that models write, as evaluate.allow_code does.",
+)
+
+
 def prepare(options: dict[str, Any]) -> None:
     """Give options that several commands share the form that functions take."""
     options["strictness"] = options["strictness"] or "normal"

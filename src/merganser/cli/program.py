@@ -105,6 +105,8 @@ class _Program(LazyGroup):
             with _stopped_by_sigterm():
                 return super().invoke(ctx)
         except MerganserError as error:
+            if error.details:
+                click.echo(error.details, err=True)
             _tell(str(error), error)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as error:

@@ -47,9 +47,23 @@ def show_scores(found: Results) -> None:
     models = {e.name: short[e.name] for e in found.entries if e.name not in points}
     say_shortened(console, models, "")
     console.print("means ± one standard error, over problems", highlight=False)
+    for line in failed_lines(found):
+        console.print(escape(line), highlight=False, soft_wrap=True)
     for name, rule in found.chosen.items():
         told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
         console.print(told, highlight=False, soft_wrap=True)
+
+
+def failed_lines(found: Results) -> list[str]:
+    """Lines on samples that a scorer failed on: how many, and why."""
+    lines = []
+    for entry in found.entries:
+        for name, score in entry.scores.items():
+            if score.failed and "@" not in name:
+                reasons = "; ".join(f"{count} × {why}" for why, count in score.failed.items())
+                total = sum(score.failed.values())
+                lines.append(f"{entry.name}: {name} failed on {total} samples: {reasons}")
+    return lines
 
 
 def _is_moved(entry: Entry) -> bool:

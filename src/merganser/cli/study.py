@@ -9,6 +9,7 @@ import click
 
 from merganser.cli.options import (
     card_option,
+    code_option,
     engine_choice,
     json_option,
     prepare,
@@ -42,6 +43,7 @@ from merganser.cli.progress import merge_progress, scoring_progress
     "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
 )
 @engine_choice
+@code_option
 @report_option
 @json_option
 def sweep(config: Path, out: Path, **options: Any) -> None:
@@ -73,6 +75,10 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
     engine = [options.pop("engine"), options.pop("engine_options")]
     if any(engine):
         raise click.UsageError(f"--engine is for evaluation, and {config} has no evaluate: block")
+    if options.pop("allow_code"):
+        raise click.UsageError(
+            f"--allow-code is for evaluation, and {config} has no evaluate: block"
+        )
 
     def tell(points: int, passes: int) -> None:
         if points and not quiet and not as_json:
@@ -152,6 +158,7 @@ def _sweep_evaluated(
 @card_option
 @tokenizer_option
 @engine_choice
+@code_option
 @report_option
 @json_option
 def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:

@@ -28,6 +28,10 @@ BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 """Answers after which it is worth asking again."""
 
 
+class EndpointTimeout(InputError):
+    """A server took longer than a request may."""
+
+
 class Endpoint:
     """A backend: a model on a server.
 
@@ -43,6 +47,7 @@ class Endpoint:
         timeout: seconds for one request.
         retries: how often a request is repeated if the server is busy or unreachable.
         pause: seconds before the first retry, doubled each time; a server's ``Retry-After`` takes precedence.
+        allow_reasoning: accept answers that the server has taken the reasoning out of.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Endpoint:
         timeout: float = 3600.0,
         retries: int = 5,
         pause: float = 1.0,
+        allow_reasoning: bool = False,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise RecipeError(
@@ -67,6 +73,7 @@ class Endpoint:
         self.timeout = timeout
         self.retries = retries
         self.pause = pause
+        self.allow_reasoning = allow_reasoning
 
     def __call__(
         self,
@@ -81,7 +88,7 @@ class Endpoint:
         """
         with ThreadPoolExecutor(self.concurrency) as crew:
             waiting = {
-                crew.submit(self._complete, request, sampling): i
+                crew.submit(self.complete, request, sampling): i
                 for i, request in enumerate(requests)
             }
             try:
@@ -131,7 +138,13 @@ class Endpoint:
                     raise self._strange(error) from None
         return Completion(text, tokens, "length" if finish == "length" else "stop")
 
-    def _complete(self, request: Request, sampling: Sampling) -> Completion:
+    def complete(self, request: Request, sampling: Sampling) -> Completion:
+        """Return one completion.
+
+        Raises:
+            EndpointTimeout: the server takes too long.
+            InputError: when the server refuses, is not reached, or answers something else.
+        """
         return self._read(self._ask(*self._request(request, sampling), _read_json))
 
     def _request(self, request: Request, sampling: Sampling) -> tuple[str, dict[str, Any]]:
@@ -154,7 +167,8 @@ class Endpoint:
         try:
             choice = reply["choices"][0]
             message = choice.get("message", {})
-            if message.get("reasoning_content") or message.get("reasoning"):
+            reasoning = message.get("reasoning_content") or message.get("reasoning")
+            if reasoning and not self.allow_reasoning:
                 raise InputError(
                     f"{self.url}: takes the reasoning out of answers, so that they cannot be judged as "
                     "a whole; start it without a reasoning parser"
@@ -193,7 +207,12 @@ class Endpoint:
                     break
                 wait = float(after) if after.isdigit() else wait
             except (OSError, http.client.HTTPException) as error:
-                problem = f"is not reached ({str(getattr(error, 'reason', error))[:120]})"
+                cause = getattr(error, "reason", error)
+                if isinstance(cause, TimeoutError) and cause.errno is None:  # our own limit
+                    raise EndpointTimeout(
+                        f"{self.url}{path}: took longer than {self.timeout:g} s"
+                    ) from None
+                problem = f"is not reached ({str(cause)[:120]})"
             except ValueError:
                 problem = "answers something that is not JSON"
             if attempt < self.retries:

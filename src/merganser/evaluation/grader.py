@@ -10,15 +10,11 @@ from __future__ import annotations
 import atexit
 import functools
 import json
-import os
-import selectors
-import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any, Literal
 
-from merganser.errors import MerganserError
+from merganser.evaluation.answering_process import AnsweringProcess
 
 Rule = Literal["sound", "open-rs"]
 
@@ -55,67 +51,18 @@ def _grader() -> _Grader:
 class _Grader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process = AnsweringProcess("merganser.evaluation.grader", start=START)
 
     def ask(self, request: list[Any]) -> float | None:
         with self._lock:
-            reply = self._exchange(request)
-            if reply is None:  # it hangs or crashed: the answer counts as wrong
-                self.close()
-                return 0.0
+            reply = self._process.ask(request, PATIENCE)
+        if reply is None:  # it hung or crashed: the answer counts as wrong
+            return 0.0
         score: float | None = reply["score"]
         return score
 
-    def _exchange(self, request: list[Any]) -> dict[str, Any] | None:
-        if self._process is None or self._process.poll() is not None:
-            self._process = self._start()
-        process = self._process
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            return self._read(PATIENCE)
-        except OSError:
-            return None
-
-    def _start(self) -> subprocess.Popen[str]:
-        home = str(Path(__file__).parents[2])
-        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "merganser.evaluation.grader"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-        ready = self._read(START)
-        if ready is None or "missing" in ready:
-            self.close()
-            if ready is None:
-                raise MerganserError("the process that compares answers could not be started")
-            raise MerganserError(
-                "comparing answers needs math-verify: pip install 'merganser[eval]'"
-            )
-        return self._process
-
-    def _read(self, seconds: float) -> dict[str, Any] | None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(seconds):
-                return None
-        text = self._process.stdout.readline()
-        reply: dict[str, Any] | None = json.loads(text) if text else None
-        return reply
-
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        self._process.close()
 
 
 def _serve() -> None:
@@ -125,7 +72,8 @@ def _serve() -> None:
     try:
         import math_verify  # noqa: F401
     except ImportError:
-        out.write('{"missing": true}\n')
+        missing = "comparing answers needs math-verify: pip install 'merganser[eval]'"
+        out.write(json.dumps({"error": missing}) + "\n")
         return
     out.write("{}\n")
     out.flush()

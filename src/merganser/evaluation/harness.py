@@ -17,7 +17,7 @@ from pydantic import Field
 from merganser import extras
 from merganser.errors import InputError, MerganserError, ResourceError
 from merganser.evaluation.statistics import Direction, Score, Z, digits, summarize
-from merganser.evaluation.tasks import TaskPart
+from merganser.evaluation.task_entries import TaskPart
 
 
 class HarnessTask(TaskPart):

@@ -1,10 +1,10 @@
-"""Read problems, questions with answers, from JSON lines."""
+"""Problems: questions with answers, from JSON lines and other records."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ class Problem:
         question: the question; empty if there are ``messages``.
         messages: the conversation to continue; empty if there is a ``question``.
         answer: the right answer; None if there is none.
-        record: all fields of its line.
-        address: ``file:line``.
+        record: all fields of its line, or of its row.
+        address: ``file:line``, or a data set with the row.
     """
 
     id: str
@@ -56,7 +56,7 @@ def load(file: Path, limit: int | None = None) -> list[Problem]:
     for address, record in _records(file):
         if limit is not None and len(problems) >= limit:
             break
-        problem = _problem(record, address, str(len(problems)))
+        problem = from_record(record, address, str(len(problems)))
         other = seen.setdefault(problem.id, address)
         if other != address:
             raise InputError(f"{address}: id {problem.id!r} is that of {other} too")
@@ -96,8 +96,27 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InputError(f"{file}: problems cannot be read ({reason})") from None
 
 
-def _problem(record: dict[str, Any], address: str, default: str) -> Problem:
-    asked = [key for key in (*QUESTIONS, "messages") if record.get(key) is not None]
+def from_record(
+    record: dict[str, Any],
+    address: str,
+    default_id: str,
+    *,
+    questions: Sequence[str] = (*QUESTIONS, "messages"),
+    answers: Sequence[str] = ANSWERS,
+) -> Problem:
+    """Return the problem that a record describes.
+
+    Args:
+        record: its fields.
+        address: of the record, for messages.
+        default_id: the problem's id if the record has none.
+        questions: fields that may hold the question, by precedence.
+        answers: fields that may hold the answer.
+
+    Raises:
+        InputError: with the address, when a field is missing or of another type.
+    """
+    asked = [key for key in questions if record.get(key) is not None]
     if not asked:
         raise InputError(f"{address}: nothing is asked; give problem, prompt or messages")
     question = record[asked[0]]
@@ -106,11 +125,11 @@ def _problem(record: dict[str, Any], address: str, default: str) -> Problem:
         messages, question = _messages(question, asked[0], address), ""
     elif not isinstance(question, str) or not question.strip():
         raise InputError(f"{address}: {asked[0]} is a text that is not empty")
-    given = [record[key] for key in ANSWERS if record.get(key) is not None]
+    given = [record[key] for key in answers if record.get(key) is not None]
     answer = given[0] if given else None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise InputError(f"{address}: the answer is a text or a number")
-    own = record.get("id", default)
+    own = record.get("id", default_id)
     if isinstance(own, bool) or not isinstance(own, str | int):
         raise InputError(f"{address}: id is a text or a whole number")
     answer = None if answer is None else str(answer)

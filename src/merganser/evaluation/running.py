@@ -13,6 +13,9 @@ from pathlib import Path
 from merganser.errors import InputError, MerganserError
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation.generation import Backend, Prompt, Request
+from merganser.evaluation.judgement_file import JudgementFile, judgements_beside
+from merganser.evaluation.judging import Item, judge_all
+from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorers import answer_of
 from merganser.evaluation.statistics import Score, maj_at, pass_at, summarize
@@ -92,14 +95,15 @@ def evaluate(
             if lost := [place for place in places if place not in found]:
                 raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
     try:
-        judged = judge(tasks, [found[place] for place in wanted])
+        with judgements_beside(samples) as file:
+            judged = judge(tasks, [found[place] for place in wanted], file)
     except MerganserError as error:
         if samples is not None:
             error.add_note(f"the completions are kept in {samples} and are reused by the next run")
         raise
     if samples is not None:
-        kept_samples.write(judged, samples)
-    return Evaluation(scores(tasks, judged), tuple(judged), len(wanted) - kept)
+        kept_samples.write(judged.samples, samples)
+    return Evaluation(scores(tasks, judged), judged.samples, len(wanted) - kept)
 
 
 def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> Counter[str]:
@@ -112,7 +116,7 @@ def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> 
         InputError: the file cannot be read.
     """
     wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
-    labels = [*key, "the prompt or the sampling"]
+    labels = [*key, "the prompt or the sampling", "the revision of the problems"]
     return Counter(
         _changed(each.key, wanted[place][1], labels)
         for place, each in _there(samples, wanted).items()
@@ -141,7 +145,7 @@ def _changed(before: str, now: str, labels: Sequence[str]) -> str:
     old, new = before.split("-"), now.split("-")
     if len(old) != len(new):
         return "they are of another recipe or version"
-    pairs = zip(labels, old, new, strict=True)
+    pairs = zip(labels, old, new, strict=False)  # only problems of the Hub have a revision
     return " and ".join(label for label, a, b in pairs if a != b) + " changed"
 
 
@@ -154,45 +158,83 @@ def _there(samples: Path | None, wanted: Collection[SampleKey]) -> dict[SampleKe
     return {place: each for place, each in found.items() if place in wanted}
 
 
-def judge(tasks: Sequence[Task], samples: Sequence[Sample]) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Samples with their scores.
+
+    Attributes:
+        samples: in the order of tasks, problems and samples.
+        failed: by task and scorer, how many samples the scorer failed on, by the reason.
+    """
+
+    samples: tuple[Sample, ...]
+    failed: Mapping[tuple[str, str], Mapping[str, int]]
+
+
+def judge(
+    tasks: Sequence[Task], samples: Sequence[Sample], file: JudgementFile | None = None
+) -> Judged:
     """Return samples with their scores by these tasks' scorers.
+
+    A sample on which a scorer fails has the metric's score for that.
+
+    Args:
+        tasks: the tasks.
+        samples: all samples of their problems.
+        file: stores judgements of costly scorers; None to store none.
 
     Raises:
         InputError: a problem has no samples.
-        MerganserError: a scorer fails.
+        MerganserError: a scorer raises an exception.
     """
     judged: list[Sample] = []
+    failed: dict[tuple[str, str], Mapping[str, int]] = {}
     for task in tasks:
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            if sample.task == task.name:
-                groups.setdefault(sample.problem, []).append(sample)
-        for problem in task.problems:
-            group = groups.get(problem.id)
-            if not group:
-                raise InputError(
-                    f"task {task.name}: there are no samples of problem {problem.id!r}"
-                )
-            columns = {m.name: m.scorer.judge(problem, group) for m in task.metrics}
-            judged += [
-                replace(sample, scores={name: column[i] for name, column in columns.items()})
-                for i, sample in enumerate(group)
-            ]
-    return judged
+        items = [
+            Item(problem, index, sample)
+            for index, (problem, group) in enumerate(_groups(task, samples))
+            for sample in group
+        ]
+        columns: dict[str, list[float]] = {}
+        for metric in task.metrics:
+            found = judge_all(metric.scorer, items, file, metric.name)
+            columns[metric.name] = [metric.failed if j.score is None else j.score for j in found]
+            if reasons := Counter(j.note for j in found if j.score is None):
+                failed[task.name, metric.name] = dict(sorted(reasons.items()))
+        judged += [
+            replace(item.sample, scores={name: column[i] for name, column in columns.items()})
+            for i, item in enumerate(items)
+        ]
+    return Judged(tuple(judged), failed)
 
 
-def scores(tasks: Sequence[Task], samples: Sequence[Sample]) -> dict[str, Score]:
+def _groups(task: Task, samples: Sequence[Sample]) -> list[tuple[Problem, list[Sample]]]:
+    """The samples of each of a task's problems.
+
+    Raises:
+        InputError: a problem has none.
+    """
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if sample.task == task.name:
+            groups.setdefault(sample.problem, []).append(sample)
+    for problem in task.problems:
+        if problem.id not in groups:
+            raise InputError(f"task {task.name}: there are no samples of problem {problem.id!r}")
+    return [(problem, groups[problem.id]) for problem in task.problems]
+
+
+def scores(tasks: Sequence[Task], judged: Judged) -> dict[str, Score]:
     """What judged samples are worth, by the names of :func:`merganser.evaluation.tasks.score_names`."""
     found: dict[str, Score] = {}
     for task in tasks:
-        groups: dict[str, list[Sample]] = {}
-        for sample in samples:
-            if sample.task == task.name:
-                groups.setdefault(sample.problem, []).append(sample)
+        groups = [group for _, group in _groups(task, judged.samples)]
         prefix = f"{task.name}/" if len(tasks) > 1 else ""
         for metric in task.metrics:
+            failed = judged.failed.get((task.name, metric.name), {})
             found |= {
-                prefix + name: s for name, s in _scores(metric, list(groups.values())).items()
+                prefix + name: replace(score, failed=failed)
+                for name, score in _scores(metric, groups).items()
             }
     assert list(found) == list(score_names(tasks))
     return found
@@ -213,7 +255,8 @@ def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Sco
 
 def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleKey, Prompt, str]]:
     """Return every sample that tasks need: its place, its prompt, and its key, with one part for
-    each part of the model's key, and one for prompt and sampling."""
+    each part of the model's key, one for prompt and sampling, and one for the revision of problems
+    of the Hub."""
     wanted: list[tuple[SampleKey, Prompt, str]] = []
     model = "".join(f"{_short(value)}-" for value in key.values())
     for task in tasks:
@@ -223,6 +266,7 @@ def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleK
         for problem in task.problems:
             prompt = task.prompt(problem)
             own = model + _short(json.dumps([settings, prompt], sort_keys=True))
+            own += "" if task.source is None else f"-{_short(task.source)}"
             wanted += [((task.name, problem.id, i), prompt, own) for i in range(task.samples)]
     return wanted
 

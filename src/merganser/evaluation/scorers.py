@@ -2,241 +2,41 @@ r"""Scorers of completions. Each is a function whose docstring is its definition
 
 Users name their scorers ``module:function`` or ``file.py:function``. A plain function is called as
 ``function(completion, problem, **parameters)`` with the completion's text and the problem's record,
-and returns a number. A function declared with :func:`scorer` takes a :class:`Sample` and a
-:class:`Problem`, as the scorers here do.
+and returns a number; it may be ``async``. A function declared with :func:`scorer` takes a
+:class:`Sample` and a :class:`Problem`, as the scorers here do.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import math
 import re
-import sys
-import traceback
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from merganser import suggestions
-from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.errors import InputError, RecipeError
 from merganser.evaluation.grader import Rule, grade
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
-from merganser.evaluation.statistics import Direction
+from merganser.evaluation.scorer_registry import Scorer, get, names, scorer
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-_MARK = "__merganser_scorer__"
-
-
-@dataclass(frozen=True, slots=True)
-class Scorer:
-    """A scorer of completions.
-
-    Attributes:
-        name: its name in tasks and results.
-        function: ``(sample, problem, **parameters)`` to a number; with ``group``,
-            ``(samples, problem, **parameters)`` to one number per sample.
-        better: ``max`` if larger scores are better, else ``min``.
-        group: whether it scores all samples of a problem together.
-        check: ``(problem, **parameters)``; raises an error for an unsuitable problem, before any
-            completion is generated.
-        parameters: values of the function's parameters.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    better: Direction = "max"
-    group: bool = False
-    check: Callable[..., None] | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-    def judge(self, problem: Problem, samples: Sequence[Sample]) -> list[float]:
-        """Score all samples of one problem.
-
-        Raises:
-            MerganserError: when the function fails, or does not return a finite number.
-        """
-        try:
-            if self.group:
-                scores = list(self.function(samples, problem, **self.parameters))
-            else:
-                scores = [self.function(each, problem, **self.parameters) for each in samples]
-            numbers = [float(value) for value in scores]
-            if len(numbers) != len(samples) or not all(map(math.isfinite, numbers)):
-                raise ValueError(f"gave {scores!r:.60} for {len(samples)} samples")
-        except MerganserError:
-            raise
-        except Exception as error:  # a user's function may raise anything
-            reason = " ".join(str(error).split())[:160]
-            raise MerganserError(
-                f"scorer {self.name}: failed on {problem.address} "
-                f"({type(error).__name__}: {reason}{_line_of(error)})"
-            ) from error
-        return numbers
-
-    @property
-    def is_built_in(self) -> bool:
-        """Whether it is one of Merganser's scorers."""
-        return self.name in _BUILT_IN and self.function is _BUILT_IN[self.name].function
-
-
-def _line_of(error: Exception) -> str:
-    """The line of the scorer's code that raised an error: ``; scores.py:12: return 1 / 0``."""
-    own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    if not own:
-        return ""
-    return f"; {Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}"
-
-
-_BUILT_IN: dict[str, Scorer] = {}
-
-
-def scorer(
-    name: str,
-    *,
-    better: Direction = "max",
-    group: bool = False,
-    check: Callable[..., None] | None = None,
-) -> Callable[[Function], Function]:
-    """Declare a function as a scorer; see :class:`Scorer`. The function is returned unchanged."""
-
-    def declare(function: Function) -> Function:
-        declared = Scorer(name, function, better, group, check)
-        setattr(function, _MARK, declared)
-        if function.__module__ == __name__:
-            _BUILT_IN[name] = declared
-        return function
-
-    return declare
-
-
-def names() -> list[str]:
-    """Sorted names of Merganser's scorers."""
-    return sorted(_BUILT_IN)
-
-
-def get(
-    reference: str,
-    parameters: Mapping[str, Any] | None = None,
-    beside: Path | None = None,
-) -> Scorer:
-    """Return a scorer.
-
-    Args:
-        reference: a name, ``module:function`` or ``file.py:function``; modules and files are run.
-        parameters: values of the function's parameters.
-        beside: the folder to search for files first.
-
-    Raises:
-        RecipeError: when there is no such scorer, or its parameters differ.
-    """
-    if reference in _BUILT_IN:
-        chosen = _BUILT_IN[reference]
-    elif ":" in reference:
-        chosen = _imported(reference, beside)
-    else:
-        hint = suggestions.suggest(reference, names())
-        own = ", and your own as module:function or file.py:function"
-        raise RecipeError(
-            f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"
-        )
-    return replace(chosen, parameters=_settled(chosen, parameters or {}))
-
-
-def _imported(reference: str, beside: Path | None) -> Scorer:
-    place, _, name = reference.rpartition(":")
-    folders = [folder for folder in (beside, Path()) if folder is not None]
-    try:
-        module = _run_file(reference, place, folders) if place.endswith(".py") else None
-        if module is None and not _is_installed(place):
-            module = _run_file(reference, f"{place.replace('.', '/')}.py", folders)
-        module = module or importlib.import_module(place)
-    except RecipeError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RecipeError(
-            f"scorer {reference}: cannot be loaded ({type(error).__name__}: {reason})"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise RecipeError(f"scorer {reference}: there is no function {name!r} in it")
-    declared = getattr(function, _MARK, None)
-    return declared if isinstance(declared, Scorer) else Scorer(name, _Plain(function))
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # its package is missing, or it is not a module's name
-        return False
-
-
-def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
-    """Run the file ``name`` in the first folder that has it."""
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None:
-        raise RecipeError(
-            f"scorer {reference}: cannot be loaded: no such file {name} in {' or '.join(map(_named, folders))}"
-            + ("" if reference.partition(":")[0].endswith(".py") else ", and no installed module")
-        )
-    spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and type hints look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def _named(folder: Path) -> str:
-    return "the current folder" if folder == Path() else str(folder)
-
-
-class _Plain:
-    """Adapts a function of a completion's text and a problem's record to a scorer."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, sample: Sample, problem: Problem, **parameters: Any) -> float:
-        return float(self.function(sample.completion, dict(problem.record), **parameters))
-
-
-def _settled(scorer: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert parameters to the types in the function's signature."""
-    function = scorer.function.function if isinstance(scorer.function, _Plain) else scorer.function
-    known = list(inspect.signature(function).parameters.values())[2:]
-    if any(each.kind is each.VAR_KEYWORD for each in known):
-        return dict(parameters)
-    declared = {each.name: each for each in known}
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception:  # ignore annotations that cannot be read
-        hints = {}
-    settled: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name not in declared:
-            has = ", ".join(declared) or "none"
-            raise RecipeError(f"scorer {scorer.name}: has no parameter {name!r}; it has {has}")
-        try:
-            settled[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise RecipeError(f"scorer {scorer.name}: {name}: {problem}, found {value!r}") from None
-    for name, each in declared.items():
-        if each.default is each.empty and name not in settled:
-            raise RecipeError(f"scorer {scorer.name}: needs the parameter {name!r}")
-    return settled
-
+__all__ = [
+    "Scorer",
+    "accuracy",
+    "answer_of",
+    "characters",
+    "cosine",
+    "exact",
+    "format_rule",
+    "get",
+    "length",
+    "names",
+    "reasoning_steps",
+    "repetition",
+    "scorer",
+    "tag_count",
+    "think_answer",
+    "tokens",
+]
 
 # -- answers ---------------------------------------------------------------------------------------
 

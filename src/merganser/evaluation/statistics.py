@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Direction = Literal["max", "min"]
@@ -33,6 +33,7 @@ class Score:
         error: standard error of the mean, over problems; 0 for one problem that is neither 0 nor 1.
         low, high: 95 % interval, by bootstrap over problems; Wilson's where all are 0, or all 1.
         problems: number of problems.
+        failed: how many samples the scorer failed on, by the reason.
     """
 
     mean: float
@@ -40,6 +41,7 @@ class Score:
     low: float
     high: float
     problems: int
+    failed: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 def summarize(values: Sequence[float]) -> Score:

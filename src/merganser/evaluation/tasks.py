@@ -1,46 +1,28 @@
-"""The language in which an evaluation is asked for: tasks, their problems, scorers and sampling."""
+"""Tasks: their problems, scorers and sampling, made from what their author wrote."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing import Any
 
 from merganser import recipe, suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
-from merganser.evaluation import engines, scorers
+from merganser.evaluation import hub_problems, judging, scorers
 from merganser.evaluation import problems as problem_files
-from merganser.evaluation.engines import EngineName
 from merganser.evaluation.generation import Message, Prompt, Sampling
+from merganser.evaluation.presets import PRESETS, PROBLEM_SETS, Preset
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorers import Scorer
 from merganser.evaluation.statistics import Direction
+from merganser.evaluation.task_entries import Evaluate, Kind, ScorerEntry, TaskEntry, read_block
 from merganser.recipe import Document, key_name
 
 PROBLEM = "{problem}"
 """Placeholder of the problem in a task's template."""
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "greedy": {"temperature": 0.0, "top_p": 1.0},
-    "open-rs": {
-        "temperature": 0.6,
-        "top_p": 0.95,
-        "max_tokens": 32768,
-        "template": (
-            "Solve this problem of mathematics efficiently and clearly, thinking step by step before "
-            "you answer. The last line of your response must read 'Therefore, the final answer is: "
-            "$\\boxed{ANSWER}$. I hope it is correct' (without the quotes), where ANSWER is nothing but "
-            "the number or expression that solves the problem.\n\n{problem}"
-        ),
-    },
-}
-"""Settings by name. ``open-rs``: those of the open-rs study, without a system prompt. Its instructions are
-told in other words here, but for the last line, which is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +34,7 @@ class Metric:
         scorer: the scorer of the samples.
         better: whether more or less is better.
         pass_at, maj_at: the k of additional pass@k and maj@k scores, for verdicts of 0 and 1.
+        failed: the score of a sample that the scorer fails on.
     """
 
     name: str
@@ -59,6 +42,7 @@ class Metric:
     better: Direction
     pass_at: tuple[int, ...] = ()
     maj_at: tuple[int, ...] = ()
+    failed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +59,7 @@ class Task:
         template: text around the problem's question, with ``{problem}`` in it.
         chat: whether the model's chat template is applied; else it is given plain text.
         preset: the name of the preset that its settings start from, or None.
+        source: the data set on the Hub that its problems are of, with the commit; None for a file.
     """
 
     name: str
@@ -86,6 +71,7 @@ class Task:
     template: str = PROBLEM
     chat: bool = True
     preset: str | None = None
+    source: str | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
         """What a model is given of a problem."""
@@ -96,98 +82,6 @@ class Task:
         if self.chat:
             return messages
         return "\n\n".join(message["content"] for message in messages)
-
-
-# -- the language ----------------------------------------------------------------------------------
-
-
-class TaskPart(BaseModel):
-    """A part of the language: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ScorerEntry(TaskPart):
-    """A scorer with its parameters."""
-
-    scorer: str
-    name: str | None = None
-    better: Direction | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    pass_at: list[int] = Field(default_factory=list)
-    maj_at: list[int] = Field(default_factory=list)
-
-
-class TaskEntry(TaskPart):
-    """A task as its author wrote it."""
-
-    name: str | None = Field(default=None, pattern=r"^[\w.+-]+$")
-    problems: str
-    scorers: list[str | ScorerEntry] = Field(min_length=1)
-    preset: str | None = None
-    samples: int = Field(default=1, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=10)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    stop: list[str] = Field(default_factory=list)
-    system: str | None = None
-    template: str | None = None
-    chat: bool = True
-    limit: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-
-class Evaluate(TaskPart):
-    """An ``evaluate:`` block, or a file of tasks."""
-
-    tasks: list[TaskEntry] = Field(min_length=1)
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int | None = Field(default=None, ge=1)
-    engine: EngineName = "transformers"
-    engine_options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _options(self) -> Evaluate:
-        try:
-            engines.read_options(self.engine, self.engine_options)
-        except RecipeError as error:
-            raise ValueError(str(error)) from None
-        return self
-
-
-Kind = TypeVar("Kind", bound=Evaluate)
-
-
-def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]) -> Kind:
-    """Return a block of a document, read and checked.
-
-    Args:
-        document: of a file, or made in Python.
-        path: of the block in it; empty for the whole document.
-        kind: :class:`Evaluate`, or one with more keys.
-
-    Raises:
-        RecipeError: with file, line and key of the first thing that is wrong.
-    """
-    data: Any = document.data
-    for part in path:
-        data = data[part]
-    if not isinstance(data, dict):
-        raise document.error(f"{key_name(path) or 'tasks'}: a mapping with tasks is wanted", path)
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        entry = error.errors(include_url=False)[0]
-        if entry["type"] == "extra_forbidden":
-            known = {f for each in (kind, TaskEntry, ScorerEntry) for f in each.model_fields}
-            key = str(entry["loc"][-1])
-            slip = suggestions.nearest(key, known)
-            hint = f"; did you mean {slip!r}?" if slip else ""
-            if key in TaskEntry.model_fields and len(entry["loc"]) == 1:
-                hint = f" here; it belongs to a task: tasks: [{{{key}: …}}]"
-            entry["msg"] = "unknown key" + hint
-        raise recipe.invalid(document, entry, path) from None
 
 
 def make_tasks(
@@ -206,25 +100,46 @@ def make_tasks(
     made: list[Task] = []
     for index, entry in enumerate(block.tasks):
         place = (*path, "tasks", index)
-        task = _task(entry, document, place, folder or Path())
-        if task.name in [other.name for other in made]:
-            raise document.error(
-                f"{key_name(place)}: two tasks are called {task.name!r}; give each a name", place
-            )
-        made.append(task)
+        preset = _preset(entry, document, place)
+        for problems in _problems(entry, preset, document, place):
+            task = _task(entry, preset, problems, document, place, folder or Path())
+            if task.name in [other.name for other in made]:
+                raise document.error(
+                    f"{key_name(place)}: two tasks are called {task.name!r}; give each a name",
+                    place,
+                )
+            _check_code(task, block.allow_code, document, place)
+            made.append(task)
     return made
+
+
+def _check_code(
+    task: Task, allowed: bool, document: Document, place: tuple[str | int, ...]
+) -> None:
+    """Refuse to run programs that models write, unless the user allows it."""
+    name = next((metric.name for metric in task.metrics if metric.scorer.runs_code), None)
+    if name is not None and not allowed:
+        where = (*place, "scorers")
+        raise document.error(
+            f"{key_name(where)}: {name} runs programs that models write; if this machine may, give "
+            "allow_code: true in this block, or --allow-code",
+            where,
+        )
 
 
 RECIPE_KEYS = frozenset({"merge_method", "models", "slices", "modules"})
 """Keys that distinguish a recipe from a file of tasks."""
 
 
-def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | None]:
+def load(
+    file: str | Path, kind: type[Kind], *, allow_code: bool = False
+) -> tuple[Kind, list[Task], Path | None]:
     """Return the tasks of a file of tasks, or of a sweep's ``evaluate:`` block.
 
     Args:
         file: of YAML.
         kind: :class:`Evaluate`, or one with more keys.
+        allow_code: allow scorers that run programs of models, whatever the file says.
 
     Returns:
         The block, its tasks, and the file's folder.
@@ -248,17 +163,82 @@ def load(file: str | Path, kind: type[Kind]) -> tuple[Kind, list[Task], Path | N
     inside = isinstance(document.data, dict) and "evaluate" in document.data
     path: tuple[str | int, ...] = ("evaluate",) if inside else ()
     block = read_block(document, path, kind)
+    if allow_code:
+        block = block.model_copy(update={"allow_code": True})
     return block, make_tasks(block, document, path, folder), folder
 
 
-def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], folder: Path) -> Task:
-    preset = PRESETS.get(entry.preset, None) if entry.preset is not None else {}
-    if preset is None:
+def _preset(entry: TaskEntry, document: Document, place: tuple[str | int, ...]) -> Preset:
+    if entry.preset is None:
+        return Preset({})
+    if entry.preset not in PRESETS:
         raise document.error(
-            f"{key_name(place)}.preset: {entry.preset!r} is none; there are {', '.join(PRESETS)}",
+            f"{key_name(place)}.preset: {entry.preset!r} is none; "
+            f"{suggestions.suggest(entry.preset, PRESETS)}",
             (*place, "preset"),
         )
-    settings = dict(preset)
+    return PRESETS[entry.preset]
+
+
+def _problems(
+    entry: TaskEntry, preset: Preset, document: Document, place: tuple[str | int, ...]
+) -> Sequence[str]:
+    """The problems of each task that an entry stands for."""
+    if entry.problems is not None:
+        return [entry.problems]
+    if not preset.problems:
+        raise document.error(
+            f"{key_name(place)}: problems is missing: a file, hub://org/name, or one of "
+            f"{', '.join(PROBLEM_SETS)}",
+            place,
+        )
+    if entry.name is not None and len(preset.problems) > 1:
+        raise document.error(
+            f"{key_name(place)}.name: preset {entry.preset} is {len(preset.problems)} tasks, which are "
+            "called as their problems; leave name out",
+            (*place, "name"),
+        )
+    return preset.problems
+
+
+def _load(
+    problems: str,
+    limit: int | None,
+    document: Document,
+    where: tuple[str | int, ...],
+    folder: Path,
+) -> tuple[str, list[Problem], str | None]:
+    """Load problems: their name, the problems, and their data set on the Hub."""
+    file = folder / os.path.expanduser(problems)  # noqa: PTH111 (which takes unknown homes)
+    known = PROBLEM_SETS.get(problems)
+    is_file = recipe.exists(str(file))
+    if not is_file and (known is not None or problems.startswith(hub_problems.PREFIX)):
+        try:
+            reference = hub_problems.parse(problems if known is None else known.source)
+        except RecipeError as error:
+            raise document.error(f"{key_name(where)}: {error}", where) from None
+        pattern = None if known is None else known.answer_pattern
+        with document.addressed(where):
+            found, settled = hub_problems.load(reference, limit, pattern)
+        return reference.name if known is None else problems, found, str(settled)
+    if not is_file:
+        slip = suggestions.nearest_in(file.parent, file.name)
+        slip = slip or suggestions.nearest(problems, PROBLEM_SETS)
+        hint = f"; did you mean {slip!r}?" if slip else ""
+        with document.addressed(where):
+            raise InputError(f"{key_name(where)}: there is no file {file}{hint}")
+    return file.stem, problem_files.load(file, limit), None
+
+
+def _task(
+    entry: TaskEntry,
+    preset: Preset,
+    problems: str,
+    document: Document,
+    place: tuple[str | int, ...],
+    folder: Path,
+) -> Task:
+    settings = dict(preset.settings)
     for key in ("temperature", "top_p", "max_tokens", "template"):
         if (value := getattr(entry, key)) is not None:
             settings[key] = value
@@ -268,10 +248,52 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
             f"{key_name(place)}.template: write {PROBLEM} where the problem belongs",
             (*place, "template"),
         )
-    metrics: list[Metric] = []
-    for index, given in enumerate(entry.scorers):
+    metrics = _metrics(entry, preset, document, place, folder)
+    where = (*place, "preset" if entry.problems is None else "problems")
+    name, found, source = _load(problems, entry.limit, document, where, folder)
+    check(metrics, found)
+    task = Task(
+        entry.name or name,
+        tuple(found),
+        tuple(metrics),
+        Sampling(stop=tuple(entry.stop), seed=entry.seed, **settings),
+        entry.samples,
+        entry.system,
+        template,
+        entry.chat,
+        entry.preset,
+        source,
+    )
+    for index, metric in enumerate(metrics):
         where = (*place, "scorers", index)
-        asked = ScorerEntry(scorer=given) if isinstance(given, str) else given
+        if not metric.scorer.is_built_in:
+            try:
+                _try_on_a_completion(metric.scorer, task)
+            except MerganserError as error:
+                reason = f"{key_name(where)}: tried on a made-up completion: {error}"
+                refused = document.error(reason, where)
+                refused.details = error.details
+                raise refused from error
+    return task
+
+
+def _metrics(
+    entry: TaskEntry,
+    preset: Preset,
+    document: Document,
+    place: tuple[str | int, ...],
+    folder: Path,
+) -> list[Metric]:
+    metrics: list[Metric] = []
+    scorers_key = (*place, "scorers")
+    given = entry.scorers or preset.scorers
+    if not given:
+        raise document.error(
+            f"{key_name(scorers_key)}: give one or more, such as accuracy", scorers_key
+        )
+    for index, each in enumerate(given):
+        where = (*scorers_key, index)
+        asked = ScorerEntry(scorer=each) if isinstance(each, str) else each
         try:
             metrics.append(_metric(asked, entry.samples, folder))
         except RecipeError as error:
@@ -281,35 +303,7 @@ def _task(entry: TaskEntry, document: Document, place: tuple[str | int, ...], fo
                 f"{key_name(where)}: two scores are called {metrics[-1].name!r}; give one a name",
                 where,
             )
-    file = folder / os.path.expanduser(entry.problems)  # noqa: PTH111 (which takes unknown homes)
-    if not recipe.exists(str(file)):
-        slip = suggestions.nearest_in(file.parent, file.name)
-        hint = f"; did you mean {slip!r}?" if slip else ""
-        where = (*place, "problems")
-        with document.addressed(where):
-            raise InputError(f"{key_name(where)}: there is no file {file}{hint}")
-    found = problem_files.load(file, entry.limit)
-    check(metrics, found)
-    task = Task(
-        entry.name or file.stem,
-        tuple(found),
-        tuple(metrics),
-        Sampling(stop=tuple(entry.stop), seed=entry.seed, **settings),
-        entry.samples,
-        entry.system,
-        template,
-        entry.chat,
-        entry.preset,
-    )
-    for index, metric in enumerate(metrics):
-        where = (*place, "scorers", index)
-        if not metric.scorer.is_built_in:
-            try:
-                _try_on_a_completion(metric.scorer, task)
-            except MerganserError as error:
-                reason = f"{key_name(where)}: tried on a made-up completion: {error}"
-                raise document.error(reason, where) from error
-    return task
+    return metrics
 
 
 def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
@@ -317,7 +311,9 @@ def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
     problem = task.problems[0]
     text = f"The answer is \\boxed{{{problem.answer or 1}}}."
     sample = Sample(task.name, problem.id, 0, task.prompt(problem), text, 8, "stop")
-    scorer.judge(problem, [replace(sample, sample=number) for number in range(task.samples)])
+    judging.judge(
+        scorer, problem, [replace(sample, sample=number) for number in range(task.samples)]
+    )
 
 
 def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:
@@ -333,7 +329,14 @@ def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:
 
 
 def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
-    found = scorers.get(entry.scorer, entry.parameters, folder)
+    found = scorers.get(
+        entry.scorer,
+        entry.parameters,
+        folder,
+        batch=entry.batch,
+        timeout=entry.timeout,
+        concurrency=entry.concurrency,
+    )
     for key, several in (("pass_at", entry.pass_at), ("maj_at", entry.maj_at)):
         for k in several:
             if not 0 < k <= samples:
@@ -342,12 +345,19 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
                 )
     if found.name == "length" and found.group and samples < 2:
         raise RecipeError("length compares the samples of a problem: give samples: 2 or more")
+    better = entry.better or found.better
+    if entry.failed is None and better == "min" and (found.timeout or found.identity):
+        raise RecipeError(
+            f"scorer {found.name}: less of it is better, so say what a sample scores that it fails on: "
+            "failed: NUMBER"
+        )
     return Metric(
         entry.name or found.name,
         found,
-        entry.better or found.better,
+        better,
         tuple(entry.pass_at),
         tuple(entry.maj_at),
+        entry.failed or 0.0,
     )
 
 
@@ -372,6 +382,7 @@ def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:
             "task": task.name,
             "problems": len(task.problems),
             "problems_digest": problem_files.digest_all(task.problems),
+            **({} if task.source is None else {"source": task.source}),
             "samples": task.samples,
             "preset": task.preset,
             "temperature": task.sampling.temperature,
@@ -384,6 +395,7 @@ def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:
             "chat": task.chat,
             "scorers": {
                 metric.name: {"scorer": metric.scorer.name, **metric.scorer.parameters}
+                | ({"identity": metric.scorer.identity} if metric.scorer.identity else {})
                 for metric in task.metrics
             },
         }

@@ -58,6 +58,7 @@ def evaluate_sweep(
     write: bool = True,
     engine: EngineName | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
@@ -77,6 +78,7 @@ def evaluate_sweep(
         write: False to write no models, whatever the rule says.
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
+        allow_code: allow scorers that run programs of models, whatever the file says.
         on_progress: called with the progress of the completions.
         on_warning: called with each warning: before the first completion those of the points'
             plans and of stored completions that must be generated again; later those of the
@@ -91,7 +93,7 @@ def evaluate_sweep(
     strictness = planning.strictness
     pattern = read_pattern(config, "sweep", strictness)
     document = pattern.document
-    block, tasks = load_block(document, pattern.folder)
+    block, tasks = load_block(document, pattern.folder, allow_code=allow_code)
     running_on = choose_engine(block, engine, engine_options)
     apart = [block.held_out] if isinstance(block.held_out, str) else block.held_out
     seen, unseen = split(

@@ -15,7 +15,8 @@ from merganser.evaluation import tasks as languages
 from merganser.evaluation.engines import AnyOptions, EngineName
 from merganser.evaluation.harness import HarnessTask
 from merganser.evaluation.statistics import Direction
-from merganser.evaluation.tasks import Evaluate, Task, TaskEntry, TaskPart
+from merganser.evaluation.task_entries import Evaluate, TaskEntry, TaskPart, read_block
+from merganser.evaluation.tasks import Task
 from merganser.recipe import Config, Document, Strictness
 from merganser.recipe.sweep_file import read_pattern
 from merganser.study.keep import parse_rule
@@ -85,7 +86,7 @@ def check_block(config: Config, strictness: Strictness = "normal") -> None:
         MerganserError: of the kind that fits, with file and line.
     """
     pattern = read_pattern(config, "sweep", strictness)
-    block, tasks = load_block(pattern.document, pattern.folder)
+    block, tasks = load_block(pattern.document, pattern.folder, allow_code=True)  # runs none
     parse_rule(block.keep, block.directions(tasks), pattern.document)
 
 
@@ -113,13 +114,22 @@ def choose_engine(
     return found
 
 
-def load_block(document: Document, folder: Path | None) -> tuple[Study, list[Task]]:
+def load_block(
+    document: Document, folder: Path | None, *, allow_code: bool = False
+) -> tuple[Study, list[Task]]:
     """The ``evaluate:`` block of a study's file, and its tasks.
+
+    Args:
+        document: the file.
+        folder: the folder that its relative paths start at.
+        allow_code: allow scorers that run programs of models, whatever the block says.
 
     Raises:
         MerganserError: of the kind that fits, with file and line.
     """
     if not isinstance(document.data, dict) or "evaluate" not in document.data:
         raise document.error("there is no evaluate: block that says how models are scored")
-    block = languages.read_block(document, ("evaluate",), Study)
+    block = read_block(document, ("evaluate",), Study)
+    if allow_code:
+        block = block.model_copy(update={"allow_code": True})
     return block, languages.make_tasks(block, document, ("evaluate",), folder)

@@ -13,6 +13,7 @@ from merganser.evaluation import samples as kept_samples
 from merganser.evaluation import tasks as languages
 from merganser.evaluation.engines import EngineName
 from merganser.evaluation.generation import Backend
+from merganser.evaluation.judgement_file import judgements_beside
 from merganser.planning import Plan
 from merganser.planning.model_argument import find
 from merganser.results.scores import Entry, Results
@@ -41,6 +42,7 @@ def evaluate(
     dtype: Computing | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
+    allow_code: bool = False,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Results:
@@ -59,6 +61,7 @@ def evaluate(
         dtype: overrides the file's dtype, in which the model computes.
         batch_size: overrides the file's number of completions at once.
         threads: of the merge.
+        allow_code: allow scorers that run programs of models, whatever the file says.
         on_progress: called with the progress of the completions.
         on_warning: as in :func:`evaluate_sweep`.
 
@@ -68,7 +71,7 @@ def evaluate(
     Raises:
         MerganserError: of the kind that fits.
     """
-    block, tasks, folder = languages.load(tasks_file, Study)
+    block, tasks, folder = languages.load(tasks_file, Study, allow_code=allow_code)
     if endpoint is not None:
         engine = "endpoint"
         engine_options = {"url": endpoint, "concurrency": concurrency, **(engine_options or {})}
@@ -114,14 +117,21 @@ def evaluate(
     return Results(name, "", block.directions(tasks), settings, (entry,))
 
 
-def judge_again(samples: Path, tasks_file: str | Path) -> Results:
+def judge_again(samples: Path, tasks_file: str | Path, *, allow_code: bool = False) -> Results:
     """Return scores of stored completions by the scorers of a file of tasks, without running a model.
+
+    Args:
+        samples: the file of completions; judgements that are stored next to it are reused.
+        tasks_file: a file of tasks, or one with an ``evaluate:`` block.
+        allow_code: allow scorers that run programs of models, whatever the file says.
 
     Raises:
         MerganserError: of the kind that fits, for example if a problem has no completion.
     """
-    _, tasks, _ = languages.load(tasks_file, Study)
-    judged = running.judge(tasks, kept_samples.read(samples))
+    _, tasks, _ = languages.load(tasks_file, Study, allow_code=allow_code)
+    completions = kept_samples.read(samples)
+    with judgements_beside(samples) as file:
+        judged = running.judge(tasks, completions, file)
     entry = Entry(samples.stem, "expert", scores=running.scores(tasks, judged))
     settings = {"tasks": languages.describe(tasks)}
     return Results(samples.stem, "", languages.score_names(tasks), settings, (entry,))

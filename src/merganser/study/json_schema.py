@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from merganser import recipe
-from merganser.evaluation.tasks import Evaluate
+from merganser.evaluation.task_entries import Evaluate
 from merganser.recipe.axes import WHERE
 from merganser.recipe.run_models import SCHEMA
 from merganser.recipe.simplex import MAX_POINTS

@@ -76,6 +76,7 @@ def search(
     write: bool = True,
     engine: EngineName | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    allow_code: bool = False,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
@@ -93,6 +94,7 @@ def search(
         write: whether to write the selected candidates.
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
+        allow_code: allow scorers that run programs of models, whatever the file says.
         on_standing: called after every scored candidate, with the search.
         on_progress: called with the progress of completions of the base, the experts, and the
             models scored on held-out problems.
@@ -111,7 +113,7 @@ def search(
     wanted = load_search(config, planning.strictness)
     wanted = wanted if budget is None else replace(wanted, budget=budget)
     document, folder = wanted.pattern.document, wanted.pattern.folder
-    block, tasks = load_block(document, folder)
+    block, tasks = load_block(document, folder, allow_code=allow_code)
     running_on = choose_engine(block, engine, engine_options)
     if name_of(running_on) == "endpoint":
         raise document.error(

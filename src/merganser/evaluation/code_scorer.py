@@ -1,0 +1,145 @@
+"""The scorer ``code``: runs the program in a completion against a problem's tests."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.evaluation import sandbox
+from merganser.evaluation.problems import Problem
+from merganser.evaluation.samples import Sample
+from merganser.evaluation.sandbox import Limits
+from merganser.evaluation.scorer_registry import Judgement, scorer
+
+CODE = 1
+"""Version of how programs are found and tested: stored scores of another one are not used."""
+
+_BLOCK = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
+
+
+def _identify(parameters: Mapping[str, Any], _beside: Path | None) -> Mapping[str, Any]:
+    kept = ("tests", "share", "timeout", "memory_mb", "processes")
+    return {
+        **{name: parameters[name] for name in kept},
+        "python": platform.python_version(),
+        "lacking": list(sandbox.lacking()),
+        "code": CODE,
+    }
+
+
+def _check_tests(problem: Problem, *, tests: str = "tests", **_others: Any) -> None:
+    _tests(problem, tests)
+
+
+@scorer("code", batch=True, streams=True, runs_code=True, check=_check_tests, identify=_identify)
+def code(
+    samples: Sequence[Sample],
+    problems: Sequence[Problem],
+    *,
+    tests: str = "tests",
+    share: bool = False,
+    timeout: float = 10.0,
+    memory_mb: int = 1024,
+    processes: int = 0,
+    workers: int | None = None,
+) -> Iterator[tuple[int, Judgement]]:
+    """1 if the Python program in the completion passes the problem's tests, else 0.
+
+    The program is the last fenced block of Python (or of no language), after a think block if there
+    is one; without a block, the text. It runs in a sandbox, see :mod:`merganser.evaluation.sandbox`, and
+    only if the evaluation says ``allow_code: true``.
+
+    The field ``tests`` of a problem is a text of statements (or several texts) that raise an exception
+    if the program is wrong, as in MBPP; or a list of ``{"input": …, "output": …}``, and what the program
+    prints is compared line by line, without spaces at the ends of lines. If the tests define ``check``, as
+    in HumanEval, it is called with what the field ``entry_point`` names. A problem whose program takes too
+    long, or too much memory, is not solved.
+
+    Args:
+        samples: completions.
+        problems: their problems.
+        tests: the field with the tests.
+        share: the share of passed tests, in place of 1 for all and 0 for less.
+        timeout: seconds for each test, or for all statements of one text.
+        memory_mb: memory of the program.
+        processes: processes and threads that it may start.
+        workers: programs at once; None for one a processor.
+    """
+    limits = Limits(timeout, memory_mb * 2**20, processes)
+
+    def judge(place: int) -> Judgement:
+        program = program_of(samples[place].completion)
+        cases = _tests(problems[place], tests)
+        passed, reason = 0, ""
+        for case in cases:
+            problem = _failure(program, case, limits)
+            passed += problem == ""
+            reason = reason or problem
+            if problem and not share:
+                break
+        score = passed / len(cases) if share else float(passed == len(cases))
+        return Judgement(score, reason)
+
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as crew:
+        waiting = {crew.submit(judge, place): place for place in range(len(samples))}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            crew.shutdown(cancel_futures=True)
+            raise
+
+
+def program_of(completion: str) -> str:
+    """The program in a completion."""
+    answer = completion.rpartition("</think>")[2]
+    blocks = [text for language, text in _BLOCK.findall(answer) if language.lower() in _PYTHON]
+    return str(blocks[-1]) if blocks else answer
+
+
+_PYTHON = ("", "python", "py", "python3")
+
+
+def _tests(problem: Problem, field: str) -> list[str | Mapping[str, str]]:
+    """The tests of a problem.
+
+    Raises:
+        InputError: it has none, or in another form.
+    """
+    given = problem.record.get(field)
+    if given is None:
+        there = ", ".join(problem.record)
+        raise InputError(f"{problem.address}: has no field {field!r} with tests; it has {there}")
+    if isinstance(given, str):
+        entry = problem.record.get("entry_point")
+        call = f"\ncheck({entry})" if entry and re.search(r"^def check\(", given, re.M) else ""
+        return [given + call]
+    if isinstance(given, list) and given and all(isinstance(each, str) for each in given):
+        setup = problem.record.get("test_setup_code") or ""
+        return [f"{setup}\n{each}" for each in given]
+    pairs = given if isinstance(given, list) and given else [None]
+    if all(isinstance(pair, dict) and {"input", "output"} <= set(pair) for pair in pairs):
+        return [{key: str(pair[key]) for key in ("input", "output")} for pair in pairs if pair]
+    raise InputError(
+        f'{problem.address}: {field} is a text, a list of texts, or of {{"input": …, "output": …}}'
+    )
+
+
+def _failure(program: str, test: str | Mapping[str, str], limits: Limits) -> str:
+    """Why a program fails a test; empty if it passes."""
+    if isinstance(test, str):
+        return sandbox.run(program, test, limits=limits).reason
+    outcome = sandbox.run(program, stdin=test["input"], limits=limits)
+    if outcome.passed and _lines(outcome.output) != _lines(test["output"]):
+        return "printed something else"
+    return outcome.reason
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]

@@ -1,0 +1,165 @@
+"""Problems of a data set on the Hub: ``hub://org/name/config@revision:split#answer``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from merganser import extras, hub, suggestions
+from merganser.errors import InputError, RecipeError
+from merganser.evaluation import problems
+from merganser.evaluation.problems import Problem
+
+PREFIX = "hub://"
+
+FORM = "hub://ORG/NAME[/CONFIG][@REVISION][:SPLIT][#ANSWER or #QUESTION,ANSWER]"
+
+QUESTIONS = ("problem", "question", "prompt", "messages", "query", "instruction", "input")
+"""Columns that are taken for the question, by precedence."""
+
+ANSWERS = ("answer", "final_answer", "solution", "ground_truth", "expected_answer", "target")
+"""Columns that are taken for the answer, by precedence."""
+
+_PARTS = re.compile(
+    r"hub://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^@:#]+))?(?:@(?P<revision>[^:#]+))?"
+    r"(?::(?P<split>[^#]+))?(?:#(?:(?P<question>[^,]+),)?(?P<answer>[^,]+))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """Which problems of the Hub: what is None is chosen if there is no doubt.
+
+    Attributes:
+        repository: ``org/name``.
+        config: the configuration.
+        revision: branch, tag or commit.
+        split: the split.
+        question: the column of questions.
+        answer: the column of answers.
+    """
+
+    repository: str
+    config: str | None = None
+    revision: str | None = None
+    split: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    def __str__(self) -> str:
+        columns = ",".join(filter(None, (self.question, self.answer)))
+        parts = ("/", self.config), ("@", self.revision), (":", self.split), ("#", columns)
+        return PREFIX + self.repository + "".join(sign + part for sign, part in parts if part)
+
+    @property
+    def name(self) -> str:
+        """The data set's name, without its owner."""
+        return self.repository.partition("/")[2]
+
+
+def parse(text: str) -> HubReference:
+    """Read a reference.
+
+    Raises:
+        RecipeError: when it has another form.
+    """
+    match = _PARTS.fullmatch(text)
+    if match is None:
+        raise RecipeError(f"{text}: problems of the Hub are written {FORM}")
+    return HubReference(**match.groupdict())
+
+
+def load(
+    reference: HubReference, limit: int | None = None, answer_pattern: str | None = None
+) -> tuple[list[Problem], HubReference]:
+    """Read the problems of a data set on the Hub.
+
+    Args:
+        reference: which ones.
+        limit: read only the first ones.
+        answer_pattern: a regular expression whose first group is the answer in its column.
+
+    Returns:
+        The problems, and the reference with everything chosen: its revision is a commit.
+
+    Raises:
+        InputError: when the data set, the split or a column is missing, with those that there are.
+        MerganserError: when pyarrow is not installed.
+    """
+    parquet = extras.load("pyarrow.parquet", "eval")
+    found = hub.find_parquet(
+        reference.repository, reference.config, reference.split, reference.revision
+    )
+    settled = replace(reference, config=found.config, split=found.split, revision=found.commit)
+    name = f"{PREFIX}{reference.repository}:{found.split}"
+    loaded: list[Problem] = []
+    question, answer = "", reference.answer
+    for row, (columns, record) in enumerate(_rows(parquet, found, name)):
+        if row == 0:
+            question = _column(reference.question, QUESTIONS, columns, name) or ""
+            answer = _column(reference.answer, ANSWERS, columns, name)
+            if not question:
+                raise InputError(
+                    f"{name}: which column is the question? There are {', '.join(columns)}; write "
+                    "hub://…#QUESTION,ANSWER"
+                )
+            settled = replace(settled, question=question, answer=answer)
+        if limit is not None and row >= limit:
+            break
+        address = f"{name} row {row}"
+        asked = {
+            "question": record[question],
+            "answer": _answer(record.get(answer or ""), answer_pattern, address),
+        }
+        problem = problems.from_record(asked, address, str(row))
+        loaded.append(replace(problem, record=record))
+    if not loaded:
+        raise InputError(f"{name}: holds no problems")
+    return loaded, settled
+
+
+def _rows(
+    parquet: Any, found: hub.HubFiles, name: str
+) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
+    """The columns and the record of each row; columns of bytes, such as pictures, are left out."""
+    for path in found.files:
+        try:
+            with parquet.ParquetFile(path) as file:
+                texts = [f.name for f in file.schema_arrow if "binary" not in str(f.type)]
+                for batch in file.iter_batches(batch_size=256, columns=texts):
+                    for record in batch.to_pylist():
+                        yield texts, json.loads(json.dumps(record, default=str))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{name}: {path.name} cannot be read as parquet ({reason})") from None
+
+
+def _column(
+    given: str | None, usual: Sequence[str], columns: Sequence[str], name: str
+) -> str | None:
+    """The column that is given, or else the first of the usual ones; None if there is none."""
+    if given is None:
+        folded = {column.lower(): column for column in columns}
+        return next((folded[column] for column in usual if column in folded), None)
+    if given not in columns:
+        slip = suggestions.nearest(given, columns)
+        hint = f"; did you mean {slip!r}?" if slip else ""
+        raise InputError(
+            f"{name}: there is no column {given!r}; there are {', '.join(columns)}{hint}"
+        )
+    return given
+
+
+def _answer(value: Any, pattern: str | None, address: str) -> Any:
+    """The answer in a value: what the pattern finds, or the only element of a list."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if pattern is None or value is None:
+        return value
+    match = re.search(pattern, str(value))
+    if match is None:
+        raise InputError(f"{address}: the answer has not the form {pattern}")
+    return match[1].strip()

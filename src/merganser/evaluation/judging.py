@@ -1,0 +1,226 @@
+"""Score samples: each kind of scorer is called in its way, and costly scores are stored."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from merganser.errors import InputError, MerganserError
+from merganser.evaluation import problems as problem_files
+from merganser.evaluation import scorer_calls
+from merganser.evaluation.judgement_file import JudgementFile, StoredJudgement
+from merganser.evaluation.problems import Problem
+from merganser.evaluation.samples import Sample
+from merganser.evaluation.scorer_calls import Failure
+from merganser.evaluation.scorer_process import ScorerProcess
+from merganser.evaluation.scorer_registry import Judgement, Scorer
+
+BATCH = 256
+"""Samples that a batch scorer is given at once, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A sample to score.
+
+    Attributes:
+        problem: its problem.
+        index: the problem's number in its task, from 0.
+        sample: the sample.
+    """
+
+    problem: Problem
+    index: int
+    sample: Sample
+
+
+Done = Callable[[int, Judgement], None]
+"""Called with an item's position and its judgement."""
+
+
+def judge(scorer: Scorer, problem: Problem, samples: Sequence[Sample]) -> list[float]:
+    """Return the scores of all samples of one problem.
+
+    Raises:
+        MerganserError: when the scorer fails.
+    """
+    items = [Item(problem, 0, sample) for sample in samples]
+    judged = judge_all(scorer, items)
+    if failed := next((each for each in judged if each.score is None), None):
+        raise InputError(f"scorer {scorer.name}: failed on {problem.address} ({failed.note})")
+    return [each.score for each in judged if each.score is not None]
+
+
+def judge_all(
+    scorer: Scorer, items: Sequence[Item], file: JudgementFile | None = None, name: str = ""
+) -> list[Judgement]:
+    """Return a judgement for each item; a judgement without a score is of a sample that the scorer failed on.
+
+    Args:
+        scorer: the scorer.
+        items: samples; those of one problem are neighbours.
+        file: stores judgements of costly scorers, and the notes of all; None to store none.
+        name: the scorer's name in the task.
+
+    Raises:
+        ScorerError: the scorer's function raised an exception.
+        MerganserError: of the kind that fits.
+    """
+    found: dict[int, Judgement] = {}
+    keys = [_key(scorer, item) if scorer.identity else "" for item in items]
+    if file is not None and scorer.identity:
+        found = {i: known for i, key in enumerate(keys) if (known := file.known(key)) is not None}
+        for i, known in found.items():
+            file.keep(_record(items[i], name, keys[i], known))
+    missing = [i for i in range(len(items)) if i not in found]
+
+    def done(place: int, judgement: Judgement) -> None:
+        found[missing[place]] = judgement
+        if file is not None and (scorer.identity or judgement.note):
+            item = items[missing[place]]
+            file.add(_record(item, name, keys[missing[place]], judgement))
+
+    if missing:
+        _run(scorer, [items[i] for i in missing], done)
+    if len(found) != len(items):
+        raise MerganserError(f"scorer {scorer.name}: gave no score for some samples")
+    return [found[i] for i in range(len(items))]
+
+
+def _record(item: Item, name: str, key: str, judgement: Judgement) -> StoredJudgement:
+    sample = item.sample
+    return StoredJudgement(sample.task, sample.problem, sample.sample, name, key, judgement)
+
+
+def _key(scorer: Scorer, item: Item) -> str:
+    """A digest of everything that a costly scorer's judgement depends on."""
+    content = [
+        scorer.reference,
+        dict(scorer.identity),
+        problem_files.digest(item.problem),
+        item.sample.prompt,
+        item.sample.completion,
+    ]
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+# -- the kinds -------------------------------------------------------------------------------------
+
+
+def _run(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
+    if scorer.streams:
+        _stream(scorer, items, done)
+    elif scorer.is_async:
+        _in_a_thread(_run_async(scorer, items, done))
+    elif scorer.timeout is not None:
+        _run_with_timeout(scorer, items, done, scorer.timeout)
+    else:
+        for unit in _units(scorer, items):
+            own = [items[i] for i in unit]
+            _settle(scorer, unit, own, scorer_calls.call(scorer, *_split(own)), done)
+
+
+def _units(scorer: Scorer, items: Sequence[Item]) -> Iterator[list[int]]:
+    """Positions of the items that are scored in one call."""
+    if scorer.batch:
+        for start in range(0, len(items), BATCH):
+            yield list(range(start, min(start + BATCH, len(items))))
+        return
+    start = 0
+    for end in range(1, len(items) + 1):
+        same = end < len(items) and items[end].problem is items[start].problem
+        if not (scorer.group and same):
+            yield list(range(start, end))
+            start = end
+
+
+def _split(items: Sequence[Item]) -> tuple[list[Sample], list[Problem]]:
+    return [item.sample for item in items], [item.problem for item in items]
+
+
+def _settle(
+    scorer: Scorer,
+    unit: Sequence[int],
+    items: Sequence[Item],
+    found: scorer_calls.Values | Failure | None,
+    done: Done,
+) -> None:
+    """Report the outcome of one call; None if it took too long."""
+    if isinstance(found, Failure):
+        first = items[0]
+        raise scorer_calls.scorer_error(
+            scorer, found, first.problem, first.index, [item.sample for item in items]
+        )
+    late = Judgement(None, f"took longer than {scorer.timeout:g} s" if scorer.timeout else "")
+    values = [late] * len(unit) if found is None else found
+    for place, value in zip(unit, values, strict=True):
+        done(place, value if isinstance(value, Judgement) else Judgement(value))
+
+
+def _run_with_timeout(scorer: Scorer, items: Sequence[Item], done: Done, timeout: float) -> None:
+    with closing(ScorerProcess(scorer)) as process:
+        for unit in _units(scorer, items):
+            own = [items[i] for i in unit]
+            found = process.call(*_split(own), timeout * len(own))
+            _settle(scorer, unit, own, found, done)
+
+
+def _stream(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
+    for place, judgement in scorer.function(*_split(items), **scorer.keywords):
+        if judgement.score is not None and not math.isfinite(judgement.score):
+            judgement = Judgement(None, "the score is not a finite number", judgement.reply)
+        done(place, judgement)
+
+
+async def _run_async(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
+    gate = asyncio.Semaphore(scorer.concurrency)
+
+    async def score(unit: list[int]) -> None:
+        own = [items[i] for i in unit]
+        limit = None if scorer.timeout is None else scorer.timeout * len(unit)
+        found: scorer_calls.Values | Failure | None
+        async with gate:
+            clock = asyncio.timeout(limit)
+            try:
+                async with clock:
+                    returned = await scorer.function(
+                        *scorer_calls.arguments(scorer, *_split(own)), **scorer.keywords
+                    )
+                found = scorer_calls.values_of(scorer, returned, len(unit))
+            except MerganserError:
+                raise
+            except Exception as error:
+                found = None if clock.expired() else scorer_calls.failure_of(error)
+        _settle(scorer, unit, own, found, done)
+
+    async with asyncio.TaskGroup() as group:
+        for unit in _units(scorer, items):
+            group.create_task(score(unit))
+
+
+def _in_a_thread(work: Any) -> None:
+    """Run a coroutine in a thread of its own, since notebooks have a running loop in theirs."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="scorer", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        error = errors[0]
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error

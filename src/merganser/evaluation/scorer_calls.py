@@ -1,0 +1,134 @@
+"""Call a scorer's function: its arguments, its values, and what it raised."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import MerganserError
+from merganser.evaluation.problems import Problem
+from merganser.evaluation.samples import Sample
+from merganser.evaluation.scorer_registry import Judgement, Scorer
+
+Values = list[float | Judgement]
+
+MOST_FRAMES = 5
+"""Frames of a traceback that are shown, the last ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a scorer's function raised.
+
+    Attributes:
+        reason: the exception and its message.
+        line: the line of the scorer that raised it: ``scores.py:12: return 1 / 0``; may be empty.
+        frames: the last frames of the traceback, as Python prints them.
+    """
+
+    reason: str
+    line: str
+    frames: str
+
+
+class ScorerError(MerganserError):
+    """A scorer raised an exception; ``details`` is its traceback."""
+
+
+def call(
+    scorer: Scorer, samples: Sequence[Sample], problems: Sequence[Problem]
+) -> Values | Failure:
+    """Return the values that a scorer's function gives some samples, or what it raised.
+
+    Args:
+        scorer: the scorer; its function is not ``async`` and does not stream.
+        samples: one, or several where the function takes several.
+        problems: the problem of each.
+
+    Raises:
+        MerganserError: as the function raised it.
+    """
+    try:
+        return values_of(
+            scorer,
+            scorer.function(*arguments(scorer, samples, problems), **scorer.keywords),
+            len(samples),
+        )
+    except MerganserError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        return failure_of(error)
+
+
+def arguments(
+    scorer: Scorer, samples: Sequence[Sample], problems: Sequence[Problem]
+) -> tuple[Any, Any]:
+    """What a scorer's function is called with."""
+    first: Sequence[Any] = samples
+    second: Sequence[Any] = problems
+    if scorer.plain:
+        first = [sample.completion for sample in samples]
+        second = [dict(problem.record) for problem in problems]
+    if scorer.batch:
+        return list(first), list(second)
+    return (list(first) if scorer.group else first[0]), second[0]
+
+
+def values_of(scorer: Scorer, returned: Any, count: int) -> Values:
+    """Check what a scorer's function returned.
+
+    Raises:
+        ValueError: it is not a finite number for each of ``count`` samples.
+    """
+    several = scorer.batch or scorer.group
+    given = list(returned) if several else [returned]
+    values: Values = [each if isinstance(each, Judgement) else float(each) for each in given]
+    numbers = [each.score if isinstance(each, Judgement) else each for each in values]
+    good = all(number is None or math.isfinite(number) for number in numbers)
+    if len(values) != count or not good:
+        raise ValueError(f"gave {given!r:.60} for {count} samples")
+    return values
+
+
+def failure_of(error: Exception) -> Failure:
+    """Describe an exception of a scorer."""
+    reason = " ".join(str(error).split())[:160]
+    home = str(Path(__file__).parent)
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(home)
+    ]
+    last = frames[-1] if frames else None
+    return Failure(
+        f"{type(error).__name__}: {reason}",
+        f"{Path(last.filename).name}:{last.lineno}: {last.line}" if last else "",
+        "".join(traceback.format_list(frames[-MOST_FRAMES:])).rstrip(),
+    )
+
+
+def scorer_error(
+    scorer: Scorer, failure: Failure, problem: Problem, index: int, samples: Sequence[Sample]
+) -> ScorerError:
+    """The error that ends scoring.
+
+    Args:
+        scorer: the scorer.
+        failure: what it raised.
+        problem: the first problem that it was given.
+        index: the problem's number in its task, from 0.
+        samples: the samples that it was given.
+    """
+    where = f"; {failure.line}" if failure.line else ""
+    error = ScorerError(
+        f"scorer {scorer.name}: failed on {problem.address} ({failure.reason}{where})"
+    )
+    numbers = ", ".join(str(sample.sample) for sample in samples[:5])
+    more = f" and {len(samples) - 5} more" if len(samples) > 5 else ""
+    error.details = (
+        f"scorer {scorer.name}, problem {index} (id {problem.id}), sample {numbers}{more}; last frames:\n"
+        f"{failure.frames}\n{failure.reason}"
+    )
+    return error

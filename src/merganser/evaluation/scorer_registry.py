@@ -1,0 +1,304 @@
+"""Scorers by name: how they are declared, and how tasks refer to them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from merganser import suggestions
+from merganser.errors import RecipeError
+from merganser.evaluation.statistics import Direction
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+Identify = Callable[[Mapping[str, Any], Path | None], Mapping[str, Any]]
+"""Checks a scorer's parameters, and returns all that decides its scores, as plain data. It is given
+every parameter, and the folder that relative paths start at."""
+
+BESIDE = "beside"
+"""A parameter of this name is given the folder that relative paths start at."""
+
+_MARK = "__merganser_scorer__"
+
+_HOME = __name__.rpartition(".")[0]
+"""The package of Merganser's scorers."""
+
+BUILT_IN = ("scorers", "reward_model", "llm_judge", "code_scorer")
+"""Modules of that package that declare scorers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a scorer says of one sample.
+
+    Attributes:
+        score: the number; None if the scorer failed on it.
+        note: why it failed, or a detail such as the error of a program.
+        reply: what an LLM judge replied.
+    """
+
+    score: float | None
+    note: str = ""
+    reply: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A scorer of completions.
+
+    Attributes:
+        name: its name in tasks and results.
+        function: ``(sample, problem, **parameters)`` to a number. With ``group``, ``(samples, problem,
+            **parameters)`` to one number per sample; with ``batch``, ``(samples, problems,
+            **parameters)``. It may be ``async``.
+        better: ``max`` if larger scores are better, else ``min``.
+        group: whether it scores all samples of a problem together.
+        check: ``(problem, **parameters)``; raises an error for an unsuitable problem, before any
+            completion is generated.
+        parameters: values of the function's parameters.
+        batch: whether it scores samples of many problems at once.
+        streams: whether a batch function yields ``(index, judgement)`` as they come.
+        plain: whether it is given texts and records in place of samples and problems.
+        runs_code: whether it runs programs that models write.
+        identify: see :data:`Identify`; None if its scores are cheap, and not stored.
+        identity: what ``identify`` returned; the scores are stored under it.
+        reference: the name that tasks use.
+        beside: the folder that relative paths start at.
+        timeout: seconds for one sample; None for no limit.
+        concurrency: samples that an ``async`` function scores at once.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    better: Direction = "max"
+    group: bool = False
+    check: Callable[..., None] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    batch: bool = False
+    streams: bool = False
+    plain: bool = False
+    runs_code: bool = False
+    identify: Identify | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    beside: Path | None = None
+    timeout: float | None = None
+    concurrency: int = 16
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is one of Merganser's scorers."""
+        return self.name in _DECLARED and self.function is _DECLARED[self.name].function
+
+    @property
+    def keywords(self) -> Mapping[str, Any]:
+        """The arguments of the function after what it scores."""
+        if BESIDE in inspect.signature(self.function).parameters and not self.plain:
+            return {**self.parameters, BESIDE: self.beside}
+        return self.parameters
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its function is ``async``."""
+        return inspect.iscoroutinefunction(self.function)
+
+
+_DECLARED: dict[str, Scorer] = {}
+
+
+def scorer(
+    name: str,
+    *,
+    better: Direction = "max",
+    group: bool = False,
+    check: Callable[..., None] | None = None,
+    batch: bool = False,
+    streams: bool = False,
+    runs_code: bool = False,
+    identify: Identify | None = None,
+) -> Callable[[Function], Function]:
+    """Declare a function as a scorer; see :class:`Scorer`. The function is returned unchanged."""
+
+    def declare(function: Function) -> Function:
+        declared = Scorer(
+            name,
+            function,
+            better,
+            group,
+            check,
+            batch=batch,
+            streams=streams,
+            runs_code=runs_code,
+            identify=identify,
+        )
+        setattr(function, _MARK, declared)
+        if function.__module__ in [f"{_HOME}.{module}" for module in BUILT_IN]:
+            _DECLARED[name] = declared
+        return function
+
+    return declare
+
+
+def _built_in() -> Mapping[str, Scorer]:
+    for module in BUILT_IN:
+        importlib.import_module(f"{_HOME}.{module}")
+    return _DECLARED
+
+
+def names() -> list[str]:
+    """Sorted names of Merganser's scorers."""
+    return sorted(_built_in())
+
+
+def get(
+    reference: str,
+    parameters: Mapping[str, Any] | None = None,
+    beside: Path | None = None,
+    *,
+    batch: bool | None = None,
+    timeout: float | None = None,
+    concurrency: int | None = None,
+) -> Scorer:
+    """Return a scorer.
+
+    Args:
+        reference: a name, ``module:function`` or ``file.py:function``; modules and files are run.
+        parameters: values of the function's parameters.
+        beside: the folder to search for files first.
+        batch: whether a function of yours that is not declared scores samples in batches.
+        timeout: seconds for one sample.
+        concurrency: samples that an ``async`` function scores at once.
+
+    Raises:
+        RecipeError: when there is no such scorer, or its parameters differ.
+    """
+    if reference in _built_in():
+        chosen = _DECLARED[reference]
+    elif ":" in reference:
+        chosen = _imported(reference, beside)
+    else:
+        hint = suggestions.suggest(reference, names())
+        own = ", and your own as module:function or file.py:function"
+        raise RecipeError(
+            f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"
+        )
+    if batch is not None:
+        if not chosen.plain and batch != chosen.batch:
+            raise RecipeError(
+                f"scorer {chosen.name}: its declaration says whether it takes batches"
+            )
+        chosen = replace(chosen, batch=batch)
+    if concurrency is not None and not chosen.is_async:
+        raise RecipeError(f"scorer {chosen.name}: concurrency is for an async function")
+    given = dict(parameters or {})
+    if timeout is not None and "timeout" in _declared_parameters(chosen):
+        given["timeout"], timeout = timeout, None
+    elif timeout is not None and chosen.identify is not None:
+        raise RecipeError(f"scorer {chosen.name}: has no timeout")
+    settled = replace(
+        chosen,
+        parameters=_settled(chosen, given),
+        reference=reference,
+        beside=beside,
+        timeout=timeout,
+        concurrency=concurrency or chosen.concurrency,
+    )
+    if settled.identify is None:
+        return settled
+    defaults = {n: p.default for n, p in _declared_parameters(settled).items()}
+    try:
+        identity = settled.identify({**defaults, **settled.parameters}, beside)
+    except RecipeError as error:
+        raise RecipeError(f"scorer {settled.name}: {error}") from None
+    return replace(settled, identity=identity)
+
+
+def _imported(reference: str, beside: Path | None) -> Scorer:
+    place, _, name = reference.rpartition(":")
+    folders = [folder for folder in (beside, Path()) if folder is not None]
+    try:
+        module = _run_file(reference, place, folders) if place.endswith(".py") else None
+        if module is None and not _is_installed(place):
+            module = _run_file(reference, f"{place.replace('.', '/')}.py", folders)
+        module = module or importlib.import_module(place)
+    except RecipeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RecipeError(
+            f"scorer {reference}: cannot be loaded ({type(error).__name__}: {reason})"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(f"scorer {reference}: there is no function {name!r} in it")
+    declared = getattr(function, _MARK, None)
+    return declared if isinstance(declared, Scorer) else Scorer(name, function, plain=True)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its package is missing, or it is not a module's name
+        return False
+
+
+def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
+    """Run the file ``name`` in the first folder that has it."""
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        raise RecipeError(
+            f"scorer {reference}: cannot be loaded: no such file {name} in {' or '.join(map(_named, folders))}"
+            + ("" if reference.partition(":")[0].endswith(".py") else ", and no installed module")
+        )
+    spec = importlib.util.spec_from_file_location(f"merganser_scorers_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and type hints look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _named(folder: Path) -> str:
+    return "the current folder" if folder == Path() else str(folder)
+
+
+def _declared_parameters(scorer: Scorer) -> dict[str, inspect.Parameter]:
+    """The parameters of a scorer's function that tasks give: neither what it scores, nor the folder."""
+    known = list(inspect.signature(scorer.function).parameters.values())[2:]
+    return {each.name: each for each in known if each.name != BESIDE}
+
+
+def _settled(scorer: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert parameters to the types in the function's signature."""
+    declared = _declared_parameters(scorer)
+    if any(each.kind is each.VAR_KEYWORD for each in declared.values()):
+        return dict(parameters)
+    try:
+        hints = typing.get_type_hints(scorer.function)
+    except Exception:  # ignore annotations that cannot be read
+        hints = {}
+    settled: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name not in declared:
+            has = ", ".join(declared) or "none"
+            raise RecipeError(f"scorer {scorer.name}: has no parameter {name!r}; it has {has}")
+        try:
+            settled[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise RecipeError(f"scorer {scorer.name}: {name}: {problem}, found {value!r}") from None
+    for name, each in declared.items():
+        if each.default is each.empty and name not in settled:
+            raise RecipeError(f"scorer {scorer.name}: needs the parameter {name!r}")
+    return settled
