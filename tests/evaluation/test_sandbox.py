@@ -141,7 +141,7 @@ def test_no_program_is_run_unless_the_user_says_so(tmp_path: Path) -> None:
     assert_one_line(
         str(refused.value),
         "tasks.yml:1: tasks[0].scorers: code runs programs that models write",
-        "allow_code: true in this block, or --allow-code",
+        "allow_code: true in this block, or allow_code=True",
     )
     block, _, _ = tasks.load(tmp_path / "tasks.yml", tasks.Evaluate, allow_code=True)
     assert block.allow_code

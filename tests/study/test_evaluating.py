@@ -327,7 +327,7 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
         ("exact, tokens]", "my.py:score]", 13, "no such file"),
         ("max exact", "max exakt", 14, "no score 'exakt'"),
         ("max exact with tokens <= 100", "the best", 14, "none of all, none"),
-        ("max_tokens: 6", "preset: openrs", 12, "greedy, open-rs"),
+        ("max_tokens: 6", "preset: openrs", 12, "did you mean 'open-rs'?"),
         ("max_tokens: 6", "template: hello", 12, "{problem}"),
     ],
 )

@@ -122,7 +122,7 @@ def _check_code(
         where = (*place, "scorers")
         raise document.error(
             f"{key_name(where)}: {name} runs programs that models write; if this machine may, give "
-            "allow_code: true in this block, or --allow-code",
+            "allow_code: true in this block, or allow_code=True",
             where,
         )
 
