@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from merganser import cli
+from merganser.cli.score_table import failed_lines
 from merganser.errors import InputError, RecipeError
-from merganser.evaluation import code_scorer, sandbox, scorers, tasks
+from merganser.evaluation import code_scorer, samples, sandbox, scorers, tasks
 from merganser.evaluation.judging import Item, judge_all
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.sandbox import Limits
+from merganser.evaluation.statistics import Score
+from merganser.results.scores import Entry, Results
 from messages import assert_one_line
 from pages import page
 
@@ -155,3 +160,29 @@ def test_the_code_of_the_page_on_scorers(tmp_path: Path) -> None:
     (tmp_path / "tasks.yml").write_text(page("scorers.md", "yaml")[3])
     [task] = tasks.load(tmp_path / "tasks.yml", tasks.Evaluate)[1]
     assert task.metrics[0].scorer.identity["memory_mb"] == 512
+
+
+def test_the_command_needs_a_flag_and_names_failures(tmp_path: Path) -> None:
+    record = {"problem": "?", "tests": "assert f() == 1", "id": "a"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    given = tmp_path / "s.jsonl"
+    samples.write([Sample("p", "a", 0, "?", "f = lambda: 2", 3, "stop")], given)
+    (tmp_path / "tasks.yml").write_text("tasks: [{problems: p.jsonl, scorers: [code]}]")
+    command = ["eval", "--from", str(given), str(tmp_path / "tasks.yml")]
+    refused = CliRunner().invoke(cli.main, command)
+    assert refused.exit_code == 2
+    assert_one_line(refused.stderr.strip(), "allow_code: true in this block, or --allow-code")
+    done = CliRunner().invoke(cli.main, [*command, "--allow-code"])
+    assert done.exit_code == 0, done.output
+    assert "failed on" not in done.stdout
+    [line] = (tmp_path / "s.judged.jsonl").read_text().splitlines()
+    assert (json.loads(line)["score"], json.loads(line)["note"]) == (0.0, "AssertionError")
+
+
+def test_the_table_says_what_failed() -> None:
+    score = Score(0.5, 0.1, 0.3, 0.7, 4, {"longer than 64 tokens": 2, "took longer than 1 s": 1})
+    entry = Entry("a", "expert", scores={"quality": score, "quality_pass@2": score})
+    found = Results("study", "", {"quality": "max"}, {}, (entry,))
+    assert failed_lines(found) == [
+        "a: quality failed on 3 samples: 2 × longer than 64 tokens; 1 × took longer than 1 s"
+    ]
