@@ -5,6 +5,8 @@
 and memory.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from merganser.engine.budget import OVERHEAD as OVERHEAD
 from merganser.engine.budget import TILE as TILE
 from merganser.engine.budget import buffer_bytes as buffer_bytes
@@ -18,5 +20,16 @@ from merganser.engine.events import Finished as Finished
 from merganser.engine.events import Listener as Listener
 from merganser.engine.events import Merged as Merged
 from merganser.engine.events import Started as Started
-from merganser.engine.running import Outcome as Outcome
-from merganser.engine.running import run as run
+
+if TYPE_CHECKING:
+    from merganser.engine.running import Outcome as Outcome
+    from merganser.engine.running import run as run
+
+
+def __getattr__(name: str) -> Any:
+    """``run`` and ``Outcome``, imported when they are first used: plans need no kernels."""
+    if name not in ("run", "Outcome"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from merganser.engine import running
+
+    return getattr(running, name)

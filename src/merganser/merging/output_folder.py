@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
-import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -198,7 +198,7 @@ class Lock:
             os.close(self._descriptor)  # its holder removed it in the meantime
         try:
             os.ftruncate(self._descriptor, 0)
-            system.write_at(self._descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+            system.write_at(self._descriptor, f"{os.getpid()} {platform.node()}\n".encode(), 0)
         except BaseException:
             self.release()
             raise
@@ -220,7 +220,7 @@ class Lock:
         number, host = self._holder()
         if not number:
             return
-        if host == socket.gethostname():
+        if host == platform.node():
             if number == os.getpid():  # process numbers are reused, especially in containers
                 return
             try:

@@ -17,11 +17,9 @@ from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Parts, Piece, StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import Names, PickledTensor, Record, record
 from merganser.checkpoints.training import megatron, run_folders
-from merganser.checkpoints.training.run_folders import Contents
+from merganser.checkpoints.training.run_folders import METADATA, Contents
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
-
-METADATA = ".metadata"
 
 Metadata = record("Metadata")
 TensorStorage = record("TensorStorageMetadata")

@@ -18,6 +18,9 @@ Contents = Literal["model", "adapter", "optimizer"]
 HUGGINGFACE = ("huggingface", "hf_config_and_tokenizer", "model/huggingface")
 """Subfolders of a step with config, tokenizer and sometimes weights."""
 
+METADATA = ".metadata"
+"""The file in a folder of PyTorch's distributed checkpoints that describes them."""
+
 _SHARDS = ("", "dist_ckpt", "model/dist_ckpt", "pytorch_model_fsdp_0")
 
 _RANK = re.compile(

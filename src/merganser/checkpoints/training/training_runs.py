@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import get_args
 
 from merganser.checkpoints.protocol import Weights
-from merganser.checkpoints.training import dcp
 from merganser.checkpoints.training.run_folders import (
     ADAPTER_ONLY,
     EXPORT_ADAPTER,
+    METADATA,
     OPTIMIZER_ONLY,
     Contents,
     published_weights,
@@ -85,7 +85,9 @@ def locate(path: Path, weights: Weights) -> WeightsLocation:
 def _contents(shards: Path) -> Contents:
     """The contents of training shards; ``model`` if they cannot be read, since opening reports why."""
     with suppress(InputError):
-        if (shards / dcp.METADATA).is_file():
+        if (shards / METADATA).is_file():
+            from merganser.checkpoints.training import dcp  # it brings the reader of pickles
+
             return dcp.contents(shards)
     return "model"
 
