@@ -1,55 +1,55 @@
 """Merganser merges language-model checkpoints.
 
-This is the whole public API. Each name is imported when it is first used; ``help(merganser.merge)``
-tells all about one. docs/python.md has examples.
+This is the whole public API. A name is imported when it is first used; ``help(merganser.merge)``
+explains one. docs/python.md has examples.
 
 Merge:
-    merge(config, out)              a recipe in, a model folder out
-    plan(config)                    what a merge will do, from headers alone
-    load_plan(file)                 a plan from its JSON
+    merge(config, out)              merge a recipe's models into a folder
+    plan(config)                    what a merge will do, from checkpoint headers alone
+    load_plan(file)                 read a plan from its JSON
     verify(folder)                  check a merged folder against its manifest
-    reproduce(model)                make a published merge again, and compare it
-    convert(model, out)             any model that can be read, as a model folder
-    merge_all(file, out)            several recipes that build on each other
+    reproduce(model)                make a published merge again, and compare every tensor
+    convert(model, out)             write any readable model as a Hugging Face folder
+    merge_all(file, out)            several recipes that use each other's results
 
 In memory:
-    merge_state_dicts(models, method)
-    merge_tensors(tensors, method)
-    blend(module, plan)             a merge into a live model
-    run(plans, sinks)               many merges in one pass over the inputs
+    merge_state_dicts(models, method)   merge dicts of tensors
+    merge_tensors(tensors, method)  merge tensors of one shape
+    blend(module, plan)             write a merge into a live PyTorch model
+    run(plans, sinks)               run many merges in one pass over the inputs
 
 Study:
     sweep(file, out)                many merges from one file
     evaluate(model, tasks)          score a model, a recipe, or a point of a sweep
     evaluate_sweep(file, out)       score all points of a sweep, and write the best
-    search(file, out)               the best values of any parameters
-    compare(study)                  which models of a study are better than which, with tests
+    search(file, out)               search the best values of any parameters
+    compare(study)                  test which models of a study are better than which
     power(study)                    how many problems it takes to see a difference
-    diff(a, b)                      what sets two models apart
-    report(folder)                  draw what a study found, on one page
+    diff(a, b)                      how two models differ
+    report(folder)                  draw a study's results on one page
 
 Try:
-    generate(model, prompt)         let a model answer, without writing it
-    serve(models)                   serve them to OpenAI's clients, from one set of weights
-    LiveModel()                     a model in memory that becomes one merge after the other
+    generate(model, prompt)         a model's answer; merges are made in memory
+    serve(models)                   serve models by OpenAI's API, from one set of weights
+    LiveModel()                     a model in memory that becomes one merge after another
 
 Publish:
-    card(folder)                    write the card of a merged folder anew
+    card(folder)                    rewrite the card of a merged folder
     push(folder, name)              publish on the Hub
 
 Look up:
     inspect(model)                  a model's fact sheet
-    load_recipe(config)             a recipe, checked
-    open_checkpoint(folder)         names, dtypes, shapes and bytes of any model that can be read
+    load_recipe(config)             read and check a recipe
+    open_checkpoint(folder)         names, dtypes, shapes and bytes of any readable model
 
 Extend (docs/adding.md):
-    merge_method(name)              the decorator that adds a merge method
-    load_methods(file)              run a file of methods
-    Combination, SparseDeltas       what methods may return in place of a tensor
-    Gram, PerModel, Range, Weight   for the signatures of methods
-    Sink                            the base class of where merges go
+    merge_method(name)              the decorator that registers a merge method
+    load_methods(file)              load a file of merge methods
+    Combination, SparseDeltas       results of methods that do not return a tensor
+    Gram, PerModel, Range, Weight   types for the signatures of methods
+    Sink                            the base class of destinations of merges
 
-Plan, Recipe, MergeResult and MerganserError are the types of what these give and raise.
+Plan, Recipe, MergeResult and MerganserError are the types that these functions return and raise.
 """
 
 from __future__ import annotations

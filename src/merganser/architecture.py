@@ -1,7 +1,7 @@
 """Infer layers, modules and roles of tensors from names, shapes and ``config.json``: no file per family.
 
 Numbered blocks whose count matches a layer count of the config are layers. Words in tensor names
-tell the modules apart (text decoder, vision tower ...). A matrix with a vocabulary-sized side is an
+distinguish the modules (text decoder, vision tower …). A matrix with a vocabulary-sized side is an
 embedding or a head. Tensors keep their names on disk; tensors that models name differently are
 matched by *key*, the name without wrappers. Exceptions are data in the tables below.
 """
@@ -229,7 +229,7 @@ def infer(
 def _add_blocks_beside(modules: dict[str, Module], places: dict[str, Place]) -> None:
     """Assign tensors in separate numbered lists to layers.
 
-    A list counts if it has as many blocks as there are layers and lies next to them (XLM), or if it
+    A list counts if it has as many blocks as there are layers and is next to them (XLM), or if it
     has one tensor per layer, or per layer except the first (Inkling).
     """
     for module in list(modules.values()):

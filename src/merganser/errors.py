@@ -10,9 +10,13 @@ LONGEST = 600
 
 
 class MerganserError(Exception):
-    """Base class of all errors of Merganser. The message is one line: what is wrong, where, what to do.
+    """The base class of Merganser's errors. The message is one line: what is wrong, where, what to do.
 
-    ``details`` are further lines, such as the traceback of a user's function; mostly empty.
+    Subclasses: ``RecipeError`` (the recipe or an option is wrong), ``InputError`` (a checkpoint is
+    missing, damaged, or does not fit), ``ResourceError`` (disk or memory), ``OutputExistsError`` (the
+    output folder is in use). They are in ``merganser.errors``.
+
+    ``details`` are further lines, such as the traceback of a user's function; usually empty.
     """
 
     exit_code = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MISSING = "–"
-"""What stands for a number that there is not."""
+"""Printed in place of a missing number."""
 
 
 def size(count: float) -> str:
@@ -76,7 +76,7 @@ def with_error(mean: float, error: float, *, places: int | None = None, sign: st
         mean: four significant digits of it, or ``places`` decimals.
         error: two significant digits of it, or as many decimals.
         places: decimals that all numbers of a column have.
-        sign: what stands between both.
+        sign: the text between both.
     """
     if places is not None:
         texts = decimal(mean, places), decimal(error, places)

@@ -50,7 +50,7 @@ class Extents(Protocol):
 
 
 class Sink:
-    """Base class of sinks: a sink takes the output of one plan.
+    """The base class of sinks: a sink receives the tensors of one merge from :func:`merganser.run`.
 
     A subclass defines :meth:`write`. The other methods do nothing by default.
 
@@ -61,7 +61,7 @@ class Sink:
     wants_digests = False
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Take a tensor's bytes from byte ``start`` on.
+        """Receive bytes of a tensor, from byte ``start`` on.
 
         The engine calls this once for each range, in any order and from any thread. It reuses the
         buffer, so a sink copies what it needs later.
@@ -76,13 +76,13 @@ class Sink:
         return None
 
     def commit(self, name: str, start: int, length: int) -> None:
-        """Take the bytes that the engine has put into reserved memory."""
+        """Receive the bytes that the engine has written into reserved memory."""
 
     def close(self) -> None:
-        """Finish: all tensors are written."""
+        """Finish; the engine calls this after the last write."""
 
     def abort(self) -> None:
-        """Release what is open, after a merge that failed."""
+        """Release resources; the engine calls this after a failed merge."""
 
 
 class NullSink(Sink):
@@ -133,7 +133,7 @@ class SafetensorsSink(Sink):
         file.write(offset + start, data)
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
-        """See :class:`Sink`. There is memory where the range lies in one window."""
+        """See :class:`Sink`. There is memory if the range is inside one window."""
         file, offset = self._places[name]
         return file.reserve(offset + start, length)
 
@@ -358,7 +358,9 @@ class StreamSink(Sink):
             while self._waiting and self._waiting + size > self._ahead and not self._stopped:
                 self._changed.wait()
             if self._stopped:
-                raise MerganserError("nobody takes the tensors of the merge any more")
+                raise MerganserError(
+                    "the reader of the merge stopped; its tensors are not read any more"
+                )
             self._complete.append((name, self._open.pop(name)[0]))
             self._waiting += size
             self._changed.notify_all()
@@ -413,7 +415,7 @@ class ModuleSink(StateDictSink):
             if kind != str(spec) or tensor.device.type != "cpu" or not tensor.is_contiguous():
                 raise MerganserError(
                     f"the live model's tensor {name!r} is {kind} on {tensor.device}, "
-                    f"the merge's is {spec}; both must be alike, and on the CPU"
+                    f"but the merge's is {spec}; it must have that dtype and shape, be contiguous and on the CPU"
                 )
             self.tensors[name] = tensor
         self._bytes = {name: _bytes_of(tensor) for name, tensor in self.tensors.items()}

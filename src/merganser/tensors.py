@@ -102,7 +102,7 @@ def parse_size(text: str | int) -> int:
     """Read a number of bytes: ``5000000000``, ``5B`` (MergeKit's billion), ``5GB``, ``5GiB``, ``1.5G``.
 
     Raises:
-        ValueError: when the text is no size.
+        ValueError: when the text is not a size.
     """
     if isinstance(text, int):
         return text
@@ -119,4 +119,4 @@ def parse_size(text: str | int) -> int:
             raise ValueError
         return size
     except (KeyError, ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no size; write it like 5GB, 512MB or 5GiB") from None
+        raise ValueError(f"{text!r} is not a size; write it like 5GB, 512MB or 5GiB") from None

@@ -114,7 +114,7 @@ def test_a_chat(sweep: Path, tmp_path: Path) -> None:
     again = run("chat", tmp_path / "a", *options, said="1 + 2\n/reset\n\n/what\n1 + 2\n/quit\n3\n")
     assert again.stdout.splitlines() == [first, first]
     assert "there are /reset and /quit" in again.stderr
-    assert again.stderr.startswith("talking with a; /reset forgets what was said, /quit")
+    assert again.stderr.startswith("talking with a; /reset starts a new conversation, /quit")
     fresh = run("chat", tmp_path / "a", *options, said="3\n")
     assert fresh.stdout.splitlines() != [second]
 
@@ -181,7 +181,7 @@ def test_an_answer_ends_where_the_context_is_full(sweep: Path, tmp_path: Path) -
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "classifies and does not generate"),
         (
             {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "mine.Mine"}},
-            "code of its own",
+            "needs its own code",
         ),
     ],
 )

@@ -390,7 +390,7 @@ def edit(adapter: Path, config: Mapping[str, Any], weights: Mapping[str, Any]) -
         ({}, {"z.weight": torch.ones(20)}, ["z.weight", "has not"]),
         ({}, {"w.weight": torch.ones(21, 30)}, ["w.weight", "[21, 30]", "vocabulary"]),
         ({}, {"w.lora_magnitude_vector": torch.ones(3)}, ["w.lora_magnitude_vector", "[20]"]),
-        ({}, {"model.w.weight": torch.ones(20, 30)}, ["w.weight", "not the only one"]),
+        ({}, {"model.w.weight": torch.ones(20, 30)}, ["w.weight", "a second change"]),
         ({}, {"w.lora_E": torch.ones(3)}, ["w.lora_E", "has not"]),
     ],
 )

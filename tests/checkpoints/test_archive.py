@@ -286,9 +286,9 @@ def test_any_damage_is_an_input_error_or_none(
         (b"cpuq\x06K\x04", b"cpuq\x06K\x05", "needs 20"),  # the storage
         (b"X\x01\x00\x00\x000q", b"X\x01\x00\x00\x009q", "storage '9'"),
         (b"FloatStorage", b"DoubleStorage", "needs 32"),
-        (b"K\x04\x85q", b"N\x85q", "no size"),
-        (b"K\x04\x85q", b"J\xff\xff\xff\xff\x85q", "no size"),
-        (b"K\x04\x85q", b"\x88\x85q", "no size"),
+        (b"K\x04\x85q", b"N\x85q", "not a size"),
+        (b"K\x04\x85q", b"J\xff\xff\xff\xff\x85q", "not a size"),
+        (b"K\x04\x85q", b"\x88\x85q", "not a size"),
         (b"K\x04\x85q", b"K\x04K\x01\x86q", "axes"),
     ],
 )
@@ -340,13 +340,13 @@ def test_a_big_endian_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04", b"\x80\x02}.", b"x" * 5000])
 def test_no_archive_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.pt").write_bytes(content)
-    refused(tmp_path / "m.pt", "cut off, damaged, or no file of PyTorch")
+    refused(tmp_path / "m.pt", "cut off, damaged, or not a PyTorch file")
 
 
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as made:
         made.writestr("word/document.xml", b"<>")
-    refused(tmp_path / "m.pt", "none that PyTorch wrote")
+    refused(tmp_path / "m.pt", "that PyTorch did not write")
 
 
 def test_an_archive_inside_a_file(tmp_path: Path) -> None:

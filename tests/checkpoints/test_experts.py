@@ -200,7 +200,7 @@ def test_stacks_the_other_way_round(tmp_path: Path) -> None:
     save_file(turned, stacked / "model.safetensors")
     with pytest.raises(InputError) as caught:
         merganser.plan(recipe(single, stacked))
-    assert_one_line(str(caught.value), str(stacked), "way round")
+    assert_one_line(str(caught.value), str(stacked), "not [inner, hidden]")
 
 
 def test_experts_of_different_dtypes_are_not_joined(tmp_path: Path) -> None:

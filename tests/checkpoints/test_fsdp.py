@@ -236,7 +236,7 @@ def test_replicas_that_differ(tmp_path: Path) -> None:
     shards = torch.load(file, weights_only=False)
     shards["model.layers.0.scale"] += 1
     torch.save(shards, file)
-    refused(run, "'model.layers.0.scale'", "not the same")
+    refused(run, "'model.layers.0.scale'", "different values")
 
 
 @pytest.mark.parametrize(

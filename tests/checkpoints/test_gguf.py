@@ -265,7 +265,7 @@ def test_a_broken_file_is_one_clear_line(tmp_path: Path, case: str) -> None:
     [
         ({"llama.block_count": 0}, "llama.block_count"),
         ({"llama.attention.head_count": [4, 2]}, "head_count"),
-        ({"llama.attention.head_count": 7}, "7 even heads"),
+        ({"llama.attention.head_count": 7}, "7 heads"),
         ({"llama.context_length": "many"}, "context_length"),
         ({"llama.rope.scaling.type": "longrope"}, "longrope"),
         ({"llama.block_count": 1}, "blk.1"),

@@ -286,8 +286,8 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         ({"tokenizer.ggml.scores": 3}, "scores"),
         ({"tokenizer.ggml.scores": [0.5, 1.0]}, "scores"),
         ({"tokenizer.ggml.token_type": "x"}, "types"),
-        ({"tokenizer.ggml.merges": ["ab"]}, "'ab' is no merge"),
-        ({"tokenizer.ggml.merges": ["h nothing"]}, "do not go with its tokens"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "'ab' is not a merge"),
+        ({"tokenizer.ggml.merges": ["h nothing"]}, "do not fit its tokens"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "poro"}, "poro"),
         ({"tokenizer.ggml.model": "gpt2"}, "no tokenizer.ggml.merges"),
     ],
@@ -297,7 +297,7 @@ def test_a_tokenizer_that_cannot_be_made_is_told_of(
 ) -> None:
     file = saved(tmp_path / "in", sentencepiece_keys() | changes)
     [note] = open_checkpoint(file).notes
-    assert_one_line(note, str(file), "no tokenizer can be made", part)
+    assert_one_line(note, str(file), "no tokenizer can be built", part)
     done = CliRunner().invoke(main, ["convert", str(file), str(tmp_path / "out")])
     assert done.exit_code == 0
     assert part in done.stderr

@@ -345,7 +345,7 @@ def test_other_formats_are_refused(tmp_path: Path, config: dict[str, Any]) -> No
     with pytest.raises(InputError) as caught:
         merganser.plan(recipe)
     known = str(config.get("quant_algo", config.get("quant_method", "unnamed")))
-    assert_one_line(str(caught.value), str(folder), known, "dequantise it first")
+    assert_one_line(str(caught.value), str(folder), known, "dequantise this one")
 
 
 @pytest.mark.parametrize(
@@ -365,10 +365,13 @@ def test_tensors_of_other_formats_are_refused(tmp_path: Path, name: str) -> None
             {"a.weight": eights(4, 4), "a.weight_scale": scales(1), "b.weight": eights(4, 4)},
             ["b.weight", "missing"],
         ),
-        ({"b.weight_scale_inv": scales(1, 1)}, ["b.weight_scale_inv", "no quantised tensor"]),
+        (
+            {"b.weight_scale_inv": scales(1, 1)},
+            ["b.weight_scale_inv", "its quantised tensor is missing"],
+        ),
         (
             {"b.weight": torch.ones(4, 4), "b.weight_scale": scales(1)},
-            ["b.weight_scale", "no quantised tensor"],
+            ["b.weight_scale", "its quantised tensor is missing"],
         ),
         (
             {"b.weight": eights(200, 200), "b.weight_scale_inv": scales(3, 2)},

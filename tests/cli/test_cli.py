@@ -400,7 +400,7 @@ def test_what_click_refuses_is_exit_code_2(
         (["inspect", "gone"], "gone"),
         (["inspect", "~nobody-of-that-name"], "nobody-of-that-name"),
         (["inspect", "cut"], "cut off"),
-        (["inspect", "recipe.yml"], "and no model; plan and merge take recipes"),
+        (["inspect", "recipe.yml"], "not a model; plan and merge take recipes"),
         (["verify", "a"], "merge_manifest.json"),
         (["verify", "gone"], "gone"),
     ],

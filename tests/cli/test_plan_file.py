@@ -74,7 +74,7 @@ def test_digests_of_a_plan(plan_file: Path) -> None:
         (("--plan", "plan.json", "out", "--seed", "3"), 2, "seed"),
         (("recipe.yml", "out", "--root", "in"), 2, "--root"),
         (("--plan", "nothing.json", "out"), 2, "cannot be read"),
-        (("--plan", "recipe.yml", "out"), 2, "no JSON"),
+        (("--plan", "recipe.yml", "out"), 2, "not valid JSON"),
         ((), 2, "missing argument 'CONFIG'"),
     ],
 )

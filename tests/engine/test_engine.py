@@ -196,7 +196,7 @@ def test_slerp_refuses_what_has_no_length() -> None:
 
 
 def test_too_little_memory_is_said_before_anything_is_read() -> None:
-    with pytest.raises(ResourceError, match="more than the 1 MB given"):
+    with pytest.raises(ResourceError, match="more than the 1 MB allowed"):
         merged(planned(models()), memory=10**6)
 
 

@@ -310,5 +310,5 @@ def test_a_search_has_no_server_to_ask(models: Path) -> None:
     del data["sweep"], data["evaluate"]["keep"]
     data["search"] = {"over": {"w": [0.0, 1.0]}, "objectives": {"exact": "max"}, "budget": 2}
     file.write_text(json.dumps(data))
-    with pytest.raises(RecipeError, match="no server has; use engine: transformers or vllm"):
+    with pytest.raises(RecipeError, match="a server cannot load; use engine: transformers or vllm"):
         merganser.search(file, models / "out")

@@ -366,7 +366,7 @@ def test_a_server_answers() -> None:
         ((404, "no model m"), "says 404: no model m"),
         ((500, "broken"), "says 500: broken"),
         ("not json", "not JSON"),
-        ({"choices": []}, "another form than OpenAI's"),
+        ({"choices": []}, "the form of OpenAI's API"),
         (
             {"choices": [{"message": {"content": "a", "reasoning_content": "b"}}]},
             "without a reasoning parser",

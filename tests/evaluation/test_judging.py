@@ -153,7 +153,7 @@ def test_the_command_shows_the_traceback(mine: Path) -> None:
     done = CliRunner().invoke(cli.main, ["eval", "--from", str(mine / "s.jsonl"), str(tasks_file)])
     *details, line = done.stderr.splitlines()
     assert done.exit_code != 0
-    assert_one_line(line, f"{tasks_file}:1: ", "tried on a made-up completion: scorer broken")
+    assert_one_line(line, f"{tasks_file}:1: ", "failed on a test completion: scorer broken")
     assert "    return completion / 2" in details
 
 

@@ -472,7 +472,7 @@ def test_the_command_tells_of_every_merge(three: Path, tmp_path: Path) -> None:
 
 def test_sinks_that_are_no_folder_take_one_recipe(three: Path) -> None:
     result = run("merge", three, "--sink", "null", code=2)
-    assert_one_line(result.stderr, "recipe.yml:7: ", "one is wanted", "3")
+    assert_one_line(result.stderr, "recipe.yml:7: ", "one is expected", "3")
 
 
 # -- what is refused -------------------------------------------------------------------------------

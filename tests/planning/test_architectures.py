@@ -146,7 +146,7 @@ def test_a_family_merges_stacks_and_loads(zoo: Any, tmp_path: Path, name: str) -
     assert different_bits(load(tmp_path / "stacked"), wanted) == {}
     if several:
         others = ", ".join(other for other in shape.modules if other != module.name)
-        assert f"modules: does not name {others}: taken unchanged from {a}" in stacked.warnings[0]
+        assert f"modules: does not name {others}: copied unchanged from {a}" in stacked.warnings[0]
     check_loads(family, tmp_path / "stacked")
     assert shape_of(tmp_path / "stacked").main.depth == 6
 
@@ -932,11 +932,11 @@ def test_what_a_config_cannot_describe_is_refused(tmp_path: Path, before: dict[s
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "diffllama"}, "layers of diffllama compute with their number"),
-        ({"model_type": "esmc"}, "layers of esmc compute with the number of all layers"),
+        ({"model_type": "diffllama"}, "a layer of diffllama computes with its index"),
+        ({"model_type": "esmc"}, "a layer of esmc computes with the number of layers"),
         (
             {"scale_attn_by_inverse_layer_idx": True},
-            "scale_attn_by_inverse_layer_idx of its config",
+            "scale_attn_by_inverse_layer_idx in its config",
         ),
     ],
 )
@@ -1050,7 +1050,7 @@ def test_a_config_without_a_layer_count(tmp_path: Path) -> None:
     a = bare(tmp_path / "a", {"hidden_size": 2}, 5)
     with pytest.raises(InputError) as error:
         merganser.plan(stack((a, 0, 3), (a, 1, 4)))
-    assert_one_line(str(error.value), str(a), "config.json", "how many layers")
+    assert_one_line(str(error.value), str(a), "config.json", "the number of layers")
 
 
 def test_both_sides_of_an_encoder_decoder_config(zoo: Any, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_base_model_names_the_tensors_of_several_steps(tmp_path: Path) -> None
     plan = merganser.plan(config)
     head = next(job for job in plan.jobs if job.name == "embed_out.weight")
     assert [read.name for read in head.reads] == ["embed_out.weight"] * 3
-    notes = [text for text in plan.warnings if "names of training" in text]
+    notes = [text for text in plan.warnings if "names used in training" in text]
     assert len(notes) == 2
     assert_one_line(notes[0], "lm_head.weight as embed_out.weight", "as transformers saves them")
 
@@ -222,7 +222,7 @@ def test_shapes_and_ends_of_names_tell(tmp_path: Path, name: str) -> None:
     model_class, first, second = pair(tmp_path, (FAMILIES | OTHERS)[name])
     result = merganser.merge(recipe(tmp_path, "a", "run"), tmp_path / "out")
     assert_mean(model_class, tmp_path / "out", first, second)
-    [note] = [text for text in result.warnings if "names of training" in text]
+    [note] = [text for text in result.warnings if "names used in training" in text]
     assert_one_line(note, str(tmp_path / "run"), "by their shapes and the ends of their names")
 
 

@@ -54,7 +54,7 @@ def test_the_base_gives_what_the_models_lack(tmp_path: Path, prefix: str, stated
     result = merganser.merge(recipe("ties", base, a, b), tmp_path / "out")
     out = load(tmp_path / "out")
     assert different_bits({name: out[name] for name in extra}, extra) == {}
-    assert_one_line(result.warnings[0], f"{a}, {b} lack 5 tensors", f"taken unchanged from {base}")
+    assert_one_line(result.warnings[0], f"{a}, {b} lack 5 tensors", f"copied unchanged from {base}")
     [source] = merganser.plan(recipe("linear", a, a)).sources
     assert token_embedding(source) == "model.embed_tokens.weight"
 

@@ -331,14 +331,14 @@ def test_a_checkpoint_in_memory_is_handed_over() -> None:
     assert torch.equal(sink.tensors["w"], torch.full((4,), 0.75))
 
 
-# -- files that are no plan --------------------------------------------------------------------------
+# -- files that are not plans ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"merganser_plan": 2}, "version 2"),
-        ({"merganser_plan": None}, "no plan"),
+        ({"merganser_plan": None}, "not a plan"),
         ({"digest": "0" * 64}, "digest"),
         ({"method": "nothing"}, "not registered"),
         ({"tensors": 3}, "tensors"),

@@ -119,11 +119,11 @@ def test_a_base_that_a_slice_lists_twice_is_a_model_too(models: Path) -> None:
     ("rules", "parts"),
     [
         ([("mlp", 0.5), (None, 1)], None),
-        ([("mlp", 0.5), ("mlp.up_proj", 1), (None, 1)], ["'mlp.up_proj'", "never taken"]),
-        ([(None, 1), ("mlp", 0.5)], ["'mlp'", "never taken"]),
-        ([("*", 1), ("mlp", 0.5)], ["'mlp'", "never taken"]),
+        ([("mlp", 0.5), ("mlp.up_proj", 1), (None, 1)], ["'mlp.up_proj'", "never used"]),
+        ([(None, 1), ("mlp", 0.5)], ["'mlp'", "never used"]),
+        ([("*", 1), ("mlp", 0.5)], ["'mlp'", "never used"]),
         ([("up_proj", 0.5), ("mlp", 1), (None, 1)], None),
-        ([("up_proj", 0.5), ("gate", 1), ("down", 1), ("mlp", 1), (None, 1)], ["'mlp'", "never taken"]),
+        ([("up_proj", 0.5), ("gate", 1), ("down", 1), ("mlp", 1), (None, 1)], ["'mlp'", "never used"]),
         ([("mpl", 0.5), (None, 1)], ["'mpl'", "matches no tensor"]),
     ],
 )  # fmt: skip
@@ -173,7 +173,7 @@ def test_a_tensor_that_is_merged_from_some_models_or_taken_from_one(models: Path
     assert_warned(recipe("linear", a, c, **half), f"{a} lacks the tensor {BIAS}: merged from")
     assert warnings(recipe("linear", a, b, **half)) == ()
     slerp = recipe("slerp", a, base_model=str(c), parameters={"t": 0.5})
-    assert_warned(slerp, f"{a} lacks the tensor {BIAS}: taken unchanged from {c}")
+    assert_warned(slerp, f"{a} lacks the tensor {BIAS}: copied unchanged from {c}")
     job = next(job for job in planning.plan(slerp).jobs if job.name == BIAS)
     assert (job.method, len(job.reads)) == ("copy", 1)
 
@@ -210,7 +210,7 @@ def test_a_model_without_a_tokenizer_takes_another_one(tmp_path: Path) -> None:
     assert warnings(recipe("linear", a, b, **half)) == ()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (b / name).unlink()
-    assert_warned(recipe("linear", a, b, **half), f"{b} has no tokenizer; taken to be that of {a}")
+    assert_warned(recipe("linear", a, b, **half), f"{b} has no tokenizer; that of {a} is assumed")
 
 
 def test_tokens_without_a_row_and_tokens_that_differ(tmp_path: Path) -> None:

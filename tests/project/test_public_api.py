@@ -248,7 +248,8 @@ def test_a_card_is_written_anew_and_local_paths_are_not_sent(
     merganser.card(str(out))
     assert "## Reproduce" in (out / "README.md").read_text()
     with pytest.raises(
-        merganser.MerganserError, match=r"nothing was sent\. public=True sends names"
+        merganser.MerganserError,
+        match=r"nothing was sent, since .*; public=True replaces them by names",
     ):
         merganser.push(str(out), "org/name")
     with pytest.raises(AssertionError, match="the Hub is asked"):

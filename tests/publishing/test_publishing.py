@@ -171,7 +171,7 @@ def test_weights_of_an_earlier_push_do_not_stay(
     merganser.merge(linear, tmp_path / "whole", public=True)
     done = push(tmp_path / "whole", "org/merged", "--yes")
     assert done.exit_code == 0, done.output
-    assert "is taken away there" in done.stderr
+    assert "is deleted there" in done.stderr
     assert hub.files("org/merged") == tree(tmp_path / "whole")
 
 
@@ -206,7 +206,7 @@ def test_only_what_a_study_chose(hub: StandIn, push: Push, sweep: Path) -> None:
 def test_what_is_not_whole_is_not_sent(hub: StandIn, push: Push, folder: Path) -> None:
     partial = folder.with_name("out.partial")
     folder.rename(partial)
-    assert_one_line(push(partial, "org/m", "--yes").stderr.strip(), "out.partial", "not finished")
+    assert_one_line(push(partial, "org/m", "--yes").stderr.strip(), "out.partial", "unfinished")
     partial.rename(folder)
     shard = sorted(folder.glob("*.safetensors"))[0]
     data = bytearray(shard.read_bytes())
@@ -289,7 +289,7 @@ def test_a_card_that_was_edited_is_not_written_anew(
     card.write_text(card.read_text() + "Trained in ~/runs/acc, see https://example.org/a/b.\n")
     refused = push(tmp_path / "out", "org/m", "--yes", "-q", "--public")
     assert refused.exit_code == 2
-    assert_one_line(refused.stderr.splitlines()[-1], "3 local paths", "by hand")
+    assert_one_line(refused.stderr.splitlines()[-1], "3 local paths", "edit the files")
     assert "local path in README.md: ~/runs/acc\n" in refused.stderr
     assert "example.org" not in refused.stderr
     assert hub.repos == {}

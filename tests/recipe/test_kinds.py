@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from merganser import recipe
-from merganser.recipe.kinds import Either, Fault, Flag, Kind, ListOf, OneOf, Pair, Text, Whole
+from merganser.recipe.kinds import Either, Fault, Flag, Integer, Kind, ListOf, OneOf, Pair, Text
 
-HALVES = Whole(minimum=0, maximum=10)
+HALVES = Integer(minimum=0, maximum=10)
 
 
 @pytest.mark.parametrize(

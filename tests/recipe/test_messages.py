@@ -65,15 +65,15 @@ def make_adapter(folder: Path, config: Mapping[str, object]) -> None:
         ("merge acc OUT", "acc: is a folder, and a recipe is a YAML file"),
         ("plan acc", "acc: is a folder, and a recipe is a YAML file"),
         ("merge merges/one OUT", "did you mean merges/one/mergekit_config.yml?"),
-        ("eval acc recipe.yml", "recipe.yml:1: is a recipe, and holds no tasks"),
-        ("eval recipe.yml acc", "acc: is a folder, and the tasks are a YAML file; the model goes first"),
-        ("card acc", "acc: has no merge_manifest.json: no merge wrote it; merge and convert write"),
-        ("card merges", "it holds merges; name one of them, such as merges/one"),
-        ("verify recipe.yml", "recipe.yml: is a file, and no merged folder"),
+        ("eval acc recipe.yml", "recipe.yml:1: is a recipe and holds no tasks"),
+        ("eval recipe.yml acc", "acc: is a folder, but tasks are a YAML file; give the model first"),
+        ("card acc", "acc: has no merge_manifest.json: Merganser did not write this folder; merge and convert write"),
+        ("card merges", "it contains merged folders; name one of them, such as merges/one"),
+        ("verify recipe.yml", "recipe.yml: is a file, not a merged folder"),
         ("plan tokens.yml", "tokens.yml:4: tokenizer_source: there is no model 'unoin'; did you mean 'union'?"),
         ("plan tokenizer.yml", "tokenizer: there is no model 'bsae'; did you mean 'base'?"),
-        ("convert lora OUT", "lora: is a LoRA adapter of org/base, and no model; write org/base+lora"),
-        ("inspect recipe.yml", "recipe.yml: is a YAML file, and no model; plan and merge take recipes"),
+        ("convert lora OUT", "lora: is a LoRA adapter of org/base, not a model; write org/base+lora"),
+        ("inspect recipe.yml", "recipe.yml: is a YAML file, not a model; plan and merge take recipes"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_answered_by_what_to_do(place: Path, command: str, message: str) -> None:
@@ -107,8 +107,8 @@ def test_an_adapter_alone_shows_its_facts(place: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "is a LoRA adapter, and no model; write BASE+other"),
-        ({"peft_type": "IA3"}, "is an adapter of the kind IA3"),
+        ({}, "is a LoRA adapter, not a model; write BASE+other"),
+        ({"peft_type": "IA3"}, "is an adapter of type IA3"),
     ],
 )
 def test_an_adapter_without_a_base_or_of_another_kind(

@@ -219,7 +219,7 @@ def test_the_sum_of_weights_that_are_not_normalised(
 
 
 CAUTIONS: list[tuple[str, dict[str, Any], str | None]] = [
-    ("nuslerp", {"weight": [1, -1]}, "half the way"),
+    ("nuslerp", {"weight": [1, -1]}, "half-way"),
     ("nuslerp", {"weight": [1, 0]}, None),
     ("task_arithmetic", {"weight": [1, -1], "normalize": True}, "not normalised"),
     ("task_arithmetic", {"weight": [1, -1]}, None),
@@ -272,7 +272,7 @@ def test_python_has_the_same_ranges() -> None:
     "ends", [(1, 0, 0, 1), (0, 1, 0.5, 1), (0, 1, 0, 0.5), (math.nan, 1, 0, 1)]
 )
 def test_a_range_has_its_ends_in_order(ends: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ValueError, match="a range needs"):
+    with pytest.raises(ValueError, match="a Range needs"):
         Range(*ends)
 
 

@@ -260,7 +260,7 @@ def bomb(levels: int, width: int, inner: str) -> str:
         ("42\n", 1, "mapping"),
         ("merge_method: linear\n" + BODY + "merge_method: slerp\n", 3, "merge_method"),
         ("merge_method: linear\nmodels:\n- model: a\n  model: b\n", 4, "model"),
-        ("merge_method: linear\n" + BODY + "---\nmerge_method: linear\n", 4, "several"),
+        ("merge_method: linear\n" + BODY + "---\nmerge_method: linear\n", 4, "has 2 recipes"),
         ("merge_method: [linear\n", None, "not valid YAML"),
         ("merge_method: linear\n\tmodels: []\n", 2, "not valid YAML"),
         ("? [a]\n: b\n", 1, "key"),
@@ -761,7 +761,7 @@ def test_configurations_of_other_programs_are_named(
     file = recipe_file(text)
     with pytest.raises(RecipeError) as error:
         recipe.load(file, "lenient")
-    assert_one_line(str(error.value), f"{file}:", "no recipe", *parts)
+    assert_one_line(str(error.value), f"{file}:", "not a recipe", *parts)
 
 
 def test_residual_weight_has_no_effect_and_says_so(recipe_file: RecipeFile) -> None:

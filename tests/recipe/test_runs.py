@@ -140,13 +140,13 @@ MODELS = "merge_method: linear\nmodels:\n  - {{{}}}\n"
         ("run: runs/acc, steps: [99]", ("step 99 is not there", "the nearest is 24")),
         ("run: runs/acc, steps: 24", ()),
         ("run: runs/acc, steps: [30]", ("step 30 is broken: lacks model_world_size_2_rank_0.pt",)),
-        ("run: runs/acc, steps: {from: 100}", ("no step is meant",)),
+        ("run: runs/acc, steps: {from: 100}", ("the list matches no step",)),
         ("run: runs/acc, steps: {last: 0}", ("models[0].steps: give all, one step",)),
         ("run: runs/acc, steps: {lst: 3}", ("models[0].steps: give all, one step",)),
         ("run: runs/acc, steps: []", ("models[0].steps: give all, one step",)),
         ("run: runs/acc, steps: [a]", ("models[0].steps: give all, one step",)),
         ("run: runs/acc, steps: {from: 9, to: 3}", ("models[0].steps: give all, one step",)),
-        ("run: runs/ac", ("models[0].run: runs/ac: is no folder of a run",)),
+        ("run: runs/ac", ("models[0].run: runs/ac: is not a folder of a run",)),
         ("run: runs", ("models[0].run: runs: holds no steps",)),
         ("run: 3", ("models[0].run: give the folder",)),
         ("run: runs/acc, model: a", ("models[0].model: give either the model or the run",)),
@@ -210,7 +210,7 @@ def test_methods_that_find_the_weights_get_none(tmp_path: Path) -> None:
     assert [m["parameters"] for m in expanded(relex, tmp_path)] == [{"step": 6}, {"step": 9}]
     with pytest.raises(RecipeError) as error:
         expanded(relex.replace("{from: 6}", "all, schedule: uniform"), tmp_path)
-    assert_one_line(str(error.value), "models[0].schedule", "take the schedule out")
+    assert_one_line(str(error.value), "models[0].schedule", "remove the schedule")
 
 
 def test_errors_name_the_line_of_the_run(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_steps_are_the_key_of_a_sweep(recipe_file: RecipeFile, tmp_path: Path) -
     ("block", "parts"),
     [
         ({"run": "acc", "every": 0}, ("sweep.step: give all, one step",)),
-        ({"run": "nowhere"}, ("sweep.step.run: nowhere: is no folder of a run",)),
+        ({"run": "nowhere"}, ("sweep.step.run: nowhere: is not a folder of a run",)),
         ({"run": "acc", "steps": [6, 7]}, ("sweep.step: acc: step 7 is not there", "6, 12")),
     ],
 )

@@ -170,7 +170,7 @@ def test_expressions(text: str, wanted: Any) -> None:
         ("{{ [w, none] }}", "an entry of a list"),
         ("{{ [[w]] }}", "an entry of a list"),
         ("{{ curve + [1, 2] }}", "lists of 3 and 2 entries"),
-        ("{{ curve + path }}", "no number"),
+        ("{{ curve + path }}", "is not a number"),
         ("{{ 1 / curve }}", "zero"),
         ("{{ w in 5 }}", "'in' looks for"),
         ("{{ w in path }}", "'in' looks for"),
@@ -179,8 +179,8 @@ def test_expressions(text: str, wanted: Any) -> None:
         ("{{ 9 ** 9 ** 9 }}", "too large"),
         ("{{ 9 ** (9 ** 9) }}", "no value"),
         ("{{ 10 ** 30 }}", "too large"),
-        ("{{ 'x' * 1000000000 }}", "no number"),
-        ("{{ '%1000000000d' % 1 }}", "no number"),
+        ("{{ 'x' * 1000000000 }}", "is not a number"),
+        ("{{ '%1000000000d' % 1 }}", "is not a number"),
         ("{{ w | center(1000000000) }}", "filter"),
         ("{{ path | replace('', 'xxxx') }}", "filter"),
         ("{{ 1 / 0 }}", "zero"),
@@ -190,7 +190,7 @@ def test_expressions(text: str, wanted: Any) -> None:
         ("{{ w }}" + "x" * 5000, "characters"),
         ("{{ w }}" * 65, "at most 64"),
         ("{{ " + " ~ ".join(["path"] * 400) + " }}", "characters"),
-        ("{{ none }}x", "no text"),
+        ("{{ none }}x", "cannot become text"),
         ("{{ w < path }}", "compared"),
         ("{{ (-8) ** 0.5 }}", "no value"),
     ],
@@ -234,7 +234,7 @@ def test_grids_unions_and_what_varies_together(recipe_file: RecipeFile) -> None:
 @pytest.mark.parametrize(
     ("only", "complaint"),
     [
-        (["w"], "write it like w=0.7,0.9"),
+        (["w"], "write values like w=0.7,0.9"),
         (["v=1"], "no 'v'; it has name, w"),
         (["w=0.8"], "there are 0.1, 0.2"),
         (["w=0.1", "name=w0.2"], "no point has all"),
@@ -273,9 +273,9 @@ def test_short_names_of_tables_name_points(tmp_path: Path) -> None:
     assert matching(names, "w0.1") == names[:2]
     assert matching(names, "0.1") == matching(names, "") == []
     for only in ("w0.1", "name=w0.1"):
-        with pytest.raises(RecipeError, match=r"w0\.1: that is several points: merge_"):
+        with pytest.raises(RecipeError, match=r"w0\.1: matches several points: merge_"):
             select(points, [only])
-    with pytest.raises(RecipeError, match="that is several points: merge_"):
+    with pytest.raises(RecipeError, match="matches several points: merge_"):
         find_point(f"{file}#w0.1")
     assert select(points, ["name=w0.1_linear,w0.2_slerp"]) == [points[0], points[3]]
 
@@ -349,7 +349,7 @@ def test_templates_of_chats_and_other_texts_stay_as_they_are() -> None:
     ("old", "new", "line", "complaint"),
     [
         ("{w: {from", "{v: {from", 1, "name: the sweep has no 'w'; it has v"),
-        ("step: 0.2", "step: -0.2", 2, "sweep.w: the steps lead away"),
+        ("step: 0.2", "step: -0.2", 2, "sweep.w: the step has the wrong sign"),
         ("step: 0.2", "step: 0.00001", 2, "sweep.w: more than 1000"),
         (", step: 0.2", "", 2, "sweep.w: give a list of values, or a range"),
         ("{from: 0.1, to: 0.9, step: 0.2}", "[]", 2, "sweep.w: there are no values"),
@@ -388,11 +388,11 @@ def test_what_is_wrong_has_an_address(
 
 def test_a_sweep_is_no_single_merge(recipe_file: RecipeFile) -> None:
     file = recipe_file(STUDY)
-    with pytest.raises(RecipeError, match=r"sweep: this is not one merge but many"):
+    with pytest.raises(RecipeError, match=r"sweep: this file is a sweep, many merges"):
         merganser.plan(file)
     with pytest.raises(RecipeError, match="no sweep: block"):
         load_points(recipe_file("merge_method: linear\nmodels: [{model: a}]\n"))
-    with pytest.raises(RecipeError, match="a file of its own"):
+    with pytest.raises(RecipeError, match="must be alone in its file"):
         load_points(recipe_file(STUDY + "---\nmerge_method: linear\n"))
 
 

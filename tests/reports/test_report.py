@@ -214,7 +214,7 @@ def test_studies_that_are_hardly_there(tmp_path: Path, case: str) -> None:
 
 
 def test_slips_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has this study been evaluated"):
+    with pytest.raises(InputError, match="evaluate the study first"):
         report.write(tmp_path)
     written(study(), tmp_path)
     with pytest.raises(RecipeError) as wrong:

@@ -83,7 +83,7 @@ def test_nothing_stops_the_search(tmp_path: Path) -> None:
     assert_one_line(str(error.value), "history.jsonl: not the history of a search")
     with pytest.raises(InputError) as error:
         live.read_history(tmp_path / "nowhere")
-    assert_one_line(str(error.value), "no search has been run")
+    assert_one_line(str(error.value), "no search has run")
 
 
 def test_report_draws_a_search_that_is_running(tmp_path: Path) -> None:

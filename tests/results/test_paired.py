@@ -247,7 +247,7 @@ def test_slips(study: Path) -> None:
             "drawn has no model 'bsae'; did you mean 'base'",
         ),
         (lambda: paired.compare(study, scores=["exat"]), "no score 'exat'; did you mean 'exact'"),
-        (lambda: paired.compare(study / "no"), "not there; has this study been evaluated?"),
+        (lambda: paired.compare(study / "no"), "does not exist; evaluate the study first"),
         (lambda: paired.compare(study, "acc", "acc"), "there are no two models to compare"),
         (lambda: power.power(study, scores=["exat"]), "no samples of a score 'exat'"),
     ):

@@ -98,7 +98,7 @@ def test_a_number_beyond_all_floats_is_refused(number: str, tmp_path: Path) -> N
     scores.write(STUDY, tmp_path)
     file = tmp_path / scores.JSON_NAME
     file.write_text(file.read_text().replace('"error": 0.1', f'"error": {number}'))
-    with pytest.raises(InputError, match=rf"results\.json: .*{number[:20]} is no number"):
+    with pytest.raises(InputError, match=rf"results\.json: .*{number[:20]} is not a number"):
         scores.read(tmp_path)
 
 

@@ -70,7 +70,7 @@ def cut_off(recipe: Any, out: Path, files: int, **options: Any) -> None:
 
         def counted(self: journal.Journal, file: str, what: str) -> None:
             note(self, file, what)
-            count[0] += file in self.whole
+            count[0] += file in self.finished
             if count[0] == files:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -413,7 +413,7 @@ def test_a_link_is_no_unfinished_folder(linear: Path, tmp_path: Path) -> None:
     (tmp_path / "out.partial").symlink_to(tmp_path / "mine")
     with pytest.raises(OutputExistsError) as error:
         merge(linear, tmp_path / "out", force=True)
-    assert_one_line(str(error.value), "out.partial", "no merge left it")
+    assert_one_line(str(error.value), "out.partial", "is not an unfinished merge")
 
 
 def test_an_output_is_told_to_be_an_input_by_the_file_system(
@@ -429,7 +429,7 @@ def test_an_output_is_told_to_be_an_input_by_the_file_system(
     (tmp_path / "A").mkdir()
     with pytest.raises(MerganserError) as error:
         merge(linear, tmp_path / "A", force=True)
-    assert_one_line(str(error.value), "lies in the input")
+    assert_one_line(str(error.value), "is inside the input")
 
 
 def test_a_place_that_may_not_be_written_is_one_line(

@@ -1,4 +1,4 @@
-"""What a manifest knows of a folder: every flipped bit is found, and values that are no numbers are told."""
+"""What a manifest knows of a folder: every flipped bit is found, and values that are not numbers are told."""
 
 from __future__ import annotations
 

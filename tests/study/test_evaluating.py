@@ -284,8 +284,8 @@ def test_chosen_points_are_scored_on_what_is_held_out(file: Path, tmp_path: Path
     ("held_out", "told"),
     [
         ("other", "evaluate.held_out: there is no task 'other'; there are sums"),
-        ("sums", "evaluate.held_out: there is no task left"),
-        ("0.01", "evaluate.held_out: 0.01 of the 4 problems of 'sums' leaves none"),
+        ("sums", "evaluate.held_out: names all tasks"),
+        ("0.01", "evaluate.held_out: 0.01 of the 4 problems of 'sums' leaves one part"),
         ("1.5", "held_out: "),
     ],
 )
@@ -326,7 +326,7 @@ def test_the_command(file: Path, tmp_path: Path) -> None:
         ("exact, tokens]", "length]", 13, "samples: 2"),
         ("exact, tokens]", "my.py:score]", 13, "no such file"),
         ("max exact", "max exakt", 14, "no score 'exakt'"),
-        ("max exact with tokens <= 100", "the best", 14, "none of all, none"),
+        ("max exact with tokens <= 100", "the best", 14, "is not a rule; write all, none"),
         ("max_tokens: 6", "preset: openrs", 12, "did you mean 'open-rs'?"),
         ("max_tokens: 6", "template: hello", 12, "{problem}"),
     ],
@@ -532,7 +532,7 @@ def test_a_scorer_that_fails_does_so_before_anything_is_generated(
         evaluate_sweep(file, tmp_path / "out", write=False)
     said = str(caught.value)
     assert "recipe.yml:14: evaluate.tasks[0].scorers[2]" in said
-    assert "tried on a made-up completion" in said
+    assert "failed on a test completion" in said
     assert "ZeroDivisionError: division by zero; own.py:3: return 1 / 0" in said
 
 
@@ -612,7 +612,7 @@ def test_references_are_scored_and_stated(file: Path, tmp_path: Path) -> None:
         ("./mixed", "./mixd", 17, "./mixd: no such folder"),
         ("./mixed", "./a", 18, "references[0]: ./a is in the study already"),
         ("exact: {mean", "exat: {mean", 22, "no score 'exat'; did you mean 'exact'?"),
-        (", problems: 30", "", 22, "how sure is it? give error"),
+        (", problems: 30", "", 22, "its uncertainty is missing: give error"),
         ("name: theirs", "name: both rewards", 19, "two models are called"),
         ("model: ./mixed, ", "", 18, "give either a model, which is scored, or scores and a name"),
         ("role: mixed", "role: mixt", 18, "references[0].role"),

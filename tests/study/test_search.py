@@ -368,7 +368,7 @@ def test_the_history_says_all(tmp_path: Path, recipe_file: RecipeFile) -> None:
             "search.objectives.accuracy, search.objectives.tokens",
         ),
         ("dtype: bfloat16", "dtype: float32", "differs in recipe.dtype"),
-        ("budget: 40", "budget: 2", "has 3 candidates already, and the budget is 2"),
+        ("budget: 40", "budget: 2", "has 3 candidates already, more than the budget of 2"),
     ],
 )
 def test_another_search_is_refused(
@@ -406,7 +406,7 @@ def test_damaged_histories_are_refused(tmp_path: Path, recipe_file: RecipeFile) 
     refused("".join([*good[:2], "{]\n", *good[3:]]), ":3: not a line")
     refused("".join([good[0], *good[2:]]), "candidate 1 was another one")
     refused("".join([good[0], '{"candidate": 1}\n']), "candidate 1 cannot be read")
-    refused('{"format": 0}\n', "not the history of a search of this version")
+    refused('{"format": 0}\n', "is not a search history of this version")
 
 
 def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
@@ -426,10 +426,10 @@ def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
         ("{from: 0, to: 1}", "{from: x, to: 1}", 4, "search.over.w: 'from' must be a number"),
         ("{from: 0, to: 1}", "{from: 0, to: .inf}", 4, "search.over.w: 'to' must be a number"),
         ("{from: 0, to: 1}", "{from: 0, to: 1, lenght: 3}", 4, "did you mean 'length'?"),
-        ("{from: 0, to: 1}", "{from: 0, to: 1, length: 0}", 4, "'length' is a whole number"),
+        ("{from: 0, to: 1}", "{from: 0, to: 1, length: 0}", 4, "'length' must be a whole number"),
         ("{from: 0, to: 1}", "{from: 0, to: 1, step: 2}", 4, "'step' must lead"),
         ("{from: 0, to: 1}", "{from: 0, to: 1.5, int: true}", 4, "'int' has whole ends"),
-        ("{from: 0, to: 1}", "{from: 0, to: 1, int: 1}", 4, "'int' is true or false"),
+        ("{from: 0, to: 1}", "{from: 0, to: 1, int: 1}", 4, "'int' must be true or false"),
         ("{from: 0, to: 1}", "{least: 0, most: 1}", 4, "give a range {from, to}, or a list"),
         ("{from: 0, to: 1}", "[]", 4, "search.over.w: there are no values"),
         ("from: 0.01", "from: 0", 5, "search.over.d: a range with 'log' begins above 0"),
@@ -438,16 +438,16 @@ def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
         ("    w: {from", "    v: {from: 0, to: 1}\n    w: {from", 4, "nothing in the recipe depends on it"),
         ("    w: {from", "    v: {from", 1, "name: the search has no 'w'; it has v, d"),
         ("  objectives: {accuracy: max}\n", "", 2, "search: the key 'objectives' is missing"),
-        ("{accuracy: max}", "{accuracy: more}", 6, "search.objectives.accuracy: is max or min"),
+        ("{accuracy: max}", "{accuracy: more}", 6, "search.objectives.accuracy: must be max or min"),
         ("{accuracy: max}", "[]", 6, "search.objectives: give scores with max or min"),
-        ("seed: 1", "seed: -1", 8, "search.seed: is a whole number"),
+        ("seed: 1", "seed: -1", 8, "search.seed: must be a whole number"),
         ("seed: 1", "seeds: 1", 8, "search.seeds: unknown key; did you mean 'seed'?"),
-        ("budget: 40", "budget: 0", 7, "search.budget: is a whole number from 1"),
-        ("budget: 40", "budget: many", 7, "search.budget: is a whole number from 1"),
-        ("budget: 40", "population: 1", 7, "search.population: is a whole number from 2"),
-        ("budget: 40", "held_out: 1.5", 7, "search.held_out: is a share"),
-        ("budget: 40", "held_out: [1]", 7, "search.held_out: is a share"),
-        ("budget: 40", "keep: all", 7, "search.keep: is a whole number from 0 to 1000"),
+        ("budget: 40", "budget: 0", 7, "search.budget: must be a whole number from 1"),
+        ("budget: 40", "budget: many", 7, "search.budget: must be a whole number from 1"),
+        ("budget: 40", "population: 1", 7, "search.population: must be a whole number from 2"),
+        ("budget: 40", "held_out: 1.5", 7, "search.held_out: must be a share"),
+        ("budget: 40", "held_out: [1]", 7, "search.held_out: must be a share"),
+        ("budget: 40", "keep: all", 7, "search.keep: must be a whole number from 0 to 1000"),
         ("budget: 40", "constraints: {tokens: 800}", 7, "search.constraints.tokens: give a mapping"),
         ("budget: 40", "constraints: {tokens: {max: 8}}", 7, "search.constraints.tokens.max: unknown"),
         ("budget: 40", "constraints: {tokens: {most: x}}", 7, "tokens.most: must be a number"),
@@ -455,7 +455,7 @@ def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
         ("budget: 40", "method: front", 7, "front fills the gaps of a front"),
         ("{accuracy: max}", "{a: max, b: min}\n  method: cma-es", 7, "cma-es searches for one objective"),
         ("{accuracy: max}", "{a: max, b: min}\n  method: front", 7, "front walks along one number"),
-        ("search:", "sweep: {w: 1}\nsearch:", 2, "sweep: this is a search; give one of both"),
+        ("search:", "sweep: {w: 1}\nsearch:", 2, "sweep: a search cannot have this block too"),
         ("weight: \"{{ w }}\"", "weight: \"{{ w + }}\"", 12, "models[0].parameters.weight: cannot be read"),
     ],
 )  # fmt: skip
@@ -488,7 +488,7 @@ def test_scores_that_cannot_be_used(tmp_path: Path, recipe_file: RecipeFile) -> 
 
 
 def test_a_search_is_no_single_merge(recipe_file: RecipeFile) -> None:
-    with pytest.raises(RecipeError, match=r"search: this is not one merge but a search"):
+    with pytest.raises(RecipeError, match=r"search: this file is a search"):
         merganser.plan(recipe_file(SEARCH))
     with pytest.raises(RecipeError, match="no search: block"):
         load_search(recipe_file("merge_method: linear\nmodels: [{model: a}]\n"))
@@ -503,7 +503,7 @@ def test_candidates_that_cannot_be_merged_count_and_lose(tmp_path: Path, method:
     source["models"][0]["parameters"] = {"weight": "{{ 1 / (x - 4) }}"}
 
     def prepare(candidates: Any) -> dict[int, str]:
-        return {c.number: "is no merge" for c in candidates if c.values["x"] == 2}
+        return {c.number: "is not a merge" for c in candidates if c.values["x"] == 2}
 
     search = load_search(source)
     trials = explore(search, schaffer, tmp_path, prepare=prepare)
@@ -611,7 +611,7 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
     for entry in found.points:
         assert again[entry.name]["scores"]["letters"]["mean"] == scored[entry.name].mean
         assert again[entry.name]["effective"] == entry.effective
-    assert "the budget is 4" in run("search", story, out, code=2)
+    assert "the budget of 4" in run("search", story, out, code=2)
 
 
 def test_ends_of_ranges_that_cannot_be_merged_are_told_at_the_start(tmp_path: Path) -> None:
@@ -654,10 +654,10 @@ def test_a_search_is_planned(story: Path) -> None:
         ("{letters: max}", "{words: max}", 6, "objectives.words: there is no such score; there are letters"),
         ("held_out: 0.25", "constraints: {words: {least: 1}}", 10, "constraints.words: there is no such"),
         ("held_out: 0.25", "held_out: other", 10, "held_out: there is no task 'other'; there are sums"),
-        ("held_out: 0.25", "held_out: sums", 10, "held_out: there is no task left"),
-        ("held_out: 0.25", "held_out: 0.01", 10, "0.01 of the 8 problems of 'sums' leaves none"),
+        ("held_out: 0.25", "held_out: sums", 10, "held_out: names all tasks"),
+        ("held_out: 0.25", "held_out: 0.01", 10, "0.01 of the 8 problems of 'sums' leaves one part"),
         ("problems:", "problem:", 18, "evaluate.tasks[0]: the key 'problems' is missing"),
-        ("evaluate:", "evaluatee:", 1, "there is no evaluate: block"),
+        ("evaluate:", "evaluatee:", 1, "the evaluate: block, which says"),
         ("evaluate:", "evaluate:\n  keep: all", 17, "evaluate.keep: of a search"),
         ("method: linear", "method: linaer", 11, "merge_method"),
     ],

@@ -216,7 +216,7 @@ def test_steps_of_a_run_are_souped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"from": []}, ("search.from", "2 to 200 models")),
         ({"from": ["a", "a"]}, ("search.from", "a is listed twice")),
         ({"from": ["a", 3]}, ("search.from[1]", "is a model, or steps of a run")),
-        ({"from": ["a", {"run": "nowhere"}]}, ("nowhere: is no folder of a run",)),
+        ({"from": ["a", {"run": "nowhere"}]}, ("nowhere: is not a folder of a run",)),
         ({"over": {"w": [1, 2]}}, ("search.over", "a greedy search has from")),
         ({"objectives": {"a": "max", "b": "min"}}, ("greedy goes for one objective",)),
         ({"again": 1}, ("search.again", "true or false")),
@@ -240,7 +240,7 @@ def test_a_greedy_search_has_no_models_of_its_own() -> None:
     [
         ({"simplex": ["a"]}, ("search.over.w.simplex", "two or more names")),
         ({"simplex": ["a", "b"], "step": 0.3}, ("search.over.w.step", "cannot add up to 1")),
-        ({"simplex": ["a", "b"], "layers": [3]}, ("search.over.w.layers", "there may be step")),
+        ({"simplex": ["a", "b"], "layers": [3]}, ("search.over.w.layers", "simplex takes step")),
     ],
 )
 def test_what_is_wrong_with_a_simplex(given: Any, parts: tuple[str, ...]) -> None:

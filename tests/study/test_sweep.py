@@ -129,13 +129,13 @@ def test_points_are_kept_until_something_changes(file: Path, tmp_path: Path) -> 
 
     with pytest.raises(OutputExistsError) as error:
         sweep(file, out, rounding="stochastic")
-    assert_one_line(str(error.value), "m_w0.3: is there already, from another recipe", "force=True")
+    assert_one_line(str(error.value), "m_w0.3: exists already, from another recipe", "force=True")
     redone = sweep(file, out, rounding="stochastic", force=True, only=["w=0.3"])
     assert redone.points[0].merged is not None
     assert redone.points[0].merged.manifest["rounding"] == "stochastic"
 
     (out / "m_w0.7" / "merge_manifest.json").unlink()
-    with pytest.raises(OutputExistsError, match=r"m_w0\.7: is there already and not empty"):
+    with pytest.raises(OutputExistsError, match=r"m_w0\.7: exists and is not empty"):
         sweep(file, out, only=["w=0.7"])
 
 

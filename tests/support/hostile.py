@@ -405,7 +405,7 @@ several(
 )  # fmt: skip
 
 
-@attack("a template that is no text")
+@attack("a template that is not a text")
 def _template(folder: Path) -> None:
     (folder / "a/chat_template.jinja").write_bytes(b"\xff\xfe\0" * 100)
     with (folder / "recipe.yml").open("a") as recipe:

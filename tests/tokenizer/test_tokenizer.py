@@ -333,7 +333,7 @@ def test_only_tokens_that_no_model_has_are_called_zero(
     rules = {"w3": {"force": True}, "w4": {"source": {"kind": "zero"}, "force": True}, "<new>": {}}
     plan = planning.plan(recipe(base, twin, **keys, tokenizer={"tokens": rules}))
     [warning] = plan.warnings
-    assert_one_line(warning, "no model has token '<new>': the embedding is zero")
+    assert_one_line(warning, "no model has token '<new>': the embedding has zeros")
 
 
 def test_a_forced_token_without_a_base_is_the_mean(base: Path, chat: Path, tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_a_tokenizer_of_a_model_that_is_not_merged(base: Path, chat: Path, tmp_p
         assert torch.equal(made[name][:10], old[name][:10].float())
         donor = weights(chat)[name][vocabulary(chat)["<|im_end|>"]].float()
         assert torch.equal(made[name][10], donor)
-    with pytest.raises(merganser.MerganserError, match="lies in the input"):
+    with pytest.raises(merganser.MerganserError, match="is inside the input"):
         merganser.merge(recipe(base, tokenizer={"source": str(alone)}), alone / "inside")
 
 
@@ -700,7 +700,7 @@ def test_a_rule_that_cannot_be_kept(
         ('{"model": {"vocab": {"a": "x"}}}', "malformed"),
         ('{"model": {"vocab": [3]}}', "malformed"),
         ('{"model": {"vocab": {}}, "added_tokens": [3]}', "no vocabulary"),
-        ('{"model": {"vocab": {"a": 7}}}', "is no tokenizer"),
+        ('{"model": {"vocab": {"a": 7}}}', "is not a tokenizer"),
     ],
 )
 def test_a_broken_tokenizer(base: Path, chat: Path, contents: str, part: str) -> None:

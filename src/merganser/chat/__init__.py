@@ -1,1 +1,1 @@
-"""Models that answer, without being written."""
+"""Answers of models and of merges in memory."""

@@ -1,4 +1,4 @@
-"""Talking with models: folders, Hub ids, training runs, recipes and points of sweeps, none of them written."""
+"""Answers of models: folders, Hub ids, training runs, recipes and points of sweeps, merged in memory."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from merganser.study.served_model import ServedModel
 
 @dataclass
 class Voice:
-    """A model that can be talked with.
+    """A model that answers messages.
 
     Attributes:
-        name: for people.
-        live: the model.
-        raw: whether it is given plain text, without its chat template.
-        plan: what the model must be; None for what it is.
+        name: the model's short name.
+        live: the live model.
+        raw: whether it gets plain text, without its chat template.
+        plan: the merge that the live model must hold; None for the one that it holds.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Voice:
 
     @property
     def chats(self) -> bool:
-        """Whether messages are put into its chat template."""
+        """Whether messages go through its chat template."""
         return not self.raw and self.live.has_chat_template
 
     def prompt(self, messages: Sequence[Message]) -> Prompt:
-        """Messages as the model is given them: as they are, or one after the other as plain text."""
+        """The prompt for messages: the messages for a chat template, else one plain text."""
         if self.chats:
             return messages
         return "\n\n".join(message["content"] for message in messages)
@@ -55,7 +55,7 @@ class Voice:
 
 @dataclass
 class Conversation:
-    """A conversation with one model; each answer is appended, even if it was interrupted."""
+    """A conversation with one model; each answer is appended, even an interrupted one."""
 
     voice: Voice
     system: str | None = None
@@ -65,11 +65,11 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all but the system prompt."""
+        """Remove all messages except the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def answer(self, text: str, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Send a message; the answer is streamed in parts, and returned at the end."""
+        """Send a message: a generator that yields the answer in parts, and returns it at the end."""
         self.messages.append({"role": "user", "content": text})
         parts: list[str] = []
         try:
@@ -91,9 +91,9 @@ class Answer:
     """One model's answer.
 
     Attributes:
-        model: the reference as given.
+        model: the model as the caller named it.
         name: the short name.
-        text: without special tokens.
+        text: the answer, without special tokens.
         tokens: number of tokens.
         finish: why it ended: ``stop`` or ``length``.
     """
@@ -117,22 +117,25 @@ def generate(
     seed: int = 0,
     live: Live | None = None,
 ) -> Answer:
-    """Let a model answer a prompt, without writing it.
+    """A model's answer to a prompt. Merges are made in memory, and nothing is written.
 
     Args:
-        model: a reference as recipes have it, a recipe, or a point of a sweep (``SWEEP.yml#w=0.7``).
-        prompt: what it is asked.
-        system: a system prompt.
-        raw: give it the text as it is, without a chat template.
-        max_tokens: length at which the answer is cut off.
-        temperature: 0 takes the most likely token always.
-        top_p: draw from the fewest tokens of that share of the probability.
-        seed: of all that is drawn.
-        live: the live model that becomes this one, so that several calls share its memory, device and
-            dtype; a new one if None.
+        model: a model as in recipes, a recipe, or a point of a sweep (``SWEEP.yml#w=0.7``).
+        prompt: the user's message.
+        system: a system prompt; None for none.
+        raw: give the model the prompt as plain text, without its chat template.
+        max_tokens: length in tokens at which the answer is cut off.
+        temperature: the temperature of sampling; at 0 the most likely token is always taken.
+        top_p: sample from the fewest tokens that together have this probability.
+        seed: the seed of sampling.
+        live: the live model that becomes this model, so that several calls share its memory, device and
+            dtype; None for a new one.
+
+    Returns:
+        The answer: its text, number of tokens, and why it ended.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     [answer] = ask([model], prompt, sampling, system=system, raw=raw, live=live)
@@ -150,7 +153,7 @@ def ask(
     on_text: Callable[[int, str], None] = lambda index, part: None,
     on_answer: Callable[[int, Answer], None] = lambda index, answer: None,
 ) -> list[Answer]:
-    """Return the answers of several models, generated one after the other in one live model.
+    """The answers of several models, generated one after another in one live model.
 
     Args:
         references: the models; see :func:`find`.
@@ -163,7 +166,7 @@ def ask(
         on_answer: called with the same index and each complete answer.
 
     Raises:
-        MerganserError: of the kind that fits; all references are resolved before the first model answers.
+        MerganserError: one of its subclasses, by cause; all references are resolved before the first model answers.
     """
     stage = live or LiveModel()
     answers = []
@@ -174,7 +177,9 @@ def ask(
             stage.become(voice.plan, report=False)
         messages = Conversation(voice, system).messages
         if system and not voice.chats:
-            raise RecipeError(f"{name}: takes no system prompt: it is given plain text")
+            raise RecipeError(
+                f"{name}: takes no system prompt, since it has no chat template or raw is set"
+            )
         answer = voice.stream([*messages, {"role": "user", "content": text}], sampling)
         said = _heard(answer, partial(on_text, index))
         answers.append(Answer(reference, name, said.text, said.tokens, said.finish))
@@ -210,7 +215,7 @@ def conversations(
     system: str | None = None,
     raw: bool = False,
 ) -> list[Conversation]:
-    """Return one conversation per model.
+    """One conversation per model.
 
     Transformers models all stay in memory; a vLLM engine loads each one when it answers.
 
@@ -220,7 +225,7 @@ def conversations(
         system, raw: as in :func:`ask`.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     talks: list[Conversation] = []
     live: Live | None = None
@@ -231,6 +236,8 @@ def conversations(
         if voice.plan is not None:
             live.become(voice.plan, report=False)
         if system and not voice.chats:
-            raise RecipeError(f"{voice.name}: takes no system prompt: it is given plain text")
+            raise RecipeError(
+                f"{voice.name}: takes no system prompt, since it has no chat template or raw is set"
+            )
         talks.append(Conversation(voice, system))
     return talks

@@ -42,7 +42,9 @@ def open_adapter(folder: Path) -> Adapter:
     settings, weights = _opened(folder, label)
     kind = str(settings.get("peft_type", "LORA"))
     if kind.upper() != "LORA":
-        raise InputError(f"{label}: is an adapter of the kind {kind}; only LORA can be merged")
+        raise InputError(
+            f"{label}: is an adapter of type {kind} (peft_type); only LORA can be merged"
+        )
     for key in _REFUSED:
         if settings.get(key):
             raise InputError(
@@ -52,7 +54,7 @@ def open_adapter(folder: Path) -> Adapter:
     begun = str(settings.get("init_lora_weights")).lower()
     if begun.startswith(_CHANGED_BASES):
         raise InputError(
-            f"{label}: was begun by {begun}, which changed the base model's weights too; convert it to a "
+            f"{label}: was initialised by {begun}, which also changes the base model's weights; convert it to a "
             "plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return Adapter(folder, settings, weights or _open_weights(folder, label))
@@ -76,7 +78,7 @@ def _open_weights(folder: Path, label: str) -> Checkpoint:
     with reraise_os_errors(InputError, "read", folder):
         weights = first_known(FORMATS, file, label)
     if weights is None:
-        raise InputError(f"{label}: {file.name} is in no format known here")
+        raise InputError(f"{label}: {file.name} is neither safetensors nor a PyTorch file")
     return weights
 
 

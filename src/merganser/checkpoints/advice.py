@@ -1,4 +1,4 @@
-"""What to do about a folder or file that is no checkpoint."""
+"""What to do about a folder or file that is not a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def what_is_there(path: Path) -> str:
     """Explain why a folder or file is not a checkpoint, and what to do."""
     if path.is_file():
         if path.name.endswith(".distcp"):
-            return "is a part of a distributed checkpoint; name the folder that it lies in"
+            return "is a part of a distributed checkpoint; name its folder"
         if path.suffix in (".yml", ".yaml"):
-            return "is a YAML file, and no model; plan and merge take recipes"
-        return "this file is no checkpoint in a format known here (.safetensors, .bin, .pt, .pth, .gguf)"
+            return "is a YAML file, not a model; plan and merge take recipes"
+        return "is not a checkpoint in a format that can be read (.safetensors, .bin, .pt, .pth, .gguf)"
     for folder in (path, path / "actor"):
         explanation = _of_training(folder) if folder.is_dir() else None
         if explanation is not None:
@@ -26,9 +26,7 @@ def what_is_there(path: Path) -> str:
         return _adapter_alone(path, adapter.CONFIG)
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     if pickles:
-        return (
-            f"holds no weights under a name known here; if {pickles[0]} holds them, name that file"
-        )
+        return f"holds no weights under a usual name; if {pickles[0]} holds them, name that file"
     inner = next((n for n in names if (path / n / "config.json").is_file()), None)
     if "modules.json" in names and inner is not None and "config.json" not in names:
         return (
@@ -44,10 +42,12 @@ def _adapter_alone(path: Path, file: str) -> str:
     """Explain what to write instead of an adapter's folder."""
     config = read_json(path / file)
     kind, base = str(config.get("peft_type", "LORA")), config.get("base_model_name_or_path")
-    what = "a LoRA adapter" if kind.upper() == "LORA" else f"an adapter of the kind {kind}"
+    what = "a LoRA adapter" if kind.upper() == "LORA" else f"an adapter of type {kind}"
     if isinstance(base, str) and base:
-        return f"is {what} of {base}, and no model; write {base}+{path}"
-    return f"is {what}, and no model; write BASE+{path} with the model that it was trained on"
+        return f"is {what} of {base}, not a model; write {base}+{path}"
+    return (
+        f"is {what}, not a model; write BASE+{path}, where BASE is the model that it was trained on"
+    )
 
 
 def _of_training(folder: Path) -> str | None:
@@ -56,7 +56,7 @@ def _of_training(folder: Path) -> str | None:
     steps = {name: number for name in folders if (number := step_of(name)) is not None}
     if steps:
         last = max(steps, key=lambda name: steps[name])
-        return f"holds steps of a run, and no file that names the last; name one, such as {last}"
+        return f"holds the steps of a run, but no file that names the last step; name one, such as {last}"
     old = folders | {entry.name for entry in (folder / "model").glob("mp_rank_*")}
     if any(name.startswith("mp_rank_") for name in old):
         return (

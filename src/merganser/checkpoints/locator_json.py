@@ -224,17 +224,17 @@ def _at(place: Any, read: Sequence[Locator]) -> Locator:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{str(value)[:40]!r} is no text")
+        raise TypeError(f"{str(value)[:40]!r} is not a text")
     return value
 
 
 def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
-        raise TypeError(f"{str(value)[:40]!r} is no count")
+        raise TypeError(f"{str(value)[:40]!r} is not a count")
     return value
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"{str(value)[:40]!r} is no list of numbers")
+        raise TypeError(f"{str(value)[:40]!r} is not a list of numbers")
     return tuple(map(_number, value))

@@ -1,4 +1,4 @@
-"""Open checkpoints of any format, and as the numbers that their models compute with."""
+"""Open checkpoints of any format; dequantise them and apply adapters."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from merganser.errors import InputError, reraise_os_errors
 def open_checkpoint(
     folder: str | Path, label: str | None = None, *, weights: Weights = "auto"
 ) -> Checkpoint:
-    """Open the checkpoint in a local folder; only headers are read.
+    """Open a local checkpoint. Only headers are read: names, dtypes, shapes and places of the tensors.
 
     Args:
         folder: a Hugging Face model folder, a single file of weights, a step of a training run, or
             the run itself, for its last step.
         label: its name in messages; the path if None.
-        weights: the weights to read of a step that has both shards and Hugging Face weights.
+        weights: ``shards`` or ``huggingface``, for a training step that has both.
+
+    Returns:
+        The checkpoint; ``specs`` lists its tensors, ``read`` fills a buffer with bytes of one. Call its
+        ``close()`` afterwards.
 
     Raises:
         InputError: when there is no checkpoint, or its headers are invalid.
@@ -57,7 +61,7 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
 
 
 def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
-    """Return a checkpoint with the numbers that its model computes with: dequantised, adapter applied.
+    """A checkpoint as the numbers that its model computes with: dequantised, with its adapter applied.
 
     Args:
         checkpoint: an open checkpoint.

@@ -43,7 +43,7 @@ class Stamp(NamedTuple):
 
 
 class Described(Protocol):
-    """What headers and small JSON files say of a model: of an open one, or as data of its own."""
+    """A model's headers and small JSON files: of an open checkpoint, or as data alone."""
 
     @property
     def label(self) -> str:
@@ -51,7 +51,7 @@ class Described(Protocol):
 
     @property
     def home(self) -> Path | None:
-        """The folder or file that its weights lie in, which no output may touch; None in memory."""
+        """The folder or file of its weights, which no output may overwrite; None in memory."""
 
     @property
     def path(self) -> Path | None:
@@ -59,11 +59,11 @@ class Described(Protocol):
 
     @property
     def format(self) -> str:
-        """What it is stored as, in words."""
+        """The storage format, as text."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its user should know of how it was opened."""
+        """Decisions made while opening it that the user should know."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -87,12 +87,12 @@ class Described(Protocol):
 
     @property
     def locator(self) -> Locator | None:
-        """How to open it again; None for one that only its owner can open."""
+        """The data to open it again; None if only the caller can."""
 
 
 @dataclass(frozen=True)
 class Headers:
-    """What headers and small files say of a model, as data; see :class:`Described`."""
+    """A model's headers and small files as data; see :class:`Described`."""
 
     label: str
     home: Path | None
@@ -108,7 +108,7 @@ class Headers:
 
     @classmethod
     def of(cls, model: Described) -> Headers:
-        """Those of a model, without its open files."""
+        """The headers of a model, without open files."""
         return cls(
             model.label,
             model.home,
@@ -155,7 +155,7 @@ class Checkpoint(Described, Protocol):
     locator: Locator | None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
-        """Fill a buffer with a tensor's bytes from byte ``start`` on. Threads may call this at once.
+        """Fill a buffer with a tensor's bytes from byte ``start`` on. Several threads may call this at once.
 
         Raises:
             InputError: when the file is shorter than its header says, or cannot be read.
@@ -181,8 +181,8 @@ def check_unchanged(checkpoint: Described) -> None:
         try:
             current = Stamp.of(file.stat())
         except OSError as error:
-            raise InputError(
-                f"{file}: was there and cannot be read now ({error.strerror})"
-            ) from None
+            raise InputError(f"{file}: cannot be read any more ({error.strerror})") from None
         if current != stamp:
-            raise InputError(f"{file}: changed while it was read; merge again when it is at rest")
+            raise InputError(
+                f"{file}: changed while it was read; merge again when nothing writes to it"
+            )

@@ -40,7 +40,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         if path.suffix not in SUFFIXES:
             return None
         if re.search(r"_rank_\d+\.pt$", path.name):
-            raise InputError(f"{path}: is the part of one rank; name the folder with all of them")
+            raise InputError(f"{path}: holds the part of one rank; name the folder with all parts")
         return _build(label, path, [path], None, {})
     if (path / INDEX).is_file():
         wanted = read_index(path / INDEX)
@@ -108,7 +108,7 @@ def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[di
         if inner is None:
             known = ", ".join(repr(str(name))[:40] for name in list(content)[:5])
             raise InputError(
-                f"{file}: holds no tensors by name, nor a state dict under one of {', '.join(NESTS)}; "
+                f"{file}: holds neither tensors by name nor a state dict under {', '.join(NESTS)}; "
                 f"its keys are {known or 'none'}"
             )
         nest.append(inner)

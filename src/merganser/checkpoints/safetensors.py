@@ -2,7 +2,7 @@
 
 The format: 8 bytes with the header's length (little-endian), a JSON header that gives each
 tensor's dtype, shape and range of bytes, then the bytes. Headers are checked as the reference
-implementation does: ranges must lie in the file, follow one another without gap or overlap, and
+implementation does: ranges must be inside the file, follow one another without gap or overlap, and
 fit dtype and shape.
 
 PyTorch's ``HuggingFaceStorageWriter`` also writes distributed checkpoints in this format. The
@@ -145,7 +145,7 @@ def _joined(
         dtypes = {part.spec.dtype for part in own}
         try:
             if len(dtypes) > 1 or len({len(piece.size) for piece in pieces}) > 1:
-                raise ValueError("they are of several dtypes or numbers of axes")
+                raise ValueError("they differ in dtype or number of axes")
             corners = (map(operator.add, piece.origin, piece.size) for piece in pieces)
             spec = TensorSpec(dtypes.pop(), tuple(map(max, zip(*corners, strict=True))))
             joined[names[name]] = StoredTensor.of_pieces(spec, pieces)
@@ -159,8 +159,8 @@ def _joined(
         embedding = place.role == "embedding" and place.vocabulary
         if embedding and rows is not None and specs[name].shape[:1] < (rows,):
             raise InputError(
-                f"{path}: tensor {name!r} is {specs[name]} and not of the {rows} rows that config.json "
-                "tells of; the files of the last ranks are missing"
+                f"{path}: tensor {name!r} is {specs[name]}, but config.json says {rows} "
+                "rows; the files of the last ranks are missing"
             )
     return joined
 
@@ -190,7 +190,7 @@ def _read_header(
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise InputError(
-                    f"{file}: its header does not fit in it; the file is cut off or no safetensors"
+                    f"{file}: its header is longer than the file; the file is cut off, or not safetensors"
                 )
             raw = stream.read(length)
         digest.update(raw)
@@ -200,7 +200,7 @@ def _read_header(
     except ValueError as error:
         raise InputError(f"{file}: its header is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(header, dict):
-        raise InputError(f"{file}: its header is no JSON object")
+        raise InputError(f"{file}: its header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise InputError(f"{file}: has {len(header)} tensors; at most {MAX_TENSORS} can be read")
@@ -247,7 +247,7 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     if not sizes or end < begin or len(shape) > MAX_AXES:
         raise InputError(f"{file}: tensor {name!r} has an impossible shape or range")
     if not isinstance(dtype, str) or dtype not in BY_TAG:
-        raise InputError(f"{file}: tensor {name!r} is of the unknown type {str(dtype)[:20]!r}")
+        raise InputError(f"{file}: tensor {name!r} has the unknown dtype {str(dtype)[:20]!r}")
     spec = TensorSpec(BY_TAG[dtype], tuple(shape))
     if spec.nbytes != end - begin:
         raise InputError(

@@ -57,12 +57,12 @@ def _modules(folder: Path) -> Iterator[tuple[str, str]]:
         entries: Any = parse_json(file.read_bytes())
         modules = [(entry.get("path", ""), entry.get("type", "")) for entry in entries]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{file}: is no list of modules ({str(error)[:120]})") from None
+        raise InputError(f"{file}: is not a list of modules ({str(error)[:120]})") from None
     home = folder.resolve()
     for path, kind in modules:
         named = isinstance(path, str) and (not path or _FOLDER.fullmatch(path))
         if not named or not (folder / path).resolve().is_relative_to(home):
-            raise InputError(f"{file}: the path {str(path)[:80]!r} is no folder of the model")
+            raise InputError(f"{file}: the path {str(path)[:80]!r} is not a folder of the model")
         yield path, kind if isinstance(kind, str) else ""
 
 

@@ -98,9 +98,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(file)
     classes = config.get("architectures")
     if classes is not None and not _is_texts(classes):
-        raise InputError(f"{file}: architectures is no list of names")
+        raise InputError(f"{file}: architectures is not a list of names")
     if not isinstance(config.get("model_type", ""), str | NoneType):
-        raise InputError(f"{file}: model_type is no name")
+        raise InputError(f"{file}: model_type is not a name")
     return config
 
 

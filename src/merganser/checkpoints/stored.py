@@ -267,7 +267,7 @@ def _overlap(pieces: Sequence[Piece]) -> bool:
     for axis in range(len(pieces[0].size) - 1):
         slabs = [slab for whole in slabs for slab in _slabs(whole, axis)]
         if sum(map(len, slabs)) > MAX_CUTS:
-            raise ValueError("its pieces are cut in too many ways")
+            raise ValueError("it is cut into too many different pieces")
     for slab in slabs:
         ends = sorted((piece.origin[-1], piece.size[-1]) for piece in slab)
         if any(begin + n > after for (begin, n), (after, _) in pairwise(ends)):
@@ -281,7 +281,7 @@ def _slabs(pieces: Sequence[Piece], axis: int) -> list[list[Piece]]:
     places = {at: i for i, at in enumerate(sorted({at for span in spans for at in span}))}
     ranges = [range(places[begin], places[end]) for begin, end in spans]
     if sum(map(len, ranges)) > MAX_CUTS:
-        raise ValueError("its pieces are cut in too many ways")
+        raise ValueError("it is cut into too many different pieces")
     slabs: list[list[Piece]] = [[] for _ in places]
     for piece, crossed in zip(pieces, ranges, strict=True):
         for i in crossed:

@@ -1,4 +1,4 @@
-"""Answers of one or several models, printed as they come."""
+"""Print the answers of one or several models while they are generated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rich.text import Text
 
 
 class AnswerColumns:
-    """Answers of one or several models as they come, on stdout.
+    """Prints the answers of one or several models on stdout while they are generated.
 
-    Several are shown side by side on a terminal, else one after the other under their names.
+    On a terminal several answers stand side by side, elsewhere one after the other under their names.
     """
 
     def __init__(self, names: Sequence[str], *, silent: bool = False) -> None:
@@ -45,7 +45,7 @@ class AnswerColumns:
             click.echo(note, err=True)
 
     def add(self, index: int, text: str) -> None:
-        """Show more of an answer."""
+        """Print more text of an answer."""
         self.texts[index] += text
         if self.silent or self.live is not None:
             return

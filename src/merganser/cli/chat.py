@@ -25,35 +25,39 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _options(command: Command) -> Command:
-    """What both commands take."""
+    """Add the options that both commands have."""
     for option in reversed(
         [
             click.option(
-                "--with", "others", multiple=True, metavar="MODEL", help="Another model too."
+                "--with",
+                "others",
+                multiple=True,
+                metavar="MODEL",
+                help="A further model that answers too.",
             ),
             click.option(
                 "--max-tokens",
                 type=click.IntRange(1),
                 default=512,
                 show_default=True,
-                help="Length at which an answer is cut off.",
+                help="Length in tokens at which an answer is cut off.",
             ),
             click.option(
                 "--temperature",
                 type=click.FloatRange(0),
                 default=0.0,
                 show_default=True,
-                help="0 takes the most likely token always.",
+                help="Sampling temperature; 0 always takes the most likely token.",
             ),
             click.option(
                 "--top-p",
                 type=click.FloatRange(0, 1, min_open=True),
                 default=1.0,
                 show_default=True,
-                help="Draw from the fewest tokens of that share of the probability.",
+                help="Sample from the fewest tokens that together have this probability.",
             ),
             click.option(
-                "--seed", type=int, default=0, show_default=True, help="Of all that is drawn."
+                "--seed", type=int, default=0, show_default=True, help="Seed of sampling."
             ),
             click.option("--system", metavar="TEXT", help="A system prompt."),
             click.option("--raw", is_flag=True, help="Plain text, without the chat template."),
@@ -65,7 +69,7 @@ def _options(command: Command) -> Command:
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 default="auto",
                 show_default=True,
-                help="What is computed in; auto is float32 on the CPU.",
+                help="Compute dtype; auto is float32 on the CPU.",
             ),
             engine_choice,
             methods_option,
@@ -122,7 +126,7 @@ def chat(model: str, **options: Any) -> None:
     """Talk with MODEL.
 
     MODEL is a folder, a Hub id, a training run, a recipe.yml, or a point of a sweep, as for generate.
-    /reset forgets what was said, /quit or Ctrl-D ends, Ctrl-C stops an answer.
+    /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops an answer.
 
     \b
     Examples:
@@ -143,7 +147,7 @@ def chat(model: str, **options: Any) -> None:
     sampling = _sampling(options)
     names = ", ".join(talk.voice.name for talk in talks)
     click.echo(
-        f"talking with {names}; /reset forgets what was said, /quit or Ctrl-D ends, "
+        f"talking with {names}; /reset starts a new conversation, /quit or Ctrl-D ends, "
         "Ctrl-C stops an answer",
         err=True,
     )
@@ -164,15 +168,15 @@ def _make_live(options: dict[str, Any]) -> Live:
     from merganser.evaluation import engines
     from merganser.study.live import make_live
 
-    found = engines.choose("transformers", {}, options["engine"], options["engine_options"])
-    engines.check_installed(found)
-    return make_live(found, device=options["device"], dtype=options["dtype"])
+    engine = engines.choose("transformers", {}, options["engine"], options["engine_options"])
+    engines.check_installed(engine)
+    return make_live(engine, device=options["device"], dtype=options["dtype"])
 
 
 def _answer_all(
     talks: Sequence[Conversation], text: str, sampling: Sampling, columns: AnswerColumns
 ) -> None:
-    """Let each model answer in turn; Ctrl-C stops the answer that comes, and those that would follow."""
+    """Let the models answer in turn; Ctrl-C stops the current answer and skips the rest."""
     for index, talk in enumerate(talks):
         try:
             with closing(talk.answer(text, sampling)) as answer:
@@ -197,7 +201,7 @@ def _mark_cut_off(
 
 
 def _said() -> str | None:
-    """A line of the user's; None at the end."""
+    """The next line that the user types; None at the end of the input."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 — lines can be edited, and come back
     try:

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: too wide ones continue below, what all rows share is printed once."""
+"""Tables that fit the terminal: wide ones continue below, constant columns become one line."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Column:
     Attributes:
         title: its heading.
         cells: one for each row.
-        right: whether they stand on the right, as numbers do.
-        shared: what stands before the cell where all rows have the same and it is written once, below the
-            table; None for a column that stays.
+        right: whether the cells are aligned to the right, as numbers are.
+        shared: if all cells are equal, the column becomes one line below the table: this text, then the
+            cell. None keeps the column in any case.
     """
 
     title: str
@@ -40,28 +40,28 @@ class Column:
 
     @property
     def width(self) -> int:
-        """In characters."""
+        """The width in characters."""
         return max(map(cell_len, [self.title, *map(str, self.cells)]))
 
     @property
     def is_constant(self) -> bool:
-        """Whether all rows have the same cell, and it may be written once."""
+        """Whether all cells are equal, so that the column can become one line below the table."""
         return self.shared is not None and len(set(map(str, self.cells))) == 1
 
 
 GAP = 2
-"""Blanks between columns."""
+"""Spaces between columns."""
 
 
 NAMES_WORK = "; `SWEEP.yml#NAME` and `--only NAME` take both"
-"""Where the short name of a point works."""
+"""Says where the short name of a point can be used."""
 
 
 def print_columns(console: Console, columns: Sequence[Column], alike: str = "all") -> None:
     """Print a table; on a narrow terminal split it into several, all with the first column.
 
-    The first column takes half of the terminal, or what the others leave: longer names are folded. Columns
-    whose rows are all the same become a line below that begins with ``alike``, if there are several rows.
+    The first column gets half of the terminal, or what the others leave; longer names are wrapped. In a
+    table of several rows, constant columns become one line below it that begins with ``alike``.
     """
     constant = [column for column in columns if column.is_constant and len(column.cells) > 1]
     first, *others = [column for column in columns if column not in constant]
@@ -92,7 +92,7 @@ def print_columns(console: Console, columns: Sequence[Column], alike: str = "all
 
 
 def print_shared(console: Console, columns: Sequence[Column], alike: str) -> None:
-    """Print columns whose rows are all the same, on one line."""
+    """Print constant columns on one line."""
     cells = [f"{column.shared}{column.cells[0]}" for column in columns if str(column.cells[0])]
     if cells:
         console.print(escape(f"{alike}: {'; '.join(cells)}"), highlight=False)
@@ -113,8 +113,10 @@ def print_points(console: Console, names: Sequence[str], columns: Sequence[Colum
 
 
 def say_shortened(console: Console, short: Mapping[str, str], where: str = NAMES_WORK) -> None:
-    """Say that a table has names shortened, with one of them in full."""
-    example = next(((name, each) for name, each in short.items() if name != each), None)
+    """Print that names in a table are shortened, with one example in full."""
+    example = next(
+        ((name, short_name) for name, short_name in short.items() if name != short_name), None
+    )
     if example is not None:
         text = f"names are shortened: {example[1]} is {example[0]}{where}"
         console.print(escape(text), highlight=False)
@@ -127,7 +129,7 @@ def letter(place: int) -> str:
 
 
 def value_text(point: Point | Entry, key: str) -> str:
-    """A point's value of a key of the sweep, as people write it."""
+    """A point's value of a sweep key, as text."""
     from merganser.recipe.expressions import text
 
     value = point.values.get(key)
@@ -137,13 +139,13 @@ def value_text(point: Point | Entry, key: str) -> str:
 
 
 class _Unpadded:
-    """A stream that takes no blanks at the ends of lines, with which tables fill their last column."""
+    """A stream that removes trailing spaces, with which rich fills the last column of tables."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Write lines."""
+        """Write text without the trailing spaces of its lines."""
         return self.stream.write(re.sub(r" +(?=\n)", "", text))
 
     def __getattr__(self, name: str) -> Any:
@@ -151,11 +153,11 @@ class _Unpadded:
 
 
 UNBROKEN = 10_000
-"""Characters of a line off a terminal, where nothing is folded unless COLUMNS asks for it."""
+"""Characters of a line when stdout is not a terminal: nothing is wrapped unless COLUMNS is set."""
 
 
 def stdout() -> Console:
-    """What results are printed with."""
+    """The console that prints results on stdout."""
     if sys.stdout.isatty():
         return Console()
     columns = os.environ.get("COLUMNS", "")

@@ -30,14 +30,14 @@ class _Weights(click.ParamType[dict[str, float]]):
     ) -> dict[str, float]:
         if isinstance(value, dict):
             return value
-        found = {}
+        weights = {}
         for part in str(value).split(","):
             task, _, number = part.partition("=")
             try:
-                found[task.strip()] = float(number)
+                weights[task.strip()] = float(number)
             except ValueError:
                 self.fail(f"{part!r}: wanted is TASK=NUMBER", param, ctx)
-        return found
+        return weights
 
 
 score_option = click.option(
@@ -86,13 +86,13 @@ def compare(
     """
     from merganser.results import paired
 
-    found = paired.compare(
+    comparisons = paired.compare(
         study, *models, against=against, scores=scores, weights=weights, draws=draws, seed=seed
     )
     if as_json:
-        print_json(found.as_dict())
+        print_json(comparisons.as_dict())
     else:
-        show_comparisons(found)
+        show_comparisons(comparisons)
 
 
 @click.command()
@@ -101,7 +101,7 @@ def compare(
     "--detect",
     type=click.FloatRange(min=0, min_open=True),
     metavar="DIFFERENCE",
-    help="Say what it takes to see this difference: in points for scores from 0 to 1, else in the score's unit.",
+    help="Print what it takes to detect this difference: in points for scores from 0 to 1, else in their unit.",
 )
 @score_option
 @json_option
@@ -118,28 +118,28 @@ def power(results: Path, detect: float | None, scores: tuple[str, ...], as_json:
     """
     from merganser.results import power as powers
 
-    found = powers.power(results, scores=scores)
+    powers_found = powers.power(results, scores=scores)
     if as_json:
-        print_json([_power_data(each, detect) for each in found])
+        print_json([_power_data(power, detect) for power in powers_found])
     else:
-        show_power(found, detect)
+        show_power(powers_found, detect)
 
 
 # -- what they print -----------------------------------------------------------------------------
 
 
-def show_comparisons(found: Comparisons) -> None:
+def show_comparisons(comparisons: Comparisons) -> None:
     """Print comparisons: a table for each score and reference."""
     from merganser.cli import columns
 
     console = columns.stdout()
     groups: dict[tuple[str, str, bool], list[Comparison]] = {}
-    several = {row.model for row in found.rows}
+    several = {row.model for row in comparisons.rows}
     by_reference = len(several) > 1
-    for row in found.rows:
+    for row in comparisons.rows:
         key = row.score, row.reference if by_reference else row.model, row.held_out
         groups.setdefault(key, []).append(row)
-    names = dict.fromkeys(name for row in found.rows for name in (row.model, row.reference))
+    names = dict.fromkeys(name for row in comparisons.rows for name in (row.model, row.reference))
     short = dict(zip(names, _shorten(list(names)), strict=True))
     for (score, fixed, held_out), rows in groups.items():
         arrow = "↑" if rows[0].direction == "max" else "↓"
@@ -156,7 +156,7 @@ def show_comparisons(found: Comparisons) -> None:
         )
         columns.print_columns(console, _columns(rows, short, places, by_reference))
         console.print()
-    _explain(found)
+    _explain(comparisons)
 
 
 def _shorten(names: Sequence[str]) -> list[str]:
@@ -215,7 +215,7 @@ def _columns(
     return columns
 
 
-def _explain(found: Comparisons) -> None:
+def _explain(comparisons: Comparisons) -> None:
     """What the columns of the tables mean, as far as they are there."""
     from merganser.cli import columns
 
@@ -224,11 +224,11 @@ def _explain(found: Comparisons) -> None:
         "Differences are paired over problems; 95 % by Student's t. “would see”: the true difference "
         "that 80 % of such studies find."
     ]
-    if any(row.selected for row in found.rows):
+    if any(row.selected for row in comparisons.rows):
         lines.append(
             "‡ chosen by these problems, or the best on them: judged by the adjusted value and interval alone."
         )
-    for task, count in found.left_out.items():
+    for task, count in comparisons.left_out.items():
         lines.append(
             f"{count} problems{f' of {task}' if task else ''} that not all models have are left out."
         )
@@ -240,44 +240,46 @@ SAMPLES = (1, 4, 16, 64, math.inf)
 """Columns of the table of detectable differences."""
 
 
-def show_power(found: Sequence[Power], detect: float | None) -> None:
+def show_power(powers: Sequence[Power], detect: float | None) -> None:
     """Print what differences can be seen, and what it takes to see one."""
     from merganser.cli import columns
 
     console = columns.stdout()
-    for each in found:
-        unit = " points" if each.points == 100 else ""
-        own = each.detectable() or 0.0
-        at = f"{each.problems} problems" + (f" × {each.samples} samples" if each.samples else "")
+    for power in powers:
+        unit = " points" if power.points == 100 else ""
+        detectable = power.detectable() or 0.0
+        at = f"{power.problems} problems" + (f" × {power.samples} samples" if power.samples else "")
         console.print(
-            f"[bold]{each.score}[/]: {at} show a difference of {own * each.points:.2g}{unit}",
+            f"[bold]{power.score}[/]: {at} show a difference of {detectable * power.points:.2g}{unit}",
             highlight=False,
             soft_wrap=True,
         )
-        if each.between is None or each.within is None:
+        if power.between is None or power.within is None:
             console.print(
                 "  with one sample a problem, luck cannot be told from differences: only problems can be counted"
-                if each.samples == 1
+                if power.samples == 1
                 else "  of this score, only problems can be counted",
                 soft_wrap=True,
             )
         else:
             console.print(
-                f"  true differences vary over problems with variance {each.between:.3g}, "
-                f"samples of a problem with {each.within:.3g}",
+                f"  true differences vary over problems with variance {power.between:.3g}, "
+                f"samples of a problem with {power.within:.3g}",
                 highlight=False,
                 soft_wrap=True,
             )
         samples = (
-            sorted({*SAMPLES, each.samples} - {0}) if each.between is not None else [each.samples]
+            sorted({*SAMPLES, power.samples} - {0})
+            if power.between is not None
+            else [power.samples]
         )
-        rows = sorted({30, 60, 200, 500, 2000, each.problems})
+        rows = sorted({30, 60, 200, 500, 2000, power.problems})
         table = [
             columns.Column(r"problems \ samples", [str(row) for row in rows], True),
             *(
                 columns.Column(
                     "∞" if math.isinf(k) else str(int(k)) if k else "as now",
-                    [_points(each.detectable(n, k or None), each.points) for n in rows],
+                    [_points(power.detectable(n, k or None), power.points) for n in rows],
                     True,
                 )
                 for k in samples
@@ -285,7 +287,7 @@ def show_power(found: Sequence[Power], detect: float | None) -> None:
         ]
         columns.print_columns(console, table)
         if detect is not None:
-            for line in _needed(each, detect / each.points):
+            for line in _needed(power, detect / power.points):
                 console.print("  " + line, highlight=False, markup=False, soft_wrap=True)
         console.print()
 
@@ -300,33 +302,33 @@ def _points(value: float | None, points: int) -> str:
     )
 
 
-def _needed(each: Power, difference: float) -> list[str]:
+def _needed(power: Power, difference: float) -> list[str]:
     """What it takes to see a difference, as sentences."""
-    unit = " points" if each.points == 100 else ""
-    shown = f"{difference * each.points:g}{unit}"
-    samples = f" × {each.samples} samples" if each.samples else ""
-    lines = [f"to see {shown}: {each.problems_for(difference):,} problems{samples}"]
-    if each.between is None:
+    unit = " points" if power.points == 100 else ""
+    shown = f"{difference * power.points:g}{unit}"
+    samples = f" × {power.samples} samples" if power.samples else ""
+    lines = [f"to see {shown}: {power.problems_for(difference):,} problems{samples}"]
+    if power.between is None:
         return lines
-    count = each.samples_for(difference)
+    count = power.samples_for(difference)
     if count is not None:
-        lines.append(f"or {count:,} samples of each of these {each.problems} problems")
+        lines.append(f"or {count:,} samples of each of these {power.problems} problems")
     else:
-        most = each.problems_for(difference, math.inf)
+        most = power.problems_for(difference, math.inf)
         lines.append(
-            f"no number of samples of these {each.problems} problems shows it: even without luck it takes "
+            f"no number of samples of these {power.problems} problems shows it: even without luck it takes "
             f"{most:,} problems"
         )
     return lines
 
 
-def _power_data(each: Power, detect: float | None) -> dict[str, object]:
+def _power_data(power: Power, detect: float | None) -> dict[str, object]:
     from dataclasses import asdict
 
-    found: dict[str, object] = {**asdict(each), "detectable": each.detectable()}
+    data: dict[str, object] = {**asdict(power), "detectable": power.detectable()}
     if detect is not None:
-        difference = detect / each.points
-        found["detect"] = difference
-        found["problems_needed"] = each.problems_for(difference)
-        found["samples_needed"] = each.samples_for(difference)
-    return found
+        difference = detect / power.points
+        data["detect"] = difference
+        data["problems_needed"] = power.problems_for(difference)
+        data["samples_needed"] = power.samples_for(difference)
+    return data

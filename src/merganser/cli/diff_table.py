@@ -1,4 +1,4 @@
-"""How two models differ, as tables."""
+"""Tables that show how two models differ."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
 
 
 MOST_DIFFERENT = 10
-"""Tensors that a comparison names."""
+"""Number of most different tensors that are listed."""
 
 
-def show_diff(found: Diff) -> None:
+def show_diff(difference: Diff) -> None:
     """Print how two models differ: by layers, by roles, and the most different tensors."""
     from merganser.differences import diff
 
     console = stdout()
-    ranked = sorted(found.tensors, key=lambda t: -(found.figures([t])["relative"] or 0))
+    ranked = sorted(difference.tensors, key=lambda t: -(difference.figures([t])["relative"] or 0))
     parts = {
-        "layer": found.groups("layer"),
-        "role": found.groups("role"),
+        "layer": difference.groups("layer"),
+        "role": difference.groups("role"),
         "most different": {t.name: [t] for t in ranked[:MOST_DIFFERENT]},
-        "all": {"": list(found.tensors)},
+        "all": {"": list(difference.tensors)},
     }
     for title, groups in parts.items():
-        rows = [found.figures(tensors) for tensors in groups.values()]
+        rows = [difference.figures(tensors) for tensors in groups.values()]
         columns = [
             Column(
                 key.replace("_", " "), [number_format.significant(row[key]) for row in rows], True
             )
-            for key in found.figures(found.tensors)
+            for key in difference.figures(difference.tensors)
         ]
         print_columns(console, [Column(title, list(groups)), *columns])
         console.print()
-    total = sum(t.elements for t in found.tensors)
-    counts = {name: n for name, n in diff.histogram(found.tensors).items() if n}
-    units = "units in the last place" + (f" of {found.ulp}" if found.ulp else "")
+    total = sum(t.elements for t in difference.tensors)
+    counts = {name: n for name, n in diff.histogram(difference.tensors).items() if n}
+    units = "units in the last place" + (f" of {difference.ulp}" if difference.ulp else "")
     shares = [f"{count / max(total, 1):.3%}" for count in counts.values()]
     print_columns(console, [Column(units, list(counts)), Column("share", shares, True)])
     console.print()
-    _print_legend(console, found)
-    for name, reason in found.skipped.items():
+    _print_legend(console, difference)
+    for name, reason in difference.skipped.items():
         console.print(f"not compared: {name} ({reason})", markup=False, highlight=False)
 
 
@@ -63,14 +63,14 @@ LEGEND = {
     "interference": "share of both changes' L1 norms that cancels when they are added up",
     "effective_rank": "of B - A, the mean over the matrices",
 }
-"""What the figures of a comparison are."""
+"""What each column means."""
 
 
-def _print_legend(console: Console, found: Diff) -> None:
-    """Print what the columns of a comparison are."""
-    rounded = f", both rounded to {found.ulp}" if found.ulp else ""
-    wider = "" if found.ulp else ", in the wider of both dtypes"
-    facts = {key.replace("_", " "): LEGEND[key] for key in found.figures(found.tensors)}
+def _print_legend(console: Console, difference: Diff) -> None:
+    """Print what the columns mean."""
+    rounded = f", both rounded to {difference.ulp}" if difference.ulp else ""
+    wider = "" if difference.ulp else ", in the wider of both dtypes"
+    facts = {key.replace("_", " "): LEGEND[key] for key in difference.figures(difference.tensors)}
     facts["changed"] += rounded
     facts["units"] = f"representable numbers from A's to B's{wider}{rounded}"
     table = Table.grid(padding=(0, GAP, 0, 0))

@@ -13,13 +13,13 @@ from merganser.cli.output import print_json
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--base", metavar="C", help="What both come from: compares their changes too.")
+@click.option("--base", metavar="C", help="The base of both models: compare their changes too.")
 @click.option("-j", "--threads", type=click.IntRange(1), help="Threads; by default one a core.")
 @click.option(
     "--figure",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Draw it too: a picture of layers and kinds of tensors, .png, .svg or .pdf.",
+    help="Also draw heat maps by layer and kind of tensor, as .png, .svg or .pdf.",
 )
 @methods_option
 @click.option(
@@ -42,15 +42,15 @@ def diff(
     ulp: str | None,
     as_json: bool,
 ) -> None:
-    """Show what sets the models A and B apart.
+    """Show how the models A and B differ.
 
-    By layers, roles and tensors; with a base, how their changes of it agree. A and B are models, or recipes
-    and points of sweeps, which are merged in memory.
+    By layers, roles and tensors; with a base, also how far their changes of it agree. A and B are models, or
+    recipes and points of sweeps, which are merged in memory.
 
     \b
     Examples:
       merganser diff acc accfmt
-      merganser diff acc accfmt --base base --figure apart.png
+      merganser diff acc accfmt --base base --figure difference.png
       merganser diff sweep.yml#w=0.7 acc
     """
     from merganser import extras
@@ -59,12 +59,12 @@ def diff(
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
     figures = extras.load("merganser.reports.figures", "plot") if figure else None
-    found = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
+    difference = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
     if figures and figure:
-        figures.save(figures.layers(found.cells(), f"{first} → {second}"), figure)
+        figures.save(figures.layers(difference.cells(), f"{first} → {second}"), figure)
     if as_json:
-        print_json(found.as_dict())
+        print_json(difference.as_dict())
         return
     from merganser.cli.diff_table import show_diff
 
-    show_diff(found)
+    show_diff(difference)

@@ -36,7 +36,7 @@ from merganser.cli.progress import scoring_progress
 @engine_choice
 @click.option("--concurrency", type=click.IntRange(1), default=16, help="Requests at once.")
 @click.option(
-    "--device", default=None, help="Where the model runs: cpu, cuda; the file's if not given."
+    "--device", default=None, help="Device of the model, such as cpu or cuda; default: the file's."
 )
 @click.option(
     "--dtype",
@@ -53,8 +53,9 @@ from merganser.cli.progress import scoring_progress
 def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Score MODEL on the tasks of the file TASKS.
 
-    MODEL is all that can be merged (a folder, a Hub id, a training run or a step of one, MODEL+ADAPTER), a
-    recipe, or a point of a sweep: SWEEP.yml#w=0.7, SWEEP.yml#NAME. It is not written.
+    MODEL is anything that can be merged (a folder, a Hub id, a training run or a step of one,
+    MODEL+ADAPTER), a recipe, or a point of a sweep: SWEEP.yml#w=0.7, SWEEP.yml#NAME. Merges are scored in
+    memory and not written.
 
     \b
     Examples:
@@ -69,21 +70,23 @@ def evaluate(words: tuple[str, ...], as_json: bool, quiet: bool, **options: Any)
     given = options.pop("given")
     if len(words) != (1 if given else 2):
         raise click.UsageError(
-            "with --from give only TASKS" if given else "give a model and a file: MODEL TASKS"
+            "with --from give only TASKS"
+            if given
+            else "give a model and a file of tasks: MODEL TASKS"
         )
     with scoring_progress(quiet or as_json) as on_progress:
         if given:
-            found = evaluating.judge_again(given, words[0], allow_code=options["allow_code"])
+            scored = evaluating.judge_again(given, words[0], allow_code=options["allow_code"])
         else:
-            found = evaluating.evaluate(
+            scored = evaluating.evaluate(
                 *words,
                 on_progress=on_progress,
                 on_warning=show_warning,
                 **options,
             )
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(scored))
         return
     from merganser.cli.score_table import show_scores
 
-    show_scores(found)
+    show_scores(scored)

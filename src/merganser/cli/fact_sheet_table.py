@@ -11,7 +11,7 @@ from merganser import number_format
 from merganser.cli.columns import stdout
 
 MANY = 8
-"""More shards than these are counted, not listed."""
+"""Number of shards that are listed; of more, only the number is printed."""
 
 
 def show_facts(sheet: dict[str, Any]) -> None:

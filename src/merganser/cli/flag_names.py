@@ -1,4 +1,4 @@
-"""Messages of Python functions in the words of the command line."""
+"""Translate arguments in the library's messages to command-line flags."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _METHODS = re.compile(r"(?<![\w#/.-])load_methods\('([^']+)'\)")
 
 
 def in_flags(message: str, command: click.Command) -> str:
-    """A message that names arguments of Python functions, with the command's flags in their place.
+    """A message in which the command's flags replace the arguments of Python functions.
 
     ``force=True`` becomes ``--force``, ``tensor_names='union'`` becomes ``--tensor-union (-u)``.
-    What is no option of the command stays as it is.
+    Arguments that the command has no option for stay.
     """
     options = [each for each in command.params if isinstance(each, click.Option)]
 

@@ -16,10 +16,10 @@ from merganser.errors import one_line
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """A command that is not imported yet.
+    """A command whose module is imported when it runs.
 
     Attributes:
-        target: where it is defined: ``package.module:attribute``.
+        target: its place, ``package.module:attribute``.
         summary: the first sentence of its help.
     """
 
@@ -34,11 +34,11 @@ class LazyCommand:
 
 
 class LazyGroup(click.Group):
-    """A group whose help, and whose errors about unknown commands, import no command.
+    """A command group that imports a command only to run it, not for ``--help`` or usage errors.
 
     Args:
-        sections: the commands by their names, under the headings that help has for them.
-        options: as click's groups take them.
+        sections: headings of the help, each with its commands by name.
+        options: arguments of ``click.Group``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
         return list(dict.fromkeys([*self.lazy, *self.commands]))
 
     def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
-        """A command, imported at its first use."""
+        """The command of a name, not yet imported; None if there is none."""
         if cmd_name not in self.commands and cmd_name in self.lazy:
             self.commands[cmd_name] = self.lazy[cmd_name].load()
         return self.commands.get(cmd_name)
@@ -64,7 +64,7 @@ class LazyGroup(click.Group):
         """Split a call into the command and its arguments.
 
         Raises:
-            UsageError: when there is no such command; it names the nearest.
+            UsageError: when there is no such command; the message suggests the nearest name.
         """
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
@@ -104,7 +104,7 @@ class LazyGroup(click.Group):
 
 @contextmanager
 def _usage_errors_on_one_line() -> Iterator[None]:
-    """Print what is wrong with a call as ``merganser: missing argument 'OUT'; see merganser sweep --help``."""
+    """Print usage errors on one line: ``merganser: missing argument 'OUT'; see merganser sweep --help``."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:

@@ -36,7 +36,7 @@ def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
 @methods_option
 @json_option
 def list_methods(name: str | None, as_json: bool) -> None:
-    """List the merge methods, or tell all about the one called NAME.
+    """List the merge methods, or describe the method NAME.
 
     \b
     Examples:
@@ -46,17 +46,17 @@ def list_methods(name: str | None, as_json: bool) -> None:
     from merganser import methods, suggestions
 
     known = [methods.get(each) for each in ([name] if name else methods.names())]
-    found = [method for method in known if method is not None]
-    if not found:
+    known_methods = [method for method in known if method is not None]
+    if not known_methods:
         raise RecipeError(
             f"there is no method {name!r}; {suggestions.suggest(name or '', methods.names())}"
         )
     if as_json:
-        print_json([methods.describe(method) for method in found])
+        print_json([methods.describe(method) for method in known_methods])
         return
     from merganser.cli.method_table import show_methods
 
-    show_methods(found, full=name is not None)
+    show_methods(known_methods, full=name is not None)
 
 
 @click.command()

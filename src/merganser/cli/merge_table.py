@@ -1,4 +1,4 @@
-"""What a merge wrote, as a table of its effective weights."""
+"""The result of a merge, as a table of its effective weights."""
 
 from __future__ import annotations
 

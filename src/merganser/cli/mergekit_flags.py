@@ -1,4 +1,4 @@
-"""Flags of mergekit-yaml that have no meaning here: they are taken, and a line says why."""
+"""Flags of mergekit-yaml that have no effect here: they are accepted, and one line says why."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ MEANINGLESS = {
     "async-write": "writing never waits",
     "clone-tensors": "no tensors share memory",
     "allow-crimes": "models of any architecture merge if their tensors fit",
-    "trust-remote-code": "nothing that comes with a model is ever run",
+    "trust-remote-code": "code of a model is never run",
 }
-"""Flags of mergekit-yaml that are taken and have no meaning here, each with the reason."""
+"""Flags of mergekit-yaml that are accepted without effect, each with the reason."""
 
 SAFE = "safetensors is always written"
-"""Why ``--no-safe-serialization`` has no meaning."""
+"""Why ``--no-safe-serialization`` has no effect."""
 
 MEANINGLESS_VALUES = {
     "device": "the CPU merges at the speed of the disk",
     "write-threads": "writing never waits",
-    "lora-merge-cache": "adapters are applied as tiles are read, and nothing is kept",
+    "lora-merge-cache": "adapters are applied while tiles are read, and nothing is stored",
     "lora-merge-dtype": "adapters are applied in float32",
     "transformers-cache": "set HF_HOME or HF_HUB_CACHE instead",
 }
-"""The same for options with a value."""
+"""The same for options that take a value."""
 
 
 def mergekit_flags(command: Command) -> Command:
-    """Flags of mergekit-yaml that are taken and have no meaning here."""
+    """Add the flags of mergekit-yaml that are accepted without effect."""
     for name in MEANINGLESS_VALUES:
         command = click.option(f"--{name}", name.replace("-", "_"), default=None, hidden=True)(
             command
@@ -52,7 +52,7 @@ def mergekit_flags(command: Command) -> Command:
 
 
 def explain_mergekit_flags(options: dict[str, Any]) -> None:
-    """Take the flags out of a command's options, and print a line for each that was given."""
+    """Remove these flags from a command's options, and print one line for each that was given."""
     for name, reason in (MEANINGLESS | MEANINGLESS_VALUES).items():
         if options.pop(name.replace("-", "_")):
             _explain(name, reason)

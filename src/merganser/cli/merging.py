@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 def merge(config: Path | None, out: Path | None, **options: Any) -> None:
     """Merge the models of the recipe CONFIG into the folder OUT.
 
-    CONFIG may hold several recipes, divided by ---, that build on each other by their names.
+    CONFIG may hold several recipes, separated by ---, that use each other's results by name.
 
     \b
     Examples:
@@ -101,7 +101,7 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
             raise click.UsageError(f"--plan runs in place of CONFIG; leave out {config}")
         config, out = plan_file, config
     elif root is not None:
-        raise click.UsageError("--root says where the inputs of a --plan are")
+        raise click.UsageError("--root says where the inputs of a --plan are; give --plan too")
     if config is None:
         raise click.MissingParameter(param_hint="'CONFIG'", param_type="argument")
     if (out is None) == (sink == "folder"):
@@ -147,8 +147,8 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
             for result in results
         ]
         if len(steps) > 1:
-            kept = [str(step.folder) for step in steps if step.merged is None]
-            print_json({"up_to_date": kept, "merges": data})
+            reused = [str(step.folder) for step in steps if step.merged is None]
+            print_json({"up_to_date": reused, "merges": data})
         else:
             print_json(data[0])
     elif sink == "digest":
@@ -177,13 +177,13 @@ def _merge_planned(
 
 
 def _load_plan(file: Path, root: Path | None, options: dict[str, Any]) -> Plan:
-    """Read a plan; the options of plans, which it takes none of, are taken out of ``options``."""
+    """Read a plan, and remove the options of planning from ``options``: a plan fixes them all."""
     from merganser.planning import PlanOptions
     from merganser.planning.plan_loading import load_plan
 
     for name, default in asdict(PlanOptions()).items():
         if options.pop(name, default) != default:
-            raise click.UsageError(f"--plan is decided already; leave out the option for {name}")
+            raise click.UsageError(f"--plan fixes {name} already; leave out its option")
     return load_plan(file, root=root)
 
 
@@ -211,8 +211,8 @@ def _load_plan(file: Path, root: Path | None, options: dict[str, Any]) -> Plan:
 def convert(source: str, out: Path, **options: Any) -> None:
     """Write the model SOURCE as a Hugging Face folder OUT.
 
-    SOURCE is a folder, a file, a training run or a step of one, a Hub id, MODEL+ADAPTER: all that
-    can be merged.
+    SOURCE is anything that can be merged: a folder, a file, a training run or a step of one, a Hub
+    id, MODEL+ADAPTER.
 
     \b
     Examples:
@@ -253,7 +253,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
 def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **options: Any) -> None:
     """Show what merging CONFIG would do, without reading weights.
 
-    Of a sweep: every point. Of a search: its ranges, and a candidate from the middle of them.
+    For a sweep it shows every point; for a search the ranges, and the candidate in their middle.
 
     \b
     Examples:
@@ -277,7 +277,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     plans = multistage.plan_all(config, chosen)
     check_links((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
-        found = [
+        documents = [
             {
                 "name": step.name,
                 "needs": step.needs,
@@ -286,7 +286,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
             for step, plan in plans
         ]
         only = plans[0][1] if len(plans) == 1 else None
-        print_json(planning.describe(only) if only else {"documents": found})
+        print_json(planning.describe(only) if only else {"documents": documents})
         return
     from merganser.cli.plan_table import show_plan, show_step
 
@@ -296,7 +296,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         if plan is not None:
             show_plan(plan, verbose=verbose)
         else:
-            click.echo("can be planned when the tokenizers that it builds on are made")
+            click.echo("can be planned once the merges that write its tokenizers are done")
     for _, plan in plans:
         for warning in plan.warnings if plan else ():
             show_warning(warning)
@@ -364,7 +364,7 @@ def _plan_search(
     "--against",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The same, with inputs that lie in DIR as they lay beside the recipe.",
+    help="As --recompute, but relative paths of inputs are searched in DIR.",
 )
 @methods_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")

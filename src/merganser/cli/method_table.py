@@ -1,4 +1,4 @@
-"""Merge methods as a table, or all about one of them."""
+"""The list of merge methods, and the description of one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from merganser.cli.columns import GAP, Column, print_columns, stdout
 from merganser.methods import Method
 
 PROSE = 100
-"""Characters of a line of prose, on wide terminals too."""
+"""Most characters of a line of prose."""
 
 
 WIDE = 120
-"""From this width on a list of methods has a line for each."""
+"""Width of the terminal from which on each method takes one line."""
 
 
 def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
-    """Print merge methods: a line each, or everything about one."""
+    """Print merge methods, one line each, or with ``full`` one method and its parameters."""
     console = stdout()
     if not full:
         _list_methods(console, methods)
@@ -40,26 +40,27 @@ def show_methods(methods: Sequence[Method], *, full: bool = False) -> None:
             source = method.origin.package or method.origin.source
             console.print(f"From {escape(source)}, sha256 {method.origin.digest}.", highlight=False)
         console.print()
-        own = method.parameters
+        parameters = method.parameters
         columns = [
-            Column("parameter", [p.name for p in own]),
-            Column("type", [p.kind for p in own]),
+            Column("parameter", [p.name for p in parameters]),
+            Column("type", [p.kind for p in parameters]),
             Column(
-                "default", ["must be given" if p.required else str(p.default).lower() for p in own]
+                "default",
+                ["must be given" if p.required else str(p.default).lower() for p in parameters],
             ),
-            Column("usual values", [p.range.usual_text if p.range else "" for p in own]),
-            Column("valid values", [p.range.valid_text if p.range else "" for p in own]),
+            Column("usual values", [p.range.usual_text if p.range else "" for p in parameters]),
+            Column("valid values", [p.range.valid_text if p.range else "" for p in parameters]),
         ]
         print_columns(console, columns)
 
 
 def without_backticks(text: str) -> str:
-    """Names in a docstring without the double backticks around them."""
+    """A docstring's text without its double backticks."""
     return re.sub(r"``(.+?)``", r"\1", text)
 
 
 def _list_methods(console: Console, methods: Sequence[Method]) -> None:
-    """A line for each; on a narrow terminal what one takes below what it does."""
+    """Print one line per method; on a narrow terminal two, the second with its inputs."""
     rows = [
         (
             method.base,
@@ -89,7 +90,7 @@ def _list_methods(console: Console, methods: Sequence[Method]) -> None:
 
 
 def _count(method: Method) -> str:
-    """How many models a method takes."""
+    """The number of models that a method takes, as text."""
     least, most = method.models
     count = str(least) if least == most else f"{least}+" if most is None else f"{least}–{most}"
     return f"{count} model{'' if count == '1' else 's'}"

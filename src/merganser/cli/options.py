@@ -1,4 +1,4 @@
-"""What commands share: their options, and the forms that functions take them in."""
+"""Options that several commands share, and their conversion to arguments of functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ methods_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     callback=_load_methods,
     expose_value=False,
-    help="Python file with merge methods of your own; it is run.",
+    help="Python file with your merge methods; it is executed.",
 )
 
 weights_option = click.option(
@@ -72,12 +72,12 @@ report_option = click.option(
     "--report/--no-report",
     "draw",
     default=True,
-    help="Whether to draw OUT/report.html and OUT/figures of what was found.",
+    help="Whether to write OUT/report.html and OUT/figures from the results.",
 )
 
 
 def rounding_options(command: Command) -> Command:
-    """Options that decide how numbers become those of the result."""
+    """Add the options that decide dtype, rounding and arithmetic of the result."""
     command = click.option(
         "--seed",
         "--random-seed",
@@ -94,7 +94,7 @@ def rounding_options(command: Command) -> Command:
 
 
 def recipe_options(command: Command) -> Command:
-    """Options that decide what a merge is."""
+    """Add the options that decide what is merged and how."""
     options = [
         click.option(
             "--arithmetic",
@@ -146,7 +146,7 @@ def recipe_options(command: Command) -> Command:
 
 
 def running_options(command: Command) -> Command:
-    """Options that change how a merge runs, never what it gives."""
+    """Add the options that change how a merge runs, but never its result."""
     options = [
         click.option(
             "-j",
@@ -173,7 +173,7 @@ def running_options(command: Command) -> Command:
             type=click.Choice(["warn", "error"]),
             default="warn",
             show_default=True,
-            help="What becomes of values that are infinite or not a number.",
+            help="What to do about values that are infinite or not a number.",
         ),
         click.option(
             "-q/ ",
@@ -181,7 +181,7 @@ def running_options(command: Command) -> Command:
             default=False,
             help="No progress, no summary; only warnings and errors.",
         ),
-        click.option("-v", "--verbose", count=True, help="Tell more."),
+        click.option("-v", "--verbose", count=True, help="Print more."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -204,20 +204,20 @@ def _parse_engine_options(
 ) -> dict[str, Any] | None:
     import yaml
 
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for text in given:
         key, sign, value = text.partition("=")
         if not sign or not key:
             raise click.BadParameter(f"{text!r}: write it as KEY=VALUE, such as max_model_len=4096")
         try:
-            found[key] = yaml.safe_load(value)
+            parsed[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise click.BadParameter(f"{text!r}: its value is no YAML") from None
-    return found or None
+            raise click.BadParameter(f"{text!r}: its value is not valid YAML") from None
+    return parsed or None
 
 
 def engine_choice(command: Command) -> Command:
-    """Options that choose what runs models."""
+    """Add the options that choose the engine that runs models."""
     command = click.option(
         "--engine-option",
         "engine_options",
@@ -242,14 +242,14 @@ code_option = click.option(
 
 
 def prepare(options: dict[str, Any]) -> None:
-    """Give options that several commands share the form that functions take."""
+    """Convert shared options to arguments of functions."""
     options["strictness"] = options["strictness"] or "normal"
     options["tensor_names"] = options["tensor_names"] or "same"
     parse_memory(options)
 
 
 def parse_memory(options: dict[str, Any]) -> None:
-    """Read ``--memory`` as a number of bytes."""
+    """Convert ``--memory`` to bytes."""
     from merganser.tensors import parse_size
 
     if options.get("memory") is not None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def show_step(step: Step) -> None:
-    """Print which of several merges the next plan is of."""
+    """Print which of several merges the following plan belongs to."""
     role = "output" if step.final else "intermediate result"
     console = stdout()
     console.print(f"\n── [bold]{escape(step.name)}[/], {role}" if step.name else f"\n── {role}")
@@ -40,7 +40,7 @@ def show_step(step: Step) -> None:
 
 
 def show_plan(plan: Plan, *, verbose: bool = False) -> None:
-    """Print a plan for people."""
+    """Print a plan: its inputs, tensors, numbers, files, memory and disk."""
     console = stdout()
     console.print(Text(f"{plan.method.title} merge", style="italic"))
     _print_models(console, plan)
@@ -83,7 +83,7 @@ def _print_facts(console: Console, facts: dict[str, str]) -> None:
 
 
 def _tokenizer(plan: Plan) -> str:
-    """The tokenizer of the output, and how it differs from the one it begins with."""
+    """The output's tokenizer, and how it differs from its model's."""
     if plan.tokenizer is None:
         return ""
     output = plan.tokenizer.output
@@ -94,7 +94,7 @@ def _tokenizer(plan: Plan) -> str:
 
 
 def _print_models(console: Console, plan: Plan) -> None:
-    """Print the inputs, with the letters that they have below."""
+    """Print the inputs, with the letters that abbreviate them in later tables."""
     specs = [source.checkpoint.specs.values() for source in plan.sources]
     depths = [_depths(source.architecture.modules.values()) for source in plan.sources]
     donor = plan.donor if len(plan.sources) > 1 else None
@@ -102,14 +102,19 @@ def _print_models(console: Console, plan: Plan) -> None:
         "base" if i == plan.base else "config" if i == donor else ""
         for i in range(len(plan.sources))
     ]
-    dtypes = [", ".join(dict.fromkeys(spec.dtype.name for spec in own)) for own in specs]
-    sizes = [number_format.size(sum(spec.nbytes for spec in own)) for own in specs]
+    dtypes = [
+        ", ".join(dict.fromkeys(spec.dtype.name for spec in specs_of_model))
+        for specs_of_model in specs
+    ]
+    sizes = [
+        number_format.size(sum(spec.nbytes for spec in specs_of_model)) for specs_of_model in specs
+    ]
     columns = [
         *([Column("", [letter(i) for i in range(len(specs))])] if len(specs) > 1 else []),
         Column("model", [source.reference.text for source in plan.sources]),
         Column("", roles),
         Column("layers", depths, True, "layers "),
-        Column("tensors", [str(len(own)) for own in specs], True, "tensors "),
+        Column("tensors", [str(len(specs_of_model)) for specs_of_model in specs], True, "tensors "),
         Column("dtypes", dtypes, shared=""),
         Column("size", sizes, True),
     ]
@@ -117,7 +122,7 @@ def _print_models(console: Console, plan: Plan) -> None:
 
 
 def _print_jobs(console: Console, plan: Plan, verbose: bool) -> None:
-    """Print tensors by role, or one by one; what is the same for all of them once."""
+    """Print the tensors by role, or with ``verbose`` one by one; what all share is printed once."""
     groups: dict[tuple[Any, ...], list[TensorJob]] = {}
     for job in plan.jobs:
         kind = job.role, job.method, tuple(job.numbers), tuple(r.source for r in job.reads)
@@ -160,7 +165,7 @@ def _inputs(job: TensorJob) -> str:
 
 
 def _range(values: Sequence[Any]) -> str:
-    """A parameter of several tensors, from the first to the last where they differ; lists entry by entry."""
+    """A parameter's values in several tensors as text: the first and the last if they differ."""
     if all(isinstance(value, tuple) for value in values) and len(set(map(len, values))) == 1:
         texts = [_range(entries) for entries in zip(*values, strict=True)]
         return f"{texts[0]} each" if len(texts) > 1 == len(set(texts)) else ", ".join(texts)
@@ -173,7 +178,7 @@ def _range(values: Sequence[Any]) -> str:
 def _print_layers(
     console: Console, plan: Plan, module: str, layers: Sequence[Sequence[tuple[int, int]]]
 ) -> None:
-    """Print the source layers of the output's layers, consecutive ones on one line."""
+    """Print which source layers the output's layers are from, runs of consecutive layers on one line."""
     runs, sources = [], []
     begin = 0
     for end in range(1, len(layers) + 1):
@@ -185,11 +190,11 @@ def _print_layers(
         sources.append(" + ".join(f"{name} {_run(i, end - begin)}".strip() for name, i in parts))
         begin = end
     title = "output layers" + ("" if module == DEFAULT else f" of {module}")
-    print_columns(console, [Column(title, runs), Column("made of", sources)])
+    print_columns(console, [Column(title, runs), Column("from", sources)])
 
 
 def _depths(modules: Iterable[Module]) -> str:
-    """Return the number of layers in each part of a model."""
+    """The number of layers of each module, as text."""
     depths = [str(module.depth) for module in modules if module.depth]
     return " + ".join(depths) or "–"
 
@@ -199,12 +204,12 @@ def _run(first: int, count: int) -> str:
 
 
 def show_point(point: Point) -> None:
-    """Print which point of a sweep the next plan is of."""
+    """Print which point of a sweep the following plan belongs to."""
     stdout().print(f"\n── [bold]{escape(point.name)}[/]\n")
 
 
 def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int, passes: int = 1) -> None:
-    """Print the points of a sweep for people, and what they take together."""
+    """Print the points of a sweep, and what they read and write in total."""
     console = stdout()
     points, plans = zip(*planned, strict=True)
     keys = list(dict.fromkeys(key for point in points for key in point.values))
@@ -228,12 +233,12 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int, passes:
 def show_search_plan(
     search: Search, planned: Sequence[tuple[Point, Plan]], *, verbose: bool = False
 ) -> None:
-    """Print what a search will try, and a sample of it."""
+    """Print a search: its ranges, objectives and budget, and the plan of one candidate."""
     console = stdout()
     columns = [
         Column("key", list(search.over)),
-        Column("values", [str(each) for each in search.over.values()]),
-        Column("numbers", [str(len(each.axes)) for each in search.over.values()], True),
+        Column("values", [str(choice) for choice in search.over.values()]),
+        Column("numbers", [str(len(choice.axes)) for choice in search.over.values()], True),
     ]
     print_columns(console, columns)
     goals = ", ".join(

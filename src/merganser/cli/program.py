@@ -1,6 +1,6 @@
 """The command line: parse, call one function, print. stdout is the result, stderr the progress.
 
-Each command is in the file that SECTIONS names, and what it prints in a file beside it.
+SECTIONS names the file of each command; its tables are in a second file of this package.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
             "comparisons:power", "Say how many problems or samples it takes to see a difference."
         ),
         "report": _command(
-            "study:report", "Draw what a study found, on one page that opens offline."
+            "study:report", "Draw the results of a study on one page that opens offline."
         ),
-        "diff": _command("differences:diff", "Show what sets the models A and B apart."),
+        "diff": _command("differences:diff", "Show how the models A and B differ."),
     },
     "Try": {
         "generate": _command("chat:generate", "Let MODEL answer PROMPT (- reads it from stdin)."),
@@ -80,21 +80,21 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
             "lookup:inspect", "Show the fact sheet of MODEL: a folder, a file or a Hub id."
         ),
         "methods": _command(
-            "lookup:list_methods", "List the merge methods, or tell all about the one called NAME."
+            "lookup:list_methods", "List the merge methods, or describe the method NAME."
         ),
         "schema": _command(
             "lookup:schema", "Print the JSON Schema of recipes and studies, for editors."
         ),
     },
 }
-"""All commands, as help lists them: the file and the function of each, and its first sentence."""
+"""All commands in the order of ``--help``: file, function and first sentence of each."""
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C or SIGTERM."""
 
 
 class _Program(LazyGroup):
-    """Turns errors into one line on stderr and their exit code."""
+    """Reports an error as one line on stderr, and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         wait_passively()
@@ -132,13 +132,13 @@ class _Program(LazyGroup):
 
 
 def _replace_what_cannot_be_encoded() -> None:
-    """Print a question mark for what stdout's encoding lacks, in place of a traceback."""
+    """Let stdout and stderr print ``?`` for characters that their encoding lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper) and not is_utf8(sys.stdout):
         sys.stdout.reconfigure(errors="replace")
 
 
 def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
-    """One line: what happened, and what is kept."""
+    """Print one line: what happened, and what stays on disk."""
     notes = getattr(error, "__notes__", None) or ([otherwise] if otherwise else [])
     line = "; ".join((f"merganser: {message}", *notes))
     context = click.get_current_context(silent=True)
@@ -148,7 +148,7 @@ def _tell(message: str, error: BaseException, otherwise: str = "") -> None:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM is heard as Ctrl-C is."""
+    """Handle SIGTERM as Ctrl-C."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -164,7 +164,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _leave_if_at_work() -> None:
-    """End the process at once where a thread is in the middle of a long tile."""
+    """End the process at once if a thread is in the middle of a long tile."""
     if any(thread.name.startswith("merge-") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -199,7 +199,7 @@ def _print_version(context: click.Context, _option: click.Parameter, wanted: boo
     is_eager=True,
     expose_value=False,
     callback=_be_verbose,
-    help="With --version: say which kernels run, too.",
+    help="With --version: also print which kernels run.",
 )
 @click.option(
     "--version",

@@ -1,4 +1,4 @@
-"""Whether and where a command shows progress: on stderr, unless it is quiet."""
+"""Progress of commands, on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def merge_progress(quiet: bool) -> Iterator[Listener]:
-    """Show how far a merge is: a bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
+    """Show the progress of a merge: a bar on a terminal, else a line every few seconds; nothing if quiet."""
     if quiet:
         from merganser.engine.events import ignore
 

@@ -1,4 +1,4 @@
-"""A bar for a merge, a line for each model that is scored and for each candidate of a search."""
+"""The bar of a merge, and the lines of scored models and of candidates of a search."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 LINE_SECONDS = 5.0
-"""Off a terminal a line is written this often."""
+"""Seconds between lines when stderr is not a terminal."""
 
 
 BAR_WIDTH = 80
-"""What the bar of a merge takes without the tensor's name."""
+"""Characters of a merge's bar without the tensor's name."""
 
 
 class ProgressBar:
-    """Listens to the engine: a bar on a terminal, else a line now and then; always on stderr."""
+    """The progress of a merge on stderr: a bar on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -59,7 +59,7 @@ class ProgressBar:
         self.began = self.written = time.monotonic()
 
     def listen(self, event: Event) -> None:
-        """Take an event of the engine."""
+        """Show an event of the engine."""
         from merganser.engine.events import Finished, Merged, Started
 
         if isinstance(event, Started):
@@ -90,15 +90,15 @@ class ProgressBar:
         )
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
 
 
 class ScoringLines:
-    """Listens to a study: one line for the model at work, and one for each model's scores; on stderr.
+    """The progress of a study on stderr: a line for the current model, and one for each model's scores.
 
-    On a terminal the line of the model at work is rewritten; elsewhere a new one comes now and then.
+    On a terminal the current model's line is rewritten; elsewhere a new line is printed now and then.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class ScoringLines:
         self.first = 0
 
     def listen(self, event: Scoring | Scored | Waiting) -> None:
-        """Take an event of a study."""
+        """Show an event of a study."""
         from merganser.study.progress import Scored, Waiting
 
         if isinstance(event, Waiting):
@@ -132,7 +132,7 @@ class ScoringLines:
             self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, event: Scoring) -> str:
-        """Which model, how far it is, how fast, and about how long all models take still."""
+        """The current model's line: name, progress, speed, and the time left for all models."""
         parts = [f"{_turn(event.turn)}: {event.done} of {event.total} completions"]
         tokens, seconds = event.tokens - self.first, time.monotonic() - self.began
         if tokens and seconds:
@@ -146,7 +146,7 @@ class ScoringLines:
         return ", ".join(parts)
 
     def stop(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self.status is not None:
             self.status.stop()
 
@@ -156,22 +156,22 @@ def _turn(turn: Turn) -> str:
 
 
 def _scored_line(event: Scored) -> str:
-    """A model's scores, and how many of its completions are new."""
+    """The line with a model's scores, and the number of its reused completions."""
     scores = ", ".join(f"{name} {score_text(score)}" for name, score in event.scores.items())
     reused = event.completions - event.generated
-    kept = f", {reused} of them reused" if 0 < reused < event.completions else ""
-    kept = ", all of them reused" if reused == event.completions > 0 else kept
-    count = f" ({event.completions} completions{kept})" if event.completions else ""
+    reuse = f", {reused} of them reused" if 0 < reused < event.completions else ""
+    reuse = ", all of them reused" if reused == event.completions > 0 else reuse
+    count = f" ({event.completions} completions{reuse})" if event.completions else ""
     return escape(f"{_turn(event.turn)}: {scores}{count}")
 
 
 def search_line(standing: Standing, search: Search) -> str:
-    """One line about a candidate that was scored: which, its scores, the best so far, the time left."""
-    from merganser.recipe.sweep_file import told
+    """The line of a scored candidate: number, scores, best so far, values, time left."""
+    from merganser.recipe.sweep_file import values_text
 
     trial = standing.trial
-    own = ", ".join(f"{name} {score_text(trial.scores.get(name))}" for name in search.objectives)
-    own = f"cannot be merged ({trial.invalid})" if trial.invalid else own
+    scores = ", ".join(f"{name} {score_text(trial.scores.get(name))}" for name in search.objectives)
+    scores = f"cannot be merged ({trial.invalid})" if trial.invalid else scores
     if not standing.best:
         best = "none keeps to the constraints yet"
     elif len(search.objectives) > 1:
@@ -185,6 +185,6 @@ def search_line(standing: Standing, search: Search) -> str:
         if standing.seconds_left
         else ""
     )
-    values = told(trial.candidate.values)
+    values = values_text(trial.candidate.values)
     which = f"candidate {trial.candidate.number} of {standing.budget} ({values})"
-    return f"{which}: {own}; {best}{left}"
+    return f"{which}: {scores}; {best}{left}"

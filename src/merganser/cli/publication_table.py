@@ -1,4 +1,4 @@
-"""What a push will publish, as a table of each repository."""
+"""Tables of what a push will publish."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def show_publication(
     publication: Publication, state: State | None = None, *, on_stderr: bool = False
 ) -> None:
-    """What a push will publish: every repository's files, licences, and local paths."""
+    """Print what a push will publish: each repository's files, licences and local paths."""
     console = Console(stderr=True) if on_stderr else stdout()
     visibility = "private" if publication.private else "PUBLIC: anyone can read and copy it"
     for package in publication.packages:
@@ -36,14 +36,14 @@ def show_publication(
         table.add_row("[dim]together", number_format.size(sum(package.sizes.values())))
         console.print(table)
         for name in state.stale(package) if state else ():
-            console.print(f"  [yellow]is taken away there:[/] {escape(name)}")
+            console.print(f"  [yellow]is deleted there:[/] {escape(name)}")
         licences = ", ".join(
             f"{name}: {license_ or 'none stated'}" for name, license_ in package.licenses.items()
         )
         console.print(f"  licences of the parents: {escape(licences)}")
-        for found in package.disclosed:
+        for path in package.disclosed:
             console.print(
-                f"  [yellow]local path[/] in {escape(found.file)}: {escape(found.path)}",
+                f"  [yellow]local path[/] in {escape(path.file)}: {escape(path.path)}",
                 soft_wrap=True,
             )
     if publication.collection:

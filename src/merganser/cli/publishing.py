@@ -25,7 +25,7 @@ from merganser.errors import RecipeError
 def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
     """Write the card of a merged FOLDER anew.
 
-    With its scores, if it lies in an evaluated study.
+    With its scores, if the folder belongs to an evaluated study.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
     """
     from merganser.publishing import study_cards
 
-    named = dict(each.partition("=")[::2] for each in benchmarks)
+    named = dict(benchmark.partition("=")[::2] for benchmark in benchmarks)
     study_cards.rewrite(folder, benchmarks=named)
     click.echo(f"{folder / 'README.md'}: written")
 
@@ -44,7 +44,7 @@ def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Make new repositories that only you see.")
 @click.option("--collection", metavar="TITLE", help="Put them into a collection of that title.")
-@click.option("--revision", metavar="BRANCH", help="Push to a branch, which is made if need be.")
+@click.option("--revision", metavar="BRANCH", help="Push to this branch; it is created if missing.")
 @click.option("--public", is_flag=True, help="Send names in place of local paths.")
 @click.option(
     "--with-paths", is_flag=True, help="Send the local paths in card, recipe and manifest."
@@ -70,8 +70,8 @@ def push(
 ) -> None:
     """Publish a merged folder, or a study's choice, on the Hub.
 
-    OUT becomes ORG/NAME; of a sweep the chosen points become ORG/POINT each. Shows what will be public, and
-    asks. A push that was cut off goes on where it was.
+    OUT becomes ORG/NAME; for a study, each chosen point becomes ORG/POINT. Shows first what will be public,
+    and asks. Repeat an interrupted push to finish it.
 
     \b
     Examples:
@@ -109,7 +109,7 @@ def push(
     try:
         done = publishing.send(prepared, state, progress=not (quiet or as_json))
     except KeyboardInterrupt as error:
-        error.add_note("the same command goes on where it was")
+        error.add_note("the same command continues")
         raise
     if as_json:
         print_json({"commits": dict(done.commits), "collection": done.collection})

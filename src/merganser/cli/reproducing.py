@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from merganser.merging.reproduce import Attempt, Reproduction
 
 MOST_NAMES = 5
-"""Tensors that are named; more are counted."""
+"""Number of tensors that are listed; of more, only the number is printed."""
 
 
 @click.command()
@@ -24,7 +24,7 @@ MOST_NAMES = 5
     "--against",
     metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where inputs with relative paths lie, as they lay beside the recipe.",
+    help="Folder in which relative paths of inputs are searched, in place of the recipe's.",
 )
 @methods_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing if all is well.")
@@ -44,40 +44,42 @@ def reproduce(model: str, against: Path | None, quiet: bool, as_json: bool) -> N
     from merganser.merging.reproduce import reproduce as make_again
 
     with merge_progress(quiet or as_json) as on_event:
-        found = make_again(model, against=against, on_event=on_event)
+        reproduction = make_again(model, against=against, on_event=on_event)
     if as_json:
-        print_json(found.as_dict())
-    elif not quiet or found.arithmetic is None or found.inputs:
-        show_reproduction(found)
-    if found.arithmetic is None:
+        print_json(reproduction.as_dict())
+    elif not quiet or reproduction.arithmetic is None or reproduction.inputs:
+        show_reproduction(reproduction)
+    if reproduction.arithmetic is None:
         raise click.exceptions.Exit(3)
 
 
-def show_reproduction(found: Reproduction) -> None:
-    """Print whether a merge could be made again, and what differs."""
-    agreed = found.arithmetic
+def show_reproduction(reproduction: Reproduction) -> None:
+    """Print whether a merge was reproduced, and what differs."""
+    agreed = reproduction.arithmetic
     if agreed is not None:
         click.echo(
-            f"{found.model}: all {found.tensors} tensors are what its recipe gives, bit for bit"
+            f"{reproduction.model}: all {reproduction.tensors} tensors are what its recipe gives, bit for bit"
             f" (--arithmetic {agreed})"
         )
     else:
-        click.echo(f"{found.model}: is not what its recipe gives now")
-    for attempt in found.attempts:
+        click.echo(f"{reproduction.model}: is not what its recipe gives now")
+    for attempt in reproduction.attempts:
         if not attempt.agrees:
-            click.echo(f"  --arithmetic {attempt.arithmetic}: {_told(attempt, found.tensors)}")
-    for problem in found.inputs:
+            click.echo(
+                f"  --arithmetic {attempt.arithmetic}: {_agreement(attempt, reproduction.tensors)}"
+            )
+    for problem in reproduction.inputs:
         click.echo(f"  {problem}")
-    for reference, commit in found.commits.items():
+    for reference, commit in reproduction.commits.items():
         click.echo(f"  merged now: {reference} at commit {commit}")
-    if agreed is None and found.made_by == "MergeKit":
+    if agreed is None and reproduction.made_by == "MergeKit":
         click.echo(
             "  mergekit_config.yml names no commits, no versions and no seed that was not given: inputs may "
             "have changed since, and random methods draw anew"
         )
 
 
-def _told(attempt: Attempt, total: int) -> str:
+def _agreement(attempt: Attempt, total: int) -> str:
     if attempt.failed is not None:
         return attempt.failed
     parts = [f"{attempt.equal} of {total} tensors are equal"]

@@ -1,4 +1,4 @@
-"""The scores of a study as a table."""
+"""The table of a study's scores."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ if TYPE_CHECKING:
     from merganser.results.scores import Entry, Results
 
 
-def show_scores(found: Results) -> None:
-    """Print the scores of a study: one line per model; the selected ones are marked and listed below."""
+def show_scores(results: Results) -> None:
+    """Print a study's scores, one line per model; chosen ones are marked and listed below."""
     from merganser.results.interpolation import labels
 
     console = stdout()
-    short = labels(found)
-    keys = list(dict.fromkeys(key for entry in found.entries for key in entry.values))
-    blank = "  " if found.chosen else ""
-    names = [("* " if e.name in found.chosen else blank) + short[e.name] for e in found.entries]
+    short = labels(results)
+    keys = list(dict.fromkeys(key for entry in results.entries for key in entry.values))
+    blank = "  " if results.chosen else ""
+    names = [("* " if e.name in results.chosen else blank) + short[e.name] for e in results.entries]
     columns = [
         Column(f"{blank}model", names),
-        Column("", ["" if e.role == "point" else e.role for e in found.entries]),
+        Column("", ["" if e.role == "point" else e.role for e in results.entries]),
         *(
-            Column(k, [value_text(e, k) if k in e.values else "" for e in found.entries])
+            Column(k, [value_text(e, k) if k in e.values else "" for e in results.entries])
             for k in keys
         ),
     ]
-    if any(_is_moved(entry) for entry in found.entries):
+    if any(_is_moved(entry) for entry in results.entries):
         weights = [
             ", ".join(map(number_format.decimal, entry.effective.values()))
-            for entry in found.entries
+            for entry in results.entries
         ]
         columns.append(Column("effective", weights))
-    for name, direction in found.directions.items():
+    for name, direction in results.directions.items():
         title = f"{name} {'↑' if direction == 'max' else '↓'}"
-        columns.append(score_column(title, [e.scores.get(name) for e in found.entries]))
+        columns.append(score_column(title, [e.scores.get(name) for e in results.entries]))
     print_columns(console, columns)
-    points = {point.name for point in found.points}
-    say_shortened(console, {name: each for name, each in short.items() if name in points})
-    models = {e.name: short[e.name] for e in found.entries if e.name not in points}
+    points = {point.name for point in results.points}
+    say_shortened(console, {name: label for name, label in short.items() if name in points})
+    models = {e.name: short[e.name] for e in results.entries if e.name not in points}
     say_shortened(console, models, "")
     console.print("means ± one standard error, over problems", highlight=False)
-    for line in failed_lines(found):
+    for line in failed_lines(results):
         console.print(escape(line), highlight=False, soft_wrap=True)
-    for name, rule in found.chosen.items():
-        told = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
-        console.print(told, highlight=False, soft_wrap=True)
+    for name, rule in results.chosen.items():
+        legend = f"* chosen, {escape(rule)}: [bold]{escape(name)}[/]"
+        console.print(legend, highlight=False, soft_wrap=True)
 
 
-def failed_lines(found: Results) -> list[str]:
+def failed_lines(results: Results) -> list[str]:
     """Lines on samples that a scorer failed on: how many, and why."""
     lines = []
-    for entry in found.entries:
+    for entry in results.entries:
         for name, score in entry.scores.items():
             if score.failed and "@" not in name:
                 reasons = "; ".join(f"{count} × {why}" for why, count in score.failed.items())
@@ -67,13 +67,13 @@ def failed_lines(found: Results) -> list[str]:
 
 
 def _is_moved(entry: Entry) -> bool:
-    """Whether rounding changed the requested weights."""
+    """Whether rounding moved an effective weight far from the requested one."""
     pairs = ((entry.weights.get(model), got) for model, got in entry.effective.items())
     return any(asked is None or abs(got - asked) > 0.02 for asked, got in pairs)
 
 
 def score_column(title: str, scores: Sequence[Score | None]) -> Column:
-    """A column of scores, all with as many decimals as the largest error has in two digits."""
+    """A column of scores, all with the decimals that show two digits of the largest error."""
     places = number_format.decimals(score.error for score in scores if score is not None)
     return Column(title, [score_text(score, places) for score in scores], True)
 

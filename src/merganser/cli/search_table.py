@@ -1,4 +1,4 @@
-"""The candidates that a search chose, as a table."""
+"""The table of a search's candidates."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 def show_search(result: SearchResult, *, verbose: bool = False) -> None:
-    """Print the candidates that a search chose, with their scores; with ``verbose`` all of them."""
+    """Print the candidates that a search chose, or with ``verbose`` all, with their scores."""
     from merganser.results.interpolation import short_names
 
     console = stdout()
     held = {entry.name: entry for entry in result.held_out.entries} if result.held_out else {}
-    found = {entry.name: entry for entry in result.found.entries}
+    by_name = {entry.name: entry for entry in result.found.entries}
     others = [entry.name for entry in result.found.entries if entry.role != "point"]
     points = [entry.name for entry in result.found.points]
     shown = dict.fromkeys([*others, *result.found.chosen, *(points if verbose else ())])
-    keys = list(dict.fromkeys(key for name in shown for key in found[name].values))
+    keys = list(dict.fromkeys(key for name in shown for key in by_name[name].values))
     scores = list(dict.fromkeys([*result.search.objectives, *result.search.limits]))
     beside = list(result.held_out.directions) if result.held_out else []
-    entries = [found[name] for name in shown]
+    entries = [by_name[name] for name in shown]
     again = [held.get(name) for name in shown]
     why = [result.found.chosen.get(e.name, "" if e.role == "point" else e.role) for e in entries]
     short = short_names(result.found)

@@ -49,8 +49,8 @@ from merganser.cli.progress import merge_progress, scoring_progress
 def sweep(config: Path, out: Path, **options: Any) -> None:
     """Merge all points of the sweep CONFIG in one pass.
 
-    Each goes into a folder of its name in OUT; points that are there already are kept. With an evaluate:
-    block base, experts and points are scored in memory first, and only the points that its rule keeps are
+    Each point becomes the folder OUT/NAME; existing ones are reused. With an evaluate: block the base, the
+    experts and the points are scored in memory first, and only the points that evaluate.keep chooses are
     written.
 
     \b
@@ -87,9 +87,9 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
 
     with merge_progress(quiet or as_json) as on_event:
         result = sweeps.sweep(config, out, on_begin=tell, on_event=on_event, **options)
-    for each in result.points:
-        for warning in each.merged.warnings if each.merged else ():
-            show_warning(f"{each.point.name}: {warning}")
+    for written in result.points:
+        for warning in written.merged.warnings if written.merged else ():
+            show_warning(f"{written.point.name}: {warning}")
     if as_json:
         print_json(
             {
@@ -97,14 +97,14 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
                 "seconds": round(result.seconds, 3),
                 "points": [
                     {
-                        "name": each.point.name,
-                        "values": each.point.values,
-                        "out": str(each.folder),
-                        "kept": each.merged is None,
-                        "plan": each.plan.digest,
-                        "manifest": each.merged.manifest if each.merged else None,
+                        "name": written.point.name,
+                        "values": written.point.values,
+                        "out": str(written.folder),
+                        "kept": written.merged is None,
+                        "plan": written.plan.digest,
+                        "manifest": written.merged.manifest if written.merged else None,
                     }
-                    for each in result.points
+                    for written in result.points
                 ],
             }
         )
@@ -126,7 +126,7 @@ def _sweep_evaluated(
         merge_progress(quiet or as_json) as on_event,
         scoring_progress(quiet or as_json) as on_progress,
     ):
-        found = evaluate_sweep(
+        results = evaluate_sweep(
             config,
             out,
             write=write,
@@ -136,11 +136,11 @@ def _sweep_evaluated(
             **options,
         )
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(results))
     elif not quiet:
         from merganser.cli.score_table import show_scores
 
-        show_scores(found)
+        show_scores(results)
         if (out / scores.HELD_OUT / scores.JSON_NAME).is_file():
             click.echo("\nThe chosen points on problems that were held out:")
             show_scores(scores.read(out / scores.HELD_OUT))
@@ -153,7 +153,7 @@ def _sweep_evaluated(
 @running_options
 @click.option("--budget", type=click.IntRange(1), help="How many candidates, in place of CONFIG's.")
 @click.option("--force", is_flag=True, help="Replace folders that are there and something else.")
-@click.option("--no-write", is_flag=True, help="Write no merges, only what was found.")
+@click.option("--no-write", is_flag=True, help="Write the results, but no merges.")
 @public_option
 @card_option
 @tokenizer_option
@@ -164,8 +164,8 @@ def _sweep_evaluated(
 def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:
     """Search the best values of CONFIG's parameters.
 
-    Every candidate is blended and scored in memory; what was found, and the best, is written to OUT. A
-    search that was cut off goes on where it was.
+    Every candidate is merged and scored in memory; OUT gets the results and the best merges. Repeat an
+    interrupted search to continue it.
 
     \b
     Examples:
@@ -206,9 +206,9 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
         )
     if page is not None:
         page.end()
-    for each in result.written.points if result.written else ():
-        for warning in each.merged.warnings if each.merged else ():
-            show_warning(f"{each.point.name}: {warning}")
+    for written in result.written.points if result.written else ():
+        for warning in written.merged.warnings if written.merged else ():
+            show_warning(f"{written.point.name}: {warning}")
     if as_json:
         from dataclasses import asdict
 
@@ -218,7 +218,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
                 "seconds": round(result.seconds, 3),
                 "results": asdict(result.found),
                 "held_out": asdict(result.held_out) if result.held_out else None,
-                "folders": [str(each.folder) for each in result.written.points]
+                "folders": [str(written.folder) for written in result.written.points]
                 if result.written
                 else [],
             }
@@ -234,7 +234,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
 
 
 def _draw(folder: Path, quiet: bool) -> None:
-    """Draw what was found; it is there already, so what is in the way is only a warning."""
+    """Write the report of a finished search; if that fails, only warn, since its results are written."""
     from merganser.errors import MerganserError
     from merganser.reports import page as reports
 
@@ -250,9 +250,11 @@ def _draw(folder: Path, quiet: bool) -> None:
 @click.command()
 @click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
-    "--x", metavar="SCORE", help="What the front shows across; by default the first score."
+    "--x", metavar="SCORE", help="Score on the front's horizontal axis; by default the first."
 )
-@click.option("--y", metavar="SCORE", help="What the front shows upwards; by default the second.")
+@click.option(
+    "--y", metavar="SCORE", help="Score on the front's vertical axis; by default the second."
+)
 @click.option(
     "--distances",
     is_flag=True,
@@ -275,10 +277,10 @@ def report(
     paper: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw what a study found, on one page that opens offline.
+    """Draw the results of a study on one page that opens offline.
 
-    Reads OUT/results.json and the kept completions; writes OUT/report.html, which holds everything, and
-    OUT/figures. Of a search that is still running it writes OUT/search.html.
+    Reads OUT/results.json and the completions; writes OUT/report.html, which needs no other file, and
+    OUT/figures. For a search that still runs it writes OUT/search.html.
 
     \b
     Examples:
@@ -302,7 +304,7 @@ def report(
     if live.is_running(folder):
         page = live.write(folder, refresh=round(live.EVERY))
         if page is None:
-            raise MerganserError(f"{folder}: the search has not scored a candidate yet")
+            raise MerganserError(f"{folder}: the search has scored no candidate yet")
         written = [page]
     else:
         written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)

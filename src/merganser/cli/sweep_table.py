@@ -1,4 +1,4 @@
-"""The points that a sweep merged, as a table."""
+"""The table of a sweep's points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
-    """Print what a sweep made: a line a point; with ``verbose`` each point's own table."""
+    """Print a sweep's result, one line per point; with ``verbose`` also the table of each merge."""
     console = stdout()
     points, weights = result.points, []
     for each in points:
@@ -29,11 +29,11 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         Column("", ["is up to date" if each.merged is None else "" for each in points], shared=""),
     ]
     print_points(console, [each.point.name for each in points], columns)
-    made = [each for each in result.points if each.merged is not None]
-    size = sum(each.plan.output_bytes for each in made)
+    merged = [each for each in result.points if each.merged is not None]
+    size = sum(each.plan.output_bytes for each in merged)
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"
     console.print(
-        f"{len(made)} of {len(result.points)} points merged, {number_format.size(size)} in {passes} and "
+        f"{len(merged)} of {len(result.points)} points merged, {number_format.size(size)} in {passes} and "
         f"{result.seconds:.1f} s",
         highlight=False,
     )

@@ -1,1 +1,1 @@
-"""What sets two models apart."""
+"""How two models differ."""

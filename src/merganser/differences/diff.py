@@ -37,7 +37,7 @@ class TensorDiff:
     """The difference of a tensor between two models.
 
     Attributes:
-        name, role, layer: those of the first model.
+        name, role, layer: the tensor's in the first model.
         elements: number of elements.
         histogram: [BUCKETS] numbers of elements by their distance in units in the last place: 0, 1, 2,
             3–4 … The unit is that of the wider dtype of both tensors, or of float32.
@@ -228,12 +228,15 @@ def diff(
             units in the last place, as a merge of that dtype would store them; None for the wider of
             both dtypes, or float32. Norms and cosines are of the unrounded numbers.
 
+    Returns:
+        The differences of all tensors, which can be aggregated by layer and by role.
+
     Raises:
         RecipeError: when an argument is not a reference to a model, or ``ulp`` is another dtype.
-        InputError: when an argument is not a model, or they have no tensor in common.
+        InputError: when an argument is not a model, or the models have no tensor in common.
     """
     if ulp is not None and ulp not in ULPS:
-        raise RecipeError(f"ulp: {ulp!r} is none of {', '.join(ULPS)}")
+        raise RecipeError(f"ulp: {ulp!r} is not one of {', '.join(ULPS)}")
     with ExitStack() as stack:
         opened = [_open(name, stack) for name in (first, second, *([base] if base else []))]
         models = _with_one_set_of_names(opened)

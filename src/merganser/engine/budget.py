@@ -83,8 +83,8 @@ def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -
             tile = max(CELL, tile // 2 // CELL * CELL)
         return threads, tile
     while True:
-        each = buffer_bytes(plans, tile)
-        if OVERHEAD + each * threads <= memory:
+        buffers = buffer_bytes(plans, tile)
+        if OVERHEAD + buffers * threads <= memory:
             return threads, tile
         if threads > 1:
             threads -= 1
@@ -92,6 +92,6 @@ def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -
             tile = max(CELL, tile // 2 // CELL * CELL)
         else:
             raise ResourceError(
-                f"this merge needs {number_format.size(OVERHEAD + each)} of memory, more than the "
-                f"{number_format.size(memory)} given"
+                f"this merge needs {number_format.size(OVERHEAD + buffers)} of memory, more than the "
+                f"{number_format.size(memory)} allowed; allow at least that much"
             )

@@ -30,17 +30,17 @@ class Crew:
         tile: int,
         report: bool,
         digest_inputs: bool,
-        made: Sequence[Mapping[str, TensorOutcome]],
+        finished: Sequence[Mapping[str, TensorOutcome]],
         on_tensor: Callable[[int, TensorOutcome], None],
         on_event: Listener,
     ) -> None:
-        self.outcomes = [dict(known) for known in made]
+        self.outcomes = [dict(known) for known in finished]
         self.idle = True
         self._sinks = sinks
         self._on_tensor = on_tensor
         self._on_event = on_event
         wanted = [sink.wants_digests for sink in sinks]
-        self._groups = group_jobs(plans, readers, wanted, report, tile, made, digest_inputs)
+        self._groups = group_jobs(plans, readers, wanted, report, tile, finished, digest_inputs)
         self._open = 0
         self._most_open = 1
         self._ready: deque[Tile] = deque()
@@ -110,7 +110,7 @@ class Crew:
             self._ready.extendleft(reversed(tiles))  # started groups are finished first
             self._changed.notify_all()
 
-    def _count(self, tile: Tile, made: int) -> None:
+    def _count(self, tile: Tile, elements: int) -> None:
         group = tile.group
         with self._counting:
             group.left -= 1
@@ -120,7 +120,7 @@ class Crew:
                     for plan, outcome in group.outcomes():
                         self.outcomes[plan][outcome.name] = outcome
                         self._on_tensor(plan, outcome)
-                self._done += made
+                self._done += elements
                 self._on_event(Merged(group.parts[0].job.name, self._done))
         if not last:
             return

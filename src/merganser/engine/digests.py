@@ -24,8 +24,8 @@ class Reader(Protocol):
 
 def digest_of(spec: TensorSpec, cells: np.ndarray[Any, Any]) -> str:
     """A tensor's digest from those of its cells, uint64 [bytes / CELL, rounded up]."""
-    told = str(spec).encode() + cells.tobytes()
-    return hashlib.blake2b(told, digest_size=16).hexdigest()
+    data = str(spec).encode() + cells.tobytes()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_digest(spec: TensorSpec, read: Reader) -> str:

@@ -267,15 +267,15 @@ def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
 def _worst(
     measured: Sequence[tuple[TensorOutcome, InnerProducts]], names: Sequence[str]
 ) -> list[tuple[str, str, float, float]]:
-    found = []
+    rows = []
     for t, m in measured:
         requested, effective = _solve(m.gram, m.ideal), _solve(m.gram, m.cross)
         if requested is None or effective is None:
             continue
         i = int(np.argmax(np.abs(effective - requested)))
-        found.append((t.name, names[i + 1], float(requested[i]), float(effective[i])))
-    found.sort(key=lambda entry: (-abs(entry[3] - entry[2]), entry[0]))
-    return [entry for entry in found[:MOST_WORST] if abs(entry[3] - entry[2]) > 1e-4]
+        rows.append((t.name, names[i + 1], float(requested[i]), float(effective[i])))
+    rows.sort(key=lambda entry: (-abs(entry[3] - entry[2]), entry[0]))
+    return [entry for entry in rows[:MOST_WORST] if abs(entry[3] - entry[2]) > 1e-4]
 
 
 def _warnings(plan: Plan, report: Report) -> list[str]:

@@ -39,7 +39,7 @@ def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:
     first, median, third = quartiles.view(np.float32)
     with np.errstate(all="ignore"):
         bound = median + np.float32(1.5) * (third - first)
-    part.counted = Fusion(divergences.found, length, float(bound))
+    part.counted = Fusion(divergences.rows, length, float(bound))
 
 
 class _Divergences:
@@ -48,12 +48,12 @@ class _Divergences:
     def __init__(self, part: RunningPlan, size: int, length: int) -> None:
         self.part = part
         self.length = length
-        self.found = np.zeros(size // length)
+        self.rows = np.zeros(size // length)
         self.counts = np.zeros(1 << 16, np.int64)
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        here: Array = self.found[start // self.length : (start + count) // self.length]
+        here: Array = self.rows[start // self.length : (start + count) // self.length]
         counts = np.zeros((2, 1 << 16), np.int64)
         fusion.diverge(inputs, self.part.wide, self.length, here, counts)
         with self._lock:
@@ -72,7 +72,7 @@ class _LowerBits:
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
         counts = np.zeros_like(self.counts)
-        known = self._known.found, self._known.length
+        known = self._known.rows, self._known.length
         fusion.count_keys(inputs, count, self.part.wide, start, *known, self.upper, counts)
         with self._lock:
             self.counts += counts

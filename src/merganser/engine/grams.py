@@ -24,9 +24,9 @@ def measure_grams(
 ) -> Measurement:
     """Measure the inputs' Gram matrix, and set the parts' coefficients."""
     if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
-        whole = _WholeGram(parts[0], shape)
-        yield whole
-        gram = whole.cells.sum(axis=0)
+        measurement = _WholeGram(parts[0], shape)
+        yield measurement
+        gram = measurement.cells.sum(axis=0)
     elif vectors == "rows":
         rows = _RowGrams(parts[0], shape)
         yield rows
@@ -43,8 +43,8 @@ def measure_grams(
         )
     for part in parts:
         try:
-            found = part.method.function(gram, **part.job.numbers)
-            check_coefficients(part.method, found, gram.shape[-1])
+            combination = part.method.function(gram, **part.job.numbers)
+            check_coefficients(part.method, combination, gram.shape[-1])
         except Exception as error:
             message = fault(part.method, error)
             if message is None:
@@ -52,7 +52,9 @@ def measure_grams(
             raise MerganserError(
                 f"{part.method.name}, tensor {part.job.name!r}: {message}"
             ) from error
-        part.combination = _on_base(found, part) if part.method.gram == "changes" else found
+        part.combination = (
+            _on_base(combination, part) if part.method.gram == "changes" else combination
+        )
         if gram.ndim == 2:
             numbers = tuple(float(c) for c in part.combination.coefficients)
             part.combination = part.combination._replace(coefficients=numbers)
@@ -63,13 +65,13 @@ def measure_grams(
             part.each_rows = vectors == "rows"
 
 
-def _on_base(found: Combination, part: RunningPlan) -> Combination:
+def _on_base(combination: Combination, part: RunningPlan) -> Combination:
     """Convert coefficients of the deltas to coefficients of the inputs, base first."""
     if not part.based:
-        return found
-    changes = found.coefficients
+        return combination
+    changes = combination.coefficients
     rest: Any = 1.0 - sum(changes[1:], changes[0])
-    return found._replace(coefficients=(rest, *changes))
+    return combination._replace(coefficients=(rest, *changes))
 
 
 class _WholeGram:

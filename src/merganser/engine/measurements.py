@@ -39,7 +39,7 @@ def measurements_of(
     """All measurements for a group's parts; parts that need the same one share it."""
     grams: dict[Any, list[RunningPlan]] = {}
     consensus: dict[Any, list[RunningPlan]] = {}
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for part in parts:
         if part.copies or part.combination is not None:
             continue
@@ -50,12 +50,12 @@ def measurements_of(
         elif part.method.form == "consensus":
             consensus.setdefault((*key, part.job.work), []).append(part)
         elif part.method.measure is not None:
-            found.append(_count(part))
+            measurements.append(_count(part))
         elif part.method.fused == "arcee_fusion":
-            found.append(find_bound(part, shape))
-    found += [measure_grams(alike, shape, key[-1]) for key, alike in grams.items()]
-    found += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
-    return found
+            measurements.append(find_bound(part, shape))
+    measurements += [measure_grams(alike, shape, key[-1]) for key, alike in grams.items()]
+    measurements += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
+    return measurements
 
 
 # -- counts for methods in torch -------------------------------------------------------------------
@@ -76,13 +76,13 @@ class _Counts:
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        found: Any = steps.counts_of(self.part, inputs, count)
-        if found is None:
+        counts: Any = steps.counts_of(self.part, inputs, count)
+        if counts is None:
             from merganser.engine import reference
 
-            found = reference.measure(self.part, inputs.rows, count)
+            counts = reference.measure(self.part, inputs.rows, count)
         with self._lock:
-            self.total = found if self.total is None else self.total + found
+            self.total = counts if self.total is None else self.total + counts
 
 
 # -- which deltas are kept -------------------------------------------------------------------------
@@ -123,19 +123,19 @@ def _settle_consensus(
                 facts.rules.kinds[-1] = rule.BETWEEN
             continue
         wishes[part] = []
-        for i, kept in enumerate(keep):
+        for i, keep_rule in enumerate(keep):
             wish: list[Selection | None] = [None, None]
-            if isinstance(kept, Largest):
-                begin, end = kept.ranks(size)
+            if isinstance(keep_rule, Largest):
+                begin, end = keep_rule.ranks(size)
                 facts.rules.kinds[i] = rule.BETWEEN if begin < end else rule.NOTHING
                 if begin < end:
                     wish = [select(i, begin), select(i, end)]
-            elif isinstance(kept, Random):
-                facts.rules.kinds[i] = rule.DRAWN if kept.density > 0 else rule.NOTHING
-                facts.rules.chances[i] = min(2**64 - 1, int(kept.density * 2.0**64))
+            elif isinstance(keep_rule, Random):
+                facts.rules.kinds[i] = rule.DRAWN if keep_rule.density > 0 else rule.NOTHING
+                facts.rules.chances[i] = min(2**64 - 1, int(keep_rule.density * 2.0**64))
                 facts.rules.seeds[i] = part.seed_of_draws(i)
-            elif isinstance(kept, Ranked):
-                facts.rules.kinds[i] = rule.MASKED if kept.density > 0 else rule.NOTHING
+            elif isinstance(keep_rule, Ranked):
+                facts.rules.kinds[i] = rule.MASKED if keep_rule.density > 0 else rule.NOTHING
                 facts.rules.seeds[i] = part.seed_of_draws(i)
             wishes[part].append(wish)
     yield from _find(list(selections.values()), first, size, sample)
@@ -156,26 +156,30 @@ def _settle_consensus(
 
 def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
     """Factors and weights: rescaling by norms, and shares of the energy."""
-    told, facts = part.consensus, part.facts
-    weights = np.ones(models) if told.weights is None else np.array(told.weights, np.float64)
-    factors = np.array(told.factors or (1.0,) * models)
+    sparse_deltas, facts = part.consensus, part.facts
+    weights = (
+        np.ones(models)
+        if sparse_deltas.weights is None
+        else np.array(sparse_deltas.weights, np.float64)
+    )
+    factors = np.array(sparse_deltas.factors or (1.0,) * models)
     sparse = np.any(facts.rules.kinds != rule.ALL)
-    if told.weights is None:
+    if sparse_deltas.weights is None:
         norms = _Norms(part, size, rule.L2)
         yield norms
         energies = norms.joined()[:, 1]
         total = energies.sum()
         weights = energies / total if total > 0 else np.full(models, 1.0 / models)
-    elif told.rescale is not None and sparse:
+    elif sparse_deltas.rescale is not None and sparse:
         drawn = facts.rules.kinds == rule.DRAWN
         if drawn.any():
             facts.make_room(size)
-        norms = _Norms(part, size, rule.NORMS[told.rescale])
+        norms = _Norms(part, size, rule.NORMS[sparse_deltas.rescale])
         yield norms
         facts.rules.kinds[drawn] = rule.MASKED  # draw each mask once
-        whole, kept = norms.joined().T
-        factors = np.divide(whole, kept, out=np.ones(models), where=(kept > 0) & (whole > 0))
-        if told.rescale == "l2":
+        before, after = norms.joined().T
+        factors = np.divide(before, after, out=np.ones(models), where=(after > 0) & (before > 0))
+        if sparse_deltas.rescale == "l2":
             factors = np.sqrt(factors)
     dtype = part.wide
     facts.weights = weights.astype(dtype)
@@ -262,17 +266,17 @@ class Selection:
         frequent = int(others[counts.argmax()]) if len(others) else HIGHEST + 1
         self.guesses = (guess, frequent)
 
-    def take(self, above: int, equal: Array, cells: slice, found: Array) -> None:
+    def take(self, above: int, equal: Array, cells: slice, keys: Array) -> None:
         """Add a tile's counts."""
         with self._lock:
             self._above += above
             self._equal[:, cells] += equal
-            if len(found):
-                self._found.append(found.copy())
+            if len(keys):
+                self._found.append(keys.copy())
 
     def settle(self) -> None:
         """Finish a pass: find the cut, or move the bracket."""
-        found = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
+        keys = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
         wanted = self.rank - self._above
         counted = [
             (key, int(equal.sum()), equal)
@@ -280,11 +284,11 @@ class Selection:
         ]
         if wanted <= 0:  # the cut is above the bracket
             self._move(self.high + 1, HIGHEST)
-        elif wanted > len(found) + sum(count for key, count, _ in counted if key >= self.low):
+        elif wanted > len(keys) + sum(count for key, count, _ in counted if key >= self.low):
             self._move(0, self.low - 1)
         else:
             for key, count, equal in sorted(counted, key=lambda entry: -entry[0]):
-                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
+                more = len(keys) - int(np.searchsorted(keys[::-1], key, side="right"))
                 if wanted <= more:
                     break
                 if wanted <= more + count:
@@ -292,10 +296,10 @@ class Selection:
                     break
                 wanted -= count
             if self.cut is None:
-                key = int(found[wanted - 1])
-                more = len(found) - int(np.searchsorted(found[::-1], key, side="right"))
-                count = int(np.searchsorted(found[::-1], key, side="right")) - int(
-                    np.searchsorted(found[::-1], key, side="left")
+                key = int(keys[wanted - 1])
+                more = len(keys) - int(np.searchsorted(keys[::-1], key, side="right"))
+                count = int(np.searchsorted(keys[::-1], key, side="right")) - int(
+                    np.searchsorted(keys[::-1], key, side="left")
                 )
                 self._decide(key, wanted - more, count, None)
         self._empty()
@@ -369,7 +373,7 @@ class _Tally:
         m, cells = len(self.selections), cells_of(start, count)
         above, fill = np.zeros(m, np.int64), np.zeros(m, np.int64)
         equal = np.zeros((m, 2, cells.stop - cells.start), np.int64)
-        found = scratch("found", np.uint32, m, count + LANES)
+        keys = scratch("found", np.uint32, m, count + LANES)
         selecting.tally(
             self.part.stored(inputs),
             count,
@@ -380,11 +384,11 @@ class _Tally:
             self.guesses,
             above,
             equal,
-            found,
+            keys,
             fill,
         )
         for i, selection in enumerate(self.selections):
-            selection.take(int(above[i]), equal[i], cells, found[i, : fill[i]])
+            selection.take(int(above[i]), equal[i], cells, keys[i, : fill[i]])
 
 
 def _sample_keys(
@@ -392,17 +396,17 @@ def _sample_keys(
 ) -> list[Array]:
     """Sampled keys of the tensor, in descending order: runs at places spread over it."""
     runs = min(1024, max(64, size >> 18))
-    whole = size <= runs * RUN
-    places = [0] if whole else [i * (size - RUN) // (runs - 1) for i in range(runs)]
-    count = size if whole else RUN
+    complete = size <= runs * RUN
+    places = [0] if complete else [i * (size - RUN) // (runs - 1) for i in range(runs)]
+    count = size if complete else RUN
     inputs = part.stored(sample(places, count).take(part.rows))
-    found: dict[int, Array] = {}
+    samples: dict[int, Array] = {}
     for selection in selections:
-        if selection.what not in found:
+        if selection.what not in samples:
             keys = np.empty(len(places) * count, np.uint32)
             selecting.sample_keys(inputs, len(keys), part.wide, selection.what, keys)
-            found[selection.what] = np.sort(keys)[::-1]
-    return [found[selection.what] for selection in selections]
+            samples[selection.what] = np.sort(keys)[::-1]
+    return [samples[selection.what] for selection in selections]
 
 
 class _Ranks:
@@ -418,16 +422,16 @@ class _Ranks:
         inputs = self.part.stored(inputs)
         facts, keep = self.part.facts, self.part.consensus.keep
         assert not isinstance(keep, MostVaried)
-        for i, kept in enumerate(keep):
-            if isinstance(kept, Ranked) and facts.rules.kinds[i] == rule.MASKED:
+        for i, ranked in enumerate(keep):
+            if isinstance(ranked, Ranked) and facts.rules.kinds[i] == rule.MASKED:
                 selecting.draw_by_rank(
                     inputs,
                     self.part.wide,
                     i,
                     count // self.length,
                     self.length,
-                    kept.density,
-                    kept.epsilon,
+                    ranked.density,
+                    ranked.epsilon,
                     int(facts.rules.seeds[i]),
                     start,
                     facts.rules.masks[i],

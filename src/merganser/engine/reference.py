@@ -27,8 +27,8 @@ def compute(part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]) 
         A tensor of the work dtype, or of the cast dtype for MergeKit's rounding.
     """
     tensors = _widened(part, inputs, shape)
-    told = part.combination
-    result = _called(part, tensors) if told is None else combine(tensors, told)
+    combination = part.combination
+    result = _called(part, tensors) if combination is None else combine(tensors, combination)
     if tuple(result.shape) != shape:
         raise MerganserError(
             f"{part.method.name}, tensor {part.job.name!r}: returned a tensor of shape "
@@ -91,10 +91,10 @@ def measure(part: RunningPlan, inputs: Sequence[Bytes], count: int) -> torch.Ten
     assert part.method.measure is not None
     tensors = _widened(part, inputs, (count,))
     try:
-        found: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
+        facts: torch.Tensor = part.method.measure(*_positional(part, tensors), **part.job.numbers)
     except Exception as error:
         raise _refusal(part, error) from error
-    return found
+    return facts
 
 
 def _widened(
@@ -127,7 +127,7 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
 
 
 def agree(
-    tensors: Sequence[torch.Tensor], told: SparseDeltas, seeds: Sequence[int]
+    tensors: Sequence[torch.Tensor], sparse_deltas: SparseDeltas, seeds: Sequence[int]
 ) -> torch.Tensor:
     """Merge sparse deltas of whole tensors, like the fused loops of
     :mod:`merganser.kernels.merging`.
@@ -138,19 +138,19 @@ def agree(
 
     Args:
         tensors: the base and the models, in the dtype of the computation.
-        told: the method's rule.
+        sparse_deltas: the method's rule.
         seeds: for each model's draws.
     """
     base, *models = tensors
     changes = [tensor - base for tensor in models]
     nothing = torch.zeros_like(base)
-    if isinstance(told.keep, MostVaried):
-        marks = [_most_varied(changes, told.keep)] * len(models)
+    if isinstance(sparse_deltas.keep, MostVaried):
+        marks = [_most_varied(changes, sparse_deltas.keep)] * len(models)
     else:
-        rules = told.keep or (None,) * len(models)
+        rules = sparse_deltas.keep or (None,) * len(models)
         marks = [_kept(c, rule, s) for c, rule, s in zip(changes, rules, seeds, strict=True)]
     kept = [torch.where(mark, c, nothing) for mark, c in zip(marks, changes, strict=True)]
-    weights, factors = _weighed(told, changes, kept)
+    weights, factors = _weighed(sparse_deltas, changes, kept)
 
     def rounded(numbers: Sequence[float]) -> torch.Tensor:
         return torch.tensor(list(numbers), dtype=torch.float64).to(base.dtype)
@@ -161,22 +161,22 @@ def agree(
     ]
     change = sum(parts[1:], parts[0])
     counts = [part != 0 for part in parts]
-    if told.elect:
+    if sparse_deltas.elect:
         up = change >= 0
         counts = [(part != 0) & ((part > 0) == up) for part in parts]
         agreeing = (torch.where(c, p, nothing) for c, p in zip(counts, parts, strict=True))
         change = sum(agreeing, nothing)
-    if told.divide == "counted":
+    if sparse_deltas.divide == "counted":
         there = zip(counts, rounded(weights), strict=True)
         divisor = sum((torch.where(c, w, nothing) for c, w in there), nothing)
         change = torch.where(divisor != 0, change / divisor, change)
-    elif told.divide == "weights" and abs(sum(weights)) >= 1e-8:
+    elif sparse_deltas.divide == "weights" and abs(sum(weights)) >= 1e-8:
         change = change / rounded([sum(weights)])
-    if told.agree:
-        slacks = zip(changes, rounded(told.slack), strict=True)
+    if sparse_deltas.agree:
+        slacks = zip(changes, rounded(sparse_deltas.slack), strict=True)
         uses = [~(c.abs() < slack * (change - c).abs()) for c, slack in slacks]
-        change = torch.where(sum(uses[1:], uses[0].int()) >= told.agree, change, nothing)
-    return base + rounded([told.scale]) * change
+        change = torch.where(sum(uses[1:], uses[0].int()) >= sparse_deltas.agree, change, nothing)
+    return base + rounded([sparse_deltas.scale]) * change
 
 
 def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
@@ -220,17 +220,17 @@ def _most_varied(changes: Sequence[torch.Tensor], rule: MostVaried) -> torch.Ten
 
 
 def _weighed(
-    told: SparseDeltas, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+    sparse_deltas: SparseDeltas, changes: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
 ) -> tuple[list[float], list[float]]:
     """The models' weights, and the factors that rescale their kept deltas."""
-    weights = list(told.weights or ())
-    if told.weights is None:
+    weights = list(sparse_deltas.weights or ())
+    if sparse_deltas.weights is None:
         energies = [float((change.double() ** 2).sum()) for change in kept]
         total = sum(energies)
         weights = [e / total if total > 0 else 1 / len(kept) for e in energies]
-    factors = list(told.factors or (1.0,) * len(kept))
-    if told.rescale is not None:
-        order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[told.rescale]
+    factors = list(sparse_deltas.factors or (1.0,) * len(kept))
+    if sparse_deltas.rescale is not None:
+        order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[sparse_deltas.rescale]
         for i, (change, part) in enumerate(zip(changes, kept, strict=True)):
             before, after = (float(x.double().flatten().norm(p=order)) for x in (change, part))
             factors[i] = before / after if before > 0 and after > 0 else 1.0

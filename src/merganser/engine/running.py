@@ -54,11 +54,11 @@ def run(
     on_tensor: Callable[[int, TensorOutcome], None] = lambda _index, _outcome: None,
     on_event: Listener = ignore,
 ) -> list[Outcome]:
-    """Run plans together, each into its sink.
+    """Run plans together, in one pass over their inputs, each into its sink.
 
     Args:
         plans: plans over shared inputs; sources with the same reference are the same model.
-        sinks: one for each plan.
+        sinks: one :class:`merganser.Sink` for each plan; it gets the merged tensors.
         threads: number of threads; None for the default.
         memory: memory limit of the process in bytes, which bounds the buffers; None for no limit.
         tile: elements per tile, a multiple of a cell; it does not affect the result.
@@ -70,7 +70,7 @@ def run(
         on_event: called with progress events.
 
     Returns:
-        One outcome for each plan.
+        One outcome for each plan: digests of its tensors, effective weights, and seconds.
 
     Raises:
         InputError: when a checkpoint is corrupt, or changes during the run.
@@ -101,18 +101,18 @@ def run(
     seconds = time.perf_counter() - began
     on_event(Finished(seconds))
     return [
-        _outcome(plan, found, report, seconds)
-        for plan, found in zip(plans, crew.outcomes, strict=True)
+        _outcome(plan, tensors, report, seconds)
+        for plan, tensors in zip(plans, crew.outcomes, strict=True)
     ]
 
 
 def _check_arguments(plans: Sequence[Plan], sinks: Sequence[Sink]) -> None:
     if len(plans) != len(sinks):
         raise ValueError(f"{len(plans)} plans for {len(sinks)} sinks: give one sink for each plan")
-    for each in plans:
-        if not isinstance(each, Plan):
+    for plan in plans:
+        if not isinstance(plan, Plan):
             raise TypeError(
-                f"run takes plans, not {type(each).__name__}: merganser.plan(recipe) makes one"
+                f"run takes plans, not {type(plan).__name__}: merganser.plan(recipe) makes one"
             )
     for sink in sinks:
         if not isinstance(sink, Sink):
@@ -121,6 +121,8 @@ def _check_arguments(plans: Sequence[Plan], sinks: Sequence[Sink]) -> None:
             )
 
 
-def _outcome(plan: Plan, found: dict[str, TensorOutcome], report: bool, seconds: float) -> Outcome:
-    tensors = tuple(found[job.name] for job in plan.jobs)
+def _outcome(
+    plan: Plan, outcomes: dict[str, TensorOutcome], report: bool, seconds: float
+) -> Outcome:
+    tensors = tuple(outcomes[job.name] for job in plan.jobs)
     return Outcome(tensors, summarize(plan, tensors) if report else None, seconds)

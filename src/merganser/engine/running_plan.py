@@ -28,10 +28,10 @@ class Scratch:
         dtype = np.dtype(dtype)
         padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin at cache lines
         key = name, dtype.char
-        kept = self._kept.get(key)
-        if kept is None or len(kept) < rows * padded:
-            kept = self._kept[key] = np.zeros(rows * padded, dtype)
-        return kept[: rows * padded].reshape(rows, padded)
+        buffer = self._kept.get(key)
+        if buffer is None or len(buffer) < rows * padded:
+            buffer = self._kept[key] = np.zeros(rows * padded, dtype)
+        return buffer[: rows * padded].reshape(rows, padded)
 
 
 @dataclass(slots=True)

@@ -190,7 +190,7 @@ def group_jobs(
     digests: Sequence[bool],
     report: bool,
     tile: int,
-    made: Sequence[Mapping[str, object]],
+    finished: Sequence[Mapping[str, object]],
     digest_inputs: bool,
 ) -> Iterator[Group]:
     """Group all plans' jobs by their first input, in the order of the plans, without finished
@@ -201,7 +201,7 @@ def group_jobs(
     known = [[bool(source.hashes) for source in plan.sources] for plan in plans]
     for index, plan in enumerate(plans):
         for job in plan.jobs:
-            if job.name in made[index]:
+            if job.name in finished[index]:
                 continue
             if len(plans) == 1:
                 yield _group(
@@ -355,11 +355,11 @@ def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
 
 def _row_sum(numbers: Array) -> Any:
     """Sum over the first axis in four running sums; the first one gets the remainder."""
-    whole = len(numbers) // 4 * 4
+    unrolled = len(numbers) // 4 * 4
     sums = np.zeros((4, *numbers.shape[1:]), numbers.dtype)
-    for i in range(0, whole, 4):
+    for i in range(0, unrolled, 4):
         sums += numbers[i : i + 4]
-    for number in numbers[whole:]:
+    for number in numbers[unrolled:]:
         sums[0] += number
     return ((sums[0] + sums[1]) + sums[2]) + sums[3]
 

@@ -29,5 +29,5 @@ def numbers(result: torch.Tensor, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 def torch_dtype(dtype: DType) -> torch.dtype:
     """torch's dtype object."""
-    found: torch.dtype = getattr(torch, dtype.name)
-    return found
+    result: torch.dtype = getattr(torch, dtype.name)
+    return result

@@ -34,40 +34,42 @@ class Worker:
         group, count = tile.group, tile.stop - tile.start
         inputs = self._read(group, tile.start, count)
         if tile.passes:
-            for each in tile.passes:
-                each.add(inputs.take(each.part.rows), tile.start, count, self._scratch)
+            for measurement in tile.passes:
+                measurement.add(
+                    inputs.take(measurement.part.rows), tile.start, count, self._scratch
+                )
             return 0
-        made = 0
+        written = 0
         cells = [
-            None if own is None else own[begin : begin - (-len(data) // CELL)]
-            for row, data, own in zip(group.rows, inputs.rows, group.digests, strict=False)
+            None if digests is None else digests[begin : begin - (-len(data) // CELL)]
+            for row, data, digests in zip(group.rows, inputs.rows, group.digests, strict=False)
             for begin in [tile.start * row.size // CELL]
         ]
         for batch in group.batches:
             rows = batch.parts[0].rows
-            own = [cells[row] for row in rows] if cells else []
-            made += self._combine(batch, inputs, tile.start, count, own)
+            digests = [cells[row] for row in rows] if cells else []
+            written += self._combine(batch, inputs, tile.start, count, digests)
             cells = [None if i in rows else row_cells for i, row_cells in enumerate(cells)]
         for part in group.parts:
             if part.copies:
-                made += self._copy(part, group, inputs, tile.start, count)
+                written += self._copy(part, group, inputs, tile.start, count)
             elif not part.fused:
-                made += self._put(part, tile.start, self._compute(part, group, inputs, tile))
+                written += self._put(part, tile.start, self._compute(part, group, inputs, tile))
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), tile.start, count)
         for data, row_cells in zip(inputs.rows, cells, strict=False):
             if row_cells is not None:
                 storage.digest(data, row_cells)
-        return made
+        return written
 
     def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
         """Check the inputs' values one by one unless the sums are finite."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
         for index, (data, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
-            found = storage.count_nonfinite(data, CODES[dtype.name])
-            if found:
-                part.nonfinite.append((index, found))
+            nonfinite = storage.count_nonfinite(data, CODES[dtype.name])
+            if nonfinite:
+                part.nonfinite.append((index, nonfinite))
 
     def _read(self, group: Group, start: int, count: int) -> Inputs:
         buffer = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
@@ -149,8 +151,8 @@ class Worker:
         else:
             exact = self._in_torch(part, group, taken, tile)
         row, code = exact.view(np.uint8), CODES[exact.dtype.name]
-        told = Inputs.of((*taken.rows, row), (*taken.codes, code))
-        self._merge(part, told, tile.start, count, out, merging.Given())
+        inputs_with_base = Inputs.of((*taken.rows, row), (*taken.codes, code))
+        self._merge(part, inputs_with_base, tile.start, count, out, merging.Given())
         return out
 
     def _merge(
@@ -170,8 +172,8 @@ class Worker:
     def _in_torch(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         from merganser.engine import reference, torch_numbers
 
-        own = part.method.origin is not None and part.combination is None
-        if own and part.method.elementwise and tile.start == 0:
+        users_method = part.method.origin is not None and part.combination is None
+        if users_method and part.method.elementwise and tile.start == 0:
             reference.try_elementwise(part, inputs.rows)
         shape = group.shape if part.whole else (tile.stop - tile.start,)
         result = reference.compute(part, inputs.rows, shape)
@@ -189,17 +191,17 @@ class Worker:
         return exact
 
     def _agree(self, part: RunningPlan, inputs: Inputs, start: int, count: int, out: Array) -> None:
-        told, facts = part.consensus, part.facts
+        sparse_deltas, facts = part.consensus, part.facts
         how = merging.Sparse(
             facts.rules,
             facts.factors,
             facts.weights,
-            told.elect,
-            told.divide,
+            sparse_deltas.elect,
+            sparse_deltas.divide,
             float(facts.total_weight),
-            float(part.wide.type(told.scale)),
-            told.agree or 0,
-            np.array(told.slack, part.wide) if told.slack else None,
+            float(part.wide.type(sparse_deltas.scale)),
+            sparse_deltas.agree or 0,
+            np.array(sparse_deltas.slack, part.wide) if sparse_deltas.slack else None,
         )
         self._merge(part, part.stored(inputs), start, count, out, how)
 
@@ -218,9 +220,9 @@ class Worker:
         code = CODES.get(part.job.spec.dtype.name)
         size = part.job.spec.dtype.itemsize
         if code is not None and part.may_be_nonfinite(_cells(begin // size, len(out) // size)):
-            found = storage.count_nonfinite(out, code)
-            if found:
-                part.nonfinite.append((-1, found))
+            count = storage.count_nonfinite(out, code)
+            if count:
+                part.nonfinite.append((-1, count))
 
 
 def _cells(start: int, count: int) -> slice:

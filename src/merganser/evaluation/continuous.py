@@ -31,8 +31,8 @@ PATIENCE = 600.0
 class ContinuousInference(Inference):
     """A backend: a model of transformers in continuous batches.
 
-    Greedy completions without stop texts are made so, and are those of static batches; all others are
-    made in static batches, since transformers draws with one seed for all and knows no stop texts here.
+    Greedy completions without stop texts are generated so, with the same results as static batches; all
+    others are generated in static batches, since transformers draws with one seed for all and knows no stop texts here.
     """
 
     def __call__(
@@ -66,7 +66,8 @@ class ContinuousInference(Inference):
         if not hasattr(self.model, "init_continuous_batching"):
             raise MerganserError(
                 f"engine_options.batching: this transformers ({transformers.__version__}) has no "
-                f"continuous batching that fits; {CONTINUOUS_SINCE} has: give batching: static"
+                f"usable continuous batching; install transformers {CONTINUOUS_SINCE} or newer, or "
+                "set batching: static"
             )
         longest = max(len(row) + length for row, length in zip(rows, lengths, strict=True))
         before = self.model.config._attn_implementation

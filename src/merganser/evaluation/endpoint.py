@@ -170,8 +170,8 @@ class Endpoint:
             reasoning = message.get("reasoning_content") or message.get("reasoning")
             if reasoning and not self.allow_reasoning:
                 raise InputError(
-                    f"{self.url}: takes the reasoning out of answers, so that they cannot be judged as "
-                    "a whole; start it without a reasoning parser"
+                    f"{self.url}: removes the reasoning from answers, which are scored with it; "
+                    "start it without a reasoning parser"
                 )
             text = message["content"] if "message" in choice else choice["text"]
             tokens = reply["usage"]["completion_tokens"]
@@ -183,7 +183,9 @@ class Endpoint:
         return Completion(text or "", tokens, "length" if finish == "length" else "stop")
 
     def _strange(self, error: Exception) -> InputError:
-        return InputError(f"{self.url}: answers in another form than OpenAI's ({error!r:.80})")
+        return InputError(
+            f"{self.url}: does not answer in the form of OpenAI's API ({error!r:.80})"
+        )
 
     def _ask(
         self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Result]
@@ -212,7 +214,7 @@ class Endpoint:
                     raise EndpointTimeout(
                         f"{self.url}{path}: took longer than {self.timeout:g} s"
                     ) from None
-                problem = f"is not reached ({str(cause)[:120]})"
+                problem = f"cannot be reached ({str(cause)[:120]})"
             except ValueError:
                 problem = "answers something that is not JSON"
             if attempt < self.retries:

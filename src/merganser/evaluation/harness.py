@@ -155,7 +155,7 @@ def score(task: HarnessTask, results: Any) -> Score:
     if not isinstance(metrics.get(key), int | float):
         known = sorted(k for k, v in metrics.items() if isinstance(v, float) and "stderr" not in k)
         raise InputError(
-            f"lm-eval task {task.task}: has no metric {task.metric} behind the filter {task.filter}; "
+            f"lm-eval task {task.task}: has no metric {task.metric} with the filter {task.filter}; "
             f"it has (metric,filter) {', '.join(known) or 'none'}"
         )
     rows = [r for r in results["samples"].get(task.task, []) if r["filter"] == task.filter]

@@ -93,7 +93,7 @@ class Inference:
                     raise
                 if len(chosen) == 1:
                     raise ResourceError(
-                        f"{self.codec.label}: memory does not suffice for {len(rows[chosen[0]])} tokens of "
+                        f"{self.codec.label}: there is not enough memory for {len(rows[chosen[0]])} tokens of "
                         f"prompt and {sampling.max_tokens} of completion"
                     ) from None
                 size = self.batch_size = max(1, len(chosen) // 2)
@@ -143,7 +143,7 @@ class Inference:
                 if isinstance(found, BaseException):
                     if is_out_of_memory(found):
                         raise ResourceError(
-                            f"{self.codec.label}: memory does not suffice"
+                            f"{self.codec.label}: there is not enough memory"
                         ) from None
                     raise found
                 yield text.add(found)

@@ -64,7 +64,7 @@ def evaluate(
         on_progress: called with the progress.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
     there = _there(samples, wanted)
@@ -99,7 +99,9 @@ def evaluate(
             judged = judge(tasks, [found[place] for place in wanted], file)
     except MerganserError as error:
         if samples is not None:
-            error.add_note(f"the completions are kept in {samples} and are reused by the next run")
+            error.add_note(
+                f"the completions are stored in {samples} and are reused by the next run"
+            )
         raise
     if samples is not None:
         kept_samples.write(judged.samples, samples)

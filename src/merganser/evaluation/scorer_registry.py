@@ -297,7 +297,7 @@ def _settled(scorer: Scorer, parameters: Mapping[str, Any]) -> dict[str, Any]:
             settled[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
-            raise RecipeError(f"scorer {scorer.name}: {name}: {problem}, found {value!r}") from None
+            raise RecipeError(f"scorer {scorer.name}: {name}: {problem}, not {value!r}") from None
     for name, each in declared.items():
         if each.default is each.empty and name not in settled:
             raise RecipeError(f"scorer {scorer.name}: needs the parameter {name!r}")

@@ -95,7 +95,7 @@ def make_tasks(
         folder: the folder that its relative paths start at; None for the current one.
 
     Raises:
-        MerganserError: of the kind that fits, with file and line of what is wrong.
+        MerganserError: one of its subclasses, by cause, with file and line of what is wrong.
     """
     made: list[Task] = []
     for index, entry in enumerate(block.tasks):
@@ -145,20 +145,18 @@ def load(
         The block, its tasks, and the file's folder.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     if Path(file).is_dir():
-        raise RecipeError(
-            f"{file}: is a folder, and the tasks are a YAML file; the model goes first"
-        )
+        raise RecipeError(f"{file}: is a folder, but tasks are a YAML file; give the model first")
     documents, folder = recipe.read_documents(file)
     document = documents[0]
     document.check_repeated()
     keys = set(document.data) if isinstance(document.data, dict) else set()
     if keys & RECIPE_KEYS and "evaluate" not in keys:
         raise document.error(
-            "is a recipe, and holds no tasks; to score its merge, give it as the model, and a file of "
-            "tasks after it"
+            "is a recipe and holds no tasks; to score its merge, give it as the model, then a file of "
+            "tasks"
         )
     inside = isinstance(document.data, dict) and "evaluate" in document.data
     path: tuple[str | int, ...] = ("evaluate",) if inside else ()
@@ -270,7 +268,7 @@ def _task(
             try:
                 _try_on_a_completion(metric.scorer, task)
             except MerganserError as error:
-                reason = f"{key_name(where)}: tried on a made-up completion: {error}"
+                reason = f"{key_name(where)}: failed on a test completion: {error}"
                 refused = document.error(reason, where)
                 refused.details = error.details
                 raise refused from error
@@ -341,7 +339,7 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
         for k in several:
             if not 0 < k <= samples:
                 raise RecipeError(
-                    f"{key}: {k} of {samples} samples cannot be; samples: {k} or more"
+                    f"{key}: {k} of {samples} samples is impossible; give samples: {k} or more"
                 )
     if found.name == "length" and found.group and samples < 2:
         raise RecipeError("length compares the samples of a problem: give samples: 2 or more")

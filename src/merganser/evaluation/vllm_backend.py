@@ -127,8 +127,8 @@ class VllmBackend:
         lacking = self._send(tensors) if self._workers > 1 else self._call("load", tensors)
         if missing := sorted({name for names in lacking for name in names}):
             raise InputError(
-                f"{self.codec.label}: {missing[0]!r}, which vLLM's model needs, is not among its "
-                f"weights ({len(missing)} such)"
+                f"{self.codec.label}: lacks tensor {missing[0]!r}, which vLLM's model needs "
+                f"({len(missing)} missing in all)"
             )
         # Blocks of the prefix cache were computed with the old weights.
         if not self._guard(self._engine.reset_prefix_cache):

@@ -152,7 +152,7 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"{name}: no such folder{_hint(repository, beside)}, and the Hub says: {reason}"
+            f"{name}: no such folder{_hint(repository, beside)}, nor is it on the Hub ({reason})"
         ) from None
 
 

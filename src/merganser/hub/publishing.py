@@ -183,7 +183,7 @@ def _explained(what: str) -> Iterator[None]:
         raise
     except LocalTokenNotFoundError:
         raise MerganserError(
-            "there is no token for the Hub; make one that may write at "
+            "there is no token for the Hub; create one with write access at "
             f"{constants.ENDPOINT}/settings/tokens, then: hf auth login (or set HF_TOKEN)"
         ) from None
     except OfflineModeIsEnabled:
@@ -209,7 +209,7 @@ def _explained(what: str) -> Iterator[None]:
         ):
             raise
         raise MerganserError(
-            f"{what}: {constants.ENDPOINT} cannot be reached, or broke off "
+            f"{what}: {constants.ENDPOINT} cannot be reached, or ended the connection "
             f"({_first_sentence(cause)}); {again}"
         ) from None
 

@@ -135,7 +135,7 @@ def _check(library: ctypes.CDLL) -> str | None:
         stamp = library.stamp
         stamp.restype = ctypes.c_char_p
     except AttributeError:
-        return "is no library of kernels"
+        return "is not a library of kernels"
     if build.SOURCE.exists() and stamp() != build.source_digest().encode():
         return "is built from other sources: python -m merganser.kernels.build"
     for name, kinds in SIGNATURES.items():

@@ -31,9 +31,12 @@ def convert(
             ``model+adapter``.
         out: the output folder.
         base: a model whose config and tokenizer replace the source's.
-        dtype: of the result; None for the source's.
+        dtype: the result's dtype; None for the source's.
         resume: as in :func:`merganser.merge`.
-        options: of :func:`merganser.merge`.
+        options: those of :func:`merganser.merge`.
+
+    Returns:
+        The result, as of :func:`merganser.merge`.
 
     Raises:
         MerganserError: as :func:`merganser.merge` does.

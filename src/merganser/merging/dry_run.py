@@ -52,6 +52,6 @@ def run_dry(
         on_event=on_event,
     )
     done = time.perf_counter()
-    made = manifest.build(plan, outcome, VERSION)
+    facts = manifest.build(plan, outcome, VERSION)
     timings = timings_of(began, planned, done, done)
-    return MergeResult(None, plan, outcome, made, all_warnings(plan, made), timings)
+    return MergeResult(None, plan, outcome, facts, all_warnings(plan, facts), timings)

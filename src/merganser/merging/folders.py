@@ -44,7 +44,7 @@ def write_folders(
         A result per plan; the timings are those of the run.
 
     Raises:
-        MerganserError: of a fitting subclass. Finished folders stay, and finished files of others
+        MerganserError: one of its subclasses, by cause. Finished folders stay, and finished files of others
             stay in ``OUT.partial``; the error's notes list them.
     """
     began = time.perf_counter()
@@ -85,7 +85,7 @@ def write_folders(
         )
         merged = time.perf_counter()
         for partial, outcome in zip(partials, outcomes, strict=True):
-            made = _finish_folder(
+            facts = _finish_folder(
                 partial.plan,
                 outcome,
                 partial.new,
@@ -94,7 +94,7 @@ def write_folders(
                 ancestors,
             )
             partial.put_in_place()
-            manifests.append(made)
+            manifests.append(facts)
     except BaseException as error:
         notes = output_folder.abandon_all(partials[len(manifests) :])
         if isinstance(error, OSError):
@@ -104,8 +104,8 @@ def write_folders(
         raise error from None
     timings = timings_of(began, began, merged, time.perf_counter())
     return [
-        MergeResult(folder, plan, outcome, made, all_warnings(plan, made), timings)
-        for (folder, plan), outcome, made in zip(plans.items(), outcomes, manifests, strict=True)
+        MergeResult(folder, plan, outcome, facts, all_warnings(plan, facts), timings)
+        for (folder, plan), outcome, facts in zip(plans.items(), outcomes, manifests, strict=True)
     ]
 
 
@@ -126,11 +126,11 @@ def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
     """An OSError as an InputError if its file belongs to an input, else as an error of the
     output."""
-    told = f"{error.filename or 'the output'}: {error.strerror or error}"
+    message = f"{error.filename or 'the output'}: {error.strerror or error}"
     for home in (home for plan in plans for home in plan.homes):
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
-            return InputError(told)
-    return ResourceError(told)
+            return InputError(message)
+    return ResourceError(message)
 
 
 def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
@@ -142,7 +142,7 @@ def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
     if not tensor.nonfinite:
         return
     job = next(job for job in plan.jobs if job.name == tensor.name)
-    *inputs, made = tensor.nonfinite
+    *inputs, own_count = tensor.nonfinite
     for read, count in zip(job.reads, inputs, strict=True):
         if count:
             label = plan.sources[read.source].checkpoint.label
@@ -150,7 +150,7 @@ def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
                 f"{label}: tensor {read.name!r} has {count} values that are infinite or not a number"
             )
     raise InputError(
-        f"tensor {tensor.name!r} of the result has {made} values that are infinite or not a number, "
+        f"tensor {tensor.name!r} of the result has {own_count} values that are infinite or not a number, "
         "its inputs none; out_dtype: float32 may hold them"
     )
 
@@ -164,9 +164,9 @@ def _finish_folder(
     ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
     """Write everything except the weights."""
-    own = [shard for shard in plan.shards if "/" not in shard.file]  # without modules' shards
-    if len(own) > 1:
-        homes = {name: shard.file for shard in own for name in shard.offsets}
+    shards = [shard for shard in plan.shards if "/" not in shard.file]  # without modules' shards
+    if len(shards) > 1:
+        homes = {name: shard.file for shard in shards for name in shard.offsets}
         specs = [job.spec for job in plan.jobs if job.name in homes]
         index = {
             "metadata": {
@@ -179,15 +179,15 @@ def _finish_folder(
     config.write_config(plan, folder, public=options.public)
     config.write_companions(plan, folder)
     missing = tokenizer.write_tokenizer(plan, folder) if options.copy_tokenizer else []
-    made = manifest.build(plan, outcome, VERSION, ancestors)
-    plans = [*(each for each, _ in ancestors), plan]
-    named = made["names"] if options.public else None
-    recipes = [public_names.recipe_text(each, named) for each in plans]
+    facts = manifest.build(plan, outcome, VERSION, ancestors)
+    plans = [*(ancestor for ancestor, _ in ancestors), plan]
+    named = facts["names"] if options.public else None
+    recipes = [public_names.recipe_text(ancestor, named) for ancestor in plans]
     files.write_text(folder / manifest.RECIPE, "---\n".join(recipes))
-    made["warnings"] += missing
+    facts["warnings"] += missing
     if options.public:
-        made = public_names.made_public(made)
+        facts = public_names.made_public(facts)
     if options.write_card:
-        card.write_card(made, recipes[-1], folder, plan.recipe.recipe.name or title)
-    manifest.write(made, folder)
-    return made
+        card.write_card(facts, recipes[-1], folder, plan.recipe.recipe.name or title)
+    manifest.write(facts, folder)
+    return facts

@@ -29,17 +29,17 @@ def merge_state_dicts(
     """Merge state dicts in memory.
 
     Args:
-        models: state dicts with the same names and shapes.
-        method: a merge method's name.
+        models: state dicts of CPU tensors, with the same names and shapes.
+        method: the name of a merge method.
         base: the base model's state dict, for methods that need one.
-        weights: one ``weight`` per model.
-        parameters: the method's parameters; a list has one number per model, where the method takes
-            that.
-        dtype: of the result; None for the inputs' dtype.
-        options: of :func:`plan`.
+        weights: the parameter ``weight``, one per model.
+        parameters: the method's parameters by name: a number for all models, or a list with one number
+            per model, if the method takes one per model.
+        dtype: the result's dtype, such as ``bfloat16``; None for the inputs' dtype.
+        options: those of :func:`merganser.plan`.
 
     Returns:
-        A new state dict.
+        A new state dict, with new tensors.
 
     Raises:
         RecipeError: when a parameter is wrong or missing.
@@ -55,9 +55,11 @@ def merge_state_dicts(
             raise RecipeError(f"{name}: {len(value)} numbers for {len(models)} models")
     entries: list[dict[str, Any]] = []
     for i in range(len(models)):
-        own = {"weight": weights[i]} if weights is not None else {}
-        own |= {name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)}
-        entries.append({"model": f"model {i}", "parameters": own})
+        settings = {"weight": weights[i]} if weights is not None else {}
+        settings |= {
+            name: value[i] for name, value in shared.items() if isinstance(value, list | tuple)
+        }
+        entries.append({"model": f"model {i}", "parameters": settings})
     data: dict[str, Any] = {
         "merge_method": method,
         "models": entries,
@@ -88,7 +90,7 @@ def merge_tensors(
     dtype: str | None = None,
     **options: Unpack[MemoryKeywords],
 ) -> torch.Tensor:
-    """Merge single tensors; arguments as in :func:`merge_state_dicts`."""
+    """Merge tensors of one shape into a new tensor; arguments as in :func:`merge_state_dicts`."""
     merged = merge_state_dicts(
         [{"tensor": t} for t in tensors],
         method,
@@ -108,13 +110,16 @@ def blend(
     threads: int | None = None,
     report: bool = False,
 ) -> engine.Outcome:
-    """Write a merge into a live model on the CPU: the next forward pass sees it.
+    """Write a merge into the parameters of a live PyTorch model on the CPU, in place.
 
     Args:
-        module: a model with the plan's tensors, in the plan's dtype.
-        merge: the plan, or a recipe: a file, a mapping, or a loaded recipe.
+        module: a model with the plan's tensors, under the same names, with the plan's dtypes and shapes.
+        merge: a plan, or a recipe: a file, a mapping, or a loaded recipe.
         threads: number of threads; None for the default.
         report: whether to measure effective weights.
+
+    Returns:
+        The engine's outcome; with ``report`` its ``report`` has the effective weights.
 
     Raises:
         MerganserError: when the model does not fit the plan, or the recipe cannot be planned.

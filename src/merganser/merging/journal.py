@@ -48,7 +48,7 @@ def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:
     equal."""
     wanted = json.loads(json.dumps(identity(plan)))
     if stated.get("merganser") != wanted["merganser"]:
-        return f"Merganser is another version ({stated.get('merganser')} began it)"
+        return f"this is another version of Merganser ({stated.get('merganser')} began it)"
     before, now = stated.get("inputs") or [], wanted["inputs"]
     if [entry[0] for entry in before] == [entry[0] for entry in now]:
         for old, new in zip(before, now, strict=True):
@@ -64,7 +64,7 @@ class Journal:
 
     Attributes:
         stated: the first line; None if it is missing or incomplete.
-        whole: the finished files, with the results for their tensors.
+        finished: the finished files, with the results for their tensors.
     """
 
     def __init__(self, file: Path) -> None:
@@ -75,7 +75,7 @@ class Journal:
         """
         self.file = file
         self.stated: dict[str, Any] | None = None
-        self.whole: dict[str, dict[str, dict[str, Any]]] = {}
+        self.finished: dict[str, dict[str, dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._descriptor = -1
         self._pending: dict[str, set[str]] = {}
@@ -93,10 +93,10 @@ class Journal:
             if self.stated is None:
                 self.stated = entry
             else:
-                self.whole[entry["file"]] = entry["tensors"]
+                self.finished[entry["file"]] = entry["tensors"]
             self._size += len(line)
 
-    def keep_what_is_whole(
+    def verify_finished(
         self, plan: Plan, folder: Path, digest_inputs: bool
     ) -> dict[str, TensorOutcome]:
         """Verify the finished files; those that do not match are dropped.
@@ -111,16 +111,16 @@ class Journal:
         """
         specs = {job.name: job.spec for job in plan.jobs}
         known: dict[str, TensorOutcome] = {}
-        kept = {}
+        complete = {}
         for shard in plan.shards:
-            if shard.file in self.whole:
-                tensors = self.whole[shard.file]
-                if digest_inputs and not all(each["inputs"] for each in tensors.values()):
+            if shard.file in self.finished:
+                tensors = self.finished[shard.file]
+                if digest_inputs and not all(outcome["inputs"] for outcome in tensors.values()):
                     continue
-                if _is_whole(folder / shard.file, shard, tensors, specs):
-                    kept[shard.file] = tensors
+                if _is_complete(folder / shard.file, shard, tensors, specs):
+                    complete[shard.file] = tensors
                     known |= {name: _outcome(name, specs[name], tensors[name]) for name in tensors}
-        self.whole = kept
+        self.finished = complete
         return known
 
     def begin(self, plan: Plan) -> None:
@@ -130,12 +130,12 @@ class Journal:
             ResourceError: when it cannot be written.
         """
         for shard in plan.shards:
-            if shard.file not in self.whole:
+            if shard.file not in self.finished:
                 # An entry under a name that no tensor has stands for the file, which must be synced too.
                 self._pending[shard.file] = {*shard.offsets, "\0"}
                 self._homes |= dict.fromkeys(shard.offsets, shard.file)
         self.stated = identity(plan)
-        lines = [self.stated, *({"file": f, "tensors": t} for f, t in self.whole.items())]
+        lines = [self.stated, *({"file": f, "tensors": t} for f, t in self.finished.items())]
         fresh = self.file.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | system.OPEN_FLAGS
         try:
@@ -178,7 +178,7 @@ class Journal:
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._cannot(error) from None
-        self.whole[file] = tensors
+        self.finished[file] = tensors
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         line = memoryview(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
@@ -200,7 +200,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _is_whole(
+def _is_complete(
     path: Path, shard: Shard, tensors: Mapping[str, Any], specs: Mapping[str, TensorSpec]
 ) -> bool:
     """Whether a file has the plan's header and tensors with the recorded digests."""
@@ -262,6 +262,6 @@ def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOut
     )
 
 
-def files_of(whole: Sequence[str], plan: Plan) -> int:
+def files_of(complete: Sequence[str], plan: Plan) -> int:
     """Bytes of a plan's finished files."""
-    return sum(shard.size for shard in plan.shards if shard.file in whole)
+    return sum(shard.size for shard in plan.shards if shard.file in complete)

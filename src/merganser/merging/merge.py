@@ -38,15 +38,18 @@ def merge(
         resume: True resumes an unfinished merge in ``OUT.partial`` from its finished files; the
             result has the same bytes. None resumes it if it is the same merge and deletes it
             otherwise. False raises, or deletes it with ``force``.
-        checkpoints: open ones, as in :func:`merganser.plan`.
-        options: of the plan, where ``config`` is a recipe: arithmetic, rounding, seed, shard_size,
+        checkpoints: open checkpoints, as in :func:`merganser.plan`.
+        options: for planning, if ``config`` is a recipe: arithmetic, rounding, seed, shard_size,
             strictness, weights, truncate_embeddings, tensor_names; see
-            :class:`merganser.planning.PlanOptions`. Of the output: force, threads, memory,
+            :class:`merganser.planning.PlanOptions`. For writing: force, threads, memory,
             digest_inputs, on_nonfinite, public, write_card, copy_tokenizer, on_event; see
             :class:`merganser.merging.options.WriteOptions`.
 
+    Returns:
+        The folder, the plan, effective weights, manifest, warnings and timings.
+
     Raises:
-        MerganserError: of a fitting subclass. Finished files stay in ``OUT.partial``, and the
+        MerganserError: one of its subclasses, by cause. Finished files stay in ``OUT.partial``, and the
             error's notes say so; without any, nothing is left behind.
     """
     planning, writing = split_options(options)
@@ -79,7 +82,9 @@ def write_merge(
     output_folder.check_existing(folder, writing.force)
     if isinstance(config, Plan):
         if planning != PlanOptions():
-            raise TypeError("a plan takes no further options of plans")
+            raise TypeError(
+                "a plan was given, which fixes the options of planning already; leave them out"
+            )
         plan = config
     else:
         plan = make_plan(config, planning, checkpoints=checkpoints)

@@ -127,9 +127,9 @@ def merge_all(
 ) -> list[StepResult]:
     """Merge all recipes of a file, each after its inputs.
 
-    Planning precedes all merging. The output is written to ``out``; several outputs to folders in
-    it, under their names. Intermediate results are written to folders in ``intermediate_dir``, stay
-    there, and are merged again if their recipe, their inputs or the version changed.
+    All merges are planned before the first one runs. The output is written to ``out``; several outputs
+    are written to ``out/NAME``. Intermediate results are written to folders in ``intermediate_dir`` and
+    stay there; they are merged again if their recipe, an input or Merganser's version changed.
 
     Args:
         config: a recipe, or a file with several.
@@ -139,10 +139,13 @@ def merge_all(
         resume: like ``force``, as in :func:`merganser.merge`, for the output. Unfinished
             intermediate results are resumed if they are the same merge.
         on_step: called with each finished result.
-        options: of :func:`merganser.merge`, ``on_event`` included.
+        options: those of :func:`merganser.merge`.
+
+    Returns:
+        The result of every recipe, in the order of merging.
 
     Raises:
-        MerganserError: of a fitting subclass; finished intermediate results stay.
+        MerganserError: one of its subclasses, by cause; finished intermediate results stay.
     """
     planning, writing = split_options(options)
     force = writing.force
@@ -157,23 +160,23 @@ def merge_all(
     intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
     if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
         raise OutputExistsError(
-            f"{intermediate}: the folder of intermediate results and the output {folder} must lie "
-            "beside each other"
+            f"{intermediate}: the folder of intermediate results must be neither inside the output {folder} "
+            "nor around it"
         )
     several = sum(step.final for step in steps) > 1
     folders: dict[str | None, Path] = {}
     for step in steps:
-        own = folder_name(step.name or "")
+        place = folder_name(step.name or "")
         folders[step.name] = (
-            intermediate / own if not step.final else folder / own if several else folder
+            intermediate / place if not step.final else folder / place if several else folder
         )
         check_output(plans[step.name], folders[step.name], force or not step.final)
-    kept = [step.name for step in steps if not (step.final or redo)]
+    reusable = [step.name for step in steps if not (step.final or redo)]
     check_space(
         {
             folders[name]: plan
             for name, plan in plans.items()
-            if plan is not None and not (name in kept and up_to_date(folders[name], plan))
+            if plan is not None and not (name in reusable and up_to_date(folders[name], plan))
         }
     )
     done: dict[str | None, StepResult] = {}
@@ -225,21 +228,21 @@ def merge_again(
         digest_inputs, on_event: as in :func:`merganser.merge`.
 
     Raises:
-        MerganserError: of a fitting subclass.
+        MerganserError: one of its subclasses, by cause.
     """
     stated = manifest.read(folder)
     home = Path(against or stated["log"].get("recipe_folder") or folder)
     results: dict[str, Path] = {}
     if against is None:
-        kept = stated["log"].get("results") or {}
-        results = {name: Path(path) for name, path in kept.items() if Path(path).is_dir()}
+        folders = stated["log"].get("results") or {}
+        results = {name: Path(path) for name, path in folders.items() if Path(path).is_dir()}
     *_, written = load_all(folder / manifest.RECIPE, "lenient")
     steps = load_steps(folder / manifest.RECIPE, "lenient")
-    earlier = {each["name"]: each for each in stated.get("earlier", [])}
+    earlier = {entry["name"]: entry for entry in stated.get("earlier", [])}
     last = next(step for step in steps if step.name == (written.recipe.name or None))
 
     def located(parsed: ParsedRecipe, facts: Mapping[str, Any]) -> ParsedRecipe:
-        commits = {each["reference"]: each.get("commits", {}) for each in facts["inputs"]}
+        commits = {entry["reference"]: entry.get("commits", {}) for entry in facts["inputs"]}
         return replace(parsed, folder=home).bound(results).pinned(commits)
 
     from tempfile import TemporaryDirectory
@@ -274,15 +277,15 @@ def up_to_date(folder: Path, plan: Plan) -> bool:
     """Whether a folder holds a plan's result, judging by headers and inputs."""
     try:
         stated = manifest.read(folder)
-        found = open_checkpoint(folder)
+        existing = open_checkpoint(folder)
     except InputError:
         return False
     wanted = _planned(plan, "")
     return (
         stated["merganser"] == VERSION
         and stated["plan"] == plan.digest
-        and found.header_digest == wanted.header_digest
-        and found.files == wanted.files
+        and existing.header_digest == wanted.header_digest
+        and existing.files == wanted.files
         and _same_inputs(stated["log"], plan)
     )
 
@@ -301,6 +304,6 @@ def _check_others(folder: Path) -> None:
     """Check that the folder is a merge's output, which may be replaced."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
         raise OutputExistsError(
-            f"{folder}: is there already, and no merge left it; move it away, or choose another folder "
+            f"{folder}: exists, but is not a merged folder; move it away, or choose another folder "
             "for intermediate results"
         )

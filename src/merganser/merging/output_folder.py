@@ -53,19 +53,17 @@ def check_existing(folder: Path, force: bool) -> None:
     """
     partial = partial_of(folder)
     if Path.cwd().is_relative_to(folder):
-        raise OutputExistsError(
-            f"{folder}: is where you are; give the output folder a name of its own"
-        )
+        raise OutputExistsError(f"{folder}: is the current folder; choose another output folder")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputExistsError(f"{folder}: is there already, and is no folder")
+        raise OutputExistsError(f"{folder}: exists and is not a folder; choose another name")
     if folder.is_mount():
-        raise OutputExistsError(f"{folder}: is a mount point; name a folder in it")
+        raise OutputExistsError(f"{folder}: is a mount point; choose a folder below it")
     if _is_filled(folder) and not force:
         raise OutputExistsError(
-            f"{folder}: is there already and not empty; choose another name, or give force=True"
+            f"{folder}: exists and is not empty; choose another name, or give force=True"
         )
     if partial.is_symlink() or (partial.exists() and not _is_ours(partial)):
-        raise OutputExistsError(f"{partial}: is there already, and no merge left it; move it away")
+        raise OutputExistsError(f"{partial}: exists, but is not an unfinished merge; move it away")
 
 
 def _is_filled(folder: Path) -> bool:
@@ -91,7 +89,9 @@ def check_overlap(plan: Plan, folder: Path) -> None:
     for given, name in plan.homes.items():
         for target in (folder, partial_of(folder)):
             if _holds(target, given) or _holds(given, target):
-                raise OutputExistsError(f"{folder}: lies in the input {name}, or holds it")
+                raise OutputExistsError(
+                    f"{folder}: is inside the input {name}, or contains it; choose another folder"
+                )
 
 
 def _holds(outer: Path, inner: Path) -> bool:
@@ -139,7 +139,7 @@ def _written(folder: Path, plan: Plan) -> int:
         return 0
     journal = Journal(partial / JOURNAL)
     if journal.stated is not None and difference(journal.stated, plan) is None:
-        return files_of(tuple(journal.whole), plan)
+        return files_of(tuple(journal.finished), plan)
     files = [entry for entry in (partial / NEW).rglob("*") if entry.is_file()]
     return sum(512 * entry.stat().st_blocks for entry in files)
 
@@ -236,7 +236,7 @@ class Lock:
     def _refuse(self, hint: str) -> None:
         number, host = self._holder()
         who = f" (process {number} on {host})" if number else ""
-        raise OutputExistsError(f"{self.file.parent}: another merge{who} is at work there{hint}")
+        raise OutputExistsError(f"{self.file.parent}: another merge{who} is writing there{hint}")
 
     def release(self, *, unlink: bool = True) -> None:
         """Release the lock.
@@ -302,13 +302,13 @@ class Partial:
             with suppress(OSError):  # missing or not empty
                 self._path.rmdir()
             self.remove_parents()
-            raise ResourceError(f"{self._path}: cannot be made ({error.strerror})") from None
+            raise ResourceError(f"{self._path}: cannot be created ({error.strerror})") from None
         self.journal = Journal(self._path / JOURNAL)
         try:
             self._bring_back_old()
             if _is_filled(folder) and not force:
                 raise OutputExistsError(
-                    f"{folder}: is there already and not empty; give force=True to replace it"
+                    f"{folder}: exists and is not empty; give force=True to replace it"
                 )
             self.known = self._take_over(leftover, digest_inputs)
             self.journal.begin(plan)
@@ -320,8 +320,8 @@ class Partial:
             else:
                 self._lock.release(unlink=False)
             if isinstance(error, OSError):
-                told = f"{self._path}: cannot be made ({error.strerror})"
-                raise ResourceError(told) from None
+                message = f"{self._path}: cannot be created ({error.strerror})"
+                raise ResourceError(message) from None
             raise
 
     def _locked(self) -> Lock:
@@ -337,28 +337,28 @@ class Partial:
         stated = self.journal.stated
         if stated is not None and leftover == "refuse":
             raise OutputExistsError(
-                f"{self._path}: is what a merge left unfinished, with {self._count()} whole; give "
-                "resume=True to go on, or force=True to begin anew"
+                f"{self._path}: is an unfinished merge, with {self._count()} complete; give "
+                "resume=True to finish it, or force=True to start over"
             )
         if stated is None or leftover == "discard":
-            self.journal.whole = {}
+            self.journal.finished = {}
         elif (reason := difference(stated, self.plan)) is not None:
             if leftover == "resume":
                 raise OutputExistsError(
-                    f"{self._path}: cannot be resumed: {reason}; give force=True to begin anew"
+                    f"{self._path}: cannot be resumed: {reason}; give force=True to start over"
                 )
-            self.journal.whole = {}
+            self.journal.finished = {}
         self.new.mkdir(exist_ok=True)
-        known = self.journal.keep_what_is_whole(self.plan, self.new, digest_inputs)
+        known = self.journal.verify_finished(self.plan, self.new, digest_inputs)
         for entry in list(self.new.rglob("*")):
             name = entry.relative_to(self.new).as_posix()
-            kept = any(f"{file}/".startswith(f"{name}/") for file in self.journal.whole)
-            if not kept and os.path.lexists(entry):
+            complete = any(f"{file}/".startswith(f"{name}/") for file in self.journal.finished)
+            if not complete and os.path.lexists(entry):
                 _remove(entry)
         return known
 
     def _count(self) -> str:
-        return f"{len(self.journal.whole)} of {len(self.plan.shards)} files"
+        return f"{len(self.journal.finished)} of {len(self.plan.shards)} files"
 
     def _bring_back_old(self) -> None:
         """Undo an exchange of folders that stopped halfway; after a complete one, delete the old
@@ -372,7 +372,7 @@ class Partial:
 
     def sink(self) -> SafetensorsSink:
         """A sink for the unfinished files."""
-        shards = [shard for shard in self.plan.shards if shard.file not in self.journal.whole]
+        shards = [shard for shard in self.plan.shards if shard.file not in self.journal.finished]
         return SafetensorsSink(self.new, shards, self.journal.note_file)
 
     def put_in_place(self) -> None:
@@ -384,7 +384,9 @@ class Partial:
             OutputExistsError: when a folder appeared there in the meantime.
         """
         if _is_filled(self.folder) and not self._force:
-            raise OutputExistsError(f"{self.folder}: came there while the merge ran")
+            raise OutputExistsError(
+                f"{self.folder}: appeared while the merge ran, so it is not replaced; the merge is in {self._path}"
+            )
         old = self._path / OLD
         try:
             for file in (*self.new.rglob("*"), self.new):
@@ -412,13 +414,13 @@ class Partial:
         Returns:
             A clause about the remaining files; None if there are none.
         """
-        if not self.journal.whole or not self._inputs_are_the_same():
+        if not self.journal.finished or not self._inputs_are_the_same():
             self._remove()
             return None
         self.journal.close()
         self._lock.release(unlink=False)
         how = "the next run" if self._leftover == "either" else "resume=True"
-        return f"{self._path} has {self._count()} whole, and {how} goes on from there"
+        return f"{self._path} has {self._count()} complete; {how} continues from there"
 
     def _inputs_are_the_same(self) -> bool:
         try:
@@ -460,7 +462,7 @@ def abandon_all(partials: Iterable[Partial]) -> list[str]:
         try:
             note = partial.abandon()
         except OSError:
-            note = f"{partial.new.parent} is left as it is"
+            note = f"{partial.new.parent} is left unchanged"
         notes += [note] if note else []
     for partial in left:
         partial.remove_parents()

@@ -54,12 +54,12 @@ class Reproduction:
     """The result of reproducing a published merge.
 
     Attributes:
-        model: as the caller named it.
-        made_by: the program that wrote it, as far as its files state.
+        model: the repository or folder.
+        made_by: the program that wrote it, if its files say so.
         tensors: number of published tensors.
         attempts: one per arithmetic tried; the last one agrees, if any does.
         inputs: differences between the inputs and the manifest; empty without one.
-        commits: commits of inputs on the Hub that were merged now.
+        commits: the commits of inputs on the Hub that were used.
     """
 
     model: str
@@ -72,16 +72,16 @@ class Reproduction:
     @property
     def arithmetic(self) -> Arithmetic | None:
         """The arithmetic that reproduces the published merge; None if none does."""
-        return next((each.arithmetic for each in self.attempts if each.agrees), None)
+        return next((attempt.arithmetic for attempt in self.attempts if attempt.agrees), None)
 
     @property
     def closest(self) -> Attempt | None:
         """The attempt with the most equal tensors."""
-        done = [each for each in self.attempts if each.failed is None]
-        return max(done, key=lambda each: (each.agrees, each.equal), default=None)
+        done = [attempt for attempt in self.attempts if attempt.failed is None]
+        return max(done, key=lambda attempt: (attempt.agrees, attempt.equal), default=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The result as plain data, for JSON."""
         return {**asdict(self), "arithmetic": self.arithmetic}
 
 
@@ -101,14 +101,12 @@ def reproduce(
 
     Raises:
         InputError: when the model does not exist or has no recipe.
-        MerganserError: of a fitting subclass, for instance when an input is missing.
+        MerganserError: one of its subclasses, by cause, for instance when an input is missing.
     """
     folder = hub.resolve(str(model))
     recipe_file = folder / manifest.RECIPE
     if not recipe_file.is_file():
-        raise InputError(
-            f"{model}: has no {manifest.RECIPE}, the recipe that merges publish; nothing says how it was made"
-        )
+        raise InputError(f"{model}: has no {manifest.RECIPE}, so nothing says how it was merged")
     published = _published(folder, on_event)
     if (folder / manifest.NAME).is_file():
         return _by_manifest(str(model), folder, published, against, on_event)
@@ -118,14 +116,14 @@ def reproduce(
 def _published(folder: Path, on_event: Listener) -> dict[str, str]:
     """Digests of a folder's tensors."""
     reading = {"merge_method": "passthrough", "models": [{"model": str(folder)}]}
-    found = run_dry(
+    result = run_dry(
         reading,
         DigestSink(),
         on_event=on_event,
         strictness="lenient",
         checkpoints={str(folder): open_checkpoint(folder)},
     )
-    return manifest.tensor_digests([found.outcome])
+    return manifest.tensor_digests([result.outcome])
 
 
 def _by_manifest(
@@ -141,7 +139,7 @@ def _by_manifest(
         folder,
         against,
         DigestSink(),
-        digest_inputs=any("tensors" in each for each in stated["inputs"]),
+        digest_inputs=any("tensors" in entry for entry in stated["inputs"]),
         on_event=on_event,
     )
     attempt = _compare(stated["arithmetic"], published, manifest.tensor_digests([again.outcome]))
@@ -163,7 +161,7 @@ def _by_recipe(
     *earlier, parsed = load_all(folder / manifest.RECIPE, "lenient")
     if earlier:
         raise RecipeError(
-            f"{folder / manifest.RECIPE}: holds {len(earlier) + 1} recipes that build on each other, and no "
+            f"{folder / manifest.RECIPE}: holds {len(earlier) + 1} recipes that build on each other, but no "
             "manifest says how they were merged"
         )
     if against is not None:
@@ -202,10 +200,10 @@ def _compare(
     )
 
 
-def _commits(made: Mapping[str, Any]) -> dict[str, str]:
+def _commits(facts: Mapping[str, Any]) -> dict[str, str]:
     """The commits of a merge's inputs on the Hub."""
     return {
-        each["reference"]: commit
-        for each in made["inputs"]
-        for commit in list(each.get("commits", {}).values())[:1]
+        entry["reference"]: commit
+        for entry in facts["inputs"]
+        for commit in list(entry.get("commits", {}).values())[:1]
     }

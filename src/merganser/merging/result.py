@@ -16,10 +16,10 @@ class MergeResult:
     """The result of a merge.
 
     Attributes:
-        folder: the output folder, or None for a dry sink.
-        plan: its plan.
-        outcome: the engine's outcome.
-        manifest: the manifest as plain data.
+        folder: the output folder; None if the merge was computed without writing it.
+        plan: the plan.
+        outcome: the engine's outcome: digests of the tensors, and effective weights.
+        manifest: the content of ``manifest.json``.
         warnings: warnings for the user, with the recipe's full path.
         timings: seconds by phase: plan_s, engine_s, finish_s, total_s.
     """
@@ -50,10 +50,10 @@ class MergeResult:
         return notebook.facts(facts) + weights + notebook.notes(self.warnings)
 
 
-def all_warnings(plan: Plan, made: dict[str, Any]) -> tuple[str, ...]:
+def all_warnings(plan: Plan, facts: dict[str, Any]) -> tuple[str, ...]:
     """The plan's warnings, those of the merge, and one if there are no compiled kernels."""
     slow = library.warning()
-    later = made["warnings"][len(plan.warnings) :]
+    later = facts["warnings"][len(plan.warnings) :]
     return (*plan.warnings, *later, *((slow,) if slow else ()))
 
 

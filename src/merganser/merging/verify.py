@@ -31,10 +31,10 @@ def verify(
         against: the folder for the recipe's relative paths; implies ``recompute``. None for the
             recipe's folder.
         may_differ: files that may have been edited since.
-        on_event: told of the progress.
+        on_event: called with progress events.
 
     Returns:
-        The problems, one sentence each; empty if there are none.
+        The problems, one sentence for each; empty if there are none.
 
     Raises:
         InputError: when the folder has no manifest, or cannot be read.
@@ -46,7 +46,7 @@ def verify(
     problems = verification.damage(stated, path, may_differ)
     reading = {"merge_method": "passthrough", "models": [{"model": str(path)}]}
     try:
-        found = run_dry(
+        result = run_dry(
             reading,
             DigestSink(),
             on_event=on_event,
@@ -57,7 +57,7 @@ def verify(
         if not problems:
             raise
         return [*problems, str(error)]
-    problems += verification.difference(stated, manifest.tensor_digests([found.outcome]))
+    problems += verification.difference(stated, manifest.tensor_digests([result.outcome]))
     if recompute or against is not None:
         verification.check_method(stated, path)
         again = multistage.merge_again(
@@ -65,7 +65,7 @@ def verify(
             against,
             DigestSink(),
             on_event=on_event,
-            digest_inputs=any("tensors" in each for each in stated["inputs"]),
+            digest_inputs=any("tensors" in entry for entry in stated["inputs"]),
         )
         problems += verification.different_inputs(stated, again.manifest)
         different = verification.difference(stated, manifest.tensor_digests([again.outcome]))

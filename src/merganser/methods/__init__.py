@@ -1,6 +1,6 @@
 """Merge methods: pure mathematics in plain functions, whose signatures are their declarations.
 
-A method takes one of three forms, told apart by what it returns:
+A method has one of three forms, according to its return type:
 
 * ``-> Combination``: the result is a linear combination of the inputs, and the method only says
   with which coefficients. With a parameter ``gram`` it takes the inputs' Gram matrix (the float64

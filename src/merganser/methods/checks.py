@@ -109,5 +109,5 @@ def check_elementwise(
             return
     raise ValueError(
         f"{method.name} says elementwise=True, but gives other numbers for a part of a tensor than "
-        "for all of it; without elementwise=True it is given whole tensors"
+        "for all of it; leave elementwise=True out, and it gets whole tensors"
     )

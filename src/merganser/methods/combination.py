@@ -141,7 +141,7 @@ def _nuslerp_vectors(*, nuslerp_flatten: bool, nuslerp_row_wise: bool, **_: Any)
 def _no_way_between(*, weight: Sequence[float], **_: Any) -> str | None:
     if abs(math.fsum(weight)) >= 1e-6:
         return None
-    return "the weights add up to 0; the result is half the way between the models, as in MergeKit"
+    return "the weights add up to 0; the result is half-way between the models, as in MergeKit"
 
 
 @merge_method(

@@ -25,7 +25,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.least <= self.low <= self.high <= self.most:
-            raise ValueError("a range needs least <= low <= high <= most")
+            raise ValueError("a Range needs least <= low <= high <= most")
 
     def usual(self, value: float) -> bool:
         """Whether a value is usual."""

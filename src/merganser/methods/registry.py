@@ -134,7 +134,7 @@ class Method:
         if self.gram:
             passes = "two passes: inner products first"
         elif self.form == "consensus":
-            passes = "one pass, and more where changes are selected or rescaled"
+            passes = "one pass; more if deltas are selected or rescaled"
         elif self.measure:
             passes = "two passes: counts first"
         elif self.form == "tensor" and self.fused and not self.elementwise:
@@ -333,10 +333,13 @@ def _finite(*ends: float) -> list[float | None]:
 
 
 def load_file(path: str | Path) -> None:
-    """Run a Python file that registers merge methods.
+    """Run a Python file that registers merge methods, so that recipes can use them.
+
+    Args:
+        path: a file that ends with ``.py``. It runs with all rights of this process.
 
     Raises:
-        RecipeError: when it cannot be run.
+        RecipeError: when there is no such file, or it raises an exception.
     """
     path = Path(path)
     if not path.is_file():

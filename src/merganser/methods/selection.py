@@ -62,7 +62,7 @@ def ram(
 
 
 def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_: Any) -> Tensor:
-    """For every model in how many elements it is active beside others, and alone: [2, models]."""
+    """For every model, in how many elements it is active with others, and alone: [2, models]."""
     import torch
 
     active = torch.stack([~((tensor - base).abs() <= epsilon) for tensor in tensors])

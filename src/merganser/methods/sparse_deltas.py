@@ -89,7 +89,7 @@ def _spread_narrowed(*, density: Sequence[float], epsilon: Sequence[float], **_:
         if 0 < d < 1 and e > min(d, 1 - d) + 1e-12:
             return (
                 f"epsilon {e:g} is narrowed to {min(d, 1 - d):g}, since density {d:g} - epsilon and "
-                "density + epsilon must lie between 0 and 1; MergeKit refuses it"
+                "density + epsilon must be between 0 and 1; MergeKit refuses it"
             )
     return None
 

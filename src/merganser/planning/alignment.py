@@ -165,7 +165,7 @@ class Aligner:
         if donor is not None and not has_tokenizer(folder) and rows == donor.rows:
             self.warn(
                 (self.key,),
-                f"{label} has no tokenizer; taken to be that of {donor.source.reference}",
+                f"{label} has no tokenizer; that of {donor.source.reference} is assumed",
             )
             return TokenizedModel(source, donor.vocabulary, tensors, rows)
         if folder is None:
@@ -201,7 +201,7 @@ class Aligner:
                 self.warn(
                     (self.key,),
                     f"{_some(output.conflicts)} are set differently by the models; "
-                    "the first one's settings are taken",
+                    "the first one's settings are used",
                 )
         missing = {token: PLAIN for token in self.rules if token not in output.tokens}
         return start, extended(output, missing) if missing else output
@@ -245,14 +245,14 @@ class Aligner:
 
     def _more_donors(self) -> list[TokenizedModel]:
         """Models that token rules refer to and that are not merged."""
-        found: dict[str, TokenizedModel] = {}
+        donors: dict[str, TokenizedModel] = {}
         for token, rule in self.rules.items():
             reference = _donor_of(rule)
-            if reference is not None and reference.text not in {*self.index, *found}:
+            if reference is not None and reference.text not in {*self.index, *donors}:
                 source = self.open_source(reference, (self.key, "tokens", token, "source"))
-                found[reference.text] = self._model(source, None)
-        self.index = {**self.index, **{t: len(self.index) + i for i, t in enumerate(found)}}
-        return list(found.values())
+                donors[reference.text] = self._model(source, None)
+        self.index = {**self.index, **{t: len(self.index) + i for i, t in enumerate(donors)}}
+        return list(donors.values())
 
     def _maps(
         self,
@@ -264,24 +264,24 @@ class Aligner:
         """The row map of each input."""
         merged = len(self.sources)
         ids = np.fromiter(output.tokens.values(), np.int64, len(output.tokens))
-        own = np.full((len(donors), rows), -1, np.int32)
+        row_of = np.full((len(donors), rows), -1, np.int32)
         for i, model in enumerate(donors):
             tokens = model.vocabulary.tokens
             same = tokens is output.tokens
             places = ids if same else map(tokens.get, output.tokens, repeat(-1))
-            found = np.fromiter(places, np.int32, len(ids))
-            found[found >= (model.rows or 0)] = -1
-            own[i, ids] = found
+            rows_of_ids = np.fromiter(places, np.int32, len(ids))
+            rows_of_ids[rows_of_ids >= (model.rows or 0)] = -1
+            row_of[i, ids] = rows_of_ids
         unnamed = np.ones(rows, bool)
         unnamed[ids] = False
         if padded is not None:
             for i, model in enumerate(donors):
                 if model.vocabulary.tokens == padded.vocabulary.tokens:
                     here = np.flatnonzero(unnamed[: model.rows or 0])
-                    own[i, here] = here
+                    row_of[i, here] = here
         forced = np.zeros(rows, bool)
         forced[[output.tokens[token] for token, rule in self.rules.items() if rule.force]] = True
-        origin, row, means = _defaults(own[:merged], self.base, forced)
+        origin, row, means = _defaults(row_of[:merged], self.base, forced)
         origin[unnamed & (origin == ZERO)] = FILL
         ruled = set()
         for token, rule in self.rules.items():
@@ -289,19 +289,19 @@ class Aligner:
                 place = output.tokens[token]
                 origin[place], row[place] = self._ruled(donors, token, rule)
                 ruled.add(place)
-        owned = (own[:merged] >= 0).any(axis=0)
+        owned = (row_of[:merged] >= 0).any(axis=0)
         lost = set(np.flatnonzero((origin == ZERO) & ~owned).tolist()) - ruled
         if lost and any(model.rows is not None for model in donors[:merged]):
             names = [token for token, number in output.tokens.items() if number in lost]
             self.warn(
                 (self.key,),
-                f"no model has {_some(names)}: the embedding is zero until it is trained",
+                f"no model has {_some(names)}: the embedding has zeros there until it is trained",
             )
         maps = []
         for i in range(merged):
-            mine = (own[i] >= 0) & ~forced
+            mine = (row_of[i] >= 0) & ~forced
             maps.append(
-                RowMap(np.where(mine, np.int32(i), origin), np.where(mine, own[i], row), means)
+                RowMap(np.where(mine, np.int32(i), origin), np.where(mine, row_of[i], row), means)
             )
         return maps
 
@@ -458,7 +458,7 @@ def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None
 
 def _some(tokens: Iterable[str]) -> str:
     """Tokens for messages: the first few, and the total."""
-    found = sorted(tokens)
-    shown = ", ".join(repr(token) for token in found[:3])
-    many = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"token{'s' if len(found) > 1 else ''} {shown}{many}"
+    shown_first = sorted(tokens)
+    shown = ", ".join(repr(token) for token in shown_first[:3])
+    many = f" and {len(shown_first) - 3} more" if len(shown_first) > 3 else ""
+    return f"token{'s' if len(shown_first) > 1 else ''} {shown}{many}"

@@ -50,7 +50,7 @@ def check_modules(
         if folder_of(job.name, inner[first.source]) and not folder_of(job.name, folders):
             other = sources[first.source].reference
             raise InputError(
-                f"{other}: tensor {first.name!r} is of a sentence-transformers module that "
+                f"{other}: tensor {first.name!r} belongs to a sentence-transformers module that "
                 f"{donor.reference}, which the config is from, does not have; base_model: {other} takes "
                 "its modules, tensor_names='intersection' leaves them out"
             )
@@ -74,18 +74,18 @@ def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]
             continue
         if not (home / sentence_transformers.MODULES).is_file():
             yield (
-                f"{source.reference}: is a sentence-transformers model, and {donor.reference} is none: "
+                f"{source.reference}: is a sentence-transformers model, but {donor.reference} is none: "
                 f"the output has none of its modules; base_model: {source.reference} copies them"
             )
             continue
-        own, wanted = (
-            {file.relative_to(each): file for file in sentence_transformers.small_files(each)}
-            for each in (folder, home)
+        files, wanted = (
+            {file.relative_to(place): file for file in sentence_transformers.small_files(place)}
+            for place in (folder, home)
         )
         different = [
             name.as_posix()
-            for name in sorted({*own, *wanted})
-            if name not in own or name not in wanted or not _same(own[name], wanted[name])
+            for name in sorted({*files, *wanted})
+            if name not in files or name not in wanted or not _same(files[name], wanted[name])
         ]
         if different:
             yield (
@@ -96,7 +96,7 @@ def different_modules(sources: Sequence[Source], donor: Source) -> Iterator[str]
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two files have the same content, apart from versions of the libraries that wrote
+    """Whether two files have the same content, except for versions of the libraries that wrote
     them."""
     left, right = (file.read_bytes() for file in (one, other))
     if left == right or one.suffix != ".json":
@@ -105,9 +105,9 @@ def _same(one: Path, other: Path) -> bool:
         settings = [parse_json(left), parse_json(right)]
     except ValueError:
         return False
-    for each in settings:
-        if isinstance(each, dict):
-            each.pop("__version__", None)
+    for part in settings:
+        if isinstance(part, dict):
+            part.pop("__version__", None)
     return bool(settings[0] == settings[1])
 
 
@@ -118,8 +118,8 @@ def missing_code(donor: Source) -> Iterator[str]:
         return
     for file, user in model_code.find(folder, "config.json", SETTINGS, *PROCESSORS).missing:
         yield (
-            f"{donor.reference}: {user} needs {file}, which is not there; the output lacks it too, "
-            "and loads only where it is added"
+            f"{donor.reference}: {user} needs {file}, which is missing; the output lacks it too, "
+            "and cannot be loaded until it is added"
         )
 
 

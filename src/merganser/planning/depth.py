@@ -71,19 +71,21 @@ def restacked(
             continue
         if module.section is None:
             raise InputError(
-                f"{sources[donor].reference}: its config.json does not say how many layers there "
-                "are, so that it cannot be told of the new ones"
+                f"{sources[donor].reference}: its config.json has no key for the number of layers, "
+                "so the stacked model's number cannot be written"
             )
         others = [m for m in architecture.modules.values() if m.name != name and m.stacks]
-        own = all(other.section != module.section for other in others)
+        alone = all(other.section != module.section for other in others)
         for other in others:
             if other.section == module.section and not set(module.counts).isdisjoint(other.counts):
                 raise InputError(
                     f"{sources[donor].reference}: {module.counts[0]} of its config.json counts the "
-                    f"layers of {name} and of {other.name}, which cannot be stacked one without the "
-                    "other; whole models can be merged"
+                    f"layers of {name} and of {other.name}, so neither can be stacked without the "
+                    "other; merge whole models"
                 )
-        stack = _Stack(name, module, _section(edited, module.section), sources, donor, made_of, own)
+        stack = _Stack(
+            name, module, _section(edited, module.section), sources, donor, made_of, alone
+        )
         stack.edit()
         if name == ENCODER and DECODER in architecture.modules and "num_layers" in module.counts:
             depth = architecture.modules[DECODER].depth  # T5's default is the encoder's
@@ -189,15 +191,15 @@ class _Stack:
                     values[key] = value
         return values
 
-    def _joined(self, key: str, own: Sequence[Any]) -> Any:
+    def _joined(self, key: str, default: Sequence[Any]) -> Any:
         """The output layers' entries, from the models that provide the layers if those have the
         list."""
-        found = []
+        values = []
         for source, layer in self.origins:
             listed = self.sections[source].get(key)
-            listed = listed if type(listed) is type(own) and len(listed) > layer else own
-            found.append(listed[min(layer, len(listed) - 1)])
-        return "".join(found) if isinstance(own, str) else found
+            listed = listed if type(listed) is type(default) and len(listed) > layer else default
+            values.append(listed[min(layer, len(listed) - 1)])
+        return "".join(values) if isinstance(default, str) else values
 
     def _numbers(self, key: str) -> list[int]:
         first = int(key in FROM_ONE)
@@ -219,16 +221,16 @@ class _Stack:
             if layer in entries[source]
         }
 
-    def _taken_from(self, key: str, own: Sequence[int]) -> list[int]:
+    def _taken_from(self, key: str, default: Sequence[int]) -> list[int]:
         """New numbers of the layers that other layers take something from."""
         numbers = []
         for i, (source, layer) in enumerate(self.origins):
-            wanted = (self.sections[source].get(key) or own)[layer]
+            wanted = (self.sections[source].get(key) or default)[layer]
             earlier = [j for j in range(i) if self.origins[j] == (source, wanted)]
             if wanted != layer and not earlier:
                 raise InputError(
-                    f"{self.sources[source].reference}: by {key} of its config.json, layer {layer} "
-                    f"needs layer {wanted}, which does not come before it in the stack; stack them "
+                    f"{self.sources[source].reference}: {key} in its config.json lets layer {layer} "
+                    f"use layer {wanted}, which does not come before it in the stack; stack them "
                     "together"
                 )
             numbers.append(i if wanted == layer else earlier[-1])
@@ -245,9 +247,9 @@ class _Stack:
             kind in BY_DEPTH_TYPES and not self.in_order
         ):
             raise InputError(
-                f"{self.donor.reference}: layers of {kind} compute with "
-                + ("their number" if kind in BY_NUMBER_TYPES else "the number of all layers")
-                + ", and would be others elsewhere in a stack; whole models can be merged"
+                f"{self.donor.reference}: a layer of {kind} computes with "
+                + ("its index" if kind in BY_NUMBER_TYPES else "the number of layers")
+                + ", so it cannot be moved in a stack; merge whole models"
             )
 
     def _scale(self, before: Section) -> None:
@@ -302,8 +304,8 @@ class _Stack:
         for i, (source, layer) in enumerate(self.origins[first:], first):
             old_types = self._types(self.sections[source], self.depths[source])
             wanted = _last(old_types, self._first_shared(source), old_types[layer])
-            found = _last(types, first, types[i])
-            there = self.origins[found] if found is not None else None
+            earlier = _last(types, first, types[i])
+            there = self.origins[earlier] if earlier is not None else None
             if not shares[i] or there != (None if wanted is None else (source, wanted)):
                 raise self._unsayable(key)
         self.section[key] = self.depth - first
@@ -317,8 +319,8 @@ class _Stack:
         ends = {
             s: _ends(self._types(self.sections[s], self.depths[s]), wanted) for s in self.sources
         }
-        found = _ends(self._types(self.section, self.depth), wanted)
-        if found != {i for i, (source, layer) in enumerate(self.origins) if layer in ends[source]}:
+        marked = _ends(self._types(self.section, self.depth), wanted)
+        if marked != {i for i, (source, layer) in enumerate(self.origins) if layer in ends[source]}:
             raise self._unsayable("layer_types")
 
     def _first_shared(self, source: int) -> int:
@@ -331,16 +333,18 @@ class _Stack:
         return types if isinstance(types, list) and len(types) == depth else [None] * depth
 
     def _leading(self, rule: Leading, before: Section) -> None:
-        own = before.get(rule.key)
-        if not isinstance(own, int):
+        count_before = before.get(rule.key)
+        if not isinstance(count_before, int):
             return
         if rule.only_if is not None and not before.get(rule.only_if):
-            self.section[rule.key] = self.depth if own == self.old else min(own, self.depth)
+            self.section[rule.key] = (
+                self.depth if count_before == self.old else min(count_before, self.depth)
+            )
             return
         first = []
         for source, layer in self.origins:
             count = self.sections[source].get(rule.key)
-            first.append(layer < (own if count is None else count))
+            first.append(layer < (count_before if count is None else count))
         leading = first.index(False) if False in first else self.depth
         self.section[rule.key] = leading
         if any(first[leading:]) and (rule.instead is None or before.get(rule.instead) is None):
@@ -366,14 +370,14 @@ class _Stack:
     def _periods(self, rule: Period, before: Section) -> None:
         if rule.instead is not None and isinstance(before.get(rule.instead), list):
             return
-        own = _period(rule, before)
-        if own is None:
+        pattern = _period(rule, before)
+        if pattern is None:
             return
         marked = []
         for source, layer in self.origins:
-            period, at = _period(rule, self.sections[source]) or own
+            period, at = _period(rule, self.sections[source]) or pattern
             marked.append(layer % period == at)
-        if marked != [i % own[0] == own[1] for i in range(self.depth)]:
+        if marked != [i % pattern[0] == pattern[1] for i in range(self.depth)]:
             if rule.instead is not None and rule.addable:
                 self.section[rule.instead] = (
                     [i for i, mark in enumerate(marked) if mark]
@@ -381,15 +385,15 @@ class _Stack:
                     else [rule.kinds[not mark] for mark in marked]
                 )
                 return
-            found = _period_of(marked, rule.at)
-            if found is None:
+            new = _period_of(marked, rule.at)
+            if new is None:
                 raise self._unsayable(rule.key)
-            self.section[rule.key], at = own = found
+            self.section[rule.key], at = pattern = new
             if isinstance(rule.at, str):
                 self.section[rule.at] = at
         if rule.parts is not None:
-            self.section[rule.parts] = self.depth // own[0]
-            if not self.section[rule.parts] or self.depth // self.section[rule.parts] != own[0]:
+            self.section[rule.parts] = self.depth // pattern[0]
+            if not self.section[rule.parts] or self.depth // self.section[rule.parts] != pattern[0]:
                 raise self._unsayable(rule.parts)
 
     def _facts(self, source: int, layer: int) -> str:
@@ -409,14 +413,14 @@ class _Stack:
         facts += [_in_span(rule, section, depth, layer) for rule in SPANS]
         facts.append((layer + 1) % (section.get("decoder_sparse_step") or 1))
         for period in PERIODS:
-            if (found := _period(period, section)) is not None:
-                facts.append(layer % found[0] == found[1])
+            if (every := _period(period, section)) is not None:
+                facts.append(layer % every[0] == every[1])
         return json.dumps(facts, sort_keys=True, default=str)
 
     def _unsayable(self, key: str) -> InputError:
         return InputError(
-            f"{self.donor.reference}: {key} of its config.json cannot describe the layers in the "
-            "order of the slices, and the model would take some for what they are not; stack ranges "
+            f"{self.donor.reference}: {key} in its config.json cannot describe the layers in the "
+            "order of the slices, so some would be loaded as layers of another kind; stack ranges "
             "that keep its order"
         )
 
@@ -429,9 +433,9 @@ def is_numbers(key: str, value: object, depth: int) -> bool:
         return False
     if key in NUMBERS:
         return True
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
     named = NAMED_AS_NUMBERS.search(key) is not None
-    return named and whole and value == sorted({n for n in value if 0 <= n < depth})
+    return named and integers and value == sorted({n for n in value if 0 <= n < depth})
 
 
 def is_keyed(key: str, value: object, depth: int) -> bool:

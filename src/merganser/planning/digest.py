@@ -54,7 +54,7 @@ def plan_digest(
     }
     if tokenizer is not None:
         output = tokenizer.output
-        edits = [[each.entry() for each in output.new], sorted(output.dropped)]
+        edits = [[token.entry() for token in output.new], sorted(output.dropped)]
         facts["tokenizer"] = [output.start.label, *edits, sorted(tokenizer.moved.items())]
     if method.origin is not None:
         facts["method"] = [method.name, method.origin.digest]

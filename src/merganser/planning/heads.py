@@ -25,7 +25,7 @@ _compared: dict[tuple[str, tuple[Stamp, ...], str, str], bool] = {}
 
 
 def embedding_as_head(
-    source: OpenSource, own: str | None, place: Place, shape: tuple[int, ...]
+    source: OpenSource, head: str | None, place: Place, shape: tuple[int, ...]
 ) -> str | None:
     """The embedding that a model uses as this head, or None if its head is a separate tensor.
 
@@ -35,21 +35,21 @@ def embedding_as_head(
 
     Args:
         source: the model.
-        own: its tensor for the head; None if it has none.
+        head: its tensor for the head; None if it has none.
         place: the head's place, in any of the models.
         shape: the head's shape.
     """
     if place.role != "head" or not place.vocabulary:
         return None
     checkpoint = source.checkpoint
-    if own is not None and stated_tie(checkpoint.config) is not True:
+    if head is not None and stated_tie(checkpoint.config) is not True:
         return None
-    if own is None and not lends_embedding(checkpoint.config):
+    if head is None and not lends_embedding(checkpoint.config):
         return None
     embedding = token_embedding(source, shape)
-    if own is None or embedding is None:
+    if head is None or embedding is None:
         return embedding
-    return embedding if same_bytes(checkpoint, own, embedding) else None
+    return embedding if same_bytes(checkpoint, head, embedding) else None
 
 
 def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
@@ -82,8 +82,10 @@ def changed_tie(donor: OpenSource, tied: bool) -> bool | None:
         return True if heads and not stated else None
     if heads and not stated:
         return None
-    own = (embedding_as_head(donor, name, p, specs[name].shape) for name, p in heads.items())
-    return None if heads and None in own else False
+    substitutes = (
+        embedding_as_head(donor, name, p, specs[name].shape) for name, p in heads.items()
+    )
+    return None if heads and None in substitutes else False
 
 
 def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:

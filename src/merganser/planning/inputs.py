@@ -143,8 +143,8 @@ def with_one_set_of_names(
     Raises:
         InputError: when tensors of different names might correspond.
     """
-    own = [source.checkpoint for source in inputs.sources]
-    named = named_alike(own, inputs.donor, refuse=tensor_names == "same")
+    checkpoints = [source.checkpoint for source in inputs.sources]
+    named = named_alike(checkpoints, inputs.donor, refuse=tensor_names == "same")
     sources = []
     for source, checkpoint in zip(inputs.sources, named, strict=True):
         if checkpoint is source.checkpoint:
@@ -169,8 +169,8 @@ def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warni
     if recipe.models is None:
         key = "slices" if recipe.slices is not None else "modules"
         raise parsed.error(
-            f"{key}: these models are single files without a config, which does not tell their "
-            "layers; list them under models",
+            f"{key}: these models are single files without a config, so their layers are unknown; "
+            "list them under models",
             (key,),
         )
     for path, parameters, _ in parameter_blocks(recipe):
@@ -180,8 +180,8 @@ def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warni
             ):
                 warnings(
                     (*path, name),
-                    "single files have no layers for a gradient to run over; its first value is "
-                    "taken for all, as in MergeKit",
+                    "single files have no layers for a gradient; its first value is "
+                    "used for all tensors, as in MergeKit",
                 )
     return inputs.with_sources(
         replace(source, architecture=without_layers(source.architecture))
@@ -231,7 +231,7 @@ def parameter_blocks(
 
 def _references(parsed: ParsedRecipe) -> dict[str, tuple[ModelReference, KeyPath]]:
     """All models in the recipe's order; a base that is not listed comes last, as in MergeKit."""
-    found: dict[str, tuple[ModelReference, KeyPath]] = {}
+    references: dict[str, tuple[ModelReference, KeyPath]] = {}
     for path, models, slices in forms(parsed.recipe):
         listed = set()
         for i, model in enumerate(models or []):
@@ -239,15 +239,15 @@ def _references(parsed: ParsedRecipe) -> dict[str, tuple[ModelReference, KeyPath
             if model.model.text in listed:
                 raise parsed.error(f"{key_name(here)}: {model.model} is listed twice", here)
             listed.add(model.model.text)
-            found.setdefault(model.model.text, (model.model, here))
+            references.setdefault(model.model.text, (model.model, here))
         for i, piece in enumerate(slices or []):
             for j, source in enumerate(piece.sources):
                 here = (*path, "slices", i, "sources", j, "model")
-                found.setdefault(source.model.text, (source.model, here))
+                references.setdefault(source.model.text, (source.model, here))
             if piece.base_model is not None:
                 here = (*path, "slices", i, "base_model")
-                found.setdefault(piece.base_model.text, (piece.base_model, here))
+                references.setdefault(piece.base_model.text, (piece.base_model, here))
     base = parsed.recipe.base_model
     if base is not None:
-        found.setdefault(base.text, (base, ("base_model",)))
-    return found
+        references.setdefault(base.text, (base, ("base_model",)))
+    return references

@@ -79,9 +79,9 @@ class JobMaker:
             if self._numbers(other, self._sides(other)[1])[0] != numbers:
                 raise self.parsed.error(
                     f"slices: the tensor {group.name!r} of "
-                    f"{self.sources[entries[0].source].reference} has a block for each layer and is "
-                    "merged whole, so its parameters must be the same in all slices; give them for "
-                    "it alone with a filter",
+                    f"{self.sources[entries[0].source].reference} has a block for each layer and is merged as "
+                    "one tensor, so its parameters must be the same in all slices; set them for it "
+                    "with a filter",
                     ("slices",),
                 )
         if models:
@@ -187,9 +187,9 @@ class JobMaker:
                 if most is None
                 else f"{least} to {most}"
             )
-            beside = " beside the base" if method.base != "none" else ""
+            without_base = " (not counting the base)" if method.base != "none" else ""
             raise self.parsed.error(
-                f"{method.name} takes {wanted} model{'s' if wanted != '1' else ''}{beside}, "
+                f"{method.name} takes {wanted} model{'s' if wanted != '1' else ''}{without_base}, "
                 f"not {len(models)}",
                 group.entries[0].path[:-2] if group.entries else (),
             )
@@ -206,7 +206,7 @@ class JobMaker:
         paths: dict[str, list[KeyPath | None]] = {}
         for parameter in self.method.parameters:
             if parameter.per_model:
-                found = [
+                values = [
                     self._value(
                         parameter,
                         group,
@@ -216,11 +216,11 @@ class JobMaker:
                     )
                     for entry in models
                 ]
-                numbers[parameter.argument] = tuple(value for value, _ in found)
+                numbers[parameter.argument] = tuple(value for value, _ in values)
             else:
-                found = [self._value(parameter, group, group.name, group.parameters, None)]
-                numbers[parameter.argument] = found[0][0]
-            paths[parameter.argument] = [path for _, path in found]
+                values = [self._value(parameter, group, group.name, group.parameters, None)]
+                numbers[parameter.argument] = values[0][0]
+            paths[parameter.argument] = [path for _, path in values]
         return numbers, paths
 
     def _value(
@@ -258,10 +258,10 @@ class JobMaker:
     ) -> tuple[Combination | None, SparseDeltas | None]:
         """The method's rule for these parameters; errors name the place in the recipe."""
 
-        def made(**numbers: Any) -> tuple[Combination | None, SparseDeltas | None]:
+        def call(**numbers: Any) -> tuple[Combination | None, SparseDeltas | None]:
             return combined(self.method, numbers, inputs, based)
 
-        combination, sparse = self._accepted(made, group, numbers)
+        combination, sparse = self._accepted(call, group, numbers)
         weights = () if combination is None else combination.coefficients
         weights = weights if sparse is None else sparse.weights or ()
         if not all(math.isfinite(c) for c in weights):
@@ -332,12 +332,12 @@ def combined(
         return Combination((1.0,)), None  # the models add nothing to the base
     if method.gram is not None or method.form == "tensor":
         return None, None
-    made = method.function(**numbers)
+    result = method.function(**numbers)
     if method.combination:
-        check_coefficients(method, made, inputs)
-        return made, None
-    check_sparse_deltas(made, inputs - based)
-    return None, made
+        check_coefficients(method, result, inputs)
+        return result, None
+    check_sparse_deltas(result, inputs - based)
+    return None, result
 
 
 def _promote(dtypes: Sequence[DType]) -> DType:

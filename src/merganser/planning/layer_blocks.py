@@ -34,13 +34,13 @@ def with_joined_blocks(
             continue
         _check_slices(parsed, path, slices, f"{owner.reference}: {_names(owner, module)[0]!r}")
         for place, given in enumerate(slices[0].sources):
-            own = index[given.model.text]
+            position = index[given.model.text]
             layers = [
                 (index[piece.sources[place].model.text], layer)
                 for piece in slices
                 for layer in range(*piece.sources[place].layer_range)
             ]
-            result[own] = _joined(sources, own, module, layers)
+            result[position] = _joined(sources, position, module, layers)
     return tuple(result)
 
 
@@ -86,12 +86,12 @@ def _check_slices(
 
 
 def _joined(
-    sources: Sequence[OpenSource], own: int, module: str, layers: Sequence[tuple[int, int]]
+    sources: Sequence[OpenSource], first: int, module: str, layers: Sequence[tuple[int, int]]
 ) -> OpenSource:
     """A source whose blocks per layer come from the layers of several sources."""
-    source = sources[own]
+    source = sources[first]
     tensors: dict[str, JoinedBlocks] = {}
-    order = list(dict.fromkeys((own, *(s for s, _ in layers))))
+    order = list(dict.fromkeys((first, *(s for s, _ in layers))))
     for name in _names(source, module):
         donors = []
         for s in order:

@@ -210,26 +210,26 @@ def check_values(section: Mapping[str, Any], reference: str) -> None:
         InputError: naming the first key of another type.
     """
 
-    def whole(value: Any, least: int) -> bool:
+    def is_count(value: Any, least: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     right: dict[str, Callable[[Any], bool]] = dict.fromkeys(
-        NUMBERS | SOURCES, lambda v: isinstance(v, list) and all(whole(n, 0) for n in v)
+        NUMBERS | SOURCES, lambda v: isinstance(v, list) and all(is_count(n, 0) for n in v)
     )
     right |= dict.fromkeys(
         KEYED, lambda v: isinstance(v, dict) and all(str(k).isdecimal() for k in v)
     )
-    right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: whole(v, 0))
+    right |= dict.fromkeys([rule.key for rule in LEADING], lambda v: is_count(v, 0))
     for span in SPANS:
-        right |= {span.first: lambda v: whole(v, 0), span.every: lambda v: whole(v, 1)}
-        right[span.last] = lambda v: whole(v, -1)
-    right["num_kv_shared_layers"] = lambda v: whole(v, 0)
+        right |= {span.first: lambda v: is_count(v, 0), span.every: lambda v: is_count(v, 1)}
+        right[span.last] = lambda v: is_count(v, -1)
+    right["num_kv_shared_layers"] = lambda v: is_count(v, 0)
     right["block_types"] = lambda v: isinstance(v, list)
-    right["decoder_sparse_step"] = lambda v: whole(v, 0)
+    right["decoder_sparse_step"] = lambda v: is_count(v, 0)
     for key, is_right in right.items():
         value = section.get(key)
         if value is not None and not is_right(value):
             raise InputError(
-                f"{reference}: its config.json has {key} {str(value)[:40]!r}, which tells nothing "
-                "of layers; correct it"
+                f"{reference}: its config.json has {key} {str(value)[:40]!r}, which says nothing "
+                "about layers; correct it"
             )

@@ -70,11 +70,11 @@ def _key(fact: str, layer: int, depth: int, places: Sequence[int]) -> str:
 
 def _kinds_by(keys: Sequence[str], kinds: Sequence[Tensors]) -> Mapping[str, Tensors] | None:
     """The tensors of the layers of each key; None if layers of one key differ."""
-    found: dict[str, Tensors] = {}
+    kind_by_key: dict[str, Tensors] = {}
     for key, kind in zip(keys, kinds, strict=True):
-        if found.setdefault(key, kind) != kind:
+        if kind_by_key.setdefault(key, kind) != kind:
             return None
-    return found
+    return kind_by_key
 
 
 def _difference(source: Source, facts: Sequence[str], kinds: Sequence[Tensors]) -> str:

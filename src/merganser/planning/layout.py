@@ -74,7 +74,7 @@ class Layout:
         Args:
             alone: the source of each output tensor that too few models have for merging.
         """
-        found = [
+        lines = [
             f"{name} is left out: in every model it is the embedding, bit for bit"
             for name in sorted(self.tied_away)
         ]
@@ -84,12 +84,12 @@ class Layout:
             for source in dict.fromkeys(alone.get(name) for name in partial):
                 names = [name for name in partial if alone.get(name) == source]
                 them = "it" if len(names) == 1 else "them"
-                found.append(
+                lines.append(
                     f"{lacking} {verb} {summary(names)}: "
                     + (
                         f"merged from the models that have {them}"
                         if source is None
-                        else f"taken unchanged from {self.sources[source].reference}"
+                        else f"copied unchanged from {self.sources[source].reference}"
                     )
                     + (
                         f"; config.json is that of {self.sources[self.donor].reference}, and may "
@@ -99,25 +99,25 @@ class Layout:
                     )
                 )
         for source, names in self.beyond.items():
-            found.append(
+            lines.append(
                 f"{self.sources[source].reference}: {summary(names)} beyond the layers that "
-                "config.json counts (for predicting further tokens) cannot be stacked, and left out"
+                "config.json counts (for predicting further tokens) cannot be stacked, and are left out"
             )
         if self.left_out:
             verb = "is" if len(self.left_out) == 1 else "are"
-            found.append(f"{summary(self.left_out)} {verb} not in every model, and left out")
+            lines.append(f"{summary(self.left_out)} {verb} not in every model, and left out")
         if self.unmerged:
-            found.append(
+            lines.append(
                 f"{summary(self.unmerged)} of {self.sources[self.donor].reference}, whose config "
                 "the output takes, is left out: none of the models merged there has it"
             )
         if self.taken:
-            found.append(
-                f"modules: does not name {list_of(self.taken)}: taken unchanged from "
+            lines.append(
+                f"modules: does not name {list_of(self.taken)}: copied unchanged from "
                 f"{self.sources[self.donor].reference} (MergeKit would leave "
                 f"{'it' if len(self.taken) == 1 else 'them'} out)"
             )
-        return found
+        return lines
 
     # -- what the recipe lists ----------------------------------------------------------------
 
@@ -131,15 +131,17 @@ class Layout:
             yield RecipePart(everything, recipe.models, recipe.slices, (), levels)
         for name, module in (recipe.modules or {}).items():
             path = ("modules", name)
-            found = self.shape.module_serving_as(name)
-            if found is None:
+            served = self.shape.module_serving_as(name)
+            if served is None:
                 raise self.parsed.error(
                     f"{key_name(path)}: {self.sources[self.donor].reference} has no such module; "
                     f"it has {list_of(everything)}",
                     path,
                 )
-            own = ((*path, "parameters"), module.parameters)
-            yield RecipePart((found.name,), module.models, module.slices, path, (own, *levels))
+            settings = ((*path, "parameters"), module.parameters)
+            yield RecipePart(
+                (served.name,), module.models, module.slices, path, (settings, *levels)
+            )
 
     def _check_several_modules(self, slices: Sequence[OutputSlice]) -> None:
         for piece in slices:
@@ -192,8 +194,8 @@ class Layout:
 
     def _module_name(self, name: str) -> str:
         """A module of any model, by the donor's name for it."""
-        found = self.shape.module_serving_as(name)
-        return found.name if found is not None else self.shape.main.name
+        module = self.shape.module_serving_as(name)
+        return module.name if module is not None else self.shape.main.name
 
     def _placed(self, place: Place) -> Place:
         module = self._module_name(place.module)
@@ -246,8 +248,8 @@ class Layout:
             return None
         entries: list[Entry] = []
         absent: list[Entry] = []
-        for entry, own, embedding, name in zip(listed, names, lent, wanted, strict=True):
-            actual = own or embedding
+        for entry, listed_name, embedding, name in zip(listed, names, lent, wanted, strict=True):
+            actual = listed_name or embedding
             filled = Entry(entry.source, actual or name, entry.path, entry.parameters)
             (entries if actual is not None else absent).append(filled)
         if not entries:
@@ -350,9 +352,9 @@ class Layout:
 
     def _stack_of(self, part: RecipePart, source: int, module: str) -> Module:
         """The stack of layers of a model's module; there must be exactly one."""
-        found = self.sources[source].architecture.module_serving_as(module)
-        if found is None or len(found.stacks) > 1:
-            stacks = list_of(found.stacks) if found is not None else ""
+        stacked = self.sources[source].architecture.module_serving_as(module)
+        if stacked is None or len(stacked.stacks) > 1:
+            stacks = list_of(stacked.stacks) if stacked is not None else ""
             raise self.parsed.error(
                 f"{key_name((*part.path, 'slices'))}: {self.sources[source].reference} has "
                 + (
@@ -363,7 +365,7 @@ class Layout:
                 ),
                 (*part.path, "slices"),
             )
-        return found
+        return stacked
 
     def _layer(
         self,
@@ -386,16 +388,16 @@ class Layout:
                 shape = self.sources[source].checkpoint.specs[name].shape
                 rests.setdefault(rest, (self._placed(architecture.places[name]), shape))
         output = len(self.layers[module]) - 1
-        own = self.shape.module_serving_as(module) or self._stack_of(part, made_of[0][0], module)
+        home = self.shape.module_serving_as(module) or self._stack_of(part, made_of[0][0], module)
         for rest, (place, shape) in rests.items():
             if rest.startswith(SHARED_BY_LAYERS):
                 raise self.parsed.error(
                     f"slices: {self.sources[made_of[0][0]].reference} has layers that share the "
-                    f"weights of {rest.split('.')[0]} by their numbers, and cannot be stacked; whole "
-                    "models can be merged",
+                    f"weights of {rest.split('.')[0]}, by their indices, and cannot be stacked; "
+                    "merge whole models",
                     (*part.path, "slices"),
                 )
-            name = place.name_at(output, own.stack)
+            name = place.name_at(output, home.stack)
             group = self._group(part, i, name, place, output, position)
             wanted = [
                 names.get(rest) or place.name_at(layer, stack)
@@ -416,10 +418,10 @@ class Layout:
         here = {entry.source for entry in listed}
         for key, owner in self._keys(ends).items():
             architecture = self.sources[owner].architecture
-            own = architecture.names[key]
-            place = self._placed(architecture.places[own])
+            source_name = architecture.names[key]
+            place = self._placed(architecture.places[source_name])
             stack = self._stack_of(part, owner, module)
-            further = stack.number_beyond(own)
+            further = stack.number_beyond(source_name)
             if place.layer is not None or place.module != module or place.layer_axis is not None:
                 continue
             if after != (place.after_layers or further is not None):
@@ -427,11 +429,11 @@ class Layout:
             if owner not in here and place.role != "head":
                 continue
             if further is not None and not self._in_order(part, listed):
-                self.beyond.setdefault(owner, []).append(own)
+                self.beyond.setdefault(owner, []).append(source_name)
                 continue
-            group = self._group(part, i, self.shape.names.get(key, own), place, None, 0.0)
-            shape = self.sources[owner].checkpoint.specs[own].shape
-            filled = self._fill(group, listed, [own] * len(listed), shape, may_tie=may_tie)
+            group = self._group(part, i, self.shape.names.get(key, source_name), place, None, 0.0)
+            shape = self.sources[owner].checkpoint.specs[source_name].shape
+            filled = self._fill(group, listed, [source_name] * len(listed), shape, may_tie=may_tie)
             if filled is not None:
                 yield filled
 
@@ -442,13 +444,13 @@ class Layout:
         first = self._listed(part, 0)
         for key, owner in self._keys(entry.source for entry in first).items():
             architecture = self.sources[owner].architecture
-            own = architecture.names[key]
-            place = self._placed(architecture.places[own])
+            source_name = architecture.names[key]
+            place = self._placed(architecture.places[source_name])
             if place.layer_axis is None or place.module != module:
                 continue
             name, shape = (
-                self.shape.names.get(key, own),
-                self.sources[owner].checkpoint.specs[own].shape,
+                self.shape.names.get(key, source_name),
+                self.sources[owner].checkpoint.specs[source_name].shape,
             )
             alike = []
             for i, piece in enumerate(part.slices or []):
@@ -462,7 +464,7 @@ class Layout:
                         part, i, name, place, None, position_in(offset, stop - start)
                     )
                     group = replace(group, base=self._group(part, 0, name, place, None, 0.0).base)
-                    alike.append(self._fill(group, entries, [own] * len(entries), shape))
+                    alike.append(self._fill(group, entries, [source_name] * len(entries), shape))
             filled = [group for group in alike if group is not None]
             if filled:
                 yield replace(filled[0], alike=tuple(filled[1:]))

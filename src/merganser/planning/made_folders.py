@@ -22,7 +22,7 @@ def with_made_folders(plan: Plan) -> Plan:
             model = source.checkpoint
             if model.path is None or model.path.exists() or model.locator is None:
                 continue
-            made = readers.open(model).path
-            if made is not None and made != model.path:
-                moved[model.path] = made
+            folder = readers.open(model).path
+            if folder is not None and folder != model.path:
+                moved[model.path] = folder
     return relocated(plan, lambda path: moved.get(path, path)) if moved else plan

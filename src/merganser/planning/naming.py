@@ -2,7 +2,7 @@
 
 A published model and the shards of a training run name the same tensors differently, because
 transformers saves a model under other names than its modules', and sometimes in other shapes.
-The evidence, in this order: equal names apart from wrappers; the two ways to store experts; the
+The evidence, in this order: equal names, except for wrappers; the two ways to store experts; the
 conversion of transformers, if installed; layer numbers and shapes with the ends of names. Each
 applies to all tensors or to none. The output has the published names.
 """
@@ -118,13 +118,13 @@ def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Checkpoint:
     """A checkpoint without duplicates: state dicts store tensors that modules share twice,
     published models of the class once."""
-    own = keys(checkpoint.specs)
+    names = keys(checkpoint.specs)
     others = [
         set(keys(other.specs).values())
         for other in named
         if other.specs.keys() != checkpoint.specs.keys() and _same_class(checkpoint, other)
     ]
-    lacking = {name: other for name, key in own.items() for other in others if key not in other}
+    lacking = {name: other for name, key in names.items() for other in others if key not in other}
     if not lacking:
         return checkpoint
     places = infer(checkpoint.specs, checkpoint.config).places
@@ -135,7 +135,7 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
     # may be equal by chance, such as norms of ones.
     outside = [
         name
-        for name in own
+        for name in names
         if places[name].layer is None and not sizes.isdisjoint(checkpoint.specs[name].shape[:1])
     ]
     copies: dict[str, str] = {}
@@ -143,9 +143,9 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
         if name not in lacking or (untied and places[name].role == "head"):
             continue
         originals = (
-            each for each in outside if own[each] in lacking[name] and _common_end(each, name)
+            copy for copy in outside if names[copy] in lacking[name] and _common_end(copy, name)
         )
-        original = next((each for each in originals if same_bytes(checkpoint, name, each)), None)
+        original = next((copy for copy in originals if same_bytes(checkpoint, name, copy)), None)
         if original is not None:
             copies[name] = original
     if not copies:
@@ -166,10 +166,10 @@ def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
 
 def _unmatched(checkpoint: Checkpoint, target: Checkpoint) -> tuple[list[str], list[str]]:
     """The tensors that only one of two checkpoints has, under its names."""
-    own, others = _names(checkpoint), _names(target)
+    names, others = _names(checkpoint), _names(target)
     return (
-        [name for key, name in own.items() if key not in others],
-        [name for key, name in others.items() if key not in own],
+        [name for key, name in names.items() if key not in others],
+        [name for key, name in others.items() if key not in names],
     )
 
 
@@ -215,12 +215,12 @@ def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _fit(checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether the tensors have equal shapes, apart from the number of tokens."""
-    own, others = _names(checkpoint), _names(target)
+    """Whether the tensors have equal shapes, except for the number of tokens."""
+    names, others = _names(checkpoint), _names(target)
     places = infer(checkpoint.specs, checkpoint.config).places
-    for key in own.keys() & others.keys():
-        first = 1 if places[own[key]].role in ("embedding", "head") else 0
-        shapes = checkpoint.specs[own[key]].shape, target.specs[others[key]].shape
+    for key in names.keys() & others.keys():
+        first = 1 if places[names[key]].role in ("embedding", "head") else 0
+        shapes = checkpoint.specs[names[key]].shape, target.specs[others[key]].shape
         if shapes[0][first:] != shapes[1][first:]:
             return False
     return True
@@ -245,7 +245,7 @@ def _noted(
     shown = ", ".join(renamed[:SHOWN])
     more = f" and {len(renamed) - SHOWN} more" if renamed[SHOWN:] else ""
     note = (
-        f"{checkpoint.label}: its tensors have the names of training; they are taken under the names that "
+        f"{checkpoint.label}: its tensors have the names used in training; they are renamed to those that "
         f"{target.label} has, {evidence}: {shown}{more}"
     )
     return rearranged(checkpoint, tensors, [note])
@@ -260,15 +260,15 @@ def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
         "architectures", checkpoint, target
     ):
         return None
-    own, others = (
-        _patterns(names, each.specs)
-        for names, each in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
+    patterns, others = (
+        _patterns(names, model.specs)
+        for names, model in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
     )
     if any(NUMBER in name for name in (*checkpoint.specs, *target.specs)):
         return None
     heads = _heads(checkpoint), _heads(target)
     renamed: dict[str, str] = {}
-    for pattern, shapes in own.items():
+    for pattern, shapes in patterns.items():
         candidates = [
             other
             for other, theirs in others.items()
@@ -336,18 +336,18 @@ def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
         "architectures", checkpoint, target
     ):
         return
-    own, others = (
-        _patterns(names, each.specs)
-        for names, each in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
+    patterns, others = (
+        _patterns(names, model.specs)
+        for names, model in zip(_unmatched(checkpoint, target), (checkpoint, target), strict=True)
     )
-    for pattern, shapes in own.items():
+    for pattern, shapes in patterns.items():
         for other, theirs in others.items():
             if shapes == theirs:
                 one, second = (name.replace(NUMBER, "*") for name in (pattern, other))
                 raise InputError(
                     f"{checkpoint.label}: its {one!r} may be the {second!r} of {target.label} under the "
-                    "name of training, which nothing settles; install transformers 5 or newer, or save both "
-                    "models with the same release's save_pretrained"
+                    "name used in training, but nothing proves it; install transformers 5 or newer, or save "
+                    "both models with save_pretrained of one release"
                 )
 
 
@@ -357,10 +357,10 @@ def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
 def _turned(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint:
     """A checkpoint with stacks of experts transposed to match the target; transformers 4 and 5
     differ in some."""
-    own, others = keys(checkpoint.specs), _names(target)
+    names, others = keys(checkpoint.specs), _names(target)
     turned: dict[str, Rearrangement | str] = {name: name for name in checkpoint.specs}
     for name in _experts(checkpoint):
-        counterpart = others.get(own[name])
+        counterpart = others.get(names[name])
         spec = checkpoint.specs[name]
         count, rows, columns = spec.shape
         if (

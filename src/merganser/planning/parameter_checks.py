@@ -113,7 +113,7 @@ def _check_lengths(recipe: Recipe, path: KeyPath, setting: Setting, warn: Warn) 
             warn(
                 path,
                 f"{len(value)} values are a gradient over the layers, the same one for every model, "
-                f"not one value for each of {len(value)} models; for that put {path[-1]} under each "
+                f"not one value for each of {len(value)} models; for that, set {path[-1]} under each "
                 "model's own parameters",
             )
             return
@@ -127,7 +127,7 @@ def _model_counts(recipe: Recipe, path: KeyPath) -> Iterator[int]:
         forms.append((("modules", name), module.models, module.slices))
     for place, models, slices in forms:
         lists = [((*place, "models"), models or [])]
-        lists += [((*place, "slices", i), each.sources) for i, each in enumerate(slices or [])]
+        lists += [((*place, "slices", i), piece.sources) for i, piece in enumerate(slices or [])]
         for where, entries in lists:
             holder = path[:-2]  # the mapping that has the parameter block
             if holder == where[: len(holder)]:
@@ -148,7 +148,7 @@ class Oddities:
     def __init__(self, method: Method) -> None:
         self.method = method
         self.judged = 0
-        self.found: dict[Hashable, tuple[KeyPath, str, list[str]]] = {}
+        self.groups: dict[Hashable, tuple[KeyPath, str, list[str]]] = {}
 
     def judge(
         self,
@@ -167,7 +167,7 @@ class Oddities:
         for parameter in self.method.parameters:
             if parameter.normalized_by is not None and parameter.range is not None:
                 self._judge_shares(tensor, parameter, numbers, paths[parameter.argument])
-        given = next((path for each in paths.values() for path in each if path is not None), ())
+        given = next((path for places in paths.values() for path in places if path is not None), ())
         for caution in self.method.cautions:
             if (text := caution(**numbers)) is not None:
                 self._add(caution, given, text, tensor)
@@ -194,11 +194,11 @@ class Oddities:
                 return
 
     def _add(self, kind: Hashable, path: KeyPath, text: str, tensor: str) -> None:
-        self.found.setdefault(kind, (path, text, []))[2].append(tensor)
+        self.groups.setdefault(kind, (path, text, []))[2].append(tensor)
 
     def report(self, warn: Warn) -> None:
         """One warning per kind, with the tensors unless it concerns all."""
-        for path, text, tensors in self.found.values():
+        for path, text, tensors in self.groups.values():
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             these = f" (tensor {tensors[0]}{more})" if len(tensors) < self.judged else ""
             warn(path, f"{text}{these}")

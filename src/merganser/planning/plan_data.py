@@ -118,8 +118,8 @@ class Source:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of each weight file if the Hub's cache knows all of them; otherwise empty."""
-        found = {file.name: hub.sha256(file) for file in self.checkpoint.stamps}
-        known = {name: digest for name, digest in found.items() if digest is not None}
+        digests = {file.name: hub.sha256(file) for file in self.checkpoint.stamps}
+        known = {name: digest for name, digest in digests.items() if digest is not None}
         return known if len(known) == len(self.checkpoint.stamps) else {}
 
     @property
@@ -128,8 +128,8 @@ class Source:
         reference = self.reference
         parts = [(self.published, reference.path, self.checkpoint.home)]
         parts += [(self.published_adapter, reference.adapter or "", self.adapter)]
-        found = {name: hub.commit(folder) for published, name, folder in parts if published}
-        return {name: commit for name, commit in found.items() if commit is not None}
+        commits = {name: hub.commit(folder) for published, name, folder in parts if published}
+        return {name: commit for name, commit in commits.items() if commit is not None}
 
     @property
     def bare(self) -> bool:
@@ -180,11 +180,11 @@ class TokenizerEdit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan: every decision of a merge.
+    """Every decision of a merge, as plain data.
 
     Attributes:
         recipe: the recipe.
-        method_name: of the recipe's merge method.
+        method_name: the recipe's merge method.
         code: source of a user's method; None for a built-in one.
         sources: the inputs in the recipe's order.
         base: index of the base model among them, or None.
@@ -193,7 +193,7 @@ class Plan:
         shards: the output files.
         dtype: the dtype of the output's merged tensors.
         arithmetic, rounding, seed: how numbers are computed.
-        weights: which weights of training steps are taken.
+        weights: which weights of training steps are used.
         tensor_names: how tensors that some models lack are treated.
         layers: for each module stacked from slices, the sources of its output layers, as
             (source, layer) pairs; empty without slices.
@@ -203,7 +203,7 @@ class Plan:
         vocabulary: number of rows of its embeddings, if changed; None for the donor's.
         chat_template: the template that the recipe asks for; None for the donor's.
         warnings: warnings for the user.
-        digest: of everything that determines the output's bytes.
+        digest: a digest of everything that determines the output's bytes.
     """
 
     recipe: ParsedRecipe
@@ -251,11 +251,11 @@ class Plan:
     def __getstate__(self) -> dict[str, Any]:
         """The state to pickle: the plan with absolute paths, without the method's function."""
         absolute = relocated(self, lambda path: path.absolute())
-        return {each.name: getattr(absolute, each.name) for each in fields(self)}
+        return {field.name: getattr(absolute, field.name) for field in fields(self)}
 
     @property
     def summary(self) -> str:
-        """A short text about the plan."""
+        """A few lines of text: tensors, method, dtypes, size."""
         models = f"{len(self.sources)} model{'s' if len(self.sources) > 1 else ''}"
         return (
             f"{self.method_name} of {models}, {len(self.jobs)} tensors, {self.parameters:,} parameters, "
@@ -295,14 +295,14 @@ class Plan:
 
     @property
     def homes(self) -> dict[Path, str]:
-        """Every folder and file to read, with its model's name."""
-        found: dict[Path, str] = {}
+        """Every folder and file of the inputs, with the name of its model."""
+        homes: dict[Path, str] = {}
         if self.tokenizer is not None:
             start = self.tokenizer.output.start
-            found[start.folder] = start.label
+            homes[start.folder] = start.label
         for source in self.all_sources:
-            found |= dict.fromkeys(source.folders, source.reference.text)
-        return found
+            homes |= dict.fromkeys(source.folders, source.reference.text)
+        return homes
 
     def check_inputs_unchanged(self) -> None:
         """Check that all files are those whose headers were read.
@@ -359,7 +359,7 @@ def relocated(plan: Plan, move: Callable[[Path], Path]) -> Plan:
     if tokenizer is not None:
         start = tokenizer.output.start
         output = replace(tokenizer.output, start=replace(start, folder=move(start.folder)))
-        donors = tuple(moved(each) for each in tokenizer.donors)
+        donors = tuple(moved(donor) for donor in tokenizer.donors)
         tokenizer = replace(tokenizer, output=output, donors=donors)
     recipe = plan.recipe
     results = {name: move(path) for name, path in recipe.results.items()}

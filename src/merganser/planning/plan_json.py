@@ -28,7 +28,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     """The plan as plain data for JSON; :func:`merganser.load_plan` reads it."""
     root = _root(plan)
     table = Table(lambda path: _below(path, root))
-    entries = [_described_source(each, root, table) for each in plan.all_sources]
+    entries = [_described_source(input_, root, table) for input_ in plan.all_sources]
     names = [source.reference.text for source in plan.sources]
     models = [
         {"base": i == plan.base, "donor": i == plan.donor} | entry
@@ -101,8 +101,8 @@ def _root(plan: Plan) -> Path:
     for source in plan.all_sources:
         mover(source.checkpoint.locator)
         paths += [*source.checkpoint.stamps, *filter(None, [source.adapter])]
-    made = {source.checkpoint.path for source in plan.all_sources if _is_made(source)}
-    if plan.tokenizer is not None and plan.tokenizer.output.start.folder not in made:
+    computed = {source.checkpoint.path for source in plan.all_sources if _is_made(source)}
+    if plan.tokenizer is not None and plan.tokenizer.output.start.folder not in computed:
         paths.append(plan.tokenizer.output.start.folder)
     parents = [str(path.absolute().parent) for path in paths]
     return Path(os.path.commonpath(parents)) if parents else Path("/")
@@ -144,7 +144,9 @@ def _described_recipe(parsed: ParsedRecipe, root: Path) -> dict[str, Any]:
         "folder": folder and (_below(folder, root) if folder.is_relative_to(root) else str(folder)),
         "strictness": parsed.strictness,
         "results": {name: str(path.absolute()) for name, path in parsed.results.items()},
-        "references": [asdict(each) for _, each in recipe.model_references(parsed.recipe)],
+        "references": [
+            asdict(reference) for _, reference in recipe.model_references(parsed.recipe)
+        ],
     }
 
 
@@ -156,7 +158,7 @@ def _described_tokenizer(plan: Plan) -> dict[str, Any] | None:
         "from": output.start.label,
         "tokens": len(output.tokens),
         "rows": plan.vocabulary,
-        "added": {each.content: each.id for each in output.new},
+        "added": {token.content: token.id for token in output.new},
         "left_out": sorted(output.dropped),
     }
 
@@ -171,7 +173,7 @@ def _described_edit(
     folder = output.start.folder
     owners = [i for i, s in enumerate(plan.all_sources) if s.checkpoint.path == folder]
     return {
-        "flags": [list(each.flags) for each in output.new],
+        "flags": [list(token.flags) for token in output.new],
         "conflicts": list(output.conflicts),
         "model": owners[0] if owners else None,
         "folder": None if owners else _below(folder, root),

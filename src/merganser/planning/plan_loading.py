@@ -51,14 +51,17 @@ def load_plan(
     root: str | Path | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
-    """Read a plan from JSON, as written by :func:`merganser.planning.describe`, and check that its
-    inputs are unchanged.
+    """Read a plan from JSON, as ``merganser plan --json`` writes it, and check that its inputs are
+    unchanged.
 
     Args:
-        source: the file, or its content.
-        root: the folder that now contains the inputs; None for their recorded paths. Files
-            elsewhere need the same names, sizes and headers; their times do not matter.
-        checkpoints: those in memory, by their names in the recipe.
+        source: the file, or its content as a mapping.
+        root: the folder that contains the inputs now; None for their recorded paths. Below ``root``
+            files must have the same names, sizes and headers; their times do not matter.
+        checkpoints: checkpoints in memory, by their names in the recipe.
+
+    Returns:
+        The plan, for :func:`merganser.merge` or :func:`merganser.run`.
 
     Raises:
         RecipeError: when it is not a plan, has another version, or was edited.
@@ -69,7 +72,7 @@ def load_plan(
     version = data.get("merganser_plan")
     if version != FORMAT:
         raise RecipeError(
-            f"{name}: is no plan"
+            f"{name}: is not a plan"
             if version is None
             else f"{name}: is a plan of version {str(version)[:20]}, and this Merganser reads version "
             f"{FORMAT}; plan again"
@@ -97,9 +100,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise RecipeError(f"{file}: is no plan (it is no JSON)") from None
+        raise RecipeError(f"{file}: is not a plan (it is not valid JSON)") from None
     if not isinstance(data, dict):
-        raise RecipeError(f"{file}: is no plan")
+        raise RecipeError(f"{file}: is not a plan")
     return data
 
 
@@ -120,7 +123,7 @@ class _Loader:
         sources = tuple(self._source(entry) for entry in file.models)
         if all(source.bare for source in sources):
             sources = tuple(
-                replace(each, architecture=without_layers(each.architecture)) for each in sources
+                replace(item, architecture=without_layers(item.architecture)) for item in sources
             )
         places = {source.reference.text: i for i, source in enumerate(sources)}
         base = next((i for i, entry in enumerate(file.models) if entry.base), None)
@@ -129,7 +132,7 @@ class _Loader:
         shards = tuple(self._shards(jobs))
         layers = {
             module: tuple(
-                tuple((places[each.model], each.layer) for each in made_of) for made_of in layers
+                tuple((places[item.model], item.layer) for item in made_of) for made_of in layers
             )
             for module, layers in file.layers.items()
         }
@@ -191,8 +194,8 @@ class _Loader:
                 "of merge methods that has it"
             )
         planned = None if code is None else Origin(**code.model_dump())
-        own = None if method.origin is None else method.origin.digest
-        if own != (None if planned is None else planned.digest):
+        digest = None if method.origin is None else method.origin.digest
+        if digest != (None if planned is None else planned.digest):
             raise RecipeError(
                 f"the merge method {name!r} is not the one that was planned with; plan again"
             )
@@ -208,22 +211,18 @@ class _Loader:
         locator: Locator = self.locators[entry.locator]
         reference = ModelReference(**entry.names.model_dump())
         checkpoint = self.readers.at(locator)
-        found = {file.absolute(): stamp for file, stamp in checkpoint.stamps.items()}
+        stamps = {file.absolute(): stamp for file, stamp in checkpoint.stamps.items()}
         stated = {self._path(file): Stamp(*stamp) for file, stamp in entry.files.items()}
         for file, stamp in stated.items():
-            own = found.get(file)
-            if own is None:
-                raise InputError(f"{file}: was there when this was planned, and is not now")
-            if own.size != stamp.size or (own != stamp and not self.moved):
+            current = stamps.get(file)
+            if current is None:
+                raise InputError(f"{file}: existed when this was planned, and does not now")
+            if current.size != stamp.size or (current != stamp and not self.moved):
                 raise InputError(
                     f"{file}: changed since this was planned; plan again"
-                    + (
-                        ""
-                        if own.size != stamp.size
-                        else ", or name the root that its copy is below"
-                    )
+                    + ("" if current.size != stamp.size else ", or give the root of the copies")
                 )
-        if found.keys() != stated.keys() or checkpoint.header_digest != entry.header_digest:
+        if stamps.keys() != stated.keys() or checkpoint.header_digest != entry.header_digest:
             raise InputError(f"{reference}: its headers changed since this was planned; plan again")
         config = dict(checkpoint.config)
         if reference.architecture is not None:
@@ -245,14 +244,14 @@ class _Loader:
         places: Mapping[str, int],
         base: int | None,
     ) -> TensorJob:
-        reads = tuple(Read(places[each.model], each.tensor) for each in entry.inputs)
+        reads = tuple(Read(places[item.model], item.tensor) for item in entry.inputs)
         specs = [sources[read.source].checkpoint.specs[read.name] for read in reads]
         spec = TensorSpec(BY_NAME[entry.dtype], tuple(entry.shape))
-        if not reads or any(each.shape != spec.shape for each in specs):
+        if not reads or any(item.shape != spec.shape for item in specs):
             raise ValueError(f"tensor {entry.name[:80]!r} is of another shape than its inputs")
         if entry.method not in (self.method.name, "copy", "passthrough"):
             raise ValueError(f"tensor {entry.name[:80]!r} is merged by {entry.method[:40]!r}")
-        if entry.method == "copy" and any(each.dtype != spec.dtype for each in specs):
+        if entry.method == "copy" and any(item.dtype != spec.dtype for item in specs):
             raise ValueError(
                 f"tensor {entry.name[:80]!r} would be copied, but the input has another dtype than the plan says"
             )
@@ -274,10 +273,10 @@ class _Loader:
         work, cast = BY_NAME[entry.computed_in], entry.cast and BY_NAME[entry.cast]
         if not copied and not taken:
             written = self.parsed.recipe
-            told = dtypes_of(
+            dtypes = dtypes_of(
                 self.method, self.file.arithmetic, specs, written.dtype, written.out_dtype
             )
-            if told != (spec.dtype, work, cast):
+            if dtypes != (spec.dtype, work, cast):
                 raise ValueError(f"tensor {entry.name[:80]!r} is computed in another dtype")
         elif work.name not in ("float32", "float64") or cast is not None:
             raise ValueError(f"tensor {entry.name[:80]!r} is computed in another dtype")
@@ -305,35 +304,35 @@ class _Loader:
             values = value if parameter.per_model else (value,)
             if not isinstance(values, tuple) or (parameter.per_model and len(values) != models):
                 raise ValueError(f"tensor {name[:80]!r}: {argument} is not one number a model")
-            for each in values:
-                if each is not parameter.default and parameter.convert(each) != each:
-                    raise ValueError(f"tensor {name[:80]!r}: {argument} is {str(each)[:40]}")
+            for number in values:
+                if number is not parameter.default and parameter.convert(number) != number:
+                    raise ValueError(f"tensor {name[:80]!r}: {argument} is {str(number)[:40]}")
         if self.method.check is not None:
             self.method.check(**numbers)
 
     def _shards(self, jobs: Sequence[TensorJob]) -> Iterator[Shard]:
         """The output files; headers and offsets follow from their tensors."""
         homes = {Path(shard.file).parent.as_posix() for shard in self.file.shards} - {"."}
-        own: dict[str, list[TensorJob]] = {}
+        waiting: dict[str, list[TensorJob]] = {}
         for job in jobs:
             home = job.name.rpartition("/")[0]
-            own.setdefault(home if home in homes else "", []).append(job)
+            waiting.setdefault(home if home in homes else "", []).append(job)
         for entry in self.file.shards:
             home = Path(entry.file).parent.as_posix().removeprefix(".")
-            queue = own.get(home, [])
-            run, own[home] = queue[: entry.tensors], queue[entry.tensors :]
+            queue = waiting.get(home, [])
+            run, waiting[home] = queue[: entry.tensors], queue[entry.tensors :]
             shard = shard_of(entry.file, run, f"{home}/" if home else "")
             if shard.size != entry.size or len(run) != entry.tensors:
                 raise ValueError(f"{entry.file[:80]!r} is of another size")
             yield shard
-        if any(own.values()):
+        if any(waiting.values()):
             raise ValueError("some tensors are in no file")
 
     def _tokenizer(self, sources: Sequence[Source]) -> TokenizerEdit | None:
         entry, edit = self.file.tokenizer, self.file.tokenizer_edit
         if entry is None or edit is None:
             return None
-        donors = tuple(self._source(each) for each in edit.donors)
+        donors = tuple(self._source(item) for item in edit.donors)
         every = (*sources, *donors)
         owner = None if edit.model is None else every[edit.model]
         folder = self._path(edit.folder) if owner is None else owner.checkpoint.path
@@ -348,19 +347,19 @@ class _Loader:
             AddedToken(content, number, tuple(flags))
             for (content, number), flags in zip(entry.added.items(), edit.flags, strict=True)
         )
-        tokens |= {each.content: each.id for each in new}
+        tokens |= {item.content: item.id for item in new}
         if len(tokens) != entry.tokens or len(set(tokens.values())) != len(tokens):
             raise ValueError("its tokenizer has other tokens")
         output = OutputTokenizer(start, tokens, new, dropped, tuple(edit.conflicts))
         moved = {(key, old): into for key, old, into in edit.moved}
-        return TokenizerEdit(output, moved, tuple(each.closed() for each in donors))
+        return TokenizerEdit(output, moved, tuple(item.closed() for item in donors))
 
 
 def _check_layers(
     layers: Mapping[str, Sequence[Sequence[tuple[int, int]]]], sources: Sequence[Source]
 ) -> None:
     for made_of in layers.values():
-        for source, layer in (each for each_layer in made_of for each in each_layer):
+        for source, layer in (layer_of for each_layer in made_of for layer_of in each_layer):
             depths = [m.depth for m in sources[source].architecture.modules.values()]
             if not 0 <= layer < max(depths, default=0):
                 raise ValueError(f"{sources[source].reference} has no layer {layer}")
@@ -373,7 +372,7 @@ def _parsed(entry: RecipeEntry, root: Path) -> ParsedRecipe:
     )
     folder = None if entry.folder is None else root / entry.folder
     parsed = recipe.validate(document, folder, entry.strictness)
-    given = [ModelReference(**each.model_dump()) for each in entry.references]
+    given = [ModelReference(**reference.model_dump()) for reference in entry.references]
     parsed = parsed.with_references(lambda _: given.pop(0))
     if given:
         raise ValueError("its recipe has other references")

@@ -51,7 +51,7 @@ def plan(
     checkpoints: Mapping[str, Checkpoint] | None = None,
     **options: Unpack[PlanKeywords],
 ) -> Plan:
-    """Plan a merge from the recipe and the checkpoints' headers, without reading weights.
+    """The plan of a merge, from the recipe and the checkpoints' headers; no weights are read.
 
     Args:
         config: a recipe: a file, a mapping, or a loaded recipe.
@@ -59,6 +59,10 @@ def plan(
             opened. Pass those in memory to :func:`merganser.run` too.
         options: arithmetic, rounding, seed, shard_size, strictness, weights, truncate_embeddings,
             tensor_names; see :class:`merganser.planning.PlanOptions`.
+
+    Returns:
+        Every output tensor with its inputs, method and numbers, and every file with its size. A plan is
+        plain data: it can be printed, pickled, merged, and sent to another machine.
 
     Raises:
         RecipeError: when the recipe is wrong, naming file, line and key.
@@ -147,7 +151,7 @@ def _find_method(parsed: ParsedRecipe, arithmetic: Arithmetic) -> Method:
         raise parsed.error(f"merge_method: there is no method {name!r}; {hint}", ("merge_method",))
     if arithmetic == "mergekit-0.1.4" and method.arithmetic != arithmetic and name != "passthrough":
         raise parsed.error(
-            f"merge_method: {name} is not supported in the arithmetic of MergeKit 0.1.4 yet; linear is",
+            f"merge_method: {name} is not supported in the arithmetic of MergeKit 0.1.4; only linear is",
             ("merge_method",),
         )
     return method
@@ -178,8 +182,8 @@ def _warnings_of_donor(
 ) -> list[str]:
     """Warnings about files that the output lacks or takes from the donor alone."""
     donor = inputs.sources[inputs.donor]
-    found = [*missing_code(donor), *different_modules(inputs.sources, donor)]
-    return found if tokenizer is not None else [*found, *tokens_without_rows(donor, rows)]
+    warnings = [*missing_code(donor), *different_modules(inputs.sources, donor)]
+    return warnings if tokenizer is not None else [*warnings, *tokens_without_rows(donor, rows)]
 
 
 def _dtype(jobs: Sequence[TensorJob]) -> DType:
@@ -198,5 +202,5 @@ def _commonest(specs: Sequence[TensorSpec]) -> DType:
 def _closed(tokenizer: TokenizerEdit | None) -> TokenizerEdit | None:
     if tokenizer is None:
         return None
-    donors = (each.closed() for each in tokenizer.donors if isinstance(each, OpenSource))
+    donors = (donor.closed() for donor in tokenizer.donors if isinstance(donor, OpenSource))
     return replace(tokenizer, donors=tuple(donors))

@@ -15,7 +15,7 @@ ALIGNMENT = 4096
 def folder_of(name: str, folders: Sequence[str]) -> str:
     """The folder of a tensor's module; empty for the main model."""
     home = name.rpartition("/")[0]
-    return home if home and any(f"{home}/".startswith(f"{each}/") for each in folders) else ""
+    return home if home and any(f"{home}/".startswith(f"{other}/") for other in folders) else ""
 
 
 def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> Iterator[Shard]:
@@ -45,8 +45,8 @@ def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> 
         )
         yield shard_of(file, run)
     for home in dict.fromkeys(filter(None, homes.values())):
-        own = [job for job in jobs if homes[job.name] == home]
-        yield shard_of(f"{home}/model.safetensors", own, f"{home}/")
+        members = [job for job in jobs if homes[job.name] == home]
+        yield shard_of(f"{home}/model.safetensors", members, f"{home}/")
 
 
 def shard_of(file: str, jobs: Sequence[TensorJob], prefix: str = "") -> Shard:

@@ -118,6 +118,6 @@ def _check_filter(
     elif all(any(other.matches(tensor) for other in before) for tensor in matched):
         warn(
             path,
-            f"the rule for {rule.filter!r} is never taken: rules before it match all its tensors, "
+            f"the rule for {rule.filter!r} is never used: rules before it match all its tensors, "
             "and the first that matches counts",
         )

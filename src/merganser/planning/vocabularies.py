@@ -52,8 +52,8 @@ def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], in
     """The sources with their vocabularies cut to the shortest, and its number of rows."""
     names = [vocabulary_tensors(source) for source in sources]
     sizes = [
-        source.checkpoint.specs[each[0]].shape[0] if each else None
-        for source, each in zip(sources, names, strict=True)
+        source.checkpoint.specs[matrices[0]].shape[0] if matrices else None
+        for source, matrices in zip(sources, names, strict=True)
     ]
     known = [size for size in sizes if size is not None]
     if not known:
@@ -63,10 +63,11 @@ def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], in
         np.zeros(least, np.int32), np.arange(least, dtype=np.int32), np.zeros((0, 1), np.int32)
     )
     cut = []
-    for source, each, size in zip(sources, names, sizes, strict=True):
+    for source, matrices, size in zip(sources, names, sizes, strict=True):
         if size is not None and size > least:
             tensors = {
-                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first) for name in each
+                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first)
+                for name in matrices
             }
             source = replace(source, checkpoint=gathered(source.checkpoint, tensors))
         cut.append(source)
@@ -92,8 +93,8 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
                 biases.append(name)
         return (*matrices, *biases) if matrices else ()
 
-    found = with_rows(vocabulary_size(source.checkpoint.config))
-    if found:
-        return found
+    tensors = with_rows(vocabulary_size(source.checkpoint.config))
+    if tensors:
+        return tensors
     embedding = token_embedding(source)
     return with_rows(specs[embedding].shape[0]) if embedding is not None else ()

@@ -1,6 +1,7 @@
 """Publish a merged folder, or the chosen points of a study, as repositories on the Hub.
 
-:func:`prepare` decides everything, so that it can be shown; :func:`push` sends it.
+:func:`prepare` decides what will be public, so that it can be shown first; :func:`send` sends it.
+:func:`push` does both.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ class Package:
     """One folder to publish.
 
     Attributes:
-        folder: the folder.
+        folder: the merged folder.
         repository: ``org/name``.
-        files: the files to send by their paths in the repository: a file, or other content for it.
-        licenses: licences of the parents and adapters by name; None if a card states none.
-        disclosed: local paths in the files.
+        files: by path in the repository: a file to send, or bytes to send in its place.
+        licenses: the licence of each parent and adapter, by name; None if its card states none.
+        disclosed: local paths that the files contain.
     """
 
     folder: Path
@@ -52,7 +53,7 @@ class Package:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file."""
+        """The size of every file in bytes, by path in the repository."""
         return {
             name: content.stat().st_size if isinstance(content, Path) else len(content)
             for name, content in self.files.items()
@@ -67,7 +68,7 @@ class Publication:
         packages: one per repository.
         private: whether new repositories are private.
         revision: the branch; None for the main branch.
-        collection: title of a collection for the repositories, or None.
+        collection: the title of the collection that the repositories are added to; None for none.
     """
 
     packages: tuple[Package, ...]
@@ -77,8 +78,10 @@ class Publication:
 
     @property
     def disclosed(self) -> list[tuple[str, Disclosed]]:
-        """Every local path that would become public, with its repository."""
-        return [(each.repository, path) for each in self.packages for path in each.disclosed]
+        """All local paths that would become public, with their repositories."""
+        return [
+            (package.repository, path) for package in self.packages for path in package.disclosed
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,15 @@ class State:
     """The state of the Hub before a push.
 
     Attributes:
-        account: the account of the token.
-        repositories: existing repositories by name; None for those to create.
+        account: the account that the token belongs to.
+        repositories: by name, the repository on the Hub; None if the push will create it.
     """
 
     account: str
     repositories: Mapping[str, hub.Repository | None]
 
     def stale(self, package: Package) -> list[str]:
-        """Weights that are there and are none of the package's: they are taken away."""
+        """Weight files on the Hub that the package does not have; the push deletes them."""
         there = self.repositories[package.repository]
         return sorted(
             name
@@ -105,7 +108,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a push did: the address of every repository's commit, and of the collection."""
+    """The result of a push.
+
+    Attributes:
+        commits: the URL of the commit, by repository.
+        collection: the URL of the collection, or None.
+    """
 
     commits: Mapping[str, str]
     collection: str | None
@@ -121,23 +129,23 @@ def prepare(
     revision: str | None = None,
     on_event: Listener = ignore,
 ) -> Publication:
-    """Decide what a push would publish, without asking the Hub.
+    """Everything that a push would publish, found without a request to the Hub.
 
-    Every folder is checked: it must be complete, and its tensors must match its manifest.
+    Every folder must be complete, and its tensors must match its manifest.
 
     Args:
-        out: a merged folder, or a sweep's with the folders of its points. Of an evaluated study the chosen
-            points are published, of another sweep all.
-        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point is called ``org/POINT``.
-        private: whether only the owners see new repositories.
-        public_names: send names in place of local paths in card, recipe, manifest and config.
-        collection: title of a collection; for a sweep by default the name behind ``org/``, or the study's.
-        revision: a branch.
-        on_event: told of the progress of checking.
+        out: a merged folder, or the folder of a sweep. An evaluated study publishes its chosen points,
+            another sweep all points.
+        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point becomes ``org/POINT``.
+        private: whether new repositories are private.
+        public_names: replace local paths by names in card, recipe, manifest and config.
+        collection: title of a collection. A sweep's default is the title in ``name``, or the study's name.
+        revision: a branch; None for the main branch.
+        on_event: called with events that show the progress of checking.
 
     Raises:
-        InputError: a folder is incomplete, or differs from its manifest.
-        RecipeError: when a name cannot be.
+        InputError: when a folder is incomplete, or differs from its manifest.
+        RecipeError: when a repository's name is invalid.
     """
     home = Path(out)
     if not home.is_dir():
@@ -148,29 +156,29 @@ def prepare(
     folders, study = _points(home)
     organisation, _, title = name.partition("/")
     names = {folder: f"{organisation}/{folder.name}" for folder in folders}
-    for each in names.values():
-        hub.check_name(each)
+    for repository in names.values():
+        hub.check_name(repository)
     packages = tuple(_pack(folder, names[folder], public_names, on_event) for folder in folders)
     shown = collection or title or study or home.resolve().name
     return Publication(packages, private, revision, shown)
 
 
 def look(publication: Publication) -> State:
-    """Return what the Hub already has of a publication.
+    """The state of a publication's repositories on the Hub.
 
     Raises:
-        MerganserError: when there is no token, the Hub cannot be reached, or a repository is public that
-            should be private.
+        MerganserError: when there is no token, the Hub cannot be reached, or a repository exists and is
+            public, but ``private`` is set.
     """
     account = hub.account()
     there = {
-        each.repository: hub.look(each.repository, publication.revision)
-        for each in publication.packages
+        package.repository: hub.look(package.repository, publication.revision)
+        for package in publication.packages
     }
-    for name, found in there.items():
-        if publication.private and found is not None and not found.private:
+    for name, repository in there.items():
+        if publication.private and repository is not None and not repository.private:
             raise MerganserError(
-                f"{name}: is there already and public, and private=True would not change that; "
+                f"{name}: exists on the Hub and is public, which private=True does not change; "
                 "make it private in its settings first, or choose another name"
             )
     return State(account, there)
@@ -187,24 +195,29 @@ def push(
     revision: str | None = None,
     progress: bool = False,
 ) -> Published:
-    """Publish a merged folder, or the chosen points of a study, on the Hub, without asking again.
+    """Publish a merged folder, or the chosen points of a study, on the Hub. There is no confirmation.
 
     Repeat an interrupted push to resume it.
 
     Args:
-        out: a merged folder, or a sweep's with the folders of its points. From an evaluated study the
-            chosen points are published, from another sweep all.
-        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point is called ``org/POINT``.
-        private: only the owners see new repositories.
-        collection: title of a collection; for a sweep by default the name after ``org/``, or the study's.
-        revision: a branch.
-        public: send names in place of local paths in card, recipe, manifest and config.
-        with_paths: send local paths as they are.
-        progress: whether bars are drawn on stderr.
+        out: a merged folder, or the folder of a sweep. An evaluated study publishes its chosen points,
+            another sweep all points.
+        name: ``org/name``; for a sweep ``org`` or ``org/title``, and each point becomes ``org/POINT``.
+        private: whether new repositories are private.
+        collection: title of a collection. A sweep's default is the title in ``name``, or the study's name.
+        revision: a branch; None for the main branch.
+        public: replace local paths by names in card, recipe, manifest and config.
+        with_paths: send files that contain local paths.
+        progress: whether to draw progress bars on stderr.
+
+    Returns:
+        The URLs of the commits, by repository, and of the collection.
 
     Raises:
-        MerganserError: in one line, with what to do; nothing is sent where the files hold local paths
-            and nobody said what becomes of them.
+        InputError: when a folder is incomplete, or differs from its manifest.
+        RecipeError: when a name is invalid, or files contain local paths and neither ``public`` nor
+            ``with_paths`` is set. Nothing is sent.
+        MerganserError: when there is no token, or the Hub refuses or cannot be reached.
     """
     publication = prepare(
         out,
@@ -222,38 +235,38 @@ def check_paths(publication: Publication, *, public: bool, with_paths: bool) -> 
     """Check that no local paths are sent without consent.
 
     Raises:
-        RecipeError: when the files hold some.
+        RecipeError: when the files contain local paths, and ``with_paths`` is off.
     """
     if publication.disclosed and not with_paths:
         raise RecipeError(
-            f"the files hold {len(publication.disclosed)} local paths; nothing was sent. public=True "
-            "sends names in their place, with_paths=True sends them as they are"
-            + (" (what public=True cannot change, take out by hand)" if public else "")
+            f"nothing was sent, since the files hold {len(publication.disclosed)} local paths; public=True "
+            "replaces them by names, with_paths=True sends them as they are"
+            + (" (public=True cannot change these: edit the files)" if public else "")
         )
 
 
 def send(publication: Publication, state: State, *, progress: bool = True) -> Published:
-    """Send it: a repository after the other, each in one commit; then the collection.
+    """Send a publication: each repository in one commit, then the collection.
 
-    Repeat an interrupted push to resume it: existing files are not sent twice.
+    Repeat an interrupted push to resume it: files on the Hub are not sent again.
 
     Args:
-        publication: what :func:`prepare` decided.
-        state: what :func:`look` found.
-        progress: whether bars are drawn on stderr.
+        publication: from :func:`prepare`.
+        state: from :func:`look`.
+        progress: whether to draw progress bars on stderr.
 
     Raises:
-        MerganserError: in one line, with what to do.
+        MerganserError: when the Hub refuses or cannot be reached.
     """
     commits = {}
-    for each in publication.packages:
-        commits[each.repository] = hub.send(
-            each.repository,
-            each.files,
+    for package in publication.packages:
+        commits[package.repository] = hub.send(
+            package.repository,
+            package.files,
             private=publication.private,
-            message=f"Merged by Merganser {manifest.read(each.folder)['merganser']}",
+            message=f"Merged by Merganser {manifest.read(package.folder)['merganser']}",
             revision=publication.revision,
-            remove=state.stale(each),
+            remove=state.stale(package),
             progress=progress,
         )
     address = None
@@ -268,11 +281,15 @@ def send(publication: Publication, state: State, *, progress: bool = True) -> Pu
 def _points(home: Path) -> tuple[list[Path], str | None]:
     """The folders of a sweep to publish, and the study's name."""
     with reraise_os_errors(InputError, "read", home):
-        merged = [each for each in sorted(home.iterdir()) if (each / manifest.NAME).is_file()]
-    complete = [each for each in merged if not _is_partial(each)]
+        merged = [
+            subfolder
+            for subfolder in sorted(home.iterdir())
+            if (subfolder / manifest.NAME).is_file()
+        ]
+    complete = [subfolder for subfolder in merged if not _is_partial(subfolder)]
     if not (home / studies.JSON_NAME).is_file():
         if not complete:
-            raise InputError(f"{home}: is no merged folder, and holds none")
+            raise InputError(f"{home}: is not a merged folder, and contains none")
         return complete, None
     results = studies.read(home)
     if not results.chosen:
@@ -284,33 +301,37 @@ def _points(home: Path) -> tuple[list[Path], str | None]:
     for name in results.chosen:
         folder = home / ((entries[name].folder if name in entries else None) or name)
         if not (folder / manifest.NAME).is_file():
-            raise InputError(f"{folder}: the study chose {name}, and it is not written there")
+            raise InputError(
+                f"{folder}: the study chose {name}, but its folder is not there; run the study again"
+            )
         folders.append(folder)
     return folders, results.name
 
 
 def _is_partial(folder: Path) -> bool:
     """Whether a folder is an unfinished merge, or is inside of one."""
-    own = folder.resolve()
-    return any(place.name.endswith(".partial") for place in (own, own.parent))
+    resolved = folder.resolve()
+    return any(place.name.endswith(".partial") for place in (resolved, resolved.parent))
 
 
 def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener) -> Package:
     hub.check_name(repository)
     if _is_partial(folder):
-        raise InputError(f"{folder}: is not finished; merge it again, then push it")
-    made = manifest.read(folder)
+        raise InputError(f"{folder}: is an unfinished merge; merge it again, then push it")
+    facts = manifest.read(folder)
     problems = verify(folder, may_differ=EDITED, on_event=on_event)
     if problems:
-        raise InputError(f"{folder}: {problems[0]}; nothing is sent of a folder that changed")
+        raise InputError(
+            f"{folder}: {problems[0]}; a folder that changed after the merge is not sent"
+        )
     files: dict[str, Path | bytes] = dict(_files(folder))
     for name in ("config.json", card.NAME):
         if name not in files:
             raise InputError(f"{folder}: has no {name}; a published model needs one")
     if public_names:
-        files |= _public(folder, made, files)
-    disclosed = local_paths.local_paths(files, made)
-    return Package(folder, repository, files, manifest.licenses(made), tuple(disclosed))
+        files |= _public(folder, facts, files)
+    disclosed = local_paths.local_paths(files, facts)
+    return Package(folder, repository, files, manifest.licenses(facts), tuple(disclosed))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -319,45 +340,45 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
         for name in sorted(names):
             path = Path(home, name)
             if path.is_symlink():
-                raise InputError(f"{path}: is a link; put the file itself there, or take it away")
+                raise InputError(f"{path}: is a link; replace it by the file, or delete it")
             if name not in UNSENT:
                 yield path.relative_to(folder).as_posix(), path
         for name in folders:
             if Path(home, name).is_symlink():
-                raise InputError(f"{Path(home, name)}: is a link; take it away")
+                raise InputError(f"{Path(home, name)}: is a link; delete it")
 
 
 def _public(
-    folder: Path, made: dict[str, Any], files: Mapping[str, Path | bytes]
+    folder: Path, facts: dict[str, Any], files: Mapping[str, Path | bytes]
 ) -> dict[str, bytes]:
     """The contents to send in place of files with local paths."""
     recipes = recipe.load_all(folder / manifest.RECIPE, "lenient")
-    changed = local_paths.made_public(files, made, recipes)
+    changed = local_paths.made_public(files, facts, recipes)
     place = study_cards.find(folder)
     with reraise_os_errors(InputError, "read", folder / card.NAME):
         current = (folder / card.NAME).read_text(encoding="utf-8")
-    if current == study_cards.text(folder, made, place=place):
-        last = naming.recipe_made_public(recipes[-1], naming.public_names(made))
-        text = study_cards.text(folder, naming.made_public(made), last, place)
+    if current == study_cards.text(folder, facts, place=place):
+        last = naming.recipe_made_public(recipes[-1], naming.public_names(facts))
+        text = study_cards.text(folder, naming.made_public(facts), last, place)
         changed[card.NAME] = text.encode()
-    restated = manifest.restated(naming.made_public(made), changed)
+    restated = manifest.restated(naming.made_public(facts), changed)
     return {**changed, manifest.NAME: manifest.as_text(restated).encode()}
 
 
 def describe(publication: Publication) -> dict[str, Any]:
-    """A publication as plain data."""
+    """A publication as plain data, for JSON."""
     return {
         "private": publication.private,
         "revision": publication.revision,
         "collection": publication.collection,
         "repositories": [
             {
-                "name": each.repository,
-                "folder": str(each.folder),
-                "files": each.sizes,
-                "licenses": dict(each.licenses),
-                "local_paths": [{"file": d.file, "path": d.path} for d in each.disclosed],
+                "name": package.repository,
+                "folder": str(package.folder),
+                "files": package.sizes,
+                "licenses": dict(package.licenses),
+                "local_paths": [{"file": d.file, "path": d.path} for d in package.disclosed],
             }
-            for each in publication.packages
+            for package in publication.packages
         ],
     }

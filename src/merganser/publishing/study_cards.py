@@ -55,13 +55,13 @@ def find(folder: Path) -> StudyEntry | None:
     Raises:
         InputError: when the study's results cannot be read.
     """
-    own = folder.resolve()
-    around = own.parents[:2]
+    resolved = folder.resolve()
+    around = resolved.parents[:2]
     for home in (place for parent in around for place in (parent / studies.HELD_OUT, parent)):
         if (home / studies.JSON_NAME).is_file():
             results = studies.read(home)
             for entry in results.points:
-                if entry.scores and (home / (entry.folder or entry.name)).resolve() == own:
+                if entry.scores and (home / (entry.folder or entry.name)).resolve() == resolved:
                     return StudyEntry(results, entry, home.name == studies.HELD_OUT)
     return None
 
@@ -96,8 +96,8 @@ def rewrite(
         RecipeError: when a benchmark has another form, or there is no such score.
     """
     home = Path(folder)
-    made = manifest.read(home)
-    if "conversion" not in made:
+    facts = manifest.read(home)
+    if "conversion" not in facts:
         raise InputError(f"{home}: was written by an earlier version; merge again")
     place = place or find(home)
     named = _benchmarks(benchmarks or {}, place)
@@ -115,13 +115,13 @@ def rewrite(
         ]
         data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
         files.write_text(home / EVAL_RESULTS, data)
-    files.write_text(home / card.NAME, text(home, made, place=place))
+    files.write_text(home / card.NAME, text(home, facts, place=place))
     manifest.restate(home, card.NAME)
 
 
 def text(
     folder: Path,
-    made: Mapping[str, Any],
+    facts: Mapping[str, Any],
     recipe_text: str | None = None,
     place: StudyEntry | None = None,
 ) -> str:
@@ -129,7 +129,7 @@ def text(
 
     Args:
         folder: the folder, with config, recipe, and picture if there is one.
-        made: its manifest.
+        facts: its manifest.
         recipe_text: a text to show instead of the folder's recipe.
         place: its entry in a study, or None.
     """
@@ -138,7 +138,7 @@ def text(
     title = name if isinstance(name, str) else folder.resolve().name
     shown = recipe_text if recipe_text is not None else document.text or ""
     scores = _scores(folder, title, place) if place is not None else None
-    return card.card(made, shown, folder, title, scores)
+    return card.card(facts, shown, folder, title, scores)
 
 
 def _scores(folder: Path, title: str, place: StudyEntry) -> Scores:
@@ -151,7 +151,7 @@ def _scores(folder: Path, title: str, place: StudyEntry) -> Scores:
 
 
 def _metrics(results: Results, entry: Entry) -> Iterator[dict[str, Any]]:
-    """Keywords of ``EvalResult`` for each score."""
+    """The scores as keyword arguments of ``EvalResult``."""
     for name, score in entry.scores.items():
         task, _, scorer = name.rpartition("/")
         problems = f"problems of {results.name}" + (f", {task}" if task else "")
@@ -180,17 +180,19 @@ def _section(place: StudyEntry) -> str:
         f"| model | {' | '.join(heads)} |",
         f"|---|{'---:|' * len(names)}",
     ]
-    shown = [each for each in results.entries if each.role != "point" and each.scores]
+    shown = [row for row in results.entries if row.role != "point" and row.scores]
     places = {
         name: number_format.decimals(
             e.scores[name].error for e in (*shown, entry) if name in e.scores
         )
         for name in names
     }
-    for each in [*shown, entry]:
-        own = each is entry
-        label = "**this model**" if own else f"`{inline(each.name).replace('`', '')}` ({each.role})"
-        cells = [_cell(each.scores.get(name), places[name], bold=own) for name in names]
+    for row in [*shown, entry]:
+        is_this = row is entry
+        label = (
+            "**this model**" if is_this else f"`{inline(row.name).replace('`', '')}` ({row.role})"
+        )
+        cells = [_cell(row.scores.get(name), places[name], bold=is_this) for name in names]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     counts = dict.fromkeys(entry.scores[name].problems for name in names)
     many = ", ".join(str(count) for count in counts)
@@ -233,7 +235,7 @@ def _notes(name: str, score: Score) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[str]:
-    """A sentence per task on how completions were sampled, without texts and names of files."""
+    """One sentence per task on how completions were sampled, without prompts and file names."""
     tasks = settings.get("tasks", [])
     engine = str(settings.get("engine", "")).partition(" http")[0]  # a server's address stays here
     lines = [f"Run by: {inline(engine)}."] if engine else []

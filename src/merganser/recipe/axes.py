@@ -1,4 +1,4 @@
-"""The values that the keys of a sweep run over."""
+"""The keys of a sweep and their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merganser.recipe.expressions import Template, text
 from merganser.recipe.simplex import MAX_POINTS
 
 MAX_COMBINATIONS = 100_000
-"""Points of a grid before its filter chooses among them."""
+"""Most points of a grid before ``where`` selects among them."""
 
 MAX_LINES = 500_000
 """Most keys and list entries of all points' recipes together."""
@@ -29,7 +29,7 @@ _RANGE = frozenset({"from", "to", "step"})
 
 
 WHERE = "where"
-"""The key of a grid that is no axis but says which of its points there are."""
+"""The key of a grid that has conditions, not values."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Grid:
 
     Attributes:
         axes: the keys' values.
-        where: conditions that all points fulfil, each with its place.
+        where: conditions that all points satisfy, each with its path.
     """
 
     axes: Mapping[str, Sequence[Any]]
     where: tuple[tuple[KeyPath, Template], ...] = ()
 
     def points(self, document: Document) -> Iterator[dict[str, Any]]:
-        """Return the values of each point; the last key varies fastest.
+        """The values of each point; the last key varies fastest.
 
         Raises:
-            RecipeError: when a condition has no value, or is neither true nor false.
+            RecipeError: when a condition cannot be computed, or is not a boolean.
         """
         for entries in itertools.product(*self.axes.values()):
             values = dict(zip(self.axes, entries, strict=True))
@@ -60,37 +60,37 @@ def _holds(
     document: Document, path: KeyPath, template: Template, values: Mapping[str, Any]
 ) -> bool:
     try:
-        found = expressions.render(template, values)
+        value = expressions.render(template, values)
     except ValueError as error:
         raise document.error(f"{key_name(path)}: {error}", path) from None
-    if not isinstance(found, bool):
+    if not isinstance(value, bool):
         raise document.error(
-            f"{key_name(path)}: is neither true nor false but {str(found)[:40]!r}; write a "
+            f"{key_name(path)}: must be true or false, not {str(value)[:40]!r}; write a "
             "comparison, such as w.acc >= 0.2",
             path,
         )
-    return found
+    return value
 
 
 def read_grids(document: Document, block: Any, folder: Path | None = None) -> list[Grid]:
-    """Return the grids of a ``sweep:`` block.
+    """The grids of a ``sweep:`` block.
 
     Args:
-        document: the file's.
+        document: the file.
         block: the block's content.
         folder: the file's folder, which is also searched for training runs.
 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.
     """
-    whole: KeyPath = ("sweep",)
-    blocks: list[tuple[KeyPath, Any]] = [(whole, block)] if isinstance(block, dict) else []
+    block_path: KeyPath = ("sweep",)
+    blocks: list[tuple[KeyPath, Any]] = [(block_path, block)] if isinstance(block, dict) else []
     if isinstance(block, list):
-        blocks = [((*whole, i), entry) for i, entry in enumerate(block)]
+        blocks = [((*block_path, i), entry) for i, entry in enumerate(block)]
     if not blocks or not all(isinstance(entry, dict) and entry for _, entry in blocks):
         raise document.error(
             "sweep: give keys with their values, such as {w: [0.1, 0.9]}, or a list of such mappings",
-            whole,
+            block_path,
         )
     total = 0
     grids = []
@@ -107,7 +107,7 @@ def read_grids(document: Document, block: Any, folder: Path | None = None) -> li
             if not count:
                 here = (*path, WHERE)
                 raise document.error(
-                    f"{key_name(here)}: holds for none of the {before:,} points", here
+                    f"{key_name(here)}: is false for all of the {before:,} points", here
                 )
         total += count
         if total > MAX_POINTS:
@@ -117,7 +117,7 @@ def read_grids(document: Document, block: Any, folder: Path | None = None) -> li
         if total * len(document.lines) > MAX_LINES:
             raise document.error(
                 f"{key_name(path)}: {total} points of a recipe with {len(document.lines)} keys and entries "
-                "are too many; make several files of it",
+                "are too many; split it into several files",
                 path,
             )
         grids.append(grid)
@@ -127,40 +127,41 @@ def read_grids(document: Document, block: Any, folder: Path | None = None) -> li
 def _conditions(
     document: Document, entry: Mapping[str, Any], axes: Mapping[str, Any], path: KeyPath
 ) -> tuple[tuple[KeyPath, Template], ...]:
-    """Return the conditions of a grid's ``where``: one text, or a list of them."""
+    """The conditions of a grid's ``where``, which is one text or a list of texts."""
     if WHERE not in entry:
         return ()
     here = (*path, WHERE)
     given = entry[WHERE]
     listed = given if isinstance(given, list) else [given]
-    if not axes or not listed or not all(isinstance(each, str) for each in listed):
+    if not axes or not listed or not all(isinstance(line, str) for line in listed):
         raise document.error(
             f"{key_name(here)}: give a condition on the other keys, such as w.acc >= 0.2, or a list of them",
             here,
         )
-    found = []
-    for i, each in enumerate(listed):
-        own = (*here, i) if given is listed else here
+    conditions = []
+    for i, line in enumerate(listed):
+        place = (*here, i) if given is listed else here
         try:
-            template = expressions.parse(each if "{{" in each else f"{{{{ {each} }}}}")
+            template = expressions.parse(line if "{{" in line else f"{{{{ {line} }}}}")
         except ValueError as error:
-            raise document.error(f"{key_name(own)}: {error}", own) from None
+            raise document.error(f"{key_name(place)}: {error}", place) from None
         assert template is not None
         if unknown := sorted(template.names - set(axes)):
             raise document.error(
-                f"{key_name(own)}: the sweep has no {unknown[0]!r}; it has {', '.join(axes)}", own
+                f"{key_name(place)}: the sweep has no {unknown[0]!r}; it has {', '.join(axes)}",
+                place,
             )
-        found.append((own, template))
-    return tuple(found)
+        conditions.append((place, template))
+    return tuple(conditions)
 
 
 def axis_values(
     document: Document, value: Any, path: KeyPath, folder: Path | None = None
 ) -> list[Any]:
-    """The values that a key runs over: a list, a range, a simplex, a run's steps, or a single one.
+    """The values of a key, written as a list, a range, a simplex, a run's steps, or one value.
 
     Raises:
-        RecipeError: when one is no value, or the key no name.
+        RecipeError: when a value has a wrong type, or the key is not a name.
     """
     key = str(path[-1])
     if not _NAME.fullmatch(key) or key in _WORDS:
@@ -174,11 +175,11 @@ def axis_values(
     values = value if isinstance(value, list) else [value]
     if not values:
         raise document.error(f"{key_name(path)}: there are no values", path)
-    return [_value(document, each, (*path, i)) for i, each in enumerate(values)]
+    return [_value(document, entry, (*path, i)) for i, entry in enumerate(values)]
 
 
 def _range(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[Any]:
-    """``{from, to, step}``: both ends included where the steps meet them, in decimal arithmetic."""
+    """The values of ``{from, to, step}`` in decimal arithmetic, with the end if a step meets it."""
     ends = [
         _value(document, value[key], (*path, key)) for key in ("from", "to", "step") if key in value
     ]
@@ -190,21 +191,21 @@ def _range(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[
         )
     first, last, step = (Decimal(text(end)) for end in ends)
     if step == 0:
-        raise document.error(
-            f"{key_name((*path, 'step'))}: a step of 0 never gets to the end", path
-        )
+        raise document.error(f"{key_name((*path, 'step'))}: the step must not be 0", path)
     if (last - first) / step < 0:
-        raise document.error(f"{key_name(path)}: the steps lead away from the end", path)
+        raise document.error(
+            f"{key_name(path)}: the step has the wrong sign: it leads away from 'to'", path
+        )
     count = int((last - first) / step) + 1
     if count > MAX_POINTS:
         raise document.error(f"{key_name(path)}: more than {MAX_POINTS} values", path)
     numbers = [first + i * step for i in range(count)]
-    whole = all(isinstance(end, int) for end in (ends[0], ends[2]))
-    return [int(number) if whole else float(number) for number in numbers]
+    integers = all(isinstance(end, int) for end in (ends[0], ends[2]))
+    return [int(number) if integers else float(number) for number in numbers]
 
 
 def _value(document: Document, value: Any, path: KeyPath) -> Any:
-    """A number, true or false, a text, a list of those, or a mapping of what varies together."""
+    """Check a value: a number, a boolean, a text, a list of these, or a mapping of values."""
     if isinstance(value, dict) and value and not all(map(_NAME.fullmatch, value)):
         raise document.error(f"{key_name(path)}: its keys must be names", path)
     if isinstance(value, dict) and value:
@@ -229,5 +230,5 @@ def _scalar(document: Document, value: Any, path: KeyPath) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, which true and false are not."""
+    """Whether a value is a number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

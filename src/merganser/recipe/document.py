@@ -1,4 +1,4 @@
-"""YAML as text with addresses: plain data, and the line of every key; nothing is executed."""
+"""Read YAML as plain data with the line of every key. Nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from merganser.errors import InputError, RecipeError
 
 KeyPath = tuple[str | int, ...]
-"""The way to an entry of a YAML document: keys and places in lists."""
+"""The path of an entry in a YAML document: keys, and indices of lists."""
 
 MAX_BYTES = 256 * 1024
 MAX_NODES = 200_000
@@ -72,7 +72,7 @@ class Document:
 
 
 def key_name(path: KeyPath) -> str:
-    """Format a path: ``models[0].parameters.weight``."""
+    """A path as text: ``models[0].parameters.weight``."""
     name = ""
     for part in path:
         text = part if isinstance(part, str) and part.isprintable() else repr(part)
@@ -89,7 +89,7 @@ def parse_document(text: str, file: str | None = None) -> Document:
     first, *more = parse_documents(text, file)
     if more:
         raise RecipeError(
-            f"several recipes ({1 + len(more)}) where one is wanted; "
+            f"the file has {1 + len(more)} recipes, and one is expected; "
             "`merganser merge` and `merganser plan` take them all",
             file=file,
             line=more[0].lines[()],
@@ -116,16 +116,16 @@ def parse_documents(text: str, file: str | None = None) -> list[Document]:
         loader = _Loader(text)
         reader = _Reader(loader, file)
         begins: list[int] = []
-        found: list[tuple[int, Document]] = []
+        documents: list[tuple[int, Document]] = []
         while loader.check_node():
             node = loader.get_node()
-            begins.append(loader.begin if found else 0)
+            begins.append(loader.begin if documents else 0)
             if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
                 continue
             reader.lines, reader.repeated = {}, {}
             data = reader.read(node, ())
             document = Document(data, text, file, reader.lines, reader.repeated)
-            found.append((len(begins), document))
+            documents.append((len(begins), document))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "cannot be read"
@@ -138,14 +138,14 @@ def parse_documents(text: str, file: str | None = None) -> list[Document]:
     finally:
         if loader is not None:
             loader.dispose()
-    if not found:
+    if not documents:
         raise RecipeError("the recipe is empty", file=file)
-    if len(found) == 1:
-        return [found[0][1]]
+    if len(documents) == 1:
+        return [documents[0][1]]
     cuts = [*begins, len(text)]
     return [
         replace(document, text=text[cuts[n - 1] : cuts[n]].removeprefix("---").strip() + "\n")
-        for n, document in found
+        for n, document in documents
     ]
 
 
@@ -184,7 +184,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self.read(child, (*path, index)) for index, child in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode):
-            raise self.error(f"the tag {node.tag} has no meaning in a recipe", line)
+            raise self.error(f"the YAML tag {node.tag} cannot be used in a recipe", line)
         return self.scalar(node, line)
 
     def scalar(self, node: yaml.ScalarNode, line: int) -> object:
@@ -206,7 +206,7 @@ class _Reader:
         return RecipeError(f"not valid YAML: {problem}", file=self.file, line=line)
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
-        own: dict[str, object] = {}
+        entries: dict[str, object] = {}
         inherited: dict[str, object] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
@@ -221,12 +221,12 @@ class _Reader:
                     inherited |= mapping
                 continue
             key = self.key(key_node)
-            if key in own:
+            if key in entries:
                 first = self.lines[(*path, key)]
                 self.repeated.setdefault((*path, key), [first]).append(line)
             self.lines[(*path, key)] = line
-            own[key] = self.read(value_node, (*path, key))
-        return inherited | own
+            entries[key] = self.read(value_node, (*path, key))
+        return inherited | entries
 
     def key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
@@ -237,5 +237,7 @@ class _Reader:
         try:
             node.value.encode("utf-8")
         except UnicodeEncodeError:
-            raise self.error("a key holds half a character", node.start_mark.line + 1) from None
+            raise self.error(
+                "a key holds half of a surrogate pair", node.start_mark.line + 1
+            ) from None
         return str(node.value)

@@ -1,8 +1,8 @@
-"""Expressions in recipes, ``{{ 1 - w }}``: Jinja's grammar, evaluated here, exactly and within bounds.
+"""Expressions in recipes, such as ``{{ 1 - w }}``: Jinja's grammar, evaluated here, exactly and bounded.
 
-Jinja only parses. Its syntax tree is walked by a function that knows arithmetic, comparisons,
-choices, lists, a few filters, and nothing else: there are no calls, no loops, no attributes of objects,
-and nothing is compiled or run. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1; on lists it works
+Jinja only parses. Its syntax tree is evaluated by a function that knows arithmetic, comparisons,
+conditionals, lists and a few filters, and nothing else: no calls, no loops, no attributes of objects;
+nothing is compiled or executed. Arithmetic is decimal, so that ``1 - 0.9`` is 0.1; on lists it works
 entry by entry.
 """
 
@@ -19,7 +19,7 @@ from jinja2 import Environment, TemplateSyntaxError, nodes
 from jinja2.parser import Parser
 
 MAX_TEXT = 4096
-"""Most characters of a text that holds expressions, and of what becomes of it."""
+"""Most characters of a text with expressions, and of its result."""
 
 MAX_EXPRESSIONS = 64
 """Maximum number of parts in such a text."""
@@ -47,7 +47,7 @@ class Template:
 
     Attributes:
         parts: texts and syntax trees in turn.
-        names: what the expressions speak of.
+        names: the names that the expressions use.
     """
 
     parts: tuple[str | nodes.Expr, ...]
@@ -55,10 +55,10 @@ class Template:
 
 
 def parse(text: str) -> Template | None:
-    """Read a text that may hold expressions; None if it holds none.
+    """Parse a text that may contain expressions; None if it contains none.
 
     Raises:
-        ValueError: when it is too long, or no Jinja, or more of Jinja than expressions.
+        ValueError: when it is too long, is not valid Jinja, or uses more of Jinja than expressions.
     """
     if "{{" not in text:
         return None
@@ -73,9 +73,9 @@ def parse(text: str) -> Template | None:
     parts: list[str | nodes.Expr] = []
     for node in tree.body:
         if not isinstance(node, nodes.Output):
-            raise ValueError("only expressions, {{ … }}, can be used here, no {% … %}")
+            raise ValueError("only expressions, {{ … }}, can be used here, not statements, {% … %}")
         parts += [
-            each.data if isinstance(each, nodes.TemplateData) else each for each in node.nodes
+            part.data if isinstance(part, nodes.TemplateData) else part for part in node.nodes
         ]
     if len(parts) > MAX_EXPRESSIONS:
         raise ValueError(f"a text holds at most {MAX_EXPRESSIONS} expressions")
@@ -83,13 +83,13 @@ def parse(text: str) -> Template | None:
 
 
 def render(template: Template, values: Mapping[str, Any]) -> Any:
-    """Return the value of a text with the values of a point.
+    """The value of a text for a point's values.
 
     A text of a single expression gives the expression's value: a number, true or false, a list. Anything
     else gives text.
 
     Raises:
-        ValueError: when a name is not known, or the expression has no value.
+        ValueError: when a name is unknown, or the expression has no value.
     """
     known = {name: _exact(value) for name, value in values.items()}
     try:
@@ -104,10 +104,10 @@ def render(template: Template, values: Mapping[str, Any]) -> Any:
 
 
 def text(value: Any) -> str:
-    """A value as people write it: 0.9, 2e-6, 4; true and false as YAML has them.
+    """A value as text: 0.9, 2e-6, 4; booleans as in YAML.
 
     Raises:
-        ValueError: for what has no text, such as none.
+        ValueError: for a value that has no text, such as None.
     """
     if isinstance(value, bool):
         return str(value).lower()
@@ -116,7 +116,7 @@ def text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "-".join(text(entry) for entry in value)
     if not isinstance(value, int | float | Decimal):
-        raise ValueError(f"{'none' if value is None else 'a mapping'} has no text")
+        raise ValueError(f"{'none' if value is None else 'a mapping'} cannot become text")
     number = Decimal(value) if isinstance(value, int) else Decimal(repr(float(value))).normalize()
     if number == 0:
         return "0"
@@ -127,7 +127,7 @@ def text(value: Any) -> str:
 
 
 def _exact(value: Any) -> Any:
-    """Floats as the decimal numbers that people wrote."""
+    """A float as the shortest decimal number that it stands for."""
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a number is too large")
@@ -154,7 +154,7 @@ def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
         case nodes.TemplateData():
             return node.data
         case nodes.List() | nodes.Tuple():
-            return [_entry(_evaluate(each, values)) for each in node.items]
+            return [_entry(_evaluate(item, values)) for item in node.items]
         case nodes.Name():
             return _member(values, node.name, "the sweep")
         case nodes.Getattr():
@@ -174,7 +174,7 @@ def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
         case nodes.Not():
             return not _evaluate(node.node, values)
         case nodes.Concat():
-            return _bounded("".join(text(_evaluate(each, values)) for each in node.nodes))
+            return _bounded("".join(text(_evaluate(item, values)) for item in node.nodes))
         case nodes.Compare():
             return _compared(node, values)
         case nodes.CondExpr():
@@ -183,7 +183,7 @@ def _evaluate(node: nodes.Node, values: Mapping[str, Any]) -> Any:
             return None if node.expr2 is None else _evaluate(node.expr2, values)
         case nodes.Filter(node=nodes.Expr(), kwargs=[], dyn_args=None, dyn_kwargs=None):
             return _filtered(node, values)
-    raise ValueError(f"{type(node).__name__.lower()} is more of Jinja than expressions here have")
+    raise ValueError(f"Jinja's {type(node).__name__.lower()} is not supported here")
 
 
 def _member(values: Any, name: Any, where: str) -> Any:
@@ -203,7 +203,7 @@ def _entry(value: Any) -> Any:
 
 
 def _contains(place: Any, value: Any) -> bool:
-    """Whether a list has a value, or a text a part."""
+    """Whether a list contains a value, or a text contains a text."""
     if isinstance(place, list):
         return value in place
     if isinstance(place, str) and isinstance(value, str):
@@ -216,7 +216,7 @@ def _compared(node: nodes.Compare, values: Mapping[str, Any]) -> bool:
     for operand in node.ops:
         compare = _COMPARISONS.get(operand.op)
         if compare is None:
-            raise ValueError(f"{operand.op!r} is more of Jinja than expressions here have")
+            raise ValueError(f"Jinja's {operand.op!r} is not supported here")
         right = _evaluate(operand.expr, values)
         try:
             if not compare(left, right):
@@ -229,13 +229,13 @@ def _compared(node: nodes.Compare, values: Mapping[str, Any]) -> bool:
 
 def _number(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise ValueError(f"{str(value)[:40]!r} is no number")
+        raise ValueError(f"{str(value)[:40]!r} is not a number")
     return Decimal(value)
 
 
 def _arithmetic(sign: str, left: Any, right: Any) -> Any:
-    """Decimal arithmetic; of whole numbers, where the result is one, a whole number. Lists count
-    entry by entry: with a number, or with a list of the same length."""
+    """Decimal arithmetic. Integers give an integer if the result is one. Lists are computed entry by
+    entry, with a number or with a list of the same length."""
     if isinstance(left, list) and isinstance(right, list) and len(left) != len(right):
         raise ValueError(f"lists of {len(left)} and {len(right)} entries do not go together")
     if isinstance(left, list) or isinstance(right, list):
@@ -259,10 +259,12 @@ def _arithmetic(sign: str, left: Any, right: Any) -> Any:
         case "**":
             result = _DECIMAL.power(a, b)
         case "//" | "%":
-            whole = _DECIMAL.divide(a, b).to_integral_value(ROUND_FLOOR)
-            result = whole if sign == "//" else _DECIMAL.subtract(a, _DECIMAL.multiply(whole, b))
+            quotient = _DECIMAL.divide(a, b).to_integral_value(ROUND_FLOOR)
+            result = (
+                quotient if sign == "//" else _DECIMAL.subtract(a, _DECIMAL.multiply(quotient, b))
+            )
         case _:
-            raise ValueError(f"{sign!r} is more of Jinja than expressions here have")
+            raise ValueError(f"Jinja's {sign!r} is not supported here")
     if abs(result) >= LARGEST:
         raise ValueError("a number is too large")
     whole_numbers = isinstance(left, int) and isinstance(right, int) and sign != "/"
@@ -301,12 +303,12 @@ def _filter(name: str, value: Any, given: Sequence[Any]) -> Any:
     )
 
 
-def _bounded(found: str) -> str:
-    if len(found) > MAX_TEXT:
+def _bounded(result: str) -> str:
+    if len(result) > MAX_TEXT:
         raise ValueError(f"gives more than {MAX_TEXT} characters")
-    return found
+    return result
 
 
 def names_of(parts: Sequence[Template]) -> frozenset[str]:
-    """All that several texts speak of."""
+    """The names that several texts use."""
     return frozenset(name for part in parts for name in part.names)

@@ -1,8 +1,8 @@
-"""What the keys of a recipe may hold: kinds of values, which read, check and describe them.
+"""Types of values in a recipe: each reads and checks a value, and describes itself in JSON Schema.
 
-A kind has ``read``, which takes a value from a document and appends what is wrong with it to a list of faults, and
-``schema``, which describes it in JSON Schema. A :class:`Part` is a mapping with known keys: a frozen dataclass whose
-fields are declared with :func:`key`.
+A kind has two methods: ``read`` converts a value of a document and appends its errors to a list of
+faults, ``schema`` returns JSON Schema. A :class:`Part` is a mapping with known keys: a frozen dataclass
+whose fields are declared with :func:`key`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ P = TypeVar("P", bound="Part")
 
 
 class Fault(NamedTuple):
-    """What is wrong with a value.
+    """An error in a value.
 
     Attributes:
-        loc: the keys and indices that lead to it.
+        loc: the keys and indices that lead to the value.
         type: ``missing``, ``extra_forbidden``, ``list_type`` or ``value``.
-        msg: in words.
+        msg: the message.
         input: the value.
     """
 
@@ -37,17 +37,17 @@ class Fault(NamedTuple):
 
 
 class Kind(Protocol):
-    """What a key may hold."""
+    """A type of values in a recipe."""
 
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-        """The value as the program has it; anything at all if there are faults."""
+        """The converted value. Errors are appended to ``faults``; then the result has no meaning."""
 
     def schema(self, defs: Schema) -> Schema:
-        """As JSON Schema; parts are added to ``defs``."""
+        """The type as JSON Schema. Schemas of parts are added to ``defs``."""
 
 
 class Anything:
-    """A value of any kind."""
+    """Any value, unchanged."""
 
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         return value
@@ -57,7 +57,7 @@ class Anything:
 
 
 class Text:
-    """A text."""
+    """A string."""
 
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, str):
@@ -69,7 +69,7 @@ class Text:
 
 
 class Flag:
-    """True or false, or a word for it."""
+    """A boolean: true, false, 0, 1, or a word such as ``yes`` or ``off``."""
 
     words: ClassVar[Mapping[str, bool]] = dict.fromkeys(
         ("1", "on", "t", "true", "y", "yes"), True
@@ -101,14 +101,14 @@ _BOUNDS: Mapping[str, tuple[str, Callable[[int, int], bool]]] = {
 }
 
 
-class Whole:
-    """A whole number within bounds, which are named as in JSON Schema."""
+class Integer:
+    """An integer within bounds, which have the names of JSON Schema, such as ``minimum``."""
 
     def __init__(self, **bounds: int) -> None:
         self.bounds = bounds
 
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-        number, message = _whole(value)
+        number, message = _integer(value)
         for name, bound in self.bounds.items():
             words, holds = _BOUNDS[name]
             if number is not None and not message and not holds(number, bound):
@@ -121,8 +121,8 @@ class Whole:
         return {"type": "integer", **self.bounds}
 
 
-def _whole(value: Any) -> tuple[int | None, str]:
-    """The whole number that a value is or says, or what is wrong with it."""
+def _integer(value: Any) -> tuple[int | None, str]:
+    """The integer that a number or a string means, and an empty text; or None and a message."""
     if isinstance(value, int):
         return int(value), ""
     if isinstance(value, float):
@@ -133,16 +133,16 @@ def _whole(value: Any) -> tuple[int | None, str]:
         return None, "Input should be a valid integer, got a number with a fractional part"
     if not isinstance(value, str):
         return None, "Input should be a valid integer"
-    said = re.fullmatch(r"\s*([+-]?\d+(?:_\d+)*)(?:\.0*)?\s*", value)
-    if said is None:
+    match = re.fullmatch(r"\s*([+-]?\d+(?:_\d+)*)(?:\.0*)?\s*", value)
+    if match is None:
         return None, "Input should be a valid integer, unable to parse string as an integer"
     if len(value) > 4300:
         return None, "Unable to parse input string as an integer, exceeded maximum size"
-    return int(said[1]), ""
+    return int(match[1]), ""
 
 
 class OneOf:
-    """One of a few texts."""
+    """One of a list of strings."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
@@ -150,8 +150,8 @@ class OneOf:
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
         if not isinstance(value, str) or value not in self.names:
             *others, last = map(repr, self.names)
-            told = f"{', '.join(others)} or {last}" if others else last
-            faults.append(Fault(path, "value", f"Input should be {told}", value))
+            choices = f"{', '.join(others)} or {last}" if others else last
+            faults.append(Fault(path, "value", f"Input should be {choices}", value))
         return value
 
     def schema(self, defs: Schema) -> Schema:
@@ -159,7 +159,7 @@ class OneOf:
 
 
 class Parsed:
-    """What a function makes of a value, or raises ValueError for."""
+    """The result of a function of the value; a ValueError of it becomes a fault."""
 
     def __init__(self, parse: Callable[[Any], Any], described: Schema) -> None:
         self.parse = parse
@@ -177,7 +177,7 @@ class Parsed:
 
 
 class Optional:
-    """Nothing, or a value of a kind."""
+    """None, or a value of a kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -190,20 +190,20 @@ class Optional:
 
 
 class Either:
-    """A value of the first of two kinds that accepts it; errors are the first kind's."""
+    """A value of the first of two kinds that accepts it. If none does, the faults are those of both."""
 
     def __init__(self, first: Kind, second: Kind) -> None:
         self.first = first
         self.second = second
 
     def read(self, value: Any, path: KeyPath, faults: list[Fault]) -> Any:
-        found: list[Fault] = []
+        first_faults: list[Fault] = []
         for kind in (self.first, self.second):
-            before = len(found)
-            result = kind.read(value, path, found)
-            if len(found) == before:
+            before = len(first_faults)
+            result = kind.read(value, path, first_faults)
+            if len(first_faults) == before:
                 return result
-        faults += found
+        faults += first_faults
         return None
 
     def schema(self, defs: Schema) -> Schema:
@@ -211,7 +211,7 @@ class Either:
 
 
 class ByKind:
-    """A mapping whose key ``kind`` names the part; other values are of another kind."""
+    """A mapping whose key ``kind`` names its part, or a value of another kind."""
 
     def __init__(self, parts: Mapping[str, type[Part]], other: Kind) -> None:
         self.parts = parts
@@ -230,7 +230,7 @@ class ByKind:
 
 
 class ListOf:
-    """A list that is not empty."""
+    """A list of values of one kind, with at least one entry."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -249,7 +249,7 @@ class ListOf:
 
 
 class Pair:
-    """Two values of a kind."""
+    """A list of two values of one kind, read as a tuple."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -273,7 +273,7 @@ class Pair:
 
 
 class MapOf:
-    """A mapping from names to values of a kind, with at least so many entries."""
+    """A mapping from strings to values of one kind, with at least ``least`` entries."""
 
     def __init__(self, kind: Kind, least: int = 0) -> None:
         self.kind = kind
@@ -296,36 +296,39 @@ class MapOf:
 
 
 def key(kind: Kind, default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """Declares a field of a part; without a default it must be given."""
-    told = {"kind": kind}
+    """Declare a field of a part; without a default the key is required."""
+    metadata = {"kind": kind}
     if factory is not MISSING:
-        return field(default_factory=factory, metadata=told)
-    return field(default=default, metadata=told)
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A mapping of known keys. ``__post_init__`` raises ValueError if their values do not go together."""
+    """A mapping with known keys. ``__post_init__`` may raise ValueError for values that contradict."""
 
     @classmethod
     def of(cls: type[P], data: Any) -> tuple[P | None, list[Fault]]:
-        """Read a mapping; nothing, and what is wrong with it, if it is none of this kind."""
+        """Read a mapping: the part and no faults, or None and the faults."""
         faults: list[Fault] = []
         part = Nested(cls).read(data, (), faults)
         return (None if faults else part), faults
 
     def given(self) -> dict[str, Any]:
         """The values that differ from the defaults."""
-        values = {each.name: (getattr(self, each.name), _default(each)) for each in fields(self)}
+        values = {
+            declared.name: (getattr(self, declared.name), _default(declared))
+            for declared in fields(self)
+        }
         return {name: value for name, (value, default) in values.items() if value != default}
 
     @classmethod
     def json_schema(cls) -> Schema:
-        """As JSON Schema, with all parts in ``$defs``."""
+        """The part as JSON Schema, with the parts that it contains in ``$defs``."""
         defs: Schema = {}
         Nested(cls).schema(defs)
-        own: Schema = defs.pop(cls.__name__)
-        return {"$defs": defs, **own}
+        schema: Schema = defs.pop(cls.__name__)
+        return {"$defs": defs, **schema}
 
 
 def _default(declared: Field[Any]) -> Any:
@@ -347,10 +350,10 @@ class Nested:
             return None
         before, given = len(faults), {}
         declared = {f.name: f for f in fields(self.part)}
-        for name, each in declared.items():
+        for name, declaration in declared.items():
             if name in value:
-                given[name] = each.metadata["kind"].read(value[name], (*path, name), faults)
-            elif _default(each) is MISSING:
+                given[name] = declaration.metadata["kind"].read(value[name], (*path, name), faults)
+            elif _default(declaration) is MISSING:
                 faults.append(Fault((*path, name), "missing", "Field required", value))
         for name in value:
             if not isinstance(name, str):
@@ -371,21 +374,23 @@ class Nested:
         if name not in defs:
             defs[name] = {}  # for recursive parts
             properties = {}
-            for each in fields(self.part):
-                described = each.metadata["kind"].schema(defs)
-                if each.default is not MISSING:
-                    described["default"] = each.default
-                properties[each.name] = described
+            for declared in fields(self.part):
+                described = declared.metadata["kind"].schema(defs)
+                if declared.default is not MISSING:
+                    described["default"] = declared.default
+                properties[declared.name] = described
             defs[name] = {
                 "additionalProperties": False,
                 "description": (self.part.__doc__ or "").partition("\n")[0],
                 "properties": properties,
-                "required": [each.name for each in fields(self.part) if _default(each) is MISSING],
+                "required": [
+                    declared.name for declared in fields(self.part) if _default(declared) is MISSING
+                ],
                 "type": "object",
             }
         return {"$ref": f"#/$defs/{name}"}
 
 
 def names(part: type[Part]) -> Sequence[str]:
-    """The keys that a part knows."""
-    return [each.name for each in fields(part)]
+    """The keys of a part."""
+    return [declared.name for declared in fields(part)]

@@ -58,8 +58,8 @@ class ParsedRecipe:
     def bound(self, results: Mapping[str, Path]) -> ParsedRecipe:
         """Return the recipe with the folders of other documents' results for their names.
 
-        Only the paths of references change. Their texts stay, and so does everything that is written
-        of them.
+        Only the paths of references change. Their texts stay, and with them everything that is written to
+        the output.
         """
 
         def located(reference: ModelReference) -> ModelReference:
@@ -76,11 +76,11 @@ class ParsedRecipe:
         """
 
         def at_commit(reference: ModelReference) -> ModelReference:
-            own = commits.get(reference.text, {})
+            revisions = commits.get(reference.text, {})
             return replace(
                 reference,
-                revision=own.get(reference.path, reference.revision),
-                adapter_revision=own.get(reference.adapter or "", reference.adapter_revision),
+                revision=revisions.get(reference.path, reference.revision),
+                adapter_revision=revisions.get(reference.adapter or "", reference.adapter_revision),
             )
 
         return self.with_references(at_commit)
@@ -112,7 +112,7 @@ def load(
     source: Config,
     strictness: Strictness = "normal",
 ) -> ParsedRecipe:
-    """Load a recipe from a file, a mapping or a typed recipe; a parsed recipe is returned unchanged.
+    """Read and check a recipe: a file, a mapping or a typed recipe; a parsed recipe is returned unchanged.
 
     Raises:
         RecipeError: with file, line and key of the first mistake.
@@ -132,10 +132,10 @@ def load_all(
     source: Config,
     strictness: Strictness = "normal",
 ) -> list[ParsedRecipe]:
-    """Read all recipes of a file, which ``---`` divides; whatever is no file is one recipe.
+    """Read all recipes of a file, which ``---`` separates; a mapping or a typed recipe is one recipe.
 
     Raises:
-        RecipeError: with file, line and key of the first thing that is wrong.
+        RecipeError: for the first error, with file, line and key.
     """
     if isinstance(source, ParsedRecipe | Recipe | Mapping):
         return [load(source, strictness)]
@@ -146,13 +146,13 @@ def load_all(
 def read_documents(
     source: str | os.PathLike[str] | Mapping[str, Any],
 ) -> tuple[list[Document], Path | None]:
-    """Read a file's documents, or take a mapping as one, without asking whether they are recipes.
+    """Read a file's documents, or take a mapping as one, without checking that they are recipes.
 
     Returns:
-        The documents, and the folder that the file lies in.
+        The documents, and the file's folder.
 
     Raises:
-        RecipeError: when there is no such file, or it is no YAML.
+        RecipeError: when there is no such file, or it is not YAML.
     """
     if isinstance(source, Mapping):
         return [Document(_plain(source))], None
@@ -176,8 +176,8 @@ def has_block(source: Config, block: str) -> bool:
         RecipeError: when it cannot be read.
     """
     if isinstance(source, str | os.PathLike | Mapping):
-        found = [document.data for document in read_documents(source)[0]]
-        return any(isinstance(data, dict) and block in data for data in found)
+        contents = [document.data for document in read_documents(source)[0]]
+        return any(isinstance(data, dict) and block in data for data in contents)
     return False
 
 
@@ -187,8 +187,8 @@ def _text(file: Path) -> str:
     except FileNotFoundError:
         raise RecipeError(f"no such recipe: {file}") from None
     except IsADirectoryError:
-        own = sorted(file.glob("*.yml"))
-        slip = f"; did you mean {own[0]}?" if len(own) == 1 else ""
+        recipes = sorted(file.glob("*.yml"))
+        slip = f"; did you mean {recipes[0]}?" if len(recipes) == 1 else ""
         raise RecipeError(f"{file}: is a folder, and a recipe is a YAML file{slip}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {file}: {error}") from None
@@ -223,7 +223,7 @@ def _mapped(part: Any, change: Callable[[ModelReference], ModelReference]) -> An
 
 
 def _written(part: Any) -> Any:
-    """A recipe, or a part of one, as it would be written, without what it says by default."""
+    """A recipe, or a part of one, as plain data, without values that are defaults."""
     if isinstance(part, ModelReference):
         return part.text
     if isinstance(part, Setting):
@@ -278,26 +278,26 @@ def judge_unknown(
 
 
 def validate(document: Document, folder: Path | None, strictness: Strictness) -> ParsedRecipe:
-    """Take a document for a recipe.
+    """Read a document as a recipe.
 
     Raises:
-        RecipeError: with file, line and key of the first thing that is wrong.
+        RecipeError: for the first error, with file, line and key.
     """
     if not isinstance(document.data, dict):
         raise document.error("a recipe is a mapping of keys, such as merge_method and models")
     if "sweep" in document.data:
         raise document.error(
-            "sweep: this is not one merge but many; `merganser sweep` makes them", ("sweep",)
+            "sweep: this file is a sweep, many merges; run it with `merganser sweep`", ("sweep",)
         )
     if "search" in document.data:
         raise document.error(
-            "search: this is not one merge but a search; `merganser search` runs it", ("search",)
+            "search: this file is a search; run it with `merganser search`", ("search",)
         )
     if "merge_method" not in document.data:
         for key, program in FOREIGN.items():
             if key in document.data:
                 raise document.error(
-                    f"{key}: this is no recipe but a configuration of {program}", (key,)
+                    f"{key}: this is not a recipe but a configuration of {program}", (key,)
                 )
     document, warnings = run_models.expand(document, folder)
     data: Any = document.data
@@ -312,7 +312,7 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
             if fault.type == "extra_forbidden"
         ]
         if len(unknown) > MAX_UNKNOWN:
-            raise document.error(f"{len(unknown)} keys have no meaning; this is no recipe")
+            raise document.error(f"{len(unknown)} unknown keys; this is not a recipe")
         ignored |= dict.fromkeys(unknown)
         document.check_repeated(ignored)
         if not unknown:
@@ -339,10 +339,10 @@ def validate(document: Document, folder: Path | None, strictness: Strictness) ->
 
 
 def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) -> RecipeError:
-    """What is wrong with a value, as an error with file, line and key.
+    """The error for an invalid value, with file, line and key.
 
     Args:
-        document: what was read.
+        document: the document.
         entry: a :class:`merganser.recipe.kinds.Fault` as a mapping, or one of pydantic's
             ``ValidationError.errors()``.
         inside: the path of the part that was validated.

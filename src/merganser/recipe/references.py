@@ -61,7 +61,7 @@ def parse_reference(value: object) -> ModelReference:
         return _from_text(value)
     if isinstance(value, Mapping):
         return _from_mapping(value)
-    raise ValueError(f"a model is named by a string, not by {value!r}")
+    raise ValueError(f"a model must be a string, not {value!r}")
 
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -99,7 +99,7 @@ def _from_text(text: str) -> ModelReference:
 
 def _check_text(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"a model is named by a text that is not empty, not by {text!r}")
+        raise ValueError(f"a model must be a string that is not empty, not {text!r}")
     if any(ord(character) < 32 for character in text):
         raise ValueError(f"a model reference holds a control character: {text!r}")
     return text
@@ -110,7 +110,7 @@ def _split_revision(text: str) -> tuple[str, str | None]:
     if len(revision) > 1:
         raise ValueError(f"{text!r} has more than one '@': a model takes one revision")
     if not path or revision == [""]:
-        raise ValueError(f"{text!r} is no model reference")
+        raise ValueError(f"{text!r} is not a model reference")
     return path, revision[0] if revision else None
 
 
@@ -129,7 +129,9 @@ def _from_mapping(value: Mapping[str, Any]) -> ModelReference:
             return _check_text(entry.get("path")), None if revision is None else _check_text(
                 revision
             )
-        raise ValueError(f"{entry!r} is no model path; write a string, or {{path: …, revision: …}}")
+        raise ValueError(
+            f"{entry!r} is not a model path; write a string, or {{path: …, revision: …}}"
+        )
 
     path, revision = part(value["model"])
     adapter, adapter_revision = part(value["lora"]) if value.get("lora") else (None, None)

@@ -1,7 +1,7 @@
-"""Training runs among the models of a recipe: one entry for many steps.
+"""Entries of a recipe that stand for many steps of a training run.
 
 ``{run: runs/acc, steps: {last: 8}, schedule: uniform}`` stands for eight models,
-``runs/acc/global_step_N``, each with its part of the entry's weight.
+``runs/acc/global_step_N``, which share the entry's weight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merganser.recipe.document import Document, KeyPath, key_name
 from merganser.recipe.run_steps import select_steps
 
 WITHOUT_WEIGHT = frozenset({"relex", "model_stock"})
-"""Methods that find the models' shares themselves."""
+"""Methods that compute the models' shares themselves, so that a schedule has no meaning."""
 
 BY_STEP = frozenset({"relex"})
 """Methods that take each model's step as a parameter."""
@@ -76,12 +76,18 @@ SCHEMA: dict[str, Any] = {
 
 
 def shares(schedule: Any, count: int) -> list[float] | None:
-    """How a schedule shares a weight among so many steps, from the first to the last; None if there is no
-    such schedule.
+    """The shares of ``count`` steps, from the first to the last, under a schedule; they add up to 1.
 
-    Of ``decay`` they are those with which a mean of checkpoints equals training on with a rate that
-    decays (Tian et al. 2025, "WSM", arXiv:2507.17634): with update i weighted w_i = w(i / count), the
-    first checkpoint has 1 - w_1, each next one w_i - w_(i+1), and the last w_(count-1).
+    With ``decay`` the mean of the checkpoints equals further training at a decaying learning rate
+    (Tian et al. 2025, "WSM", arXiv:2507.17634): if update i has the weight w_i = w(i / count), the first
+    checkpoint's share is 1 - w_1, a later one's w_i - w_(i+1), and the last one's w_(count-1).
+
+    Args:
+        schedule: ``uniform``, ``wma``, ``{ema: 0.8}`` or ``{decay: linear}``, as in a recipe.
+        count: the number of steps.
+
+    Returns:
+        One number per step; None if the schedule is not one of these.
     """
     if schedule == "uniform":
         return [1 / count] * count
@@ -113,14 +119,14 @@ def _decayed(kind: str, place: float) -> float:
 
 
 def expand(document: Document, folder: Path | None) -> tuple[Document, list[str]]:
-    """Return a recipe with one model per step of its runs, and notes on omitted steps.
+    """A recipe in which every run is replaced by one model per step, and notes on omitted steps.
 
     Args:
         document: a recipe.
         folder: its folder, which is also searched for runs.
 
     Raises:
-        RecipeError: with file, line and key of what is wrong with a run.
+        RecipeError: when a run or its steps are wrong, with file, line and key.
     """
     lines: list[str] = []
     for path, models in _lists(document.data):
@@ -150,11 +156,11 @@ def _expanded(
     warnings: list[str] = []
     for i, entry in enumerate(models):
         if not (isinstance(entry, dict) and "run" in entry):
-            made, more = [entry], list[str]()
+            of_run, more = [entry], list[str]()
         else:
-            made, more = _entries(document, (*path, i), entry, data, folder)
-        entries += made
-        origins += [i] * len(made)
+            of_run, more = _entries(document, (*path, i), entry, data, folder)
+        entries += of_run
+        origins += [i] * len(of_run)
         address = document.address((*path, i))
         warnings += [f"{address}: {line}" if address else line for line in more]
     place = data
@@ -164,13 +170,13 @@ def _expanded(
 
     def moved(known: Mapping[KeyPath, Any]) -> dict[KeyPath, Any]:
         depth = len(path)
-        found = {p: v for p, v in known.items() if p[:depth] != path or len(p) == depth}
+        lines = {p: v for p, v in known.items() if p[:depth] != path or len(p) == depth}
         for j, i in enumerate(origins):
             for p, v in known.items():
                 if p[: depth + 1] == (*path, i):
                     rest = tuple("model" if part == "run" else part for part in p[depth + 1 :])
-                    found[(*path, j, *rest)] = v
-        return found
+                    lines[(*path, j, *rest)] = v
+        return lines
 
     text = None
     if document.text is not None:
@@ -187,7 +193,7 @@ def _expanded(
 def _entries(
     document: Document, path: KeyPath, entry: Mapping[str, Any], data: Any, folder: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the models of an entry with a run."""
+    """The models that an entry with a run stands for, and notes on omitted steps."""
     for key in entry:
         if key not in _KEYS:
             what = (
@@ -199,14 +205,14 @@ def _entries(
     steps, warnings = select_steps(document, entry["run"], entry.get("steps", "all"), path, folder)
     method = data.get("merge_method")
     given: Any = entry.get("parameters") or {}
-    own = dict(given) if isinstance(given, dict) else given
-    weight = own.get("weight") if isinstance(own, dict) else None
+    shared = dict(given) if isinstance(given, dict) else given
+    weight = shared.get("weight") if isinstance(shared, dict) else None
     if weight is None and isinstance(data.get("parameters"), dict):
         weight = data["parameters"].get("weight")
     here = (*path, "schedule")
     if method in BY_STEP and "schedule" in entry:
         raise document.error(
-            f"{key_name(here)}: {method} finds the steps' weights itself; take the schedule out",
+            f"{key_name(here)}: {method} computes the steps' weights itself; remove the schedule",
             here,
         )
     parts: list[float] | None = None
@@ -216,24 +222,24 @@ def _entries(
             relex = entry["schedule"] == "relex"
             hint = "; relex is a merge_method: merge_method: relex" if relex else ""
             raise document.error(f"{key_name(here)}: give {_SCHEDULES}{hint}", here)
-    made = []
+    entries = []
     for i, step in enumerate(steps):
-        parameters = own
-        if isinstance(own, dict):
-            parameters = dict(own)
+        parameters = shared
+        if isinstance(shared, dict):
+            parameters = dict(shared)
             if parts is not None:
                 parameters["weight"] = _scaled(1 if weight is None else weight, parts[i])
             if method in BY_STEP:
                 parameters["step"] = step.number
         name = f"{entry['run'].rstrip('/')}/{step.name}"
-        made.append({"model": name} | ({"parameters": parameters} if parameters else {}))
-    return made, warnings
+        entries.append({"model": name} | ({"parameters": parameters} if parameters else {}))
+    return entries, warnings
 
 
 def _scaled(value: Any, share: float) -> Any:
-    """A weight's setting times a number: itself, its gradient's, or its rules'."""
+    """A weight's setting multiplied by a number: a scalar, a gradient, or the values of its rules."""
     if isinstance(value, list):
-        return [_scaled(each, share) for each in value]
+        return [_scaled(item, share) for item in value]
     if isinstance(value, dict) and "value" in value:
         return {**value, "value": _scaled(value["value"], share)}
     if isinstance(value, int | float) and not isinstance(value, bool):

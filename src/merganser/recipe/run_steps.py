@@ -1,7 +1,7 @@
 """The steps of a training run, and the selection that a recipe makes.
 
-Steps are found by the names of folders and of the files in them; nothing is opened here but indexes of
-shards.
+Steps are recognised by the names of folders and of the files in them; only indexes of shards are opened
+here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RunStep:
     Attributes:
         number: the step.
         name: its folder's, in the run's.
-        problem: why it cannot be taken; None if it can.
+        problem: why it cannot be used; None if it can.
     """
 
     number: int
@@ -48,8 +48,8 @@ class RunStep:
 
 def step_of(name: str) -> int | None:
     """Return the step in a folder's name."""
-    found = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d{1,15})", name)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"(?:global_step_?|checkpoint-|iter_|step[_-]?)(\d{1,15})", name)
+    return int(match[1]) if match else None
 
 
 def list_steps(run: Path) -> list[RunStep]:
@@ -59,7 +59,7 @@ def list_steps(run: Path) -> list[RunStep]:
         OSError: when the run's folder cannot be read.
     """
     last = _last_finished(run)
-    found: list[RunStep] = []
+    steps: list[RunStep] = []
     for folder in sorted(run.iterdir()):
         number = step_of(folder.name)
         if number is None or not folder.is_dir():
@@ -67,20 +67,20 @@ def list_steps(run: Path) -> list[RunStep]:
         problem = _problem(folder)
         if last is not None and number > last:
             problem = f"{TRACKER} names {last} as the last finished one"
-        found.append(RunStep(number, folder.name, problem))
-    found.sort(key=lambda step: (step.number, step.problem is not None))
-    for i in range(1, len(found)):
-        if found[i].number == found[i - 1].number and found[i].problem is None:
-            found[i] = replace(found[i], problem=f"is there as {found[i - 1].name} too")
-    return found
+        steps.append(RunStep(number, folder.name, problem))
+    steps.sort(key=lambda step: (step.number, step.problem is not None))
+    for i in range(1, len(steps)):
+        if steps[i].number == steps[i - 1].number and steps[i].problem is None:
+            steps[i] = replace(steps[i], problem=f"is there as {steps[i - 1].name} too")
+    return steps
 
 
 def _last_finished(run: Path) -> int | None:
     try:
-        told = (run / TRACKER).read_text(encoding="utf-8")[:20].strip()
+        text = (run / TRACKER).read_text(encoding="utf-8")[:20].strip()
     except (OSError, ValueError):
         return None
-    return int(told) if told.isdecimal() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _problem(step: Path) -> str | None:
@@ -97,7 +97,7 @@ def _problem(step: Path) -> str | None:
             return None
     if incomplete is not None:
         return incomplete
-    # What other trainers write lies deeper, or under names of theirs: reading it finds what it lacks.
+    # Other trainers write deeper folders or other names; what they lack shows when they are read.
     home = homes[0] if homes[0].is_dir() else step
     deeper = any(entry.is_dir() and entry.name != "huggingface" for entry in home.iterdir())
     return None if deeper else "holds no weights"
@@ -114,8 +114,8 @@ def _missing_ranks(names: Sequence[str]) -> str | None:
     """The first shard that a set of ranks lacks."""
     ranks: dict[int, set[int]] = {}
     for name in names:
-        if found := re.fullmatch(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt", name):
-            ranks.setdefault(int(found[1]), set()).add(int(found[2]))
+        if match := re.fullmatch(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt", name):
+            ranks.setdefault(int(match[1]), set()).add(int(match[2]))
     for size, there in ranks.items():
         if lacking := sorted(set(range(size)) - there):
             return f"lacks model_world_size_{size}_rank_{lacking[0]}.pt"
@@ -150,8 +150,8 @@ def read_numbers(
     """
     choice = {key: entry for key, entry in value.items() if key != "run"}
     steps = choice.get("steps", choice or "all") if len(choice) <= 1 else choice
-    found, _ = select_steps(document, value["run"], steps, path, folder)
-    return [step.number for step in found]
+    chosen, _ = select_steps(document, value["run"], steps, path, folder)
+    return [step.number for step in chosen]
 
 
 def select_steps(
@@ -183,7 +183,7 @@ def select_steps(
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise document.error(
-            f"{key_name(here)}: {run}: is no folder of a run ({why})", here
+            f"{key_name(here)}: {run}: is not a folder of a run ({why})", here
         ) from None
     if not there:
         raise document.error(
@@ -200,7 +200,7 @@ def select_steps(
             )
     if not numbers:
         raise document.error(
-            f"{key_name(path)}: {run}: no step is meant; {_near(good, 0, 5)}", path
+            f"{key_name(path)}: {run}: the list matches no step; {_near(good, 0, 5)}", path
         )
     if len(numbers) > MOST_STEPS:
         raise document.error(f"{key_name(path)}: {run}: more than {MOST_STEPS:,} steps", path)
@@ -229,7 +229,7 @@ def _near(good: Mapping[int, RunStep], number: int, most: int = 2) -> str:
 
 
 def _is_meant(steps: Any, number: int, first: int) -> bool:
-    """Whether a step that cannot be taken is one of those that a choice means."""
+    """Whether a step that cannot be used is one of those that a choice includes."""
     if not isinstance(steps, dict):
         return True
     if "last" in steps:
@@ -253,12 +253,12 @@ def _wanted(
     problem = document.error(f"{key_name(here)}: give {_CHOICES}", here)
     if steps in (None, "all"):
         return list(good), []
-    listed = [steps] if _is_whole(steps) else steps
+    listed = [steps] if _is_count(steps) else steps
     if isinstance(listed, list):
-        if not listed or not all(map(_is_whole, listed)):
+        if not listed or not all(map(_is_count, listed)):
             raise problem
         return sorted(set(listed)), sorted(set(listed))
-    if not isinstance(steps, dict) or not steps or not all(map(_is_whole, steps.values())):
+    if not isinstance(steps, dict) or not steps or not all(map(_is_count, steps.values())):
         raise problem
     if set(steps) == {"last"} and steps["last"]:
         return list(good[-steps["last"] :]), []
@@ -270,5 +270,5 @@ def _wanted(
     return [n for n in good if begin <= n <= end and (n - begin) % every == 0], []
 
 
-def _is_whole(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0

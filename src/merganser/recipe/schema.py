@@ -11,6 +11,7 @@ from merganser.recipe.kinds import (
     ByKind,
     Either,
     Flag,
+    Integer,
     Kind,
     ListOf,
     MapOf,
@@ -21,7 +22,6 @@ from merganser.recipe.kinds import (
     Parsed,
     Part,
     Text,
-    Whole,
     key,
     names,
 )
@@ -84,7 +84,7 @@ def _dtype(value: object) -> object:
         return None
     if name not in DTYPES:
         known = isinstance(name, str) and name in BY_NAME
-        reason = "is no type to merge in" if known else "is no dtype"
+        reason = "is not a dtype that can be merged" if known else "is not a dtype"
         raise ValueError(f"{value!r} {reason}; use bfloat16, float16, float32 or float64")
     return name
 
@@ -167,11 +167,11 @@ class ModelTokenSource(Part):
     kind: str = key(OneOf(("model_token",)))
     model: ModelReference = key(REFERENCE)
     token: str | None = key(Optional(Text()), None)
-    token_id: int | None = key(Optional(Whole(minimum=0, exclusiveMaximum=2**31)), None)
+    token_id: int | None = key(Optional(Integer(minimum=0, exclusiveMaximum=2**31)), None)
 
     def __post_init__(self) -> None:
         if (self.token is None) == (self.token_id is None):
-            raise ValueError("a model_token is named by either token or token_id")
+            raise ValueError("a model_token takes either token or token_id")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Tokenizer(Part):
 
     source: str | ModelReference = key(_TOKENIZER_SOURCE, "union")
     tokens: dict[str, TokenRule] | None = key(Optional(MapOf(Nested(TokenRule))), None)
-    pad_to_multiple_of: int | None = key(Optional(Whole(exclusiveMinimum=0, maximum=2**20)), None)
+    pad_to_multiple_of: int | None = key(Optional(Integer(exclusiveMinimum=0, maximum=2**20)), None)
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Recipe(Part):
     rounding: Literal["nearest", "stochastic"] | None = key(
         Optional(OneOf(("nearest", "stochastic"))), None
     )
-    seed: int | None = key(Optional(Whole(minimum=0, exclusiveMaximum=2**63)), None)
+    seed: int | None = key(Optional(Integer(minimum=0, exclusiveMaximum=2**63)), None)
     arithmetic: Literal["exact", "mergekit", "mergekit-0.1.4"] | None = key(
         Optional(OneOf(("exact", "mergekit", "mergekit-0.1.4"))), None
     )

@@ -82,7 +82,9 @@ def parse_setting(value: object) -> Setting:
 def _rule(entry: Mapping[str, object]) -> Rule:
     unknown = set(entry) - {"filter", "value"}
     if unknown:
-        raise ValueError(f"unknown key {sorted(map(str, unknown))[0]!r} beside filter and value")
+        raise ValueError(
+            f"unknown key {sorted(map(str, unknown))[0]!r}; an entry has filter and value"
+        )
     if "value" not in entry:
         raise ValueError("an entry with a filter needs a value")
     chosen = entry.get("filter")
@@ -113,4 +115,4 @@ def _scalar(value: object) -> Scalar:
         if not math.isfinite(value):
             raise ValueError(f"{value} is not a finite number")
         return value
-    raise ValueError(f"expected a number, true, false or a text, found {value!r}")
+    raise ValueError(f"expected a number, true, false or a text, not {value!r}")

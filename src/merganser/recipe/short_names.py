@@ -1,4 +1,4 @@
-"""Names of a study's models and points, short enough for a picture."""
+"""Short names of a study's models and points, for figures and tables."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ SHORT = 12
 
 
 def shorten(names: Sequence[str], longest: int = LONGEST) -> list[str]:
-    """Names without what they all begin and end with, and the rest without its middle.
+    """Shortened names: without their common beginning and end, and without the middle of long ones.
 
     ``["accfmt_LR2e-6", "acc_LR2e-6"]`` gives ``["accfmt", "acc"]``.
     """
     parts = [re.split(r"([_/]+)", " ".join(name.split())) for name in names]
     if len(set(names)) > 1 and max(map(len, names)) > SHORT:
-        while all(len(each) > 2 for each in parts) and len({tuple(p[:2]) for p in parts}) == 1:
-            parts = [each[2:] for each in parts]
-        while all(len(each) > 2 for each in parts) and len({tuple(p[-2:]) for p in parts}) == 1:
-            parts = [each[:-2] for each in parts]
-    return [_cut("".join(each), longest) for each in parts]
+        while all(len(part) > 2 for part in parts) and len({tuple(p[:2]) for p in parts}) == 1:
+            parts = [part[2:] for part in parts]
+        while all(len(part) > 2 for part in parts) and len({tuple(p[-2:]) for p in parts}) == 1:
+            parts = [part[:-2] for part in parts]
+    return [_cut("".join(part), longest) for part in parts]
 
 
 def matching(names: Sequence[str], wanted: str) -> list[str]:
-    """The names that a short one stands for: itself, else those that :func:`shorten` or a part of them gives.
+    """The names that a short name can mean: an equal one, else those whose short name or a part equals it.
 
-    A part begins and ends where an underscore or a slash is, and may have ``…`` for what was cut.
+    A part begins and ends at an underscore or a slash, and may contain ``…`` for omitted characters.
     """
     if wanted in names:
         return [wanted]
     short = zip(names, shorten(names, POINTS), strict=True)
-    if exact := [name for name, each in short if each == wanted]:
+    if exact := [name for name, short_name in short if short_name == wanted]:
         return exact
     part = ".*".join(map(re.escape, wanted.split("…")))
     return [name for name in names if wanted and re.search(rf"(^|[_/]){part}($|[_/])", name)]

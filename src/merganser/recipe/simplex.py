@@ -21,17 +21,17 @@ Point = tuple[Decimal, ...]
 MAX_POINTS = 1000
 
 DIGITS = 4
-"""Digits after the decimal point of weights that are no multiples of a step."""
+"""Digits after the decimal point of weights that are not multiples of a step."""
 
 KINDS: Mapping[str, frozenset[str]] = {
     "simplex": frozenset({"step", "layers", "inside"}),
     "dirichlet": frozenset({"points", "alpha", "seed"}),
     "sobol": frozenset({"points", "seed"}),
 }
-"""The keys that name the models, each with the keys allowed next to it."""
+"""The keys that list the models, each with the other keys that may stand with it."""
 
 TRIES = 20
-"""Draws for each point of a sample: those that round to the same weights are one point."""
+"""Draws for each point of a sample, since draws that round to the same weights count as one."""
 
 LARGEST = 2**63
 
@@ -50,7 +50,7 @@ SOBOL: tuple[tuple[int, tuple[int, ...]], ...] = (
 2008 ("Constructing Sobol sequences with better two-dimensional projections", SIAM J. Sci. Comput. 30)."""
 
 MOST_OF_SOBOL = len(SOBOL) + 2
-"""Models of a Sobol sample: a point of n models has n - 1 dimensions."""
+"""Most models of a Sobol sample; n models have n - 1 dimensions."""
 
 _BITS = 30
 
@@ -61,10 +61,10 @@ def is_simplex(value: Any) -> bool:
 
 
 def names(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[str]:
-    """The models of a simplex, checked.
+    """The names of a simplex's models.
 
     Raises:
-        RecipeError: when they are no names, or fewer than two.
+        RecipeError: when there are fewer than two, one is not a name, or one occurs twice.
     """
     kind = next(key for key in KINDS if key in value)
     here = (*path, kind)
@@ -84,17 +84,17 @@ def names(document: Document, value: Mapping[str, Any], path: KeyPath) -> list[s
 def check_keys(
     document: Document, value: Mapping[str, Any], path: KeyPath, known: frozenset[str]
 ) -> None:
-    """Refuse keys that a simplex does not have.
+    """Check that a simplex has only known keys.
 
     Raises:
-        RecipeError: with the first one.
+        RecipeError: for the first unknown key.
     """
     kind = next(key for key in KINDS if key in value)
     for key in value:
         if key != kind and key not in known:
             there = ", ".join(sorted(known)) or "no other key"
             raise document.error(
-                f"{key_name((*path, key))}: unknown key; beside {kind} there may be {there}",
+                f"{key_name((*path, key))}: unknown key; {kind} takes {there}",
                 (*path, key),
             )
 
@@ -104,17 +104,20 @@ def read_points(
 ) -> list[dict[str, float]]:
     """The points of ``{simplex: …}``, ``{dirichlet: …}`` or ``{sobol: …}``, in lexicographic order.
 
+    Returns:
+        For each point the weights by model; they add up to 1.
+
     Raises:
-        RecipeError: with file, line and key of the first thing that is wrong.
+        RecipeError: for the first error, with file, line and key.
     """
     kind = next(key for key in KINDS if key in value)
     check_keys(document, value, path, KINDS[kind])
     models = names(document, value, path)
     if kind == "simplex":
-        found = _lattice(document, value, path, len(models))
+        weights = _lattice(document, value, path, len(models))
     else:
-        found = _samples(document, value, path, kind, len(models))
-    points = sorted(itertools.islice(dict.fromkeys(found), value.get("points")))
+        weights = _samples(document, value, path, kind, len(models))
+    points = sorted(itertools.islice(dict.fromkeys(weights), value.get("points")))
     return [dict(zip(models, map(float, point), strict=True)) for point in points]
 
 
@@ -122,7 +125,10 @@ def read_points(
 
 
 def count(models: int, parts: int, inside: bool = False) -> int:
-    """Return the number of points in a lattice with weights in multiples of ``1 / parts``."""
+    """The number of points of a lattice whose weights are multiples of ``1 / parts``.
+
+    With ``inside``, only points whose weights are all above 0 count.
+    """
     if inside:
         parts -= models
     return math.comb(models + parts - 1, models - 1) if parts >= 0 else 0
@@ -133,7 +139,9 @@ def _lattice(
 ) -> Iterator[Point]:
     inside = value.get("inside", False)
     if not isinstance(inside, bool):
-        raise document.error(f"{key_name((*path, 'inside'))}: is true or false", (*path, "inside"))
+        raise document.error(
+            f"{key_name((*path, 'inside'))}: must be true or false", (*path, "inside")
+        )
     if ("step" in value) == ("layers" in value):
         raise document.error(
             f"{key_name(path)}: give either the step, such as 0.1, or layers, such as [3, 2]", path
@@ -151,8 +159,8 @@ def _lattice(
         )
     if not total:
         raise document.error(
-            f"{key_name(path)}: no point lies inside, where {models} weights of at least "
-            f"1/{layers[0]} add up to 1; take a smaller step",
+            f"{key_name(path)}: there is no inner point: {models} weights of at least "
+            f"1/{layers[0]} add up to more than 1; take a smaller step",
             path,
         )
     return itertools.chain.from_iterable(
@@ -162,7 +170,7 @@ def _lattice(
 
 
 def _fewer(models: int, layers: Sequence[int], inside: bool) -> str:
-    """The largest lattice that is small enough, as advice."""
+    """Advice for too many points: a step whose lattice is small enough, or a sample."""
     for step in ("0.1", "0.2", "0.25", "0.5"):
         parts = int(1 / Decimal(step))
         points = count(models, parts, inside)
@@ -172,17 +180,17 @@ def _fewer(models: int, layers: Sequence[int], inside: bool) -> str:
 
 
 def parts(document: Document, step: Any, path: KeyPath) -> int:
-    """Into how many steps 1 is divided.
+    """The number of steps from 0 to 1.
 
     Raises:
-        RecipeError: when the steps do not divide it.
+        RecipeError: when the step is not a number from 0.001 to 1, or does not divide 1.
     """
     try:
         exact = Decimal(str(step)) if not isinstance(step, bool) else Decimal(0)
     except ArithmeticError:
         exact = Decimal(0)
     if not exact.is_finite() or not 0 < exact <= 1 or 1 / exact > MAX_POINTS:
-        raise document.error(f"{key_name(path)}: is a number from 0.001 to 1", path)
+        raise document.error(f"{key_name(path)}: must be a number from 0.001 to 1", path)
     count = int(1 / exact)
     if count * exact != 1:
         near = ", ".join(f"{Decimal(1) / n:f}" for n in (2, 4, 5, 10, 20))
@@ -198,37 +206,39 @@ def _layers(document: Document, layers: Any, path: KeyPath) -> list[int]:
     good = isinstance(layers, list) and all(type(n) is int and 1 <= n <= MAX_POINTS for n in layers)
     if not good or not layers:
         raise document.error(
-            f"{key_name(path)}: give whole numbers, such as [3, 2]: into how many steps 1 is divided in the "
-            "outer layer and in each one further in",
+            f"{key_name(path)}: give whole numbers, such as [3, 2]: the number of steps along an edge of the "
+            "outer layer, and of each inner one",
             path,
         )
     return list(layers)
 
 
 def _layer(models: int, parts: int, inside: bool, shrink: Decimal) -> Iterator[Point]:
-    """One layer of a lattice, drawn together towards the middle by a factor.
+    """The points of one layer of a lattice, shrunk towards the middle by a factor.
 
     Layers of Deb and Jain 2014 ("An evolutionary many-objective optimization algorithm", IEEE Trans.
-    Evol. Comput. 18, section IV-A): of two, the inner one lies half-way to the middle.
+    Evol. Comput. 18, section IV-A): of two layers, the inner one is half-way to the middle.
     """
     least = 1 if inside else 0
     for bars in itertools.combinations(range(parts - models * least + models - 1), models - 1):
         edges = (-1, *bars, parts - models * least + models - 1)
         shares = [b - a - 1 + least for a, b in itertools.pairwise(edges)]
         exact = [shrink * n / parts + (1 - shrink) / models for n in shares]
-        plain = all(each == round(each, 2 * DIGITS) for each in exact) and sum(exact) == 1
-        yield tuple(each.normalize() for each in exact) if plain else rounded(exact)
+        plain = all(weight == round(weight, 2 * DIGITS) for weight in exact) and sum(exact) == 1
+        yield tuple(weight.normalize() for weight in exact) if plain else rounded(exact)
 
 
 def rounded(weights: Sequence[Decimal | float], grain: int = 10**DIGITS) -> Point:
-    """Weights as multiples of 1/grain that add up to exactly one: what rounding down leaves goes to those
-    that lose most."""
-    scaled = [Decimal(each) * grain for each in weights]
-    whole = [int(each) for each in scaled]
-    rest = sorted(range(len(whole)), key=lambda i: (whole[i] - scaled[i], i))
-    for i in range(grain - sum(whole)):
-        whole[rest[i % len(whole)]] += 1
-    return tuple((Decimal(n) / grain).normalize() for n in whole)
+    """Weights rounded to multiples of ``1 / grain`` that add up to exactly 1.
+
+    All are rounded down; the remaining units go to the weights that lost most.
+    """
+    scaled = [Decimal(weight) * grain for weight in weights]
+    counts = [int(weight) for weight in scaled]
+    rest = sorted(range(len(counts)), key=lambda i: (counts[i] - scaled[i], i))
+    for i in range(grain - sum(counts)):
+        counts[rest[i % len(counts)]] += 1
+    return tuple((Decimal(n) / grain).normalize() for n in counts)
 
 
 # -- samples -------------------------------------------------------------------------------------
@@ -240,11 +250,13 @@ def _samples(
     points, seed = value.get("points"), value.get("seed", 0)
     if not (type(points) is int and 1 <= points <= MAX_POINTS):
         raise document.error(
-            f"{key_name((*path, 'points'))}: is a whole number from 1 to {MAX_POINTS:,}",
+            f"{key_name((*path, 'points'))}: must be a whole number from 1 to {MAX_POINTS:,}",
             (*path, "points"),
         )
     if not (type(seed) is int and 0 <= seed < LARGEST):
-        raise document.error(f"{key_name((*path, 'seed'))}: is a whole number", (*path, "seed"))
+        raise document.error(
+            f"{key_name((*path, 'seed'))}: must be a whole number", (*path, "seed")
+        )
     if kind == "sobol":
         if models > MOST_OF_SOBOL:
             raise document.error(
@@ -257,8 +269,8 @@ def _samples(
     good = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not good or not 0.01 <= alpha <= 1000:
         raise document.error(
-            f"{key_name((*path, 'alpha'))}: is a number from 0.01 to 1000; below 1 the corners are "
-            "likelier, above it the middle",
+            f"{key_name((*path, 'alpha'))}: must be a number from 0.01 to 1000; below 1 favours the corners, "
+            "above 1 the middle",
             (*path, "alpha"),
         )
     return _dirichlet(models, TRIES * points, float(alpha), random.Random(seed))
@@ -272,9 +284,10 @@ def _dirichlet(models: int, points: int, alpha: float, draw: random.Random) -> I
 
 
 def from_cube(place: Sequence[float]) -> list[float]:
-    """Weights of a point of the unit cube, by breaking a stick: even points of the cube give even weights.
+    """Map a point of the unit cube to weights that add up to 1, by breaking a stick.
 
-    Each number is the rank of its weight among all that the earlier ones leave room for.
+    Uniform points of the cube give uniform weights: each coordinate is the quantile of its weight,
+    given the earlier ones.
     """
     left, weights = 1.0, []
     for n, share in enumerate(place):
@@ -285,24 +298,27 @@ def from_cube(place: Sequence[float]) -> list[float]:
 
 
 def sobol(dimensions: int, points: int, seed: int) -> Iterator[tuple[float, ...]]:
-    """The first points of a Sobol sequence (Sobol 1967), with all bits of a dimension shifted by a draw of the seed."""
+    """The first points of a Sobol sequence (Sobol 1967), with a random digital shift.
+
+    Each dimension is XORed with one random number, drawn from the seed. Coordinates are in (0, 1).
+    """
     directions = [[1 << (_BITS - 1 - i) for i in range(_BITS)]]
-    directions += [_directions(*each) for each in SOBOL[: dimensions - 1]]
+    directions += [_directions(*entry) for entry in SOBOL[: dimensions - 1]]
     draw = random.Random(seed)
     place = [draw.getrandbits(_BITS) for _ in directions]
     for number in range(points):
         yield tuple((x + 0.5) / 2**_BITS for x in place)
         bit = (~number & number + 1).bit_length() - 1  # the lowest zero: Gray's order
-        place = [x ^ own[bit] for x, own in zip(place, directions, strict=True)]
+        place = [x ^ numbers[bit] for x, numbers in zip(place, directions, strict=True)]
 
 
 def _directions(polynomial: int, first: Sequence[int]) -> list[int]:
     degree = len(first)
-    found = [m << (_BITS - 1 - i) for i, m in enumerate(first)]
+    numbers = [m << (_BITS - 1 - i) for i, m in enumerate(first)]
     for i in range(degree, _BITS):
-        new = found[i - degree] ^ (found[i - degree] >> degree)
+        new = numbers[i - degree] ^ (numbers[i - degree] >> degree)
         for k in range(1, degree):
             if polynomial >> (degree - 1 - k) & 1:
-                new ^= found[i - k]
-        found.append(new)
-    return found
+                new ^= numbers[i - k]
+        numbers.append(new)
+    return numbers

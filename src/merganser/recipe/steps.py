@@ -52,7 +52,7 @@ def load_steps(source: Config, strictness: Strictness = "normal") -> list[Step]:
     for parsed, used in zip(recipes, uses, strict=True):
         name = parsed.recipe.name or None
         if not named_only and name is not None and name not in needed:
-            text = "name: no other document uses it; it is merged all the same"
+            text = "name: no other document uses this result; it is merged anyway"
             if strictness == "strict":
                 raise parsed.error(text, ("name",))
             address = parsed.document.address(("name",))
@@ -75,8 +75,8 @@ def _check_names(recipes: Sequence[ParsedRecipe]) -> None:
                     "last merge need one, such as name: stage1"
                 )
             raise parsed.error(
-                f"name: {name!r} is given twice (first in line {other}), or makes the same folder, "
-                "on some disks at least",
+                f"name: {name!r} is the name of two documents (first in line {other}), or both get the same folder "
+                "on a disk that ignores case",
                 ("name",),
             )
         if key == "":
@@ -90,7 +90,7 @@ def folder_name(name: str) -> str:
 
 
 def folder_key(name: str) -> str:
-    """A key that is equal for names with one folder on a disk that ignores case."""
+    """A key that is equal for names that are one folder on a disk that ignores case."""
     return folder_name(name).casefold()
 
 

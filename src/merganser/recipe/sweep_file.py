@@ -1,13 +1,13 @@
 """The sweep language: one file, many recipes.
 
-A recipe with a ``sweep:`` block is a recipe for every point of it. Every text of the recipe may
-contain expressions over the point's values::
+A recipe with a ``sweep:`` block is one recipe for each point of the sweep. Every text of the recipe
+may contain expressions of the point's values::
 
     name: accfmt_w{{ w }}
     sweep: {w: {from: 0.1, to: 0.9, step: 0.2}}
 
-A mapping is a grid over its keys; a list of mappings is the grids one after the other. What varies
-together is one key whose values are mappings: ``{{ pair.first }}``.
+A mapping is a grid over its keys; a list of mappings is several grids, one after another. Values that
+vary together are one key whose values are mappings: ``{{ pair.first }}``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ LITERAL = ("chat_template",)
 """Keys whose text is itself Jinja, and stays unchanged."""
 
 ENTRY_IS = frozenset({"model", "run", "value"})
-"""Keys without which an entry of a list is none: a model's, a run's, and that of a rule of a parameter."""
+"""Keys that an entry of a list needs: a model's, a run's, or that of a rule of a parameter. An entry
+that loses it is removed."""
 
 BLOCKS = ("sweep", "search", "evaluate")
-"""Keys of studies, which are no part of the points' recipes."""
+"""Keys of studies, which the points' recipes do not have."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Point:
     """One merge of a sweep.
 
     Attributes:
-        name: unique among all points, and the name of its folder.
-        values: its values, by key; for values that are mappings, by ``key.part``.
-        recipe: a recipe like any other, whose errors name the sweep's file and line.
+        name: the point's name, unique in the sweep, and the name of its folder.
+        values: its values by key; those of mappings by ``key.part``.
+        recipe: its recipe, whose errors name the sweep's file and line.
     """
 
     name: str
@@ -71,13 +72,13 @@ class _PointDocument(Document):
 
 @dataclass(frozen=True)
 class Pattern:
-    """A recipe with expressions: one recipe for all values that are put in.
+    """A recipe with expressions, which becomes a recipe for given values.
 
     Attributes:
         document: the file's.
         block: the key of its values: ``sweep`` or ``search``.
         data: the recipe, without the blocks of studies.
-        templates: every text of it that holds expressions, by its place.
+        templates: its texts with expressions, by their paths.
         folder: as in :class:`merganser.recipe.ParsedRecipe`.
         strictness: how unknown keys are handled.
     """
@@ -90,13 +91,13 @@ class Pattern:
     strictness: Strictness
 
     def check_names(self, keys: Mapping[str, bool]) -> None:
-        """What is spoken of must vary, and what varies must be spoken of.
+        """Check that expressions use only keys of the block, and that each key that varies is used.
 
         Args:
-            keys: of the block, with whether they vary at all.
+            keys: the keys of the block, with whether they have several values.
 
         Raises:
-            RecipeError: with the first that does not.
+            RecipeError: for the first violation.
         """
         for path, template in self.templates.items():
             if unknown := sorted(template.names - set(keys)):
@@ -115,16 +116,16 @@ class Pattern:
                 )
 
     def point(self, values: Values, number: int | None = None) -> Point:
-        """Return the recipe of some values.
+        """The recipe for given values.
 
         Args:
-            values: of all keys that expressions speak of.
-            number: suffix of its name, if values alone do not distinguish points.
+            values: the values of all keys that expressions use.
+            number: a suffix of its name, if values alone do not distinguish points.
 
         Raises:
             RecipeError: with the values or the name, file and line.
         """
-        own_values = told(values)
+        own_values = values_text(values)
 
         left_out: dict[KeyPath, list[int]] = {}
 
@@ -138,22 +139,22 @@ class Pattern:
                     return None
                 return {key: entry for key, entry in entries.items() if key not in empty}
             if isinstance(part, list):
-                found = [filled(entry, (*path, i)) for i, entry in enumerate(part)]
-                gone = [i for i, each in enumerate(found) if each is None and part[i] is not None]
+                result = [filled(entry, (*path, i)) for i, entry in enumerate(part)]
+                gone = [i for i, item in enumerate(result) if item is None and part[i] is not None]
                 left_out.update({path: gone} if gone else {})
-                return [each for i, each in enumerate(found) if i not in gone]
+                return [item for i, item in enumerate(result) if i not in gone]
             if path not in self.templates:
                 return part
             try:
-                found = expressions.render(self.templates[path], values)
-                return text(found) if path == ("name",) else found
+                result = expressions.render(self.templates[path], values)
+                return text(result) if path == ("name",) else result
             except ValueError as error:
                 raise self.document.error(
                     f"point {own_values}: {key_name(path)}: {error}", path
                 ) from None
 
-        own: dict[str, Any] = {"name": None} | filled(dict(self.data), ())
-        name = own["name"]
+        filled_recipe: dict[str, Any] = {"name": None} | filled(dict(self.data), ())
+        name = filled_recipe["name"]
         if name is None:
             name = default_name(values) if number is None else "candidate"
         name = f"{name}_{number:03d}" if number is not None and isinstance(name, str) else name
@@ -163,13 +164,13 @@ class Pattern:
                 "use letters, digits and . _ + -",
                 ("name",),
             )
-        own["name"] = name
-        written = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
+        filled_recipe["name"] = name
+        written = yaml.safe_dump(filled_recipe, sort_keys=False, allow_unicode=True)
         lines = {path: n for path, n in self.document.lines.items() if path[:1] != (self.block,)}
         lines = _in_point(lines, left_out) if left_out else lines
         repeated = _in_point(self.document.repeated, left_out)
         parsed = recipe.validate(
-            _PointDocument(own, written, self.document.file, lines, repeated, name),
+            _PointDocument(filled_recipe, written, self.document.file, lines, repeated, name),
             self.folder,
             self.strictness,
         )
@@ -179,13 +180,13 @@ class Pattern:
 def _in_point(
     places: Mapping[KeyPath, Entry], left_out: Mapping[KeyPath, Sequence[int]]
 ) -> dict[KeyPath, Entry]:
-    """What is known of the places of a file, by their places in a point.
+    """Facts about paths of a file, by the paths in a point's recipe.
 
     Args:
-        places: of the file.
-        left_out: for lists of the file, the numbers of the entries that the point lacks.
+        places: the facts by path of the file.
+        left_out: for lists of the file, the indices of the entries that the point lacks.
     """
-    found = {}
+    lines = {}
     for path, entry in places.items():
         moved: list[str | int] = []
         for i, part in enumerate(path):
@@ -194,12 +195,12 @@ def _in_point(
                 break
             moved.append(part - sum(n < part for n in gone) if isinstance(part, int) else part)
         else:
-            found[tuple(moved)] = entry
-    return found
+            lines[tuple(moved)] = entry
+    return lines
 
 
 def read_pattern(source: Config, block: str, strictness: Strictness = "normal") -> Pattern:
-    """Return a file of many recipes, read and checked.
+    """Read and check a file of many recipes.
 
     Args:
         source: a file, or a mapping.
@@ -207,25 +208,25 @@ def read_pattern(source: Config, block: str, strictness: Strictness = "normal") 
         strictness: as in :func:`merganser.recipe.load`.
 
     Raises:
-        RecipeError: the file has another form, or an expression is invalid.
+        RecipeError: when the file has another form, or an expression is invalid.
     """
     if not isinstance(source, str | os.PathLike | Mapping):
-        raise RecipeError(
-            f"a {block} is read from a file or a mapping; a recipe is one merge already"
-        )
+        raise RecipeError(f"a {block} is read from a file or a mapping, not from a loaded recipe")
     documents, folder = recipe.read_documents(source)
     if len(documents) > 1:
-        raise documents[1].error(f"a {block} is a file of its own, without further recipes")
+        raise documents[1].error(
+            f"the file has several documents; a {block} must be alone in its file"
+        )
     return pattern_of(documents[0], folder, block, strictness)
 
 
 def pattern_of(
     document: Document, folder: Any, block: str, strictness: Strictness = "normal"
 ) -> Pattern:
-    """Take a document for a file of many recipes; see :func:`read_pattern`.
+    """Read a document as a file of many recipes; see :func:`read_pattern`.
 
     Raises:
-        RecipeError: when it is none, or its expressions cannot be read.
+        RecipeError: when it is not one, or its expressions cannot be read.
     """
     data = document.data
     if not isinstance(data, dict) or block not in data:
@@ -235,21 +236,23 @@ def pattern_of(
     document.check_repeated({(key,) for key in data if key not in BLOCKS})
     for key in BLOCKS[:2]:
         if key in data and key != block:
-            raise document.error(f"{key}: this is a {block}; give one of both", (key,))
+            raise document.error(
+                f"{key}: a {block} cannot have this block too; remove one of them", (key,)
+            )
     rest = {key: value for key, value in data.items() if key not in BLOCKS}
     templates = dict(_templates(document, rest))
     return Pattern(document, block, rest, templates, folder, strictness)
 
 
 def load_points(source: Config, strictness: Strictness = "normal") -> list[Point]:
-    """Read a sweep: a recipe for every point, in the order of the file, the last key fastest.
+    """The points of a sweep, in the order of the file; the last key varies fastest.
 
     Args:
         source: a file, or a mapping.
         strictness: as in :func:`merganser.recipe.load`.
 
     Raises:
-        RecipeError: with file, line and key of the first thing that is wrong, and the point's name.
+        RecipeError: for the first error, with file, line and key, and the point's name.
     """
     pattern = read_pattern(source, "sweep", strictness)
     document: Any = pattern.document
@@ -262,8 +265,8 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
         other = points.setdefault(folder_key(point.name), point)
         if other is not point:
             raise document.error(
-                f"name: the points {told(other.values)} and {told(point.values)} are both called "
-                f"{point.name!r}; a name must tell them apart, such as {point.name}_"
+                f"name: the points {values_text(other.values)} and {values_text(point.values)} are both called "
+                f"{point.name!r}; give each a different name, such as {point.name}_"
                 + "_".join(f"{key}{{{{ {key} }}}}" for key in values),
                 ("name",) if "name" in pattern.data else ("sweep",),
             )
@@ -271,15 +274,15 @@ def load_points(source: Config, strictness: Strictness = "normal") -> list[Point
 
 
 def select(points: Sequence[Point], only: Sequence[str], written: str = "only: ") -> list[Point]:
-    """Return the points that satisfy all conditions, each ``w=0.7,0.9`` or a name.
+    """The points that satisfy all conditions, each ``w=0.7,0.9`` or a name.
 
     Args:
-        points: to choose from.
+        points: the points to choose from.
         only: the conditions.
         written: the text before a condition in messages, such as its flag.
 
     Raises:
-        RecipeError: when a condition speaks of what the sweep does not have.
+        RecipeError: when a condition names a key, a value or a point that the sweep does not have.
     """
     chosen = list(points)
     for condition in only:
@@ -288,7 +291,7 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "only: "
             key, wanted = "name", condition
             if not _named(points, condition):
                 raise RecipeError(
-                    f"{written}{condition}: no point is called so; write it like w=0.7,0.9, or as a name"
+                    f"{written}{condition}: no point has that name; write values like w=0.7,0.9, or a point's name"
                 )
         key = key.strip()
         known = sorted({name for point in points for name in point.values} | {"name"})
@@ -308,14 +311,14 @@ def select(points: Sequence[Point], only: Sequence[str], written: str = "only: "
         chosen = [point for point in chosen if there[point.name] in asked]
     if not chosen:
         conditions = " ".join(f"{written}{condition}" for condition in only)
-        raise RecipeError(f"{conditions}: no point has all of that")
+        raise RecipeError(f"{conditions}: no point has all of these values")
     return chosen
 
 
 def find_point(text: str) -> Point | None:
-    """The point that ``SWEEP.yml#w=0.7`` or ``SWEEP.yml#name`` names; None where a text names no file so.
+    """The point that ``SWEEP.yml#w=0.7`` or ``SWEEP.yml#name`` names; None for a text of another form.
 
-    Several conditions are joined by ``&``. A name may be as short as tables have it.
+    Several conditions are joined by ``&``. A name may be the short one of a table.
 
     Raises:
         RecipeError: when the sweep has no such point, or several.
@@ -330,18 +333,18 @@ def find_point(text: str) -> Point | None:
     if len(named) == 1:
         return named[0]
     told_names = ", ".join(point.name for point in named or points)
-    what = "there is no such point; there are" if not named else "that is several points:"
+    what = "there is no such point; there are" if not named else "matches several points:"
     raise RecipeError(f"{text}: {what} {told_names}")
 
 
 def _named(points: Sequence[Point], name: str) -> list[Point]:
-    """Return the points of a name, which may be a short name as in tables."""
-    found = matching([point.name for point in points], name)
-    return [point for point in points if point.name in found]
+    """The points of a name, which may be the short one of a table."""
+    names = matching([point.name for point in points], name)
+    return [point for point in points if point.name in names]
 
 
 def _full_name(points: Sequence[Point], name: str, written: str) -> str:
-    """Return the full name of the only matching point; the name unchanged if none matches.
+    """The full name of the only matching point; the name unchanged if none matches.
 
     Raises:
         RecipeError: when there are several.
@@ -349,7 +352,7 @@ def _full_name(points: Sequence[Point], name: str, written: str) -> str:
     named = _named(points, name.strip())
     if len(named) > 1:
         several = ", ".join(point.name for point in named)
-        raise RecipeError(f"{written}name={name}: that is several points: {several}")
+        raise RecipeError(f"{written}name={name}: matches several points: {several}")
     return named[0].name if named else name.strip()
 
 
@@ -360,7 +363,7 @@ def _chosen_by(point: Point, key: str) -> str:
 
 
 def _canonical(entry: str) -> str:
-    """A number however it is written."""
+    """A value in one form, so that 0.10 and 0.1 are equal."""
     try:
         number = float(entry)
     except ValueError:
@@ -374,7 +377,7 @@ def _canonical(entry: str) -> str:
 def _templates(
     document: Document, part: Any, path: KeyPath = ()
 ) -> Iterator[tuple[KeyPath, Template]]:
-    """Every text of a recipe that holds expressions, by its place."""
+    """A recipe's texts with expressions, by their paths."""
     if path and path[-1] in LITERAL:
         return
     if isinstance(part, dict | list):
@@ -401,17 +404,17 @@ def _words(value: Any) -> str:
     return "-".join(map(_words, value.values())) if isinstance(value, Mapping) else text(value)
 
 
-def told(values: Values) -> str:
-    """Values as people write them: ``w=0.7, method=slerp``."""
+def values_text(values: Values) -> str:
+    """Values as text: ``w=0.7, method=slerp``."""
     return ", ".join(f"{key}={text(value)}" for key, value in flat(values).items())
 
 
 def flat(values: Values) -> dict[str, Any]:
-    """Values by key; parts of those that are mappings by ``key.part``."""
-    found: dict[str, Any] = {}
+    """Values by key; those of mappings by ``key.part``."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= {f"{key}.{part}": entry for part, entry in flat(value).items()}
+            result |= {f"{key}.{part}": entry for part, entry in flat(value).items()}
         else:
-            found[key] = value
-    return found
+            result[key] = value
+    return result

@@ -1,1 +1,1 @@
-"""What makes a folder of weights a published model: config, tokenizer files, card, manifest."""
+"""The files that make a folder of weights a published model: config, tokenizer, card, manifest."""

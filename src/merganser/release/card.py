@@ -346,7 +346,7 @@ The same recipe and inputs give the same bytes on any machine: plan `{manifest["
 
 
 def _identity(entry: Mapping[str, Any]) -> str:
-    """What tells an input from its fine-tunes: commits on the Hub, the digest of its contents, or both."""
+    """What identifies an input: its commits on the Hub, the digest of its contents, or both."""
     commits: Mapping[str, str] = entry.get("commits", {})
     links = [
         f"[`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})"

@@ -27,7 +27,7 @@ from merganser.tokenizer.vocabulary import has_tokenizer
 
 
 class FactSheet(dict[str, Any]):
-    """Facts about a model by name, as plain data."""
+    """Facts about a model as plain data, by name. A notebook shows them as a table."""
 
     def __repr__(self) -> str:
         return (
@@ -54,7 +54,7 @@ def _words(value: object) -> str:
 
 
 def inspect(model: str, weights: Weights = "auto") -> FactSheet:
-    """Return facts about a model, without reading its weights.
+    """Facts about a model: format, architecture, sizes, dtypes, tokenizer, licence. No weights are read.
 
     Args:
         model: a folder, a file of weights, a training run or one of its steps, or a Hub id; with
@@ -63,7 +63,7 @@ def inspect(model: str, weights: Weights = "auto") -> FactSheet:
 
     Raises:
         RecipeError: when it is not a valid reference.
-        InputError: when it is not a model, or its headers are broken.
+        InputError: when it is not a model, or its headers cannot be read.
     """
     try:
         reference = parse_reference(model)

@@ -86,7 +86,7 @@ def build(
         "effective_weights": outcome.report.as_dict() if outcome.report else None,
         "warnings": [
             *(_without_folder(w, plan) for w in plan.warnings),
-            *_told(nonfinite),
+            *_nonfinite_warnings(nonfinite),
             *reported,
         ],
         "nonfinite": nonfinite,
@@ -208,7 +208,7 @@ def _nonfinite(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     return {"inputs": inputs, "output": output}
 
 
-def _told(nonfinite: Mapping[str, Any]) -> list[str]:
+def _nonfinite_warnings(nonfinite: Mapping[str, Any]) -> list[str]:
     """A warning for each model with infinities or NaNs."""
     of = [*nonfinite["inputs"].items(), ("the result", nonfinite["output"])]
     return [
@@ -351,7 +351,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         with reraise_os_errors(InputError, "read", file):
             if not folder.is_dir():
-                what = "is a file, and no merged folder" if folder.exists() else "no such folder"
+                what = "is a file, not a merged folder" if folder.exists() else "no such folder"
                 raise InputError(f"{folder}: {what}")
             if not file.is_file():
                 raise InputError(f"{folder}: has no {NAME}: {_why_none(folder)}")
@@ -370,7 +370,9 @@ def read(folder: Path) -> dict[str, Any]:
         if not all(isinstance(each, str) for each in (*texts, *data["tensors"].values())):
             raise ValueError("another format")
     except ValueError as error:
-        raise InputError(f"{file}: is no manifest that this version knows ({error})") from None
+        raise InputError(
+            f"{file}: is not a manifest that this version of Merganser can read ({error})"
+        ) from None
     return data
 
 
@@ -378,8 +380,8 @@ def _why_none(folder: Path) -> str:
     """Why a folder has no manifest, and what to do."""
     merges = sorted(file.parent.name for file in folder.glob(f"*/{NAME}"))
     if merges:
-        return f"it holds merges; name one of them, such as {folder / merges[0]}"
-    return "no merge wrote it; merge and convert write folders with one"
+        return f"it contains merged folders; name one of them, such as {folder / merges[0]}"
+    return "Merganser did not write this folder; merge and convert write one"
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:

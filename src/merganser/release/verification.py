@@ -102,8 +102,8 @@ def check_method(manifest: Mapping[str, Any], folder: Path) -> None:
             place = source["package"] or source["file"]
             call = "" if source["package"] else f": load_methods({place!r})"
             raise RecipeError(
-                f"{folder}: was merged by the method {each['method']!r} of {place}, which must be "
-                f"loaded first{call}"
+                f"{folder}: was merged by the method {each['method']!r} of {place}; "
+                f"load that first{call}"
             )
 
 

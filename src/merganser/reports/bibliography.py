@@ -1,4 +1,4 @@
-"""BibTeX of what a study used: methods, data sets, scorers, statistics and tools."""
+"""BibTeX entries for a study's methods, data sets, scorers, statistics and tools."""
 
 from __future__ import annotations
 
@@ -206,11 +206,11 @@ TOOLS: Mapping[str, str] = {
 
 
 def entry(source: str, title: str = "") -> tuple[str, str]:
-    """The key and the BibTeX of a source: an arXiv number, a URL, or a name of this page.
+    """The BibTeX key and entry of a source.
 
     Args:
-        source: which.
-        title: for sources that this page does not know.
+        source: an arXiv number, a URL, or a name that this module knows.
+        title: the title of a source that this module does not know.
     """
     if source in _OTHERS:
         text = _OTHERS[source]
@@ -235,7 +235,11 @@ def _arxiv(key: str, author: str, title: str, year: int, number: str) -> str:
 
 
 def write(sources: Iterable[tuple[str, str]]) -> tuple[dict[str, str], str]:
-    """The keys of sources, each given with a title, and a file with all of them, each once."""
+    """The BibTeX keys of sources, and the text of a ``.bib`` file that has each source once.
+
+    Args:
+        sources: pairs of a source and its title, as in :func:`entry`.
+    """
     keys: dict[str, str] = {}
     texts: dict[str, str] = {}
     for source, title in sources:

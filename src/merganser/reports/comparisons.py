@@ -1,4 +1,4 @@
-"""Sections of a report on differences: which are significant, and which models dominate which."""
+"""Sections of a report: which differences are significant, and which models dominate others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from merganser.results.front import Certainty
 from merganser.results.scores import Results
 
 MOST_ROWS = 400
-"""Comparisons that a page shows."""
+"""Most comparisons on a page."""
 
 
 def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The comparisons of a study's merges with its other models, by score and reference.
+    """The comparisons of a study's merges with its other models, as data for one table per score and
+    reference.
 
     Raises:
-        InputError: the samples are broken.
+        InputError: when the samples cannot be read.
     """
     try:
         rows = paired.compare(folder).rows
@@ -34,13 +35,14 @@ def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
         {
             "title": f"{score} against {short.get(reference, reference)}"
             + (", on held-out problems" if held_out else ""),
-            "several": own[0].family > 1,
-            "note": _note(own),
+            "several": compared[0].family > 1,
+            "note": _note(compared),
             "rows": [
-                _cells(row, short, number_format.decimals(r.error for r in own)) for row in own
+                _cells(row, short, number_format.decimals(r.error for r in compared))
+                for row in compared
             ],
         }
-        for (score, reference, held_out), own in groups.items()
+        for (score, reference, held_out), compared in groups.items()
     ]
 
 
@@ -92,11 +94,11 @@ def _note(rows: Sequence[Comparison]) -> str:
     return f"{count}{tests}{family}."
 
 
-def dominance(found: Results, sure: Certainty, short: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return how often each model dominates each reference, and is dominated by it; None without
-    two scores."""
-    others = [e.name for e in found.entries if e.role != "point" and e.name in sure.dominates]
-    if len(found.directions) < 2 or not others:
+def dominance(results: Results, sure: Certainty, short: Mapping[str, str]) -> dict[str, Any] | None:
+    """How often, in resampled problems, each model dominates each reference or is dominated by it; None
+    without two scores."""
+    others = [e.name for e in results.entries if e.role != "point" and e.name in sure.dominates]
+    if len(results.directions) < 2 or not others:
         return None
     rows = [
         {

@@ -1,4 +1,4 @@
-"""What all figures share: colours, fonts, labels of axes, the legend, and how they are written."""
+"""The style of all figures: colours, fonts, axis labels, legend, and file formats."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ STYLE: Any = {
 }
 
 MOST_ROWS = 12
-"""Lines of a study that small pictures are made of."""
+"""Most lines of a study that get a panel each."""
 
 DPI = 200
 
 
 def styled(function: Callable[P, F]) -> Callable[P, F]:
-    """A decorator for functions that make figures: all have the same style, and a layout that stays."""
+    """Decorate a function that returns a figure: set the style, and fix the layout of its result."""
 
     @functools.wraps(function)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> F:
@@ -78,7 +78,7 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
 
 
 class quiet(warnings.catch_warnings):
-    """Without warnings of letters that the font lacks."""
+    """A context without matplotlib's warnings about characters that the font lacks."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()
@@ -90,7 +90,7 @@ class quiet(warnings.catch_warnings):
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Below the picture, in as many columns as have room; the picture grows by the rows."""
+    """Draw the legend below the axes, in as many columns as fit; the figure grows by its rows."""
     handles, names = axes.get_legend_handles_labels()
     if not names:
         return
@@ -103,13 +103,13 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def axis_label(score: str, results: Results) -> str:
-    """A score's name, and whether more or less of it is better."""
+    """An axis label: a score's name, and whether more or less is better."""
     better = "more" if results.directions[score] == "max" else "less"
     return f"{wrap(score, 40)}  ({better} is better)"
 
 
 def wrap(text: str, width: int = 34) -> str:
-    """A long text in two lines or more."""
+    """A text, broken into lines of at most ``width`` characters."""
     lines_, line = [], ""
     for word in re.split(r"(?<=[ /_])", " ".join(text.split())):
         if line and len(line + word.rstrip()) > width:
@@ -123,7 +123,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure; the file extension sets the format.
 
     Raises:
-        ResourceError: it cannot be written.
+        ResourceError: when the file cannot be written.
     """
     data = io.BytesIO()
     form = path.suffix.lower().lstrip(".") or "png"
@@ -137,12 +137,14 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def inline(svg: str, name: str) -> str:
-    """An SVG file as an element of a page: ids begin with ``name``, and it is as wide as the page at most."""
-    found = svg[svg.index("<svg") :]
-    found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
-    found = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", found)  # of equal images they are equal
-    found = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", found)
-    head, tail = found.split(">", 1)
+    """An SVG file as an element of an HTML page: its ids get the prefix ``name``, its width is limited to
+    the page's.
+    """
+    text = svg[svg.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", text)  # of equal images they are equal
+    text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    head, tail = text.split(">", 1)
     width = re.search(r' width="([0-9.]+)pt"', head)
     if width is not None:  # smaller than that, its letters could not be read
         points = float(width.group(1))

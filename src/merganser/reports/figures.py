@@ -1,8 +1,8 @@
-"""Figures of a study and of differences between models: for papers, cards and reports.
+"""Figures of studies and of differences between models, for papers, cards and reports.
 
-Each function makes a :class:`matplotlib.figure.Figure` of its own, without pyplot and its global list
-of figures; :func:`save` writes one. Colours are those of Okabe and Ito 2008, which
-people with any colour vision tell apart.
+Each function returns a new :class:`matplotlib.figure.Figure`, without pyplot and its global list of
+figures; :func:`save` writes one. The colours, of Okabe and Ito 2008, can be distinguished with any
+colour vision.
 """
 
 from merganser.reports.figure_style import COLOURS as COLOURS

@@ -1,4 +1,4 @@
-"""Figures of a front: two scores of all models, those that no other dominates joined."""
+"""Figures of a front: two scores of all models, with a line through those that no other dominates."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MARKS: Mapping[Role, tuple[str, str, float, str | None]] = {
 """Shape, colour, size and legend entry of the models that are not merges."""
 
 MANY = 24
-"""Merges on no line, beyond which only those of the front get labels."""
+"""If more merges than these are on no line, only those on the front get labels."""
 
 MOST_LABELS = 60
-"""Points of a picture that get labels, those of the front first."""
+"""Most labels of a figure; points on the front come first."""
 
 
 @styled
@@ -50,14 +50,14 @@ def front(
     marked: str | None = None,
     size: tuple[float, float] = (6.8, 5.0),
 ) -> Figure:
-    """The plane of two scores: points with their weights, experts and base, and the chords between experts.
+    """A figure of two scores: merges with their weights, experts and base, and chords between experts.
 
     Points that another model dominates are hollow. Bars are the scores' 95 % intervals.
 
     Args:
-        results: what a study found.
-        x, y: names of scores.
-        marked: a point to be marked; by default those that were chosen.
+        results: a study's results.
+        x, y: names of the scores on the two axes.
+        marked: name of a point to mark; by default the chosen ones are marked.
         size: width and height in inches.
     """
     figure = Figure(figsize=size)
@@ -70,7 +70,7 @@ def front(
 
 @styled
 def panels(results: Results, x: str, y: str) -> Figure:
-    """The same plane once for each line of the study, the other lines' points in grey."""
+    """A figure with one panel per line of the study, in which the other lines' points are grey."""
     chosen = [line for line in lines(results) if _in_plane(line, x, y)][:MOST_ROWS]
     columns = min(3, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
@@ -103,7 +103,7 @@ def _plane(
     colour: str | None = None,
     marked: str | None = None,
 ) -> None:
-    """One plane of two scores."""
+    """Draw two scores of all models into axes."""
     directions = {name: results.directions[name] for name in (x, y)}
     entries = fronts.scored(results.entries, directions)
     best = {e.name for e in fronts.non_dominated(entries, directions)}
@@ -125,10 +125,10 @@ def _plane(
                 axes.plot(xs, ys, color=GREY, linewidth=1.1, dashes=(4, 3), zorder=2, label=name)
             chords.add(pair)
         name = None if only or len(chosen) < 2 else wrap(line.label, 40)
-        for _, each in line.points:
-            if each in entries:
-                seen.add(each.name)
-                _dot(axes, each, x, y, tint, filled=each.name in best, bars=mine)
+        for _, point in line.points:
+            if point in entries:
+                seen.add(point.name)
+                _dot(axes, point, x, y, tint, filled=point.name in best, bars=mine)
         if name:
             axes.plot([], [], "o-", color=tint, markersize=6, linewidth=1.3, label=name)
     for entry in entries:
@@ -201,7 +201,7 @@ def _dot(
 def _label_points(
     axes: Axes, results: Results, x: str, y: str, *, only: Line | None = None
 ) -> None:
-    """Return labels: weights for points, names for the other models."""
+    """The labels: weights for merges, names for the other models."""
     directions = {name: results.directions[name] for name in (x, y)}
     entries = fronts.scored(results.entries, directions)
     best = {e.name for e in fronts.non_dominated(entries, directions)}

@@ -16,14 +16,15 @@ from matplotlib.patheffects import withStroke
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DISTANCES = (5.0, 11.0, 19.0, 30.0)
-"""From a point's marker to its text, in printer's points; from the third on a line joins them."""
+"""Distances from a marker to its text that are tried, in printer's points; from the third on, a line
+joins them."""
 
 ANGLES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A text and the point that it belongs to, in the picture's data."""
+    """A text and its point, in data coordinates."""
 
     x: float
     y: float
@@ -35,15 +36,15 @@ class Label:
 def place(
     axes: Axes, labels: Sequence[Label], paths: Sequence[Sequence[tuple[float, float]]]
 ) -> None:
-    """Draw labels next to their points, clear of other points, texts and, if possible, lines.
+    """Draw labels next to their points, without overlaps with points, texts and, if possible, lines.
 
-    Each in turn takes the place around its point that covers least. Where every place covers a text or a
-    point, a label is left out, unless it is bold. The picture's limits and layout must be final.
+    Labels are placed one by one, each where it covers least. If every place covers a text or a point,
+    a label is omitted, unless it is bold. The axes' limits and layout must be final.
 
     Args:
-        axes: the picture.
-        labels: what to write; the first ones choose first.
-        paths: lines and error bars, as points to be joined.
+        axes: the axes to draw into.
+        labels: the labels, the most important first.
+        paths: lines and error bars, each as the points that it joins.
     """
     figure = axes.figure
     canvas: Any = FigureCanvasAgg(figure.figure)
@@ -80,18 +81,18 @@ def place(
                 cx = x + math.cos(angle) * (reach + width / 2 - 2 * scale)
                 cy = y + math.sin(angle) * (reach + height / 2 - 2 * scale)
                 low, left = cy - height / 2, cx - width / 2
-                own = (left, low, left + width, low + height)
+                candidate = (left, low, left + width, low + height)
                 cost = 3.0 * d + 0.02 * a
-                texts = sum(_overlap(own, other) > 0 for other in taken)
-                points = _inside(spots, own, marker)
+                texts = sum(_overlap(candidate, other) > 0 for other in taken)
+                points = _inside(spots, candidate, marker)
                 cost += 60.0 * texts + 40.0 * points
-                cost += 0.5 * _inside(strokes, own, 0.0)
-                cost += 12.0 * (_nearest(others, own) < _nearest(spots[n : n + 1], own))
+                cost += 0.5 * _inside(strokes, candidate, 0.0)
+                cost += 12.0 * (_nearest(others, candidate) < _nearest(spots[n : n + 1], candidate))
                 outside = (
-                    max(0.0, frame.x0 - own[0])
-                    + max(0.0, own[2] - frame.x1)
-                    + max(0.0, frame.y0 - own[1])
-                    + max(0.0, own[3] - frame.y1)
+                    max(0.0, frame.x0 - candidate[0])
+                    + max(0.0, candidate[2] - frame.x1)
+                    + max(0.0, frame.y0 - candidate[1])
+                    + max(0.0, candidate[3] - frame.y1)
                 )
                 cost += 100.0 * (outside > 0) + outside
                 if best is None or cost < best[0]:
@@ -122,15 +123,15 @@ def place(
 
 
 def _dense(axes: Axes, path: Sequence[tuple[float, float]], scale: float) -> Array:
-    """Return points along a path, a few pixels apart."""
+    """Points along a path at distances of a few pixels."""
     corners = axes.transData.transform(np.array(path, np.float64).reshape(-1, 2))
     parts = [corners]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         steps = min(400, int(math.hypot(x1 - x0, y1 - y0) / (3 * scale)) + 2)
         share = np.linspace(0, 1, steps)[:, None]
         parts.append((1 - share) * (x0, y0) + share * (x1, y1))
-    found: Array = np.concatenate(parts)
-    return found
+    points: Array = np.concatenate(parts)
+    return points
 
 
 def _overlap(
@@ -148,7 +149,7 @@ def _inside(points: Array, box: tuple[float, float, float, float], margin: float
 
 
 def _nearest(points: Array, box: tuple[float, float, float, float]) -> float:
-    """From a box to the nearest of some points."""
+    """The distance from a box to the nearest of some points."""
     x, y = points[:, 0], points[:, 1]
     across = np.maximum(np.maximum(box[0] - x, x - box[2]), 0)
     along = np.maximum(np.maximum(box[1] - y, y - box[3]), 0)

@@ -1,4 +1,4 @@
-"""Figures of the differences between two models, by layers and kinds of tensors."""
+"""Heat maps of the differences between two models, by layers and kinds of tensors."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ PARTS = {
     "cosine": ("cosine of the two changes", "PuOr"),
     "interference": ("share of the changes that cancels", "viridis"),
 }
-"""Figures of a difference that are drawn, each with its title and colours."""
+"""The measures that get a heat map, each with its title and colours."""
 
 
 @styled
 def layers(
     cells: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str = ""
 ) -> Figure:
-    """Draw heat maps of the differences of two models: layers across, kinds of tensors down.
+    """A figure with heat maps of the differences of two models: layers across, kinds of tensors down.
 
     Args:
-        cells: figures by kind of tensor and layer, as :meth:`merganser.differences.diff.Diff.cells` gives them.
-        title: what was compared.
+        cells: measures by kind of tensor and layer, from :meth:`merganser.differences.diff.Diff.cells`.
+        title: the figure's title.
     """
     kinds = list(cells)
-    found = {layer for row in cells.values() for layer in row}
+    names = {layer for row in cells.values() for layer in row}
     columns = sorted(
-        found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0)
+        names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0)
     )
     parts = [
         part
         for part in PARTS
-        if any(each.get(part) is not None for row in cells.values() for each in row.values())
+        if any(cell.get(part) is not None for row in cells.values() for cell in row.values())
     ]
     longest = max((len(kind) for kind in kinds), default=8)
     width = min(13.0, max(5.6, 0.26 * len(columns) + 0.08 * longest + 2.0))
@@ -85,8 +85,7 @@ def layers(
 
 
 def _norm(part: str, numbers: np.ndarray[Any, np.dtype[Any]]) -> Normalize:
-    """Colours of distances by their order of magnitude, if there are several; of shares and cosines as
-    they are."""
+    """The colour scale of a measure: logarithmic for distances of several orders of magnitude, else linear."""
     finite = numbers[np.isfinite(numbers)]
     if part == "cosine":
         return Normalize(-1, 1)

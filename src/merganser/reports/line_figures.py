@@ -24,10 +24,14 @@ from merganser.results.scores import Entry, Results
 
 @styled
 def curves(results: Results, scores: Sequence[str] | None = None) -> Figure:
-    """Each score against the weight, a row for each line of the study.
+    """A figure of each score against the weight, with one row per line of the study.
 
-    The dashed chord joins the ends' scores; the place where the curve is farthest from it is marked
-    with how much better (+) or worse (-) it is there. Bands are the scores' 95 % intervals.
+    The dashed chord joins the scores of the line's ends. A bar marks the weight at which the curve is
+    farthest from the chord, with how much better (+) or worse (-) it is there. Bands are 95 % intervals.
+
+    Args:
+        results: a study's results.
+        scores: names of the scores to draw; by default all.
     """
     names = list(scores or results.directions)
     chosen = [
@@ -69,17 +73,17 @@ def _curve(axes: Axes, results: Results, line: Line, score: str, colour: str) ->
             color=GREY,
             ha="right",
         )
-    found = gap(line, score, results.directions[score])
-    if found is not None and line.ends is not None:
+    largest = gap(line, score, results.directions[score])
+    if largest is not None and line.ends is not None:
         begin, end = (e.scores[score].mean for e in line.ends)
         axes.plot([0, 1], [begin, end], color=GREY, linewidth=1.1, dashes=(4, 3), zorder=2)
-        chord = begin + found.at * (end - begin)
-        value = next(e.scores[score].mean for n, e in line.points if n == found.at)
-        axes.plot([found.at] * 2, [chord, value], color=INK, linewidth=1.6, zorder=3)
+        chord = begin + largest.at * (end - begin)
+        value = next(e.scores[score].mean for n, e in line.points if n == largest.at)
+        axes.plot([largest.at] * 2, [chord, value], color=INK, linewidth=1.6, zorder=3)
         above = value >= chord
         axes.annotate(
-            f"{found.gap:+.2g}".replace("-", "−"),
-            (found.at, value),
+            f"{largest.gap:+.2g}".replace("-", "−"),
+            (largest.at, value),
             xytext=(0, 8 if above else -8),
             textcoords="offset points",
             ha="center",
@@ -99,10 +103,10 @@ def _curve(axes: Axes, results: Results, line: Line, score: str, colour: str) ->
 
 @styled
 def effective(results: Results) -> Figure | None:
-    """The weights that rounding left against those that were asked for.
+    """A figure of effective weights, which rounding left, against requested weights.
 
     Returns:
-        None if no point's are known.
+        The figure; None if no effective weights are known.
     """
     figure = Figure(figsize=(4.8, 4.4))
     axes = figure.add_subplot()
@@ -133,8 +137,8 @@ def effective(results: Results) -> Figure | None:
         return None
     low, high = min(0.0, *values), max(1.0, *values)
     axes.plot([low, high], [low, high], color=GREY, lw=1.1, dashes=(4, 3), label="as asked for")
-    axes.set_xlabel("weight that was asked for")
-    axes.set_ylabel("weight that rounding left")
+    axes.set_xlabel("requested weight")
+    axes.set_ylabel("effective weight")
     axes.set_aspect("equal")
     legend(figure, axes)
     return figure

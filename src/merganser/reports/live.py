@@ -1,4 +1,4 @@
-"""The page of a search that is running: read from its history, and loaded anew by the browser."""
+"""The page of a running search: drawn from its history, and reloaded by the browser."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAME = "search.html"
 HISTORY = "history.jsonl"
 
 EVERY = 10.0
-"""Minimum seconds between pages; more if drawing takes longer than a twentieth of it."""
+"""Least seconds between two pages; more if drawing takes longer than a twentieth of that."""
 
 MOST_TIME = 20.0
-"""How many times as long as drawing the search goes on before the next page."""
+"""The search runs at least this many times as long as drawing took before the next page."""
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -35,10 +35,10 @@ svg { display: block; margin: auto; height: auto; }
 
 
 def read_history(folder: Path) -> Results:
-    """Return the candidates so far, as results.
+    """The results of a search's candidates so far.
 
     Raises:
-        InputError: there is no history, or it is broken.
+        InputError: when there is no history, or it cannot be read.
     """
     path = folder / HISTORY
     try:
@@ -56,14 +56,14 @@ def read_history(folder: Path) -> Results:
             if "same_as" not in line
         )
     except FileNotFoundError:
-        raise InputError(f"{path}: not there; no search has been run in this folder") from None
+        raise InputError(f"{path}: does not exist; no search has run in this folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not the history of a search ({error})") from None
     return Results(folder.name, "", _directions(block), {"search": block}, entries)
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a folder has a search that has not written its results yet."""
+    """Whether a folder has the history of a search, but no results yet."""
     return (folder / HISTORY).is_file() and not (folder / JSON_NAME).is_file()
 
 
@@ -79,30 +79,32 @@ def write(folder: Path, *, refresh: int | None = None) -> Path | None:
     """Write the page of a search's candidates so far.
 
     Args:
-        folder: the search's.
-        refresh: seconds after which a browser loads it anew; None for a search that has ended.
+        folder: the folder of the search.
+        refresh: seconds after which the browser reloads the page; None for a search that has ended.
 
     Returns:
-        The page; None while there is nothing to draw.
+        The page's path; None while there is nothing to draw.
 
     Raises:
-        MerganserError: matplotlib is not installed, the history is broken, or the page cannot be written.
+        MerganserError: when matplotlib is not installed.
+        InputError: when the history cannot be read.
+        ResourceError: when the page cannot be written.
     """
     figures = extras.load("merganser.reports.search_figures", "plot")
     many = extras.load("merganser.reports.many_scores", "plot")
-    found = read_history(folder)
-    scores = figures.objectives(found)
-    if not scores or not found.points:
+    history = read_history(folder)
+    scores = figures.objectives(history)
+    if not scores or not history.points:
         return None
-    values = figures.flat_values(found)
+    values = figures.flat_values(history)
     keys = figures.varied_keys(values)
     drawn = {
-        "Each candidate, and the best so far": figures.progress(found, scores),
-        "Each parameter against the scores": figures.parameters(found, scores),
+        "Each candidate, and the best so far": figures.progress(history, scores),
+        "Each parameter against the scores": figures.parameters(history, scores),
         "What each parameter explains by itself, and the mark of chance": figures.importance(
-            found, scores
+            history, scores
         ),
-        "Parallel coordinates": many.parallel(found, values, keys, scores),
+        "Parallel coordinates": many.parallel(history, values, keys, scores),
     }
     parts = [
         f"<h2>{escape(title)}</h2>\n<figure>{_inline(figure, n)}</figure>"
@@ -116,8 +118,8 @@ def write(folder: Path, *, refresh: int | None = None) -> Path | None:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(found.name)}: search</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(found.name)}</h1>\n<p>{len(found.points)} candidates so far; {state}.</p>\n"
+        f"<title>{escape(history.name)}: search</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{escape(history.name)}</h1>\n<p>{len(history.points)} candidates so far; {state}.</p>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -137,17 +139,17 @@ def _inline(figure: Any, number: int) -> str:
     data = io.StringIO()
     with matplotlib.rc_context(figures.STYLE):
         figure.savefig(data, format="svg", metadata={"Date": None})
-    found: str = figures.inline(data.getvalue(), f"live{number}")
-    return found
+    text: str = figures.inline(data.getvalue(), f"live{number}")
+    return text
 
 
 class LivePage:
     """Writes the page now and then while a search runs.
 
-    What stops a page from being drawn never stops a search.
+    An error in drawing the page never stops the search.
 
     Args:
-        folder: the search's.
+        folder: the folder of the search.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -155,10 +157,10 @@ class LivePage:
         self.next = 0.0
 
     def update(self) -> Path | None:
-        """Write the page if it is time to.
+        """Write the page if it is due.
 
         Returns:
-            The page, if it was written.
+            The page's path; None if it was not written.
         """
         began = time.monotonic()
         if began < self.next:
@@ -171,6 +173,6 @@ class LivePage:
         return path
 
     def end(self) -> None:
-        """Write the last page, which is not loaded anew."""
+        """Write the last page, which the browser does not reload."""
         with suppress(MerganserError):
             write(self.folder)

@@ -1,4 +1,4 @@
-"""Pictures of more than two scores: a plane coloured by a third, and parallel coordinates."""
+"""Figures of more than two scores: two axes coloured by a third score, and parallel coordinates."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from merganser.results.simplex import triangles
 
 MOST_AXES = 12
 MOST_NAMED = 14
-"""Merges on the front that get a label, evenly along it, besides those that were chosen."""
+"""Merges on the front that get a label, spread along it, in addition to chosen ones."""
 
 Values = Mapping[str, Mapping[str, Any]]
 
 
 @styled
 def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
-    """The front of three scores: the plane of two, coloured by the third.
+    """A figure of the front of three scores: two axes, coloured by the third score.
 
-    Large: no other model is as good in all three and better in one. Numbers are the merges' weights.
+    Large dots are models that no other model dominates in the three scores. Numbers are the merges'
+    weights.
 
     Returns:
-        None if fewer than three models have all three scores.
+        The figure; None if fewer than three models have all three scores.
     """
     directions = {name: results.directions[name] for name in (x, y, z)}
     entries = fronts.scored(results.entries, directions)
@@ -49,12 +50,12 @@ def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
     for entry in sorted(entries, key=lambda e: e.name in best):
         shape = {"expert": "D", "base": "s"}.get(entry.role, "o")
         size = (75 if entry.name in best else 22) + (10 if entry.role != "point" else 0)
-        own = [entry.scores[name].mean for name in (x, y, z)]
+        means = [entry.scores[name].mean for name in (x, y, z)]
         edge = INK if entry.name in best else GREY
         axes.scatter(
-            own[0],
-            own[1],
-            c=[own[2]],
+            means[0],
+            means[1],
+            c=[means[2]],
             cmap=colours,
             norm=norm,
             marker=shape,
@@ -65,7 +66,7 @@ def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
         )
         if entry.name in results.chosen:
             axes.scatter(
-                own[0], own[1], s=210, facecolor="none", edgecolor=COLOURS[1], lw=1.8, zorder=5
+                means[0], means[1], s=210, facecolor="none", edgecolor=COLOURS[1], lw=1.8, zorder=5
             )
     mappable = matplotlib.cm.ScalarMappable(norm, colours)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02, fraction=0.05, aspect=26)
@@ -95,31 +96,32 @@ def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
 
 
 def _labels(results: Results) -> dict[str, str]:
-    """Weights of merges of three models, names of all others."""
+    """Labels by model: weights for merges of three models, names for the others."""
     points = [point.name for point in results.points]
-    found = dict(zip(points, shorten(points, 20), strict=True)) | short_names(results)
+    labels = dict(zip(points, shorten(points, 20), strict=True)) | short_names(results)
     for triangle in triangles(results):
         for weights, entry in triangle.points:
-            found[entry.name] = " · ".join(ten_digits(round(w, 4)) for w in weights)
-    return found
+            labels[entry.name] = " · ".join(ten_digits(round(w, 4)) for w in weights)
+    return labels
 
 
 @styled
 def parallel(
     results: Results, values: Values, keys: Sequence[str], scores: Sequence[str]
 ) -> Figure | None:
-    """Draw parallel coordinates (Inselberg 1985): one line per merge, through its parameters and scores.
+    """A figure of parallel coordinates (Inselberg 1985): one line per merge through its parameters and
+    scores.
 
-    The better the first score, the brighter and the further in front; chosen merges are thick.
+    Lines with a better first score are brighter and drawn on top; those of chosen merges are thick.
 
     Args:
-        results: what a study found.
-        values: of each merge, by its name.
-        keys: the parameters that are drawn.
-        scores: the scores that are drawn, of which the first colours.
+        results: a study's results.
+        values: the parameters of each merge, by its name.
+        keys: the parameters to draw.
+        scores: the scores to draw; the first sets the colour.
 
     Returns:
-        None if there is nothing to join.
+        The figure; None if there are fewer than three merges or axes.
     """
     keys = list(keys)[: MOST_AXES - len(scores)]
     names = [*keys, *scores]
@@ -161,17 +163,17 @@ def _title(name: str, results: Results) -> str:
 def _column(
     axes: Axes, place: int, name: str, points: Sequence[Entry], values: Values, results: Results
 ) -> list[float]:
-    """One axis with its ends' numbers, or with its choices; where each merge lies on it, 0 to 1."""
+    """Draw one axis with its end values, or its choices. Returns each merge's position on it, from 0 to 1."""
     axes.axvline(
         place, 0.07, 0.93, color=FAINT if name not in results.directions else GREY, lw=1.1, zorder=2
     )
     if name in results.directions:
-        own: list[Any] = [p.scores[name].mean for p in points]
+        column: list[Any] = [p.scores[name].mean for p in points]
     else:
-        own = [values[p.name].get(name) for p in points]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in own)
+        column = [values[p.name].get(name) for p in points]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in column)
     if not numbers:
-        choices = sorted({ten_digits(v) for v in own})
+        choices = sorted({ten_digits(v) for v in column})
         for i, choice in enumerate(choices):
             axes.text(
                 place + 0.04,
@@ -181,8 +183,8 @@ def _column(
                 color=GREY,
                 va="center",
             )
-        return [choices.index(ten_digits(v)) / max(1, len(choices) - 1) for v in own]
-    low, high = min(own), max(own)
+        return [choices.index(ten_digits(v)) / max(1, len(choices) - 1) for v in column]
+    low, high = min(column), max(column)
     ends = [(0.0, low), (1.0, high)]
     down = results.directions.get(name) == "min"
     for height, value in ends:
@@ -197,5 +199,5 @@ def _column(
             va="bottom" if top else "top",
         )
     width = high - low or 1
-    scaled = [(v - low) / width for v in own]
+    scaled = [(v - low) / width for v in column]
     return [1 - s for s in scaled] if down else scaled

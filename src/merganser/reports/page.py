@@ -1,4 +1,4 @@
-"""A study's report: its pictures as files, and one page that holds everything and opens offline."""
+"""A study's report: its figures as files, and one page that needs no other file and opens offline."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 NAME = "report.html"
 FIGURES = "figures"
 DISTANCES = "distances.json"
-"""What sets experts apart, where it has been measured: see :func:`measure`."""
+"""The file with the experts' differences: see :func:`measure`."""
 
 MOST_PLANES = 6
-"""Pairs of scores that are drawn, besides the first."""
+"""Most further pairs of scores that get a figure."""
 
 _PAGE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure on the page."""
+    """A figure on the page, with its caption."""
 
     title: str
     caption: str
@@ -58,33 +58,33 @@ def write(
     """Write ``report.html`` and ``figures/`` from a folder's ``results.json`` and samples.
 
     Args:
-        folder: where the study's results lie.
+        folder: the folder of an evaluated study.
         x: the score on the front's horizontal axis; by default the first.
-        y: the score on its vertical axis; by default the second.
-        distances: compare the experts' weights too, see :func:`measure`.
-        threads: how many, for the distances; None for one a core.
+        y: the score on the front's vertical axis; by default the second.
+        distances: whether to compare the experts' weights too, which reads their checkpoints.
+        threads: threads for the distances; None for one per core.
 
     Returns:
-        The files that were written, the page first.
+        Paths of the files that were written, the page first.
 
     Raises:
-        MerganserError: matplotlib or moocore is not installed.
-        InputError: there are no results, or they are broken.
-        RecipeError: there is no such score.
-        ResourceError: a file cannot be written.
+        MerganserError: when matplotlib or moocore is not installed.
+        InputError: when there are no results, or they cannot be read.
+        RecipeError: when there is no such score.
+        ResourceError: when a file cannot be written.
     """
     folder = Path(folder)
     extras.load("matplotlib", "plot")
     extras.load("moocore", "plot")
     if distances:
         measure(folder, threads=threads)
-    found = results.read(folder)
-    x, y = choose_plane(found, x, y)
-    kept, measured = completions.load(found, folder), _distances(folder)
+    study = results.read(folder)
+    x, y = choose_plane(study, x, y)
+    samples, measured = completions.load(study, folder), _distances(folder)
     files: list[Path] = []
     try:
         (folder / FIGURES).mkdir(exist_ok=True)
-        content = _content(found, folder, x, y, kept, measured, files)
+        content = _content(study, folder, x, y, samples, measured, files)
         page = folder / NAME
         page.write_text(_render(content), encoding="utf-8", errors="replace")
     except OSError as error:
@@ -92,13 +92,13 @@ def write(
     return [page, *files]
 
 
-def choose_plane(found: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
-    """Return the two scores of a front: the requested ones, else the first two.
+def choose_plane(study: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
+    """The two scores of a front: the requested ones, else the first two.
 
     Raises:
-        RecipeError: there is no such score.
+        RecipeError: when there is no such score.
     """
-    names = list(found.directions)
+    names = list(study.directions)
     for name in (x, y):
         if name is not None and name not in names:
             raise RecipeError(f"there is no score {name!r}; {suggestions.suggest(name, names)}")
@@ -110,11 +110,11 @@ def choose_plane(found: Results, x: str | None, y: str | None) -> tuple[str | No
 
 
 def _content(
-    found: Results,
+    study: Results,
     folder: Path,
     x: str | None,
     y: str | None,
-    kept: completions.Kept,
+    samples: completions.Kept,
     measured: Sequence[Mapping[str, Any]],
     files: list[Path],
 ) -> dict[str, Any]:
@@ -128,26 +128,26 @@ def _content(
         inline = figures.inline(paths[0].read_text(encoding="utf-8"), name)
         return Picture(title, caption, f"{FIGURES}/{name}.svg, .png", Markup(inline))
 
-    known = lines(found)
+    known = lines(study)
     interval = "Bars are 95 % intervals, by bootstrap over problems."
-    content: dict[str, Any] = {"results": found, "front": None, "planes": [], "curves": None}
+    content: dict[str, Any] = {"results": study, "front": None, "planes": [], "curves": None}
     content["in_plane"] = []
     if x and y:
         hollow = "Hollow: another model is at least as good in both scores, and better in one."
-        plane = {name: found.directions[name] for name in (x, y)}
-        if len(found.directions) > 2:
-            content["in_plane"] = [e.name for e in front.non_dominated(found.entries, plane)]
+        plane = {name: study.directions[name] for name in (x, y)}
+        if len(study.directions) > 2:
+            content["in_plane"] = [e.name for e in front.non_dominated(study.entries, plane)]
         content["front"] = picture(
             "front",
-            figures.front(found, x, y),
+            figures.front(study, x, y),
             f"{y} against {x}",
             f"{y} against {x}, with each merge’s weight. {hollow} {interval}",
         )
-        pairs = [p for p in itertools.combinations(found.directions, 2) if set(p) != {x, y}]
+        pairs = [p for p in itertools.combinations(study.directions, 2) if set(p) != {x, y}]
         content["planes"] = [
             picture(
                 f"front-{n}",
-                figures.front(found, *pair),
+                figures.front(study, *pair),
                 f"{pair[1]} against {pair[0]}",
                 f"{pair[1]} against {pair[0]}. {hollow} {interval}",
             )
@@ -157,20 +157,20 @@ def _content(
             content["planes"].append(
                 picture(
                     "front-lines",
-                    figures.panels(found, x, y),
+                    figures.panels(study, x, y),
                     f"{y} against {x}, line by line",
                     f"{y} against {x}, line by line; the other lines’ merges in grey.",
                 )
             )
-    if known and found.directions:
+    if known and study.directions:
         content["curves"] = picture(
             "curves",
-            figures.curves(found),
+            figures.curves(study),
             "Scores against weight",
             "Scores against weight; dashed: the straight line between the ends, with the largest gap to it "
             "(+ is better). Bands are 95 % intervals.",
         )
-    figure = figures.effective(found)
+    figure = figures.effective(study)
     content["effective"] = figure and picture(
         "effective-weights",
         figure,
@@ -179,26 +179,26 @@ def _content(
     )
     content["apart"] = [
         {
-            "whole": each["whole"],
+            "whole": experts["whole"],
             "figure": picture(
                 f"distance-{n}" if n else "distance",
-                figures.layers(each["cells"]),
-                each["title"],
-                f"{each['title']}: by layers and kinds of tensors.",
+                figures.layers(experts["cells"]),
+                experts["title"],
+                f"{experts['title']}: by layers and kinds of tensors.",
             ),
         }
-        for n, each in enumerate(measured)
+        for n, experts in enumerate(measured)
     ]
-    content["history"] = sections.history(found, picture)
-    content["additions"] = comparisons.additions(found, folder, labels(found))
-    content["simplex"] = sections.simplex(found, picture)
-    content["steps"] = sections.steps(found, picture)
-    content["third"] = sections.third_score(found, x, y, picture)
+    content["history"] = sections.history(study, picture)
+    content["additions"] = comparisons.additions(study, folder, labels(study))
+    content["simplex"] = sections.simplex(study, picture)
+    content["steps"] = sections.steps(study, picture)
+    content["third"] = sections.third_score(study, x, y, picture)
     content["held_out"] = _held_out(folder)
-    content |= _front_facts(found, known, kept)
-    content["comparisons"] = comparisons.tables(folder, labels(found))
-    content |= _tables(found, known)
-    content |= _completions(found, kept)
+    content |= _front_facts(study, known, samples)
+    content["comparisons"] = comparisons.tables(folder, labels(study))
+    content |= _tables(study, known)
+    content |= _completions(study, samples)
     content["sections"] = [
         (anchor, title)
         for anchor, title, there in (
@@ -223,26 +223,28 @@ def _content(
 
 
 def _held_out(folder: Path) -> dict[str, Any] | None:
-    """Return the results on held-out problems; None if there are none."""
+    """The results on held-out problems; None if there are none."""
     if not (folder / results.HELD_OUT / results.JSON_NAME).is_file():
         return None
-    found = results.read(folder / results.HELD_OUT)
+    study = results.read(folder / results.HELD_OUT)
     return {
-        "results": found,
-        "short": labels(found),
-        "problems": max((s.problems for e in found.entries for s in e.scores.values()), default=0),
+        "results": study,
+        "short": labels(study),
+        "problems": max((s.problems for e in study.entries for s in e.scores.values()), default=0),
         "places": {
             name: number_format.decimals(
-                e.scores[name].error for e in found.entries if name in e.scores
+                e.scores[name].error for e in study.entries if name in e.scores
             )
-            for name in found.directions
+            for name in study.directions
         },
     }
 
 
-def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) -> dict[str, Any]:
-    """The front in all scores, its hypervolume, and how sure it is."""
-    entries, directions = found.entries, found.directions
+def _front_facts(
+    study: Results, known: Sequence[Line], samples: completions.Kept
+) -> dict[str, Any]:
+    """The front in all scores, its hypervolume, and how certain both are."""
+    entries, directions = study.entries, study.directions
     scored = front.scored(entries, directions) if directions else []
     if not scored:
         return {"best": [], "knee": None, "volumes": [], "frame": "", "on_front": {}} | {
@@ -250,21 +252,21 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
             "certainty": "",
             "dominance": None,
         }
-    whole = front.hypervolume(scored, directions)
+    volume = front.hypervolume(scored, directions)
     others = [e for e in scored if e.role in ("base", "expert")]
     alone = front.hypervolume(others, directions, frame=scored).value if others else None
-    volumes: list[dict[str, Any]] = [{"label": "", "value": whole.value, "alone": alone}]
-    for each in found.references:
-        if each in scored:
-            value = front.hypervolume([each], directions, frame=scored).value
-            volumes.append({"label": f"{each.name} alone", "value": value, "alone": None})
+    volumes: list[dict[str, Any]] = [{"label": "", "value": volume.value, "alone": alone}]
+    for other in study.references:
+        if other in scored:
+            value = front.hypervolume([other], directions, frame=scored).value
+            volumes.append({"label": f"{other.name} alone", "value": value, "alone": None})
     if len(known) > 1:
         for line in known:
             members = [e for _, e in line.points] + list(line.ends or ())
             ends = front.hypervolume(line.ends or (), directions, frame=scored).value
             value = front.hypervolume(members, directions, frame=scored).value
             volumes.append({"label": line.label, "value": value, "alone": ends})
-    sure = front.certainty(scored, directions, completions.per_problem(kept))
+    sure = front.certainty(scored, directions, completions.per_problem(samples))
     knee = front.knee(scored, directions)
     how = (
         "of the problems, the same for all models"
@@ -277,7 +279,7 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
         for worst, best, reference in [
             map(
                 number_format.typeset,
-                (whole.worst[name], whole.best[name], whole.reference[name]),
+                (volume.worst[name], volume.best[name], volume.reference[name]),
             )
         ]
     )
@@ -287,51 +289,51 @@ def _front_facts(found: Results, known: Sequence[Line], kept: completions.Kept) 
         "volumes": volumes,
         "frame": (
             f"Hypervolume over {', '.join(directions)}: each score scaled to the worst and best of all models, "
-            f"measured from a reference {whole.margin:.0%} of the range beyond the worst ({corners}). At most "
-            f"{number_format.typeset((1 + whole.margin) ** len(directions))}."
+            f"measured from a reference {volume.margin:.0%} of the range beyond the worst ({corners}). At most "
+            f"{number_format.typeset((1 + volume.margin) ** len(directions))}."
         ),
         "on_front": sure.on_front,
-        "dominance": comparisons.dominance(found, sure, labels(found)),
-        "contributions": whole.contributions if len(directions) > 1 else {},
+        "dominance": comparisons.dominance(study, sure, labels(study)),
+        "contributions": volume.contributions if len(directions) > 1 else {},
         "certainty": f"“On the front”: in how many of {front.DRAWS} resamples {how}, no model is better.",
     }
 
 
-def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
+def _tables(study: Results, known: Sequence[Line]) -> dict[str, Any]:
     gaps = [
-        {"label": line.label, "score": name, "gap": each}
+        {"label": line.label, "score": name, "gap": distance}
         for line in known
-        for name, direction in found.directions.items()
-        if (each := gap(line, name, direction)) is not None
+        for name, direction in study.directions.items()
+        if (distance := gap(line, name, direction)) is not None
     ]
-    roles = [entry.role for entry in found.entries]
+    roles = [entry.role for entry in study.entries]
     counted = {
         "merge": roles.count("point"),
         "expert": roles.count("expert"),
         "base": roles.count("base"),
-        "reference": len(found.references),
+        "reference": len(study.references),
     }
     parts = [
         f"{n} {name}{'s' if n > 1 and name != 'base' else ''}" for name, n in counted.items() if n
     ]
-    problems = max((s.problems for e in found.entries for s in e.scores.values()), default=0)
-    scores = f"scored by {', '.join(found.directions)}" if found.directions else "not scored yet"
+    problems = max((s.problems for e in study.entries for s in e.scores.values()), default=0)
+    scores = f"scored by {', '.join(study.directions)}" if study.directions else "not scored yet"
     return {
         "summary": f"{', '.join(parts)}; {scores}"
         + (f" on {problems} problems." if problems else "."),
-        "short": labels(found),
-        "keys": _keys(found),
+        "short": labels(study),
+        "keys": _keys(study),
         "places": {
             name: number_format.decimals(
-                e.scores[name].error for e in found.entries if name in e.scores
+                e.scores[name].error for e in study.entries if name in e.scores
             )
-            for name in found.directions
+            for name in study.directions
         },
         "gaps": gaps,
         "several": len(known) > 1,
-        "weights": [point for point in found.points if point.weights],
-        "merged": list(dict.fromkeys(model for point in found.points for model in point.weights)),
-        "chosen": list(found.chosen.items()),
+        "weights": [point for point in study.points if point.weights],
+        "merged": list(dict.fromkeys(model for point in study.points for model in point.weights)),
+        "chosen": list(study.chosen.items()),
         "settings": [
             (
                 name,
@@ -339,35 +341,35 @@ def _tables(found: Results, known: Sequence[Line]) -> dict[str, Any]:
                 if isinstance(value, str)
                 else json.dumps(value, indent=2, ensure_ascii=False),
             )
-            for name, value in found.settings.items()
+            for name, value in study.settings.items()
             if value not in ([], {}, None)
         ],
         "version": VERSION,
     }
 
 
-def _keys(found: Results) -> list[str]:
-    """The sweep's keys, without those that all points have in common."""
-    keys = list(dict.fromkeys(key for point in found.points for key in point.values))
+def _keys(study: Results) -> list[str]:
+    """The sweep's keys that have several values."""
+    keys = list(dict.fromkeys(key for point in study.points for key in point.values))
     varied = [
         key
         for key in keys
-        if len({number_format.ten_digits(p.values.get(key)) for p in found.points}) > 1
+        if len({number_format.ten_digits(p.values.get(key)) for p in study.points}) > 1
     ]
     return varied or keys
 
 
-def _completions(found: Results, kept: completions.Kept) -> dict[str, Any]:
-    short = labels(found)
-    shown = completions.for_page(kept)
+def _completions(study: Results, samples: completions.Kept) -> dict[str, Any]:
+    short = labels(study)
+    shown = completions.for_page(samples)
     for problem in shown:
         for each in problem["completions"]:
             each["short"] = short[each["name"]]
-    total = len({(s.task, s.problem) for each in kept.values() for s in each})
+    total = len({(s.task, s.problem) for each in samples.values() for s in each})
     note = "The first completion of each model."
     if total > len(shown):
         note += f" {len(shown)} of {total} problems: those on which the models differ most."
-    files = ", ".join(e.samples for e in found.entries if e.samples)
+    files = ", ".join(e.samples for e in study.entries if e.samples)
     return {"samples": shown, "samples_note": note, "sample_files": files}
 
 
@@ -398,7 +400,7 @@ def _render(content: Mapping[str, Any]) -> str:
     )
 
 
-# -- what sets experts apart ---------------------------------------------------------------------
+# -- differences between experts -----------------------------------------------------------------
 
 
 def measure(folder: Path, *, threads: int | None = None) -> Path:
@@ -407,29 +409,31 @@ def measure(folder: Path, *, threads: int | None = None) -> Path:
     Reads the weights of both experts, and of the base if the study has one.
 
     Raises:
-        InputError: a model cannot be opened.
-        RecipeError: no two experts with models are the ends of a line.
+        InputError: when a model cannot be opened.
+        RecipeError: when no line of the study joins two experts whose models are known.
     """
     from merganser.differences.diff import diff
 
-    found = results.read(folder)
-    short = short_names(found)
-    experts = [e for e in found.entries if e.role == "expert" and e.model]
-    ends = [line.ends for line in lines(found) if line.ends]
+    study = results.read(folder)
+    short = short_names(study)
+    experts = [e for e in study.entries if e.role == "expert" and e.model]
+    ends = [line.ends for line in lines(study) if line.ends]
     pairs = {(a.name, b.name): (a, b) for a, b in ends if a in experts and b in experts}
     if not pairs and len(experts) == 2:
         pairs[experts[0].name, experts[1].name] = (experts[0], experts[1])
     if not pairs:
-        raise RecipeError(f"{folder}: has no pair of experts to compare")
-    bases = [e for e in found.entries if e.role == "base" and e.model][:1]
+        raise RecipeError(f"{folder}: its study has no two experts to compare")
+    bases = [e for e in study.entries if e.role == "base" and e.model][:1]
     measured = []
     for a, b in pairs.values():
         first, second, *base = (
-            results.reference(found, folder, e.model) for e in (a, b, *bases) if e.model is not None
+            results.reference(study, folder, e.model) for e in (a, b, *bases) if e.model is not None
         )
-        whole = diff(first, second, base=base[0] if base else None, threads=threads)
+        difference = diff(first, second, base=base[0] if base else None, threads=threads)
         title = f"{short[a.name]} and {short[b.name]}"
-        measured.append({"title": title, "whole": whole.as_dict()["whole"], "cells": whole.cells()})
+        measured.append(
+            {"title": title, "whole": difference.as_dict()["whole"], "cells": difference.cells()}
+        )
     path = folder / DISTANCES
     try:
         path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -439,13 +443,13 @@ def measure(folder: Path, *, threads: int | None = None) -> Path:
 
 
 def _distances(folder: Path) -> list[dict[str, Any]]:
-    """Return what :func:`measure` stored; empty if it was not called."""
+    """The differences that :func:`measure` stored; empty if there are none."""
     path = folder / DISTANCES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
-            {k: dict(each[k]) for k in ("whole", "cells")} | {"title": str(each["title"])}
-            for each in content
+            {k: dict(pair[k]) for k in ("whole", "cells")} | {"title": str(pair["title"])}
+            for pair in content
         ]
     except FileNotFoundError:
         return []

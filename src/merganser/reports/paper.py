@@ -1,4 +1,4 @@
-"""A study as a paper has it: tables, figures, references and a paragraph on methods, ready to be included."""
+"""A study for a paper: LaTeX tables, figures, BibTeX and a paragraph on methods."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from merganser.results.interpolation import labels, lines
 from merganser.results.scores import Entry, Results, Score
 
 COLUMN = (4.6, 3.6)
-"""Inches of a figure that is printed at the width of a column, about three quarters of it."""
+"""Width of a figure in inches; a column prints it at about three quarters of that."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Study:
-    """A study, and what its tables need."""
+    """A study's results, with what the tables need."""
 
-    found: Results
+    results: Results
     short: Mapping[str, str]
     leaders: Mapping[str, frozenset[str]]
     rates: frozenset[str]
@@ -43,23 +43,24 @@ def write(
 ) -> list[Path]:
     """Write a study's tables, figures, BibTeX and a paragraph on methods into a folder.
 
-    ``main.tex`` holds all of it; ``scores.tex``, ``methods.tex`` and the figures are for one's own paper,
-    after ``preamble.tex``. ``scores.md`` and ``scores.csv`` have the same numbers, ``samples.parquet`` every
-    sample, if pandas and pyarrow are installed. The same results give the same bytes.
+    ``main.tex`` is a complete document; ``scores.tex``, ``methods.tex`` and the figures can be included in
+    another one, after ``preamble.tex``. ``scores.md`` and ``scores.csv`` have the same numbers;
+    ``samples.parquet`` has every sample, if pandas and pyarrow are installed. Equal results give equal
+    bytes.
 
     Args:
-        folder: of the study.
-        out: where it goes; made if need be.
+        folder: the folder of an evaluated study.
+        out: the folder to write to; created if missing.
         x, y: the two scores of the front; by default the first two.
 
     Returns:
-        The files that were written.
+        Paths of the files that were written.
 
     Raises:
-        MerganserError: matplotlib or moocore is not installed.
-        InputError: there are no results, or they are broken.
-        RecipeError: there is no such score.
-        ResourceError: a file cannot be written.
+        MerganserError: when matplotlib or moocore is not installed.
+        InputError: when there are no results, or they cannot be read.
+        RecipeError: when there is no such score.
+        ResourceError: when a file cannot be written.
     """
     from merganser.reports.page import choose_plane
 
@@ -67,7 +68,7 @@ def write(
     extras.load("moocore", "plot")
     home, place = Path(folder), Path(out)
     study = _read(home)
-    x, y = choose_plane(study.found, x, y)
+    x, y = choose_plane(study.results, x, y)
     files: dict[str, str] = {"preamble.tex": latex.PREAMBLE}
     pictures: dict[str, tuple[Any, str]] = {}
     if x and y:
@@ -76,14 +77,14 @@ def write(
             "between the merged models dashed. Hollow: another model is at least as good in both and better "
             "in one. Bars are 95\\,\\% intervals, by bootstrap over problems."
         )
-        pictures["front"] = figures.front(study.found, x, y, size=COLUMN), caption
-    if lines(study.found):
-        for number, score in enumerate(study.found.directions, 1):
+        pictures["front"] = figures.front(study.results, x, y, size=COLUMN), caption
+    if lines(study.results):
+        for number, score in enumerate(study.results.directions, 1):
             caption = (
                 f"{latex.escape(score)} against the weight; dashed: the straight line between the ends. "
                 "Bands are 95\\,\\% intervals, by bootstrap over problems."
             )
-            pictures[f"weight-{number}"] = figures.curves(study.found, [score]), caption
+            pictures[f"weight-{number}"] = figures.curves(study.results, [score]), caption
     body = ["\\input{scores}\n"]
     files["scores.tex"] = _table(study)
     if (home / results.HELD_OUT / results.JSON_NAME).is_file():
@@ -99,7 +100,7 @@ def write(
     files["methods.tex"] = _methods(study, keys)
     files["main.tex"] = latex.MAIN.replace("BODY", "\n".join(body))
     files["scores.md"] = _markdown(study)
-    files["scores.csv"] = results.as_csv(study.found)
+    files["scores.csv"] = results.as_csv(study.results)
     try:
         place.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -113,7 +114,7 @@ def write(
 
 
 def _write_samples(home: Path, place: Path) -> list[str]:
-    """All samples as parquet, if the libraries are there."""
+    """Write all samples as parquet, if pandas and pyarrow are installed."""
     from merganser.results import frames
 
     try:
@@ -126,25 +127,25 @@ def _write_samples(home: Path, place: Path) -> list[str]:
 
 
 def _read(home: Path, *, held_out: bool = False) -> _Study:
-    found = results.read(home)
-    tables = problem_scores.load(found, home)
+    study_results = results.read(home)
+    tables = problem_scores.load(study_results, home)
     rates = {
         name
-        for name in found.directions
-        if all(0 <= e.scores[name].mean <= 1 for e in found.entries if name in e.scores)
+        for name in study_results.directions
+        if all(0 <= e.scores[name].mean <= 1 for e in study_results.entries if name in e.scores)
         and (name not in tables or tables[name].is_rate)
     }
     better = set()
-    for score, expert in _best_experts(found).items():
-        if found.points:
+    for score, expert in _best_experts(study_results).items():
+        if study_results.points:
             rows = paired.compare(home, against=[expert], scores=[score]).rows
             better |= {(score, row.model) for row in rows if _counts(row)}
     counts = {
         t.task: int(t.counts.max()) for t in tables.values() if (t.counts == t.counts.max()).all()
     }
     return _Study(
-        found,
-        labels(found),
+        study_results,
+        labels(study_results),
         paired.leaders(home),
         frozenset(rates),
         frozenset(better),
@@ -157,11 +158,11 @@ def _counts(row: Comparison) -> bool:
     return row.verdict == "better" and not row.held_out
 
 
-def _best_experts(found: Results) -> dict[str, str]:
-    """Return the best merged model in each score."""
+def _best_experts(study_results: Results) -> dict[str, str]:
+    """The expert with the best mean of each score."""
     best = {}
-    for score, direction in found.directions.items():
-        experts = [e for e in found.entries if e.role == "expert" and score in e.scores]
+    for score, direction in study_results.directions.items():
+        experts = [e for e in study_results.entries if e.role == "expert" and score in e.scores]
         sign = 1 if direction == "max" else -1
         values = {e.name: sign * e.scores[score].mean for e in experts}
         if values:
@@ -173,9 +174,9 @@ def _best_experts(found: Results) -> dict[str, str]:
 
 
 def _places(study: _Study, score: str) -> int:
-    """Decimals of a column: those that two digits of the largest error have, at most one in percent."""
+    """Decimals of a column: enough for two digits of the largest error, but at most one for percent."""
     factor = 100 if score in study.rates else 1
-    errors = [e.scores[score].error * factor for e in study.found.entries if score in e.scores]
+    errors = [e.scores[score].error * factor for e in study.results.entries if score in e.scores]
     return min(1 if factor == 100 else 3, number_format.decimals(errors))
 
 
@@ -185,9 +186,9 @@ def _numbers(study: _Study, score: str, value: Score) -> tuple[str, str]:
     return f"{value.mean * factor:.{places}f}", error
 
 
-def _groups(found: Results) -> list[list[Entry]]:
-    """Rows of a table: what merges are compared with, and the merges."""
-    scored = [entry for entry in found.entries if entry.scores]
+def _groups(study_results: Results) -> list[list[Entry]]:
+    """The rows of a table in two groups: the models to compare with, and the merges."""
+    scored = [entry for entry in study_results.entries if entry.scores]
     groups = [[e for e in scored if e.role != "point"], [e for e in scored if e.role == "point"]]
     return [group for group in groups if group]
 
@@ -198,17 +199,19 @@ def _name(study: _Study, entry: Entry) -> str:
 
 
 def _table(study: _Study) -> str:
-    """The scores with booktabs and siunitx."""
-    found = study.found
-    names = list(found.directions)
+    """The table of scores as LaTeX, for booktabs and siunitx."""
+    study_results = study.results
+    names = list(study_results.directions)
     columns = ""
     for name in names:
         texts = [
-            _numbers(study, name, e.scores[name])[0] for e in found.entries if name in e.scores
+            _numbers(study, name, e.scores[name])[0]
+            for e in study_results.entries
+            if name in e.scores
         ]
-        whole = max((len(t.partition(".")[0].lstrip("-")) for t in texts), default=1)
+        digits = max((len(t.partition(".")[0].lstrip("-")) for t in texts), default=1)
         sign = "-" if any(t.startswith("-") for t in texts) else ""
-        columns += f" S[table-format={sign}{whole}.{_places(study, name)}]@{{\\,}}l"
+        columns += f" S[table-format={sign}{digits}.{_places(study, name)}]@{{\\,}}l"
     tasks = [name.rpartition("/")[0] for name in names]
     head = []
     if any(tasks):
@@ -223,9 +226,11 @@ def _table(study: _Study) -> str:
     titles = []
     for name in names:
         text = latex.escape(name.rpartition("/")[2]) + (" (\\%)" if name in study.rates else "")
-        titles.append(f"\\multicolumn{{2}}{{c}}{{{text} ${arrows[found.directions[name]]}$}}")
+        titles.append(
+            f"\\multicolumn{{2}}{{c}}{{{text} ${arrows[study_results.directions[name]]}$}}"
+        )
     rows = []
-    for group in _groups(found):
+    for group in _groups(study_results):
         rows.append("\\midrule")
         rows += [
             " & ".join([latex.escape(_name(study, e)), *(_cells(study, e, name) for name in names)])
@@ -253,7 +258,7 @@ def _table(study: _Study) -> str:
 
 
 def _cells(study: _Study, entry: Entry, score: str) -> str:
-    """The two cells of a score: the mean, and its error with the dagger."""
+    """The two cells of a score: the mean, and the error with a dagger if the difference is significant."""
     if score not in entry.scores:
         return "{--} & "
     mean, error = _numbers(study, score, entry.scores[score])
@@ -264,9 +269,9 @@ def _cells(study: _Study, entry: Entry, score: str) -> str:
 
 
 def _settings(study: _Study) -> str:
-    """Return problems, samples and decoding of each task, as a phrase."""
+    """A phrase with the problems, samples and decoding of each task."""
     parts = []
-    for task in study.found.settings.get("tasks", []):
+    for task in study.results.settings.get("tasks", []):
         name = str(task.get("task", ""))
         count = task.get("samples", 1)
         sampled = (
@@ -282,16 +287,16 @@ def _settings(study: _Study) -> str:
 
 
 def _caption(study: _Study) -> str:
-    points = len(study.found.points)
+    points = len(study.results.points)
     settings = _settings(study)
     about = (
         "on held-out problems, which no merge was chosen by"
         if study.held_out
         else "on the problems that merges were chosen by"
-        if study.found.chosen
+        if study.results.chosen
         else "of all models"
     )
-    typed = [e for e in study.found.entries if e.source]
+    typed = [e for e in study.results.entries if e.source]
     sources = "; ".join(
         f"{latex.escape(study.short[e.name])}: {latex.escape(e.source or '')}" for e in typed
     )
@@ -305,16 +310,16 @@ def _caption(study: _Study) -> str:
 
 
 def _markdown(study: _Study) -> str:
-    """The same table as Markdown."""
-    found = study.found
-    names = list(found.directions)
+    """The table of scores as Markdown."""
+    study_results = study.results
+    names = list(study_results.directions)
     arrows = {"max": "↑", "min": "↓"}
     heads = [
-        f"{name}{' (%)' if name in study.rates else ''} {arrows[found.directions[name]]}"
+        f"{name}{' (%)' if name in study.rates else ''} {arrows[study_results.directions[name]]}"
         for name in names
     ]
     rows = [f"| model | {' | '.join(heads)} |", f"|---|{'---:|' * len(names)}"]
-    for group in _groups(found):
+    for group in _groups(study_results):
         for entry in group:
             cells = [_name(study, entry).replace("|", "\\|")]
             for name in names:
@@ -332,61 +337,61 @@ def _markdown(study: _Study) -> str:
 # -- what was done -------------------------------------------------------------------------------
 
 
-def used_methods(found: Results) -> list[Method]:
-    """The merge methods of a study: of its recipe, or of its points' values."""
+def used_methods(study_results: Results) -> list[Method]:
+    """The merge methods that a study's recipe, or its points' values, name."""
     try:
-        data = yaml.safe_load(found.recipe)
+        data = yaml.safe_load(study_results.recipe)
     except yaml.YAMLError:
         data = None
     asked = [data.get("merge_method")] if isinstance(data, dict) else []
-    asked += [value for point in found.points for value in point.values.values()]
+    asked += [value for point in study_results.points for value in point.values.values()]
     known = [methods.get(name) for name in dict.fromkeys(map(str, asked))]
     return [method for method in known if method is not None]
 
 
 def _sources(study: _Study) -> list[tuple[str, str]]:
-    """Sources of all that a study used, with titles for those that the bibliography lacks."""
-    found = study.found
+    """The sources to cite, with titles for those that the bibliography does not know."""
+    study_results = study.results
     sources = [("2306.04488", ""), ("2411.00640", ""), ("max-t", ""), ("holm", "")]
-    for method in used_methods(found):
+    for method in used_methods(study_results):
         if method.paper is not None:
             sources.append((method.paper, method.title))
-    if any("_pass@" in name for name in found.directions):
+    if any("_pass@" in name for name in study_results.directions):
         sources.append(("2107.03374", ""))
-    if any("_maj@" in name for name in found.directions):
+    if any("_maj@" in name for name in study_results.directions):
         sources.append(("2203.11171", ""))
-    tasks = [str(task.get("task", "")) for task in found.settings.get("tasks", [])]
+    tasks = [str(task.get("task", "")) for task in study_results.settings.get("tasks", [])]
     sources += [
         (source, "")
         for pattern, source in bibliography.DATA_SETS.items()
         if any(re.search(pattern, task, re.IGNORECASE) for task in tasks)
     ]
-    if any(task.get("preset") == "open-rs" for task in found.settings.get("tasks", [])):
+    if any(task.get("preset") == "open-rs" for task in study_results.settings.get("tasks", [])):
         sources.append(("2503.16219", ""))
-    versions = found.settings.get("versions", {})
+    versions = study_results.settings.get("versions", {})
     sources += [(source, "") for tool, source in bibliography.TOOLS.items() if tool in versions]
     sources += [
         (match[1], entry.name)
-        for entry in found.entries
+        for entry in study_results.entries
         if entry.source and (match := re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", entry.source))
     ]
     return list(dict.fromkeys(sources))
 
 
 def _methods(study: _Study, keys: Mapping[str, str]) -> str:
-    """The paragraph that a reviewer asks for."""
-    found = study.found
+    """The paragraph on methods, as LaTeX."""
+    study_results = study.results
 
     def cite(*sources: str) -> str:
-        own = [keys[source] for source in sources if source in keys]
-        return f"~\\cite{{{','.join(own)}}}" if own else ""
+        known = [keys[source] for source in sources if source in keys]
+        return f"~\\cite{{{','.join(known)}}}" if known else ""
 
-    roles = [entry.role for entry in found.entries]
+    roles = [entry.role for entry in study_results.entries]
     by = ", ".join(
         f"\\texttt{{{latex.escape(method.name)}}}{cite(str(method.paper))}"
-        for method in used_methods(found)
+        for method in used_methods(study_results)
     )
-    versions = found.settings.get("versions", {})
+    versions = study_results.settings.get("versions", {})
     tools = ", ".join(
         f"{latex.escape(tool)} {latex.escape(str(version))}{cite(bibliography.TOOLS.get(tool, ''))}"
         for tool, version in versions.items()
@@ -399,16 +404,16 @@ def _methods(study: _Study, keys: Mapping[str, str]) -> str:
         + (f" by {by}" if by else "")
         + f", as rewarded soups do{cite('2306.04488')}.",
     ]
-    if found.references:
-        count = len(found.references)
+    if study_results.references:
+        count = len(study_results.references)
         shown = ", ".join(
-            f"{latex.escape(study.short[e.name])} ({e.role})" for e in found.references
+            f"{latex.escape(study.short[e.name])} ({e.role})" for e in study_results.references
         )
         sentences.append(f"We compare with {count} reference{'s' if count != 1 else ''}: {shown}.")
     if settings := _settings(study):
-        dtype = str(found.settings.get("dtype", ""))
+        dtype = str(study_results.settings.get("dtype", ""))
         where = f", computed in {latex.escape(dtype)}" if dtype and dtype != "auto" else ""
-        seeds = {task.get("seed") for task in found.settings.get("tasks", [])}
+        seeds = {task.get("seed") for task in study_results.settings.get("tasks", [])}
         seed = f", seed {seeds.pop()}" if len(seeds) == 1 else ""
         sentences.append(f"All models answer the same problems ({settings}{where}{seed}).")
     sentences += [
@@ -416,11 +421,11 @@ def _methods(study: _Study, keys: Mapping[str, str]) -> str:
         f"errors over problems, intervals 95\\,\\%{cite('2411.00640')}.",
         "Differences are paired over problems and tested by sign-flip permutation of problems, two-sided "
         "(exact for verdicts of 0 and 1, with mid-$p$; 10\\,000 draws otherwise), adjusted for all models "
-        f"that are compared with one reference by max-T{cite('max-t')}, with Holm's rule{cite('holm')} beside "
-        "it.",
+        f"that are compared with one reference by max-T{cite('max-t')}, and for comparison by Holm's "
+        f"rule{cite('holm')}.",
     ]
-    if study.found.chosen and not study.held_out:
-        rules = "; ".join(dict.fromkeys(found.chosen.values()))
+    if study.results.chosen and not study.held_out:
+        rules = "; ".join(dict.fromkeys(study_results.chosen.values()))
         sentences.append(f"Merges were chosen by: {latex.escape(rules)}.")
     if tools:
         sentences.append(f"Versions: {tools}.")

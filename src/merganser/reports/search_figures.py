@@ -1,4 +1,4 @@
-"""Pictures of a search: its best score so far, and each parameter against the scores."""
+"""Figures of a search: the best score so far, and each parameter against the scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_PARAMETERS = 8
 
 
 def objectives(results: Results) -> list[str]:
-    """The scores that a search was for; empty for a study that is no search."""
+    """The objectives of a search; empty for other studies."""
     block = results.settings.get("search")
     given = block.get("objectives") if isinstance(block, Mapping) else None
     names = [given] if isinstance(given, str) else list(given) if isinstance(given, Mapping) else []
@@ -28,7 +28,7 @@ def objectives(results: Results) -> list[str]:
 
 @styled
 def progress(results: Results, scores: Sequence[str]) -> Figure:
-    """Each candidate's scores in the order of the search, and the best so far.
+    """A figure of the candidates' scores in the order of the search, and of the best so far.
 
     Candidates that break a constraint are hollow, and are never the best.
 
@@ -43,8 +43,8 @@ def progress(results: Results, scores: Sequence[str]) -> Figure:
         numbered = [(n, e) for n, e in enumerate(results.points, 1) if score in e.scores]
         best: list[float] = []
         for _, entry in numbered:
-            own = [entry.scores[score].mean] if _is_allowed(entry, results) else []
-            so_far = [*best[-1:], *own]
+            mean = [entry.scores[score].mean] if _is_allowed(entry, results) else []
+            so_far = [*best[-1:], *mean]
             best.append(better((x for x in so_far if math.isfinite(x)), default=math.nan))
         numbers = [n for n, _ in numbered]
         _dots(axes, numbers, score, [e for _, e in numbered], results)
@@ -58,7 +58,7 @@ def progress(results: Results, scores: Sequence[str]) -> Figure:
 
 @styled
 def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
-    """Each parameter that the search varied against each objective; None if there is none.
+    """A figure of each objective against each parameter that the search varied; None if it varied none.
 
     Args:
         results: what a search found.
@@ -91,34 +91,36 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
 
 @styled
 def importance(results: Results, scores: Sequence[str]) -> Figure | None:
-    """What each parameter explains of each objective by itself; the mark is what chance explains.
+    """A figure of the share of each objective's variance that each parameter explains by itself.
+
+    A mark shows the share that chance would explain.
 
     Args:
         results: what a search found.
         scores: names of its objectives.
 
     Returns:
-        None if there are too few candidates to tell.
+        The figure; None if there are too few candidates.
     """
     values = flat_values(results)
     keys = varied_keys(values)
-    found = {}
+    shares = {}
     for score in scores:
         having = [e for e in results.points if score in e.scores]
         means = [e.scores[score].mean for e in having]
-        found[score] = importances([values[e.name] for e in having], means, keys)
-    if not any(found.values()):
+        shares[score] = importances([values[e.name] for e in having], means, keys)
+    if not any(shares.values()):
         return None
-    rows = max(len(each) for each in found.values())
+    rows = max(len(row) for row in shares.values())
     figure = Figure(figsize=(3.4 * len(scores) + 0.6, 0.32 * rows + 1.2))
     grid = figure.subplots(1, len(scores), squeeze=False, sharex=True)
-    for axes, (score, listed), colour in zip(grid.flat, found.items(), COLOURS, strict=False):
+    for axes, (score, listed), colour in zip(grid.flat, shares.items(), COLOURS, strict=False):
         places = range(len(listed))
-        tints = [colour if each.share > each.chance else FAINT for each in listed]
-        axes.barh(places, [each.share for each in listed], color=tints, height=0.62)
-        for place, each in zip(places, listed, strict=True):
-            axes.vlines(each.chance, place - 0.4, place + 0.4, color=INK, linewidth=1.3)
-        axes.set_yticks(places, [each.key for each in listed])
+        tints = [colour if row.share > row.chance else FAINT for row in listed]
+        axes.barh(places, [row.share for row in listed], color=tints, height=0.62)
+        for place, row in zip(places, listed, strict=True):
+            axes.vlines(row.chance, place - 0.4, place + 0.4, color=INK, linewidth=1.3)
+        axes.set_yticks(places, [row.key for row in listed])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.grid(axis="y", visible=False)
@@ -127,31 +129,35 @@ def importance(results: Results, scores: Sequence[str]) -> Figure | None:
 
 
 def flat_values(results: Results) -> dict[str, dict[str, Any]]:
-    """Return the parameters of each merge, lists split into single numbers."""
+    """The parameters of each merge by its name; lists are split into single numbers."""
     return {entry.name: _flat(entry.values) for entry in results.points}
 
 
 def varied_keys(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The parameters that are not the same for all merges."""
-    keys = dict.fromkeys(key for own in values.values() for key in own)
-    return [k for k in keys if len({ten_digits(own[k]) for own in values.values() if k in own}) > 1]
+    """The parameters that have several values."""
+    keys = dict.fromkeys(key for settings in values.values() for key in settings)
+    return [
+        k
+        for k in keys
+        if len({ten_digits(settings[k]) for settings in values.values() if k in settings}) > 1
+    ]
 
 
 def _dots(
     axes: Axes, places: Sequence[Any], score: str, entries: Sequence[Entry], results: Results
 ) -> None:
-    """Scores of candidates with their 95 % intervals; hollow if a constraint is broken, ringed if chosen."""
+    """Draw candidates' scores with 95 % intervals: hollow if a constraint is broken, ringed if chosen."""
     for place, entry in zip(places, entries, strict=True):
-        own = entry.scores[score]
+        estimate = entry.scores[score]
         fill = GREY if _is_allowed(entry, results) else "white"
-        axes.vlines(place, own.low, own.high, color=FAINT, linewidth=1, zorder=1)
-        axes.scatter([place], [own.mean], s=18, facecolor=fill, edgecolor=GREY, zorder=2)
+        axes.vlines(place, estimate.low, estimate.high, color=FAINT, linewidth=1, zorder=1)
+        axes.scatter([place], [estimate.mean], s=18, facecolor=fill, edgecolor=GREY, zorder=2)
         if entry.name in results.chosen:
-            axes.scatter([place], [own.mean], s=90, facecolor="none", edgecolor=INK, zorder=3)
+            axes.scatter([place], [estimate.mean], s=90, facecolor="none", edgecolor=INK, zorder=3)
 
 
 def _is_allowed(entry: Entry, results: Results) -> bool:
-    """Whether a candidate keeps to the search's constraints."""
+    """Whether a candidate satisfies the search's constraints."""
     block = results.settings.get("search")
     limits = block.get("constraints") if isinstance(block, Mapping) else None
     for name, limit in limits.items() if isinstance(limits, Mapping) else ():
@@ -163,14 +169,14 @@ def _is_allowed(entry: Entry, results: Results) -> bool:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by keys, those of lists by ``key[0]``, ``key[1]``."""
-    found: dict[str, Any] = {}
+    """Values by key; the entries of lists by ``key[0]``, ``key[1]`` …"""
+    result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list | tuple):
-            found |= {f"{key}[{n}]": entry for n, entry in enumerate(value)}
+            result |= {f"{key}[{n}]": entry for n, entry in enumerate(value)}
         else:
-            found[key] = value
-    return found
+            result[key] = value
+    return result
 
 
 def _is_number(value: Any) -> bool:

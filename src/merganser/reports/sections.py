@@ -1,4 +1,4 @@
-"""Pictures of the report that only some studies have: of searches, of three models, of training steps."""
+"""Parts of the report that only some studies have: searches, mixtures of three models, training steps."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from merganser.results.scores import Results
 from merganser.results.simplex import triangles
 
 Picture = Callable[..., Any]
-"""Draws a figure for the page: its file's name, the figure, its title, its caption."""
+"""Adds a figure to the page: file name, figure, title, caption."""
 
 _DOTS = "Bars are 95 % intervals. Hollow: breaks a constraint. Ringed: chosen."
 
 
-def history(found: Results, picture: Picture) -> list[Any]:
-    """How a search went; nothing for other studies."""
+def history(results: Results, picture: Picture) -> list[Any]:
+    """The figures of a search; empty for other studies."""
     figures = extras.load("merganser.reports.search_figures", "plot")
     many = extras.load("merganser.reports.many_scores", "plot")
-    scores = figures.objectives(found)
-    if not scores or not found.points:
+    scores = figures.objectives(results)
+    if not scores or not results.points:
         return []
     both = " and ".join(scores)
     pictures = [
         picture(
             "history",
-            figures.progress(found, scores),
+            figures.progress(results, scores),
             "The search",
             f"Each candidate’s {both}, and the best so far. {_DOTS}",
         )
     ]
-    if (figure := figures.parameters(found, scores)) is not None:
+    if (figure := figures.parameters(results, scores)) is not None:
         caption = f"Each parameter against {both}. {_DOTS}"
         pictures.append(picture("parameters", figure, "Parameters against scores", caption))
-    if (figure := figures.importance(found, scores)) is not None:
+    if (figure := figures.importance(results, scores)) is not None:
         caption = (
             f"How much of {both} each parameter explains by itself, as a share of its variance between "
             "candidates. The mark is what chance reaches in 19 of 20 cases; grey is not above it."
         )
         pictures.append(picture("importance", figure, "Importance of parameters", caption))
-    values = figures.flat_values(found)
-    figure = many.parallel(found, values, figures.varied_keys(values), scores)
+    values = figures.flat_values(results)
+    figure = many.parallel(results, values, figures.varied_keys(values), scores)
     if figure is not None:
         caption = (
             f"Parallel coordinates: a line for each candidate through its parameters and {both}; brighter where "
@@ -51,11 +51,11 @@ def history(found: Results, picture: Picture) -> list[Any]:
     return pictures
 
 
-def simplex(found: Results, picture: Picture) -> Any:
-    """Triangles of three models; None for other studies."""
-    if not found.directions or not triangles(found):
+def simplex(results: Results, picture: Picture) -> Any:
+    """The triangles of studies that mix three models; None for other studies."""
+    if not results.directions or not triangles(results):
         return None
-    figure = extras.load("merganser.reports.ternary", "plot").ternary(found)
+    figure = extras.load("merganser.reports.ternary", "plot").ternary(results)
     caption = (
         "Each score over the weights of three models: every dot is a merge, brighter where the score is better, "
         "lines join equal scores. Starred: the best, with its weights in the order left, right, top. Ringed: "
@@ -64,28 +64,28 @@ def simplex(found: Results, picture: Picture) -> Any:
     return figure and picture("ternary", figure, "Scores over three weights", caption)
 
 
-def steps(found: Results, picture: Picture) -> list[Any]:
-    """Scores against the steps of a training run; nothing for other studies."""
+def steps(results: Results, picture: Picture) -> list[Any]:
+    """The figures of scores against the steps of a training run; empty for other studies."""
     figures = extras.load("merganser.reports.step_figures", "plot")
     pictures = []
-    if (figure := figures.against_steps(found)) is not None:
+    if (figure := figures.against_steps(results)) is not None:
         caption = (
             "Scores against the step of training. Diamonds: the run’s steps as they are; dotted: the base. "
             "Bands are 95 % intervals."
         )
         pictures.append(picture("steps", figure, "Scores against steps", caption))
-    if (figure := figures.over_steps(found)) is not None:
+    if (figure := figures.over_steps(results)) is not None:
         caption = "Scores over steps and the other number; brighter is better. Framed: chosen."
         pictures.append(picture("steps-grid", figure, "Scores over steps", caption))
     return pictures
 
 
-def third_score(found: Results, x: str | None, y: str | None, picture: Picture) -> Any:
-    """The front of three scores; None for studies with fewer."""
-    z = next((name for name in found.directions if name not in (x, y)), None)
+def third_score(results: Results, x: str | None, y: str | None, picture: Picture) -> Any:
+    """The figure of the front of three scores; None for studies with fewer scores."""
+    z = next((name for name in results.directions if name not in (x, y)), None)
     if x is None or y is None or z is None:
         return None
-    figure = extras.load("merganser.reports.many_scores", "plot").coloured_front(found, x, y, z)
+    figure = extras.load("merganser.reports.many_scores", "plot").coloured_front(results, x, y, z)
     caption = (
         f"{y} against {x}, coloured by {z}: brighter is better. Large: no other model is at least as good in "
         "all three and better in one. Diamonds: the merged models."

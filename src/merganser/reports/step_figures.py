@@ -1,4 +1,4 @@
-"""Pictures of the steps of a training run: scores against steps, and over steps and another number."""
+"""Figures of a training run's steps: scores against steps, and over steps and a second number."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOST_SERIES = 12
 
 @styled
 def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """Each score against the step of training, a curve for each combination of the other keys.
+    """A figure of each score against the training step, one curve per combination of the other keys.
 
-    Diamonds are the steps of the run as they are, where they were scored; the dotted line is the base.
-    Bands are the scores' 95 % intervals.
+    Diamonds are the run's own steps, where they were scored; the dotted line is the base. Bands are the
+    scores' 95 % intervals.
 
     Returns:
-        None if no step varies.
+        The figure; None if no key is a step.
     """
     names = list(scores or results.directions)
     curves = run_series.series(results)[:MOST_SERIES]
@@ -69,7 +69,7 @@ def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figu
 
 
 def _colour(n: int, count: int) -> str:
-    """Return distinct colours while there are enough; else shades in the order of the curves."""
+    """The colour of a curve: a distinct one while there are enough, else a shade by its order."""
     if count <= len(COLOURS):
         return COLOURS[n]
     return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](n / (count - 1) * 0.92))
@@ -98,10 +98,10 @@ def _curve(
 
 @styled
 def over_steps(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """Each score over steps, across, and the other number that varies, upwards; better is brighter.
+    """A heat map of each score: steps across, a second number upwards; better scores are brighter.
 
     Returns:
-        None if the points are no such grid.
+        The figure; None if the points do not form such a grid.
     """
     names = list(scores or results.directions)
     grid = run_series.grid(results)
@@ -146,7 +146,7 @@ def over_steps(results: Results, scores: Sequence[str] | None = None) -> Figure 
 def _numbers(
     axes: Axes, table: Array, image: QuadMesh, chosen: Container[str], grid: run_series.Grid
 ) -> None:
-    """The scores as numbers, in a colour that can be read on theirs; chosen points are framed."""
+    """Write the scores into the cells, in a colour that contrasts with theirs; frame chosen points."""
     for row, number in enumerate(grid.numbers):
         for column, step in enumerate(grid.steps):
             value = float(table[row, column])

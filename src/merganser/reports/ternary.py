@@ -1,4 +1,4 @@
-"""Triangles of three models: each score over all their weights."""
+"""Ternary plots: a score over the weights of three models."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ MOST_TRIANGLES = 4
 COLUMNS = 3
 
 LINES = (0.2, 0.4, 0.6, 0.8)
-"""Weights that have lines and numbers."""
+"""Weights that get a line and a number."""
 
 _HEIGHT = 3**0.5 / 2
 
 
 @styled
 def ternary(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """A triangle for each score: every merge at its weights, brighter where the score is better.
+    """A figure with a triangle for each score: every merge at its weights, brighter for better scores.
 
-    Contours are straight between neighbouring merges. The best merge is starred, chosen ones are ringed,
-    and diamonds are the models themselves.
+    Contours are interpolated linearly between neighbouring merges. The best merge has a star, chosen ones
+    have rings, and diamonds are the three models.
 
     Args:
-        results: what a study found.
-        scores: which are drawn; by default all.
+        results: a study's results.
+        scores: names of the scores to draw; by default all.
 
     Returns:
-        None if no three models were merged.
+        The figure; None if no points mix three models.
     """
     names = list(scores or results.directions)[:MOST_SCORES]
-    found = [t for t in triangles(results) if any(t.having(s) for s in names)][:MOST_TRIANGLES]
-    if not found or not names:
+    shown = [t for t in triangles(results) if any(t.having(s) for s in names)][:MOST_TRIANGLES]
+    if not shown or not names:
         return None
     columns = min(COLUMNS, len(names))
-    rows = -(-len(names) // columns) * len(found)
+    rows = -(-len(names) // columns) * len(shown)
     figure = Figure(figsize=(3.6 * columns + 0.2, 3.7 * rows + 0.1))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for t, triangle in enumerate(found):
+    for t, triangle in enumerate(shown):
         for s, score in enumerate(names):
-            axes = grid[t * (rows // len(found)) + s // columns][s % columns]
+            axes = grid[t * (rows // len(shown)) + s // columns][s % columns]
             _panel(figure, axes, results, triangle, score)
     return figure
 
@@ -84,7 +84,7 @@ def _panel(figure: Figure, axes: Axes, results: Results, triangle: Triangle, sco
     best = fronts.best([e for _, e in shown], results.directions, score)
     n = next(i for i, (_, entry) in enumerate(shown) if entry is best)
     axes.scatter(x[n], y[n], marker="*", s=170, facecolor="white", edgecolor=INK, lw=1.0, zorder=6)
-    weights = " · ".join(ten_digits(round(each, 4)) for each in shown[n][0])
+    weights = " · ".join(ten_digits(round(weight, 4)) for weight in shown[n][0])
     axes.text(0.5, -0.2, f"★ {_short(values[n])} at {weights}", ha="center", va="top", fontsize=8.5)
     bar = figure.colorbar(
         ScalarMappable(norm, colours),
@@ -100,7 +100,7 @@ def _panel(figure: Figure, axes: Axes, results: Results, triangle: Triangle, sco
 
 
 def _surface(axes: Axes, x: Any, y: Any, values: Any, colours: str, norm: Normalize) -> None:
-    """The score between the merges, and lines of equal scores."""
+    """Draw the interpolated score, and lines of equal score."""
     mesh = Triangulation(x, y)
     flat = _flat(mesh)
     if flat.all():
@@ -121,7 +121,7 @@ def _surface(axes: Axes, x: Any, y: Any, values: Any, colours: str, norm: Normal
 
 
 def _flat(mesh: Triangulation) -> Any:
-    """Triangles along an edge that rounding made of points on one line."""
+    """A mask of degenerate triangles, which rounding creates from points on one line at an edge."""
     px, py = mesh.x[mesh.triangles], mesh.y[mesh.triangles]
     area = (px[:, 1] - px[:, 0]) * (py[:, 2] - py[:, 0]) - (px[:, 2] - px[:, 0]) * (
         py[:, 1] - py[:, 0]
@@ -130,11 +130,11 @@ def _flat(mesh: Triangulation) -> Any:
 
 
 def _frame(axes: Axes, triangle: Triangle) -> None:
-    """The triangle, its lines of equal weight with numbers, and the models' names at its corners."""
+    """Draw the triangle, its lines of equal weight with numbers, and the models' names at the corners."""
     axes.set_aspect("equal")
     axes.set_xlim(-0.08, 1.08)
     axes.set_ylim(-0.26, 0.98)
-    corners = [place(each) for each in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
+    corners = [place(corner) for corner in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0))]
     axes.plot(*zip(*corners, strict=True), color=GREY, linewidth=1.1, zorder=3)
     # On each side the weight of one model runs from 0 to 1: towards its own corner.
     sides = (

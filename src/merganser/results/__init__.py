@@ -1,1 +1,1 @@
-"""What a study measured: scores, fronts, lines between models, completions."""
+"""The results of a study: scores, fronts, lines between models, completions."""

@@ -19,7 +19,7 @@ class Comparison:
 
     Attributes:
         score: the score's name; ``mean of tasks/SCORER`` over several tasks.
-        direction: whether more or less of it is better.
+        direction: ``max`` if higher scores are better, else ``min``.
         model, reference: names of entries.
         mean, reference_mean: the scores of both, on the compared problems.
         difference: model minus reference.
@@ -80,7 +80,7 @@ class Comparison:
         return "better" if (self.difference > 0) == (self.direction == "max") else "worse"
 
     def verdict_text(self, places: int) -> str:
-        """The verdict; if it is not significant, with the difference that would have been."""
+        """The verdict as text; if it is not significant, with the smallest difference that would have been."""
         if self.verdict != "not significant":
             return self.verdict
         return f"not significant (would see {self.detectable:.{places}f})"
@@ -103,10 +103,10 @@ class Comparisons:
     draws: int = DRAWS
 
     def __repr__(self) -> str:
-        found = [row.verdict for row in self.rows]
+        verdicts = [row.verdict for row in self.rows]
         return (
-            f"Comparisons({self.study!r}, {len(found)} differences: {found.count('better')} better, "
-            f"{found.count('worse')} worse, {found.count('not significant')} not significant)"
+            f"Comparisons({self.study!r}, {len(verdicts)} differences: {verdicts.count('better')} better, "
+            f"{verdicts.count('worse')} worse, {verdicts.count('not significant')} not significant)"
         )
 
     def _repr_html_(self) -> str:
@@ -127,7 +127,7 @@ class Comparisons:
         return notebook.table(head, rows, f"Comparisons of {self.study}")
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The comparisons as plain data, for JSON."""
         rows = [
             asdict(row) | {"p_verdict": row.p_verdict, "verdict": row.verdict} for row in self.rows
         ]

@@ -32,43 +32,43 @@ def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
     Raises:
         InputError: a file is missing, broken, or outside of the folder.
     """
-    found: dict[str, list[Sample]] = {}
+    completions: dict[str, list[Sample]] = {}
     home = folder.resolve()
     for entry in results.entries:
         if entry.samples is None:
             continue
         file = (folder / entry.samples).resolve()
         if not file.is_relative_to(home):
-            raise InputError(f"{entry.samples}: samples of {entry.name} lie outside of {folder}")
-        found[entry.name] = samples.read(file)
-    return found
+            raise InputError(f"{entry.samples}: samples of {entry.name} are outside of {folder}")
+        completions[entry.name] = samples.read(file)
+    return completions
 
 
-def per_problem(kept: Kept) -> dict[str, dict[str, dict[str, float]]]:
+def per_problem(completions: Kept) -> dict[str, dict[str, dict[str, float]]]:
     """Return each entry's mean of each score over a problem's samples, for
     :func:`merganser.results.front.certainty`."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    several = len({sample.task for own in kept.values() for sample in own}) > 1
-    for entry, said in kept.items():
+    means: dict[str, dict[str, dict[str, float]]] = {}
+    several = len({sample.task for listed in completions.values() for sample in listed}) > 1
+    for entry, answers in completions.items():
         groups: dict[tuple[str, str], list[float]] = {}
-        for sample in said:
+        for sample in answers:
             for name, value in sample.scores.items():
                 score = f"{sample.task}/{name}" if several else name
                 groups.setdefault((score, sample.problem), []).append(value)
-        own = found.setdefault(entry, {})
+        listed = means.setdefault(entry, {})
         for (score, problem), values in groups.items():
-            own.setdefault(score, {})[problem] = fmean(values)
-    return found
+            listed.setdefault(score, {})[problem] = fmean(values)
+    return means
 
 
-def for_page(kept: Kept) -> list[dict[str, Any]]:
+def for_page(completions: Kept) -> list[dict[str, Any]]:
     """Return problems with every entry's first completion, as plain data.
 
     If there are more problems than fit on a page, those on which the models differ most remain.
     """
     groups: dict[tuple[str, str], dict[str, Sample]] = {}
-    for entry, said in kept.items():
-        for sample in said:
+    for entry, listed in completions.items():
+        for sample in listed:
             groups.setdefault((sample.task, sample.problem), {}).setdefault(entry, sample)
     several = len({task for task, _ in groups}) > 1
     spread = sorted(groups, key=lambda key: -_spread(list(groups[key].values())))
@@ -100,12 +100,12 @@ def for_page(kept: Kept) -> list[dict[str, Any]]:
     ]
 
 
-def _spread(said: Sequence[Sample]) -> float:
+def _spread(samples: Sequence[Sample]) -> float:
     """Return how much the models differ on a problem: the variance of each score, scaled by its
     largest value."""
     total = 0.0
-    for name in said[0].scores:
-        values = [sample.scores.get(name, 0.0) for sample in said]
+    for name in samples[0].scores:
+        values = [sample.scores.get(name, 0.0) for sample in samples]
         total += pvariance(values) / (max(map(abs, values)) ** 2 or 1.0)
     return total
 
@@ -114,7 +114,7 @@ def _question(prompt: Prompt) -> str:
     """Return a prompt as text; a conversation with the role of each message."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{each.get('role')}: {each.get('content')}" for each in prompt)
+    return "\n\n".join(f"{message.get('role')}: {message.get('content')}" for message in prompt)
 
 
 def _answer(answer: str | None) -> str | None:

@@ -23,10 +23,10 @@ def samples(folder: str | Path) -> pd.DataFrame:
     """
     pandas = extras.load("pandas", "frames")
     home = Path(folder)
-    found = scores.read(home)
+    study = scores.read(home)
     rows: list[dict[str, Any]] = []
-    for entry in found.entries:
-        file = problem_scores.sample_file(found, home, entry.name)
+    for entry in study.entries:
+        file = problem_scores.sample_file(study, home, entry.name)
         for sample in kept_samples.read(file) if file is not None else ():
             prompt = sample.prompt
             rows.append(

@@ -54,7 +54,7 @@ def non_dominated(entries: Sequence[Entry], directions: Directions) -> list[Entr
     mask = extras.load("moocore", "plot").is_nondominated(
         table(complete, directions), maximise=_maximise(directions), keep_weakly=True
     )
-    return [entry for entry, kept in zip(complete, mask, strict=True) if kept]
+    return [entry for entry, on_front in zip(complete, mask, strict=True) if on_front]
 
 
 def _maximise(directions: Directions) -> list[bool]:
@@ -75,7 +75,7 @@ class Hypervolume:
 
     Attributes:
         value: of all models. Scores are scaled so that the worst of the frame is 0 and the best 1, so
-            that the value lies between 0 and ``(1 + margin) ** scores``.
+            that the value is between 0 and ``(1 + margin) ** scores``.
         contributions: by name, the volume lost without the model; 0 for dominated models and duplicates.
         worst, best: of each score, the values scaled to 0 and 1.
         reference: the reference point, in the scores' units.
@@ -262,7 +262,7 @@ def _resample(
     random: np.random.Generator,
 ) -> Array | None:
     """Means of resampled problems, float64 [draws, entries, scores]; None if problems are not shared."""
-    found = np.empty((draws, len(entries), len(directions)))
+    draws_of = np.empty((draws, len(entries), len(directions)))
     weights: dict[tuple[str, ...], Array] = {}
     for s, score in enumerate(directions):
         rows = [per_problem.get(entry.name, {}).get(score, {}) for entry in entries]
@@ -274,5 +274,5 @@ def _resample(
             counts = random.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
             weights[key] = counts / len(names)
         values = np.array([[row[name] for name in key[1:]] for row in rows])
-        found[:, :, s] = weights[key] @ values.T
-    return found
+        draws_of[:, :, s] = weights[key] @ values.T
+    return draws_of

@@ -26,7 +26,7 @@ class Importance:
 
     Attributes:
         key: the parameter.
-        share: the share of the score's variance that lies between groups of the parameter's values.
+        share: the share of the score's variance between groups of the parameter's values.
         chance: the 95 % quantile of the share under random permutations of the scores; a share
             below it is no evidence.
     """
@@ -52,19 +52,19 @@ def importances(
     Returns:
         Empty if there are too few candidates, or the score does not vary.
     """
-    own: Array = np.array(scores, np.float64)
-    if len(own) < LEAST or not np.ptp(own) > 0:
+    numbers: Array = np.array(scores, np.float64)
+    if len(numbers) < LEAST or not np.ptp(numbers) > 0:
         return []
     draw = random.Random(0)
-    orders = [draw.sample(range(len(own)), len(own)) for _ in range(SHUFFLES)]
-    found = []
+    orders = [draw.sample(range(len(numbers)), len(numbers)) for _ in range(SHUFFLES)]
+    result = []
     for key in keys:
-        groups = _groups([each.get(key) for each in values])
+        groups = _groups([point.get(key) for point in values])
         if groups.max() == 0:
             continue
-        by_chance = [_share(own[order], groups) for order in orders]
-        found.append(Importance(key, _share(own, groups), float(np.quantile(by_chance, 0.95))))
-    return sorted(found, key=lambda each: -each.share)
+        by_chance = [_share(numbers[order], groups) for order in orders]
+        result.append(Importance(key, _share(numbers, groups), float(np.quantile(by_chance, 0.95))))
+    return sorted(result, key=lambda point: -point.share)
 
 
 def _groups(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -85,6 +85,6 @@ def _share(scores: Array, groups: np.ndarray[Any, np.dtype[np.int64]]) -> float:
     total = float(((scores - scores.mean()) ** 2).sum())
     between = 0.0
     for group in np.unique(groups):
-        own = scores[groups == group]
-        between += len(own) * float((own.mean() - scores.mean()) ** 2)
+        group_scores = scores[groups == group]
+        between += len(group_scores) * float((group_scores.mean() - scores.mean()) ** 2)
     return between / total if total > 0 else 0.0

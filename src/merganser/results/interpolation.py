@@ -51,17 +51,17 @@ def lines(results: Results) -> list[Line]:
     for point in points:
         others = tuple(number_format.ten_digits(point.values.get(key)) for key in fixed)
         groups.setdefault((members(results, point), others), []).append(point)
-    several = len({found for found, _ in groups}) > 1
+    several = len({constants for constants, _ in groups}) > 1
     varied = [len({others[n] for _, others in groups}) > 1 for n in range(len(fixed))]
     lines = []
-    for (found, others), chosen in groups.items():
-        parts = [" + ".join(short.get(n, n) for n in found)] if several and found else []
+    for (constants, others), chosen in groups.items():
+        parts = [" + ".join(short.get(n, n) for n in constants)] if several and constants else []
         parts += [
             f"{key} {short.get(value, value)}"
             for key, value, varies in zip(fixed, others, varied, strict=True)
             if varies and not ("." in key and parts)  # the parts of a pair: its models say it
         ]
-        lines.append(_line(results, ", ".join(parts), chosen, found, dials))
+        lines.append(_line(results, ", ".join(parts), chosen, constants, dials))
     return [line for line in lines if len(line.points) > 1]
 
 
@@ -131,14 +131,14 @@ def _line(
     base = next((e.name for e in known.values() if e.role == "base"), None)
     pair: tuple[str, str] | None = None
     numbers: list[float] = []
-    if len(names) == 2 and all(abs(sum(each) - 1) < 1e-6 for each in weights):
+    if len(names) == 2 and all(abs(sum(row) - 1) < 1e-6 for row in weights):
         # What the sweep's number is the weight of is on the right; else the last model.
-        first = [each[0] for each in weights]
+        first = [row[0] for row in weights]
         turned = any(_near([p.values.get(key) for p in points], first) for key in dials)
         pair = (names[1], names[0]) if turned else (names[0], names[1])
-        numbers = first if turned else [each[1] for each in weights]
+        numbers = first if turned else [row[1] for row in weights]
     elif len(names) == 1 and base is not None:  # a multiple of one model's change
-        pair, numbers = (base, names[0]), [each[0] for each in weights]
+        pair, numbers = (base, names[0]), [row[0] for row in weights]
     if pair is not None and len(set(numbers)) == len(points):
         ends = (known[pair[0]], known[pair[1]]) if pair[0] in known and pair[1] in known else None
         name = short_names(results).get(pair[1], pair[1])
@@ -192,7 +192,7 @@ def gap(line: Line, score: str, direction: Direction) -> Gap | None:
     if line.ends is None or not inner or any(score not in end.scores for end in line.ends):
         return None
     sign = 1.0 if direction == "max" else -1.0
-    begin, end = (each.scores[score].mean for each in line.ends)
+    begin, end = (end_entry.scores[score].mean for end_entry in line.ends)
     gaps = [(sign * (e.scores[score].mean - (begin + x * (end - begin))), x) for x, e in inner]
     most, at = max(gaps, key=lambda pair: abs(pair[0]))
     tau = kendall([(x, sign * e.scores[score].mean) for x, e in line.along(score)])

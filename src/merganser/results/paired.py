@@ -37,27 +37,30 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparisons:
-    """Return tests of models of a study against references, on the problems that they share.
+    """Test models of a study against references, on the problems that both have.
 
-    Differences are paired over problems; all samples of a problem count as one. P-values are those of
-    sign flips of problems (McNemar's exact test for single verdicts of 0 and 1), adjusted by max-T for all
-    models that are compared with one reference. A model selected on the problems, or the best on
-    them, is judged only by the adjusted value over all merges; if the study has ``held_out``, it
-    is tested on those problems.
+    Differences are paired over problems; all samples of a problem count as one. P-values are from sign
+    flips of problems (McNemar's exact test for single verdicts of 0 and 1), adjusted by max-T for all
+    models that are compared with one reference. A model that was selected on the problems, or is the best
+    on them, is judged only by the value adjusted for all merges; if the study has held-out problems, it
+    is tested on those.
 
     Args:
         study: the folder of a study.
-        models: names, also short ones as in tables. The first is compared with each of the others;
-            with ``against`` each is compared with those. By default all merges are compared.
+        models: names, or short names as in tables. With ``against``, each is compared with those;
+            otherwise the first is compared with each of the others. By default all merges are compared.
         against: the references; by default all models of the study that are not merges.
-        scores: the scores to test; by default all, and for a scorer of several tasks its mean over them.
+        scores: the scores to test; by default all, and the means over tasks of scorers of several tasks.
         weights: the tasks' weights in that mean; equal by default.
         draws: number of random sign flips, used if there are too many to enumerate.
         seed: seed of the draws.
 
+    Returns:
+        One row per score, model and reference: difference, 95 % interval, p-values and verdict.
+
     Raises:
-        InputError: there are no results, or their samples are broken.
-        RecipeError: a model or score does not exist, or there is nothing to compare.
+        InputError: when there are no results, or their samples cannot be read.
+        RecipeError: when a model or score does not exist, or there is nothing to compare.
     """
     folder = Path(study)
     seen = _read(folder, scores, weights)
@@ -83,7 +86,7 @@ def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str
         InputError: there are no results, or their samples are broken.
     """
     seen = _read(Path(study), (), None)
-    found: dict[str, frozenset[str]] = {}
+    result: dict[str, frozenset[str]] = {}
     for score in seen.results.directions:
         having = [e.name for e in seen.results.entries if seen.has(score, e.name)]
         if not having:
@@ -97,8 +100,8 @@ def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str
         except RecipeError:  # there is one problem only
             rows = []
         close = [row.model for row in rows if row.verdict == "not significant"]
-        found[score] = frozenset([best, *close])
-    return found
+        result[score] = frozenset([best, *close])
+    return result
 
 
 def additions(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> tuple[Comparison, ...]:
@@ -193,8 +196,8 @@ class _Study:
 
 
 def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | None) -> _Study:
-    found = scores.read(folder)
-    tables = problem_scores.load(found, folder)
+    results = scores.read(folder)
+    tables = problem_scores.load(results, folder)
     shared: dict[str, list[ScoreTable]] = {}
     for table in tables.values():
         shared.setdefault(table.scorer, []).append(table)
@@ -205,49 +208,49 @@ def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | Non
         if not weight >= 0:
             raise RecipeError(f"weights: {name}: {weight:g} is negative")
     groups = {}
-    for scorer, own in shared.items():
-        parts = [(t.score, (weights or {}).get(t.task, 0.0 if weights else 1.0)) for t in own]
+    for scorer, members in shared.items():
+        parts = [(t.score, (weights or {}).get(t.task, 0.0 if weights else 1.0)) for t in members]
         parts = [(score, weight) for score, weight in parts if weight > 0]
-        if len(parts) > 1 and len({t.direction for t in own}) == 1:
+        if len(parts) > 1 and len({t.direction for t in members}) == 1:
             groups[f"{TOGETHER}/{scorer}"] = tuple(parts)
-    return _Study(found, tables, groups)
+    return _Study(results, tables, groups)
 
 
-def find(found: Results, name: str) -> str:
+def find(results: Results, name: str) -> str:
     """Return the entry of a name, which may be a short name as in tables.
 
     Raises:
         RecipeError: no entry matches, or several do.
     """
-    names = [entry.name for entry in found.entries]
+    names = [entry.name for entry in results.entries]
     if name in names:
         return name
-    short = labels(found)
-    chosen = [each for each in names if short[each] == name] or matching(names, name)
+    short = labels(results)
+    chosen = [candidate for candidate in names if short[candidate] == name] or matching(names, name)
     if not chosen:
         raise RecipeError(
-            f"{found.name} has no model {name!r}; {suggestions.suggest(name, [short[n] for n in names])}"
+            f"{results.name} has no model {name!r}; {suggestions.suggest(name, [short[n] for n in names])}"
         )
     if len(chosen) > 1:
         raise RecipeError(f"{name!r} may be {' or '.join(chosen[:3])}; give more of the name")
     return chosen[0]
 
 
-def _pairs(found: Results, models: Sequence[str], against: Sequence[str]) -> list[list[Pair]]:
+def _pairs(results: Results, models: Sequence[str], against: Sequence[str]) -> list[list[Pair]]:
     """The families of comparisons: by reference, or of one model with several."""
-    named = [find(found, name) for name in models]
-    references = [find(found, name) for name in against]
-    others = [entry.name for entry in found.entries if entry.role != "point"]
+    named = [find(results, name) for name in models]
+    references = [find(results, name) for name in against]
+    others = [entry.name for entry in results.entries if entry.role != "point"]
     if references or not named:
-        named = named or [point.name for point in found.points]
+        named = named or [point.name for point in results.points]
         references = references or others
         pairs = [[(n, r) for n in named if n != r] for r in dict.fromkeys(references)]
     else:
         first, *rest = named
         pairs = [[(first, other) for other in dict.fromkeys(rest or others) if other != first]]
-    pairs = [each for each in pairs if each]
+    pairs = [group for group in pairs if group]
     if not pairs:
-        raise RecipeError(f"{found.name}: there are no two models to compare; name some")
+        raise RecipeError(f"{results.name}: there are no two models to compare; name some")
     return pairs
 
 
@@ -286,11 +289,11 @@ def _compare(
             if pair not in free:
                 models, references = ([n] if n not in chosen else points for n in pair)
                 wide = [(m, r) for m in models for r in references if m != r]
-                found = _family(seen, score, wide, chosen, draws, seed)
-                rows += [row for row in found if (row.model, row.reference) == pair]
+                family = _family(seen, score, wide, chosen, draws, seed)
+                rows += [row for row in family if (row.model, row.reference) == pair]
     if again and unseen:
-        found = _family(unseen, score, again, set(), draws, seed)
-        rows += [replace(row, held_out=True) for row in found]
+        family = _family(unseen, score, again, set(), draws, seed)
+        rows += [replace(row, held_out=True) for row in family]
     return rows
 
 
@@ -331,17 +334,17 @@ def _paired(
     rates = all(table.is_rate for table in tables)
     problems = sum(len(table.problems) for table in tables)
     if min(len(table.problems) for table in tables) < 2:
-        raise RecipeError(f"{score}: one problem says nothing of others; two or more are needed")
-    found = significance.differences(parts, weights, rates=rates)
+        raise RecipeError(f"{score}: one problem allows no comparison; two or more are needed")
+    estimates = significance.differences(parts, weights, rates=rates)
     tested = significance.family(parts, weights, draws=draws, seed=seed)
     sign = 1 if study.direction(score) == "max" else -1
     rows = []
     for n, (model, reference) in enumerate(pairs):
-        own = [part[n] for part in parts]
-        p, exact, test = _single(tables, own, tested.single[n], tested.exact, draws)
+        task_differences = [part[n] for part in parts]
+        p, exact, test = _single(tables, task_differences, tested.single[n], tested.exact, draws)
         selected = bool(chosen & {model, reference})
         several = len(pairs) > 1
-        low, high = found[n].interval(tested.critical if selected and several else None)
+        low, high = estimates[n].interval(tested.critical if selected and several else None)
         rows.append(
             Comparison(
                 score=score,
@@ -350,18 +353,18 @@ def _paired(
                 reference=reference,
                 mean=study.mean(score, model),
                 reference_mean=study.mean(score, reference),
-                difference=found[n].mean,
-                error=found[n].error,
+                difference=estimates[n].mean,
+                error=estimates[n].error,
                 low=low,
                 high=high,
                 p=p,
                 p_max_t=max(tested.adjusted[n], p) if several else p,
                 p_holm=p,
                 family=len(pairs),
-                detectable=found[n].detectable(tested.critical if several else None),
+                detectable=estimates[n].detectable(tested.critical if several else None),
                 problems=problems,
-                wins=sum(int((sign * d > 1e-12).sum()) for d in own),
-                losses=sum(int((sign * d < -1e-12).sum()) for d in own),
+                wins=sum(int((sign * d > 1e-12).sum()) for d in task_differences),
+                losses=sum(int((sign * d < -1e-12).sum()) for d in task_differences),
                 test=test,
                 selected=selected,
                 p_exact=None if selected and several else exact,
@@ -371,14 +374,18 @@ def _paired(
 
 
 def _single(
-    tables: Sequence[ScoreTable], own: Sequence[Any], drawn: float, listed: bool, draws: int
+    tables: Sequence[ScoreTable],
+    task_differences: Sequence[Any],
+    drawn: float,
+    listed: bool,
+    draws: int,
 ) -> tuple[float, float | None, str]:
     """Return the p-value of one test alone, the exact one, and the name of the test."""
     if len(tables) == 1 and tables[0].grain:
-        middle = significance.mid_p(own[0], tables[0].grain)
+        middle = significance.mid_p(task_differences[0], tables[0].grain)
         if middle is not None:
             single = tables[0].is_rate and bool((tables[0].counts == 1).all())
-            exact = significance.exact_p(own[0], tables[0].grain)
+            exact = significance.exact_p(task_differences[0], tables[0].grain)
             return middle, exact, "McNemar, mid-p" if single else "all sign flips, mid-p"
     if listed:
         return drawn, drawn, "all sign flips"
@@ -397,10 +404,10 @@ def _unpaired(
         for name in (model, reference)
     ]
     means = [study.mean(score, name) for name in (model, reference)]
-    found = Difference(means[0] - means[1], hypot(*errors), 1e9)
-    z = abs(found.mean) / found.error if found.error else 0.0
+    estimate = Difference(means[0] - means[1], hypot(*errors), 1e9)
+    z = abs(estimate.mean) / estimate.error if estimate.error else 0.0
     p = significance.normal_tail(z)
-    low, high = found.interval()
+    low, high = estimate.interval()
     return Comparison(
         score=score,
         direction=study.direction(score),
@@ -408,15 +415,15 @@ def _unpaired(
         reference=reference,
         mean=means[0],
         reference_mean=means[1],
-        difference=found.mean,
-        error=found.error,
+        difference=estimate.mean,
+        error=estimate.error,
         low=low,
         high=high,
         p=p,
         p_max_t=None,
         p_holm=p,
         family=1,
-        detectable=found.detectable(),
+        detectable=estimate.detectable(),
         problems=0,
         wins=0,
         losses=0,

@@ -50,13 +50,13 @@ class Power:
     within: float | None
 
     def variance_with(self, samples: float) -> float | None:
-        """Return the variance of a problem's difference at a number of samples; None if unknown."""
+        """The variance of a problem's difference at a number of samples; None if unknown."""
         if self.between is None or self.within is None:
             return self.variance if samples == self.samples else None
         return self.between + 2 * self.within / samples
 
     def detectable(self, problems: int | None = None, samples: float | None = None) -> float | None:
-        """Return the smallest true difference that a test at 5 % detects with a power of 80 %.
+        """The smallest true difference that a test at 5 % detects with a power of 80 %.
 
         Args:
             problems, samples: by default those of the study; ``math.inf`` samples give the limit.
@@ -72,7 +72,7 @@ class Power:
         return None if variance is None else max(2, math.ceil(DETECTED * variance / difference**2))
 
     def samples_for(self, difference: float, problems: int | None = None) -> int | None:
-        """Return the needed samples per problem; None if no number suffices, or it is unknown."""
+        """Samples per problem needed to detect a difference; None if no number suffices, or it is unknown."""
         if self.between is None or self.within is None:
             return None
         left = (problems or self.problems) * difference**2 / DETECTED - self.between
@@ -80,35 +80,37 @@ class Power:
 
 
 def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
-    """Return the variance components of a study's scores, over pairs of merges and references.
+    """The variance components of a study's scores, from which the needed numbers of problems follow.
+
+    They are averaged over pairs of merges and references.
 
     Args:
         study: the folder of a study, which may be a small pilot.
         scores: the scores to analyse; by default all that have samples.
 
     Raises:
-        InputError: there are no results, or their samples are broken.
-        RecipeError: the score does not exist, there are fewer than two models, or no two of them
+        InputError: when there are no results, or their samples cannot be read.
+        RecipeError: when the score does not exist, there are fewer than two models, or no two of them
             differ on any problem.
     """
     folder = Path(study)
-    found = _read_results(folder)
-    tables = problem_scores.load(found, folder)
+    results = _read_results(folder)
+    tables = problem_scores.load(results, folder)
     for name in scores:
         if name not in tables:
             raise RecipeError(
                 f"there are no samples of a score {name!r}; {suggestions.suggest(name, tables)}"
             )
-    return [_power(found, tables[name]) for name in scores or tables]
+    return [_power(results, tables[name]) for name in scores or tables]
 
 
 _read_results = scores.read
 
 
-def _power(found: Results, table: ScoreTable) -> Power:
-    pairs = _pairs(found, table)
+def _power(results: Results, table: ScoreTable) -> Power:
+    pairs = _pairs(results, table)
     if len(table.problems) < 2:
-        raise RecipeError(f"{table.score}: one problem says nothing of others; two are needed")
+        raise RecipeError(f"{table.score}: one problem allows no estimate; two or more are needed")
     rows = {name: table.row(name) for name in table.models}
     variance = float(np.mean([np.var(rows[a] - rows[b], ddof=1) for a, b in pairs]))
     luck = dict(zip(table.models, table.spread.mean(axis=1).tolist(), strict=True))
@@ -116,14 +118,14 @@ def _power(found: Results, table: ScoreTable) -> Power:
     samples = int(counts[0]) if len(counts) == 1 else 0
     between = within = None
     if table.is_mean and not any(math.isnan(value) for value in luck.values()):
-        own = float(np.mean([luck[a] + luck[b] for a, b in pairs]))
-        between = max(0.0, variance - own)
+        by_luck = float(np.mean([luck[a] + luck[b] for a, b in pairs]))
+        between = max(0.0, variance - by_luck)
         within = float((table.spread * table.counts).mean())
     if variance == 0:  # equal on a few problems is not equal on all
         if not table.is_rate:
             raise RecipeError(
                 f"{table.score}: no two models differ on any of the {len(table.problems)} problems, "
-                "which says nothing of other problems"
+                "so their power cannot be estimated"
             )
         variance = len(table.problems) / (len(table.problems) + 2) ** 2  # an error of 1 / (n + 2)
         between = None if between is None else variance
@@ -133,12 +135,12 @@ def _power(found: Results, table: ScoreTable) -> Power:
     )
 
 
-def _pairs(found: Results, table: ScoreTable) -> list[tuple[str, str]]:
+def _pairs(results: Results, table: ScoreTable) -> list[tuple[str, str]]:
     """Return pairs of merges and references, or all pairs of models if there are no merges."""
-    points = [entry.name for entry in found.points if entry.name in table.models]
+    points = [entry.name for entry in results.points if entry.name in table.models]
     others = [name for name in table.models if name not in points]
     pairs = [(point, other) for point in points for other in others]
     pairs = pairs or list(itertools.combinations(table.models, 2))
     if not pairs:
-        raise RecipeError(f"{found.name}: there are no two models with samples of {table.score}")
+        raise RecipeError(f"{results.name}: there are no two models with samples of {table.score}")
     return pairs

@@ -60,7 +60,7 @@ class ScoreTable:
 
     @property
     def is_rate(self) -> bool:
-        """Whether all values lie between 0 and 1."""
+        """Whether all values are between 0 and 1."""
         return bool(((self.values >= 0) & (self.values <= 1)).all())
 
     def row(self, model: str) -> Array:
@@ -80,7 +80,7 @@ def sample_file(results: Results, folder: Path, name: str) -> Path | None:
         return None
     file = (folder / entry.samples).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise InputError(f"{entry.samples}: samples of {name} lie outside of {folder}")
+        raise InputError(f"{entry.samples}: samples of {name} are outside of {folder}")
     return file
 
 
@@ -107,22 +107,22 @@ def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
                 (s.task, s.problem, s.sample): answer_of(s.completion) for s in full
             }
         verdicts[entry.name] = kept_samples.read_verdicts(file)
-    tasks = {verdict.task for own in verdicts.values() for verdict in own}
+    tasks = {verdict.task for listed in verdicts.values() for verdict in listed}
     by_task: dict[str, dict[str, _Asked]] = {}
-    for model, own in verdicts.items():
+    for model, listed in verdicts.items():
         for task in tasks:
-            mine = [verdict for verdict in own if verdict.task == task]
+            mine = [verdict for verdict in listed if verdict.task == task]
             if mine:
                 by_task.setdefault(task, {})[model] = _Asked(mine)
-    found: dict[str, ScoreTable] = {}
+    loaded: dict[str, ScoreTable] = {}
     for name, direction in results.directions.items():
         task, _, scorer = (
             name.rpartition("/") if len(tasks) > 1 else (next(iter(tasks), ""), "", name)
         )
         table = _table(by_task.get(task, {}), scorer, answers)
         if table is not None:
-            found[name] = ScoreTable(name, scorer, task, direction, *table)
-    return found
+            loaded[name] = ScoreTable(name, scorer, task, direction, *table)
+    return loaded
 
 
 class _Asked:
@@ -146,50 +146,54 @@ class _Asked:
             values = np.array([verdict.scores[scorer] for verdict in self.verdicts], np.float64)
         except KeyError:
             return None
-        whole = np.full((len(self.counts), int(self.counts.max())), np.nan)
-        whole[self.rows, self.columns] = values
-        return whole[[self.places[problem] for problem in problems]]
+        grid = np.full((len(self.counts), int(self.counts.max())), np.nan)
+        grid[self.rows, self.columns] = values
+        return grid[[self.places[problem] for problem in problems]]
 
-    def answers(self, problems: Sequence[str], own: Answers) -> list[list[str | None]]:
+    def answers(self, problems: Sequence[str], answer_of: Answers) -> list[list[str | None]]:
         """Return the answers to each problem, in the order of its samples."""
-        said: list[list[str | None]] = [[] for _ in self.places]
+        rows: list[list[str | None]] = [[] for _ in self.places]
         for verdict, row in zip(self.verdicts, self.rows.tolist(), strict=True):
-            said[row].append(own[verdict.task, verdict.problem, verdict.sample])
-        return [said[self.places[problem]] for problem in problems]
+            rows[row].append(answer_of[verdict.task, verdict.problem, verdict.sample])
+        return [rows[self.places[problem]] for problem in problems]
 
 
 def _table(
     asked: Mapping[str, _Asked], scorer: str, answers: Mapping[str, Answers]
 ) -> tuple[Any, ...] | None:
     """The columns of a :class:`ScoreTable` from ``models`` on."""
-    known = {name for own in asked.values() for name in own.verdicts[0].scores}
+    known = {name for questions in asked.values() for name in questions.verdicts[0].scores}
     base, kind, k = scorer, "", 0
     for mark in ("_pass@", "_maj@"):
-        before, found, after = scorer.rpartition(mark)
-        if scorer not in known and found and before in known and after.isdecimal():
+        before, separator, after = scorer.rpartition(mark)
+        if scorer not in known and separator and before in known and after.isdecimal():
             base, kind, k = before, mark, int(after)
-    having = {name: own for name, own in asked.items() if base in own.verdicts[0].scores}
+    having = {
+        name: questions for name, questions in asked.items() if base in questions.verdicts[0].scores
+    }
     if not having:
         return None
     first = next(iter(having.values()))
-    problems = [p for p in first.places if all(p in own.places for own in having.values())]
-    every = {p for own in having.values() for p in own.places}
+    problems = [
+        p for p in first.places if all(p in questions.places for questions in having.values())
+    ]
+    every = {p for questions in having.values() for p in questions.places}
     values, spreads, counts, grains = [], [], [], {1}
-    for name, own in having.items():
-        samples = own.samples(base, problems)
+    for name, questions in having.items():
+        samples = questions.samples(base, problems)
         if samples is None or not problems:
             return None
         count = (~np.isnan(samples)).sum(axis=1)
         if kind == "_maj@":
-            value, spread = _majority(k, own.answers(problems, answers[name]), samples)
+            value, spread = _majority(k, questions.answers(problems, answers[name]), samples)
         elif kind == "_pass@":
             value, spread = _passes(k, samples)
         else:
             value = np.nansum(samples, axis=1) / count
             squares = np.nansum((samples - value[:, None]) ** 2, axis=1)
             spread = np.where(count > 1, squares / np.maximum(1, count - 1) / count, np.nan)
-            whole = bool((np.mod(samples[~np.isnan(samples)], 1) == 0).all())
-            grains |= set(count.tolist()) if whole else {0}
+            integers = bool((np.mod(samples[~np.isnan(samples)], 1) == 0).all())
+            grains |= set(count.tolist()) if integers else {0}
         values.append(value)
         spreads.append(spread)
         counts.append(count)
@@ -215,16 +219,18 @@ def _passes(k: int, samples: Array) -> tuple[Array, Array]:
         verdicts = [True] * c + [False] * (n - c)
         variance = pass_at_variance(k, verdicts)
         known[n, c] = pass_at(k, verdicts), math.nan if variance is None else variance
-    pairs = np.array([known[each] for each in zip(total, right, strict=True)])
+    pairs = np.array([known[counts] for counts in zip(total, right, strict=True)])
     return pairs[:, 0], pairs[:, 1]
 
 
-def _majority(k: int, said: Sequence[Sequence[str | None]], samples: Array) -> tuple[Array, Array]:
+def _majority(
+    k: int, answer_rows: Sequence[Sequence[str | None]], samples: Array
+) -> tuple[Array, Array]:
     """Return maj@k of each problem, and its variance by the bootstrap over samples."""
     pairs = []
-    for answers, row in zip(said, samples, strict=True):
+    for answers, row in zip(answer_rows, samples, strict=True):
         correct = [value >= 1.0 for value in row[: len(answers)].tolist()]
-        own = maj_at(k, answers, correct)
-        pairs.append((own, maj_at_spread(k, answers, correct)[1] if k > 1 else math.nan))
-    found = np.array(pairs)
-    return found[:, 0], found[:, 1]
+        share = maj_at(k, answers, correct)
+        pairs.append((share, maj_at_spread(k, answers, correct)[1] if k > 1 else math.nan))
+    numbers = np.array(pairs)
+    return numbers[:, 0], numbers[:, 1]

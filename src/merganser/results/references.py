@@ -25,10 +25,10 @@ def stated_score(
         ValueError: the uncertainty is missing, or the numbers contradict each other.
     """
     if (low is None) != (high is None):
-        raise ValueError("low and high go together")
+        raise ValueError("give both low and high, or neither")
     if low is not None and high is not None:
         if not low <= mean <= high:
-            raise ValueError(f"{mean:g} does not lie between {low:g} and {high:g}")
+            raise ValueError(f"the mean {mean:g} is not between low {low:g} and high {high:g}")
         error = (high - low) / (2 * Z) if error is None else error
     elif error is not None:
         low, high = mean - Z * error, mean + Z * error
@@ -37,8 +37,8 @@ def stated_score(
         error = (high - low) / (2 * Z)
     else:
         raise ValueError(
-            "how sure is it? give error (one standard error), low and high (95 %), or, of a score from "
-            "0 to 1, problems"
+            "its uncertainty is missing: give error (one standard error), low and high (95 %), or "
+            "problems for a score from 0 to 1"
         )
     return Score(digits(mean), digits(error), digits(low), digits(high), problems or 0)
 

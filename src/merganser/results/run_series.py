@@ -58,8 +58,10 @@ def step_key(results: Results) -> str | None:
         values = [p.values[key] for p in having]
         if len(set(map(ten_digits, values))) < 2 or not all(type(value) is int for value in values):
             continue
-        told = all(any(reference_step(name) == p.values[key] for name in p.weights) for p in having)
-        if told or key == KEY:
+        named = all(
+            any(reference_step(name) == p.values[key] for name in p.weights) for p in having
+        )
+        if named or key == KEY:
             return key
     return None
 
@@ -78,9 +80,9 @@ def series(results: Results) -> list[Series]:
     return [
         Series(
             ", ".join(f"{other} {value}" for other, value in zip(others, label, strict=True)),
-            tuple(sorted(found, key=lambda pair: pair[0])),
+            tuple(sorted(pairs, key=lambda pair: pair[0])),
         )
-        for label, found in groups.items()
+        for label, pairs in groups.items()
     ]
 
 
@@ -113,12 +115,12 @@ def grid(results: Results) -> Grid | None:
     if len(others) != 1 or numbers != others:
         return None
     other = others[0]
-    found = {(int(p.values[key]), float(p.values[other])): p for p in points}
+    cells = {(int(p.values[key]), float(p.values[other])): p for p in points}
     return Grid(
         other,
-        tuple(sorted({step for step, _ in found})),
-        tuple(sorted({number for _, number in found})),
-        found,
+        tuple(sorted({step for step, _ in cells})),
+        tuple(sorted({number for _, number in cells})),
+        cells,
     )
 
 

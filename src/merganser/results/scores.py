@@ -140,8 +140,8 @@ class Results:
         from merganser import extras
 
         pandas = extras.load("pandas", "frames")
-        found: pd.DataFrame = pandas.read_csv(io.StringIO(as_csv(self)))
-        return found
+        frame: pd.DataFrame = pandas.read_csv(io.StringIO(as_csv(self)))
+        return frame
 
     @property
     def references(self) -> tuple[Entry, ...]:
@@ -199,36 +199,36 @@ def read(folder: Path) -> Results:
             parse_int=_number,
         )
     except FileNotFoundError:
-        raise InputError(f"{path}: not there; has this study been evaluated?") from None
+        raise InputError(f"{path}: does not exist; evaluate the study first") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not the results of a study ({error})") from None
     document = recipe.Document(content, file=str(path))
     if not isinstance(content, dict) or "format" not in content:
         raise InputError(f"{path}: not the results of a study")
     if content.pop("format") != FORMAT:
-        raise InputError(f"{path}: written by another version; evaluate again")
+        raise InputError(f"{path}: was written by another version of Merganser; evaluate again")
     try:
-        found = TypeAdapter(Results).validate_json(json.dumps(content), strict=True)
+        results = TypeAdapter(Results).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         problem = recipe.invalid(document, error.errors(include_url=False)[0])
         raise InputError(str(problem)) from None
-    names = [entry.name for entry in found.entries]
+    names = [entry.name for entry in results.entries]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{path}: entries: two are called {twice!r}")
-    paths = [each for e in found.entries for each in (e.name, e.folder, e.samples) if each]
-    if strange := next((each for each in paths if not each.isprintable()), None):
-        raise InputError(f"{path}: entries: {strange!r} is no name of a file")
-    tasks = found.settings.get("tasks", [])
+    paths = [text for e in results.entries for text in (e.name, e.folder, e.samples) if text]
+    if strange := next((text for text in paths if not text.isprintable()), None):
+        raise InputError(f"{path}: entries: {strange!r} is not the name of a file")
+    tasks = results.settings.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise InputError(f"{path}: settings.tasks: a list of mappings is wanted")
-    return found
+        raise InputError(f"{path}: settings.tasks: must be a list of mappings")
+    return results
 
 
 def _number(text: str) -> float:
     """A number of a JSON file, if it is one that can be computed with."""
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is no number")
+        raise ValueError(f"{text[:20]} is not a number")
     return int(text) if text.removeprefix("-").isdigit() else number
 
 
@@ -243,24 +243,24 @@ def places(home: Path, beside: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(os.path.relpath(f.resolve(), home.resolve()) for f in folders))
 
 
-def reference(found: Results, folder: Path, model: str) -> ModelReference:
+def reference(results: Results, folder: Path, model: str) -> ModelReference:
     """Return a model of a study, independent of the current folder.
 
     Args:
-        found: the study's results.
+        results: the study's results.
         folder: the study's.
         model: the reference of an entry.
 
     Raises:
         InputError: it is not a reference.
     """
-    homes = [folder / place for place in found.places]
+    homes = [folder / place for place in results.places]
 
     def located(path: str) -> str:
         return next((str(home / path) for home in homes if exists(str(home / path))), path)
 
-    if (whole := located(model)) != model:
-        return ModelReference(model, whole)
+    if (located_path := located(model)) != model:
+        return ModelReference(model, located_path)
     try:
         parsed = recipe.parse_reference(model)
     except ValueError as error:
@@ -284,8 +284,8 @@ def as_csv(results: Results) -> str:
     for entry in results.entries:
         cells: list[Any] = [entry.name, entry.role, *(entry.values.get(key, "") for key in keys)]
         for score in results.directions:
-            found = entry.scores.get(score)
-            cells += [getattr(found, part) if found else "" for part in parts]
+            value = entry.scores.get(score)
+            cells += [getattr(value, part) if value else "" for part in parts]
         for model in models:
             cells += [entry.weights.get(model, ""), entry.effective.get(model, "")]
         table.writerow([*cells, results.chosen.get(entry.name, "")])

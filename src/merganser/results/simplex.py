@@ -38,13 +38,13 @@ class Triangle:
 
     def having(self, score: str) -> list[tuple[tuple[float, float, float], Entry]]:
         """Return the points that have a score, and the corners without a point."""
-        found = [(w, e) for w, e in self.points if score in e.scores]
-        there = {tuple(round(each, 6) for each in w) for w, _ in found}
+        points = [(w, e) for w, e in self.points if score in e.scores]
+        there = {tuple(round(number, 6) for number in w) for w, _ in points}
         for n, corner in enumerate(self.corners):
             place = (float(n == 0), float(n == 1), float(n == 2))
             if corner is not None and score in corner.scores and place not in there:
-                found.append((place, corner))
-        return found
+                points.append((place, corner))
+        return points
 
 
 def place(weights: Sequence[float]) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def triangles(results: Results) -> list[Triangle]:
             groups.setdefault((members(results, point), others), []).append(point)
     known = {entry.name: entry for entry in results.entries if entry.role != "point"}
     short = short_names(results)
-    found = []
+    result = []
     for (names, others), points in groups.items():
         placed = [(_three(p), p) for p in points]
         good = tuple((w, p) for w, p in placed if min(w) > -TOLERANCE and _is_one(sum(w)))
@@ -76,8 +76,8 @@ def triangles(results: Results) -> list[Triangle]:
         shown = dict(zip(names, _shown(names, points), strict=True)) | short
         first, second, third = (shown[name] for name in names)
         corners = (known.get(names[0]), known.get(names[1]), known.get(names[2]))
-        found.append(Triangle(label, (first, second, third), good, corners))
-    return found
+        result.append(Triangle(label, (first, second, third), good, corners))
+    return result
 
 
 def _shown(names: Sequence[str], points: Sequence[Entry]) -> list[str]:
@@ -85,12 +85,12 @@ def _shown(names: Sequence[str], points: Sequence[Entry]) -> list[str]:
     keys = [key for key in points[0].values if "." in key]
     parts = []
     for model in range(len(names)):
-        own = [
+        varying = [
             key
             for key in keys
             if all(abs(_number(p.values.get(key)) - _three(p)[model]) < TOLERANCE for p in points)
         ]
-        parts += [own[0].rpartition(".")[2]] if len(own) == 1 else []
+        parts += [varying[0].rpartition(".")[2]] if len(varying) == 1 else []
     return parts if len(parts) == len(names) else shorten([_folder(name) for name in names])
 
 

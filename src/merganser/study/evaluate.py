@@ -64,7 +64,7 @@ def evaluate_sweep(
     **options: Unpack[MergeKeywords],
 ) -> Results:
     """Score the base, the experts and all points of a sweep in memory, and write the points that
-    `keep` selects.
+    ``evaluate.keep`` selects.
 
     Writes ``results.json``, ``results.csv`` and ``samples/NAME.jsonl`` into ``out``, and the
     chosen points' results on held-out problems into ``out/held_out``. Completions of the same
@@ -75,18 +75,21 @@ def evaluate_sweep(
         config: a file with ``sweep:`` and ``evaluate:`` blocks, or a mapping.
         out: the folder of the study.
         only: conditions on the points, such as ``w=0.7,0.9``.
-        write: False to write no models, whatever the rule says.
-        engine: what runs the models, in place of the file's engine.
-        engine_options: its options, in place of the file's.
+        write: False to write no models, whatever ``evaluate.keep`` selects.
+        engine: overrides the file's engine, which runs the models.
+        engine_options: override the file's options of that engine.
         allow_code: allow scorers that run programs of models, whatever the file says.
         on_progress: called with the progress of the completions.
         on_warning: called with each warning: before the first completion those of the points'
             plans and of stored completions that must be generated again; later those of the
             written merges.
-        options: of :func:`merganser.merge`.
+        options: those of :func:`merganser.merge`.
+
+    Returns:
+        The results of all entries: base, experts, references and points.
 
     Raises:
-        MerganserError: of the kind that fits; existing completions stay on disk.
+        MerganserError: one of its subclasses, by cause; existing completions stay on disk.
     """
     planning, writing = split_options(options)
     threads = writing.threads
@@ -95,10 +98,10 @@ def evaluate_sweep(
     document = pattern.document
     block, tasks = load_block(document, pattern.folder, allow_code=allow_code)
     running_on = choose_engine(block, engine, engine_options)
-    apart = [block.held_out] if isinstance(block.held_out, str) else block.held_out
+    held_out = [block.held_out] if isinstance(block.held_out, str) else block.held_out
     seen, unseen = split(
         tasks,
-        apart,
+        held_out,
         0,
         lambda problem: document.error(f"evaluate.held_out: {problem}", ("evaluate", "held_out")),
     )
@@ -157,14 +160,16 @@ def evaluate_sweep(
             again = _on_held_out(last if chosen else [], unseen, live, home, threads, on_progress)
             if not chosen and block.keep != "none":
                 on_warning("the rule of evaluate.keep keeps no point")
-            kept = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
-            written = sweep.merge_points(kept, home, writing).points if write and kept else ()
+            to_write = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
+            written = (
+                sweep.merge_points(to_write, home, writing).points if write and to_write else ()
+            )
             for each in written:
                 for warning in each.merged.warnings if each.merged else ():
                     if warning not in warned:
                         on_warning(f"{each.point.name}: {warning}")
             there = {m.entry.name for m in points if up_to_date(home / m.entry.name, m.plan)}
-            found = Results(
+            study_results = Results(
                 name=Path(document.file).stem if document.file else "study",
                 recipe=document.text or "",
                 directions=directions,
@@ -173,11 +178,11 @@ def evaluate_sweep(
                 chosen=chosen,
                 places=results.places(home, pattern.folder),
             )
-            results.write(found, home)
-            _write_held_out(found, again, unseen, live, home)
+            results.write(study_results, home)
+            _write_held_out(study_results, again, unseen, live, home)
             if writing.write_card:
-                study_cards.rewrite_all(home, found)
-    return found
+                study_cards.rewrite_all(home, study_results)
+    return study_results
 
 
 def _on_held_out(
@@ -201,20 +206,20 @@ def _on_held_out(
 
 
 def _write_held_out(
-    found: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: Live, home: Path
+    searched: Results, entries: Sequence[Entry], tasks: Sequence[Task], live: Live, home: Path
 ) -> None:
     """Write the results on held-out problems; remove earlier ones if there are none now."""
     folder = home / results.HELD_OUT
     if not entries:
         results.remove(folder)
         return
-    folders = {e.name: f"../{e.folder}" for e in found.entries if e.folder is not None}
+    folders = {e.name: f"../{e.folder}" for e in searched.entries if e.folder is not None}
     held_out = replace(
-        found,
+        searched,
         directions=languages.score_names(tasks),
         settings=describe(tasks, live),
         entries=tuple(replace(entry, folder=folders.get(entry.name)) for entry in entries),
-        places=tuple(os.path.join("..", place) for place in found.places),  # noqa: PTH118
+        places=tuple(os.path.join("..", place) for place in searched.places),  # noqa: PTH118
     )
     results.write(held_out, folder)
 
@@ -224,12 +229,12 @@ def _scored_earlier(
 ) -> list[tuple[Point, Plan]]:
     """The other points of a sweep with completions in ``home``; those that cannot be planned now are left out."""
     names = {model.entry.name for model in asked}
-    found: list[tuple[Point, Plan]] = []
+    points: list[tuple[Point, Plan]] = []
     for point in load_points(config, options.strictness):
         if point.name not in names and any((home / SAMPLES).glob(f"{point.name}.*")):
             with suppress(MerganserError):
-                found += sweep.plan_all([point], options)
-    return found
+                points += sweep.plan_all([point], options)
+    return points
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +274,10 @@ class _Stage:
         """Whether all completions and scores of a model are stored, so that it can be scored
         without running."""
         key = self.live.key(model.plan, model.entry.name)
-        own = "-".join(key.values())
-        kept = harness.read_kept(self._harness_file(model), own, self.block.lm_eval)
+        digest = "-".join(key.values())
+        scored = harness.read_kept(self._harness_file(model), digest, self.block.lm_eval)
         samples = self.home / SAMPLES / f"{model.entry.name}.jsonl"
-        return len(kept) == len(self.block.lm_eval) and running.is_complete(
+        return len(scored) == len(self.block.lm_eval) and running.is_complete(
             self.tasks, key=key, samples=samples
         )
 

@@ -26,7 +26,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StatedScore(TaskPart):
-    """A score that was measured elsewhere, with what is known of its uncertainty."""
+    """A score that was measured elsewhere, with its uncertainty in one of three forms."""
 
     mean: Number
     error: Positive | None = None
@@ -36,7 +36,7 @@ class StatedScore(TaskPart):
 
 
 class Reference(TaskPart):
-    """What merges are compared with: a model that is scored like them, or scores from elsewhere."""
+    """An entry to compare merges with: a model to score, or scores that were measured elsewhere."""
 
     name: Annotated[str, Field(min_length=1, max_length=150)] | None = None
     role: Literal["mixed", "published", "reference"] = "reference"
@@ -49,12 +49,12 @@ class Reference(TaskPart):
         if (self.model is None) == (not self.scores):
             raise ValueError("give either a model, which is scored, or scores and a name")
         if self.model is None and self.name is None:
-            raise ValueError("scores want a name: whose are they?")
+            raise ValueError("scores need a name, that of their model")
         return self
 
 
 class Study(Evaluate):
-    """An ``evaluate:`` block of a sweep, with tasks of the lm-evaluation-harness too."""
+    """The ``evaluate:`` block of a sweep or a search: tasks, engine, references, and what to keep."""
 
     tasks: list[TaskEntry] = Field(default_factory=list)
     lm_eval: list[HarnessTask] = Field(default_factory=list)
@@ -75,15 +75,17 @@ class Study(Evaluate):
         return self
 
     def directions(self, tasks: Sequence[Task]) -> dict[str, Direction]:
-        """All scores, and whether more or less of each is better."""
+        """All scores by name, with ``max`` or ``min``: whether more or less is better."""
         return languages.score_names(tasks) | {task.score: task.better for task in self.lm_eval}
 
 
 def check_block(config: Config, strictness: Strictness = "normal") -> None:
-    """Raise what is wrong with the ``evaluate:`` block of a sweep, without running a model.
+    """Check the ``evaluate:`` block of a sweep, without running a model.
 
     Raises:
-        MerganserError: of the kind that fits, with file and line.
+        RecipeError: for the first error, with file and line.
+        InputError: when a file of problems is missing or wrong.
+        MerganserError: when an extra is not installed.
     """
     pattern = read_pattern(config, "sweep", strictness)
     block, tasks = load_block(pattern.document, pattern.folder, allow_code=True)  # runs none
@@ -95,23 +97,25 @@ def choose_engine(
     engine: EngineName | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AnyOptions:
-    """The options of the engine that models run on, after a check that nothing stops it.
+    """The options of the engine that runs models, checked.
 
     Args:
-        block: names an engine.
-        engine: in place of the block's.
-        options: in place of the block's.
+        block: the study's block, which names an engine.
+        engine: replaces the block's engine; None keeps it.
+        options: override the block's options of the same names, which count only for its own engine.
 
     Raises:
-        MerganserError: an extra is not installed, or an option is wrong.
+        MerganserError: when an extra is not installed, or an option is wrong.
     """
-    found = engines.choose(block.engine, block.engine_options, engine, options)
-    engines.check_installed(found)
+    chosen = engines.choose(block.engine, block.engine_options, engine, options)
+    engines.check_installed(chosen)
     if block.lm_eval:
-        if engines.name_of(found) != "transformers":
-            raise RecipeError("lm_eval: tasks of the harness run with engine: transformers only")
+        if engines.name_of(chosen) != "transformers":
+            raise RecipeError(
+                "lm_eval: tasks of the lm-evaluation-harness need engine: transformers"
+            )
         extras.check("lm_eval", "lm-eval")
-    return found
+    return chosen
 
 
 def load_block(
@@ -125,10 +129,11 @@ def load_block(
         allow_code: allow scorers that run programs of models, whatever the block says.
 
     Raises:
-        MerganserError: of the kind that fits, with file and line.
+        RecipeError: when there is no block, or it is wrong, with file and line.
+        InputError: when a file of problems is missing or wrong.
     """
     if not isinstance(document.data, dict) or "evaluate" not in document.data:
-        raise document.error("there is no evaluate: block that says how models are scored")
+        raise document.error("the evaluate: block, which says how models are scored, is missing")
     block = read_block(document, ("evaluate",), Study)
     if allow_code:
         block = block.model_copy(update={"allow_code": True})

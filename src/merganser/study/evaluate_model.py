@@ -46,30 +46,31 @@ def evaluate(
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> Results:
-    """Score one model, without writing it.
+    """Score one model on the tasks of a file. Merges are scored in memory, and nothing is written.
 
     Args:
-        model: a reference as in recipes, a recipe, a point (``SWEEP.yml#w=0.7``), or the name of a
-            served model.
+        model: a model as in recipes, a recipe, a point of a sweep (``SWEEP.yml#w=0.7``), or, with
+            ``endpoint``, the name of a served model.
         tasks_file: a file of tasks, or one with an ``evaluate:`` block.
-        samples: the file that stores completions; None to store none.
-        endpoint: URL of a server that speaks OpenAI's protocol, for the engine ``endpoint``.
-        concurrency: requests at once to it.
-        engine: what runs the model, in place of the file's engine.
-        engine_options: its options, in place of the file's.
+        samples: a JSON-lines file of completions: stored ones are reused, new ones appended. None
+            stores none.
+        endpoint: URL of a server with OpenAI's API, for the engine ``endpoint``.
+        concurrency: number of requests to it at once.
+        engine: overrides the file's engine, which runs the model.
+        engine_options: override the file's options of that engine.
         device: overrides the file's device: ``auto``, ``cpu``, ``cuda`` …
         dtype: overrides the file's dtype, in which the model computes.
         batch_size: overrides the file's number of completions at once.
-        threads: of the merge.
+        threads: threads of the merge; None for the default.
         allow_code: allow scorers that run programs of models, whatever the file says.
         on_progress: called with the progress of the completions.
         on_warning: as in :func:`evaluate_sweep`.
 
     Returns:
-        Results of one entry.
+        Results with one entry, the model's: each score has a mean, a standard error and a 95 % interval.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     block, tasks, folder = languages.load(tasks_file, Study, allow_code=allow_code)
     if endpoint is not None:
@@ -96,29 +97,29 @@ def evaluate(
             meter = Meter(Turn(name), on_progress)
             key = live.key(plan) if samples is not None else {}
             backend = live.backend_of(plan, on_tokens=meter.generated)
-        kept = Path(samples) if samples is not None and tasks else None
-        if kept is not None:
-            for why, count in running.to_redo(tasks, key=key, samples=kept).items():
-                on_warning(redone(count, why, [str(kept)]))
-        found = running.evaluate(
+        file = Path(samples) if samples is not None and tasks else None
+        if file is not None:
+            for why, count in running.to_redo(tasks, key=key, samples=file).items():
+                on_warning(redone(count, why, [str(file)]))
+        result = running.evaluate(
             backend,
             tasks,
             key=key,
-            samples=kept,
+            samples=file,
             on_progress=meter.completed,
         )
-        scores = dict(found.scores)
+        scores = dict(result.scores)
         if plan is not None:
             quiet = on_progress is ignore
             scores |= harness_scores(plan, block, live, folder or Path(), quiet=quiet)
-        on_progress(Scored(meter.turn, scores, len(found.samples), found.generated))
+        on_progress(Scored(meter.turn, scores, len(result.samples), result.generated))
     settings = describe(tasks, live, block.lm_eval)
     entry = Entry(name, "expert", model=model, scores=scores)
     return Results(name, "", block.directions(tasks), settings, (entry,))
 
 
 def judge_again(samples: Path, tasks_file: str | Path, *, allow_code: bool = False) -> Results:
-    """Return scores of stored completions by the scorers of a file of tasks, without running a model.
+    """Score stored completions again, by the scorers of a file of tasks, without running a model.
 
     Args:
         samples: the file of completions; judgements that are stored next to it are reused.
@@ -126,7 +127,7 @@ def judge_again(samples: Path, tasks_file: str | Path, *, allow_code: bool = Fal
         allow_code: allow scorers that run programs of models, whatever the file says.
 
     Raises:
-        MerganserError: of the kind that fits, for example if a problem has no completion.
+        MerganserError: one of its subclasses, by cause, for example if a problem has no completion.
     """
     _, tasks, _ = languages.load(tasks_file, Study, allow_code=allow_code)
     completions = kept_samples.read(samples)

@@ -37,7 +37,7 @@ def with_models(document: Document, folder: Folder | None) -> tuple[Document, tu
     for key in ("models", "slices", "modules"):
         if key in data:
             raise document.error(
-                f"{key}: a greedy search merges the models of search.from; take {key} out", (key,)
+                f"{key}: a greedy search merges the models of search.from; remove {key}", (key,)
             )
     references: list[str] = []
     listed = data["search"]["from"]
@@ -46,8 +46,8 @@ def with_models(document: Document, folder: Folder | None) -> tuple[Document, tu
             references.append(entry)
         elif isinstance(entry, dict) and "run" in entry and set(entry) <= {"run", "steps"}:
             run, steps = entry["run"], entry.get("steps", "all")
-            found, _ = select_steps(document, run, steps, (*here, i), folder)
-            references += [f"{run.rstrip('/')}/{step.name}" for step in found]
+            chosen, _ = select_steps(document, run, steps, (*here, i), folder)
+            references += [f"{run.rstrip('/')}/{step.name}" for step in chosen]
         else:
             raise document.error(
                 f"search.from[{i}]: is a model, or steps of a run {{run: runs/acc, steps: {{last: 8}}}}",
@@ -76,12 +76,12 @@ def _quoted(text: str) -> str:
 
 def _names(references: Sequence[str]) -> tuple[str, ...]:
     """Return unique short names of models that are valid in expressions."""
-    found: dict[str, None] = {}
+    taken: dict[str, None] = {}
     for text in shorten([reference.strip("/") for reference in references]):
         plain = re.sub(r"\W+", "_", text, flags=re.ASCII).strip("_") or "model"
         name = plain if not plain[0].isdigit() else f"m{plain}"
         unique, number = name, 2
-        while unique in found:
+        while unique in taken:
             unique, number = f"{name}_{number}", number + 1
-        found[unique] = None
-    return tuple(found)
+        taken[unique] = None
+    return tuple(taken)

@@ -37,7 +37,7 @@ def split(
         if unknown := [name for name in apart if name not in names]:
             raise error(f"there is no task {unknown[0]!r}; there are {', '.join(names)}")
         if len(set(apart)) == len(names):
-            raise error("there is no task left to search with")
+            raise error("names all tasks; leave one to select with")
         parts = [[t for t in tasks if (t.name in apart) is held] for held in (False, True)]
         return parts[0], parts[1]
     seen: list[Task] = []
@@ -50,10 +50,10 @@ def split(
         count = round(apart * len(ranked))
         if not 0 < count < len(ranked):
             raise error(
-                f"{apart:g} of the {len(ranked)} problems of {task.name!r} leaves none on one side"
+                f"a share of {apart:g} of the {len(ranked)} problems of {task.name!r} leaves one part without problems"
             )
         held = {problem.id for problem in ranked[:count]}
         for part, inside in ((seen, False), (unseen, True)):
-            own = tuple(problem for problem in task.problems if (problem.id in held) is inside)
-            part.append(replace(task, problems=own))
+            chosen = tuple(problem for problem in task.problems if (problem.id in held) is inside)
+            part.append(replace(task, problems=chosen))
     return seen, unseen

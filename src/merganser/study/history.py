@@ -58,18 +58,18 @@ class History:
                 if error.errno not in system.NO_LOCKS:  # no locks: cannot detect others
                     raise
             self._file.seek(0)
-            whole, _, torn = self._file.read().rpartition(b"\n")
+            complete, _, torn = self._file.read().rpartition(b"\n")
             if torn:
-                self._file.truncate(len(whole) + 1 if whole else 0)
-            found = _read(self.path, whole)
-            if found:
-                self._compare(found[0], head)
+                self._file.truncate(len(complete) + 1 if complete else 0)
+            entries = _read(self.path, complete)
+            if entries:
+                self._compare(entries[0], head)
             else:
                 self._write(head)
         except BaseException:
             self.close()
             raise
-        self.lines = found[1:]
+        self.lines = entries[1:]
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a candidate; it is on the disk when this returns."""
@@ -103,12 +103,12 @@ class History:
 
     def _compare(self, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         if there.get("format") != FORMAT or not isinstance(there.get("settings"), dict):
-            raise InputError(f"{self.path}: not the history of a search of this version")
+            raise InputError(f"{self.path}: is not a search history of this version of Merganser")
         if there.get("digest") != wanted["digest"]:
             changed = differing(there["settings"], json.loads(json.dumps(wanted["settings"])))
-            what = "is of another search, which differs in "
+            what = "belongs to another search, which differs in "
             what += ", ".join(changed[:3]) or "settings"
-            if changed and all(each.startswith(f"{INPUTS}.") for each in changed):
+            if changed and all(key.startswith(f"{INPUTS}.") for key in changed):
                 model = changed[0].removeprefix(f"{INPUTS}.")
                 what = f"the scores in it are of other weights: the model {model} changed"
             raise OutputExistsError(f"{self.path}: {what}; choose another OUT, or remove it")
@@ -132,13 +132,13 @@ def differing(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def _read(path: Path, text: bytes) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
-            raise InputError(f"{path}:{number}: not a line of a search's history")
-        found.append(entry)
-    return found
+            raise InputError(f"{path}:{number}: is not a line of a search history")
+        entries.append(entry)
+    return entries

@@ -184,26 +184,30 @@ def json_schema() -> Schema:
 
     In sweeps and searches, an expression may replace a number, a word, or a list of them.
     """
-    own = recipe.json_schema()
-    dialect, defs = own.pop("$schema"), {k: _open(v) for k, v in own.pop("$defs").items()}
-    own = _open(own)
+    schema = recipe.json_schema()
+    dialect, defs = schema.pop("$schema"), {k: _open(v) for k, v in schema.pop("$defs").items()}
+    schema = _open(schema)
     blocks = {"Study": Study.model_json_schema(), "Tasks": Evaluate.model_json_schema()}
     for name, block in blocks.items():
         defs |= block.pop("$defs")
         defs[name] = block
-    own["properties"] |= {"sweep": _SWEEP, "search": _SEARCH, "evaluate": {"$ref": "#/$defs/Study"}}
+    schema["properties"] |= {
+        "sweep": _SWEEP,
+        "search": _SEARCH,
+        "evaluate": {"$ref": "#/$defs/Study"},
+    }
     return {
         "$schema": dialect,
         "title": "A recipe, a sweep, a search, or a file of tasks",
         "if": {"type": "object", "required": ["tasks"]},
         "then": {"$ref": "#/$defs/Tasks"},
         "else": {"$ref": "#/$defs/Recipe"},
-        "$defs": defs | {"Together": _TOGETHER, "Recipe": own},
+        "$defs": defs | {"Together": _TOGETHER, "Recipe": schema},
     }
 
 
 def _open(schema: Any) -> Any:
-    """A schema in which expressions may stand for values that are no texts."""
+    """A schema in which expressions may stand for values that are not texts."""
     if isinstance(schema, list):
         return [_open(entry) for entry in schema]
     if not isinstance(schema, dict):

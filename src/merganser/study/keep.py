@@ -52,7 +52,7 @@ def parse_rule(
 
     if not isinstance(keep, str):
         if len(keep) != 1 or next(iter(keep)) not in ("best", "front"):
-            raise error("a mapping is {best: SCORE} or {front: [SCORE, SCORE]}")
+            raise error("must be {best: SCORE} or {front: [SCORE, SCORE]}")
         [(word, value)] = keep.items()
         names = [value] if isinstance(value, str) else list(value)
         if word == "front":
@@ -71,7 +71,7 @@ def parse_rule(
     match = _BEST.fullmatch(text)
     if match is None:
         raise error(
-            f"{text!r} is none of all, none, front, best: SCORE, max SCORE with SCORE >= NUMBER"
+            f"{text!r} is not a rule; write all, none, front, best: SCORE, or max SCORE with SCORE >= NUMBER"
         )
     way, score, wished = match.groups()
     known(score)
@@ -83,7 +83,7 @@ def parse_rule(
             assert condition is not None
             limit = float(condition[3])
         except (AssertionError, ValueError):
-            raise error(f"{part!r} is no condition like format >= 0.95") from None
+            raise error(f"{part!r} is not a condition like format >= 0.95") from None
         conditions.append((known(condition[1]), _COMPARISONS[condition[2]], limit))
     return _best(score, way, conditions, text)
 
@@ -94,8 +94,8 @@ def _front(directions: Mapping[str, Direction], reason: str) -> Rule:
     def rule(entries: Sequence[Entry]) -> dict[str, str]:
         from merganser.results import front  # numpy, which parsing a rule does not need
 
-        found = front.non_dominated(entries, directions)
-        return {entry.name: reason for entry in found if entry.role == "point"}
+        non_dominated = front.non_dominated(entries, directions)
+        return {entry.name: reason for entry in non_dominated if entry.role == "point"}
 
     return rule
 

@@ -38,7 +38,7 @@ OnOutcome = Callable[[engine.Outcome], None]
 
 
 class Live(ABC):
-    """A model in some engine that :meth:`become` turns into the merge of any plan.
+    """A model in an engine that :meth:`become` turns into the merge of any plan.
 
     Attributes:
         engine_name: the engine with its version.
@@ -60,7 +60,7 @@ class Live(ABC):
     @property
     @abstractmethod
     def has_chat_template(self) -> bool:
-        """Whether conversations can be given to it."""
+        """Whether the tokenizer has a chat template, so that it takes conversations."""
 
     @abstractmethod
     def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
@@ -109,12 +109,12 @@ class Live(ABC):
                 on_outcome(outcome)
 
     def key(self, plan: Plan, name: str = "") -> dict[str, str]:
-        """All that decides the completions of a merge here, by what it is called: the recipe, the
-        contents of its inputs, the dtype, the device and the engine.
+        """Everything that decides a merge's completions, as texts by kind: digests of the recipe and of
+        each input, the dtype, the device and the engine.
 
         Args:
             plan: the merge.
-            name: what the study calls it.
+            name: the model's name in the study.
 
         Raises:
             InputError: when an input cannot be read.
@@ -129,30 +129,30 @@ class Live(ABC):
         }
 
     def dtype_of(self, plan: Plan) -> str:
-        """What a merge is computed in."""
+        """The compute dtype of a merge."""
         if self.computing != "auto":
             return self.computing
         return "float32" if self.device == "cpu" else plan.dtype.name
 
     def close(self) -> None:
-        """Give back what the engine holds; it can become a plan again."""
+        """Release the engine's memory. :meth:`become` can be called again."""
         self.plan = None
 
 
 class LiveModel(Live):
     """A transformers model that :meth:`become` turns into the merge of any plan.
 
-    The first plan is blended in memory and loaded as transformers loads a folder, with the config and the
-    tokenizer that the merge would write. After that, a plan of the same shape is blended into the
-    parameters in place, each byte converted once. Plans of another shape are reloaded, and so are
-    models whose weights have other names in memory than on the disk.
+    The first merge is computed in memory and loaded as transformers loads a folder, with the config and
+    the tokenizer that the merge would write. Later merges with the same tensors are written into the
+    parameters in place. Merges with other tensors are loaded again, and so are models whose weights have
+    other names in memory than on disk.
 
     Args:
-        device: ``auto``, or what torch calls it.
+        device: ``auto``, or a name of torch such as ``cuda:1``.
         dtype: the compute dtype.
-        threads: of the merge; None for as many as pay off.
-        batch_size: number of simultaneous completions; None chooses it automatically.
-        options: of the transformers engine.
+        threads: threads of the merge; None for the default.
+        batch_size: number of completions at once; None chooses it automatically.
+        options: options of the transformers engine.
 
     Attributes:
         module: the transformers model; None before the first plan.
@@ -185,7 +185,7 @@ class LiveModel(Live):
     def backend(self) -> Inference:
         """What completes prompts with the model as it is now."""
         if self._backend is None:
-            raise MerganserError("a live model must become some plan first")
+            raise MerganserError("the live model holds no merge yet; call become() first")
         return self._backend
 
     def close(self) -> None:
@@ -205,9 +205,9 @@ class LiveModel(Live):
             self.plan = plan
             return outcome
         self.close()
-        whole = StateDictSink(shell.specs(plan))
-        [outcome] = engine.run([plan], [whole], threads=self._threads, report=report)
-        self._load(plan, whole.tensors)
+        tensors = StateDictSink(shell.specs(plan))
+        [outcome] = engine.run([plan], [tensors], threads=self._threads, report=report)
+        self._load(plan, tensors.tensors)
         self.plan = plan
         return outcome
 
@@ -228,7 +228,7 @@ class LiveModel(Live):
             raise InputError(shell.cannot_make(codec.label, error)) from None
         self.tokenizer = codec.tokenizer
         names = list(tensors)
-        self.module, told = kind.from_pretrained(
+        self.module, report = kind.from_pretrained(
             None,
             config=codec.config,
             state_dict=tensors,
@@ -236,13 +236,13 @@ class LiveModel(Live):
             output_loading_info=True,
         )
         tensors.clear()
-        if lacking := sorted({*told["missing_keys"], *map(str, told["mismatched_keys"])}):
+        if lacking := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
             raise InputError(
-                f"{codec.label}: {lacking[0]!r}, which its model needs, is not among its weights, or has "
-                f"another shape ({len(lacking)} such)"
+                f"{codec.label}: tensor {lacking[0]!r} of its model is missing or has another shape "
+                f"({len(lacking)} such)"
             )
         self.module = self.module.to(self.device).eval()
-        self._places = self._find(names, set(told["unexpected_keys"]))
+        self._places = self._find(names, set(report["unexpected_keys"]))
         is_continuous = self.options.batching == "continuous"
         inference = ContinuousInference if is_continuous else Inference
         self._backend = inference(self.module, codec, batch_size=self._batch_size)
@@ -250,19 +250,19 @@ class LiveModel(Live):
     def _find(self, names: Sequence[str], unused: set[str]) -> dict[str, Any] | None:
         """Return the module's parameter for each tensor of the merge; None if the mapping is not
         one to one."""
-        own = dict(self.module.state_dict(keep_vars=True))
-        found: dict[str, Any] = {}
+        state = dict(self.module.state_dict(keep_vars=True))
+        places: dict[str, Any] = {}
         taken: set[int] = set()
         for name in names:
-            tensor = own.get(name)
+            tensor = state.get(name)
             if tensor is None and name not in unused:
                 return None
             if tensor is not None and tensor.data_ptr() in taken:
                 return None
-            found[name] = tensor
+            places[name] = tensor
             taken |= set() if tensor is None else {tensor.data_ptr()}
-        written = all(tensor.data_ptr() in taken for tensor in own.values() if tensor.numel())
-        return found if written else None
+        written = all(tensor.data_ptr() in taken for tensor in state.values() if tensor.numel())
+        return places if written else None
 
 
 def evaluate_plan(
@@ -281,23 +281,23 @@ def evaluate_plan(
         samples: the file that completions are read from and stored in; None to store none.
 
     Returns:
-        Scores by name: the scorer's, or ``task/scorer`` where there are several tasks.
+        Scores by name: ``scorer``, or ``task/scorer`` if there are several tasks.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     stage = live or LiveModel()
 
     key = stage.key(plan) if samples is not None else {}
-    found = running.evaluate(stage.backend_of(plan), tasks, key=key, samples=samples)
-    return dict(found.scores)
+    result = running.evaluate(stage.backend_of(plan), tasks, key=key, samples=samples)
+    return dict(result.scores)
 
 
 def find_device(name: str) -> str:
-    """Return torch's name of a device; ``auto`` is the best available one.
+    """Torch's name of a device; ``auto`` becomes the best available one.
 
     Raises:
-        RecipeError: the device is not available.
+        RecipeError: when the device is not available.
     """
     import torch
 
@@ -309,5 +309,5 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise RecipeError(f"device: {name!r} is not there ({reason})") from None
+        raise RecipeError(f"device: {name!r} is not available ({reason})") from None
     return name

@@ -220,7 +220,7 @@ class Front:
         width = np.ptp(goals, axis=0)
         goals = goals / np.where(width > 0, width, 1.0)
         lost = np.array([sum(self.found[place].missed) > 0 for place in places])
-        beaten = [(~lost & (goals <= own).all(1) & (goals < own).any(1)).any() for own in goals]
+        beaten = [(~lost & (goals <= row).all(1) & (goals < row).any(1)).any() for row in goals]
         behind = lost | np.array(beaten)
         gaps = np.linalg.norm(np.diff(goals, axis=0), axis=1)
         ranked = sorted(

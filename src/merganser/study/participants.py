@@ -79,20 +79,20 @@ def base_and_experts(
     """
     wanted = references_of(block, points, document)
     taken = {point.entry.name.casefold() for point in points}
-    found: list[StudyModel] = []
+    models: list[StudyModel] = []
     for reference, role, own_name in wanted:
         name = own_name or folder_name(reference.name)
         if name.casefold() in taken:
             name = folder_name(reference.text).strip("._-")[-150:]
         if name.casefold() in taken:
-            name = f"{name}_{role}{len(found)}"
+            name = f"{name}_{role}{len(models)}"
         taken.add(name.casefold())
-        own = role == "base" and block.base is not None
+        stated = role == "base" and block.base is not None
         place = ("evaluate", "references") if role in results.REFERENCES else ()
-        with document.addressed(("evaluate", "base") if own else place):
+        with document.addressed(("evaluate", "base") if stated else place):
             plan = settle(reference.text, folder, options.weights)
-        found.append(StudyModel(Entry(name, role, model=reference.text), plan))
-    return found
+        models.append(StudyModel(Entry(name, role, model=reference.text), plan))
+    return models
 
 
 def references_of(
@@ -122,20 +122,21 @@ def references_of(
     if block.experts:
         wanted += [(r, "expert", None) for text, r in merged.items() if text not in bases]
     known = {reference.text for reference, _, _ in wanted}
-    for number, each in enumerate(block.references):
-        if each.model is None:
+    for number, stated in enumerate(block.references):
+        if stated.model is None:
             continue
         path = ("evaluate", "references", number, "model")
         try:
-            reference = recipe.parse_reference(each.model)
+            reference = recipe.parse_reference(stated.model)
         except ValueError as error:
             raise document.error(f"evaluate.references[{number}]: {error}", path) from None
         if reference.text in known:
             raise document.error(
-                f"evaluate.references[{number}]: {each.model} is in the study already", path
+                f"evaluate.references[{number}]: {stated.model} is a model of the study already",
+                path,
             )
         known.add(reference.text)
-        wanted.append((reference, each.role, each.name and folder_name(each.name)))
+        wanted.append((reference, stated.role, stated.name and folder_name(stated.name)))
     return wanted
 
 
@@ -157,16 +158,18 @@ def stated_references(
         RecipeError: the study has no such score, or its uncertainty is missing.
     """
     names = {folder_name(entry.name).casefold() for entry in taken}
-    found: list[Entry] = []
-    for number, each in enumerate(block.references):
-        if each.model is not None or each.name is None:
+    entries: list[Entry] = []
+    for number, listed in enumerate(block.references):
+        if listed.model is not None or listed.name is None:
             continue
         path = ("evaluate", "references", number)
-        if folder_name(each.name).casefold() in names:
-            raise document.error(f"evaluate.references: two models are called {each.name!r}", path)
-        names.add(folder_name(each.name).casefold())
+        if folder_name(listed.name).casefold() in names:
+            raise document.error(
+                f"evaluate.references: two models are called {listed.name!r}", path
+            )
+        names.add(folder_name(listed.name).casefold())
         stated = {}
-        for score, values in each.scores.items():
+        for score, values in listed.scores.items():
             place = (*path, "scores", score)
             where = f"evaluate.references[{number}].scores.{score}"
             if score not in directions:
@@ -176,8 +179,8 @@ def stated_references(
                 stated[score] = stated_score(**values.model_dump())
             except ValueError as error:
                 raise document.error(f"{where}: {error}", place) from None
-        found.append(Entry(each.name, each.role, scores=stated, source=each.source))
-    return found
+        entries.append(Entry(listed.name, listed.role, scores=stated, source=listed.source))
+    return entries
 
 
 def beside_points(entries: Sequence[Entry], stated: Sequence[Entry]) -> list[Entry]:

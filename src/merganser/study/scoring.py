@@ -45,13 +45,13 @@ def to_redo(
             key = live.key(model.plan, model.entry.name)
             for why, count in running.to_redo(tasks, key=key, samples=file).items():
                 counts.setdefault(why, {})[model.entry.name] = count
-    return [redone(sum(own.values()), why, list(own)) for why, own in counts.items()]
+    return [redone(sum(names.values()), why, list(names)) for why, names in counts.items()]
 
 
 def redone(count: int, why: str, names: Sequence[str]) -> str:
-    """A line on completions that are generated again."""
+    """A line about stored completions that are generated again."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{count:,} kept completions of {shown} are generated again and replaced: {why}"
+    return f"{count:,} stored completions of {shown} are generated again and replaced: {why}"
 
 
 def score(
@@ -75,12 +75,12 @@ def score(
         more: returns further scores of the model, after its tasks.
 
     Raises:
-        MerganserError: of the kind that fits.
+        MerganserError: one of its subclasses, by cause.
     """
     outcome: list[engine.Outcome] = []
-    own = f"{SAMPLES}/{model.entry.name}.jsonl"
+    file = f"{SAMPLES}/{model.entry.name}.jsonl"
     meter = Meter(turn, on_progress)
-    found = running.evaluate(
+    result = running.evaluate(
         live.backend_of(
             model.plan,
             outcome.append if model.point is not None else None,
@@ -89,12 +89,12 @@ def score(
         ),
         tasks,
         key=live.key(model.plan, model.entry.name),
-        samples=home / own if tasks else None,
+        samples=home / file if tasks else None,
         on_progress=meter.completed,
     )
-    scores = {**found.scores, **more()}
-    on_progress(Scored(turn, scores, len(found.samples), found.generated))
-    entry = replace(model.entry, scores=scores, samples=own if tasks else None)
+    scores = {**result.scores, **more()}
+    on_progress(Scored(turn, scores, len(result.samples), result.generated))
+    entry = replace(model.entry, scores=scores, samples=file if tasks else None)
     return _weighed(entry, model, outcome[0]) if outcome else entry
 
 
@@ -113,8 +113,8 @@ def harness_scores(
         InputError: a task cannot run or lacks a metric; the scores of its other metrics are stored.
     """
     key = "-".join(live.key(plan).values()) if file is not None else ""
-    found = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
-    for tasks in harness.runs([task for task in block.lm_eval if task.score not in found]):
+    scores = harness.read_kept(file, key, block.lm_eval) if file is not None else {}
+    for tasks in harness.runs([task for task in block.lm_eval if task.score not in scores]):
         assert isinstance(live, LiveModel)
         live.settle(plan)
         outcome = harness.run(
@@ -123,14 +123,14 @@ def harness_scores(
         errors = []
         for task in tasks:
             try:
-                found[task.score] = harness.score(task, outcome)
+                scores[task.score] = harness.score(task, outcome)
             except InputError as error:
                 errors.append(error)
         if file is not None:
-            harness.keep(file, key, block.lm_eval, found)
+            harness.keep(file, key, block.lm_eval, scores)
         if errors:
             raise errors[0]
-    return {task.score: found[task.score] for task in block.lm_eval}
+    return {task.score: scores[task.score] for task in block.lm_eval}
 
 
 def measured(
@@ -139,13 +139,13 @@ def measured(
     """The weights of points that were not blended now, because all of their completions were there."""
     missing = [i for i, m in enumerate(models) if m.point and not entries[i].weights]
     plans = [models[i].plan for i in missing]
-    found = list(entries)
+    result = list(entries)
     for start in range(0, len(plans), sweep.MOST_TOGETHER):
         some = plans[start : start + sweep.MOST_TOGETHER]
         outcomes = engine.run(some, [NullSink() for _ in some], threads=threads)
         for i, outcome in zip(missing[start:], outcomes, strict=False):
-            found[i] = _weighed(found[i], models[i], outcome)
-    return found
+            result[i] = _weighed(result[i], models[i], outcome)
+    return result
 
 
 def _weighed(entry: Entry, model: StudyModel, outcome: engine.Outcome) -> Entry:
@@ -155,11 +155,11 @@ def _weighed(entry: Entry, model: StudyModel, outcome: engine.Outcome) -> Entry:
     written = model.plan.recipe.recipe
     inputs = [written.models or [], written.slices or [], written.modules or {}]
     merged = {r.text for _, r in model_references(inputs)}
-    own = [m for m in outcome.report.models if m.model in merged]
+    merged_models = [m for m in outcome.report.models if m.model in merged]
     return replace(
         entry,
-        weights={m.model: m.requested for m in own if m.requested is not None},
-        effective={m.model: m.effective for m in own if m.effective is not None},
+        weights={m.model: m.requested for m in merged_models if m.requested is not None},
+        effective={m.model: m.effective for m in merged_models if m.effective is not None},
     )
 
 
@@ -194,4 +194,4 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{folder}: cannot be made ({error.strerror})") from None
+        raise ResourceError(f"{folder}: cannot be created ({error.strerror})") from None

@@ -82,15 +82,15 @@ def search(
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> SearchResult:
-    """Search for the best values of a recipe's parameters, and write the merges with these values.
+    """Search the best values of a recipe's parameters, and write the merges with these values.
 
-    Every candidate is blended into one live model and scored; only the selected ones are written.
-    Scores are stored in ``OUT/history.jsonl``, from which an interrupted search resumes.
+    Every candidate is merged in memory and scored; only the selected ones are written. Scores are
+    stored in ``OUT/history.jsonl``, from which an interrupted search resumes.
 
     Args:
         config: a file with ``search:`` and ``evaluate:`` blocks, or a mapping.
         out: the folder of the history, the results, and the chosen candidates' folders.
-        budget: number of candidates, overrides the file's.
+        budget: overrides the file's number of candidates.
         write: whether to write the selected candidates.
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
@@ -101,10 +101,13 @@ def search(
         on_warning: called with each warning: before the first candidate those of ends of ranges
             that cannot be merged, and those of stored completions of base and experts that must be
             generated again.
-        options: of :func:`merganser.merge`.
+        options: those of :func:`merganser.merge`.
+
+    Returns:
+        All candidates with their scores, the selected ones, and their merges.
 
     Raises:
-        MerganserError: of the kind that fits; the scores so far stay in the history.
+        MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
     """
     began = time.perf_counter()
     home = Path(out)
@@ -117,15 +120,15 @@ def search(
     running_on = choose_engine(block, engine, engine_options)
     if name_of(running_on) == "endpoint":
         raise document.error(
-            "search: its candidates are new merges, which no server has; use engine: transformers or vllm"
+            "search: its candidates are new merges, which a server cannot load; use engine: transformers or vllm"
         )
     if "keep" in block.model_fields_set:
         raise document.error(
-            "evaluate.keep: of a search, search.keep says what is kept", ("evaluate", "keep")
+            "evaluate.keep: a search takes search.keep instead", ("evaluate", "keep")
         )
     if block.held_out is not None:
         raise document.error(
-            "evaluate.held_out: of a search, search.held_out says what is held out",
+            "evaluate.held_out: a search takes search.held_out instead",
             ("evaluate", "held_out"),
         )
     seen, unseen = split(
@@ -176,43 +179,45 @@ def search(
         chosen = choose(wanted, trials)
         tried = [t for t in trials if t.same_as is None and t.invalid is None]
         points = {t.candidate.name: t.candidate.point for t in tried}
-        kept = [point for name in chosen if (point := points[name])]
+        chosen_points = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
         for line in scoring.to_redo(others, seen, live, home):
             on_warning(line)
         beside = [
-            scoring.score(each, seen, live, home, on_progress, turn)
-            for each, turn in _turns(others)
+            scoring.score(model, seen, live, home, on_progress, turn)
+            for model, turn in _turns(others)
         ]
-        own = beside_points([*beside, *stage.entries(tried)], stated)
-        found = _results(
-            wanted, seen, live, own, chosen, home, search_loop.additions(wanted, trials)
+        all_entries = beside_points([*beside, *stage.entries(tried)], stated)
+        results = _results(
+            wanted, seen, live, all_entries, chosen, home, search_loop.additions(wanted, trials)
         )
         held_out = None
-        if unseen and kept:
+        if unseen and chosen_points:
             last = _Stage(live, unseen, home / HELD_OUT, planning, threads)
             again = [
-                scoring.score(each, unseen, live, last.home, on_progress, turn)
-                for each, turn in _turns(others, more=len(kept))
+                scoring.score(model, unseen, live, last.home, on_progress, turn)
+                for model, turn in _turns(others, more=len(chosen_points))
             ]
             again += [
-                last.entry(point, on_progress, Turn(point.name, n, len(others) + len(kept)))
-                for n, point in enumerate(kept, len(others) + 1)
+                last.entry(
+                    point, on_progress, Turn(point.name, n, len(others) + len(chosen_points))
+                )
+                for n, point in enumerate(chosen_points, len(others) + 1)
             ]
             held_out = _results(wanted, unseen, live, again, chosen, last.home)
     del live
     written = None
-    if write and kept:
-        written = merge_points(plan_all(kept, planning), home, writing)
-        found = _with_folders(found, "", home)
+    if write and chosen_points:
+        written = merge_points(plan_all(chosen_points, planning), home, writing)
+        results = _with_folders(results, "", home)
         held_out = held_out and _with_folders(held_out, "../", home / HELD_OUT)
         if writing.write_card:
-            study_cards.rewrite_all(home, found)
-    return SearchResult(wanted, trials, found, held_out, written, time.perf_counter() - began)
+            study_cards.rewrite_all(home, results)
+    return SearchResult(wanted, trials, results, held_out, written, time.perf_counter() - began)
 
 
 def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
-    """Refuse a search for scores that its tasks do not have.
+    """Check that the tasks have the scores that a search names.
 
     Raises:
         RecipeError: with file and line.
@@ -232,10 +237,10 @@ def _apart(others: Sequence[StudyModel], names: Collection[str]) -> list[StudyMo
     """Base and experts, none of them with the name of a candidate."""
     taken = {name.casefold() for name in names}
     return [
-        replace(each, entry=replace(each.entry, name=f"{each.entry.name}_{each.entry.role}"))
-        if each.entry.name.casefold() in taken
-        else each
-        for each in others
+        replace(model, entry=replace(model.entry, name=f"{model.entry.name}_{model.entry.role}"))
+        if model.entry.name.casefold() in taken
+        else model
+        for model in others
     ]
 
 
@@ -302,7 +307,7 @@ class _Stage:
 
     def entries(self, trials: Sequence[Trial]) -> list[Entry]:
         """All that was scored, with weights, also of candidates that an earlier run has scored."""
-        found: list[Entry] = []
+        scored: list[Entry] = []
         for start in range(0, len(trials), MOST_TOGETHER):
             self.models = {}
             some = trials[start : start + MOST_TOGETHER]
@@ -310,8 +315,8 @@ class _Stage:
                 if trial.candidate.name not in self.scored and trial.candidate.point is not None:
                     self._plan(trial.candidate.point)
             entries = [self.scored.get(trial.candidate.name, trial.entry) for trial in some]
-            found += self._weighed(entries)
-        return found
+            scored += self._weighed(entries)
+        return scored
 
     def _plan(self, point: Point) -> None:
         entry = Entry(point.name, "point", values=point.values)
@@ -326,10 +331,10 @@ class _Stage:
 
     def _weighed(self, entries: Sequence[Entry]) -> list[Entry]:
         """Entries with the weights of those that were planned and not blended."""
-        own = [entry for entry in entries if entry.name in self.models]
-        models = [self.models[entry.name] for entry in own]
-        found = {e.name: e for e in scoring.measured(own, models, self.threads)}
-        return [found.get(entry.name, entry) for entry in entries]
+        merged = [entry for entry in entries if entry.name in self.models]
+        models = [self.models[entry.name] for entry in merged]
+        by_name = {e.name: e for e in scoring.measured(merged, models, self.threads)}
+        return [by_name.get(entry.name, entry) for entry in entries]
 
 
 def _turns(models: Sequence[StudyModel], more: int = 0) -> list[tuple[StudyModel, Turn]]:
@@ -376,7 +381,7 @@ def _results(
 ) -> Results:
     document: Any = wanted.pattern.document
     samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
-    found = Results(
+    results = Results(
         name=Path(document.file).stem if document.file else "search",
         recipe=document.text or "",
         directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
@@ -392,8 +397,8 @@ def _results(
         places=scores.places(folder, wanted.pattern.folder),
         additions=additions,
     )
-    scores.write(found, folder)
-    return found
+    scores.write(results, folder)
+    return results
 
 
 def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, scores.Direction]:
@@ -402,11 +407,11 @@ def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, scores.Direc
     return {name: better for name, better in wanted.objectives.items() if name in there}
 
 
-def _with_folders(found: Results, prefix: str, folder: Path) -> Results:
+def _with_folders(results: Results, prefix: str, folder: Path) -> Results:
     entries = tuple(
-        replace(entry, folder=f"{prefix}{entry.name}") if entry.name in found.chosen else entry
-        for entry in found.entries
+        replace(entry, folder=f"{prefix}{entry.name}") if entry.name in results.chosen else entry
+        for entry in results.entries
     )
-    found = replace(found, entries=entries)
-    scores.write(found, folder)
-    return found
+    results = replace(results, entries=entries)
+    scores.write(results, folder)
+    return results

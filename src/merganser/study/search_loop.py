@@ -10,7 +10,7 @@ from typing import Any
 
 from merganser.errors import InputError, RecipeError
 from merganser.planning import Plan, PlanOptions
-from merganser.recipe.sweep_file import Point, Values, flat, told
+from merganser.recipe.sweep_file import Point, Values, flat, values_text
 from merganser.results import front
 from merganser.results.scores import Addition, Entry, Score
 from merganser.study import optimisers
@@ -114,7 +114,7 @@ def explore(
     Candidates whose values cannot be merged count, have no scores, and are worse than all others.
 
     Raises:
-        MerganserError: of the kind that fits; what was scored is kept.
+        MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
     """
     chooser = optimisers.optimiser(
         search.method,
@@ -129,7 +129,7 @@ def explore(
     with History(folder, {**describe(search), **(settings or {})}) as history:
         if len(history.lines) > search.budget:
             raise RecipeError(
-                f"{history.path}: has {len(history.lines)} candidates already, and the budget is "
+                f"{history.path}: has {len(history.lines)} candidates already, more than the budget of "
                 f"{search.budget}; give a budget of {len(history.lines)} or more"
             )
         while len(trials) < search.budget and (positions := chooser.ask()):
@@ -192,8 +192,8 @@ def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
     middle = _middle(search)
     problems = []
     first = 0
-    for key, each in search.over.items():
-        axes, after = each.axes, first + len(each.axes)
+    for key, choice in search.over.items():
+        axes, after = choice.axes, first + len(choice.axes)
         ranged = axes and all(axis.ordered for axis in axes) and search.method != "greedy"
         for end in (0, 1) if ranged else ():
             ends = [end if axis.count is None else end * (axis.count - 1) for axis in axes]
@@ -203,7 +203,7 @@ def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
                 plan_all([search.pattern.point(values, 0)], options)
             except RecipeError as error:
                 problems.append(
-                    f"search.over: {told({key: values[key]})} cannot be merged: {error}"
+                    f"search.over: {values_text({key: values[key]})} cannot be merged: {error}"
                 )
         first = after
     return problems
@@ -267,8 +267,12 @@ def _scored(search: Search, candidate: Candidate, score: Scorer, earlier: Sequen
 
 
 def _line(trial: Trial) -> dict[str, Any]:
-    own = trial.candidate
-    line: dict[str, Any] = {"candidate": own.number, "name": own.name, "values": dict(own.values)}
+    candidate = trial.candidate
+    line: dict[str, Any] = {
+        "candidate": candidate.number,
+        "name": candidate.name,
+        "values": dict(candidate.values),
+    }
     line["scores"] = {name: asdict(score) for name, score in trial.scores.items()}
     facts = {"same_as": trial.same_as, "invalid": trial.invalid}
     return line | {key: fact for key, fact in facts.items() if fact is not None}
@@ -282,7 +286,7 @@ def _recalled(candidate: Candidate, line: Mapping[str, Any], path: Path) -> Tria
         raise InputError(f"{path}: candidate {candidate.number} cannot be read") from None
     if not same:
         raise InputError(
-            f"{path}: candidate {candidate.number} was another one ({told(line['values'])}); its "
+            f"{path}: candidate {candidate.number} was another one ({values_text(line['values'])}); its "
             "optimiser was of another version, so choose another OUT"
         )
     return Trial(candidate, scores, line.get("same_as"), line.get("invalid"))
@@ -312,7 +316,9 @@ def ranked(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     if len(search.objectives) == 1:
         return tuple(trial for trial, _ in sorted(good, key=lambda pair: pair[1].goals))
     entries = [trial.entry for trial, _ in good]
-    names = {each.name for each in front.non_dominated(entries, search.objectives)}
+    names = {
+        entry_on_front.name for entry_on_front in front.non_dominated(entries, search.objectives)
+    }
     return tuple(trial for trial, _ in good if trial.candidate.name in names)
 
 
@@ -339,5 +345,5 @@ def additions(search: Search, trials: Sequence[Trial]) -> tuple[Addition, ...]:
 
 def best(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """The best candidate, or the front of several objectives; empty if none keeps to the constraints."""
-    found = ranked(search, trials)
-    return found[:1] if len(search.objectives) == 1 else found
+    best_first = ranked(search, trials)
+    return best_first[:1] if len(search.objectives) == 1 else best_first

@@ -77,7 +77,7 @@ class Range:
 
     def value(self, position: Sequence[float]) -> Any:
         """The number at a position of the axes, or the list of numbers."""
-        numbers = [self._number(each) for each in position]
+        numbers = [self._number(coordinate) for coordinate in position]
         return numbers if self.length is not None else numbers[0]
 
     def _number(self, position: float) -> float | int:
@@ -119,10 +119,10 @@ class Choices:
 
     def __str__(self) -> str:
         return ", ".join(
-            ", ".join(f"{k}={text(v)}" for k, v in each.items())
-            if isinstance(each, Mapping)
-            else text(each)
-            for each in self.values
+            ", ".join(f"{k}={text(v)}" for k, v in choice.items())
+            if isinstance(choice, Mapping)
+            else text(choice)
+            for choice in self.values
         )
 
 
@@ -178,16 +178,16 @@ class Search:
     @property
     def axes(self) -> tuple[Axis, ...]:
         """All axes of the space."""
-        return tuple(axis for each in self.over.values() for axis in each.axes)
+        return tuple(axis for choice in self.over.values() for axis in choice.axes)
 
     def values(self, position: Position) -> dict[str, Any]:
         """Return the values at a position."""
-        found = {}
-        for key, each in self.over.items():
-            count = len(each.axes)
-            found[key] = each.value(position[:count])
+        values = {}
+        for key, choice in self.over.items():
+            count = len(choice.axes)
+            values[key] = choice.value(position[:count])
             position = position[count:]
-        return found
+        return values
 
     def error(self, message: str, *path: str) -> RecipeError:
         """An error with the address of a key of the block."""
@@ -222,10 +222,12 @@ def load_search(source: Config, strictness: Strictness = "normal") -> Search:
         over: dict[str, Parameter] = {KEY: Soup(names, _flag(document, block, "again"))}
     else:
         over = dict(_over(document, block["over"]))
-    pattern.check_names({key: bool(each.axes) for key, each in over.items()})
-    axes = [axis for each in over.values() for axis in each.axes]
+    pattern.check_names({key: bool(choice.axes) for key, choice in over.items()})
+    axes = [axis for choice in over.values() for axis in choice.axes]
     if not axes:
-        raise document.error("search.over: there is nothing to choose from", ("search", "over"))
+        raise document.error(
+            "search.over: there are no parameters to search over", ("search", "over")
+        )
     objectives = _objectives(document, block["objectives"])
     several = len(objectives) > 1
     return Search(
@@ -254,7 +256,7 @@ def _budget(over: Mapping[str, Parameter]) -> int:
 def _flag(document: Document, block: Mapping[str, Any], key: str) -> bool:
     value = block.get(key, False)
     if not isinstance(value, bool):
-        raise document.error(f"search.{key}: is true or false", ("search", key))
+        raise document.error(f"search.{key}: must be true or false", ("search", key))
     return value
 
 
@@ -283,21 +285,21 @@ def _over(document: Document, block: Any) -> Iterator[tuple[str, Parameter]]:
             "search.over: give keys with their ranges, such as {w: {from: 0, to: 1}}", path
         )
     for key, value in block.items():
-        own = (*path, key)
+        here = (*path, key)
         if isinstance(value, dict) and not {"from", "to"}.isdisjoint(value):
-            axis_values(document, [0], own)  # its name
-            yield key, _range(document, value, own)
+            axis_values(document, [0], here)  # its name
+            yield key, _range(document, value, here)
         elif isinstance(value, dict) and "simplex" in value:
-            axis_values(document, [0], own)  # its name
-            yield key, read_simplex(document, value, own)
+            axis_values(document, [0], here)  # its name
+            yield key, read_simplex(document, value, here)
         elif isinstance(value, dict):
             raise document.error(
-                f"{key_name(own)}: give a range {{from, to}}, or a list of choices, or weights "
+                f"{key_name(here)}: give a range {{from, to}}, or a list of choices, or weights "
                 "{simplex: [acc, fmt, len]}",
-                own,
+                here,
             )
         else:
-            yield key, Choices(tuple(axis_values(document, value, own)))
+            yield key, Choices(tuple(axis_values(document, value, here)))
 
 
 def _range(document: Document, given: Mapping[str, Any], path: KeyPath) -> Range:
@@ -314,8 +316,8 @@ def _range(document: Document, given: Mapping[str, Any], path: KeyPath) -> Range
     low, high, step = ends["from"], ends["to"], ends.get("step")
     for flag in ("int", "log"):
         if not isinstance(given.get(flag, False), bool):
-            raise document.error(f"{name}: {flag!r} is true or false", (*path, flag))
-    whole, log = given.get("int", False), given.get("log", False)
+            raise document.error(f"{name}: {flag!r} must be true or false", (*path, flag))
+    integers, log = given.get("int", False), given.get("log", False)
     length = given.get("length")
     if low >= high:
         raise document.error(f"{name}: 'to' must be more than 'from'", path)
@@ -324,14 +326,14 @@ def _range(document: Document, given: Mapping[str, Any], path: KeyPath) -> Range
     if log and (low <= 0 or step is not None):
         what = "takes no 'step'" if low > 0 else "begins above 0"
         raise document.error(f"{name}: a range with 'log' {what}", path)
-    if whole and any(end != int(end) for end in ends.values()):
+    if integers and any(end != int(end) for end in ends.values()):
         raise document.error(f"{name}: a range with 'int' has whole ends and steps", path)
     good = type(length) is int and 1 <= length <= MAX_LENGTH
     if length is not None and not good:
-        raise document.error(f"{name}: 'length' is a whole number up to {MAX_LENGTH}", path)
-    if whole and not log and step is None:
+        raise document.error(f"{name}: 'length' must be a whole number up to {MAX_LENGTH}", path)
+    if integers and not log and step is None:
         step = Decimal(1)
-    return Range(low, high, step, whole, log, length)
+    return Range(low, high, step, integers, log, length)
 
 
 def _number(value: Any) -> float | int | None:
@@ -354,7 +356,7 @@ def _objectives(document: Document, given: Any) -> dict[str, Direction]:
         )
     for name, direction in given.items():
         if direction not in get_args(Direction):
-            raise document.error(f"search.objectives.{name}: is max or min", (*path, name))
+            raise document.error(f"search.objectives.{name}: must be max or min", (*path, name))
     return given
 
 
@@ -364,11 +366,11 @@ def _limits(document: Document, given: Any) -> dict[str, Limit]:
     if not isinstance(given, dict):
         raise document.error(f"search.constraints: give scores with limits, such as {like}", path)
     for name, limit in given.items():
-        own = (*path, name)
-        _mapping(document, limit, own, frozenset({"least", "most"}), "{most: 800} or {least: 0.5}")
+        here = (*path, name)
+        _mapping(document, limit, here, frozenset({"least", "most"}), "{most: 800} or {least: 0.5}")
         for key, value in limit.items():
             if _number(value) is None:
-                raise document.error(f"{key_name((*own, key))}: must be a number", (*own, key))
+                raise document.error(f"{key_name((*here, key))}: must be a number", (*here, key))
     return {
         name: Limit(_number(limit.get("least")), _number(limit.get("most")))
         for name, limit in given.items()
@@ -381,9 +383,9 @@ def _method(document: Document, given: Any, axes: Sequence[Axis], several: bool)
     if given is None:
         return "cma-es" if numbers and len(axes) > 1 and not several else "tpe"
     if given not in get_args(Method):
-        raise document.error(f"search.method: is one of {', '.join(get_args(Method))}", path)
+        raise document.error(f"search.method: must be one of {', '.join(get_args(Method))}", path)
     problem = {
-        "greedy": "goes for one objective; name one, and limit the others by constraints"
+        "greedy": "takes one objective; name one, and limit the others by constraints"
         if several
         else "",
         "cma-es": "searches for one objective; tpe and nsga-ii take several"
@@ -415,7 +417,7 @@ def _whole(
     value = block.get(key, default)
     if value is not None and not (type(value) is int and least <= value <= most):
         raise document.error(
-            f"search.{key}: is a whole number from {least} to {most}{other}", ("search", key)
+            f"search.{key}: must be a whole number from {least} to {most}{other}", ("search", key)
         )
     if value is None and key in block:
         raise document.error(f"search.{key}: there is no value", ("search", key))
@@ -426,12 +428,12 @@ def _held_out(document: Document, given: Any) -> float | tuple[str, ...] | None:
     names = [given] if isinstance(given, str) else given
     if given is None:
         return None
-    if isinstance(names, list) and names and all(isinstance(each, str) for each in names):
+    if isinstance(names, list) and names and all(isinstance(entry, str) for entry in names):
         return tuple(names)
     share = _number(given)
     if share is None or not 0 < share < 1:
         raise document.error(
-            "search.held_out: is a share of the problems between 0 and 1, or a list of tasks",
+            "search.held_out: must be a share of the problems between 0 and 1, or a list of tasks",
             ("search", "held_out"),
         )
     return float(share)

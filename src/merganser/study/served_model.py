@@ -46,7 +46,7 @@ class ServedModel(Live):
     def backend(self) -> Endpoint:
         """See :class:`merganser.study.live_model.Live`."""
         if self._backend is None:
-            raise MerganserError("a served model must be chosen first")
+            raise MerganserError("choose a served model first")
         return self._backend
 
     @property
@@ -72,7 +72,7 @@ class ServedModel(Live):
             InputError: it lacks one, or is not reached.
         """
         there = self.choose("").models()
-        if lacking := [own for name in names if (own := self._name_of(name)) not in there]:
+        if lacking := [served for name in names if (served := self._name_of(name)) not in there]:
             known = ", ".join(there[:5]) + (" …" if len(there) > 5 else "")
             raise InputError(
                 f"{self.options.url}: has no model {lacking[0]!r} ({len(lacking)} of {len(names)} "

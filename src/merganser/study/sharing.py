@@ -41,7 +41,7 @@ def each_once(
     """
     results: dict[int, Result] = {}
     waiting = dict(enumerate(items))
-    said: set[int] = set()
+    seen: set[int] = set()
     while waiting:
         busy: dict[int, Item] = {}
         for place, item in waiting.items():
@@ -56,9 +56,9 @@ def each_once(
                 lock.release()
         if len(busy) == len(waiting):
             place = next(iter(busy))
-            if place not in said:
+            if place not in seen:
                 on_wait(place, busy[place])
-            said.add(place)
+            seen.add(place)
             time.sleep(WAIT)
         waiting = busy
     return [results[place] for place in range(len(items))]

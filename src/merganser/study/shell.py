@@ -47,7 +47,7 @@ def make(plan: Plan, folder: Path) -> Codec:
 
 def cannot_make(label: str, error: Exception) -> str:
     """Return one line with the reason why transformers refuses a model."""
-    return f"{label}: transformers cannot make this model ({' '.join(str(error).split())[:200]})"
+    return f"{label}: transformers cannot load this model ({' '.join(str(error).split())[:200]})"
 
 
 def specs(plan: Plan) -> Mapping[str, Any]:
@@ -70,7 +70,7 @@ def are_alike(one: Plan, other: Plan) -> bool:
 
 
 def quiet(transformers: Any) -> ExitStack:
-    """What the library reports of loading a model that it was never given as files is no news."""
+    """Silence transformers' report on loading, which expects files and gets tensors."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     with ExitStack() as stack:
@@ -92,9 +92,9 @@ def _read_generation(transformers: Any, folder: Path, config: Any) -> Any:
     return transformers.GenerationConfig(eos_token_id=config.get_text_config().eos_token_id)
 
 
-def _numbers(found: Sequence[Any]) -> list[int]:
+def _numbers(ids: Sequence[Any]) -> list[int]:
     """Return all end tokens of a model; each source may give one, several or none."""
-    flat = [i for part in found for i in (part if isinstance(part, list) else [part])]
+    flat = [i for part in ids for i in (part if isinstance(part, list) else [part])]
     return sorted({i for i in flat if isinstance(i, int) and not isinstance(i, bool)})
 
 
@@ -106,7 +106,7 @@ def _check_runnable(transformers: Any, config: Mapping[str, Any], label: str) ->
     """
     if config.get("auto_map") and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise InputError(
-            f"{label}: its model is code of its own (auto_map in config.json), which is never run here; "
+            f"{label}: its model needs its own code (auto_map in config.json), which is never run here; "
             "write the merge, and load it with trust_remote_code=True yourself"
         )
     classes = config.get("architectures") or []

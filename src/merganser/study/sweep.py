@@ -67,22 +67,22 @@ class SweepResult:
     seconds: float
 
     def __repr__(self) -> str:
-        written = sum(each.merged is not None for each in self.points)
+        written = sum(point.merged is not None for point in self.points)
         return (
             f"SweepResult({len(self.points)} points, {written} of them written, "
             f"{self.passes} passes, {self.seconds:.1f} s)"
         )
 
     def _repr_html_(self) -> str:
-        keys = list(dict.fromkeys(key for each in self.points for key in each.point.values))
+        keys = list(dict.fromkeys(key for result in self.points for key in result.point.values))
         rows = [
             (
-                each.point.name,
-                *(each.point.values.get(key, "") for key in keys),
-                each.folder,
-                "was there already" if each.merged is None else "written",
+                result.point.name,
+                *(result.point.values.get(key, "") for key in keys),
+                result.folder,
+                "was there already" if result.merged is None else "written",
             )
-            for each in self.points
+            for result in self.points
         ]
         return notebook.table(("point", *keys, "folder", ""), rows)
 
@@ -92,7 +92,7 @@ def plan_points(
     only: Sequence[str] = (),
     options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
 ) -> list[tuple[Point, Plan]]:
-    """Return the plan of every point of a sweep, without reading weights.
+    """The plan of every point of a sweep, without reading weights.
 
     Args:
         config: a file with a ``sweep:`` block, or a mapping.
@@ -100,20 +100,20 @@ def plan_points(
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: of the kind that fits, with the names of the first and the other invalid points.
+        MerganserError: one of its subclasses, by cause, with the names of the first and the other invalid points.
     """
     return plan_all(select(load_points(config, options.strictness), only), options)
 
 
 def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point, Plan]]:
-    """Decide points, without reading weights.
+    """The plans of points, without reading weights.
 
     Args:
         points: of a sweep, or a search's candidates.
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: of the kind that fits, with the names of the first and the other invalid points.
+        MerganserError: one of its subclasses, by cause, with the names of the first and the other invalid points.
     """
     planned: list[tuple[Point, Plan]] = []
     wrong: list[tuple[Point, MerganserError]] = []
@@ -134,17 +134,17 @@ def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point,
 
 
 def input_bytes(plans: Sequence[Plan]) -> int:
-    """Bytes of weights that plans read together, what several of them need counted once."""
+    """Bytes of weights that plans read; what several plans need is counted once."""
     read = {
         (
             source.reference.text,
             source.checkpoint.header_digest,
-            each.name,
-        ): source.checkpoint.specs[each.name].nbytes
+            read_.name,
+        ): source.checkpoint.specs[read_.name].nbytes
         for plan in plans
         for job in plan.jobs
-        for each in job.reads
-        for source in [plan.sources[each.source]]
+        for read_ in job.reads
+        for source in [plan.sources[read_.source]]
     }
     return sum(read.values())
 
@@ -167,19 +167,21 @@ def sweep(
         config: a file with a ``sweep:`` block, or a mapping.
         out: the folder of all points.
         only: conditions on the points, such as ``w=0.7,0.9``; all must hold.
-        on_begin: called with the number of points and of passes, before the first byte is read.
-        options: of :func:`merganser.merge`; ``force``
-            replaces folders that hold something else.
+        on_begin: called with the numbers of points and of passes, before the first byte is read.
+        options: those of :func:`merganser.merge`; ``force`` replaces folders that hold something else.
+
+    Returns:
+        The points in the sweep's order, each with its folder, plan and merge.
 
     Raises:
-        RecipeError: the file has an ``evaluate:`` block; use :func:`merganser.evaluate_sweep`.
-        MerganserError: of the kind that fits; finished points stay on disk.
+        RecipeError: when the file has an ``evaluate:`` block; use :func:`merganser.evaluate_sweep`.
+        MerganserError: one of its subclasses, by cause; finished points stay on disk.
     """
     if has_block(config, "evaluate"):
         name = "" if isinstance(config, Mapping) else f"{config}: "
         raise RecipeError(
-            f"{name}the evaluate: block wants the points scored, and merganser.sweep() only writes them; "
-            "call merganser.evaluate_sweep(), or take the block out"
+            f"{name}its evaluate: block asks for scores, but merganser.sweep() only writes the points; "
+            "call merganser.evaluate_sweep(), or remove the block"
         )
     planning, writing = split_options(options)
     return merge_points(plan_points(config, only, planning), out, writing, on_begin)
@@ -200,7 +202,7 @@ def merge_points(
         on_begin: as in :func:`sweep`.
 
     Raises:
-        MerganserError: of the kind that fits; finished points stay on disk.
+        MerganserError: one of its subclasses, by cause; finished points stay on disk.
     """
     began = time.perf_counter()
     home = Path(os.path.abspath(out))  # noqa: PTH100
@@ -216,8 +218,8 @@ def merge_points(
     batches = _batches(to_do, writing.threads, writing.memory)
     on_begin(len(to_do), len(batches))
     for batch, crew in batches:
-        made = write_folders(batch, replace(writing, threads=crew), leftover="either")
-        for folder, merged in zip(batch, made, strict=True):
+        merges = write_folders(batch, replace(writing, threads=crew), leftover="either")
+        for folder, merged in zip(batch, merges, strict=True):
             point = results[folder].point
             results[folder] = PointResult(point, folder, merged.plan, merged)
     return SweepResult(tuple(results.values()), len(batches), time.perf_counter() - began)
@@ -273,13 +275,13 @@ def _check(folder: Path, plan: Plan, force: bool) -> None:
         if not (folder / manifest.NAME).is_file() or force:
             raise
         raise OutputExistsError(
-            f"{folder}: is there already, from another recipe, other inputs or another version; "
+            f"{folder}: exists already, from another recipe, other inputs or another version; "
             "give force=True to replace it, or choose another OUT"
         ) from error
 
 
 def count_passes(plans: Sequence[Plan], memory: int | None = None) -> int:
-    """Return the number of passes over the inputs if plans are merged together."""
+    """The number of passes over the inputs if plans are merged together."""
     return len(_batches({Path(str(i)): plan for i, plan in enumerate(plans)}, None, memory))
 
 

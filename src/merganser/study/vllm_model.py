@@ -84,14 +84,14 @@ class VllmModel(Live):
     def backend(self) -> VllmModel:
         """See :class:`merganser.study.live_model.Live`."""
         if self._wanted is None:
-            raise MerganserError("a live model must become some plan first")
+            raise MerganserError("the live model holds no merge yet; call become() first")
         return self
 
     @property
     def codec(self) -> Codec:
         """Prompts and completions of the model as it is now."""
         if self._codec is None:
-            raise MerganserError("a live model must become some plan first")
+            raise MerganserError("the live model holds no merge yet; call become() first")
         return self._codec
 
     @property
@@ -137,9 +137,9 @@ class VllmModel(Live):
                     self._demand(requests, sampling)
                     self.settle(plan, on_outcome)
                     asked = list(left)
-                    own = [requests[index] for index in asked]
+                    batch = [requests[index] for index in asked]
                     assert self._running is not None
-                    for place, completion in self._running(own, sampling, on_tokens):
+                    for place, completion in self._running(batch, sampling, on_tokens):
                         left.remove(asked[place])
                         yield asked[place], completion
                     return
@@ -147,7 +147,7 @@ class VllmModel(Live):
                     self._stop()
                     if attempt == ATTEMPTS:
                         raise MerganserError(
-                            f"{error}, {ATTEMPTS} times; completions that are kept are reused: run it "
+                            f"{error}, {ATTEMPTS} times; stored completions are reused: run it "
                             "again, or use engine: transformers"
                         ) from error
 
@@ -241,10 +241,10 @@ def _device(name: str) -> str:
     Raises:
         RecipeError: it is not the requested device.
     """
-    own = "cpu" if engines.is_vllm_for_cpus() else find_device("auto")
-    if name not in ("auto", own):
+    installed = "cpu" if engines.is_vllm_for_cpus() else find_device("auto")
+    if name not in ("auto", installed):
         raise RecipeError(
-            f"device: the installed vLLM computes on {own}, not on {name}; choose among several GPUs "
+            f"device: the installed vLLM computes on {installed}, not on {name}; choose among several GPUs "
             "by CUDA_VISIBLE_DEVICES"
         )
-    return own
+    return installed

@@ -23,7 +23,7 @@ NAMED = Path(__file__).parent / "templates"
 """Folder with one file per named template."""
 
 SHORTEST = 20
-"""A shorter text is taken for a typing error, not for a template, as in MergeKit."""
+"""A shorter text counts as a typing error, not as a template, as in MergeKit."""
 
 
 def names() -> list[str]:
@@ -109,10 +109,10 @@ def check(template: str) -> None:
         grammar = Environment(extensions=extensions)
         tree = Parser(grammar, template).parse()
     except TemplateSyntaxError as error:
-        raise ValueError(f"is no Jinja template: {error.message}, line {error.lineno}") from None
+        raise ValueError(f"is not a Jinja template: {error.message}, line {error.lineno}") from None
     except RecursionError:
-        raise ValueError("is no Jinja template: nested too deep") from None
+        raise ValueError("is not a Jinja template: nested too deep") from None
     unknown = [each.name for each in tree.find_all(Filter) if each.name not in grammar.filters]
     unknown += [each.name for each in tree.find_all(Test) if each.name not in grammar.tests]
     if unknown:
-        raise ValueError(f"is no Jinja template: there is no {unknown[0][:40]!r} in Jinja")
+        raise ValueError(f"is not a Jinja template: there is no {unknown[0][:40]!r} in Jinja")

@@ -185,7 +185,7 @@ def _check_ids(ids: Mapping[str, Any], file: Path) -> None:
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in ids.values()):
         raise InputError(f"{file}: its vocabulary is malformed")
     if ids and not 0 <= min(ids.values()) <= max(ids.values()) < MAX_ID:
-        raise InputError(f"{file}: its ids do not all lie between 0 and {MAX_ID}")
+        raise InputError(f"{file}: some ids are not between 0 and {MAX_ID}")
 
 
 def read_contents(folder: Path, label: str) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def read_contents(folder: Path, label: str) -> dict[str, Any]:
         and all(isinstance(e, dict) and isinstance(e.get("content"), str) for e in added)
     )
     if not well_formed:
-        raise InputError(f"{file}: is no tokenizer (it has no vocabulary)")
+        raise InputError(f"{file}: is not a tokenizer (it has no vocabulary)")
     return contents
 
 
@@ -227,7 +227,7 @@ def _converted(folder: Path, label: str) -> dict[str, Any]:
             str(folder), local_files_only=True, trust_remote_code=False
         )
         contents = json.loads(loaded.backend_tokenizer.to_str())
-    except Exception as error:  # whatever a library makes of broken files
+    except Exception as error:  # any error of the library on broken files
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{advice} (it failed here: {reason})") from None
     assert isinstance(contents, dict)
@@ -275,7 +275,7 @@ def _ids_by_library(contents: Mapping[str, Any], file: Path) -> Mapping[str, int
         return Tokenizer.from_str(json.dumps(contents)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises plain exceptions
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{file}: is no tokenizer ({reason})") from None
+        raise InputError(f"{file}: is not a tokenizer ({reason})") from None
 
 
 def _flags_of(entry: Mapping[str, Any]) -> Flags:
@@ -397,7 +397,9 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
         # The library puts added tokens into gaps, even onto ids in use; pieces keep their ids.
         model["vocab"] |= {token: output.tokens[token] for token in added}
         if dict(_ids_by_library(contents, file)) != output.tokens:
-            raise InputError(f"{file}: its ids are such that no tokens can be added to it")
+            raise InputError(
+                f"{file}: tokens cannot be added: the tokenizers library would give them other ids"
+            )
     return contents
 
 

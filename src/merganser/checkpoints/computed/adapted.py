@@ -45,16 +45,16 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     head = next(heads, None)
     factors = Factors(adapter.weights)
 
-    def made(name: str, change: Change | None) -> Derived | str:
+    def derive(name: str, change: Change | None) -> Derived | str:
         return _derive(adapter, checkpoint, change, name, factors) if change else name
 
-    tensors = {name: made(name, changes.get(name)) for name in checkpoint.specs}
+    tensors = {name: derive(name, changes.get(name)) for name in checkpoint.specs}
     config: Mapping[str, Any] = checkpoint.config
     if embedding and {HEAD, head, embedding} & changes.keys() and _is_tied(checkpoint):
         # A delta of one does not apply to the other: PEFT's model computes with a separate head and
         # embedding, although its merged model may tie them again.
         if head is None:
-            tensors[HEAD] = made(embedding, changes.get(HEAD))
+            tensors[HEAD] = derive(embedding, changes.get(HEAD))
         config = _untied(config)
     digest = json.dumps(adapter.config, sort_keys=True)
     return DerivedCheckpoint(
@@ -81,9 +81,11 @@ def _matched(adapter: Adapter, checkpoint: Checkpoint, embedding: str | None) ->
         if name == HEAD and not matches and embedding is not None and _is_tied(checkpoint):
             matches = [HEAD]
         if len(matches) != 1:
-            raise InputError(f"{label}: {key!r} changes {name!r}, which {checkpoint.label} has not")
+            raise InputError(
+                f"{label}: {key!r} is for tensor {name!r}, which {checkpoint.label} does not have"
+            )
         if matches[0] in changes:
-            raise InputError(f"{label}: {key!r} is not the only one to change {matches[0]!r}")
+            raise InputError(f"{label}: {key!r} is a second change of tensor {matches[0]!r}")
         changes[matches[0]] = change
     return changes
 
@@ -125,29 +127,29 @@ def _derive(
 ) -> Derived:
     """The computation of a tensor; ``name`` is the model's name for it."""
     weights, label = adapter.weights, adapter.weights.label
-    own = checkpoint.specs[name]
+    base_spec = checkpoint.specs[name]
     source, stored = (weights, change.whole) if change.whole else (checkpoint, name)
     spec = source.specs[stored]
-    if spec.shape != own.shape or not (spec.dtype.mergeable and own.dtype.mergeable):
+    if spec.shape != base_spec.shape or not (spec.dtype.mergeable and base_spec.dtype.mergeable):
         raise InputError(
-            f"{label}: {stored!r} is {spec}, and the {name!r} that it changes is {own}; "
+            f"{label}: {stored!r} is {spec}, but tensor {name!r} of the base is {base_spec}; "
             "adapters with a vocabulary of their own cannot be applied"
         )
-    narrow = own.natural
+    narrow = base_spec.natural
     if change.a is None and change.b is None and change.magnitude is None and change.bias is None:
-        whole = TensorSpec(spec.dtype, spec.shape, narrow)
-        return Derived(whole, partial(fill_whole, source, stored))
+        replaced = TensorSpec(spec.dtype, spec.shape, narrow)
+        return Derived(replaced, partial(fill_whole, source, stored))
     scale, rank = adapter.scale(change.module)
-    made = TensorSpec(FLOAT64 if spec.dtype == FLOAT64 else FLOAT32, spec.shape, narrow)
+    widened = TensorSpec(FLOAT64 if spec.dtype == FLOAT64 else FLOAT32, spec.shape, narrow)
     if change.bias is not None:
         _check_shape(weights, change.bias, spec.shape, name)
-        return Derived(made, partial(fill_bias, source, stored, weights, change.bias, scale))
+        return Derived(widened, partial(fill_bias, source, stored, weights, change.bias, scale))
     if change.a is None or change.b is None:
         there = change.a or change.b or change.magnitude
         raise InputError(f"{label}: {there!r} has no partner; lora_A and lora_B come in pairs")
     shape = spec.shape
     if len(shape) != 2:
-        raise InputError(f"{label}: {change.a!r} is for {name!r}, which is no matrix but {spec}")
+        raise InputError(f"{label}: {change.a!r} is for {name!r}, which is not a matrix ({spec})")
     transposed = _is_transposed(adapter, checkpoint, change, shape)
     outer, inner = shape[::-1] if transposed else shape
     _check_shape(weights, change.a, (rank, inner), name)
@@ -166,15 +168,15 @@ def _derive(
         scale,
         change.magnitude,
     )
-    return Derived(made, partial(fill_product, product))
+    return Derived(widened, partial(fill_product, product))
 
 
 def _check_shape(weights: Checkpoint, key: str, shape: tuple[int, ...], name: str) -> None:
     spec = weights.specs[key]
     if spec.shape != shape or not spec.dtype.mergeable:
         raise InputError(
-            f"{weights.label}: {key!r} is {spec}, and should be {list(shape)} to go with {name!r} "
-            f"and {CONFIG}"
+            f"{weights.label}: {key!r} is {spec}, but tensor {name!r} and {CONFIG} ask "
+            f"for {list(shape)}"
         )
 
 

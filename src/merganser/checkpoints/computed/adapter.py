@@ -72,7 +72,7 @@ class Adapter:
         known = isinstance(rank, int) and isinstance(alpha, int | float)
         if not known or not 0 < rank < 2**31 or not math.isfinite(alpha):
             raise InputError(
-                f"{self.folder / CONFIG}: r {rank!r} or lora_alpha {alpha!r} is no number"
+                f"{self.folder / CONFIG}: r ({rank!r}) and lora_alpha ({alpha!r}) must be numbers"
             )
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank), rank
 
@@ -81,17 +81,17 @@ class Adapter:
         patterns = self.config.get(key) or {}
         try:
             for pattern, value in patterns.items():
-                found, wildcards = _pattern(pattern)
+                expression, wildcards = _pattern(pattern)
                 self.steps[0] += _cost(len(module), wildcards)
                 if self.steps[0] > MAX_STEPS:
                     raise ValueError("matching them all would take too long")
-                if found.match(module):
+                if expression.match(module):
                     return value
         except (re.error, ValueError, AttributeError, RecursionError, OverflowError) as error:
             reason = f"{str(error)[:80]}; " if isinstance(error, ValueError) else ""
             raise InputError(
-                f"{self.folder / CONFIG}: {key} holds a pattern that cannot be used ({reason}write "
-                "the modules' names)"
+                f"{self.folder / CONFIG}: {key} holds a regular expression that cannot be used "
+                f"({reason}write the modules' names)"
             ) from None
         return default
 
@@ -108,7 +108,7 @@ def _pattern(text: str) -> tuple[re.Pattern[str], int]:
     """
     plain = re.sub(r"\\.", "x", text)
     if len(text) > 256 or "(?" in plain or re.search(r"\)[*+?{]|\\[1-9]", text):
-        raise ValueError(f"{text[:40]!r} repeats groups, looks around or is very long")
+        raise ValueError(f"{text[:40]!r} repeats a group, looks around or is too long")
     return re.compile(rf"(.*\.)?({text})$"), len(re.findall(r"[*+?{|]", plain))
 
 
@@ -134,6 +134,6 @@ def changes_by_name(adapter: Adapter) -> dict[str, Change]:
         elif match := _BIAS.fullmatch(name):
             changes.setdefault(f"{match[1]}.bias", Change(match[1])).bias = key
         else:
-            whole = _WRAPPER.sub("", name)
-            changes.setdefault(whole, Change(whole.rpartition(".")[0])).whole = key
+            tensor = _WRAPPER.sub("", name)
+            changes.setdefault(tensor, Change(tensor.rpartition(".")[0])).whole = key
     return changes

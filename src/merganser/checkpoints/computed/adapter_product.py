@@ -108,9 +108,9 @@ def fill_bias(
     into: Array,
 ) -> None:
     """Compute a range of a bias plus the adapter's bias."""
-    own = read_numbers(source, name, start, len(into) // _number_type(source, name).itemsize)
-    added = read_numbers(weights, bias, start, len(own)).astype(np.float64)
-    into.view(own.dtype)[:] = own + scale * added
+    numbers = read_numbers(source, name, start, len(into) // _number_type(source, name).itemsize)
+    added = read_numbers(weights, bias, start, len(numbers)).astype(np.float64)
+    into.view(numbers.dtype)[:] = numbers + scale * added
 
 
 def _number_type(source: Checkpoint, name: str) -> np.dtype[Any]:

@@ -60,7 +60,7 @@ class DerivedCheckpoint:
         inner: Checkpoint,
         tensors: Mapping[str, Derived | str],
         config: Mapping[str, Any],
-        told: str,
+        depends_on: str,
         *,
         format: str,
         others: Sequence[Checkpoint] = (),
@@ -82,7 +82,7 @@ class DerivedCheckpoint:
         }
         specs = [(name, str(spec), str(spec.narrow)) for name, spec in self.specs.items()]
         digests = [checkpoint.header_digest for checkpoint in (inner, *others)]
-        facts = repr((digests, told, specs)).encode()
+        facts = repr((digests, depends_on, specs)).encode()
         self.header_digest = hashlib.sha256(facts).hexdigest()
         self.stamps: Mapping[Path, Stamp] = {
             file: stamp
@@ -107,11 +107,11 @@ class DerivedCheckpoint:
         if start % size == 0 and stop % size == 0:
             tensor.fill(first, np.frombuffer(into, np.uint8))
             return
-        whole = np.empty(
+        rows = np.empty(
             (last - first) * size, np.uint8
         )  # the range starts or ends within an element
-        tensor.fill(first, whole)
-        into[:] = whole[start - first * size :][: len(into)].data
+        tensor.fill(first, rows)
+        into[:] = rows[start - first * size :][: len(into)].data
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
         """See :meth:`merganser.checkpoints.Checkpoint.view`. Computed tensors have no view."""
@@ -171,4 +171,6 @@ def read_numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> A
         return stored.view(np.float16).astype(np.float32)
     if dtype.name in ("float32", "float64"):
         return stored.view(dtype.name)
-    raise InputError(f"{checkpoint.label}: tensor {name!r} is {dtype}, which holds no weights")
+    raise InputError(
+        f"{checkpoint.label}: tensor {name!r} is {dtype}, which is not a dtype of weights"
+    )

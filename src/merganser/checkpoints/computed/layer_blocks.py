@@ -60,27 +60,27 @@ class JoinedBlocks:
     """
 
     def __init__(self, donors: Sequence[Blocks], layers: Sequence[tuple[int, int]]) -> None:
-        own = donors[0]
+        first = donors[0]
         for donor in donors:
-            if donor.axis != own.axis or donor.shape(1) != own.shape(1):
+            if donor.axis != first.axis or donor.shape(1) != first.shape(1):
                 raise InputError(
                     f"{donor.checkpoint.label}: {donor.name!r} has blocks of {list(donor.shape(1))} for "
-                    f"its layers, those of {own.checkpoint.label} are {list(own.shape(1))}; "
+                    f"its layers, but those of {first.checkpoint.label} are {list(first.shape(1))}; "
                     "they cannot be joined"
                 )
-        dtypes = {donors[donor].spec.dtype for donor, _ in layers} or {own.spec.dtype}
+        dtypes = {donors[donor].spec.dtype for donor, _ in layers} or {first.spec.dtype}
         self._wide = len(dtypes) > 1
         dtype = FLOAT64 if FLOAT64 in dtypes else FLOAT32
-        shape = own.shape(len(layers))
+        shape = first.shape(len(layers))
         if self._wide:
-            self.spec = TensorSpec(dtype, shape, own.spec.natural)
+            self.spec = TensorSpec(dtype, shape, first.spec.natural)
             self._numbers = np.dtype(dtype.name)
         else:
-            self.spec = TensorSpec(next(iter(dtypes)), shape, own.spec.narrow)
+            self.spec = TensorSpec(next(iter(dtypes)), shape, first.spec.narrow)
             self._numbers = np.dtype(f"u{self.spec.dtype.itemsize}")
         self._donors = donors
         self._layers = layers
-        self._block = math.prod(own.shape(1)[own.axis :])
+        self._block = math.prod(first.shape(1)[first.axis :])
         self._runs = [
             [(i, donor, layer) for i, (donor, layer) in run]
             for _, run in groupby(enumerate(layers), lambda e: (e[1][0], e[1][1] - e[0]))
@@ -148,17 +148,19 @@ class JoinedBlocks:
         return read_stored(donor.checkpoint, donor.name, start, count).view(self._numbers)
 
 
-def joined(own: Checkpoint, tensors: Mapping[str, JoinedBlocks]) -> Checkpoint:
+def joined(checkpoint: Checkpoint, tensors: Mapping[str, JoinedBlocks]) -> Checkpoint:
     """A checkpoint with some tensors rebuilt from blocks. Closing it leaves their donors open."""
-    made: dict[str, Derived | str] = {name: name for name in own.specs}
-    made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
+    derived: dict[str, Derived | str] = {name: name for name in checkpoint.specs}
+    derived |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
     return DerivedCheckpoint(
-        own,
-        made,
-        own.config,
+        checkpoint,
+        derived,
+        checkpoint.config,
         f"blocks {[tensor.digest() for tensor in tensors.values()]}",
-        format=own.format,
+        format=checkpoint.format,
         locator=after(
-            Joined, own.locator, tuple(tensor.located(name) for name, tensor in tensors.items())
+            Joined,
+            checkpoint.locator,
+            tuple(tensor.located(name) for name, tensor in tensors.items()),
         ),
     )

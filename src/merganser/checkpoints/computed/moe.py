@@ -72,11 +72,11 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
     """
     if checkpoint.specs.keys() == donor.specs.keys():
         return checkpoint
-    wanted = {_pattern(layer): found.style for layer, found in _layers(donor).items()}
+    wanted = {_pattern(layer): experts.style for layer, experts in _layers(donor).items()}
     layers = {
-        layer: found
-        for layer, found in _layers(checkpoint).items()
-        if wanted.get(_pattern(layer), found.style) != found.style
+        layer: experts
+        for layer, experts in _layers(checkpoint).items()
+        if wanted.get(_pattern(layer), experts.style) != experts.style
     }
     if not layers:
         return checkpoint
@@ -92,8 +92,8 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
             tensors[name if rest == name else f"{layer}.{block}.{rest}"] = name
         elif layer not in done:
             done.add(layer)
-            found = layers[layer]
-            for new, matrices in _arranged(checkpoint, layer, found, wanted[_pattern(layer)]):
+            experts = layers[layer]
+            for new, matrices in _arranged(checkpoint, layer, experts, wanted[_pattern(layer)]):
                 tensors[new] = _joined(checkpoint, new, matrices)
     return DerivedCheckpoint(
         checkpoint,
@@ -101,7 +101,7 @@ def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
         checkpoint.config,
         "experts under other names",
         format=checkpoint.format,
-        notes=[f"{checkpoint.label}: its experts are taken under the names that {donor.label} has"],
+        notes=[f"{checkpoint.label}: its experts are renamed to the names that {donor.label} has"],
         locator=after(ExpertsNamed, checkpoint.locator, donor.locator),
     )
 
@@ -124,36 +124,36 @@ def _layers(checkpoint: Checkpoint) -> dict[str, _Layer]:
         if ".experts." not in name:
             continue
         if match := _SINGLE.fullmatch(name):
-            layer, block, expert, own = match.groups()
+            layer, block, expert, leaf = match.groups()
             for family, names in enumerate(_NAMES):
-                part = next((part for part, known in names.items() if known == own), None)
+                part = next((part for part, known in names.items() if known == leaf), None)
                 if part is not None:
-                    found = layers.setdefault(layer, _Layer(_Style(block, family), {}, set()))
-                    found.matrices[int(expert), part] = _Matrix(name, 0, spec)
-                    found.names.add(name)
+                    experts = layers.setdefault(layer, _Layer(_Style(block, family), {}, set()))
+                    experts.matrices[int(expert), part] = _Matrix(name, 0, spec)
+                    experts.names.add(name)
         elif match := _STACKED.fullmatch(name):
-            layer, block, own = match.groups()
-            found = layers.setdefault(layer, _Layer(_Style(block, None), {}, set()))
-            found.names.add(name)
-            stacked = [DOWN] if own == "down_proj" else [GATE, UP]
+            layer, block, leaf = match.groups()
+            experts = layers.setdefault(layer, _Layer(_Style(block, None), {}, set()))
+            experts.names.add(name)
+            stacked = [DOWN] if leaf == "down_proj" else [GATE, UP]
             if len(spec.shape) != 3 or spec.shape[1] % len(stacked):
                 continue
             one = spec.shape[1] // len(stacked), spec.shape[2]
             matrix = TensorSpec(spec.dtype, one, spec.narrow)
             for i in range(spec.shape[0] * len(stacked)):
                 key = i // len(stacked), stacked[i % len(stacked)]
-                found.matrices[key] = _Matrix(name, i * matrix.numel, matrix)
+                experts.matrices[key] = _Matrix(name, i * matrix.numel, matrix)
     return layers
 
 
 def _arranged(
-    checkpoint: Checkpoint, layer: str, found: _Layer, style: _Style
+    checkpoint: Checkpoint, layer: str, layer_experts: _Layer, style: _Style
 ) -> Iterator[tuple[str, list[_Matrix]]]:
     """A layer's tensors in another style: their names and the matrices that they consist of."""
-    count = 1 + max((expert for expert, _ in found.matrices), default=-1)
+    count = 1 + max((expert for expert, _ in layer_experts.matrices), default=-1)
     experts = []
     for expert in range(count):
-        gate, up, down = (found.matrices.get((expert, part)) for part in (GATE, UP, DOWN))
+        gate, up, down = (layer_experts.matrices.get((expert, part)) for part in (GATE, UP, DOWN))
         if gate is None or up is None or down is None:
             raise InputError(
                 f"{checkpoint.label}: expert {expert} of {layer} lacks a matrix (gate, up or down)"
@@ -162,7 +162,7 @@ def _arranged(
         if gate.spec.shape != up.spec.shape or down.spec.shape != (hidden, inner):
             raise InputError(
                 f"{checkpoint.label}: the experts of {layer} are {gate.spec}, {up.spec} and {down.spec}, "
-                "which is not the way round that they can be named otherwise"
+                "not [inner, hidden] twice and [hidden, inner]; they cannot be stored as the other models' are"
             )
         experts.append({GATE: gate, UP: up, DOWN: down})
     prefix = f"{layer}.{style.block}.experts."

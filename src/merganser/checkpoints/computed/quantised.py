@@ -109,7 +109,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     tensors: dict[str, Derived | str] = {}
     left_out = 0
     for name in specs:
-        whole = name.removesuffix("_blocks")
+        plain = name.removesuffix("_blocks")
         if name in eights:
             if eights[name] is None and (stated or scales != {None}):
                 raise InputError(
@@ -117,14 +117,14 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
                     f"({name}_scale_inv or {name}_scale) is missing"
                 )
             tensors[name] = _from_eights(checkpoint, name, eights[name], blocks)
-        elif whole in fours and whole != name:
-            tensors[whole] = _from_fours(checkpoint, whole)
+        elif plain in fours and plain != name:
+            tensors[plain] = _from_fours(checkpoint, plain)
         elif _ACTIVATION_SCALE.search(name):
             left_out += 1
         elif name not in scales:
             if _WEIGHT_SCALE.search(name):
                 raise InputError(
-                    f"{checkpoint.label}: {name!r} is the scale of no quantised tensor"
+                    f"{checkpoint.label}: {name!r} is a scale, but its quantised tensor is missing"
                 )
             tensors[name] = name
     kinds = sorted({specs[name].dtype.name for name in eights} | ({"mxfp4"} if fours else set()))
@@ -172,7 +172,7 @@ def _without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_unknown(checkpoint: Checkpoint, stated: Mapping[str, Any]) -> None:
     method = str(stated.get("quant_method") or ("fp8" if not stated else "an unnamed method"))
-    advice = "merge the model that it was made from, or dequantise it first and save that"
+    advice = "merge the model that was quantised, or dequantise this one and save it first"
     foreign = next((name for name in checkpoint.specs if _FOREIGN.search(name)), None)
     how = None
     if method not in METHODS:
@@ -205,12 +205,12 @@ def _weight_schemes(stated: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _block_sizes(stated: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Possible sizes of blocks that share a scale."""
-    found = [stated.get("weight_block_size")]
+    candidates = [stated.get("weight_block_size")]
     for weights in _weight_schemes(stated):
-        found += [weights.get("block_structure"), [1, weights.get("group_size")]]
+        candidates += [weights.get("block_structure"), [1, weights.get("group_size")]]
     sizes = [
         (block[0], block[1])
-        for block in found
+        for block in candidates
         if isinstance(block, list | tuple)
         and len(block) == 2
         and all(isinstance(n, int) and n > 0 for n in block)
@@ -248,8 +248,8 @@ def _grid(spec: TensorSpec, scale: TensorSpec, blocks: list[tuple[int, int]]) ->
     """The grid of a tensor's scale; None if the shapes do not fit."""
     *stack, rows, columns = (1, 1, *spec.shape) if len(spec.shape) < 2 else spec.shape
     if scale.numel == 1:
-        whole = math.prod(stack) * rows
-        return _Grid(max(whole, 1), columns, max(whole, 1), columns, 1, 1)
+        lines = math.prod(stack) * rows
+        return _Grid(max(lines, 1), columns, max(lines, 1), columns, 1, 1)
     if scale.shape in ((*stack,), (*stack, 1, 1)):
         return _Grid(rows, columns, rows, columns, 1, 1)
     if scale.shape in ((*stack, rows), (*stack, rows, 1)):
@@ -271,7 +271,7 @@ def _from_eights(
         if grid is None:
             raise InputError(
                 f"{checkpoint.label}: {scale!r} is {checkpoint.specs[scale]}, which fits tensor {name!r} "
-                f"({list(spec.shape)}) neither as a whole, by rows, nor by blocks of {list(blocks[0])}"
+                f"({list(spec.shape)}) neither as one scale, as one a row, nor as one a block of {list(blocks[0])}"
             )
     return Derived(
         TensorSpec(FLOAT32, spec.shape, _BFLOAT16),
@@ -322,7 +322,7 @@ def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
     blocks, scales = f"{name}_blocks", f"{name}_scales"
     spec, of_scales = checkpoint.specs[blocks], checkpoint.specs.get(scales)
     if of_scales is None:
-        raise InputError(f"{checkpoint.label}: tensor {blocks!r} has no {scales!r} beside it")
+        raise InputError(f"{checkpoint.label}: tensor {blocks!r} lacks its scales, {scales!r}")
     if (
         len(spec.shape) != 4
         or spec.shape[3] != 16
@@ -384,11 +384,11 @@ def _fill_of_matrix(pairs: Array, powers: Array, start: int, numbers: Array) -> 
     rows = len(pairs)
     first, last = start // rows // 2, (start + len(numbers) - 1) // rows // 2  # columns of pairs
     columns = np.ascontiguousarray(pairs[:, first : last + 1].T)
-    made = np.empty((last + 1 - first, 2, rows), np.float32)
-    made[:, 0] = _NIBBLES[columns & 15]
-    made[:, 1] = _NIBBLES[columns >> 4]
+    block = np.empty((last + 1 - first, 2, rows), np.float32)
+    block[:, 0] = _NIBBLES[columns & 15]
+    block[:, 1] = _NIBBLES[columns >> 4]
     group = np.arange(first, last + 1) // 16
     scales = _POWERS[powers[:, group[0] : group[-1] + 1].T]
-    made *= scales[group - group[0]][:, None]
+    block *= scales[group - group[0]][:, None]
     skipped = start - 2 * first * rows
-    numbers[:] = made.reshape(-1)[skipped : skipped + len(numbers)]
+    numbers[:] = block.reshape(-1)[skipped : skipped + len(numbers)]

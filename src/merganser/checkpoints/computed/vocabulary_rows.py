@@ -100,18 +100,18 @@ class GatheredTensor:
         InputError: when donors have rows of different sizes.
     """
 
-    def __init__(self, donors: Sequence[Donor | None], own: int, rows: RowMap) -> None:
+    def __init__(self, donors: Sequence[Donor | None], output: int, rows: RowMap) -> None:
         self._donors = donors
-        self._own = own
+        self._own = output
         self.rows = rows
-        mine = self._donor(own)
+        mine = self._donor(output)
         used = [self._donor(i) for i in sorted(self._used())]
         for donor in used:
             if donor.row != mine.row:
                 raise InputError(
-                    f"{donor.checkpoint.label}: the rows of {donor.name!r} are "
-                    f"{list(donor.row)}, those of {mine.checkpoint.label} "
-                    f"{list(mine.row)}; its tokens cannot be taken from there"
+                    f"{donor.checkpoint.label}: a row of {donor.name!r} is "
+                    f"{list(donor.row)}, but one of {mine.checkpoint.label} is "
+                    f"{list(mine.row)}; tokens' rows cannot be taken from it"
                 )
         dtypes = {donor.spec.dtype for donor in used} or {mine.spec.dtype}
         self._wide = len(dtypes) > 1 or bool((rows.origin <= MEAN).any())
@@ -132,15 +132,15 @@ class GatheredTensor:
 
     def _used(self) -> set[int]:
         """Donors that provide any row."""
-        whole = set(np.unique(self.rows.origin).tolist()) - {ZERO, MEAN, FILL}
+        copied = set(np.unique(self.rows.origin).tolist()) - {ZERO, MEAN, FILL}
         averaged = self.rows.means[self.rows.row[self.rows.origin == MEAN]]
-        return whole | set(np.flatnonzero((averaged >= 0).any(axis=0)).tolist())
+        return copied | set(np.flatnonzero((averaged >= 0).any(axis=0)).tolist())
 
     def digest(self) -> str:
         """A digest of the origins of its rows, including donors' headers."""
         donors = [(i, self._donor(i)) for i in sorted(self._used())]
-        told = [(i, donor.name, donor.checkpoint.header_digest) for i, donor in donors]
-        return hashlib.sha256(f"{self.rows.digest()} {told}".encode()).hexdigest()
+        facts = [(i, donor.name, donor.checkpoint.header_digest) for i, donor in donors]
+        return hashlib.sha256(f"{self.rows.digest()} {facts}".encode()).hexdigest()
 
     def located(self, name: str) -> GatheredRows:
         """The origins of its rows, as data, under its name."""
@@ -153,7 +153,9 @@ class GatheredTensor:
     def _donor(self, index: int) -> Donor:
         donor = self._donors[index]
         if donor is None:
-            raise InputError("a model that tokens are taken from lacks the tensor for it")
+            raise InputError(
+                "a model whose tokens are used has no embedding (or head) to take their rows from"
+            )
         return donor
 
     def fill(self, first: int, out: Array) -> None:
@@ -171,8 +173,8 @@ class GatheredTensor:
             elif origin == ZERO:
                 target[:] = 0
             elif origin == MEAN:
-                whole = self._means(element // width, -(-(element + len(target)) // width))
-                target[:] = whole[element % width : element % width + len(target)]
+                rows = self._means(element // width, -(-(element + len(target)) // width))
+                target[:] = rows[element % width : element % width + len(target)]
             else:
                 target[:] = self._mean_row()[np.arange(start, stop) % width]
 
@@ -227,21 +229,21 @@ class GatheredTensor:
             return self._average
 
 
-def gathered(own: Checkpoint, tensors: Mapping[str, GatheredTensor]) -> Checkpoint:
+def gathered(checkpoint: Checkpoint, tensors: Mapping[str, GatheredTensor]) -> Checkpoint:
     """A checkpoint with some tensors gathered, possibly including some that it does not store.
 
     Closing it leaves the donors open; their owners close them.
     """
-    made: dict[str, Derived | str] = {name: name for name in own.specs}
-    made |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
-    told = "gathered " + " ".join(tensor.digest() for tensor in tensors.values())
+    derived: dict[str, Derived | str] = {name: name for name in checkpoint.specs}
+    derived |= {name: Derived(tensor.spec, tensor.fill) for name, tensor in tensors.items()}
+    depends_on = "gathered " + " ".join(tensor.digest() for tensor in tensors.values())
     [rows] = {id(tensor.rows): tensor.rows for tensor in tensors.values()}.values()
     located = tuple(tensor.located(name) for name, tensor in tensors.items())
     return DerivedCheckpoint(
-        own,
-        made,
-        own.config,
-        told,
-        format=own.format,
-        locator=after(Gathered, own.locator, located, rows),
+        checkpoint,
+        derived,
+        checkpoint.config,
+        depends_on,
+        format=checkpoint.format,
+        locator=after(Gathered, checkpoint.locator, located, rows),
     )

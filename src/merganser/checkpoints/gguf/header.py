@@ -63,7 +63,7 @@ class _Stream:
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.position:
-            raise self.wrong("its header reaches beyond its end; the file is cut off or no GGUF")
+            raise self.wrong("its header is longer than the file; the file is cut off, or not GGUF")
         if self.position + count > MAX_HEADER:
             raise self.wrong(f"its header is larger than {MAX_HEADER >> 20} MiB")
         raw = self.stream.read(count)
@@ -94,9 +94,9 @@ class _Stream:
             code = _SCALARS[inner]
             return np.frombuffer(self.take(count * struct.calcsize(f"<{code}")), f"<{code}")
         if inner != _TEXT:
-            raise self.wrong(f"an array has elements of the type {inner}, which is not known here")
+            raise self.wrong(f"an array has elements of the type {inner}, which is unknown")
         if count > MAX_ENTRIES or 8 * count > self.size:
-            raise self.wrong(f"an array claims to have {count} texts")
+            raise self.wrong(f"an array says that it has {count} texts")
         return [self.text() for _ in range(count)]
 
 
@@ -110,7 +110,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         with file.open("rb") as opened:
             stream = _Stream(file, opened)
             if stream.size < 24 or stream.take(4) != b"GGUF":
-                raise stream.wrong("does not begin as a GGUF file does; fetch it again")
+                raise stream.wrong("does not begin like a GGUF file; fetch it again")
             version = stream.number("I")
             if version not in (2, 3):
                 swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in (2, 3)
@@ -120,7 +120,9 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
                 raise stream.wrong(f"{what}; GGUF of versions 2 and 3, little-endian, can be read")
             tensors, count = stream.number("Q"), stream.number("Q")
             if max(tensors, count) > MAX_NAMED:
-                raise stream.wrong(f"its header claims {tensors} tensors and {count} keys")
+                raise stream.wrong(
+                    f"its header says that it has {tensors} tensors and {count} keys, too many"
+                )
             keys = {}
             for _ in range(count):
                 name = stream.text()
@@ -172,9 +174,11 @@ def _bytes_of(stream: _Stream, name: str, shape: tuple[int, ...], kind: int) -> 
     if form is None:
         known = ", ".join(f.name for f in ggml.FORMATS.values())
         raise stream.wrong(
-            f"tensor {name!r} is of the type {ggml.OTHERS.get(kind, kind)}, which cannot be read; "
+            f"tensor {name!r} is of type {ggml.OTHERS.get(kind, kind)}, which cannot be read; "
             f"take the model in F32, F16, BF16 or one of {known}"
         )
     if shape[-1] % form.count:
-        raise stream.wrong(f"tensor {name!r}: {form.name} does not go with rows of {shape[-1]}")
+        raise stream.wrong(
+            f"tensor {name!r}: {form.name} cannot store rows of {shape[-1]} elements"
+        )
     return numel // form.count * form.size

@@ -65,8 +65,8 @@ class ModelKeys:
         self.kind = str(keys.get("general.architecture"))[:40]
         if self.kind not in ARCHITECTURES:
             raise self._wrong(
-                f"holds a model of the kind {self.kind!r}; GGUF can be read of dense models of the "
-                f"kinds {', '.join(ARCHITECTURES)}"
+                f"holds a model of the architecture {self.kind!r}; GGUF is read for dense models of "
+                f"{', '.join(ARCHITECTURES)}"
             )
         if "token_embd.weight" not in entries:
             raise self._wrong("lacks tensor 'token_embd.weight'")
@@ -91,7 +91,7 @@ class ModelKeys:
             told = (
                 "is missing"
                 if value is None
-                else "is no positive whole number that fits all layers"
+                else "is not a positive whole number that fits all layers"
             )
             raise self._wrong(f"{self.kind}.{name} {told}")
         return value
@@ -112,7 +112,7 @@ class ModelKeys:
             layer = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)", whole)
             if layer and layer[2] in _LAYER_NAMES and int(layer[1]) < self.layers:
                 return f"model.layers.{int(layer[1])}.{_LAYER_NAMES[layer[2]]}.{leaf}"
-        raise self._wrong(f"tensor {name[:80]!r} is none of a dense {self.kind} model")
+        raise self._wrong(f"tensor {name[:80]!r} is not one of a dense {self.kind} model")
 
     def _type_of_vectors(self) -> DType | None:
         """The original dtype of float32 vectors, if the matrices are narrower."""
@@ -143,7 +143,7 @@ class ModelKeys:
         rows, width = spec.shape[0], math.prod(spec.shape[1:])
         half = rows // heads // 2
         if half * heads * 2 != rows:
-            raise self._wrong(f"tensor {name!r} has {rows} rows, which are no {heads} even heads")
+            raise self._wrong(f"tensor {name!r} has {rows} rows, which cannot be {heads} heads")
         grid = (heads, 2, half, width)  # the file has [heads, half, 2, width]
         stride = (2 * half * width, width, 2 * width, 1)
         piece = Piece(entry.file, entry.offset, grid, stride, (0, 0, 0, 0))
@@ -154,8 +154,8 @@ class ModelKeys:
         stated = config.get("num_hidden_layers"), config.get("hidden_size")
         if stated != (self.layers, self.hidden):
             raise InputError(
-                f"{file}: tells of {stated[0]} layers of size {stated[1]}, but {self.file.name} has "
-                f"{self.layers} of size {self.hidden}; take away the one that is not meant"
+                f"{file}: says {stated[0]} layers of size {stated[1]}, but {self.file.name} has "
+                f"{self.layers} of size {self.hidden}; move the wrong one away"
             )
 
     def config(self, factors: Array | None) -> dict[str, Any]:
@@ -203,8 +203,8 @@ class ModelKeys:
             found = _llama3(factors, head, theta)
             if found is None:
                 raise self._wrong(
-                    f"its rotary positions are stretched by factors of its own ({FACTORS}), of which no "
-                    "config can be made; put the model's config.json beside it"
+                    f"it scales rotary positions by a table ({FACTORS}) that config.json cannot be derived "
+                    "from; put the model's config.json into the same folder"
                 )
             return found
         if how == "none":
@@ -212,8 +212,8 @@ class ModelKeys:
         factor = self._real("rope.scaling.factor")
         if how not in ("linear", "yarn") or factor is None:
             raise self._wrong(
-                f"rope.scaling.type is {how!r}, of which no config can be made; put the model's "
-                "config.json beside it"
+                f"rope.scaling.type is {how!r}, which config.json cannot be derived from; put the "
+                "model's config.json into the same folder"
             )
         data: dict[str, Any] = {"rope_type": how, "factor": factor}
         original = "rope.scaling.original_context_length"

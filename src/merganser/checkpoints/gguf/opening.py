@@ -79,7 +79,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         try:
             made = _companions(files, keys, beside if mine else None)
         except ValueError as error:
-            notes.append(f"{label}: no tokenizer can be made of what the file tells: {error}")
+            notes.append(f"{label}: no tokenizer can be built from the file: {error}")
     stored = StoredCheckpoint(
         label,
         home,
@@ -183,11 +183,11 @@ def _files(path: Path) -> list[Path]:
 def _check_part(file: Path, keys: Mapping[str, Any], number: int, count: int) -> None:
     stated = keys.get("split.count", 0)
     if not isinstance(stated, int):
-        raise InputError(f"{file}: split.count is no number")
+        raise InputError(f"{file}: split.count is not a number")
     if stated not in (0, 1) or count > 1:
         if stated != count:
             raise InputError(
-                f"{file}: is one of {stated} files of a model; they are found by names that end in "
+                f"{file}: is one of {stated} files of a model, whose names must end in "
                 f"-00001-of-{count:05d}{SUFFIX}"
             )
         if keys.get("split.no") != number:

@@ -74,7 +74,7 @@ def files(keys: Mapping[str, Any]) -> dict[str, str]:
     elif model == "llama":
         made, begins = _sentencepiece(keys, tokens, kinds)
     else:
-        raise ValueError(f"it is of the kind {str(model)[:40]!r}; gpt2 and llama are known")
+        raise ValueError(f"it is of type {str(model)[:40]!r}; gpt2 and llama are supported")
     roles = {}
     for role, key in _ROLES.items():
         number = keys.get(f"tokenizer.ggml.{key}_token_id")
@@ -100,11 +100,11 @@ def _tokens(keys: Mapping[str, Any]) -> tuple[list[str], Sequence[int]]:
     """The tokens and their types, without padding rows."""
     tokens = keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
-        raise ValueError("tokenizer.ggml.tokens is no list of tokens")
+        raise ValueError("tokenizer.ggml.tokens is not a list of tokens")
     kinds = keys.get("tokenizer.ggml.token_type")
     kinds = [NORMAL] * len(tokens) if kinds is None else kinds
     if isinstance(kinds, str | bytes) or not isinstance(kinds, Sequence | np.ndarray):
-        raise ValueError("tokenizer.ggml.token_type is no list of types")
+        raise ValueError("tokenizer.ggml.token_type is not a list of types")
     kinds = [int(kind) for kind in kinds]
     if len(kinds) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens have {len(kinds)} types")
@@ -121,7 +121,7 @@ def _byte_level(keys: Mapping[str, Any], tokens: Sequence[str]) -> tuple[Tokeniz
 
     words = keys.get("tokenizer.ggml.pre", "default")
     if words not in _WORDS:
-        raise ValueError(f"it cuts words in the way {str(words)[:40]!r}, which is not known here")
+        raise ValueError(f"its pre-tokenizer {str(words)[:40]!r} is not supported")
     made = _bpe(tokens, _merges(keys), ignore_merges=words in _BEGIN)
     split = _WORDS[words]
     steps: list[PreTokenizer] = [
@@ -172,7 +172,7 @@ def _bpe(tokens: Sequence[str], merges: list[tuple[str, str]], **settings: Any) 
         return Tokenizer(BPE(vocabulary, merges, **settings))
     except Exception as error:  # the library raises plain exceptions
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"its merges do not go with its tokens ({reason})") from None
+        raise ValueError(f"its merges do not fit its tokens ({reason})") from None
 
 
 def _merges(keys: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -183,7 +183,7 @@ def _merges(keys: Mapping[str, Any]) -> list[tuple[str, str]]:
     for merge in given:
         left, _, right = merge.partition(" ")
         if not left or not right or " " in right:
-            raise ValueError(f"{merge[:40]!r} is no merge")
+            raise ValueError(f"{merge[:40]!r} is not a merge")
         merges.append((left, right))
     return merges
 

@@ -66,7 +66,7 @@ def entries_of(file: Path, window: FilePart, start: bytes) -> dict[str, tuple[in
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
                     raise InputError(
-                        f"{file}: is compressed, which no release of PyTorch does; unzip it and zip "
+                        f"{file}: is a compressed archive, which PyTorch never writes; unzip it and zip "
                         "it again without compression (zip -0)"
                     )
                 window.seek(info.header_offset)
@@ -86,11 +86,11 @@ def entries_of(file: Path, window: FilePart, start: bytes) -> dict[str, tuple[in
     except Exception:  # zipfile raises many exceptions for damaged directories
         if start == MAGIC_OF_OLD:
             raise InputError(
-                f"{file}: is of PyTorch's format before 1.6; save it again with "
+                f"{file}: is in the format that PyTorch had before 1.6; save it again with "
                 "torch.save(torch.load(FILE, weights_only=True), FILE)"
             ) from None
         raise InputError(
-            f"{file}: is cut off, damaged, or no file of PyTorch; fetch it again"
+            f"{file}: is cut off, damaged, or not a PyTorch file; fetch it again"
         ) from None
 
 
@@ -100,7 +100,7 @@ def find_parts(
     """The pickle, and the storages by key."""
     found = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(found) != 1:
-        raise InputError(f"{file}: is a zip archive, but none that PyTorch wrote")
+        raise InputError(f"{file}: is a zip archive that PyTorch did not write")
     prefix = found[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in entries:
         raise InputError(f"{file}: is a TorchScript program; save its state_dict() instead")

@@ -32,7 +32,7 @@ def number(value: Any) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         told = repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__
-        raise ValueError(f"{told} is no size")
+        raise ValueError(f"{told} is not a size")
     return value
 
 
@@ -91,7 +91,7 @@ def _rebuild_parameter(data: Any, *_ignored: Any) -> Any:
 
 def _rebuild_from_type_v2(function: Any, _type: Any, arguments: Any, state: Any) -> Any:
     if not isinstance(function, Function):
-        raise pickle.UnpicklingError("a tensor is made by what is no function")
+        raise pickle.UnpicklingError("a tensor is built by something that is not a function")
     made = function(*arguments)
     if isinstance(made, Record):
         made.__setstate__(state)
@@ -100,7 +100,7 @@ def _rebuild_from_type_v2(function: Any, _type: Any, arguments: Any, state: Any)
 
 def _rebuild_wrapper_subclass(cls: Any, *arguments: Any) -> Any:
     if not (isinstance(cls, type) and issubclass(cls, Record)):
-        raise pickle.UnpicklingError("a tensor is of what is no class")
+        raise pickle.UnpicklingError("a tensor is an instance of something that is not a class")
     return cls(*arguments)
 
 

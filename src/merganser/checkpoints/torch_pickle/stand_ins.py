@@ -60,7 +60,7 @@ class PickledTensor:
             ValueError: when it is not a small integer tensor.
         """
         if self.dtype.floating or math.prod(self.size) > MAX_RANKS:
-            raise ValueError(f"{self.dtype}{list(self.size)} is no list of ranks")
+            raise ValueError(f"{self.dtype}{list(self.size)} is not a list of ranks")
         content, width = self.content(), self.dtype.itemsize
         return [
             int.from_bytes(content[i : i + width], "little") for i in range(0, len(content), width)

@@ -59,7 +59,7 @@ def load(file: Path, names: Names | None = None, *, at: int = 0, length: int | N
             name.
     """
     if not file.is_file():  # reading a pipe would block
-        what = "is no file" if file.exists() else "is missing; fetch it again"
+        what = "is not a file" if file.exists() else "is missing; fetch it again"
         raise InputError(f"{file}: {what}")
     try:
         with file.open("rb") as stream:
@@ -104,7 +104,7 @@ def unpickle(
         raise
     except UnlistedName as asked:
         raise InputError(
-            f"{file}: asks for {asked}, which weights do not need, so it is not read; if you trust "
+            f"{file}: its pickle asks for {asked}, which weights do not need, so it is not read; if you trust "
             "it, load it with torch and save its weights as safetensors"
         ) from None
     except Exception as error:  # any exception that a damaged pickle causes
@@ -146,7 +146,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         called = self.stack[-1]
         made = isinstance(called, type) and issubclass(called, Record | Dictionary)
         if not isinstance(arguments, tuple) or not (made or isinstance(called, Function)):
-            raise pickle.UnpicklingError("it calls what is no function")
+            raise pickle.UnpicklingError("it calls something that is not a function")
         self.step(sum(len(a) for a in arguments if isinstance(a, list | tuple | dict | str)))
         self.stack[-1] = called(*arguments)
 
@@ -180,7 +180,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         for key, value in zip(items[::2], items[1::2], strict=True):
             flat = key if isinstance(key, tuple) and len(key) <= MAX_AXES else (key,)
             if not all(isinstance(part, _KEYS) for part in flat):
-                raise pickle.UnpicklingError(f"a {type(key).__name__} is no key")
+                raise pickle.UnpicklingError(f"a {type(key).__name__} is not a key")
             target[key] = value
 
     def find_class(self, module: str, name: str) -> Any:
@@ -196,7 +196,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
         kind, storage_type, key, _, count = pid
         known = isinstance(storage_type, StorageType) and isinstance(key, str)
         if kind != "storage" or not known:
-            raise pickle.UnpicklingError("it names what is no storage")
+            raise pickle.UnpicklingError("it names something that is not a storage")
         dtype = storage_type.dtype
         nbytes = number(count) * (dtype.itemsize if dtype is not None else 1)
         if key not in self._storages:

@@ -224,13 +224,13 @@ def _parts(
             continue
         if origin not in places:
             raise InputError(
-                f"{file}: does not say where the chunk of tensor {name!r} at {list(origin)} lies"
+                f"{file}: does not say where the chunk of tensor {name!r} at {list(origin)} is stored"
             )
         source, at, length = places[origin]
         saved = torch_pickle.load(source, at=at, length=length)
         if not isinstance(saved, PickledTensor) or saved.size != size or saved.dtype != dtype:
             raise InputError(
-                f"{source}: has something else where {dtype}{list(size)} of tensor {name!r} is due; are its "
+                f"{source}: does not hold {dtype}{list(size)} of tensor {name!r} where it should; are all "
                 "files of one step?"
             )
         pieces.append(saved.piece(origin))
@@ -242,5 +242,5 @@ def _dtype(properties: Record) -> DType:
     if dtype is None:
         dtype = properties.state[0]
     if not isinstance(dtype, DType):
-        raise ValueError(f"{dtype!r} is no dtype")
+        raise ValueError(f"{dtype!r} is not a dtype")
     return dtype

@@ -56,17 +56,19 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         return None
     models = _ranks(path, _MODEL)
     if not models:
-        raise InputError(f"{path}: has no *_model_states.pt, which tells the parameters' shapes")
+        raise InputError(
+            f"{path}: has no *_model_states.pt, which states the parameters' shapes; fetch it"
+        )
     states = [_content(file) for file in models]
     if any("param_shapes" not in state for state in states):
-        raise InputError(f"{models[0]}: tells no param_shapes; it is not of ZeRO")
+        raise InputError(f"{models[0]}: states no param_shapes; it is not a ZeRO checkpoint")
     groups = [_content(file).get("optimizer_state_dict") for file in optimizers]
     try:
         stage, vectors = _vectors(optimizers, groups)
         first: Mapping[str, Any] = groups[0] or {}
         if stage == 3 and len(models) != len(optimizers):
             raise InputError(
-                f"{path}: has {len(optimizers)} ranks' optimizers, but {len(models)} ranks' models"
+                f"{path}: has optimizer states of {len(optimizers)} ranks, but model states of {len(models)}"
             )
         parts = dict(_buffers(states[0]))
         parts |= dict(_frozen(states, stage))
@@ -104,7 +106,7 @@ def _ranks(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
         if match := pattern.fullmatch(file.name):
             if int(match[2]):
                 raise InputError(
-                    f"{file}: is of a run with model parallelism, which is not supported"
+                    f"{file}: belongs to a run with model parallelism, which is not supported"
                 )
             rank = int(match[1] or 0)
             if rank in by_rank:
@@ -128,7 +130,7 @@ def pattern_name(pattern: re.Pattern[str]) -> str:
 def _content(file: Path) -> dict[str, Any]:
     content = torch_pickle.load(file, NAMES)
     if not isinstance(content, dict):
-        raise InputError(f"{file}: holds no state of DeepSpeed's")
+        raise InputError(f"{file}: holds no DeepSpeed state")
     return content
 
 
@@ -139,14 +141,12 @@ def _vectors(files: Sequence[Path], groups: Sequence[Any]) -> tuple[int, list[li
     for file, state in zip(files, groups, strict=True):
         if not isinstance(state, dict) or "zero_stage" not in state:
             raise InputError(
-                f"{file}: is of no ZeRO optimizer; use the weights that the trainer exports"
+                f"{file}: holds no state of a ZeRO optimizer; use the weights that the trainer exports"
             )
         counts = state["partition_count"]
         world = max(counts) if isinstance(counts, list) else counts
         if world != len(files):
-            raise InputError(
-                f"{file}: speaks of {world} ranks, but there are the files of {len(files)}"
-            )
+            raise InputError(f"{file}: says {world} ranks, but there are files of {len(files)}")
         stage = state["zero_stage"]
         stages.add(stage.arguments[0] if isinstance(stage, torch_pickle.Record) else stage)
         key = "fp32_flat_groups" if stages == {3} else "single_partition_of_fp32_groups"
@@ -161,7 +161,7 @@ def _vectors(files: Sequence[Path], groups: Sequence[Any]) -> tuple[int, list[li
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list) or any(not isinstance(n, int) or n < 0 for n in shape):
-        raise ValueError(f"{shape!r} is no shape")
+        raise ValueError(f"{shape!r} is not a shape")
     return tuple(shape)
 
 
@@ -234,7 +234,7 @@ def _of_stage_2(
             offset += count + (padding[index] if padding is not None else 0)
         unit = 2 * len(ranks)
         if -(-offset // unit) != -(-available // unit):
-            raise ValueError(f"they hold {available} numbers where {offset} are due")
+            raise ValueError(f"they hold {available} numbers, not {offset}")
 
 
 def _of_stage_3(
@@ -257,4 +257,4 @@ def _of_stage_3(
         yield name, (spec, block, (spec.numel,))
         offset += share
     if available != {offset}:
-        raise ValueError(f"they hold {sorted(available)} numbers where {offset} are due")
+        raise ValueError(f"they hold {sorted(available)} numbers, not {offset}")

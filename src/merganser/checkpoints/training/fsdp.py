@@ -78,7 +78,7 @@ def _names() -> Names:
 
 
 NAMES = _names()
-"""What the pickle of a rank may name beside tensors."""
+"""What the pickle of a rank may name in addition to tensors."""
 
 
 EXTRA_NAMES: Names = {
@@ -88,7 +88,7 @@ EXTRA_NAMES: Names = {
     ("numpy.core.multiarray", "_reconstruct"): record("_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"): record("_reconstruct"),
 }
-"""Classes in verl's files of scheduler and random states, which lie next to the shards."""
+"""Classes in verl's files of scheduler and random states, which are next to the shards."""
 
 
 def open_folder(path: Path, label: str) -> Checkpoint | None:
@@ -155,7 +155,7 @@ def _ranks(folder: Path) -> list[Path]:
         stated = _stated_world(folder)
         if stated is not None and stated != len(ranks):
             raise InputError(
-                f"{folder / 'fsdp_config.json'}: speaks of {stated} ranks, but there are shards of {len(ranks)}"
+                f"{folder / 'fsdp_config.json'}: says {stated} ranks, but there are shards of {len(ranks)}"
             )
         return [ranks[rank] for rank in sorted(ranks)]
     return []
@@ -210,7 +210,7 @@ def _joined(parts: Sequence[Any]) -> StoredTensor:
     """
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
-        raise ValueError("some ranks have the whole tensor, others a part of it")
+        raise ValueError("some ranks hold all of the tensor, others a part")
     if kinds == {PickledTensor}:
         return _replicated(parts)
     join = _of_dtensors if kinds == {DTensor} else _of_sharded
@@ -234,7 +234,7 @@ def _replicated(parts: Sequence[PickledTensor]) -> StoredTensor:
         and spec.nbytes <= SMALL
         and any(p.content() != first.content() for p in parts)
     ):
-        raise ValueError("all have it whole, but not the same")
+        raise ValueError("all ranks hold all of the tensor, but with different values")
     return StoredTensor.of_pieces(spec, [first.piece()])
 
 
@@ -276,7 +276,7 @@ def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
         local = parts[rank].fields["_local_tensor"]
         if not isinstance(local, PickledTensor) or local.size != tuple(size):
             raise ValueError(
-                f"rank {rank} has {list(getattr(local, 'size', ()))} where {size} of {list(shape)} is due"
+                f"rank {rank} has {list(getattr(local, 'size', ()))} where {size} of {list(shape)} should be"
             )
         if not replica:
             placed.append((local, tuple(origin)))
@@ -335,7 +335,7 @@ def _of_sharded(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
         for shard in part.state[0]:
             tensor, where = shard.fields["tensor"], shard.fields["metadata"].fields
             if tensor.size != tuple(where["shard_sizes"]):
-                raise ValueError(f"{list(tensor.size)} where {where['shard_sizes']} is due")
+                raise ValueError(f"{list(tensor.size)} where {where['shard_sizes']} should be")
             if 0 not in tensor.size:
                 placed.setdefault(torch_pickle.sizes_of(where["shard_offsets"]), tensor)
     return shapes.pop(), [(tensor, origin) for origin, tensor in placed.items()]

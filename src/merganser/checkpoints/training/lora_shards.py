@@ -97,10 +97,10 @@ def _settings(folder: Path) -> Mapping[str, Any]:
         if not alpha or not rank:
             raise InputError(
                 f"{file}: says lora_alpha {alpha!r} and r {rank!r}, with which the adapter does "
-                "nothing; set them to those of the training"
+                "nothing; set both to the values of the training"
             )
         return settings
     raise InputError(
-        f"{folder}: trains a LoRA adapter, whose lora_alpha and r nothing tells; write "
+        f"{folder}: holds a LoRA adapter, but no file states its lora_alpha and r; write "
         '{"r": …, "lora_alpha": …} to lora_train_meta.json there'
     )

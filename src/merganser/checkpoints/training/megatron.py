@@ -67,10 +67,10 @@ def renamed(
     """
     kind = config.get("model_type")
     if kind not in MODELS:
-        what = f"is of the type {kind!r}" if kind else "has no config.json beside it"
+        what = f"is of type {kind!r}" if kind else "has no config.json next to it"
         raise InputError(
-            f"{file}: is a checkpoint of Megatron that {what}; known are {', '.join(MODELS)}; use the "
-            "weights that the trainer exports"
+            f"{file}: is a Megatron checkpoint that {what}; supported are {', '.join(MODELS)}; else use "
+            "the weights that the trainer exports"
         )
     unpacked: dict[str, Parts] = {}
     for name, tensor in tensors.items():
@@ -81,7 +81,7 @@ def renamed(
                 unpacked[new] = parts
         except MALFORMED as error:
             raise InputError(
-                f"{file}: tensor {name!r} is not what a dense {kind} of its config.json has ({error})"
+                f"{file}: tensor {name!r} is not one of the dense {kind} that its config.json describes ({error})"
             ) from None
     return dict(sorted(unpacked.items(), key=lambda entry: _order(entry[0])))
 
@@ -127,7 +127,7 @@ def _parts(rest: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> list
         queries = heads // groups * width
         step = queries + 2 * width
         if shape[0] != groups * step:
-            raise ValueError(f"{shape[0]} rows where {groups * step} are due")
+            raise ValueError(f"{shape[0]} rows, not {groups * step}")
         starts = range(0, groups * step, step)
         return [
             (f"self_attn.q_proj.{kind}", [(s, queries) for s in starts]),

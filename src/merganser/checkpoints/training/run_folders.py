@@ -68,7 +68,7 @@ def tracked_step(tracker: Path) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"{tracker}: cannot be read ({error})") from None
     if not latest:
-        raise InputError(f"{tracker}: names no step; name one of the folders beside it")
+        raise InputError(f"{tracker}: names no step; name one of the step folders next to it")
     names = [f"global_step_{latest}", f"iter_{int(latest):07d}"] if latest.isdecimal() else [latest]
     for name in names:
         step = tracker.parent / name
@@ -127,6 +127,6 @@ def why_no_model(folder: Path, contents: Contents) -> str | None:
     where = (
         f"name {published}, which holds the weights"
         if published is not None
-        else "the trainer exports the weights to huggingface/ beside it; fetch that folder"
+        else "the trainer exports the weights to huggingface/ next to it; fetch that folder"
     )
     return f"{OPTIMIZER_ONLY}; {where}"

@@ -58,7 +58,7 @@ def locate(path: Path, weights: Weights) -> WeightsLocation:
         return WeightsLocation(path, False)
     step = _step(path)
     shards, published = training_shards(step), published_weights(step)
-    here = _told(step, path)
+    here = _shown(step, path)
     if shards is None:
         return WeightsLocation(published or step, False)
     if published is not None and (contents := _contents(shards)) != "model":
@@ -67,17 +67,19 @@ def locate(path: Path, weights: Weights) -> WeightsLocation:
         if weights == "huggingface":
             raise InputError(f"{step}: has training shards only, no Hugging Face weights")
         beside = not shards.is_relative_to(step)
-        note = f"{here} holds no weights; the training shards in {shards.name}/ beside it are taken"
+        note = (
+            f"{here} holds no weights; the training shards next to it, in {shards.name}/, are used"
+        )
         return WeightsLocation(shards, True, (note,) if beside else ())
     if weights == "huggingface" or (weights == "auto" and published == step):
         note = (
-            f"the weights of {_told(published, path)} are taken; the training shards in "
-            f"{shards.name}/, of higher precision, are taken with weights: shards"
+            f"the weights of {_shown(published, path)} are used; weights: shards uses the training "
+            f"shards in {shards.name}/, which are more precise"
         )
         return WeightsLocation(published, False, (note,) if weights == "auto" else ())
     note = (
-        f"the training shards in {_told(shards, path)} are taken, for their precision; "
-        f"the weights of {published.name}/ are taken with weights: huggingface"
+        f"the training shards in {_shown(shards, path)} are used, for their precision; "
+        f"weights: huggingface uses the weights of {published.name}/"
     )
     return WeightsLocation(shards, True, (note,) if weights == "auto" else ())
 
@@ -107,12 +109,12 @@ def _beside(
     Raises:
         InputError: when the shards are asked for, or the weights are those before the training.
     """
-    here, there = _told(shards, path), _told(published, path)
+    here, there = _shown(shards, path), _shown(published, path)
     if contents == "optimizer":
         if weights == "shards":
             raise InputError(f"{path}: {here} {OPTIMIZER_ONLY}; the weights are in {there}")
         return WeightsLocation(
-            published, False, (f"{here} {OPTIMIZER_ONLY}; the weights of {there} are taken",)
+            published, False, (f"{here} {OPTIMIZER_ONLY}; the weights of {there} are used",)
         )
     if weights == "shards" or (weights == "auto" and not named):
         raise InputError(
@@ -134,7 +136,7 @@ def _step(path: Path) -> Path:
     )
 
 
-def _told(folder: Path, path: Path) -> str:
+def _shown(folder: Path, path: Path) -> str:
     """A folder's name relative to ``path``, for messages."""
     return (
         f"{folder.relative_to(path)}/"

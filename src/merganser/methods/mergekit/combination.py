@@ -127,7 +127,9 @@ def multislerp(
     length = mean.norm()
     if length < eps:
         if len(tensors) > 2:
-            raise ValueError("the models' directions cancel, or a tensor is the base's in all")
+            raise ValueError(
+                "the models' directions cancel out, or no model changes the base's tensor"
+            )
         result = (weights * stack).sum(dim=0)
     else:
         mean = mean / length
