@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import merganser
 import peers
 from checkpoints_on_disk import make_model
+from hubs import StandIn, stand_in, use
 from merganser import cli
 from merganser.errors import MerganserError
 from merganser.merging.reproduce import reproduce
@@ -139,3 +140,48 @@ def test_what_cannot_be_made_again(tmp_path: Path, linear: Path) -> None:
     with pytest.raises(MerganserError) as refused:
         reproduce(out)
     assert_one_line(str(refused.value), "holds 2 recipes that build on each other")
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_merge_on_the_hub_of_models_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_manifest: bool
+) -> None:
+    """The commits of the inputs are named, and used again; offline it works from the cache."""
+
+    def publish(hub: StandIn, name: str, folder: Path) -> str:
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        return hub.put(f"org/{name}", files)
+
+    with stand_in() as hub:
+        use(hub, monkeypatch, tmp_path / "cache")
+        commits = {}
+        for seed, name in enumerate("ab"):
+            make_model(tmp_path / name, seed=seed)
+            commits[f"org/{name}"] = publish(hub, name, tmp_path / name)
+        models = [{"model": name, "parameters": {"weight": 0.5}} for name in commits]
+        merganser.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+        if not has_manifest:
+            (tmp_path / "out" / manifest.NAME).unlink()
+        publish(hub, "merged", tmp_path / "out")
+        found = reproduce("org/merged")
+        assert found.arithmetic == ("exact" if has_manifest else found.attempts[-1].arithmetic)
+        assert found.commits == commits
+        done = CliRunner().invoke(cli.main, ["reproduce", "org/merged"])
+        assert done.exit_code == 0, done.output
+        assert f"merged now: org/b at commit {commits['org/b']}" in done.stdout
+        asked = len(hub.requests)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert reproduce("org/merged") == found
+        assert len(hub.requests) == asked
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        flip(tmp_path / "b")
+        moved = publish(hub, "b", tmp_path / "b")
+        again = reproduce("org/merged")
+        if has_manifest:  # which names the commits
+            assert again == found
+        else:
+            assert again.arithmetic is None
+            assert again.commits["org/b"] == moved != commits["org/b"]
+            assert [len(attempt.different) for attempt in again.attempts] == [1, 1, 1]
+        with pytest.raises(MerganserError, match=r"^org/none: no such folder, and the Hub says"):
+            reproduce("org/none")
