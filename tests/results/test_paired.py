@@ -305,6 +305,33 @@ def test_equal_models_do_not_promise_that_every_difference_shows(tmp_path: Path)
     assert found.detectable(300) == pytest.approx(found.detectable() / 10)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ([9, 9, 9], [9, 9, 9], "the same on every problem"),
+        ([9, 9, 9], [8, 8, 8], "too few problems to see any difference"),
+        ([1, 0, 1], [0, 1, 0], "too few problems to see any difference"),
+        ([9, 0, 5], [0, 9, 5], "would see 14.56"),
+    ],
+)
+def test_what_would_be_seen_is_possible(
+    tmp_path: Path, first: list[float], second: list[float], told: str
+) -> None:
+    drawn = {n: np.array(v, float)[:, None] for n, v in (("base", first), ("w1", second))}
+    simulated.write(tmp_path / "s", entries(*drawn), {"sums": drawn})
+    [row] = merganser.compare(tmp_path / "s", "w1", "base").rows
+    assert row.verdict_text(2) == f"not significant ({told})"
+
+
+def test_power_promises_no_difference_beyond_the_score(tmp_path: Path) -> None:
+    drawn = {"base": np.array([[1.0], [0], [1]]), "w1": np.array([[0.0], [1], [0]])}
+    simulated.write(tmp_path / "s", entries(*drawn), {"sums": drawn})
+    done = CliRunner().invoke(cli.main, ["power", str(tmp_path / "s")])
+    assert "3 problems × 1 samples show no difference" in done.stdout
+    assert re.search(r"^ *3 +–", done.stdout, re.M)
+    assert re.search(r"^ *2000 +\d", done.stdout, re.M)
+
+
 def test_one_sample_cannot_tell_luck(tmp_path: Path) -> None:
     drawn = simulated.verdicts(0, 30, 1, CHANCES)
     simulated.write(tmp_path / "s", entries(*CHANCES), {"sums": drawn})

@@ -249,8 +249,10 @@ def show_power(powers: Sequence[Power], detect: float | None) -> None:
         unit = " points" if power.points == 100 else ""
         detectable = power.detectable() or 0.0
         at = f"{power.problems} problems" + (f" × {power.samples} samples" if power.samples else "")
+        difference = f"a difference of {detectable * power.points:.2g}{unit}"
+        shown = "no difference" if _is_beyond(detectable, power) else difference
         console.print(
-            f"[bold]{power.score}[/]: {at} show a difference of {detectable * power.points:.2g}{unit}",
+            f"[bold]{power.score}[/]: {at} show {shown}",
             highlight=False,
             soft_wrap=True,
         )
@@ -279,7 +281,7 @@ def show_power(powers: Sequence[Power], detect: float | None) -> None:
             *(
                 columns.Column(
                     "∞" if math.isinf(k) else str(int(k)) if k else "as now",
-                    [_points(power.detectable(n, k or None), power.points) for n in rows],
+                    [_points(power, power.detectable(n, k or None)) for n in rows],
                     True,
                 )
                 for k in samples
@@ -292,14 +294,16 @@ def show_power(powers: Sequence[Power], detect: float | None) -> None:
         console.print()
 
 
-def _points(value: float | None, points: int) -> str:
-    return (
-        "–"
-        if value is None
-        else f"{value * points:.2g}"
-        if value * points < 10
-        else f"{value * points:.0f}"
-    )
+def _is_beyond(difference: float, power: Power) -> bool:
+    """Whether two models cannot differ by as much: rates differ by 100 points at most."""
+    return power.points == 100 and difference >= 1
+
+
+def _points(power: Power, value: float | None) -> str:
+    if value is None or _is_beyond(value, power):
+        return "–"
+    shown = value * power.points
+    return f"{shown:.2g}" if shown < 10 else f"{shown:.0f}"
 
 
 def _needed(power: Power, difference: float) -> list[str]:

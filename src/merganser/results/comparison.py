@@ -39,6 +39,8 @@ class Comparison:
         selected: whether the model was selected on these same problems, so that only results
             simultaneous over all models of the family count.
         held_out: whether the problems are the held-out ones, on which no model was selected.
+        span: the largest difference that two models can have: 1 for scores from 0 to 1; None if
+            nothing limits it.
     """
 
     score: str
@@ -63,6 +65,7 @@ class Comparison:
     selected: bool = False
     held_out: bool = False
     p_exact: float | None = None
+    span: float | None = None
 
     @property
     def p_verdict(self) -> float:
@@ -83,6 +86,10 @@ class Comparison:
         """The verdict as text; if it is not significant, with the smallest difference that would have been."""
         if self.verdict != "not significant":
             return self.verdict
+        if not self.error and not self.difference:
+            return "not significant (the same on every problem)"
+        if not self.error or (self.span is not None and self.detectable >= self.span):
+            return "not significant (too few problems to see any difference)"
         return f"not significant (would see {self.detectable:.{places}f})"
 
 

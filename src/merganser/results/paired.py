@@ -368,6 +368,7 @@ def _paired(
                 test=test,
                 selected=selected,
                 p_exact=None if selected and several else exact,
+                span=1.0 if rates else None,
             )
         )
     return rows
