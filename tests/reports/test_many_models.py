@@ -13,7 +13,6 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from merganser.reports import (
-    figure_style,
     figures,
     label_placement,
     many_scores,
@@ -30,11 +29,6 @@ from merganser.results.scores import Entry, Results, Score
 from merganser.results.simplex import place, triangles
 
 MODELS = ("runs/acc/global_step_54", "runs/fmt/global_step_30", "runs/len/global_step_30")
-
-
-@pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_style, "DPI", 40)
 
 
 def score(mean: float) -> Score:

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 import simulated
-from merganser import cli
-from merganser.reports import bibliography, figure_style, latex, paper
+from merganser import cli, methods
+from merganser.reports import bibliography, latex, paper
 from merganser.results import frames, paired, scores
 from merganser.results.scores import Entry, Score
 
@@ -55,11 +55,6 @@ def study(tmp_path: Path) -> Path:
     )
     scores.write(found, home)
     return home
-
-
-@pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_style, "DPI", 50)
 
 
 def test_the_table(study: Path, tmp_path: Path) -> None:
@@ -128,11 +123,17 @@ def test_escapes_and_unknown_sources() -> None:
     assert latex.escape("50 % of a_b & c$ {x}^2 <y>") == (
         r"50 \% of a\_b \& c\$ \{x\}\textasciicircum{}2 $<$y$>$"
     )
-    key, text = bibliography.entry("2601.13572", "RAM")
-    assert key == "source260113572"
+    key, text = bibliography.entry("2601.99999", "RAM")
+    assert key == "source260199999"
     assert "title = {RAM}" in text
-    assert "eprint = {2601.13572}" in text
+    assert "eprint = {2601.99999}" in text
     assert text.count("{") == text.count("}")
+    papers = {
+        method.paper for name in methods.names() if (method := methods.get(name)) and method.paper
+    }
+    assert len(papers) >= 11
+    for source in papers:
+        assert "author = {" in bibliography.entry(source)[1]
     key, text = bibliography.entry("https://example.org/x", "X")
     assert text.startswith(f"@misc{{{key},")
     for source in (

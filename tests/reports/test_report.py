@@ -24,7 +24,7 @@ from merganser.errors import InputError, RecipeError
 from merganser.evaluation.samples import Sample, read
 from merganser.evaluation.samples import write as write_samples
 from merganser.recipe import short_names as names
-from merganser.reports import figure_style, figures, search_figures
+from merganser.reports import distances, figure_style, figures, pictures, search_figures
 from merganser.reports import page as report
 from merganser.results import completions
 from merganser.results import scores as results
@@ -33,12 +33,6 @@ from messages import assert_one_line
 
 EVIL = '</script><img src="//evil.example/x" onerror="boom()">\'$x_{a}$&amp;<!--'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of few dots, which are drawn faster."""
-    monkeypatch.setattr(figure_style, "DPI", 50)
 
 
 def scores(accuracy: float, form: float, tokens: float) -> dict[str, Score]:
@@ -113,7 +107,7 @@ def test_a_search_shows_what_was_held_out_and_its_history(tmp_path: Path) -> Non
     results.write(replace(found, entries=(apart,)), held_out)
     files = [file.name for file in report.write(tmp_path)]
     for stem in ("history", "parameters"):
-        assert {f"{stem}.svg", f"{stem}.png"} <= set(files)
+        assert f"{stem}.svg" in files
     page = (tmp_path / "report.html").read_text()
     order = [page.index(f'<section id="{name}"') for name in ("held-out", "chosen", "history")]
     assert order == sorted(order)
@@ -136,11 +130,12 @@ def test_reports_of_sweeps_have_no_history(tmp_path: Path) -> None:
     assert 'id="held-out"' not in page
 
 
-def test_everything_is_there(tmp_path: Path) -> None:
+def test_everything_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "ENDINGS", ("svg", "png", "pdf"))
     found = written(study(["linear", "slerp"]), tmp_path)
     cells = {"q_proj": {"0": {"relative": 0.1, "changed": 0.5}}}
     measured = [{"title": "accfmt and acc", "whole": {"changed": 0.5}, "cells": cells}]
-    (tmp_path / report.DISTANCES).write_text(json.dumps(measured))
+    (tmp_path / distances.NAME).write_text(json.dumps(measured))
     shown = CliRunner().invoke(cli.main, ["report", str(tmp_path), "--json"])
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.output)
@@ -155,18 +150,23 @@ def test_everything_is_there(tmp_path: Path) -> None:
         "effective-weights",
         "distance",
     ]
-    made = sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "svg"))
+    made = sorted(f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png", "svg"))
     assert sorted(Path(file).name for file in told["figures"]) == made
+    begins = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     for file in map(Path, told["figures"]):
+        assert file.read_bytes().startswith(begins[file.suffix])
         if file.suffix == ".svg":
             ET.parse(file)
-        else:
-            assert file.read_bytes().startswith(b"\x89PNG")
+            assert "var(--" not in file.read_text()  # dark on white, wherever it is opened
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == len(stems)
     assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+    links = re.findall(r'<a href="(figures/[^"]+)">', page)
+    assert sorted(links) == [f"figures/{name}" for name in made]
+    check_colours(page)
+    check_hints(page, found)
     text = unescape(re.sub(r"<[^>]+>", " ", page))
     for entry in found.entries:
         assert entry.name in text
@@ -177,6 +177,44 @@ def test_everything_is_there(tmp_path: Path) -> None:
     for words in ("Hypervolume", "reference", "temperature", "accuracy, with format >= 0.5"):
         assert words in text
     assert found.recipe in text
+
+
+def check_colours(page: str) -> None:
+    """The colours of text, axes and series are the page's, each of which has one for the dark."""
+    style = page[page.index("<style>") : page.index("</style>")]
+    light, dark = style.split("prefers-color-scheme: dark", 1)
+    drawn = {
+        name for svg in page.split("<svg")[1:] for name in re.findall(r"var\((--[\w-]+)\)", svg)
+    }
+    assert {"--figure-ink", "--figure-paper", "--figure-colour-1"} <= drawn
+    assert all(f"{name}:" in light and f"{name}:" in dark for name in drawn)
+    assert drawn <= {f"--figure-{name}" for name in figure_style.NAMED.values()}
+    pictures = "".join(svg[: svg.index("</svg>")] for svg in page.split("<svg")[1:])
+    fixed = set(re.findall(r"(?:fill|stroke): (#\w+)", pictures))
+    assert not fixed & set(figure_style.NAMED)
+
+
+def check_hints(page: str, found: Results) -> None:
+    """In each picture of two scores every model has a point, which says all about it."""
+    front = page[page.index('<section id="front"') :]
+    front = front[front.index("<svg") : front.index("</svg>")]
+    titles = [unescape(each) for each in re.findall(r"<title>(.*?)</title>", front, re.DOTALL)]
+    assert len(titles) == len(found.entries)
+    [title] = [each for each in titles if each.startswith("merge_w0.7_linear\n")]
+    assert title.splitlines() == [
+        "merge_w0.7_linear",
+        "w = 0.7, method = linear",
+        "weights: accfmt 0.3 → 0.510, acc 0.7 → 0.490",
+        "accuracy: 0.6909, 95 % 0.6509 to 0.7309",
+        "format: 0.6309, 95 % 0.5909 to 0.6709",
+        "tokens: 185, 95 % 167 to 203",
+        "chosen: accuracy, with format >= 0.5",
+    ]
+    across = [float(x) for x in re.findall(r'</title><use [^>]* x="([\d.]+)"', front)]
+    assert across == sorted(across)  # from left to right, as arrow keys go
+    assert len(across) == len(titles)
+    for section in ("curves", "weights", "planes"):
+        assert page.index('class="point"', page.index(f'<section id="{section}"')) > 0
 
 
 def degenerate() -> Mapping[str, Results]:
@@ -228,10 +266,10 @@ def test_slips_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="outside"):
         report.write(tmp_path)
     results.write(found, tmp_path)
-    (tmp_path / report.DISTANCES).write_text("[" * 200_000)
+    (tmp_path / distances.NAME).write_text("[" * 200_000)
     with pytest.raises(InputError, match="measure again"):
         report.write(tmp_path)
-    (tmp_path / report.DISTANCES).write_text("{}}")
+    (tmp_path / distances.NAME).write_text("{}}")
     with pytest.raises(InputError, match="measure again"):
         report.write(tmp_path)
 
@@ -246,10 +284,10 @@ def test_measured_distances(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     results.write(found, tmp_path)
     told = CliRunner().invoke(cli.main, ["report", str(tmp_path), "--distances"])
     assert told.exit_code == 0, told.output
-    (measured,) = json.loads((tmp_path / report.DISTANCES).read_text())
+    (measured,) = json.loads((tmp_path / distances.NAME).read_text())
     assert measured["title"] == "accfmt and acc"
     assert measured["whole"]["relative_b"] == 0  # the second expert is the base
-    assert (tmp_path / "figures" / "distance.png").is_file()
+    assert (tmp_path / "figures" / "distance.svg").is_file()
 
 
 def test_certainty_is_paired_where_there_are_samples(tmp_path: Path) -> None:
@@ -320,6 +358,21 @@ window.addEventListener("load", () => {
   root.dataset.problem = document.getElementById("problem").value;
   root.dataset.said = document.querySelector("#answers pre").textContent;
   root.dataset.wide = document.documentElement.scrollWidth > window.innerWidth;
+  const hint = document.getElementById("hint");
+  const points = [...document.querySelectorAll("#front .point")];
+  document.querySelector("#front").scrollIntoView({ behavior: "instant" });
+  const box = points[3].getBoundingClientRect();
+  const where = { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2, bubbles: true };
+  points[3].dispatchEvent(new PointerEvent("pointermove", where));
+  const says = points[3].getAttribute("aria-label");
+  root.dataset.pointed = JSON.stringify([hint.hidden, [...hint.children].some((p) => p.textContent === says)]);
+  const inside = hint.getBoundingClientRect();
+  root.dataset.inside = inside.left >= 0 && inside.right <= window.innerWidth;
+  points[0].focus();
+  points[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+  root.dataset.focused = points.indexOf(document.activeElement);
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+  root.dataset.closed = hint.hidden;
   root.dataset.seen = JSON.stringify(seen);
 });
 """
@@ -357,7 +410,7 @@ def test_a_browser_opens_it_whatever_names_and_completions_say(tmp_path: Path) -
     text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
     probed = tmp_path / "probed.html"
     probed.write_text(text.replace("<title>", f"<script>{PROBE}</script><title>", 1))
-    document, log = browse(probed, "--dump-dom", "--window-size=390,800")
+    document, log = browse(probed, "--dump-dom", "--window-size=360,800")
     assert "CONSOLE" not in log
     head = document[: document.index("<head>")]
     facts = {k: unescape(v) for k, v in re.findall(r'data-([a-z]+)="([^"]*)"', head)}
@@ -370,6 +423,10 @@ def test_a_browser_opens_it_whatever_names_and_completions_say(tmp_path: Path) -
     assert facts["problem"] == "p1"
     assert facts["said"] == f"{found.entries[0].name}: {EVIL}"
     assert facts["wide"] == "false"  # a narrow screen does not scroll sideways
+    assert json.loads(facts["pointed"]) == [False, True]
+    assert facts["inside"] == "true"
+    assert facts["focused"] == "1"
+    assert facts["closed"] == "true"
     assert document.count("<svg") == text.count("<svg")
     assert "<img" not in document
 

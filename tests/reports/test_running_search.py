@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from merganser import cli
 from merganser.errors import InputError
 from merganser.reports import live
+from merganser.results.scores import Entry, Results, Score
 from merganser.study import search_loop
 from merganser.study.search_space import load_search
 from messages import assert_one_line
@@ -47,21 +48,48 @@ def tried(folder: Path, count: int) -> None:
         search_loop.explore(search, score, folder)
 
 
-def test_the_page_is_loaded_anew_until_the_search_has_ended(tmp_path: Path) -> None:
+def test_the_page_is_loaded_again_until_the_study_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried(tmp_path, 9)
+    report = tmp_path / "report.html"
+
+    def read() -> Results:
+        return live.read_history(tmp_path)
+
+    assert live.LivePage(tmp_path).update(read, 12) is None  # not so soon
+    monkeypatch.setattr(live, "FIRST", 0.0)
     page = live.LivePage(tmp_path)
-    assert page.update() == tmp_path / "search.html"
-    text = (tmp_path / "search.html").read_text()
-    assert 'http-equiv="refresh" content="10"' in text
-    assert "9 candidates so far; running" in text
-    assert text.count("<svg") == 4
+    assert page.update(read, 12) == report
+    text = report.read_text()
+    assert '<html lang="en" data-every="10">' in text
+    assert "9 of 12 models scored" in text
+    assert "the study is running" in text
+    assert 'id="history"' in text
+    assert text.count('class="point"') >= 4 * 9
+    assert not (tmp_path / "figures").exists()
+    assert '<a href="figures' not in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert page.update() is None  # not so soon
-    page.end()
-    text = (tmp_path / "search.html").read_text()
-    assert "refresh" not in text
-    assert "9 candidates so far; ended" in text
+    assert page.update(read, 12) is None  # not so soon
+
+
+def test_a_study_that_stops_says_so_on_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "FIRST", 0.0)
+    score = {"exact": Score(0.5, 0.1, 0.4, 0.6, 9)}
+    found = Results("study", "", {}, {}, (Entry("m", "point", scores=score), Entry("n", "point")))
+    report = tmp_path / "report.html"
+    page = live.LivePage(tmp_path)
+    assert page.update(lambda: found, 2) == report
+    assert "1 of 2 models scored" in report.read_text()
+    assert "data-every" in report.read_text()
+    with pytest.raises(KeyboardInterrupt), page:
+        raise KeyboardInterrupt
+    text = report.read_text()
+    assert "data-every" not in text
+    assert "the study has stopped" in text
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
 
 
@@ -72,12 +100,14 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     assert len(live.read_history(tmp_path).points) == 9
 
 
-def test_nothing_stops_the_search(tmp_path: Path) -> None:
+def test_nothing_stops_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FIRST", 0.0)
     page = live.LivePage(tmp_path)
-    assert page.update() is None
     (tmp_path / "history.jsonl").write_text("nonsense\n")
-    page.end()
-    assert not (tmp_path / "search.html").exists()
+    assert page.update(lambda: live.read_history(tmp_path), 3) is None
+    with pytest.raises(ValueError, match="of the study"), page:
+        raise ValueError("of the study")
+    assert not (tmp_path / "report.html").exists()
     with pytest.raises(InputError) as error:
         live.read_history(tmp_path)
     assert_one_line(str(error.value), "history.jsonl: not the history of a search")
@@ -90,4 +120,5 @@ def test_report_draws_a_search_that_is_running(tmp_path: Path) -> None:
     tried(tmp_path, 9)
     done = CliRunner().invoke(cli.main, ["report", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["page"] == str(tmp_path / "search.html")
+    assert json.loads(done.stdout)["page"] == str(tmp_path / "report.html")
+    assert "9 models scored" in (tmp_path / "report.html").read_text()

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +29,7 @@ from merganser.evaluation.statistics import Score
 from merganser.merging.output_folder import Lock
 from merganser.recipe import Document
 from merganser.reports import page
+from merganser.reports.distances import measure
 from merganser.results import scores as results
 from merganser.results.paired import compare
 from merganser.results.scores import Entry
@@ -38,6 +39,7 @@ from merganser.study.evaluate_model import evaluate, judge_again
 from merganser.study.keep import parse_rule
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Scored, Turn, Waiting
+from merganser.tracking import Run
 from messages import assert_one_line
 from recipe_files import RecipeFile
 
@@ -77,18 +79,18 @@ def test_experts_are_compared_from_wherever_a_report_is_asked_for(
     evaluate_sweep(file, tmp_path / "study" / "out", write=False)
     home = tmp_path / "study" / "out"
     assert results.read(home).places[-1] == "../.."
-    told = json.loads(page.measure(home).read_text())
+    told = json.loads(measure(home).read_text())
     elsewhere = tmp_path / "elsewhere"
     for name in ("a", "b"):
         peers.make_model(elsewhere / name, seed=7, layers=1)
     monkeypatch.chdir(elsewhere)
     for place in (home, Path("..", "study", "out")):
-        assert json.loads(page.measure(place).read_text()) == told
+        assert json.loads(measure(place).read_text()) == told
     assert told[0]["whole"]["relative"] > 0
     shutil.move(tmp_path / "a", tmp_path / "gone")
     shutil.move(elsewhere / "a", tmp_path / "gone too")
     with pytest.raises(InputError, match=r"^\./a: "):
-        page.measure(home)
+        measure(home)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,45 @@ def test_slips_in_what_is_scored(
     assert_one_line(str(refused.value), f"{file}:{line}: ", told)
 
 
+class Noting:
+    """A tracker that keeps what it gets."""
+
+    name = "noting"
+
+    def __init__(self) -> None:
+        self.steps: list[str | int] = []
+        self.metrics: Mapping[str, float] = {}
+        self.config: Mapping[str, object] = {}
+
+    def start(self, run: Run) -> None:
+        self.steps.append("start")
+        self.config = run.config
+
+    def point(self, number: int, metrics: Mapping[str, float]) -> None:
+        self.steps.append(number)
+        self.metrics = metrics
+
+    def finish(self, files: Sequence[Path], *, failed: bool) -> None:
+        self.steps += [file.name for file in files]
+        self.steps.append("failed" if failed else "finished")
+
+
 def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = evaluate_sweep(file, out)
+    tracker, so_far = Noting(), []
+    found = evaluate_sweep(
+        file,
+        out,
+        track=tracker,
+        on_results=lambda found, total: so_far.append(([e.name for e in found.entries], total)),
+    )
     assert results.read(out) == found
+    assert so_far == [([e.name for e in found.entries[:n]], 5) for n in range(1, 6)]
+    assert tracker.steps == ["start", 0, 0, 0, 1, 2, "results.csv", "finished"]
+    assert tracker.metrics["effective_w"] == found.points[1].effective["./b"]
+    assert tracker.metrics["exact_high"] == found.points[1].scores["exact"].high
+    assert tracker.config["sums/max_tokens"] == 6
+    assert not any("template" in key or "system" in key for key in tracker.config)
     assert [(e.name, e.role) for e in found.entries] == [
         ("base", "base"),
         ("a", "expert"),

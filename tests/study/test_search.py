@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +25,7 @@ from merganser import cli
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
 from merganser.planning import PlanOptions
 from merganser.publishing import study_cards
+from merganser.reports import live
 from merganser.results import scores
 from merganser.study import history
 from merganser.study.optimisers import Front, Verdict
@@ -565,9 +568,15 @@ def story(pair: tuple[Path, Path], tmp_path: Path, recipe_file: RecipeFile) -> P
     return recipe_file(STORY)
 
 
-def test_the_whole_story(story: Path, tmp_path: Path) -> None:
+def test_the_whole_story(story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    text = run("search", story, out)
+    trackio = MagicMock()
+    trackio.__spec__ = ModuleSpec("trackio", None)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setattr(live, "FIRST", 0.0)
+    text = run("search", story, out, "--track", "trackio")
+    assert f"watch it: {out / 'report.html'}" in text
+    assert "data-every" not in (out / "report.html").read_text()  # the last page
     assert re.search(r"candidate 4 of 4 \(w=[\d.]+, g=\S+\): letters", text)
     assert "4 candidates, 4 of them different" in text
     found, apart = scores.read(out), scores.read(out / "held_out")
@@ -589,6 +598,12 @@ def test_the_whole_story(story: Path, tmp_path: Path) -> None:
         assert entry.samples is not None
         assert (folder / entry.samples).is_file()
         assert set(entry.weights) == set(entry.effective) == {"./a", "./b"}
+    logged = trackio.init.return_value.log.call_args_list
+    best = int(name[-1])
+    assert [each.kwargs["step"] for each in logged] == [1, 2, 3, 4, 0, 0, 0, 0, best]
+    assert logged[best - 1].args[0]["letters"] == scored[name].mean
+    assert logged[best - 1].args[0]["effective_b"] == found.points[best - 1].effective["./b"]
+    assert logged[-1].args[0]["held_out/letters"] == apart.points[0].scores["letters"].mean
     assert apart.chosen == found.chosen
     place = study_cards.find(out / name)
     assert place is not None

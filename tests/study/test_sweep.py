@@ -265,7 +265,10 @@ def test_the_commands(file: Path, tmp_path: Path) -> None:
     assert made["points"][0]["manifest"]["tensors"]
     text = run("sweep", str(file), out, "--threads", "1", "--memory", "1GB")
     assert "1 of 2 points merged" in text
-    assert "is up to date" in text
+    [row] = [line for line in text.splitlines() if "is up to date" in line]
+    stored = made["points"][0]["manifest"]["effective_weights"]["models"]
+    assert ", ".join(f"{model['effective']:.3f}" for model in stored) in row
+    assert "no effective weights" not in text
 
 
 def test_an_option_that_studies_do_not_have_is_told(file: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ LEGEND = "asked: in the recipe; exact: before rounding; stored: after rounding"
 
 def show_result(result: MergeResult, *, verbose: bool = False) -> None:
     """Print the result of a merge."""
+    from merganser.engine.effective_weights import why_unknown
+
     console = stdout()
     report = result.outcome.report
     if report is not None:
@@ -47,6 +49,8 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
         ]
         print_columns(console, columns)
         console.print(LEGEND, style="dim", highlight=False)
+        if reason := why_unknown(report.models):
+            console.print(escape(f"no stored weights: {reason}"), style="dim", highlight=False)
         if verbose and report.worst:
             tensors, models, wanted, got = zip(*report.worst, strict=True)
             known = dict(zip(names, letters, strict=True))

@@ -76,6 +76,14 @@ report_option = click.option(
 )
 
 
+track_option = click.option(
+    "--track",
+    type=click.Choice(["trackio", "wandb", "mlflow", "none"]),
+    default=None,
+    help="Log the scores of an evaluate: block with a tracker, in place of evaluate.track.",
+)
+
+
 def rounding_options(command: Command) -> Command:
     """Add the options that decide dtype, rounding and arithmetic of the result."""
     command = click.option(

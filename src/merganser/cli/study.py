@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +20,13 @@ from merganser.cli.options import (
     report_option,
     running_options,
     tokenizer_option,
+    track_option,
 )
 from merganser.cli.output import print_json, show_warning
 from merganser.cli.progress import merge_progress, scoring_progress
+
+if TYPE_CHECKING:
+    from merganser.results.scores import Results
 
 
 @click.command()
@@ -44,6 +50,7 @@ from merganser.cli.progress import merge_progress, scoring_progress
 )
 @engine_choice
 @code_option
+@track_option
 @report_option
 @json_option
 def sweep(config: Path, out: Path, **options: Any) -> None:
@@ -66,7 +73,7 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
     no_write, draw = options.pop("no_write"), options.pop("draw")
     prepare(options)
     if has_block(config, "evaluate"):
-        _sweep_evaluated(config, out, as_json, quiet, not no_write, options)
+        _sweep_evaluated(config, out, as_json, quiet, not no_write, draw, options)
         if draw:
             _draw(out, quiet or as_json)
         return
@@ -79,6 +86,8 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         raise click.UsageError(
             f"--allow-code is for evaluation, and {config} has no evaluate: block"
         )
+    if options.pop("track"):
+        raise click.UsageError(f"--track is for evaluation, and {config} has no evaluate: block")
 
     def tell(points: int, passes: int) -> None:
         if points and not quiet and not as_json:
@@ -115,7 +124,13 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
 
 
 def _sweep_evaluated(
-    config: Path, out: Path, as_json: bool, quiet: bool, write: bool, options: dict[str, Any]
+    config: Path,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+    write: bool,
+    draw: bool,
+    options: dict[str, Any],
 ) -> None:
     from dataclasses import asdict
 
@@ -123,6 +138,7 @@ def _sweep_evaluated(
     from merganser.study.evaluate import evaluate_sweep
 
     with (
+        _running_report(out, draw, quiet or as_json) as update,
         merge_progress(quiet or as_json) as on_event,
         scoring_progress(quiet or as_json) as on_progress,
     ):
@@ -132,6 +148,7 @@ def _sweep_evaluated(
             write=write,
             on_event=on_event,
             on_progress=on_progress,
+            on_results=lambda found, total: update(lambda: found, total),
             on_warning=show_warning,
             **options,
         )
@@ -159,6 +176,7 @@ def _sweep_evaluated(
 @tokenizer_option
 @engine_choice
 @code_option
+@track_option
 @report_option
 @json_option
 def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) -> None:
@@ -172,28 +190,25 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
       merganser search search.yml OUT
       merganser search search.yml OUT --budget 200
     """
-    from merganser.reports.live import LivePage
+    from merganser.reports import live
     from merganser.study import search as searches
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     prepare(options)
-
-    page = LivePage(out) if draw else None
-    shown = quiet or as_json
+    silent = quiet or as_json
 
     def show_standing(standing: Any, wanted: Any) -> None:
-        nonlocal shown
-        if not quiet and not as_json:
+        if not silent:
             from merganser.cli.progress_bars import search_line
 
             click.echo(search_line(standing, wanted), err=True)
-        path = page.update() if page is not None else None
-        if path is not None and not shown:
-            click.echo(f"watch it: {path}", err=True)
-            shown = True
+        update(lambda: live.read_history(out), wanted.budget)
 
-    silent = quiet or as_json
-    with scoring_progress(silent) as on_progress, merge_progress(silent) as on_event:
+    with (
+        _running_report(out, draw, silent) as update,
+        scoring_progress(silent) as on_progress,
+        merge_progress(silent) as on_event,
+    ):
         result = searches.search(
             config,
             out,
@@ -204,8 +219,6 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             on_event=on_event,
             **options,
         )
-    if page is not None:
-        page.end()
     for written in result.written.points if result.written else ():
         for warning in written.merged.warnings if written.merged else ():
             show_warning(f"{written.point.name}: {warning}")
@@ -231,6 +244,27 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
             show_additions(result.found, out)
     if draw:
         _draw(out, quiet or as_json)
+
+
+@contextmanager
+def _running_report(folder: Path, draw: bool, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Give a function that writes the report of a study while it runs, and says once where it is."""
+    if not draw:
+        yield lambda _results, _total: None
+        return
+    from merganser.reports.live import LivePage
+
+    shown = quiet
+    with LivePage(folder) as page:
+
+        def update(results: Callable[[], Results], total: int) -> None:
+            nonlocal shown
+            path = page.update(results, total)
+            if path is not None and not shown:
+                click.echo(f"watch it: {path}", err=True)
+                shown = True
+
+        yield update
 
 
 def _draw(folder: Path, quiet: bool) -> None:
@@ -280,7 +314,7 @@ def report(
     """Draw the results of a study on one page that opens offline.
 
     Reads OUT/results.json and the completions; writes OUT/report.html, which needs no other file, and
-    OUT/figures. For a search that still runs it writes OUT/search.html.
+    OUT/figures. For a search that still runs it writes the page with what is scored so far.
 
     \b
     Examples:
@@ -302,7 +336,7 @@ def report(
     from merganser.reports import page as reports
 
     if live.is_running(folder):
-        page = live.write(folder, refresh=round(live.EVERY))
+        page = live.write(live.read_history(folder), folder)
         if page is None:
             raise MerganserError(f"{folder}: the search has scored no candidate yet")
         written = [page]

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from merganser import number_format
 from merganser.cli.columns import Column, print_points, stdout, value_text
 from merganser.cli.merge_table import show_result
+from merganser.engine.effective_weights import ModelWeight, why_unknown
+from merganser.errors import MerganserError
 
 if TYPE_CHECKING:
-    from merganser.study.sweep import SweepResult
+    from merganser.study.sweep import PointResult, SweepResult
 
 
 def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     """Print a sweep's result, one line per point; with ``verbose`` also the table of each merge."""
     console = stdout()
-    points, weights = result.points, []
+    points = result.points
+    weights: list[str] = []
+    reasons: dict[str, None] = {}
     for each in points:
         if verbose and each.merged is not None:
             show_result(each.merged, verbose=True)
-        report = each.merged.outcome.report if each.merged else None
-        models = report.models if report else ()
-        weights.append(", ".join(number_format.decimal(m.effective) for m in models) or "–")
+        models = _weights(each)
+        reason = "the manifest cannot be read" if models is None else why_unknown(models)
+        if reason is None:
+            weights.append(", ".join(number_format.decimal(m.effective) for m in models or ()))
+        else:
+            weights.append(number_format.MISSING)
+            reasons[reason] = None
     keys = list(dict.fromkeys(key for each in points for key in each.point.values))
     columns = [
         *(Column(key, [value_text(each.point, key) for each in points]) for key in keys),
@@ -29,6 +39,8 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         Column("", ["is up to date" if each.merged is None else "" for each in points], shared=""),
     ]
     print_points(console, [each.point.name for each in points], columns)
+    for reason in reasons:
+        console.print(escape(f"no effective weights: {reason}"), style="dim", highlight=False)
     merged = [each for each in result.points if each.merged is not None]
     size = sum(each.plan.output_bytes for each in merged)
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"
@@ -37,3 +49,17 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         f"{result.seconds:.1f} s",
         highlight=False,
     )
+
+
+def _weights(each: PointResult) -> list[ModelWeight] | None:
+    """The weights of a point's models: measured now, or when its folder was written."""
+    from merganser.release import manifest
+
+    if each.merged is not None:
+        report = each.merged.outcome.report
+        return list(report.models) if report else []
+    try:
+        stored = manifest.read(each.folder)["effective_weights"]
+        return [ModelWeight(**model) for model in stored["models"]] if stored else []
+    except (MerganserError, KeyError, TypeError):
+        return None

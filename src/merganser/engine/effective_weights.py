@@ -190,6 +190,23 @@ def summarize(plan: Plan, tensors: Sequence[TensorOutcome]) -> Report | None:
     return Report(report.models, report.worst, relative, tuple(_warnings(plan, report)))
 
 
+def why_unknown(models: Sequence[ModelWeight]) -> str | None:
+    """Why a merge has no effective weights; None if it has them."""
+    if not models:
+        return "no tensor is merged from two models"
+    if all(m.effective is not None for m in models):
+        return None
+    first, *others = models
+    if all(m.differ is None for m in others):
+        return f"those of more than {MOST_MEASURED} models are not measured"
+    same = [m.model for m in others if m.differ == 0]
+    if len(same) == len(others):
+        return "the models are the same"
+    if same:
+        return f"{same[0]} is the same as {first.model}"
+    return "the models' differences are linearly dependent, or not finite"
+
+
 def _requested(plan: Plan) -> Report | None:
     """The weights of more models than are measured, from the coefficients over all tensors."""
     jobs = [

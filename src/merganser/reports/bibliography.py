@@ -71,6 +71,19 @@ _ARXIV: Mapping[str, tuple[str, str, str, int]] = {
         "{FuseChat}: Knowledge Fusion of Chat Models",
         2024,
     ),
+    "2601.13572": (
+        "yuan2026ram",
+        "Xiangchi Yuan and Dachuan Shi and Chunhui Zhang and Zheyuan Liu and Shenglong Yao and "
+        "Soroush Vosoughi and Wenke Lee",
+        "Behavior Knowledge Merge in Reinforced Agentic Models",
+        2026,
+    ),
+    "2605.21468": (
+        "wei2026relex",
+        "Zhepei Wei and Xinyu Zhu and Wei-Lin Chen and Chengsong Huang and Jiaxin Huang and Yu Meng",
+        "You Only Need Minimal {RLVR} Training: Extrapolating {LLM}s via Rank-1 Trajectories",
+        2026,
+    ),
     "2411.00640": (
         "miller2024errorbars",
         "Evan Miller",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,13 +17,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merganser.errors import ResourceError
-from merganser.results.scores import Results
+from merganser.results.scores import Entry, Results
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Figure | None)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, GREY, FAINT = "#1a1a1a", "#6b6b6b", "#c9c9c9"
+PAPER, GRID, SHADE = "#ffffff", "#ececec", "#f2f2f2"
+
+ON_DARK, ON_LIGHT = "#fefefe", "#191919"
+"""Text on a coloured ground, which is the same on a light and on a dark page."""
+
+NAMED = {PAPER: "paper", INK: "ink", GREY: "grey", FAINT: "faint", GRID: "grid", SHADE: "shade"} | {
+    colour.lower(): f"colour-{n}" for n, colour in enumerate(COLOURS, 1)
+}
+"""Colours that follow a page's: its style sheet has a variable ``--figure-NAME`` for each."""
+
+_POINTS = "entries"
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -30,6 +43,7 @@ STYLE: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 10,
+    "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
@@ -37,7 +51,7 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "grid.color": "#ececec",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "xtick.color": GREY,
     "ytick.color": GREY,
@@ -47,11 +61,11 @@ STYLE: Any = {
     "text.parse_math": False,  # names may hold dollars
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "figure.facecolor": "white",
+    "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
-    "savefig.facecolor": "white",
+    "savefig.facecolor": PAPER,
     "svg.fonttype": "path",  # looks the same wherever it is opened
     "svg.hashsalt": "merganser",  # and has the same bytes
 }
@@ -72,9 +86,39 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
             if figure is not None:
                 figure.draw_without_rendering()  # finds the layout, which then stays
                 figure.set_layout_engine("none")
+                _number_points(figure)
             return figure
 
     return drawn
+
+
+def mark_points(axes: Axes, results: Results, points: Iterable[tuple[Any, Any, Entry]]) -> None:
+    """Note which models a picture shows where, so that a page can name them: see :func:`inline`.
+
+    The marks are invisible. Models that are not in the results, and places that are no numbers, get none.
+
+    Args:
+        axes: the picture.
+        results: their entries are counted from 0.
+        points: across, upwards, and the model.
+    """
+    places = {entry.name: n for n, entry in enumerate(results.entries)}
+    shown = [
+        (x, y, places[entry.name])
+        for x, y, entry in points
+        if entry.name in places and all(isinstance(v, str) or math.isfinite(v) for v in (x, y))
+    ]
+    if shown:
+        xs, ys, numbers = zip(*shown, strict=True)
+        name = f"{_POINTS}-{'.'.join(map(str, numbers))}"
+        axes.plot(xs, ys, "o", ms=12, color="none", clip_on=False, zorder=9, gid=name)
+
+
+def _number_points(figure: Figure) -> None:
+    """Make the names of a figure's marks unique."""
+    marks = [line for axes in figure.axes for line in axes.lines]
+    for n, line in enumerate(line for line in marks if (line.get_gid() or "").startswith(_POINTS)):
+        line.set_gid(f"{line.get_gid()}-{n}")
 
 
 class quiet(warnings.catch_warnings):
@@ -125,29 +169,76 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         ResourceError: when the file cannot be written.
     """
-    data = io.BytesIO()
-    form = path.suffix.lower().lstrip(".") or "png"
-    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-    with matplotlib.rc_context(STYLE), quiet():
-        figure.savefig(data, format=form, dpi=DPI, metadata=no_date)
+    data = _drawn(figure, path.suffix.lower().lstrip(".") or "png")
     try:
-        path.write_bytes(data.getvalue())
+        path.write_bytes(data)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def inline(svg: str, name: str) -> str:
-    """An SVG file as an element of an HTML page: its ids get the prefix ``name``, its width is limited to
-    the page's.
+def as_svg(figure: Figure) -> str:
+    """A figure as the text of an SVG file."""
+    return _drawn(figure, "svg").decode()
+
+
+def _drawn(figure: Figure, form: str) -> bytes:
+    data = io.BytesIO()
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    with matplotlib.rc_context(STYLE), quiet():
+        figure.savefig(data, format=form, dpi=DPI, metadata=no_date)
+    return data.getvalue()
+
+
+def inline(svg: str, name: str, hints: Sequence[str] = ()) -> str:
+    """An SVG file as an element of a page.
+
+    Its colours are the page's (:data:`NAMED`), it is as wide as the page at most, and its points have
+    titles.
+
+    Args:
+        svg: the file's text.
+        name: what its ids begin with.
+        hints: what is said of each entry of the results, see :func:`mark_points`.
     """
     text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        rf'<g id="{_POINTS}-([0-9.]+)-[0-9]+">(.*?</g>\s*)</g>',
+        lambda match: _titled(match[2], [int(n) for n in match[1].split(".")], hints),
+        text,
+        flags=re.DOTALL,
+    )
     text = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", text)  # of equal images they are equal
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'(?<=[ "])(fill: |stroke: )(#[0-9a-f]{6})', _variable, text)
     head, tail = text.split(">", 1)
     width = re.search(r' width="([0-9.]+)pt"', head)
     if width is not None:  # smaller than that, its letters could not be read
         points = float(width.group(1))
-        style = f"width:100%;max-width:{points:g}pt;min-width:{0.58 * points:g}pt;height:auto"
+        style = f"width:100%;max-width:{points:g}pt;min-width:{0.45 * points:g}pt;height:auto"
+        style += f";fill:var(--figure-{NAMED[INK]})"  # of what is black, and does not say so
         head = re.sub(r' (width|height)="[^"]*"', "", head) + f' style="{style}"'
     return f"{head}>{tail}"
+
+
+def _variable(match: re.Match[str]) -> str:
+    name = NAMED.get(match[2])
+    return f"{match[1]}var(--figure-{name})" if name else match[0]
+
+
+def _titled(group: str, numbers: Sequence[int], hints: Sequence[str]) -> str:
+    """A group of invisible marks, from left to right, each with what is said of its entry."""
+    head, *uses = re.split(r"(?=<use )", group)
+    if len(uses) != len(numbers) or not hints:
+        return ""
+    marks = []
+    for use, number in zip(uses, numbers, strict=True):
+        place = re.search(r' x="([-0-9.e]+)" y="([-0-9.e]+)"', use)
+        name = re.search(r' xlink:href="[^"]*"', use)
+        if place is None or name is None:
+            return ""
+        title = escape(hints[number], quote=False)
+        mark = f'<g class="point" role="img"><title>{title}</title><use{name[0]}{place[0]}/></g>'
+        marks.append((float(place[1]), float(place[2]), mark))
+    head = re.sub(r' (style|clip-path)="[^"]*"', "", head)  # the page says what they look like
+    return f"<g>{head}{''.join(mark for _, _, mark in sorted(marks))}</g></g>"

@@ -6,6 +6,7 @@ colour vision.
 """
 
 from merganser.reports.figure_style import COLOURS as COLOURS
+from merganser.reports.figure_style import as_svg as as_svg
 from merganser.reports.figure_style import inline as inline
 from merganser.reports.figure_style import save as save
 from merganser.reports.front_figures import front as front

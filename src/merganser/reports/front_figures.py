@@ -18,6 +18,7 @@ from merganser.reports.figure_style import (
     MOST_ROWS,
     axis_label,
     legend,
+    mark_points,
     styled,
     wrap,
 )
@@ -158,9 +159,15 @@ def _plane(
                 zorder=6,
                 label=None if n else "this model" if marked else "chosen",
             )
+    shown = entries if only is None else [e for e in entries if e.name in _members(only)]
+    mark_points(axes, results, [(e.scores[x].mean, e.scores[y].mean, e) for e in shown])
     axes.margins(0.12)
     axes.set_xlabel(axis_label(x, results))
     axes.set_ylabel(axis_label(y, results))
+
+
+def _members(line: Line) -> set[str]:
+    return {e.name for e in [*(e for _, e in line.points), *(line.ends or ())]}
 
 
 def _both(line: Line, x: str, y: str) -> list[tuple[float, Entry]]:

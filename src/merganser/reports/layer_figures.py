@@ -11,10 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from merganser.reports.figure_style import (
-    styled,
-    wrap,
-)
+from merganser.reports.figure_style import SHADE, styled, wrap
 
 PARTS = {
     "relative": ("distance, relative to A's norm", "viridis"),
@@ -73,7 +70,7 @@ def layers(
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.set_title(caption)
         axes.grid(False)
-        axes.set_facecolor("#f2f2f2")
+        axes.set_facecolor(SHADE)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         axes.set_yticks([n + 0.5 for n in range(len(kinds))], kinds, fontsize=8)

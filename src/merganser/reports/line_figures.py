@@ -15,6 +15,7 @@ from merganser.reports.figure_style import (
     MOST_ROWS,
     axis_label,
     legend,
+    mark_points,
     styled,
     wrap,
 )
@@ -60,6 +61,7 @@ def _curve(axes: Axes, results: Results, line: Line, score: str, colour: str) ->
     for number, entry in path:
         shape, tint = ("o", colour) if entry.role == "point" else ("D", INK)
         axes.plot(number, entry.scores[score].mean, shape, color=tint, markersize=5.5, zorder=4)
+    mark_points(axes, results, [(number, e.scores[score].mean, e) for number, e in path])
     base = next((e for e in results.entries if e.role == "base" and score in e.scores), None)
     if base is not None and base not in (line.ends or ()):
         axes.axhline(base.scores[score].mean, color=GREY, linewidth=0.9, linestyle=":", zorder=2)
@@ -116,17 +118,21 @@ def effective(results: Results) -> Figure | None:
     groups.append(("others" if known else "", [p for p in results.points if p.name not in listed]))
     values: list[float] = []
     for n, (label, points) in enumerate(groups):
-        pairs = sorted(
-            (p.weights[model], p.effective[model])
-            for p in points
-            for model in list(p.weights)[-1:] or ()
-            if model in p.effective
+        triples = sorted(
+            (
+                (p.weights[model], p.effective[model], p)
+                for p in points
+                for model in list(p.weights)[-1:] or ()
+                if model in p.effective
+            ),
+            key=lambda triple: triple[:2],
         )
-        if not pairs:
+        if not triples:
             continue
-        values += [value for pair in pairs for value in pair]
+        values += [value for asked, left, _ in triples for value in (asked, left)]
+        mark_points(axes, results, triples)
         axes.plot(
-            *zip(*pairs, strict=True),
+            *zip(*(triple[:2] for triple in triples), strict=True),
             "o-",
             color=COLOURS[n % len(COLOURS)],
             markersize=5.5,

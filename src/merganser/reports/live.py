@@ -1,50 +1,45 @@
-"""The page of a running search: drawn from its history, and reloaded by the browser."""
+"""The report of a study that is running: written again now and then, and loaded again by the browser."""
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from html import escape
 from pathlib import Path
+from types import TracebackType
 from typing import Any, get_args
 
-from merganser import extras
-from merganser.errors import InputError, MerganserError, ResourceError
+import yaml
+
+from merganser.errors import InputError
+from merganser.reports import page
 from merganser.results.scores import JSON_NAME, Direction, Entry, Results, Score
 
-NAME = "search.html"
 HISTORY = "history.jsonl"
 
 EVERY = 10.0
-"""Least seconds between two pages; more if drawing takes longer than a twentieth of that."""
+"""Seconds after which a browser loads the page again, and the least between two pages."""
+
+FIRST = 3.0
+"""Seconds before the first page: studies that end sooner need none."""
 
 MOST_TIME = 20.0
-"""The search runs at least this many times as long as drawing took before the next page."""
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; }
-figure { margin: 0 0 1.2rem; background: #fff; border: 1px solid #8884; border-radius: 8px;
-  padding: .7rem; overflow-x: auto; }
-svg { display: block; margin: auto; height: auto; }
-"""
+"""How many times as long as drawing the study goes on before the next page."""
 
 
 def read_history(folder: Path) -> Results:
-    """The results of a search's candidates so far.
+    """Return the candidates of a search so far, as results.
 
     Raises:
-        InputError: when there is no history, or it cannot be read.
+        InputError: there is no history, or it is broken.
     """
     path = folder / HISTORY
     try:
         lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
         head, *tried = map(json.loads, lines)
-        block = head["settings"]["search"]
+        settings = dict(head["settings"])
+        recipe = yaml.safe_dump(settings.pop("recipe", {}), sort_keys=False, allow_unicode=True)
         entries = tuple(
             Entry(
                 line["name"],
@@ -55,15 +50,16 @@ def read_history(folder: Path) -> Results:
             for line in tried
             if "same_as" not in line
         )
+        directions = _directions(settings["search"])
     except FileNotFoundError:
         raise InputError(f"{path}: does not exist; no search has run in this folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not the history of a search ({error})") from None
-    return Results(folder.name, "", _directions(block), {"search": block}, entries)
+    return Results(folder.name, recipe, directions, settings, entries)
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a folder has the history of a search, but no results yet."""
+    """Whether a folder has a search that has not written its results yet."""
     return (folder / HISTORY).is_file() and not (folder / JSON_NAME).is_file()
 
 
@@ -75,104 +71,81 @@ def _directions(block: Mapping[str, Any]) -> dict[str, Direction]:
     return {name: better for name, better in named.items() if better in get_args(Direction)}
 
 
-def write(folder: Path, *, refresh: int | None = None) -> Path | None:
-    """Write the page of a search's candidates so far.
+def write(
+    found: Results, folder: Path, *, total: int | None = None, stopped: bool = False
+) -> Path | None:
+    """Write the report of a study as far as it is.
 
     Args:
-        folder: the folder of the search.
-        refresh: seconds after which the browser reloads the page; None for a search that has ended.
+        found: the results so far.
+        folder: the study's.
+        total: how many models the study scores; None if nobody knows.
+        stopped: whether the study has stopped; else browsers load the page again by themselves.
 
     Returns:
-        The page's path; None while there is nothing to draw.
+        The page; None while no model is scored.
 
     Raises:
-        MerganserError: when matplotlib is not installed.
-        InputError: when the history cannot be read.
-        ResourceError: when the page cannot be written.
+        MerganserError: matplotlib or moocore is not installed, or the page cannot be written.
     """
-    figures = extras.load("merganser.reports.search_figures", "plot")
-    many = extras.load("merganser.reports.many_scores", "plot")
-    history = read_history(folder)
-    scores = figures.objectives(history)
-    if not scores or not history.points:
+    scored = sum(bool(entry.scores) for entry in found.entries)
+    if not scored:
         return None
-    values = figures.flat_values(history)
-    keys = figures.varied_keys(values)
-    drawn = {
-        "Each candidate, and the best so far": figures.progress(history, scores),
-        "Each parameter against the scores": figures.parameters(history, scores),
-        "What each parameter explains by itself, and the mark of chance": figures.importance(
-            history, scores
-        ),
-        "Parallel coordinates": many.parallel(history, values, keys, scores),
-    }
-    parts = [
-        f"<h2>{escape(title)}</h2>\n<figure>{_inline(figure, n)}</figure>"
-        for n, (title, figure) in enumerate(drawn.items())
-        if figure is not None
-    ]
-    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    state = "running" if refresh else "ended"
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{again}\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; img-src data:\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(history.name)}: search</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(history.name)}</h1>\n<p>{len(history.points)} candidates so far; {state}.</p>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
-    path = folder / NAME
-    beside = folder / f".{NAME}.partial"
-    try:
-        beside.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(beside, path)  # noqa: PTH105 (a browser never loads half a page)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
-
-
-def _inline(figure: Any, number: int) -> str:
-    figures = extras.load("merganser.reports.figure_style", "plot")
-    matplotlib = extras.load("matplotlib", "plot")
-    data = io.StringIO()
-    with matplotlib.rc_context(figures.STYLE):
-        figure.savefig(data, format="svg", metadata={"Date": None})
-    text: str = figures.inline(data.getvalue(), f"live{number}")
-    return text
+    every = None if stopped else round(EVERY)
+    running = page.Running(scored, total, every, time.strftime("%H:%M:%S"))
+    return page.write_running(found, folder, running)
 
 
 class LivePage:
-    """Writes the page now and then while a search runs.
+    """Writes the report now and then while a study runs.
 
-    An error in drawing the page never stops the search.
+    Nothing that goes wrong with a page stops a study. As a context manager it notes on the page that
+    the study has stopped, if an error ends it.
 
     Args:
-        folder: the folder of the search.
+        folder: the study's.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.next = 0.0
+        self.next = time.monotonic() + FIRST
+        self._last: tuple[Callable[[], Results], int | None] | None = None
 
-    def update(self) -> Path | None:
-        """Write the page if it is due.
+    def update(self, results: Callable[[], Results], total: int | None = None) -> Path | None:
+        """Write the page if it is time to.
+
+        Args:
+            results: returns the results so far.
+            total: how many models the study scores.
 
         Returns:
-            The page's path; None if it was not written.
+            The page, if it was written.
         """
         began = time.monotonic()
         if began < self.next:
             return None
-        path = None
-        with suppress(MerganserError):
-            path = write(self.folder, refresh=round(EVERY))
+        self._last = (results, total)
+        path = self._write(stopped=False)
         took = time.monotonic() - began
         self.next = began + took + max(EVERY, MOST_TIME * took)
         return path
 
-    def end(self) -> None:
-        """Write the last page, which the browser does not reload."""
-        with suppress(MerganserError):
-            write(self.folder)
+    def __enter__(self) -> LivePage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._write(stopped=True)
+
+    def _write(self, *, stopped: bool) -> Path | None:
+        if self._last is None:
+            return None
+        results, total = self._last
+        with suppress(Exception):  # the study matters more than any page of it
+            return write(results(), self.folder, total=total, stopped=stopped)
+        return None

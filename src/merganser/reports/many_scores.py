@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from merganser.number_format import ten_digits
 from merganser.recipe.short_names import shorten
 from merganser.reports import label_placement
-from merganser.reports.figure_style import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import (
+    COLOURS,
+    FAINT,
+    GREY,
+    INK,
+    axis_label,
+    mark_points,
+    styled,
+)
 from merganser.results import front as fronts
 from merganser.results.interpolation import short_names
 from merganser.results.scores import Entry, Results
@@ -68,6 +76,7 @@ def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
             axes.scatter(
                 means[0], means[1], s=210, facecolor="none", edgecolor=COLOURS[1], lw=1.8, zorder=5
             )
+    mark_points(axes, results, [(e.scores[x].mean, e.scores[y].mean, e) for e in entries])
     mappable = matplotlib.cm.ScalarMappable(norm, colours)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02, fraction=0.05, aspect=26)
     bar.outline.set_visible(False)
@@ -140,11 +149,13 @@ def parallel(
         axes.plot(
             range(len(names)),
             rows[i],
-            color=COLOURS[1] if chosen else palette(rank[i]),
+            color=COLOURS[1] if chosen else palette(0.25 + 0.75 * rank[i]),
             linewidth=2.4 if chosen else 1.0,
-            alpha=1.0 if chosen else 0.25 + 0.6 * rank[i],
+            alpha=1.0 if chosen else 0.4 + 0.5 * rank[i],
             zorder=4 if chosen else 3,
         )
+    for n in range(len(keys), len(names)):
+        mark_points(axes, results, zip([n] * len(points), columns[n], points, strict=True))
     axes.set_xlim(-0.3, len(names) - 0.55)
     axes.set_ylim(-0.09, 1.09)
     axes.set_yticks([])

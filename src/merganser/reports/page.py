@@ -9,42 +9,63 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from merganser import extras, number_format, suggestions
-from merganser.errors import InputError, RecipeError, ResourceError
+from merganser.errors import RecipeError, ResourceError, reraise_os_errors
 from merganser.reports import comparisons, sections
+from merganser.reports import distances as distance
+from merganser.reports.pictures import FIGURES, Pictures
 from merganser.results import completions, front
 from merganser.results import scores as results
-from merganser.results.interpolation import Line, gap, labels, lines, short_names
+from merganser.results.interpolation import Line, gap, labels, lines
 from merganser.results.scores import Results
 from merganser.version import VERSION
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 NAME = "report.html"
-FIGURES = "figures"
-DISTANCES = "distances.json"
-"""The file with the experts' differences: see :func:`measure`."""
 
 MOST_PLANES = 6
 """Most further pairs of scores that get a figure."""
+
+SECTIONS = (
+    ("held-out", "Held out", ("held_out",)),
+    ("history", "Search", ("history",)),
+    ("simplex", "Three weights", ("simplex",)),
+    ("front", "Front", ("front",)),
+    ("scores", "Scores", ()),
+    ("comparisons", "Differences", ("comparisons", "dominance")),
+    ("steps", "Steps", ("steps",)),
+    ("curves", "Weight", ("curves",)),
+    ("planes", "More planes", ("planes",)),
+    ("weights", "Effective weights", ("weights",)),
+    ("apart", "Experts", ("apart",)),
+    ("completions", "Completions", ("samples",)),
+    ("recipe", "Recipe", ()),
+    ("settings", "Settings", ("settings",)),
+)
+"""The page's sections: anchor, title, and content; a section whose content is empty is left out."""
 
 _PAGE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure on the page, with its caption."""
+class Running:
+    """The state of a study whose page is written before the study has ended.
 
-    title: str
-    caption: str
-    files: str
-    svg: Markup
+    Attributes:
+        scored: models with scores.
+        total: models that the study scores; None if nobody knows.
+        every: seconds after which a browser loads the page again; None once the study has stopped.
+        written: when the page was written, as text.
+    """
+
+    scored: int
+    total: int | None
+    every: int | None
+    written: str
 
 
 def write(
@@ -60,9 +81,10 @@ def write(
     Args:
         folder: the folder of an evaluated study.
         x: the score on the front's horizontal axis; by default the first.
-        y: the score on the front's vertical axis; by default the second.
-        distances: whether to compare the experts' weights too, which reads their checkpoints.
-        threads: threads for the distances; None for one per core.
+        y: the score on its vertical axis; by default the second.
+        distances: compare the experts' weights too, see
+            :func:`merganser.reports.distances.measure`.
+        threads: how many, for the distances; None for one a core.
 
     Returns:
         Paths of the files that were written, the page first.
@@ -77,19 +99,55 @@ def write(
     extras.load("matplotlib", "plot")
     extras.load("moocore", "plot")
     if distances:
-        measure(folder, threads=threads)
+        distance.measure(folder, threads=threads)
     study = results.read(folder)
     x, y = choose_plane(study, x, y)
-    samples, measured = completions.load(study, folder), _distances(folder)
-    files: list[Path] = []
-    try:
+    samples, measured = completions.load(study, folder), distance.load(folder)
+    with reraise_os_errors(ResourceError, "written", folder / FIGURES):
         (folder / FIGURES).mkdir(exist_ok=True)
-        content = _content(study, folder, x, y, samples, measured, files)
-        page = folder / NAME
-        page.write_text(_render(content), encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ResourceError(f"{folder}: the report cannot be written ({error.strerror})") from None
-    return [page, *files]
+    picture = Pictures(study, folder)
+    content = _content(study, x, y, samples, measured, picture)
+    content["held_out"] = _held_out(folder)
+    content["comparisons"] = comparisons.tables(folder, labels(study))
+    content["additions"] = comparisons.additions(study, folder, labels(study))
+    return [_write(content, folder), *picture.files]
+
+
+def write_running(study: Results, folder: Path, running: Running) -> Path:
+    """Write the page of a study that has not ended: what is scored so far, without files of figures,
+    completions and tests of differences.
+
+    Args:
+        study: the results so far.
+        folder: the study's.
+        running: the study's state.
+
+    Returns:
+        The page.
+
+    Raises:
+        MerganserError: matplotlib or moocore is not installed.
+        ResourceError: the page cannot be written.
+    """
+    extras.load("matplotlib", "plot")
+    extras.load("moocore", "plot")
+    x, y = choose_plane(study, None, None)
+    content = _content(study, x, y, {}, [], Pictures(study, None))
+    return _write(content | {"running": running}, folder)
+
+
+def _write(content: dict[str, Any], folder: Path) -> Path:
+    """Replace the page in one step, so that a browser never loads half of it."""
+    content["sections"] = [
+        (anchor, title)
+        for anchor, title, keys in SECTIONS
+        if not keys or any(content[key] for key in keys)
+    ]
+    page, partial = folder / NAME, folder / f".{NAME}.partial"
+    with reraise_os_errors(ResourceError, "written", page):
+        partial.write_text(_render(content), encoding="utf-8", errors="replace")
+        partial.replace(page)
+    return page
 
 
 def choose_plane(study: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
@@ -111,26 +169,17 @@ def choose_plane(study: Results, x: str | None, y: str | None) -> tuple[str | No
 
 def _content(
     study: Results,
-    folder: Path,
     x: str | None,
     y: str | None,
     samples: completions.Kept,
     measured: Sequence[Mapping[str, Any]],
-    files: list[Path],
+    picture: Pictures,
 ) -> dict[str, Any]:
     figures = extras.load("merganser.reports.figures", "plot")
-
-    def picture(name: str, figure: Figure, title: str, caption: str) -> Picture:
-        paths = [folder / FIGURES / f"{name}.{ending}" for ending in ("svg", "png")]
-        for path in paths:
-            figures.save(figure, path)
-        files.extend(paths)
-        inline = figures.inline(paths[0].read_text(encoding="utf-8"), name)
-        return Picture(title, caption, f"{FIGURES}/{name}.svg, .png", Markup(inline))
-
     known = lines(study)
     interval = "Bars are 95 % intervals, by bootstrap over problems."
     content: dict[str, Any] = {"results": study, "front": None, "planes": [], "curves": None}
+    content |= {"running": None, "held_out": None, "comparisons": [], "additions": None}
     content["in_plane"] = []
     if x and y:
         hollow = "Hollow: another model is at least as good in both scores, and better in one."
@@ -190,35 +239,12 @@ def _content(
         for n, experts in enumerate(measured)
     ]
     content["history"] = sections.history(study, picture)
-    content["additions"] = comparisons.additions(study, folder, labels(study))
     content["simplex"] = sections.simplex(study, picture)
     content["steps"] = sections.steps(study, picture)
     content["third"] = sections.third_score(study, x, y, picture)
-    content["held_out"] = _held_out(folder)
     content |= _front_facts(study, known, samples)
-    content["comparisons"] = comparisons.tables(folder, labels(study))
     content |= _tables(study, known)
     content |= _completions(study, samples)
-    content["sections"] = [
-        (anchor, title)
-        for anchor, title, there in (
-            ("held-out", "Held out", content["held_out"]),
-            ("history", "Search", content["history"]),
-            ("simplex", "Three weights", content["simplex"]),
-            ("front", "Front", content["front"]),
-            ("scores", "Scores", True),
-            ("comparisons", "Differences", content["comparisons"] or content["dominance"]),
-            ("steps", "Steps", content["steps"]),
-            ("curves", "Weight", content["curves"]),
-            ("planes", "More planes", content["planes"]),
-            ("weights", "Effective weights", content["weights"]),
-            ("apart", "Experts", content["apart"]),
-            ("completions", "Completions", content["samples"]),
-            ("recipe", "Recipe", True),
-            ("settings", "Settings", content["settings"]),
-        )
-        if there
-    ]
     return content
 
 
@@ -398,60 +424,3 @@ def _render(content: Mapping[str, Any]) -> str:
         script_digest=digest,
         style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
     )
-
-
-# -- differences between experts -----------------------------------------------------------------
-
-
-def measure(folder: Path, *, threads: int | None = None) -> Path:
-    """Compare the experts of each line of a study, and store the result for the report.
-
-    Reads the weights of both experts, and of the base if the study has one.
-
-    Raises:
-        InputError: when a model cannot be opened.
-        RecipeError: when no line of the study joins two experts whose models are known.
-    """
-    from merganser.differences.diff import diff
-
-    study = results.read(folder)
-    short = short_names(study)
-    experts = [e for e in study.entries if e.role == "expert" and e.model]
-    ends = [line.ends for line in lines(study) if line.ends]
-    pairs = {(a.name, b.name): (a, b) for a, b in ends if a in experts and b in experts}
-    if not pairs and len(experts) == 2:
-        pairs[experts[0].name, experts[1].name] = (experts[0], experts[1])
-    if not pairs:
-        raise RecipeError(f"{folder}: its study has no two experts to compare")
-    bases = [e for e in study.entries if e.role == "base" and e.model][:1]
-    measured = []
-    for a, b in pairs.values():
-        first, second, *base = (
-            results.reference(study, folder, e.model) for e in (a, b, *bases) if e.model is not None
-        )
-        difference = diff(first, second, base=base[0] if base else None, threads=threads)
-        title = f"{short[a.name]} and {short[b.name]}"
-        measured.append(
-            {"title": title, "whole": difference.as_dict()["whole"], "cells": difference.cells()}
-        )
-    path = folder / DISTANCES
-    try:
-        path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror})") from None
-    return path
-
-
-def _distances(folder: Path) -> list[dict[str, Any]]:
-    """The differences that :func:`measure` stored; empty if there are none."""
-    path = folder / DISTANCES
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            {k: dict(pair[k]) for k in ("whole", "cells")} | {"title": str(pair["title"])}
-            for pair in content
-        ]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it, or measure again") from None

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from merganser.number_format import ten_digits
-from merganser.reports.figure_style import COLOURS, FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import (
+    COLOURS,
+    FAINT,
+    GREY,
+    INK,
+    PAPER,
+    axis_label,
+    mark_points,
+    styled,
+)
 from merganser.results.importance import importances
 from merganser.results.scores import Entry, Results
 
@@ -149,11 +158,13 @@ def _dots(
     """Draw candidates' scores with 95 % intervals: hollow if a constraint is broken, ringed if chosen."""
     for place, entry in zip(places, entries, strict=True):
         estimate = entry.scores[score]
-        fill = GREY if _is_allowed(entry, results) else "white"
+        fill = GREY if _is_allowed(entry, results) else PAPER
         axes.vlines(place, estimate.low, estimate.high, color=FAINT, linewidth=1, zorder=1)
         axes.scatter([place], [estimate.mean], s=18, facecolor=fill, edgecolor=GREY, zorder=2)
         if entry.name in results.chosen:
             axes.scatter([place], [estimate.mean], s=90, facecolor="none", edgecolor=INK, zorder=3)
+    shestimate = zip(places, entries, strict=True)
+    mark_points(axes, results, [(place, e.scores[score].mean, e) for place, e in shestimate])
 
 
 def _is_allowed(entry: Entry, results: Results) -> bool:

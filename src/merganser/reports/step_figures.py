@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from merganser.number_format import ten_digits
-from merganser.reports.figure_style import COLOURS, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import (
+    COLOURS,
+    GREY,
+    INK,
+    ON_DARK,
+    ON_LIGHT,
+    axis_label,
+    mark_points,
+    styled,
+)
 from merganser.results import run_series
 from merganser.results.scores import Entry, Results
 
@@ -47,9 +56,9 @@ def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figu
     for axes, score in zip(grid.flat, names, strict=False):
         for n, curve in enumerate(curves):
             colour = _colour(n, len(curves))
-            _curve(axes, curve.points, score, colour, curve.label, band=len(curves) < 4)
+            _curve(axes, results, curve.points, score, colour, curve.label, band=len(curves) < 4)
         if run:
-            _curve(axes, run, score, INK, "the run itself", "D", band=False)
+            _curve(axes, results, run, score, INK, "the run itself", "D", band=False)
         base = next((e for e in results.entries if e.role == "base" and score in e.scores), None)
         if base is not None:
             label = "base"
@@ -77,6 +86,7 @@ def _colour(n: int, count: int) -> str:
 
 def _curve(
     axes: Axes,
+    results: Results,
     points: Sequence[tuple[int, Entry]],
     score: str,
     colour: str,
@@ -85,9 +95,11 @@ def _curve(
     *,
     band: bool,
 ) -> None:
-    having = [(step, entry.scores[score]) for step, entry in points if score in entry.scores]
+    shown = [(step, entry) for step, entry in points if score in entry.scores]
+    having = [(step, entry.scores[score]) for step, entry in shown]
     if not having:
         return
+    mark_points(axes, results, [(step, e.scores[score].mean, e) for step, e in shown])
     steps = [step for step, _ in having]
     if band:
         lows, highs = [s.low for _, s in having], [s.high for _, s in having]
@@ -117,14 +129,17 @@ def over_steps(results: Results, scores: Sequence[str] | None = None) -> Figure 
         axes.set_axis_off()
     for axes, score in zip(panels.flat, names, strict=False):
         table = np.full((high, wide), math.nan)
+        cells = []
         for (step, number), entry in grid.points.items():
             if score in entry.scores:
-                place = grid.numbers.index(number), grid.steps.index(step)
-                table[place] = entry.scores[score].mean
+                row, column = grid.numbers.index(number), grid.steps.index(step)
+                table[row, column] = entry.scores[score].mean
+                cells.append((column + 0.5, row + 0.5, entry))
         colours = "viridis" if results.directions[score] == "max" else "viridis_r"
         image = axes.pcolormesh(
             np.ma.masked_invalid(table), cmap=colours, edgecolors="white", lw=0.6
         )
+        mark_points(axes, results, cells)
         axes.set_xticks([i + 0.5 for i in range(wide)], [str(s) for s in grid.steps], fontsize=8)
         axes.set_yticks(
             [i + 0.5 for i in range(high)], [ten_digits(n) for n in grid.numbers], fontsize=8
@@ -161,7 +176,7 @@ def _numbers(
                 ha="center",
                 va="center",
                 fontsize=7,
-                color="white" if dark else INK,
+                color=ON_DARK if dark else ON_LIGHT,
             )
             if grid.points[step, number].name in chosen:
                 frame = Rectangle((column, row), 1, 1, fill=False, ec=COLOURS[1], lw=2, zorder=3)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
 from merganser.number_format import ten_digits
-from merganser.reports.figure_style import FAINT, GREY, INK, axis_label, styled
+from merganser.reports.figure_style import FAINT, GREY, INK, axis_label, mark_points, styled
 from merganser.results import front as fronts
 from merganser.results.scores import Results
 from merganser.results.simplex import Triangle, place, triangles
@@ -81,6 +81,8 @@ def _panel(figure: Figure, axes: Axes, results: Results, triangle: Triangle, sco
         )  # fmt: skip
         if entry.name in results.chosen:
             axes.scatter(px, py, s=150, facecolor="none", edgecolor="#D55E00", lw=1.8, zorder=5)
+    points = [entry for _, entry in shown]
+    mark_points(axes, results, zip(x.tolist(), y.tolist(), points, strict=True))
     best = fronts.best([e for _, e in shown], results.directions, score)
     n = next(i for i, (_, entry) in enumerate(shown) if entry is best)
     axes.scatter(x[n], y[n], marker="*", s=170, facecolor="white", edgecolor=INK, lw=1.0, zorder=6)

@@ -48,6 +48,8 @@ from merganser.study.scoring import (
     to_redo,
 )
 from merganser.study.served_model import ServedModel
+from merganser.study.watching import OnResults, no_results, watch
+from merganser.tracking import Track, choose
 
 
 def evaluate_sweep(
@@ -59,7 +61,9 @@ def evaluate_sweep(
     engine: EngineName | None = None,
     engine_options: Mapping[str, Any] | None = None,
     allow_code: bool = False,
+    track: Track | None = None,
     on_progress: Listener = ignore,
+    on_results: OnResults = no_results,
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> Results:
@@ -79,10 +83,14 @@ def evaluate_sweep(
         engine: overrides the file's engine, which runs the models.
         engine_options: override the file's options of that engine.
         allow_code: allow scorers that run programs of models, whatever the file says.
+        track: the tracker that scores are logged with, or its name, in place of the file's;
+            ``none`` for none.
         on_progress: called with the progress of the completions.
+        on_results: called after each model with the results so far, and with the number of models
+            that the study scores. If several processes share the study, one of them calls it.
         on_warning: called with each warning: before the first completion those of the points'
             plans and of stored completions that must be generated again; later those of the
-            written merges.
+            written merges, and that of a tracker that fails.
         options: those of :func:`merganser.merge`.
 
     Returns:
@@ -98,6 +106,7 @@ def evaluate_sweep(
     document = pattern.document
     block, tasks = load_block(document, pattern.folder, allow_code=allow_code)
     running_on = choose_engine(block, engine, engine_options)
+    tracker = choose(track, block.track)
     held_out = [block.held_out] if isinstance(block.held_out, str) else block.held_out
     seen, unseen = split(
         tasks,
@@ -144,13 +153,35 @@ def evaluate_sweep(
             live.check([model.entry.name for model in models if not stage.is_complete(model)])
         for line in to_redo(models, seen, live, home):
             on_warning(line)
-        entries = {entry.name: entry for entry in stage.score_all(models, on_progress)}
+        frame = Results(
+            name=Path(document.file).stem if document.file else "study",
+            recipe=document.text or "",
+            directions=directions,
+            settings=describe(seen, live, block.lm_eval),
+            entries=(),
+            places=results.places(home, pattern.folder),
+        )
+        names = [point.name for point in load_points(config, strictness)]
+        watching = stack.enter_context(
+            watch(
+                frame,
+                home,
+                [*(model.entry.name for model in others), *names],
+                names,
+                stated,
+                len(models),
+                tracker=tracker,
+                on_results=on_results,
+                on_warning=on_warning,
+            )
+        )
+        scored_now = stage.score_all(models, on_progress, watching.scored)
+        entries = {entry.name: entry for entry in scored_now}
         with sharing.exclusive(home / SAMPLES / ".results.lock"):
             for model in (*others, *earlier):
                 if model.entry.name not in entries and stage.is_complete(model):
                     entry = stage.score(model, ignore, Turn(model.entry.name))
                     entries[entry.name] = entry
-            names = [point.name for point in load_points(config, strictness)]
             points = sorted([*asked, *earlier], key=lambda model: names.index(model.entry.name))
             models = [model for model in (*others, *points) if model.entry.name in entries]
             scored = measured([entries[model.entry.name] for model in models], models, threads)
@@ -158,6 +189,7 @@ def evaluate_sweep(
             chosen = rule(scored)
             last = [*others, *(point for point in points if point.entry.name in chosen)]
             again = _on_held_out(last if chosen else [], unseen, live, home, threads, on_progress)
+            watching.held_out(again)
             if not chosen and block.keep != "none":
                 on_warning("the rule of evaluate.keep keeps no point")
             to_write = [(m.point, m.plan) for m in asked if m.entry.name in chosen and m.point]
@@ -169,14 +201,10 @@ def evaluate_sweep(
                     if warning not in warned:
                         on_warning(f"{each.point.name}: {warning}")
             there = {m.entry.name for m in points if up_to_date(home / m.entry.name, m.plan)}
-            study_results = Results(
-                name=Path(document.file).stem if document.file else "study",
-                recipe=document.text or "",
-                directions=directions,
-                settings=describe(seen, live, block.lm_eval),
+            study_results = replace(
+                frame,
                 entries=tuple(replace(e, folder=e.name) if e.name in there else e for e in scored),
                 chosen=chosen,
-                places=results.places(home, pattern.folder),
             )
             results.write(study_results, home)
             _write_held_out(study_results, again, unseen, live, home)
@@ -247,13 +275,24 @@ class _Stage:
     home: Path
     beside: Path
 
-    def score_all(self, models: Sequence[StudyModel], on_progress: Listener) -> list[Entry]:
+    def score_all(
+        self,
+        models: Sequence[StudyModel],
+        on_progress: Listener,
+        on_entry: Callable[[Entry], None],
+    ) -> list[Entry]:
         """Return the models' scores; if several processes share the study, each model is scored once."""
         turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
+
+        def work(place: int, model: StudyModel) -> Entry:
+            entry = self.score(model, on_progress, turns[place])
+            on_entry(entry)
+            return entry
+
         return sharing.each_once(
             models,
             lambda model: self.home / SAMPLES / f".{model.entry.name}.lock",
-            lambda place, model: self.score(model, on_progress, turns[place]),
+            work,
             lambda place, _model: on_progress(Waiting(turns[place])),
         )
 

@@ -20,6 +20,7 @@ from merganser.evaluation.tasks import Task
 from merganser.recipe import Config, Document, Strictness
 from merganser.recipe.sweep_file import read_pattern
 from merganser.study.keep import parse_rule
+from merganser.tracking import TrackerName
 
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -64,6 +65,7 @@ class Study(Evaluate):
     experts: bool = True
     references: list[Reference] = Field(default_factory=list)
     held_out: Annotated[float, Field(gt=0, lt=1)] | str | list[str] | None = None
+    track: TrackerName | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Study:

@@ -38,6 +38,9 @@ from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.search_loop import Candidate, Standing, Trial
 from merganser.study.search_space import Search, load_search
 from merganser.study.sweep import MOST_TOGETHER, SweepResult, check_ready, merge_points, plan_all
+from merganser.study.watching import tracked_run
+from merganser.tracking import Track, follow
+from merganser.tracking import choose as choose_tracker
 from merganser.version import VERSION
 
 
@@ -77,6 +80,7 @@ def search(
     engine: EngineName | None = None,
     engine_options: Mapping[str, Any] | None = None,
     allow_code: bool = False,
+    track: Track | None = None,
     on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
@@ -95,12 +99,14 @@ def search(
         engine: what runs the models, in place of the file's engine.
         engine_options: its options, in place of the file's.
         allow_code: allow scorers that run programs of models, whatever the file says.
+        track: the tracker that scores are logged with, or its name, in place of the file's;
+            ``none`` for none.
         on_standing: called after every scored candidate, with the search.
         on_progress: called with the progress of completions of the base, the experts, and the
             models scored on held-out problems.
         on_warning: called with each warning: before the first candidate those of ends of ranges
             that cannot be merged, and those of stored completions of base and experts that must be
-            generated again.
+            generated again; that of a tracker that fails.
         options: those of :func:`merganser.merge`.
 
     Returns:
@@ -118,6 +124,7 @@ def search(
     document, folder = wanted.pattern.document, wanted.pattern.folder
     block, tasks = load_block(document, folder, allow_code=allow_code)
     running_on = choose_engine(block, engine, engine_options)
+    tracker = choose_tracker(track, block.track)
     if name_of(running_on) == "endpoint":
         raise document.error(
             "search: its candidates are new merges, which a server cannot load; use engine: transformers or vllm"
@@ -162,7 +169,15 @@ def search(
             check_ready(planned, home, writing, all_points=False)
 
     stage = _Stage(live, seen, home, planning, threads, check)
-    with closing(live):
+
+    def note(standing: Standing) -> None:
+        trial = standing.trial
+        entry = stage.scored.get(trial.candidate.name, trial.entry)
+        following.point(trial.candidate.number, entry)
+        on_standing(standing, wanted)
+
+    with closing(live), follow(tracker, on_warning) as following:
+        following.start(tracked_run(_frame(wanted, seen, live, home), home))
         trials = search_loop.explore(
             wanted,
             partial(stage.score, listener=on_progress, budget=wanted.budget),
@@ -174,11 +189,12 @@ def search(
                 INPUTS: inputs,
             },
             prepare=stage.prepare,
-            on_standing=lambda standing: on_standing(standing, wanted),
+            on_standing=note,
         )
         chosen = choose(wanted, trials)
         tried = [t for t in trials if t.same_as is None and t.invalid is None]
         points = {t.candidate.name: t.candidate.point for t in tried}
+        numbers = {t.candidate.name: t.candidate.number for t in tried}
         chosen_points = [point for name in chosen if (point := points[name])]
         others = _apart(others, points)
         for line in scoring.to_redo(others, seen, live, home):
@@ -187,6 +203,8 @@ def search(
             scoring.score(model, seen, live, home, on_progress, turn)
             for model, turn in _turns(others)
         ]
+        for entry in beside:
+            following.point(0, entry)
         all_entries = beside_points([*beside, *stage.entries(tried)], stated)
         results = _results(
             wanted, seen, live, all_entries, chosen, home, search_loop.additions(wanted, trials)
@@ -204,7 +222,10 @@ def search(
                 )
                 for n, point in enumerate(chosen_points, len(others) + 1)
             ]
+            for entry in again:
+                following.point(numbers.get(entry.name, 0), entry, f"{HELD_OUT}/")
             held_out = _results(wanted, unseen, live, again, chosen, last.home)
+        following.finish([home / scores.CSV_NAME])
     del live
     written = None
     if write and chosen_points:
@@ -379,9 +400,24 @@ def _results(
     folder: Path,
     additions: tuple[Addition, ...] = (),
 ) -> Results:
-    document: Any = wanted.pattern.document
     samples = [f"{SAMPLES}/{entry.name}.jsonl" for entry in entries]
-    results = Results(
+    results = replace(
+        _frame(wanted, tasks, live, folder),
+        entries=tuple(
+            replace(entry, samples=file if (folder / file).is_file() else None)
+            for entry, file in zip(entries, samples, strict=True)
+        ),
+        chosen=chosen,
+        additions=additions,
+    )
+    scores.write(results, folder)
+    return results
+
+
+def _frame(wanted: Search, tasks: Sequence[Task], live: Live, folder: Path) -> Results:
+    """Results without entries."""
+    document: Any = wanted.pattern.document
+    return Results(
         name=Path(document.file).stem if document.file else "search",
         recipe=document.text or "",
         directions={**evaluations.score_names(tasks), **_directions(wanted, tasks)},
@@ -389,16 +425,9 @@ def _results(
             "search": search_loop.describe(wanted)["search"] | {"budget": wanted.budget},
             **scoring.describe(tasks, live),
         },
-        entries=tuple(
-            replace(entry, samples=file if (folder / file).is_file() else None)
-            for entry, file in zip(entries, samples, strict=True)
-        ),
-        chosen=chosen,
+        entries=(),
         places=scores.places(folder, wanted.pattern.folder),
-        additions=additions,
     )
-    scores.write(results, folder)
-    return results
 
 
 def _directions(wanted: Search, tasks: Sequence[Task]) -> dict[str, scores.Direction]:

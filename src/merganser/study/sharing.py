@@ -65,6 +65,27 @@ def each_once(
 
 
 @contextmanager
+def attempt(file: Path) -> Iterator[bool]:
+    """Hold a lock if no other process holds it.
+
+    Returns:
+        Whether it is held here.
+
+    Raises:
+        OSError: the lock cannot be created.
+    """
+    try:
+        lock = Lock(file)
+    except OutputExistsError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextmanager
 def exclusive(file: Path) -> Iterator[None]:
     """Hold a lock; waits until no other process holds it.
 

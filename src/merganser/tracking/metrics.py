@@ -1,0 +1,76 @@
+"""The numbers of a study's models, flat, under names that stay the same from point to point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merganser.recipe.short_names import shorten
+from merganser.results.scores import Entry
+
+NEAR = 1e-6
+"""Up to which a value of a sweep and a weight are the same number."""
+
+
+class Metrics:
+    """Names the numbers of each model of a study.
+
+    ``accuracy``, ``accuracy_error``, ``accuracy_low`` and ``accuracy_high`` of each score; each number
+    of the sweep by its key, such as ``w``; ``effective_w`` if ``w`` is the weight of one model; the
+    weights of all models as ``weight_MODEL`` and ``effective_MODEL``.
+    """
+
+    def __init__(self) -> None:
+        self._weighing: dict[str, set[str]] = {}
+
+    def of(self, entry: Entry, prefix: str = "") -> dict[str, float]:
+        """Return the numbers of a model.
+
+        Args:
+            entry: the model with its scores. Names of a model that is no merge begin with its own.
+            prefix: what all names begin with; with one, only scores are returned.
+        """
+        start = prefix if entry.role == "point" else f"{prefix}{entry.name}/"
+        found: dict[str, float] = {}
+        for name, score in entry.scores.items():
+            found |= {name: score.mean, f"{name}_error": score.error}
+            found |= {f"{name}_low": score.low, f"{name}_high": score.high}
+        if not prefix:
+            found |= self._weights(entry)
+        return {f"{start}{k}": float(v) for k, v in found.items() if math.isfinite(v)}
+
+    def _weights(self, entry: Entry) -> dict[str, float]:
+        values = dict(_numbers(entry.values))
+        found = dict(values)
+        for key, value in values.items():
+            model = self._weighed_by(key, value, entry.weights)
+            if model is not None and model in entry.effective:
+                found[f"effective_{key}"] = entry.effective[model]
+        for model, short in zip(entry.weights, _short(list(entry.weights)), strict=True):
+            found[f"weight_{short}"] = entry.weights[model]
+            if model in entry.effective:
+                found[f"effective_{short}"] = entry.effective[model]
+        return found
+
+    def _weighed_by(self, key: str, value: float, weights: Mapping[str, float]) -> str | None:
+        """The only model whose weight the key has been at all points so far."""
+        same = {model for model, weight in weights.items() if abs(weight - value) < NEAR}
+        self._weighing[key] = self._weighing.get(key, same) & same
+        return next(iter(self._weighing[key])) if len(self._weighing[key]) == 1 else None
+
+
+def _short(models: Sequence[str]) -> list[str]:
+    """Names of models without their folders, if these tell them apart."""
+    names = [model.rstrip("/").rpartition("/")[2] for model in models]
+    return names if len(set(names)) == len(names) else shorten(models)
+
+
+def _numbers(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in values.items():
+        if isinstance(value, list | tuple):
+            found += _numbers({f"{key}[{n}]": each for n, each in enumerate(value)})
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((key, value))
+    return found
