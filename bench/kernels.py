@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from merganser.kernels import CELL, CODES, LANES, WIDTHS, library, measuring, merging, selecting
+from merganser.kernels import (
+    CELL,
+    CODES,
+    LANES,
+    WIDTHS,
+    library,
+    measuring,
+    merging,
+    selecting,
+    steps,
+)
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Inputs
 
@@ -49,24 +59,26 @@ def rules(k: int, kind: int) -> rule.Rules:
 
 
 def merge(
-    k: int, dtype: str, out: str, how: Callable[[], merging.How], stochastic: bool = False
+    k: int, dtype: str, out: str, how: Callable[[], steps.How], stochastic: bool = False
 ) -> Callable[[], Any]:
     """A merge with its report."""
-    tile, sums = inputs(k, dtype), merging.Sums.zeros(COUNT // CELL, k)
+    tile, sums = inputs(k, dtype), steps.Sums.zeros(COUNT // CELL, k)
     data = np.zeros(COUNT * WIDTHS[CODES[out]], np.uint8)
-    outputs = [merging.Output(data, how(), 3, sums)]
-    return lambda: merging.merge(tile, COUNT, 0, SINGLE, out, stochastic, outputs)
+    outputs = [steps.Output(data, how(), 3, sums)]
+    return lambda: merging.merge(
+        library.kernels(), tile, COUNT, 0, SINGLE, out, stochastic, outputs
+    )
 
 
-def linear(k: int) -> Callable[[], merging.How]:
+def linear(k: int) -> Callable[[], steps.How]:
     """With different coefficients."""
-    return lambda: merging.Linear(np.linspace(0.1, 0.9, k).astype(np.float32))
+    return lambda: steps.Linear(np.linspace(0.1, 0.9, k).astype(np.float32))
 
 
-def sparse(k: int, kind: int) -> Callable[[], merging.How]:
+def sparse(k: int, kind: int) -> Callable[[], steps.How]:
     """With signs elected and the weights that count as divisor, as ties has it."""
     numbers = np.linspace(0.9, 0.3, k - 1).astype(np.float32)
-    return lambda: merging.Sparse(rules(k, kind), numbers, numbers, True, "counted", 1.0, 1.0)
+    return lambda: steps.Sparse(rules(k, kind), numbers, numbers, True, "counted", 1.0, 1.0)
 
 
 def ranks() -> Callable[[], Any]:
@@ -87,8 +99,8 @@ def cases() -> dict[str, Callable[[], Any]]:
     found["ties, base + 2, to float32"] = merge(3, half, single, sparse(3, rule.BETWEEN))
     found["ties, base + 2, stochastic"] = merge(3, half, half, sparse(3, rule.BETWEEN), True)
     found["dare_ties, base + 2"] = merge(3, half, half, sparse(3, rule.DRAWN))
-    found["nearswap"] = merge(2, half, half, lambda: merging.NearSwap(1e-3))
-    found["ram, base + 2"] = merge(3, half, half, lambda: merging.Ram(1e-5))
+    found["nearswap"] = merge(2, half, half, lambda: steps.NearSwap(1e-3))
+    found["ram, base + 2"] = merge(3, half, half, lambda: steps.Ram(1e-5))
     for k in (2, 3, 5):
         gram, tile = np.zeros((COUNT // CELL, k, k)), inputs(k, half)
         found[f"Gram matrix, {k} models"] = lambda t=tile, g=gram: measuring.measure(

@@ -26,6 +26,7 @@ from merganser.kernels import (
     plain,
     selecting,
     self_test,
+    steps,
     storage,
 )
 from merganser.kernels import rules as rule
@@ -36,10 +37,10 @@ Array = np.ndarray[Any, Any]
 
 
 class InNumpy:
-    """All kernels as they are where none is compiled."""
+    """All kernels that look for the library as they are where none is compiled."""
 
     def __getattr__(self, name: str) -> Any:
-        modules = (merging, measuring, selecting, storage)
+        modules = (measuring, selecting, storage)
         kernel = next(getattr(module, name) for module in modules if hasattr(module, name))
 
         def call(*arguments: Any) -> Any:
@@ -121,15 +122,15 @@ def run(
     """Compiled and in numpy: the same bytes, the same report but for the order of its sums."""
     k, cells = len(inputs.rows) - hows[0].extra, -(-count // CELL)
     results = []
-    for call in (merging.merge, numpy.merge):
+    for kernels in (library.kernels(), None):
         outputs = []
         for p, how in enumerate(hows):
             vector = (cells, k - 1)
             shared = (np.zeros((*vector, k - 1)), np.zeros(vector)) if p == 0 else (None, None)
-            sums = merging.Sums(*shared, *(np.zeros(vector) for _ in range(2)), np.zeros(cells))
+            sums = steps.Sums(*shared, *(np.zeros(vector) for _ in range(2)), np.zeros(cells))
             data = np.zeros(count * WIDTHS[CODES[dtype]], np.uint8)
-            outputs.append(merging.Output(data, how, 7 + p, sums))
-        call(inputs, count, 0, np.dtype(work), dtype, stochastic, outputs)
+            outputs.append(steps.Output(data, how, 7 + p, sums))
+        merging.merge(kernels, inputs, count, 0, np.dtype(work), dtype, stochastic, outputs)
         results.append(outputs)
     for mine, wanted in zip(*results, strict=True):
         same(mine.data, wanted.data)
@@ -171,9 +172,7 @@ many = settings(max_examples=12, deadline=None, derandomize=True)
 @many
 def test_linear(tile: dict[str, Any], divisor: float, from_zero: bool) -> None:
     hows = [
-        merging.Linear(
-            tile["random"].normal(size=tile["k"]).astype(tile["work"]), divisor, from_zero
-        )
+        steps.Linear(tile["random"].normal(size=tile["k"]).astype(tile["work"]), divisor, from_zero)
         for _ in range(2)
     ]
     run(tile["inputs"], tile["count"], tile["work"], tile["dtype"], tile["stochastic"], hows)
@@ -193,7 +192,7 @@ KINDS = [rule.ALL, rule.NOTHING, rule.BETWEEN, rule.DRAWN, rule.MASKED, rule.VAR
 def test_sparse(tile: dict[str, Any], kind: int, elect: bool, divide: str, least: int) -> None:
     random, models, work = tile["random"], tile["k"] - 1, tile["work"]
     factors, weights, slack = (random.normal(size=models).astype(work) for _ in range(3))
-    how = merging.Sparse(
+    how = steps.Sparse(
         rules_of(random, kind, models, tile["count"]),
         *(factors, weights, elect, divide, 1.3, float(work(0.8)), least, abs(slack)),
     )
@@ -209,7 +208,7 @@ def test_given(tile: dict[str, Any]) -> None:
         tile["work"],
         tile["dtype"],
         tile["stochastic"],
-        [merging.Given()],
+        [steps.Given()],
     )
 
 
@@ -228,21 +227,22 @@ def test_steps_of_methods_in_torch(tile: dict[str, Any], name: str, near: float)
         torch.from_numpy(plain.widened(inputs, i, count, work)) for i in range(len(inputs.rows))
     )
     if name == "nearswap":
-        how: merging.How = merging.NearSwap(near)
+        how: steps.How = steps.NearSwap(near)
         exact = selection.nearswap(models, base, t=near)
     elif name == "ram":
-        how, exact = merging.Ram(near), selection.ram(models, base, epsilon=near)
+        how, exact = steps.Ram(near), selection.ram(models, base, epsilon=near)
     else:
         facts = selection.count_shared(models, base, epsilon=near)
         counts = np.zeros((2, len(models)), np.int64)
         selecting.count_shared(inputs, count, work, near, counts)
         same(counts, facts.numpy())
         factors = selection.boosts(*counts.tolist(), r=0.7, alpha=0.6, epsilon=near)
-        how = merging.Ram(near, np.array(factors, work))
+        how = steps.Ram(near, np.array(factors, work))
         exact = selection.ramplus_tl(models, base, facts, r=0.7, alpha=0.6, epsilon=near)
     out = np.zeros(count * WIDTHS[CODES[tile["dtype"]]], np.uint8)
-    output = merging.Output(out, how, 3)
-    merging.merge(inputs, count, 0, work, tile["dtype"], tile["stochastic"], [output])
+    output = steps.Output(out, how, 3)
+    arguments = inputs, count, 0, work, tile["dtype"], tile["stochastic"], [output]
+    merging.merge(library.kernels(), *arguments)
     same(out, plain.narrowed(exact.numpy(), tile["dtype"], tile["stochastic"], 3, 0))
 
 
@@ -500,12 +500,12 @@ F32 = np.dtype(np.float32)
 def test_arguments_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     row = np.zeros(2 * wrong.get("rows", 40), np.uint8)
     inputs = Inputs.of((row, row, row), wrong.get("codes", (0, 0, 0)))
-    how = merging.Linear(np.ones(wrong.get("coefficients", 3), np.float32))
-    sums = merging.Sums.zeros(1, wrong.get("sums", 3))
-    output = merging.Output(np.zeros(wrong.get("out", 80), np.uint8), how, 0, sums)
+    how = steps.Linear(np.ones(wrong.get("coefficients", 3), np.float32))
+    sums = steps.Sums.zeros(1, wrong.get("sums", 3))
+    output = steps.Output(np.zeros(wrong.get("out", 80), np.uint8), how, 0, sums)
     count, start, work = wrong.get("count", 40), wrong.get("start", 0), wrong.get("work", F32)
     with pytest.raises(ValueError, match=r"input|array|dtype|tile|elements"):
-        merging.merge(inputs, count, start, work, "bfloat16", False, [output])
+        merging.merge(library.kernels(), inputs, count, start, work, "bfloat16", False, [output])
 
 
 @pytest.mark.parametrize(
@@ -524,9 +524,9 @@ def test_rules_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     inputs, out = tile()
     rules = rules_of(np.random.default_rng(0), rule.BETWEEN, 2, 40)._replace(**wrong)
     ones = np.ones(2, np.float32)
-    how = merging.Sparse(rules, ones, ones, True, "no", 1.0, 1.0)
+    output = steps.Output(out, steps.Sparse(rules, ones, ones, True, "no", 1.0, 1.0))
     with pytest.raises(ValueError, match=r"array|rules|masks|ties"):
-        merging.merge(inputs, 40, 0, F32, "bfloat16", False, [merging.Output(out, how)])
+        merging.merge(library.kernels(), inputs, 40, 0, F32, "bfloat16", False, [output])
     with pytest.raises(ValueError, match=r"array|rules|masks|ties"):
         measuring.norms(inputs, 40, F32, rules, rule.L1, 0, np.zeros((1, 2, 2)))
 
@@ -552,11 +552,11 @@ def test_kernels_read_and_write_nothing_beyond_their_arrays(level: str) -> None:
             ones, random = np.ones(2, np.float32), np.random.default_rng(0)
             for kind in KINDS:
                 rules = rules_of(random, kind, 2, count)
-                hows = [merging.Linear(np.ones(3, np.float32))]
-                hows += [merging.Sparse(rules, ones, ones, True, "counted", 1.0, 1.0)]
+                hows = [steps.Linear(np.ones(3, np.float32))]
+                hows += [steps.Sparse(rules, ones, ones, True, "counted", 1.0, 1.0)]
                 for how in hows:
-                    out = merging.Output(guarded(2 * count), how, 0, merging.Sums.zeros(1, 3))
-                    merging.merge(inputs, count, 0, F32, "bfloat16", True, [out])
+                    out = steps.Output(guarded(2 * count), how, 0, steps.Sums.zeros(1, 3))
+                    merging.merge(library.kernels(), inputs, count, 0, F32, "bfloat16", True, [out])
                 measuring.norms(inputs, count, F32, rules, rule.L2, 0, np.zeros((1, 2, 2)))
             measuring.measure(inputs, count, True, np.zeros((1, 2, 2)))
             selecting.sample_keys(inputs, count, F32, -1, guarded(4 * count).view(np.uint32))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import merganser
-from merganser.kernels import CELL, CODES, fusion, library, merging
+from merganser.kernels import CELL, CODES, fusion, library, merging, steps
 from merganser.kernels.arguments import Inputs
 from merganser.methods.selection import arcee_fusion
 
@@ -94,11 +94,12 @@ def test_kernels_have_the_bits_of_numpy(
         results.append((found, upper.sum(axis=0), lower))
     for mine, wanted in zip(*results, strict=True):
         np.testing.assert_array_equal(mine, wanted)
-    how = merging.Fusion(results[0][0], length, float(np.float32(1e-6)))
+    how = steps.Fusion(results[0][0], length, float(np.float32(1e-6)))
     outs = [np.zeros(2 * count, np.uint8) for _ in range(2)]
     for level, out in zip((compiled, "none"), outs, strict=True):
         library.use(level)
-        merging.merge(inputs, count, 0, work, "bfloat16", False, [merging.Output(out, how)])
+        arguments = inputs, count, 0, work, "bfloat16", False, [steps.Output(out, how)]
+        merging.merge(library.kernels(), *arguments)
     library.use(compiled)
     np.testing.assert_array_equal(*outs)
 
@@ -150,9 +151,9 @@ def test_arguments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
         fusion.count_keys(
             inputs, 41 if "rows" in wrong else 40, work, 0, found[:1], length, upper, lower
         )
-    how = merging.Fusion(np.zeros(1), length, 0.0)
+    output = steps.Output(row.copy(), steps.Fusion(np.zeros(1), length, 0.0))
     with pytest.raises(ValueError, match=r"rows|array|inputs"):
-        merging.merge(inputs, 40, 0, work, "bfloat16", False, [merging.Output(row.copy(), how)])
+        merging.merge(library.kernels(), inputs, 40, 0, work, "bfloat16", False, [output])
 
 
 def test_rows_need_not_fit_into_a_tile(kernels: str) -> None:

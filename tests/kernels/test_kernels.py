@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merganser.engine import reference
-from merganser.kernels import CELL, CODES, measuring, merging, storage
+from merganser.kernels import CELL, CODES, library, measuring, merging, steps, storage
 from merganser.kernels.arguments import Inputs
 from merganser.methods import Combination
 
@@ -25,7 +25,7 @@ def narrowed(
     numbers: np.ndarray, dtype: str, rounding: int = 0, seed: int = 0, start: int = 0
 ) -> torch.Tensor:
     out = np.zeros(len(numbers) * TORCH[dtype].itemsize, np.uint8)
-    merging.narrow(numbers, dtype, bool(rounding), seed, start, out)
+    merging.narrow(library.kernels(), numbers, dtype, bool(rounding), seed, start, out)
     return torch.from_numpy(out).view(TORCH[dtype])
 
 
@@ -36,10 +36,10 @@ def combined(
     name = str(inputs[0].dtype).removeprefix("torch.")
     n = inputs[0].numel()
     data = np.zeros(n * out.itemsize, np.uint8)
-    output = merging.Output(data, merging.Linear(np.array(coefficients, work)))
+    output = steps.Output(data, steps.Linear(np.array(coefficients, work)))
     tile = Inputs.of(rows, [CODES[name]] * len(rows))
     dtype = str(out).removeprefix("torch.")
-    merging.merge(tile, n, 0, np.dtype(work), dtype, False, [output])
+    merging.merge(library.kernels(), tile, n, 0, np.dtype(work), dtype, False, [output])
     return torch.from_numpy(data).view(out)
 
 
@@ -163,13 +163,14 @@ def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) ->
     k, count = len(rows), 2 * CELL + 4097
     factors = np.array([np.arange(1, k + 1) / 3, np.arange(k, 0, -1) * -0.7], np.float32)
     outs = np.zeros((2, 2 * count), np.uint8)
-    sums = [merging.Sums.zeros(3, k), merging.Sums.zeros(3, k)._replace(gram=None, differ=None)]
+    sums = [steps.Sums.zeros(3, k), steps.Sums.zeros(3, k)._replace(gram=None, differ=None)]
     outputs = [
-        merging.Output(out, merging.Linear(numbers, divisor, from_zero), 0, told)
+        steps.Output(out, steps.Linear(numbers, divisor, from_zero), 0, told)
         for out, numbers, told in zip(outs, factors, sums, strict=True)
     ]
     work = np.dtype(np.float32)
-    merging.merge(Inputs.of(rows, codes), count, 0, work, "bfloat16", False, outputs)
+    tile = Inputs.of(rows, codes)
+    merging.merge(library.kernels(), tile, count, 0, work, "bfloat16", False, outputs)
     return list(outs), [each for told in sums for each in told if each is not None]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.kernels import BLOCK, CELL, LANES, measuring, merging, selecting
+from merganser.kernels import BLOCK, CELL, LANES, library, measuring, merging, selecting, steps
 from merganser.kernels import rules as loops
 from merganser.kernels.arguments import Inputs
 
@@ -71,11 +71,12 @@ def merge(rows: list[Array], codes: list[int], rules: loops.Rules, how: tuple[bo
     elect, divide = how
     factors = np.linspace(0.9, 0.3, k - 1).astype(np.float32)
     weights = np.linspace(0.7, 0.2, k - 1).astype(np.float32)
-    out, sums = np.zeros(2 * COUNT, np.uint8), merging.Sums.zeros(-(-COUNT // CELL), k)
+    out, sums = np.zeros(2 * COUNT, np.uint8), steps.Sums.zeros(-(-COUNT // CELL), k)
     scale = float(np.float32(0.8))
-    sparse = merging.Sparse(rules, factors, weights, elect, divide, 1.3, scale)
-    output = merging.Output(out, sparse, 3, sums)
-    merging.merge(inputs, COUNT, 0, np.dtype(np.float32), "bfloat16", False, [output])
+    sparse = steps.Sparse(rules, factors, weights, elect, divide, 1.3, scale)
+    output = steps.Output(out, sparse, 3, sums)
+    work = np.dtype(np.float32)
+    merging.merge(library.kernels(), inputs, COUNT, 0, work, "bfloat16", False, [output])
     halves = out.view(np.uint16)
     halves[(halves & 0x7FFF) > 0x7F80] &= 0x7FFF
     return [out, rules.masks, *sums]

@@ -22,6 +22,7 @@ from merganser.engine import TILE
 from merganser.errors import InputError, RecipeError
 from merganser.kernels import CELL, CODES, WIDTHS, storage
 from merganser.kernels.arguments import Inputs
+from merganser.kernels.library import kernels
 from merganser.kernels.merging import narrow
 from merganser.planning import Plan
 from merganser.planning.model_argument import find_merge
@@ -380,7 +381,7 @@ def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
     numbers = np.empty(count, np.float64 if code == CODES["float64"] else np.float32)
     storage.widen(row, code, count, numbers)
     into = np.empty(count * WIDTHS[CODES[dtype]], np.uint8)
-    narrow(numbers, dtype, False, 0, 0, into)
+    narrow(kernels(), numbers, dtype, False, 0, 0, into)
     return into
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from merganser.engine.running_plan import RunningPlan, Scratch
 from merganser.kernels import fusion
 from merganser.kernels.arguments import Array, Inputs
-from merganser.kernels.merging import Fusion
+from merganser.kernels.steps import Fusion
 
 
 def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:

@@ -130,7 +130,7 @@ def agree(
     tensors: Sequence[torch.Tensor], sparse_deltas: SparseDeltas, seeds: Sequence[int]
 ) -> torch.Tensor:
     """Merge sparse deltas of whole tensors, like the fused loops of
-    :mod:`merganser.kernels.merging`.
+    :mod:`merganser.kernels.steps`.
 
     Multiplications and additions have the kernels' order, so the bits are the same. The exceptions
     are norms for rescaling and the energies of sce: float64 sums over a tensor, added in another

@@ -11,7 +11,7 @@ import numpy as np
 from merganser.kernels import CELL, CODES, LANES
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
-from merganser.kernels.merging import Sums
+from merganser.kernels.steps import Sums
 from merganser.methods import Combination, Method, MostVaried, SparseDeltas
 from merganser.planning import TensorJob
 from merganser.tensors import FLOAT64, DType
@@ -37,7 +37,7 @@ class Scratch:
 @dataclass(slots=True)
 class Facts:
     """Which deltas of a tensor are kept, with which factors; see
-    :class:`merganser.kernels.merging.Sparse`."""
+    :class:`merganser.kernels.steps.Sparse`."""
 
     rules: rule.Rules
     factors: Array

@@ -11,14 +11,15 @@ from collections.abc import Callable
 import numpy as np
 
 from merganser.engine.running_plan import RunningPlan
-from merganser.kernels import MOST, library, merging, selecting
+from merganser.kernels import MOST, library, selecting
 from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.steps import Fusion, How, NearSwap, Ram
 from merganser.methods.selection import boosts
 
 
-def step_of(part: RunningPlan) -> merging.How | None:
+def step_of(part: RunningPlan) -> How | None:
     """The compiled step of a part, with its parameters; None to use torch."""
-    if isinstance(part.counted, merging.Fusion):
+    if isinstance(part.counted, Fusion):
         return part.counted
     return STEPS[part.method.fused](part) if part.method.fused and _may_run(part) else None
 
@@ -36,15 +37,15 @@ def _may_run(part: RunningPlan) -> bool:
     return part.job.cast is None and len(part.rows) <= MOST and library.kernels() is not None
 
 
-def _ramplus(part: RunningPlan) -> merging.How:
+def _ramplus(part: RunningPlan) -> How:
     shared, unique = part.counted.tolist()
     factors = boosts(shared, unique, **part.job.numbers)
-    return merging.Ram(part.job.numbers["epsilon"], np.array(factors, part.wide))
+    return Ram(part.job.numbers["epsilon"], np.array(factors, part.wide))
 
 
-STEPS: dict[str, Callable[[RunningPlan], merging.How]] = {
-    "nearswap": lambda part: merging.NearSwap(part.job.numbers["t"]),
-    "ram": lambda part: merging.Ram(part.job.numbers["epsilon"]),
+STEPS: dict[str, Callable[[RunningPlan], How]] = {
+    "nearswap": lambda part: NearSwap(part.job.numbers["t"]),
+    "ram": lambda part: Ram(part.job.numbers["epsilon"]),
     "ramplus_tl": _ramplus,
 }
 """Steps by name, for parts with known counts."""

@@ -17,9 +17,9 @@ from merganser.engine.effective_weights import MOST_MEASURED, InnerProducts, Ten
 from merganser.engine.measurements import measurements_of
 from merganser.engine.passes import Measurement, Pass
 from merganser.engine.running_plan import RunningPlan, seed_of
-from merganser.kernels import CELL, CODES, merging
+from merganser.kernels import CELL, CODES
 from merganser.kernels.arguments import Array, Inputs
-from merganser.kernels.merging import Sums
+from merganser.kernels.steps import Linear, Sums
 from merganser.methods import Combination
 from merganser.planning import Plan, TensorJob
 from merganser.tensors import DType
@@ -52,7 +52,7 @@ class Batch:
 
     parts: tuple[RunningPlan, ...]
     work: np.dtype[Any]
-    combinations: tuple[merging.Linear, ...]
+    combinations: tuple[Linear, ...]
 
 
 @dataclass(slots=True)
@@ -328,7 +328,7 @@ def _batches(group: Group) -> Iterator[Batch]:
             assert part.combination is not None
             coefficients = np.array(part.combination.coefficients, dtype)
             divisor = float(total(part.combination, dtype)) if part.combination.divide else 1.0
-            how = merging.Linear(coefficients, divisor, part.combination.from_zero)
+            how = Linear(coefficients, divisor, part.combination.from_zero)
             combinations.append(how)
             first = parts[0].sums
             if part.sums is not None and first is not None:  # the coefficients determine the ideal

@@ -12,6 +12,8 @@ from merganser.engine.tiles import Batch, Group, Tile
 from merganser.errors import InputError
 from merganser.kernels import CELL, CODES, measuring, merging, storage
 from merganser.kernels.arguments import Array, Inputs
+from merganser.kernels.library import kernels_for
+from merganser.kernels.steps import Given, How, Output, Sparse
 from merganser.sinks import Sink
 
 
@@ -97,9 +99,11 @@ class Worker:
             sums = None if part.sums is None else part.sums.at(cells)
             if sums is not None and p:
                 sums = sums._replace(gram=None, differ=None)
-            outputs.append(merging.Output(outs[p], how, part.seed, sums))
+            outputs.append(Output(outs[p], how, part.seed, sums))
+        taken = inputs.take(first.rows)
         merging.merge(
-            inputs.take(first.rows),
+            kernels_for(taken),
+            taken,
             count,
             start,
             batch.work,
@@ -152,7 +156,7 @@ class Worker:
             exact = self._in_torch(part, group, taken, tile)
         row, code = exact.view(np.uint8), CODES[exact.dtype.name]
         inputs_with_base = Inputs.of((*taken.rows, row), (*taken.codes, code))
-        self._merge(part, inputs_with_base, tile.start, count, out, merging.Given())
+        self._merge(part, inputs_with_base, tile.start, count, out, Given())
         return out
 
     def _merge(
@@ -162,12 +166,13 @@ class Worker:
         start: int,
         count: int,
         out: Array,
-        how: merging.How,
+        how: How,
     ) -> None:
         sums = None if part.sums is None else part.sums.at(_cells(start, count))
-        output = merging.Output(out, how, part.seed, sums)
+        output = Output(out, how, part.seed, sums)
         dtype, stochastic = part.job.spec.dtype.name, bool(part.rounding)
-        merging.merge(inputs, count, start, part.wide, dtype, stochastic, [output])
+        library = kernels_for(inputs)
+        merging.merge(library, inputs, count, start, part.wide, dtype, stochastic, [output])
 
     def _in_torch(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         from merganser.engine import reference, torch_numbers
@@ -192,7 +197,7 @@ class Worker:
 
     def _agree(self, part: RunningPlan, inputs: Inputs, start: int, count: int, out: Array) -> None:
         sparse_deltas, facts = part.consensus, part.facts
-        how = merging.Sparse(
+        how = Sparse(
             facts.rules,
             facts.factors,
             facts.weights,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from merganser.kernels import MOST, WIDTHS, library
+from merganser.kernels import CELL, WIDTHS
 
 Array = np.ndarray[Any, Any]
 
@@ -99,13 +99,6 @@ def quietly(function: Function) -> Function:
     return np.errstate(all="ignore")(function)
 
 
-def kernels_for(inputs: Inputs) -> ctypes.CDLL | None:
-    """The compiled kernels; None if there are none, or for too many inputs."""
-    return library.kernels() if len(inputs.rows) <= MOST else None
-
-
 def cells_of(count: int) -> int:
     """Number of cells that ``count`` elements or bytes touch, from a cell's start."""
-    from merganser.kernels import CELL
-
     return -(-count // CELL)

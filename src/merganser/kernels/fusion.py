@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from merganser.kernels import LANES
-from merganser.kernels.arguments import Array, Inputs, checked, kernels_for, quietly
+from merganser.kernels.arguments import Array, Inputs, checked, quietly
+from merganser.kernels.library import kernels_for
 
 LOW = 15
 """Bits of a key for the second count."""

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from merganser.kernels import build
+from merganser.kernels import MOST, build, self_test
+from merganser.kernels.arguments import Inputs
 
 VARIABLE = "MERGANSER_KERNELS"
 """Environment variable: an instruction level instead of the best one, or ``none`` for numpy."""
@@ -54,6 +55,11 @@ _loaded: list[tuple[ctypes.CDLL | None, str]] = []
 def kernels() -> ctypes.CDLL | None:
     """The compiled kernels; None to use numpy."""
     return _state()[0]
+
+
+def kernels_for(inputs: Inputs) -> ctypes.CDLL | None:
+    """The compiled kernels; None if there are none, or for too many inputs."""
+    return kernels() if len(inputs.rows) <= MOST else None
 
 
 def description() -> str:
@@ -141,8 +147,6 @@ def _check(library: ctypes.CDLL) -> str | None:
     for name, kinds in SIGNATURES.items():
         getattr(library, name).argtypes = [_KINDS[kind] for kind in kinds]
     library.count_nonfinite.restype = ctypes.c_int64
-    from merganser.kernels import self_test
-
     return self_test.problem(library)
 
 

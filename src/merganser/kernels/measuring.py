@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from merganser.kernels import BLOCK, CELL
-from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for, quietly
+from merganser.kernels.arguments import Array, Inputs, cells_of, checked, quietly
+from merganser.kernels.library import kernels_for
 from merganser.kernels.rules import L1, LINF, Rules, struct_of
 
 

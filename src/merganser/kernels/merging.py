@@ -1,273 +1,18 @@
-"""The kernels of elementwise methods: a tile of every model in, a tile of each output out."""
+"""Merge a tile: the bytes of every model in, the bytes of each output out."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from merganser.kernels import CELL, CODES, WIDTHS, storage
-from merganser.kernels.arguments import (
-    Array,
-    Inputs,
-    InputsStruct,
-    cells_of,
-    checked,
-    kernels_for,
-    quietly,
-)
-from merganser.kernels.rules import Rules, RulesStruct, struct_of
+from merganser.kernels import CODES, WIDTHS
+from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, checked, quietly
+from merganser.kernels.steps import Given, Output, Sums
 
 _I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
-
-
-class Sums(NamedTuple):
-    """Sums for the report: float64 arrays whose first axis is the tile's cells. With several
-    outputs, only the first has the sums of the inputs.
-
-    Attributes:
-        gram: [cells, k-1, k-1], inner products of the inputs' deltas to the first input (lower
-            triangle).
-        differ: [cells, k-1], number of elements in which each input differs from the first.
-        ideal: [cells, k-1], inner products of the deltas with the exact output's delta, or None.
-        cross: [cells, k-1], the same with the stored output's delta.
-        noise: [cells], squared distance of the stored output from the exact one.
-    """
-
-    gram: Array | None
-    differ: Array | None
-    ideal: Array | None
-    cross: Array
-    noise: Array
-
-    @classmethod
-    def zeros(cls, cells: int, k: int) -> Sums:
-        """Zeros for a number of cells and inputs."""
-        vector = (cells, k - 1)
-        differ, ideal, cross = (np.zeros(vector) for _ in range(3))
-        return cls(np.zeros((*vector, k - 1)), differ, ideal, cross, np.zeros(cells))
-
-    def at(self, cells: slice) -> Sums:
-        """The sums of a range of cells."""
-        return Sums(*(None if array is None else array[cells] for array in self))  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear combination by fused multiply-adds in the order of the inputs.
-
-    Attributes:
-        coefficients: [k] in the dtype of the computation.
-        divisor: divisor of the sum; 1 for none.
-        from_zero: whether the sum begins with zero, which makes negative zeros positive.
-    """
-
-    kernel: ClassVar[str] = "linear"
-    extra: ClassVar[int] = 0
-
-    coefficients: Array
-    divisor: float = 1.0
-    from_zero: bool = False
-
-    class Struct(ctypes.Structure):
-        """``LinearHow`` in ``source/elementwise.cpp``."""
-
-        _fields_ = (("coefficients", _PTR), ("divisor", _F64), ("from_zero", _I64))
-
-    @property
-    def share(self) -> float:
-        """The sum of the coefficients, in the order and dtype of the combination."""
-        share = self.coefficients.dtype.type(0)
-        for coefficient in self.coefficients:
-            share += coefficient
-        return float(share / self.coefficients.dtype.type(self.divisor))
-
-    def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
-        return self.Struct(checked(self.coefficients, work, k), self.divisor, self.from_zero)
-
-
-@dataclass(frozen=True, slots=True)
-class Sparse:
-    """Sum of sparse deltas to the first input, with optional sign election.
-
-    Attributes:
-        rules: which deltas are kept.
-        factors: [k-1] in the dtype of the computation: weight times rescaling.
-        weights: [k-1], for the divisor.
-        elect: whether to elect a sign.
-        divide: the divisor of the sum: ``no``, ``weights`` (their total), or ``counted``.
-        total_weight: the total for ``weights``.
-        scale: factor of the merged delta.
-        least, slack: how many models must have a use for the sum, and how well; 0 for none.
-    """
-
-    kernel: ClassVar[str] = "sparse"
-    extra: ClassVar[int] = 0
-
-    rules: Rules
-    factors: Array
-    weights: Array
-    elect: bool
-    divide: str
-    total_weight: float
-    scale: float
-    least: int = 0
-    slack: Array | None = None
-
-    class Struct(ctypes.Structure):
-        """``SparseHow`` in ``source/elementwise.cpp``."""
-
-        _fields_ = (
-            ("rules", RulesStruct),
-            ("factors", _PTR),
-            ("weights", _PTR),
-            ("slack", _PTR),
-            ("total", _F64),
-            ("scale", _F64),
-            ("elect", _I64),
-            ("weighted", _I64),
-            ("counted", _I64),
-            ("least", _I64),
-        )
-
-    @property
-    def share(self) -> float:
-        """Coefficient of the first input in the output."""
-        return 1.0
-
-    def struct(self, k: int, work: np.dtype[Any], start: int, count: int) -> Any:
-        """For C++."""
-        if start % CELL:
-            raise ValueError(f"element {start} is not the first of a cell")
-        slack = self.factors if self.slack is None else self.slack
-        return self.Struct(
-            struct_of(self.rules, k - 1, start + count, cells_of(start + count)),
-            checked(self.factors, work, k - 1),
-            checked(self.weights, work, k - 1),
-            checked(slack, work, k - 1),
-            self.total_weight,
-            self.scale,
-            self.elect,
-            self.divide == "weights",
-            self.divide == "counted",
-            self.least,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A result computed elsewhere: the last of the inputs, which the report ignores."""
-
-    kernel: ClassVar[str] = "given"
-    extra: ClassVar[int] = 1
-
-    @property
-    def share(self) -> float:
-        """Coefficient of the first input in the output."""
-        return 1.0
-
-    def struct(self, _k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class NearSwap:
-    """The step of :func:`merganser.methods.selection.nearswap`."""
-
-    kernel: ClassVar[str] = "nearswap"
-    extra: ClassVar[int] = 0
-    share: ClassVar[float] = 1.0
-
-    t: float
-
-    class Struct(ctypes.Structure):
-        """``NearSwapHow`` in ``source/elementwise.cpp``."""
-
-        _fields_ = (("t", _F64),)
-
-    def struct(self, k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
-        if k != 2:
-            raise ValueError(f"nearswap takes arrays of 2 inputs, not {k}")
-        return self.Struct(self.t)
-
-
-@dataclass(frozen=True, slots=True)
-class Ram:
-    """The step of :func:`merganser.methods.selection.ram`; with factors for deltas of one model
-    alone, [k-1] in the dtype of the computation, the step of ``ramplus_tl``."""
-
-    kernel: ClassVar[str] = "ram"
-    extra: ClassVar[int] = 0
-    share: ClassVar[float] = 1.0
-
-    epsilon: float
-    factors: Array | None = None
-
-    class Struct(ctypes.Structure):
-        """``RamHow`` in ``source/elementwise.cpp``."""
-
-        _fields_ = (("epsilon", _F64), ("factors", _PTR))
-
-    def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
-        factors = None if self.factors is None else checked(self.factors, work, k - 1)
-        return self.Struct(self.epsilon, factors)
-
-
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """The step of :func:`merganser.methods.selection.arcee_fusion`.
-
-    Attributes:
-        divergences: float64, divergences of the tensor's rows.
-        length: elements per row.
-        bound: smallest importance that is kept.
-    """
-
-    kernel: ClassVar[str] = "fusion"
-    extra: ClassVar[int] = 0
-    share: ClassVar[float] = 1.0
-
-    divergences: Array
-    length: int
-    bound: float
-
-    class Struct(ctypes.Structure):
-        """``FusionHow`` in ``source/fusion.cpp``."""
-
-        _fields_ = (("divergences", _PTR), ("length", _I64), ("bound", _F64))
-
-    def struct(self, k: int, _work: np.dtype[Any], start: int, count: int) -> Any:
-        """For C++."""
-        if k != 2 or self.length < 1:
-            raise ValueError(f"fusion takes arrays of 2 inputs, not {k}, and rows of a length")
-        rows = -(-(start + count) // self.length)
-        return self.Struct(checked(self.divergences, np.float64, rows), self.length, self.bound)
-
-
-How = Linear | Sparse | Given | NearSwap | Ram | Fusion
-
-
-class Output(NamedTuple):
-    """One output of a tile.
-
-    Attributes:
-        data: uint8 [bytes], output.
-        how: the computation.
-        seed: for stochastic rounding.
-        sums: incremented; None for no report.
-    """
-
-    data: Array
-    how: How
-    seed: int = 0
-    sums: Sums | None = None
 
 
 class _SumsStruct(ctypes.Structure):
@@ -298,7 +43,9 @@ class _TileStruct(ctypes.Structure):
     )
 
 
+@quietly
 def merge(
+    library: ctypes.CDLL | None,
     inputs: Inputs,
     count: int,
     start: int,
@@ -311,6 +58,7 @@ def merge(
     """Compute a tile of several outputs, each rounded once.
 
     Args:
+        library: the compiled kernels, or None for numpy.
         inputs: the tile, the base first if there is one.
         count: elements in the tile.
         start: the tile's first element in its tensor; a multiple of CELL.
@@ -322,27 +70,8 @@ def merge(
             :func:`merganser.kernels.storage.digest`, or None; empty for none of them.
 
     Raises:
-        ValueError: when an array does not fit the others.
+        ValueError: when an array does not fit the others, or numpy has no such step.
     """
-    library = kernels_for(inputs)
-    if library is None and isinstance(outputs[0].how, NearSwap | Ram):
-        raise ValueError("without compiled kernels torch computes this step")
-    merge_with(library, inputs, count, start, work, dtype, stochastic, outputs, digests)
-
-
-@quietly
-def merge_with(
-    library: ctypes.CDLL | None,
-    inputs: Inputs,
-    count: int,
-    start: int,
-    work: np.dtype[Any],
-    dtype: str,
-    stochastic: bool,
-    outputs: Sequence[Output],
-    digests: Sequence[Array | None] = (),
-) -> None:
-    """:func:`merge` with a library's kernels, or with numpy if it is None."""
     code, k = CODES[dtype], len(inputs.rows) - outputs[0].how.extra
     wide = work == np.float64
     structs = [o.how.struct(k, work, start, count) for o in outputs]  # alive during the call
@@ -385,28 +114,10 @@ def merge_with(
         return
     from merganser.kernels import plain
 
-    rows = [plain.widened(inputs, i, count, work) for i in range(len(inputs.rows))]
-    for output in outputs:
-        how, models = output.how, rows
-        if isinstance(how, Linear):
-            exact = plain.combined(rows, how)
-        elif isinstance(how, Sparse):
-            exact = plain.agreed(rows, how, start)
-        elif isinstance(how, Fusion):
-            divergences = how.divergences[np.arange(start, start + count) // how.length]
-            important = plain.importances(rows[1] - rows[0], divergences) >= np.float32(how.bound)
-            exact = np.where(important, rows[1], rows[0])
-        else:
-            assert isinstance(how, Given)
-            models, exact = rows[:-1], rows[-1]
-        made = plain.narrowed(exact, dtype, stochastic, output.seed, start)
-        output.data[: len(made)] = made
-        if output.sums is not None:
-            stored = plain.widened(Inputs.of((made,), (CODES[dtype],)), 0, count, work)
-            plain.add_report(models, exact, stored, how.share, output.sums)
+    plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
     for row, into in zip(inputs.rows, digests, strict=bool(digests)):
         if into is not None:
-            storage.digest(row, into)
+            plain.digest(row, into)
 
 
 def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:
@@ -422,11 +133,18 @@ def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:
 
 
 def narrow(
-    numbers: Array, dtype: str, stochastic: bool, seed: int, start: int, into: Array
+    library: ctypes.CDLL | None,
+    numbers: Array,
+    dtype: str,
+    stochastic: bool,
+    seed: int,
+    start: int,
+    into: Array,
 ) -> None:
     """Round float32 or float64 numbers to stored bytes: :func:`merge` of a finished result."""
     code = CODES[numbers.dtype.name]
     row = numbers.view(np.uint8)
     inputs = Inputs.of((row, row), (code, code))
     work = np.dtype(numbers.dtype)
-    merge(inputs, len(numbers), start, work, dtype, stochastic, [Output(into, Given(), seed)])
+    output = Output(into, Given(), seed)
+    merge(library, inputs, len(numbers), start, work, dtype, stochastic, [output])

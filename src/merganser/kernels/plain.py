@@ -14,10 +14,10 @@ import numpy as np
 
 from merganser.kernels import CELL, CODES, LANES
 from merganser.kernels.arguments import Array, Inputs, quietly
-from merganser.kernels.merging import Linear, Sparse, Sums
 from merganser.kernels.rules import ALL, BETWEEN, DRAWN, MASKED, NOTHING, VARIANCE, Rules
+from merganser.kernels.steps import Fusion, Given, Linear, Output, Sparse, Sums
 
-GOLDEN, MIX1, _MIX2 = (
+_GOLDEN, _MIX1, _MIX2 = (
     np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
 MEASURED, _STEP = 1024, 32
@@ -39,8 +39,8 @@ def widened(inputs: Inputs, i: int, count: int, dtype: Any) -> Array:
 
 def draws(seed: int, start: int, count: int) -> Array:
     """64 random bits per element: splitmix64 of its index (Steele et al. 2014)."""
-    z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * MIX1
+    z = np.uint64(seed) + np.arange(start + 1, start + count + 1, dtype=np.uint64) * _GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * _MIX1
     z = (z ^ (z >> np.uint64(27))) * _MIX2
     mixed: Array = z ^ (z >> np.uint64(31))
     return mixed
@@ -127,6 +127,43 @@ def narrowed(numbers: Array, dtype: str, stochastic: bool, seed: int, start: int
 
 
 # -- merging ---------------------------------------------------------------------------------------
+
+
+def merge(
+    inputs: Inputs,
+    count: int,
+    start: int,
+    work: np.dtype[Any],
+    dtype: str,
+    stochastic: bool,
+    outputs: Sequence[Output],
+) -> None:
+    """:func:`merganser.kernels.merging.merge`, for steps that have a numpy form.
+
+    Raises:
+        ValueError: for the others.
+    """
+    rows = [widened(inputs, i, count, work) for i in range(len(inputs.rows))]
+    for output in outputs:
+        how, models = output.how, rows
+        match how:
+            case Linear():
+                exact = combined(rows, how)
+            case Sparse():
+                exact = agreed(rows, how, start)
+            case Fusion():
+                divergences = how.divergences[np.arange(start, start + count) // how.length]
+                important = importances(rows[1] - rows[0], divergences) >= np.float32(how.bound)
+                exact = np.where(important, rows[1], rows[0])
+            case Given():
+                models, exact = rows[:-1], rows[-1]
+            case _:
+                raise ValueError("without compiled kernels torch computes this step")
+        made = narrowed(exact, dtype, stochastic, output.seed, start)
+        output.data[: len(made)] = made
+        if output.sums is not None:
+            stored = widened(Inputs.of((made,), (CODES[dtype],)), 0, count, work)
+            add_report(models, exact, stored, how.share, output.sums)
 
 
 def combined(rows: Sequence[Array], how: Linear) -> Array:
@@ -350,6 +387,20 @@ def vectors_of(inputs: Inputs, count: int, changes: bool) -> list[Array]:
 
 
 # -- stored numbers --------------------------------------------------------------------------------
+
+
+@quietly
+def digest(data: Array, sums: Array) -> None:
+    """See :func:`merganser.kernels.storage.digest`."""
+    for cell in range(len(sums)):
+        piece = data[cell * CELL : (cell + 1) * CELL]
+        words = piece[: len(piece) // 8 * 8].view(np.uint64)
+        rest = piece[len(words) * 8 :]
+        if len(rest):
+            words = np.append(words, np.uint64(int.from_bytes(rest.tobytes(), "big")))
+        z = words + np.arange(1, len(words) + 1, dtype=np.uint64) * _GOLDEN
+        z = (z ^ (z >> np.uint64(32))) * _MIX1
+        sums[cell] = np.uint64(len(piece)) + (z ^ (z >> np.uint64(29))).sum(dtype=np.uint64)
 
 
 def distances_of(inputs: Inputs, count: int) -> Array:

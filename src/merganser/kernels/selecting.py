@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from merganser.kernels import CELL, LANES
-from merganser.kernels.arguments import Array, Inputs, cells_of, checked, kernels_for
+from merganser.kernels.arguments import Array, Inputs, cells_of, checked
+from merganser.kernels.library import kernels_for
 
 _I64, _U64, _F64, _PTR = ctypes.c_int64, ctypes.c_uint64, ctypes.c_double, ctypes.c_void_p
 

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from merganser.kernels import merging
+from merganser.kernels import merging, steps
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Inputs
 
@@ -42,15 +42,14 @@ def made(library: ctypes.CDLL | None) -> str:
     digest = hashlib.sha256()
     for work in (np.dtype(np.float32), np.dtype(np.float64)):
         numbers = np.array([0.7, 0.45, -0.3], work)
-        hows: tuple[merging.How, ...] = (
-            merging.Linear(numbers, 0.85),
-            merging.Sparse(rules, numbers[:2], numbers[:2], True, "counted", 1.0, 0.75),
+        hows: tuple[steps.How, ...] = (
+            steps.Linear(numbers, 0.85),
+            steps.Sparse(rules, numbers[:2], numbers[:2], True, "counted", 1.0, 0.75),
         )
         for how in hows:
             for dtype, stochastic in (("bfloat16", False), ("float16", True), ("float32", False)):
                 out = np.zeros(count * np.dtype(np.float32).itemsize, np.uint8)
                 arguments = inputs, count, 0, work, dtype, stochastic
-                outputs = [merging.Output(out, how, 11)]
-                merging.merge_with(library, *arguments, outputs)
+                merging.merge(library, *arguments, [steps.Output(out, how, 11)])
                 digest.update(out.tobytes())
     return digest.hexdigest()[:16]

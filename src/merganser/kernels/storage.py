@@ -6,8 +6,9 @@ import ctypes
 
 import numpy as np
 
-from merganser.kernels import CELL, CODES, WIDTHS, library
+from merganser.kernels import CELL, CODES, WIDTHS
 from merganser.kernels.arguments import Array, Inputs, InputsStruct, cells_of, checked, quietly
+from merganser.kernels.library import kernels
 
 _I64, _F64, _PTR = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -36,7 +37,6 @@ class _ProductStruct(ctypes.Structure):
     )
 
 
-@quietly
 def digest(data: Array, sums: Array) -> None:
     """Compute a 64-bit digest of every CELL bytes of ``data``, uint8, into uint64 ``sums``.
 
@@ -48,27 +48,19 @@ def digest(data: Array, sums: Array) -> None:
     if len(data) and len(sums) != cells_of(len(data)):
         raise ValueError(f"{len(sums)} digests for {len(data)} bytes")
     into = checked(sums, np.uint64, len(sums))
-    if kernels := library.kernels():
-        kernels.digest(place, len(data), into, len(sums))
+    if library := kernels():
+        library.digest(place, len(data), into, len(sums))
         return
     from merganser.kernels import plain
 
-    for cell in range(len(sums)):
-        piece = data[cell * CELL : (cell + 1) * CELL]
-        words = piece[: len(piece) // 8 * 8].view(np.uint64)
-        rest = piece[len(words) * 8 :]
-        if len(rest):
-            words = np.append(words, np.uint64(int.from_bytes(rest.tobytes(), "big")))
-        z = words + np.arange(1, len(words) + 1, dtype=np.uint64) * plain.GOLDEN
-        z = (z ^ (z >> np.uint64(32))) * plain.MIX1
-        sums[cell] = np.uint64(len(piece)) + (z ^ (z >> np.uint64(29))).sum(dtype=np.uint64)
+    plain.digest(data, sums)
 
 
 def count_nonfinite(data: Array, code: int) -> int:
     """Count the infinite and NaN numbers of a tile, uint8, by their bits."""
     place, count = checked(data, np.uint8, len(data)), len(data) // WIDTHS[code]
-    if kernels := library.kernels():
-        return int(kernels.count_nonfinite(place, code, count))
+    if library := kernels():
+        return int(library.count_nonfinite(place, code, count))
 
     kinds = (np.uint16, np.uint16, np.uint32, np.uint64)
     exponents = (0x7F80, 0x7C00, 0x7F800000, 0x7FF0000000000000)
@@ -84,8 +76,8 @@ def widen(data: Array, code: int, count: int, into: Array) -> None:
     if into.dtype.name not in ("float32", "float64"):
         raise ValueError(f"numbers are not widened to {into.dtype}")
     struct = ctypes.byref(inputs.struct(count))
-    if kernels := library.kernels():
-        kernels.widen_all(struct, count, into.dtype == np.float64, place)
+    if library := kernels():
+        library.widen_all(struct, count, into.dtype == np.float64, place)
     else:
         from merganser.kernels import plain
 
@@ -111,8 +103,8 @@ def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
         checked(histogram, np.int64, cells, BUCKETS),
     )
     struct = ctypes.byref(inputs.struct(count))
-    if kernels := library.kernels():
-        kernels.compare(struct, count, *places)
+    if library := kernels():
+        library.compare(struct, count, *places)
         return
     from merganser.kernels import plain
 
@@ -176,8 +168,8 @@ def add_product(
         out.dtype == np.float64,
         checked(out, np.float64 if out.dtype == np.float64 else np.float32, count),
     )
-    if kernels := library.kernels():
-        kernels.add_product(ctypes.byref(struct))
+    if library := kernels():
+        library.add_product(ctypes.byref(struct))
         return
 
     sums = np.zeros((len(left), right.shape[1]))
@@ -194,8 +186,8 @@ def add_squares(values: Array, by_column: bool, squares: Array) -> None:
     rows, columns = values.shape
     place = checked(values, np.float64, rows, columns)
     into = checked(squares, np.float64, columns if by_column else rows)
-    if kernels := library.kernels():
-        kernels.add_squares(place, rows, columns, by_column, into)
+    if library := kernels():
+        library.add_squares(place, rows, columns, by_column, into)
         return
 
     for line in values if by_column else values.T:
@@ -236,8 +228,8 @@ def look_up(
         checked(lines, np.int64, -(-(skipped + count) // columns)),
     )
     begin, out = checked(codes, np.uint8, count), checked(into, np.float32, count)
-    if kernels := library.kernels():
-        kernels.look_up(begin, count, *places, across, width, columns, skipped, out)
+    if library := kernels():
+        library.look_up(begin, count, *places, across, width, columns, skipped, out)
         return
     spread = np.repeat(scales[lines], width, axis=1)[:, :columns].reshape(-1)
     np.multiply(table[codes], spread[skipped : skipped + count], out=into[:count])
