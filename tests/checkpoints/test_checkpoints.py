@@ -20,13 +20,15 @@ from safetensors.torch import load_file, save_file
 
 import ggufs
 from checkpoints_on_disk import make_model, tree, write_json
-from merganser import hub
+from merganser import hub, weight_formats
 from merganser.checkpoints import Checkpoint, open_checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.errors import InputError
 from merganser.merging.in_memory import merge_tensors
 from merganser.merging.merge import merge
 from merganser.merging.output_folder import Partial
+from merganser.recipe.run_steps import list_steps
+from merganser.release.verification import damage
 from merganser.tensors import DTYPES
 from messages import assert_one_line
 
@@ -166,6 +168,24 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         open_checkpoint(write_json(tmp_path / "config.json", {}))
     with pytest.raises(InputError, match="name the folder"):
         open_checkpoint(write_json(tmp_path / "__0_0.distcp", {}))
+
+
+def test_a_format_declares_its_suffixes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages, the choice of a run's steps and the check of a folder follow the table."""
+    for folder in ("run/global_step_5", "merged"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_json(tmp_path / "run" / "global_step_5" / "model.npz", {})
+    foreign = write_json(tmp_path / "merged" / "model.npz", {})
+    assert [step.problem for step in list_steps(tmp_path / "run")] == ["holds no weights"]
+    assert damage({}, foreign.parent) == []
+    npz = weight_formats.WeightFormat("npz", (".npz",))
+    monkeypatch.setattr(weight_formats, "FORMATS", (*weight_formats.FORMATS, npz))
+    assert [step.problem for step in list_steps(tmp_path / "run")] == [None]
+    assert damage({}, foreign.parent) == ["model.npz is not in the manifest"]
+    with pytest.raises(InputError, match=r"can be read \(\.safetensors, .*, \.gguf, \.npz\)"):
+        open_checkpoint(write_json(tmp_path / "notes.json", {}))
 
 
 # -- reading ---------------------------------------------------------------------------------------

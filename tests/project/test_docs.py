@@ -21,8 +21,7 @@ from safetensors.torch import load_file, save_file
 import merganser
 import peers
 from checkpoints_on_disk import make_model
-from merganser import cli, methods
-from merganser.checkpoints import opening
+from merganser import cli, methods, weight_formats
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
@@ -135,7 +134,8 @@ def test_the_format_of_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     module = types.ModuleType("merganser.checkpoints.npy")
     exec(NPY, module.__dict__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(opening, "FORMATS", (*opening.FORMATS, "npy"))
+    npy = weight_formats.WeightFormat("npy", (".npy",))
+    monkeypatch.setattr(weight_formats, "FORMATS", (*weight_formats.FORMATS, npy))
     numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
     for name, scale in (("a", 1), ("b", 3)):
         (tmp_path / name).mkdir()

@@ -4,10 +4,8 @@
 frameworks save, ``computed`` tensors that are computed from others when they are read.
 """
 
-from merganser.checkpoints.formats import FORMATS as FORMATS
-from merganser.checkpoints.formats import TRAINING as TRAINING
-from merganser.checkpoints.formats import first_known as first_known
 from merganser.checkpoints.formats import open_training as open_training
+from merganser.checkpoints.formats import open_weights as open_weights
 from merganser.checkpoints.opening import as_numbers as as_numbers
 from merganser.checkpoints.opening import open_checkpoint as open_checkpoint
 from merganser.checkpoints.protocol import VOCABULARIES as VOCABULARIES

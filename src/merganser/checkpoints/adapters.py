@@ -8,7 +8,7 @@ from typing import Any
 
 from merganser.checkpoints.computed.adapted import applied
 from merganser.checkpoints.computed.adapter import CONFIG, WEIGHTS, Adapter
-from merganser.checkpoints.formats import FORMATS, first_known
+from merganser.checkpoints.formats import open_weights
 from merganser.checkpoints.locators import Adapted, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import read_json
@@ -76,7 +76,7 @@ def _open_weights(folder: Path, label: str) -> Checkpoint:
     if file is None:
         raise InputError(f"{folder}: holds an {CONFIG} but no weights ({WEIGHTS[0]})")
     with reraise_os_errors(InputError, "read", folder):
-        weights = first_known(FORMATS, file, label)
+        weights = open_weights(file, label)
     if weights is None:
         raise InputError(f"{label}: {file.name} is neither safetensors nor a PyTorch file")
     return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from merganser import weight_formats
 from merganser.checkpoints.computed import adapter
 from merganser.checkpoints.sidecar_files import read_json
 from merganser.recipe.run_steps import step_of
@@ -16,7 +17,8 @@ def what_is_there(path: Path) -> str:
             return "is a part of a distributed checkpoint; name its folder"
         if path.suffix in (".yml", ".yaml"):
             return "is a YAML file, not a model; plan and merge take recipes"
-        return "is not a checkpoint in a format that can be read (.safetensors, .bin, .pt, .pth, .gguf)"
+        known = ", ".join(weight_formats.suffixes())
+        return f"is not a checkpoint in a format that can be read ({known})"
     for folder in (path, path / "actor"):
         explanation = _of_training(folder) if folder.is_dir() else None
         if explanation is not None:
@@ -24,9 +26,10 @@ def what_is_there(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     if adapter.CONFIG in names:
         return _adapter_alone(path, adapter.CONFIG)
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-    if pickles:
-        return f"holds no weights under a usual name; if {pickles[0]} holds them, name that file"
+    suffixes = weight_formats.suffixes()
+    weights = [n for n in names if n.endswith(suffixes) and not n.startswith("adapter")]
+    if weights:
+        return f"holds no weights under a usual name; if {weights[0]} holds them, name that file"
     inner = next((n for n in names if (path / n / "config.json").is_file()), None)
     if "modules.json" in names and inner is not None and "config.json" not in names:
         return (

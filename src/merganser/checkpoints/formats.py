@@ -1,8 +1,4 @@
-"""The table of formats; the first that recognises a folder or file reads it.
-
-A new format is one module with a class that implements
-:class:`~merganser.checkpoints.protocol.Checkpoint`, and one line in ``FORMATS``.
-"""
+"""Open weights with the format that recognises them."""
 
 from __future__ import annotations
 
@@ -10,25 +6,32 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from merganser import weight_formats
 from merganser.checkpoints.protocol import Checkpoint
 
-FORMATS: tuple[str, ...] = ("safetensors", "pytorch", "gguf")
-"""Modules of this package that are asked in turn; the first whose ``open_folder`` takes it has it."""
-
 TRAINING: tuple[str, ...] = ("training.fsdp", "training.dcp", "training.deepspeed")
-"""The same for the shards of training runs."""
+"""Modules of this package that are asked in turn for the shards of a training run."""
+
+
+def open_weights(path: Path, label: str) -> Checkpoint | None:
+    """Open a folder, or a file by its suffix; None if no format recognises it."""
+    modules = [
+        each.module
+        for each in weight_formats.FORMATS
+        if path.is_dir() or path.suffix in each.suffixes
+    ]
+    return _first_known(modules, path, label)
 
 
 def open_training(folder: Path, label: str) -> Checkpoint | None:
     """Open the shards of a training run, adapters included; None if there are no shards."""
-    return first_known(TRAINING, folder, label)
+    return _first_known(TRAINING, folder, label)
 
 
-def first_known(formats: Sequence[str], folder: Path, label: str) -> Checkpoint | None:
-    """Open a folder or file with the first format that recognises it; None if none does."""
-    for module in formats:
+def _first_known(modules: Sequence[str], path: Path, label: str) -> Checkpoint | None:
+    for module in modules:
         opener = importlib.import_module(f"merganser.checkpoints.{module}")
-        checkpoint: Checkpoint | None = opener.open_folder(folder, label)
+        checkpoint: Checkpoint | None = opener.open_folder(path, label)
         if checkpoint is not None:
             return checkpoint
     return None

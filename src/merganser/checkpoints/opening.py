@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser.checkpoints.advice import what_is_there
-from merganser.checkpoints.formats import FORMATS, first_known, open_training
+from merganser.checkpoints.formats import open_training, open_weights
 from merganser.checkpoints.locators import Folder
 from merganser.checkpoints.protocol import Checkpoint, Weights
 from merganser.checkpoints.training.training_runs import locate
@@ -40,11 +40,8 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     if not path.is_file() and not path.is_dir():
         raise InputError(f"{name}: is neither a file nor a folder")
     place = locate(path, weights)
-    checkpoint = (
-        open_training(place.folder, name)
-        if place.shards
-        else first_known(FORMATS, place.folder, name)
-    )
+    opener = open_training if place.shards else open_weights
+    checkpoint = opener(place.folder, name)
     if checkpoint is None:
         raise InputError(f"{name}: {what_is_there(place.folder)}")
     if place.shards:

@@ -21,8 +21,6 @@ from merganser.tensors import TensorSpec
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 
-SUFFIXES = (".bin", ".pt", ".pth")
-
 NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
 """Keys of a state dict in a file with other contents, tried in this order."""
 
@@ -37,8 +35,6 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         InputError: when an index, an archive or a pickle is invalid, or needs more than weights.
     """
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            return None
         if re.search(r"_rank_\d+\.pt$", path.name):
             raise InputError(f"{path}: holds the part of one rank; name the folder with all parts")
         return _build(label, path, [path], None, {})

@@ -52,8 +52,6 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
         InputError: when an index or a header is invalid.
     """
     if path.is_file():
-        if path.suffix != ".safetensors":
-            return None
         return _build(label, path, [path], None, {})
     config = read_config(path)
     if (path / INDEX).is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
-from merganser.checkpoints.formats import FORMATS, first_known
+from merganser.checkpoints.formats import open_weights
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import MAX_BYTES, check_link, parse_json
 from merganser.errors import InputError
@@ -99,7 +99,7 @@ def with_modules(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     modules = {
         inner: weights
         for inner in _folders_with_weights(folder)
-        if (weights := first_known(FORMATS, folder / inner, f"{checkpoint.label}/{inner}"))
+        if (weights := open_weights(folder / inner, f"{checkpoint.label}/{inner}"))
     }
     if not modules:
         return checkpoint

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from merganser import weight_formats
 from merganser.recipe.document import Document, KeyPath, key_name
 from merganser.recipe.references import exists
 
@@ -105,7 +106,7 @@ def _problem(step: Path) -> str | None:
 
 def _is_weights(name: str) -> bool:
     return name == ".metadata" or (
-        name.endswith((".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+        name.endswith(weight_formats.suffixes())
         and not name.startswith(("adapter", "optim", "extra_state", "training_args", "data"))
     )
 

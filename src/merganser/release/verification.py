@@ -6,13 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from merganser import methods
+from merganser import methods, weight_formats
 from merganser.errors import InputError, RecipeError, reraise_os_errors
 from merganser.methods import Method
 from merganser.release.manifest import NAME, UNKNOWN, sha256
-
-_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf")
-"""Suffixes of weight files that a program might load instead of the merged ones."""
 
 
 def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
@@ -41,11 +38,13 @@ def damage(
                 folder / name, f"the header of {name}", facts["header_digest"], size
             )
     known = {*manifest.get("companions", {}), *manifest.get("files", {})}
+    suffixes = weight_formats.suffixes()  # a program might load such files instead
+    weights = (*suffixes, *(f"{suffix}.index.json" for suffix in suffixes))
     with reraise_os_errors(InputError, "read", folder):
         problems += [
             f"{file.name} is not in the manifest"
             for file in sorted(folder.glob("*"))
-            if file.name.endswith(_WEIGHTS) and file.name not in known
+            if file.name.endswith(weights) and file.name not in known
         ]
     return problems
 

@@ -153,8 +153,6 @@ def _files(path: Path) -> list[Path]:
         InputError: when the choice is ambiguous, or files are missing.
     """
     if path.is_file():
-        if path.suffix != SUFFIX:
-            return []
         first = path
     else:
         found = [file for file in sorted(path.glob(f"*{SUFFIX}")) if file.is_file()]
