@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -413,8 +414,9 @@ def test_damaged_histories_are_refused(tmp_path: Path, recipe_file: RecipeFile) 
 
 
 def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
-    with history.History(tmp_path, {}), pytest.raises(OutputExistsError, match="another search"):
-        history.History(tmp_path, {})
+    with closing(history.History(tmp_path, {})):
+        with pytest.raises(OutputExistsError, match="another search"):
+            history.History(tmp_path, {})
     history.History(tmp_path, {}).close()
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from merganser.checkpoints import locators
 from merganser.checkpoints.computed.planned import NotMergedYet
@@ -17,7 +16,7 @@ from merganser.checkpoints.sidecar_files import read_config
 from merganser.errors import InputError
 
 
-class Readers:
+class Readers(ExitStack):
     """Open checkpoints, for as long as the ``with`` block lasts.
 
     Args:
@@ -25,24 +24,9 @@ class Readers:
     """
 
     def __init__(self, given: Mapping[str, Checkpoint] | None = None) -> None:
+        super().__init__()
         self._given = given or {}
         self._open: dict[Any, tuple[Locator, Checkpoint]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all checkpoints."""
-        for _, checkpoint in self._open.values():
-            checkpoint.close()
 
     def open(self, model: Described) -> Checkpoint:
         """The opened checkpoint for a plan's record of its headers.
@@ -71,7 +55,9 @@ class Readers:
         plain = isinstance(locator, locators.Folder | locators.Given)
         key = locator if plain else id(locator)
         if key not in self._open:
-            self._open[key] = locator, _OPENERS[type(locator)](self, locator)
+            checkpoint = _OPENERS[type(locator)](self, locator)
+            self.callback(checkpoint.close)
+            self._open[key] = locator, checkpoint
         return self._open[key][1]
 
     def given(self, name: str) -> Checkpoint:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from merganser import engine, extras
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import engines, running
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.continuous import ContinuousInference
-from merganser.evaluation.engines import TransformersOptions
+from merganser.evaluation.engines import AnyOptions, TransformersOptions
 from merganser.evaluation.generation import (
     Backend,
     Completion,
@@ -37,8 +38,23 @@ Computing = Literal["auto", "float32", "bfloat16", "float16"]
 OnOutcome = Callable[[engine.Outcome], None]
 
 
+class Subject(NamedTuple):
+    """A merge whose completions are wanted; see :meth:`Live.backend_of`."""
+
+    plan: Plan
+    on_outcome: OnOutcome | None
+    on_tokens: OnTokens
+    name: str
+
+
 class Live(ABC):
     """A model in an engine that :meth:`become` turns into the merge of any plan.
+
+    Args:
+        options: of the engine.
+        device: where it computes.
+        dtype: the compute dtype.
+        threads: of the merge; None for as many as pay off.
 
     Attributes:
         engine_name: the engine with its version.
@@ -47,10 +63,14 @@ class Live(ABC):
         plan: the plan whose merge it holds.
     """
 
-    engine_name: str
-    device: str
-    computing: Computing
-    plan: Plan | None = None
+    def __init__(
+        self, options: AnyOptions, device: str, dtype: Computing, threads: int | None
+    ) -> None:
+        self.engine_name = engines.describe(options)
+        self.device = device
+        self.computing: Computing = dtype
+        self.plan: Plan | None = None
+        self._threads = threads
 
     @property
     @abstractmethod
@@ -92,14 +112,14 @@ class Live(ABC):
             on_tokens: called with the number of tokens at each step.
             name: the model's name in the study.
         """
+        return partial(self._complete, Subject(plan, on_outcome, on_tokens, name))
 
-        def backend(
-            requests: Sequence[Request], sampling: Sampling
-        ) -> Iterator[tuple[int, Completion]]:
-            self.settle(plan, on_outcome)
-            return self.backend(requests, sampling, on_tokens)
-
-        return backend
+    def _complete(
+        self, subject: Subject, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """The backend's call."""
+        self.settle(subject.plan, subject.on_outcome)
+        return self.backend(requests, sampling, subject.on_tokens)
 
     def settle(self, plan: Plan, on_outcome: OnOutcome | None = None) -> None:
         """Turn the model into the merge of a plan, unless it is that already; see :meth:`backend_of`."""
@@ -169,14 +189,10 @@ class LiveModel(Live):
         batch_size: int | None = None,
         options: TransformersOptions | None = None,
     ) -> None:
-        self.device = find_device(device)
-        self.computing = dtype
         self.options = options or TransformersOptions()
-        self.engine_name = engines.describe(self.options)
+        super().__init__(self.options, find_device(device), dtype, threads)
         self.module: Any = None
         self.tokenizer: Any = None
-        self.plan: Plan | None = None
-        self._threads = threads
         self._batch_size = batch_size
         self._places: dict[str, Any] | None = None
         self._backend: Inference | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def explore(
     )
     trials: list[Trial] = []
     spent: list[float] = []
-    with History(folder, {**describe(search), **(settings or {})}) as history:
+    with closing(History(folder, {**describe(search), **(settings or {})})) as history:
         if len(history.lines) > search.budget:
             raise RecipeError(
                 f"{history.path}: has {len(history.lines)} candidates already, more than the budget of "

@@ -6,20 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from merganser import engine
 from merganser.errors import InputError, MerganserError
-from merganser.evaluation import engines
 from merganser.evaluation.endpoint import Endpoint
 from merganser.evaluation.engines import EndpointOptions
-from merganser.evaluation.generation import (
-    Backend,
-    Completion,
-    OnTokens,
-    Request,
-    Sampling,
-    ignore_tokens,
-)
+from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.planning import Plan
 from merganser.sinks import NullSink
-from merganser.study.live_model import Computing, Live, OnOutcome
+from merganser.study.live_model import Live, Subject
 
 
 class ServedModel(Live):
@@ -34,12 +26,9 @@ class ServedModel(Live):
     def __init__(
         self, options: EndpointOptions, *, token: str | None = None, threads: int | None = None
     ) -> None:
+        super().__init__(options, "server", "auto", threads)
         self.options = options
-        self.engine_name = engines.describe(options)
-        self.device = "server"
-        self.computing: Computing = "auto"
         self._token = token
-        self._threads = threads
         self._backend: Endpoint | None = None
 
     @property
@@ -88,24 +77,13 @@ class ServedModel(Live):
         self.plan = plan
         return outcome
 
-    def backend_of(
-        self,
-        plan: Plan,
-        on_outcome: OnOutcome | None = None,
-        on_tokens: OnTokens = ignore_tokens,
-        name: str = "",
-    ) -> Backend:
-        """See :class:`merganser.study.live_model.Live`."""
-
-        def backend(
-            requests: Sequence[Request], sampling: Sampling
-        ) -> Iterator[tuple[int, Completion]]:
-            self.choose(name)
-            if on_outcome is not None:
-                self.settle(plan, on_outcome)
-            return self.backend(requests, sampling, on_tokens)
-
-        return backend
+    def _complete(
+        self, subject: Subject, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        self.choose(subject.name)
+        if subject.on_outcome is None:  # the server has the model: nothing is to be measured
+            return self.backend(requests, sampling, subject.on_tokens)
+        return super()._complete(subject, requests, sampling)
 
     def key(self, plan: Plan, name: str = "") -> dict[str, str]:
         """See :class:`merganser.study.live_model.Live`."""

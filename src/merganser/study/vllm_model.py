@@ -13,7 +13,6 @@ from merganser.evaluation import engines
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.engines import VllmOptions
 from merganser.evaluation.generation import (
-    Backend,
     Completion,
     EngineFailure,
     OnTokens,
@@ -25,7 +24,7 @@ from merganser.evaluation.generation import (
 from merganser.evaluation.vllm_backend import VllmBackend, length_of
 from merganser.planning import Plan
 from merganser.study import shell
-from merganser.study.live_model import Computing, Live, OnOutcome, find_device
+from merganser.study.live_model import Computing, Live, Subject, find_device
 
 LENGTH = 2048
 """Default maximum of tokens in a prompt and its completion, if nothing else sets one."""
@@ -68,10 +67,7 @@ class VllmModel(Live):
     ) -> None:
         self.options = options or VllmOptions()
         engines.check_installed(self.options)
-        self.engine_name = engines.describe(self.options)
-        self.device = _device(device)
-        self.computing = dtype
-        self._threads = threads
+        super().__init__(self.options, _device(device), dtype, threads)
         self._batch_size = batch_size
         self._shape: Plan | None = None
         self._wanted: Plan | None = None
@@ -118,40 +114,30 @@ class VllmModel(Live):
         assert stream.outcome is not None
         return stream.outcome
 
-    def backend_of(
-        self,
-        plan: Plan,
-        on_outcome: OnOutcome | None = None,
-        on_tokens: OnTokens = ignore_tokens,
-        name: str = "",
-    ) -> Backend:
-        """See :class:`merganser.study.live_model.Live`; an engine that fails is started anew, once."""
-
-        def backend(
-            requests: Sequence[Request], sampling: Sampling
-        ) -> Iterator[tuple[int, Completion]]:
-            left = list(range(len(requests)))
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    self._open(plan)
-                    self._demand(requests, sampling)
-                    self.settle(plan, on_outcome)
-                    asked = list(left)
-                    batch = [requests[index] for index in asked]
-                    assert self._running is not None
-                    for place, completion in self._running(batch, sampling, on_tokens):
-                        left.remove(asked[place])
-                        yield asked[place], completion
-                    return
-                except EngineFailure as error:
-                    self._stop()
-                    if attempt == ATTEMPTS:
-                        raise MerganserError(
-                            f"{error}, {ATTEMPTS} times; stored completions are reused: run it "
-                            "again, or use engine: transformers"
-                        ) from error
-
-        return backend
+    def _complete(
+        self, subject: Subject, requests: Sequence[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """An engine that fails is started anew, once."""
+        left = list(range(len(requests)))
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._open(subject.plan)
+                self._demand(requests, sampling)
+                self.settle(subject.plan, subject.on_outcome)
+                asked = list(left)
+                batch = [requests[index] for index in asked]
+                assert self._running is not None
+                for place, completion in self._running(batch, sampling, subject.on_tokens):
+                    left.remove(asked[place])
+                    yield asked[place], completion
+                return
+            except EngineFailure as error:
+                self._stop()
+                if attempt == ATTEMPTS:
+                    raise MerganserError(
+                        f"{error}, {ATTEMPTS} times; stored completions are reused: run it "
+                        "again, or use engine: transformers"
+                    ) from error
 
     def __call__(
         self,

@@ -13,19 +13,19 @@ need complete rows and are computed when the first tile of a tensor is read.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from merganser.checkpoints.computed.derived import Array, read_numbers
+from merganser.checkpoints.computed.derived import Array, cached, read_numbers
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.kernels import storage
 from merganser.tensors import FLOAT64
 
 KEPT_FACTORS = 4
-"""Number of right factors to cache while tiles of their tensors are read."""
+"""Number of right factors to cache."""
 
 CHUNK = 2**18
 """Elements per step of computing DoRA's lengths."""
@@ -61,36 +61,36 @@ class Product:
 
 
 class Factors:
-    """An adapter's factors, in float32. Rows of left factors are read on demand; right factors
-    are cached."""
+    """An adapter's factors, in float32. Rows of left factors are read on demand.
+
+    Attributes:
+        weights: the adapter's tensors.
+        right: returns a right factor, cached.
+    """
 
     def __init__(self, weights: Checkpoint) -> None:
         self.weights = weights
-        self._kept: OrderedDict[str, Array] = OrderedDict()
-        self._lock = threading.Lock()
+        self.right = cached(partial(_right_factor, weights), KEPT_FACTORS)
 
     def rows(self, name: str, first: int, count: int, transposed: bool) -> Array:
         """Rows of a left factor, or columns of its transpose: float32 [count, rank]."""
         rows, columns = self.weights.specs[name].shape
         if not transposed:
-            return self._read(name, first * columns, count * columns).reshape(count, columns)
-        lines = [self._read(name, k * columns + first, count) for k in range(rows)]
+            read = _read_single(self.weights, name, first * columns, count * columns)
+            return read.reshape(count, columns)
+        lines = [_read_single(self.weights, name, k * columns + first, count) for k in range(rows)]
         return np.ascontiguousarray(np.stack(lines, axis=1))
 
-    def whole(self, name: str, transposed: bool) -> Array:
-        """A right factor: float32 [rank, columns]."""
-        with self._lock:
-            if name not in self._kept:
-                spec = self.weights.specs[name]
-                read = self._read(name, 0, spec.numel).reshape(spec.shape)
-                self._kept[name] = np.ascontiguousarray(read.T) if transposed else read
-                while len(self._kept) > KEPT_FACTORS:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(name)
-            return self._kept[name]
 
-    def _read(self, name: str, start: int, count: int) -> Array:
-        return read_numbers(self.weights, name, start, count).astype(np.float32, copy=False)
+def _right_factor(weights: Checkpoint, name: str, transposed: bool) -> Array:
+    """A right factor: float32 [rank, columns]."""
+    spec = weights.specs[name]
+    read = _read_single(weights, name, 0, spec.numel).reshape(spec.shape)
+    return np.ascontiguousarray(read.T) if transposed else read
+
+
+def _read_single(weights: Checkpoint, name: str, start: int, count: int) -> Array:
+    return read_numbers(weights, name, start, count).astype(np.float32, copy=False)
 
 
 def fill_whole(source: Checkpoint, name: str, start: int, into: Array) -> None:
@@ -138,7 +138,7 @@ def _compute(product: Product, start: int, out: Array, by_row: Array, by_column:
     first, last = start // columns, (start + len(out) - 1) // columns
     weights = read_numbers(product.source, product.name, start, len(out))
     left = product.factors.rows(product.left, first, last + 1 - first, product.transposed)
-    right = product.factors.whole(product.right, product.transposed)
+    right = product.factors.right(product.right, product.transposed)
     storage.add_product(
         weights, left, right, product.scale, start - first * columns, by_row, by_column, out
     )

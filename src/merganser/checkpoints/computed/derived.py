@@ -8,10 +8,12 @@ memory use stays small, and readers see no difference from stored tensors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 SCRATCH = 4
 """Limit for all wrappers: temporary memory for a range, in multiples of its size, cached factors
@@ -144,6 +147,18 @@ def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
     if len(buffer):
         checkpoint.read(name, start, buffer.data)
     return buffer
+
+
+def cached(function: Callable[..., T], most: int) -> Callable[..., T]:
+    """A function whose ``most`` latest results are cached, for tiles that need more of a tensor than
+    they are. Threads that want the same result wait for one call."""
+    latest, lock = lru_cache(maxsize=most)(function), threading.Lock()
+
+    def call(*arguments: Hashable) -> T:
+        with lock:
+            return latest(*arguments)
+
+    return call
 
 
 def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:

@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +27,7 @@ from merganser.checkpoints.computed.derived import (
     Array,
     Derived,
     DerivedCheckpoint,
+    cached,
     read_numbers,
     read_stored,
 )
@@ -51,7 +50,7 @@ BLOCK = (128, 128)
 """Default number of rows and columns that share a scale."""
 
 KEPT_MATRICES = 4
-"""Number of experts' mxfp4 matrices to cache while tiles of them are read."""
+"""Number of experts' mxfp4 matrices to cache."""
 
 _FOREIGN = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_zero_point|SCB|W_q|qscales|codebooks|bitmask)$"
@@ -335,47 +334,33 @@ def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
         )
     experts, rows, groups, _ = spec.shape
     shape = (experts, 32 * groups, rows)
-    matrices = _Matrices(checkpoint, blocks, scales)
-    return Derived(TensorSpec(FLOAT32, shape, _BFLOAT16), partial(_fill_fours, matrices))
+    matrix = cached(partial(_read_matrix, checkpoint, blocks, scales), KEPT_MATRICES)
+    size = 32 * groups * rows
+    return Derived(TensorSpec(FLOAT32, shape, _BFLOAT16), partial(_fill_fours, matrix, size))
 
 
-class _Matrices:
-    """Experts' matrices as stored. A tile of the transpose needs part of every row, so a matrix
-    is read completely, once, and cached for its tiles."""
-
-    def __init__(self, checkpoint: Checkpoint, blocks: str, scales: str) -> None:
-        _, self.rows, self.groups, _ = checkpoint.specs[blocks].shape
-        self._checkpoint = checkpoint
-        self._blocks = blocks
-        self._scales = scales
-        self._kept: OrderedDict[int, tuple[Array, Array]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getitem__(self, expert: int) -> tuple[Array, Array]:
-        """Pairs of 4-bit numbers uint8 [rows, 16 * groups], and exponents uint8 [rows, groups]."""
-        with self._lock:
-            if expert not in self._kept:
-                count = self.rows * self.groups
-                pairs = read_stored(self._checkpoint, self._blocks, expert * count * 16, count * 16)
-                powers = read_stored(self._checkpoint, self._scales, expert * count, count)
-                self._kept[expert] = (
-                    pairs.reshape(self.rows, 16 * self.groups),
-                    powers.reshape(self.rows, self.groups),
-                )
-                while len(self._kept) > KEPT_MATRICES:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(expert)
-            return self._kept[expert]
+def _read_matrix(
+    checkpoint: Checkpoint, blocks: str, scales: str, expert: int
+) -> tuple[Array, Array]:
+    """An expert's matrix as stored: pairs of 4-bit numbers uint8 [rows, 16 * groups], and exponents
+    uint8 [rows, groups]. A tile of the transpose needs part of every row."""
+    _, rows, groups, _ = checkpoint.specs[blocks].shape
+    count = rows * groups
+    pairs = read_stored(checkpoint, blocks, expert * count * 16, count * 16)
+    powers = read_stored(checkpoint, scales, expert * count, count)
+    return pairs.reshape(rows, 16 * groups), powers.reshape(rows, groups)
 
 
-def _fill_fours(matrices: _Matrices, start: int, into: Array) -> None:
+def _fill_fours(
+    matrix: Callable[[int], tuple[Array, Array]], size: int, start: int, into: Array
+) -> None:
+    """A range of the experts' transposes, of ``size`` numbers each."""
     numbers = into.view(np.float32)
-    size = 32 * matrices.groups * matrices.rows
     done = 0
     while done < len(numbers):
         expert, within = divmod(start + done, size)
         count = min(len(numbers) - done, size - within)
-        _fill_of_matrix(*matrices[expert], within, numbers[done : done + count])
+        _fill_of_matrix(*matrix(expert), within, numbers[done : done + count])
         done += count
 
 
