@@ -43,6 +43,18 @@ def decimal(value: float | None, places: int = 3) -> str:
     return MISSING if value is None else f"{value:z.{places}f}"  # z: no -0.000
 
 
+def signed(value: float, places: int) -> str:
+    """A fixed number of decimals with a sign, even if it is a plus."""
+    return f"{value:+.{places}f}"
+
+
+def compact(value: float | None, digits: int) -> str:
+    """Some significant digits of a small number, all digits of a large one's whole part."""
+    if value is None:
+        return MISSING
+    return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:.0f}"
+
+
 def trimmed(value: float | None) -> str:
     """Three decimals without zeros at their end; four significant digits of a smaller number."""
     if value is None or (value and abs(value) < 1e-3):

@@ -52,6 +52,27 @@ def test_errors_decide_how_many_decimals_a_mean_has() -> None:
     assert number_format.with_error(0.712345, 0.002, places=places, sign=" ± ") == "0.712 ± 0.002"
 
 
+def test_differences_have_a_sign() -> None:
+    assert [number_format.signed(value, 2) for value in (0.125, 0.0, -3)] == [
+        "+0.12", "+0.00", "-3.00",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0.0123, "0.012"),
+        (9.96, "10"),
+        (99.6, "100"),
+        (12345.6, "12346"),
+        (-7.12, "-7.1"),
+    ],
+)
+def test_a_compact_number_has_no_exponent(value: float | None, text: str) -> None:
+    assert number_format.compact(value, 2) == text
+
+
 def test_parameters_are_as_in_a_recipe() -> None:
     assert [number_format.parameter(v) for v in (None, 0.12345, True, 3, "l1")] == [
         "–", "0.1235", "true", "3", "l1",

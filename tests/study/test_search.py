@@ -414,9 +414,11 @@ def test_damaged_histories_are_refused(tmp_path: Path, recipe_file: RecipeFile) 
 
 
 def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
-    with closing(history.History(tmp_path, {})):
-        with pytest.raises(OutputExistsError, match="another search"):
-            history.History(tmp_path, {})
+    with (
+        closing(history.History(tmp_path, {})),
+        pytest.raises(OutputExistsError, match="another search"),
+    ):
+        history.History(tmp_path, {})
     history.History(tmp_path, {}).close()
 
 

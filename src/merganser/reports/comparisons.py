@@ -68,14 +68,16 @@ def additions(found: Results, folder: Path, short: Mapping[str, str]) -> dict[st
 
 
 def _cells(row: Comparison, short: Mapping[str, str], places: int) -> dict[str, Any]:
-    signed = f"{row.difference:+.{places}f}".replace("-", "−")
-    interval = f"{row.low:+.{places}f} to {row.high:+.{places}f}".replace("-", "−")
+    difference, low, high = (
+        number_format.signed(value, places).replace("-", "−")
+        for value in (row.difference, row.low, row.high)
+    )
     return {
         "name": row.model,
         "short": short.get(row.model, row.model) + (" ‡" if row.selected else ""),
-        "difference": signed,
+        "difference": difference,
         "value": row.difference,
-        "interval": interval,
+        "interval": f"{low} to {high}",
         "better": f"{row.wins}:{row.losses}" if row.problems else number_format.MISSING,
         "p": number_format.p_value(row.p),
         "max_t": number_format.p_value(row.p_max_t),

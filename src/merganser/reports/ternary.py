@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
-from merganser.number_format import ten_digits
+from merganser.number_format import compact, ten_digits
 from merganser.reports.figure_style import FAINT, GREY, INK, axis_label, mark_points, styled
 from merganser.results import front as fronts
 from merganser.results.scores import Results
@@ -87,7 +87,9 @@ def _panel(figure: Figure, axes: Axes, results: Results, triangle: Triangle, sco
     n = next(i for i, (_, entry) in enumerate(shown) if entry is best)
     axes.scatter(x[n], y[n], marker="*", s=170, facecolor="white", edgecolor=INK, lw=1.0, zorder=6)
     weights = " · ".join(ten_digits(round(weight, 4)) for weight in shown[n][0])
-    axes.text(0.5, -0.2, f"★ {_short(values[n])} at {weights}", ha="center", va="top", fontsize=8.5)
+    axes.text(
+        0.5, -0.2, f"★ {compact(values[n], 3)} at {weights}", ha="center", va="top", fontsize=8.5
+    )
     bar = figure.colorbar(
         ScalarMappable(norm, colours),
         ax=axes,
@@ -167,7 +169,3 @@ def _frame(axes: Axes, triangle: Triangle) -> None:
         axes.text(
             px, py, name, ha=side, va="bottom" if py > 0 else "top", fontsize=9, fontweight="bold"
         )
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
