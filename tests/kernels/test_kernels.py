@@ -158,14 +158,14 @@ def test_digest_knows_order_and_length() -> None:
     assert len({of(text) for text in texts}) == len(texts)
 
 
-def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) -> tuple[list, list]:
+def told(rows: np.ndarray, codes: list[int], divisor: float, plus: float) -> tuple[list, list]:
     """The outputs of two combinations of a tile's rows, and all that is reported of them."""
     k, count = len(rows), 2 * CELL + 4097
     factors = np.array([np.arange(1, k + 1) / 3, np.arange(k, 0, -1) * -0.7], np.float32)
     outs = np.zeros((2, 2 * count), np.uint8)
     sums = [steps.Sums.zeros(3, k), steps.Sums.zeros(3, k)._replace(gram=None, differ=None)]
     outputs = [
-        steps.Output(out, steps.Linear(numbers, divisor, from_zero), 0, told)
+        steps.Output(out, steps.Linear(numbers, divisor, plus), 0, told)
         for out, numbers, told in zip(outs, factors, sums, strict=True)
     ]
     work = np.dtype(np.float32)
@@ -175,10 +175,10 @@ def told(rows: np.ndarray, codes: list[int], divisor: float, from_zero: bool) ->
 
 
 @pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize(("divisor", "from_zero"), [(1.0, False), (1.0, True), (1.7, False)])
+@pytest.mark.parametrize(("divisor", "plus"), [(1.0, -0.0), (1.0, 0.0), (1.7, -0.0)])
 @pytest.mark.parametrize("special", [False, True])
 def test_merging_in_registers_is_merging_in_rows(
-    k: int, divisor: float, from_zero: bool, special: bool
+    k: int, divisor: float, plus: float, special: bool
 ) -> None:
     """Models stored alike are merged in registers, others in rows of scratch: the same bits."""
     rng = np.random.default_rng(k)
@@ -194,9 +194,9 @@ def test_merging_in_registers_is_merging_in_rows(
     narrow[:, : 2 * count] = halves.view(np.uint8)
     mixed = wide.copy()
     mixed[0] = narrow[0]
-    outs, sums = told(narrow, [0] * k, divisor, from_zero)
+    outs, sums = told(narrow, [0] * k, divisor, plus)
     for rows, codes in ((wide, [2] * k), (mixed, [0] + [2] * (k - 1))):
-        found, reported = told(rows, codes, divisor, from_zero)
+        found, reported = told(rows, codes, divisor, plus)
         for mine, other in zip(outs, found, strict=True):
             assert np.array_equal(mine, other)
         for mine, other in zip(sums, reported, strict=True):

@@ -210,7 +210,7 @@ def why_unknown(models: Sequence[ModelWeight]) -> str | None:
 def _requested(plan: Plan) -> Report | None:
     """The weights of more models than are measured, from the coefficients over all tensors."""
     jobs = [
-        (job, job.combination.coefficients)
+        (job, job.combination.shares)
         for job in plan.jobs
         if job.combination is not None and len(job.reads) > MOST_MEASURED
     ]

@@ -119,11 +119,8 @@ def combine(tensors: Sequence[torch.Tensor], combination: Combination) -> torch.
     result: torch.Tensor = tensors[0] * coefficients[0]
     for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
         result.add_(tensor, alpha=coefficient)
-    if combination.from_zero:
-        result = result + 0.0
-    if not combination.divide:
-        return result
-    return result / torch.tensor(coefficients, dtype=result.dtype).sum()
+    divisor = combination.finish.divisors[result.dtype == torch.float64]
+    return result.add_(combination.finish.plus).div_(torch.tensor(divisor, dtype=result.dtype))
 
 
 def agree(

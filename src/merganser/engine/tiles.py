@@ -20,7 +20,6 @@ from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES
 from merganser.kernels.arguments import Array, Inputs
 from merganser.kernels.steps import Linear, Sums
-from merganser.methods import Combination
 from merganser.planning import Plan, TensorJob
 from merganser.tensors import DType
 
@@ -318,7 +317,7 @@ def _batches(group: Group) -> Iterator[Batch]:
     alike: dict[tuple[Any, ...], list[RunningPlan]] = {}
     for part in group.parts:
         if part.fused and part.combination is not None:
-            kind = part.job.work, part.job.spec.dtype, part.rounding, part.combination.from_zero
+            kind = part.job.work, part.job.spec.dtype, part.rounding
             key = part.rows, *kind, part.sums is not None
             alike.setdefault(key, []).append(part)
     for (_, work, *_), parts in alike.items():
@@ -326,42 +325,16 @@ def _batches(group: Group) -> Iterator[Batch]:
         combinations = []
         for part in parts:
             assert part.combination is not None
-            coefficients = np.array(part.combination.coefficients, dtype)
-            divisor = float(total(part.combination, dtype)) if part.combination.divide else 1.0
-            how = Linear(coefficients, divisor, part.combination.from_zero)
-            combinations.append(how)
+            coefficients, finish = (
+                np.array(part.combination.coefficients, dtype),
+                part.combination.finish,
+            )
+            divisor = finish.divisors[dtype == np.float64]
+            combinations.append(Linear(coefficients, divisor, finish.plus))
             first = parts[0].sums
             if part.sums is not None and first is not None:  # the coefficients determine the ideal
                 part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
         yield Batch(tuple(parts), dtype, tuple(combinations))
-
-
-def total(combination: Combination, dtype: np.dtype[Any]) -> Any:
-    """The coefficients' sum in a dtype, bit for bit as torch adds a few numbers on a CPU: in
-    vectors of 32 bytes, with four running sums each."""
-    numbers = np.array(combination.coefficients, dtype)
-    lanes = 32 // dtype.itemsize
-    rows = len(numbers) // lanes
-    if not rows:
-        return _row_sum(numbers)
-    added = dtype.type(0)
-    for number in (
-        *numbers[rows * lanes :],
-        *_row_sum(numbers[: rows * lanes].reshape(rows, lanes)),
-    ):
-        added += number
-    return added
-
-
-def _row_sum(numbers: Array) -> Any:
-    """Sum over the first axis in four running sums; the first one gets the remainder."""
-    unrolled = len(numbers) // 4 * 4
-    sums = np.zeros((4, *numbers.shape[1:]), numbers.dtype)
-    for i in range(0, unrolled, 4):
-        sums += numbers[i : i + 4]
-    for number in numbers[unrolled:]:
-        sums[0] += number
-    return ((sums[0] + sums[1]) + sums[2]) + sums[3]
 
 
 def _symmetric(lower: Array) -> Array:
@@ -375,9 +348,7 @@ def _measurement(part: RunningPlan, sums: Sums) -> InnerProducts:
     gram = _symmetric(sums.gram.sum(axis=0))
     share, ideal = 1.0, None if sums.ideal is None else sums.ideal.sum(axis=0)
     if part.fused and part.combination is not None:
-        coefficients = np.array(part.combination.coefficients)
-        if part.combination.divide:
-            coefficients = coefficients / coefficients.sum()
+        coefficients = np.array(part.combination.shares)
         share, ideal = float(coefficients.sum()), gram @ coefficients[1:]
     assert ideal is not None
     cross, differ = sums.cross.sum(axis=0), sums.differ.sum(axis=0)

@@ -171,9 +171,8 @@ def combined(rows: Sequence[Array], how: Linear) -> Array:
     result: Array = how.coefficients[0] * rows[0]
     for coefficient, row in zip(how.coefficients[1:], rows[1:], strict=True):
         result = fma(coefficient, row, result)
-    if how.from_zero:
-        result = result + result.dtype.type(0)
-    return result if how.divisor == 1 else result / result.dtype.type(how.divisor)
+    dtype = result.dtype.type
+    return (result + dtype(how.plus)) / dtype(how.divisor)
 
 
 def agreed(rows: Sequence[Array], how: Sparse, start: int) -> Array:

@@ -52,8 +52,8 @@ class Linear:
 
     Attributes:
         coefficients: [k] in the dtype of the computation.
-        divisor: divisor of the sum; 1 for none.
-        from_zero: whether the sum begins with zero, which makes negative zeros positive.
+        divisor: divisor of the sum.
+        plus: added to the sum before; -0.0 changes nothing, 0.0 makes negative zeros positive.
     """
 
     kernel: ClassVar[str] = "linear"
@@ -61,12 +61,12 @@ class Linear:
 
     coefficients: Array
     divisor: float = 1.0
-    from_zero: bool = False
+    plus: float = -0.0
 
     class Struct(ctypes.Structure):
         """``LinearHow`` in ``source/elementwise.cpp``."""
 
-        _fields_ = (("coefficients", _PTR), ("divisor", _F64), ("from_zero", _I64))
+        _fields_ = (("coefficients", _PTR), ("divisor", _F64), ("plus", _F64))
 
     @property
     def share(self) -> float:
@@ -78,7 +78,7 @@ class Linear:
 
     def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
         """For C++."""
-        return self.Struct(checked(self.coefficients, work, k), self.divisor, self.from_zero)
+        return self.Struct(checked(self.coefficients, work, k), self.divisor, self.plus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from __future__ import annotations
 from merganser.methods.forms import (
     Array,
     Combination,
+    Finish,
     Generators,
     Gram,
     Keep,
@@ -56,6 +57,7 @@ __all__ = [
     "BaseUse",
     "Combination",
     "Density",
+    "Finish",
     "Generators",
     "Gram",
     "Keep",

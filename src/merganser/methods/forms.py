@@ -24,19 +24,39 @@ Vectors = Literal["tensor", "rows", "columns"]
 """The vectors of a tensor: the flattened tensor, its rows (last axis), or its columns (first axis)."""
 
 
+class Finish(NamedTuple):
+    """The end of a combination, in the dtype of the computation: ``(sum + plus) / divisor``. As it is
+    here, it changes no bit.
+
+    Attributes:
+        positive_zeros: whether ``plus`` is 0.0, which makes negative zeros positive, or -0.0.
+        divisors: the divisor in float32, and in float64.
+    """
+
+    positive_zeros: bool = False
+    divisors: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def plus(self) -> float:
+        """The zero that is added to the sum."""
+        return 0.0 if self.positive_zeros else -0.0
+
+
 class Combination(NamedTuple):
     """``sum(c * x for c, x in zip(coefficients, inputs))``, the base first if there is one.
 
     Attributes:
         coefficients: one per input; for rows or columns, each an array with one per vector.
-        divide: divide the sum by the coefficients' sum afterwards, both in the dtype that is
-            computed in, as MergeKit 0.1.5 does; otherwise methods normalise beforehand, exactly.
-        from_zero: begin the sum with zero, as MergeKit does; it makes a sum of negative zeros positive.
+        finish: what follows the sum, to reproduce the rounding of another program.
     """
 
     coefficients: tuple[float | Array, ...]
-    divide: bool = False
-    from_zero: bool = False
+    finish: Finish = Finish()
+
+    @property
+    def shares(self) -> tuple[float | Array, ...]:
+        """The inputs' shares in the result, in float64."""
+        return tuple(c / self.finish.divisors[1] for c in self.coefficients)
 
 
 class Largest(NamedTuple):

@@ -69,7 +69,7 @@ int main() {
         memset(masks, 0x5A, sizeof masks);
         const Rules rules = {m, kinds, cuts, ties, present, 2, chances, seeds, masks[0], sizeof masks[0]};
         const Rules varied = {k, kinds, cuts, ties, present, 2, chances, seeds, masks[0], 0};
-        const LinearHow linear_how = {numbers, 0.85, kind == 1};
+        const LinearHow linear_how = {numbers, 0.85, kind == 1 ? 0.0 : -0.0};
         const SparseHow sparse_how = {rules, numbers, numbers, numbers, 1.3, 0.8, 1, 0, 1, 0};
         const SparseHow varied_how = {varied, numbers, numbers, numbers, 1.3, 0.8, 0, 1, 0, 2};
         const NearSwapHow near_how = {0.002};

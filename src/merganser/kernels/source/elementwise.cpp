@@ -13,15 +13,15 @@ template <class Function> INLINE void for_few(i64 n, Function function) {
   }
 }
 
-// A linear combination by fused multiply-adds in the order of the inputs.
-struct LinearHow { const void* coefficients; double divisor; i64 from_zero; };
+// A linear combination by fused multiply-adds in the order of the inputs: (sum + plus) / divisor.
+struct LinearHow { const void* coefficients; double divisor, plus; };
 
 template <class W> struct Linear : Plain {
   const W* coefficients;
   W divisor, plus;
   Linear(const void* how, i64, Room&)
       : coefficients((const W*)((const LinearHow*)how)->coefficients), divisor((W)((const LinearHow*)how)->divisor),
-        plus(((const LinearHow*)how)->from_zero ? (W)0.0 : (W)-0.0) {}
+        plus((W)((const LinearHow*)how)->plus) {}
   const W* fill(const Chunk<W>& c, int, W* exact) {
     for_few(c.models, [&](auto few) { add_up<few()>(c, exact); });
     return exact;
@@ -31,7 +31,7 @@ template <class W> struct Linear : Plain {
     for (int at = 0; at < c.n; at += LANES) {
       Vec<W> sum = coefficients[0] * load<W>(c.x[0] + at);
       for (i64 i = 1; i < k; ++i) sum = fma(Vec<W>{} + coefficients[i], load<W>(c.x[i] + at), sum);
-      sum += plus;  // negative zeros become positive if sums begin with zero
+      sum += plus;  // a zero
       store(exact + at, divisor == 1 ? sum : sum / divisor);
     }
   }

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from merganser.methods import (
-    Combination,
-    combination,
-    variant_of,
-)
-from merganser.methods.mergekit.rounded_sums import Numbers, column, signed_sum, stacked
+from merganser.methods import Combination, Finish, combination, variant_of
+from merganser.methods.mergekit.rounded_sums import Numbers, added, column, signed_sum, stacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +14,9 @@ if TYPE_CHECKING:
 
 @variant_of(combination.linear, casts_up=True)
 def linear(*, weight: Numbers, normalize: bool) -> Combination:
-    """A float32 sum of products, divided by the float32 sum of the weights."""
-    return Combination(tuple(weight), divide=normalize, from_zero=True)
+    """A float32 sum of products that begins with zero, divided by the float32 sum of the weights."""
+    divisors = (added(weight, "float32"), added(weight, "float64")) if normalize else (1.0, 1.0)
+    return Combination(tuple(weight), Finish(positive_zeros=True, divisors=divisors))
 
 
 @variant_of(combination.linear, "mergekit-0.1.4", elementwise=True)
