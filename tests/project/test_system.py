@@ -88,7 +88,7 @@ def test_a_lock_without_fcntl_goes_by_the_process_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from merganser.errors import OutputExistsError
-    from merganser.merging.output_folder import Lock
+    from merganser.merging.lock import Lock
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     file = tmp_path / "lock"

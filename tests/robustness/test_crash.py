@@ -20,6 +20,7 @@ from checkpoints_on_disk import tree
 from merganser import planning, system
 from merganser.errors import InputError, MerganserError, OutputExistsError, ResourceError
 from merganser.merging import journal, output_folder
+from merganser.merging.lock import Lock
 from merganser.merging.merge import merge
 from merganser.merging.multistage import merge_all
 from merganser.merging.verify import verify
@@ -237,7 +238,7 @@ def test_killed_between_the_renames(
 def test_the_second_of_two_merges_is_refused(linear: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    lock = output_folder.Lock(partial / "lock")
+    lock = Lock(partial / "lock")
     with pytest.raises(OutputExistsError) as error:
         merge(linear, tmp_path / "out")
     assert_one_line(str(error.value), "another merge (process", str(os.getpid()), "is at work")
@@ -275,15 +276,15 @@ def test_a_signal_stops_a_merge_within_a_second(
     """The third file is never made: a thread is stuck there."""
     probe = """
 import sys, time
-from merganser import sinks
+from merganser.sinks import safetensors
 from merganser.cli import main
-flush = sinks._ShardFile._flush
+flush = safetensors._ShardFile._flush
 def slow(self, *arguments):
     if "-00003-" in self.path.name:
         print("stuck", flush=True)
         time.sleep(60)
     return flush(self, *arguments)
-sinks._ShardFile._flush = slow
+safetensors._ShardFile._flush = slow
 main(sys.argv[1:])
 """
     arguments = ["merge", linear, tmp_path / "out", "--shard-size", SHARDS, "-q", "-j", "1"]

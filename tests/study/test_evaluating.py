@@ -26,7 +26,7 @@ from merganser.errors import (
 )
 from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
-from merganser.merging.output_folder import Lock
+from merganser.merging.lock import Lock
 from merganser.recipe import Document
 from merganser.reports import page
 from merganser.reports.distances import measure

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from merganser.errors import OutputExistsError
-from merganser.merging.output_folder import Lock
+from merganser.merging.lock import Lock
 
 WAIT = 0.5
 """Seconds between two looks at what another process holds."""
