@@ -29,6 +29,7 @@ from merganser.planning.plan_data import OpenSource, TokenizerEdit
 from merganser.planning.vocabularies import truncated, vocabulary_tensors
 from merganser.recipe import ModelReference, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
+from merganser.tokenizer.editing import map_token_ids
 from merganser.tokenizer.vocabulary import (
     PLAIN,
     OutputTokenizer,
@@ -37,7 +38,6 @@ from merganser.tokenizer.vocabulary import (
     fingerprint,
     has_tokenizer,
     kept,
-    map_token_ids,
     read_vocabulary,
     union,
 )

@@ -23,14 +23,10 @@ from merganser.planning.layer_keys import (
     BY_ROOT_OF_DEPTH,
     ENDS,
     FROM_ONE,
-    FURTHER,
     IN_ORDER,
     KEYED,
     LEADING,
-    NAMED_AS_NUMBERS,
-    NOT_PER_LAYER,
     NUMBERS,
-    PER_LAYER,
     PERIODS,
     SOURCES,
     SPANS,
@@ -38,6 +34,9 @@ from merganser.planning.layer_keys import (
     Period,
     Span,
     check_values,
+    is_keyed,
+    is_numbers,
+    is_per_layer,
 )
 from merganser.planning.layer_kinds import check_kinds
 from merganser.planning.plan_data import Source
@@ -355,14 +354,14 @@ class _Stack:
     def _span(self, rule: Span, before: Section) -> None:
         if not isinstance(before.get(rule.last), int):
             return
-        marked = [_in_span(rule, self.sections[s], self.depths[s], n) for s, n in self.origins]
+        marked = [rule.holds(self.sections[s], self.depths[s], n) for s, n in self.origins]
         if True not in marked:
             raise self._unsayable(rule.last)
         self.section[rule.first] = marked.index(True)
         self.section[rule.last] = self.depth - 1 - marked[::-1].index(True)
         for every in dict.fromkeys((before.get(rule.every) or 1, 1)):
             section = self.section | {rule.every: every}
-            if marked == [_in_span(rule, section, self.depth, i) for i in range(self.depth)]:
+            if marked == [rule.holds(section, self.depth, i) for i in range(self.depth)]:
                 self.section[rule.every] = every
                 return
         raise self._unsayable(rule.first)
@@ -370,12 +369,12 @@ class _Stack:
     def _periods(self, rule: Period, before: Section) -> None:
         if rule.instead is not None and isinstance(before.get(rule.instead), list):
             return
-        pattern = _period(rule, before)
+        pattern = rule.of(before)
         if pattern is None:
             return
         marked = []
         for source, layer in self.origins:
-            period, at = _period(rule, self.sections[source]) or pattern
+            period, at = rule.of(self.sections[source]) or pattern
             marked.append(layer % period == at)
         if marked != [i % pattern[0] == pattern[1] for i in range(self.depth)]:
             if rule.instead is not None and rule.addable:
@@ -410,10 +409,10 @@ class _Stack:
             elif isinstance(value, list | str) and is_per_layer(key, value, depth):
                 facts.append(value[layer] == layer if key in SOURCES else value[layer])
         facts += [layer < (section.get(rule.key) or 0) for rule in LEADING]
-        facts += [_in_span(rule, section, depth, layer) for rule in SPANS]
+        facts += [rule.holds(section, depth, layer) for rule in SPANS]
         facts.append((layer + 1) % (section.get("decoder_sparse_step") or 1))
         for period in PERIODS:
-            if (every := _period(period, section)) is not None:
+            if (every := period.of(section)) is not None:
                 facts.append(layer % every[0] == every[1])
         return json.dumps(facts, sort_keys=True, default=str)
 
@@ -425,39 +424,6 @@ class _Stack:
         )
 
 
-def is_numbers(key: str, value: object, depth: int) -> bool:
-    """Whether a value is a list of layer numbers."""
-    if not isinstance(value, list) or key in PER_LAYER or key in SOURCES or key in NOT_PER_LAYER:
-        return False
-    if key.startswith(FURTHER):
-        return False
-    if key in NUMBERS:
-        return True
-    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-    named = NAMED_AS_NUMBERS.search(key) is not None
-    return named and integers and value == sorted({n for n in value if 0 <= n < depth})
-
-
-def is_keyed(key: str, value: object, depth: int) -> bool:
-    """Whether a value is a mapping by layer number."""
-    if not isinstance(value, dict) or not all(str(k).isdecimal() for k in value):
-        return False
-    if key.startswith(FURTHER):
-        return False
-    return key in KEYED or (
-        "layer" in key and bool(value) and all(int(number) < depth for number in value)
-    )
-
-
-def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
-    """Whether a list or text has one entry per layer."""
-    if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
-        return False
-    if key.startswith(FURTHER):
-        return False
-    return key in PER_LAYER or (depth > 3 and not isinstance(value, str))
-
-
 def _ends(types: Sequence[object], wanted: object) -> set[int]:
     """The first and the last layer of a type."""
     numbers = [i for i, kind in enumerate(types) if kind == wanted]
@@ -466,27 +432,6 @@ def _ends(types: Sequence[object], wanted: object) -> set[int]:
 
 def _last(types: Sequence[object], stop: int, wanted: object) -> int | None:
     return next((i for i in range(stop - 1, -1, -1) if types[i] == wanted), None)
-
-
-def _in_span(rule: Span, section: Mapping[str, Any], depth: int, layer: int) -> bool:
-    last = section.get(rule.last)
-    if not isinstance(last, int):
-        return False
-    stop = depth if last == -1 else last + 1
-    first, every = section.get(rule.first) or 0, section.get(rule.every) or 1
-    return first <= layer < stop and (layer + 1) % every == 0
-
-
-def _period(rule: Period, section: Mapping[str, Any]) -> tuple[int, int] | None:
-    """A config's period, and the index of the marked layer within it."""
-    kind = str(section.get("model_type"))
-    if rule.only is not None and kind not in rule.only:
-        return None
-    period = section.get(rule.key, section.get(f"_{rule.key}", (rule.implied or {}).get(kind)))
-    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
-        return None
-    at = section.get(rule.at, 0) if isinstance(rule.at, str) else rule.at
-    return (period, at % period) if isinstance(at, int) else None
 
 
 def _period_of(marked: Sequence[bool], at: int | str) -> tuple[int, int] | None:

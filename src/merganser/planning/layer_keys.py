@@ -1,10 +1,10 @@
-"""Keys of ``config.json`` that describe layers, and how: data for :mod:`planning.depth`, with
-their types."""
+"""Keys of ``config.json`` that describe layers, how, and with which types: for
+:mod:`planning.depth`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,17 @@ class Period:
     only: frozenset[str] | None = None
     parts: str | None = None
 
+    def of(self, section: Mapping[str, Any]) -> tuple[int, int] | None:
+        """A config's period, and the index of the marked layer within it."""
+        kind = str(section.get("model_type"))
+        if self.only is not None and kind not in self.only:
+            return None
+        period = section.get(self.key, section.get(f"_{self.key}", (self.implied or {}).get(kind)))
+        if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+            return None
+        at = section.get(self.at, 0) if isinstance(self.at, str) else self.at
+        return (period, at % period) if isinstance(at, int) else None
+
 
 _SLIDING = ("full_attention", "sliding_attention")
 _SWITCH, _NLLB = frozenset({"switch_transformers"}), frozenset({"nllb-moe"})
@@ -195,8 +206,50 @@ class Span:
     last: str
     every: str
 
+    def holds(self, section: Mapping[str, Any], depth: int, layer: int) -> bool:
+        """Whether a config has a layer in the range."""
+        last = section.get(self.last)
+        if not isinstance(last, int):
+            return False
+        stop = depth if last == -1 else last + 1
+        first, every = section.get(self.first) or 0, section.get(self.every) or 1
+        return first <= layer < stop and (layer + 1) % every == 0
+
 
 SPANS = (Span("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"),)
+
+
+def is_numbers(key: str, value: object, depth: int) -> bool:
+    """Whether a value is a list of layer numbers."""
+    if not isinstance(value, list) or key in PER_LAYER or key in SOURCES or key in NOT_PER_LAYER:
+        return False
+    if key.startswith(FURTHER):
+        return False
+    if key in NUMBERS:
+        return True
+    integers = all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+    named = NAMED_AS_NUMBERS.search(key) is not None
+    return named and integers and value == sorted({n for n in value if 0 <= n < depth})
+
+
+def is_keyed(key: str, value: object, depth: int) -> bool:
+    """Whether a value is a mapping by layer number."""
+    if not isinstance(value, dict) or not all(str(k).isdecimal() for k in value):
+        return False
+    if key.startswith(FURTHER):
+        return False
+    return key in KEYED or (
+        "layer" in key and bool(value) and all(int(number) < depth for number in value)
+    )
+
+
+def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
+    """Whether a list or text has one entry per layer."""
+    if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
+        return False
+    if key.startswith(FURTHER):
+        return False
+    return key in PER_LAYER or (depth > 3 and not isinstance(value, str))
 
 
 def check_values(section: Mapping[str, Any], reference: str) -> None:

@@ -12,7 +12,7 @@ from merganser.modules import sections
 from merganser.planning import Plan, restacked
 from merganser.planning.companions import PROCESSORS
 from merganser.release import files
-from merganser.tokenizer.vocabulary import map_token_ids
+from merganser.tokenizer.editing import map_token_ids
 
 OTHER_FILES = ("generation_config.json", *PROCESSORS)
 

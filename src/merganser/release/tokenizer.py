@@ -9,14 +9,8 @@ from merganser.planning import Plan
 from merganser.planning.vocabularies import vocabulary_tensors
 from merganser.release import files
 from merganser.tokenizer import chat_templates
-from merganser.tokenizer.vocabulary import (
-    CONTENTS,
-    SETTINGS,
-    OutputTokenizer,
-    edited_contents,
-    edited_settings,
-    has_tokenizer,
-)
+from merganser.tokenizer.editing import edited_contents, edited_settings
+from merganser.tokenizer.vocabulary import CONTENTS, SETTINGS, OutputTokenizer, has_tokenizer
 
 FILES = (
     CONTENTS,
