@@ -9,11 +9,17 @@ import pytest
 import merganser
 from checkpoints_on_disk import make_model
 from merganser.engine.effective_weights import MOST_MEASURED, ModelWeight, why_unknown
+from merganser.planning.plan_data import Arithmetic
 from merganser.sinks import NullSink
 
 
-@pytest.mark.parametrize("count", [MOST_MEASURED, MOST_MEASURED + 1])
-def test_of_many_models_the_requested_weights_are_told(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "arithmetic"),
+    [(MOST_MEASURED, "exact"), (MOST_MEASURED + 1, "exact"), (MOST_MEASURED + 1, "mergekit")],
+)
+def test_of_many_models_the_requested_weights_are_told(
+    tmp_path: Path, count: int, arithmetic: Arithmetic
+) -> None:
     models = [
         {
             "model": str(make_model(tmp_path / f"m{i}", seed=i, layers=1)),
@@ -21,7 +27,8 @@ def test_of_many_models_the_requested_weights_are_told(tmp_path: Path, count: in
         }
         for i in range(count)
     ]
-    plan = merganser.plan({"merge_method": "linear", "models": models, "dtype": "float32"})
+    recipe = {"merge_method": "linear", "models": models, "dtype": "float32"}
+    plan = merganser.plan(recipe, arithmetic=arithmetic)
     [outcome] = merganser.run([plan], [NullSink()])
     assert outcome.report is not None
     total = count * (count + 1) / 2
