@@ -26,6 +26,7 @@ def test_only_mergekits_linear_has_a_finish() -> None:
     weights = {"weight": (0.1, 0.2, 0.4)}
     normalised = theirs.function(**weights, normalize=True)
     assert exact.function(**weights, normalize=True).finish == Finish()
-    assert normalised.finish.divisors == (float(np.float32(0.7)), 0.1 + 0.2 + 0.4)
+    single = np.float32(0.1) + np.float32(0.2) + np.float32(0.4)  # 0.70000005
+    assert normalised.finish.divisors == (float(single), 0.1 + 0.2 + 0.4)
     assert normalised.shares == pytest.approx((1 / 7, 2 / 7, 4 / 7), abs=1e-15)
     assert theirs.function(weight=(1.0,), normalize=False) != Combination((1.0,))

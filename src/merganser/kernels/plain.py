@@ -172,7 +172,8 @@ def combined(rows: Sequence[Array], how: Linear) -> Array:
     for coefficient, row in zip(how.coefficients[1:], rows[1:], strict=True):
         result = fma(coefficient, row, result)
     dtype = result.dtype.type
-    return (result + dtype(how.plus)) / dtype(how.divisor)
+    result = (result + dtype(how.plus)) / dtype(how.divisor)
+    return result
 
 
 def agreed(rows: Sequence[Array], how: Sparse, start: int) -> Array:
