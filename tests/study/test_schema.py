@@ -30,7 +30,12 @@ seed: "{{ k }}"
 tokenizer: {source: union, pad_to_multiple_of: "{{ k * 64 }}"}
 rounding: "{{ 'nearest' }}"
 evaluate:
-  tasks: [{problems: p.jsonl, scorers: [exact, {scorer: tokens, better: min}]}]
+  allow_code: true
+  tasks:
+    - {problems: p.jsonl, scorers: [exact, {scorer: tokens, better: min}]}
+    - {preset: open-rs, samples: 4}
+    - problems: "hub://org/name:test#answer"
+      scorers: [{scorer: "a.py:f", batch: true, concurrency: 4, timeout: 9, failed: -1}]
   keep: {front: [exact, tokens]}
   references:
     - {model: runs/mixed, role: mixed}
@@ -140,6 +145,8 @@ def test_slips_are_refused(tmp_path: Path) -> None:
         RECIPE | {"models": [{"run": "a", "schedule": {"decay": "cubic"}}]},
         RECIPE | {"models": [{"run": "a", "model": "b"}]},
         sweep | {"evaluate": {"tasks": [{"problems": "p", "scorers": []}]}},
+        sweep | {"evaluate": {"tasks": [{"problems": "p"}]}},
+        sweep | {"evaluate": {"tasks": [{"preset": "open-rs", "timeout": 3}]}},
         sweep | {"evaluate": sweep["evaluate"] | {"kep": "all"}},
         search | {"search": {"over": search["search"]["over"]}},
         search | {"search": search["search"] | {"method": "best"}},
