@@ -145,3 +145,24 @@ def test_escapes_and_unknown_sources() -> None:
         key, text = bibliography.entry(source)
         assert text.split("{")[1].startswith(f"{key},")
         assert text.count("{") == text.count("}")
+
+
+def test_the_paragraph_names_data_sets_reward_models_and_judges() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    scorers = {
+        "quality": {"scorer": "judge", "identity": {"model": "j_1", "prompt_digest": "ab12"}},
+        "reward": {"scorer": "reward", "identity": {"model": "org/rm", "revision": commit}},
+        "exact": {"scorer": "exact"},
+    }
+    tasks = [
+        {"source": f"hub://openai/gsm8k/main@{commit}:test#question,answer", "scorers": scorers},
+        {"task": "mine"},
+    ]
+    assert paper._origins(tasks) == [
+        r"The problems are those of \texttt{openai/gsm8k} (commit \texttt{0123456}) on the Hugging Face Hub.",
+        r"\texttt{quality} is the judgement of the language model \texttt{j\_1}, asked with the prompt of "
+        r"digest \texttt{ab12} in the results.",
+        r"\texttt{reward} is the output of the reward model \texttt{org/rm} (revision "
+        r"\texttt{0123456789abcd}).",
+    ]
+    assert paper._origins([{"task": "mine"}]) == []

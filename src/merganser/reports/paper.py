@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -378,6 +378,34 @@ def _sources(study: _Study) -> list[tuple[str, str]]:
     return list(dict.fromkeys(sources))
 
 
+def _origins(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences on data sets of the Hub, reward models and judges."""
+
+    def code(text: object) -> str:
+        return f"\\texttt{{{latex.escape(str(text))}}}"
+
+    sentences = []
+    found = [re.match(r"hub://([\w.-]+/[\w.-]+).*@(\w{7})", str(t.get("source"))) for t in tasks]
+    sets = dict.fromkeys(f"{code(m[1])} (commit {code(m[2])})" for m in found if m)
+    if sets:
+        sentences.append(f"The problems are those of {', '.join(sets)} on the Hugging Face Hub.")
+    for name, scorer in {
+        n: s for task in tasks for n, s in task.get("scorers", {}).items()
+    }.items():
+        identity = scorer.get("identity", {})
+        if scorer.get("scorer") == "judge":
+            sentences.append(
+                f"{code(name)} is the judgement of the language model {code(identity.get('model'))}, asked "
+                f"with the prompt of digest {code(identity.get('prompt_digest'))} in the results."
+            )
+        elif scorer.get("scorer") == "reward":
+            sentences.append(
+                f"{code(name)} is the output of the reward model {code(identity.get('model'))} "
+                f"(revision {code(str(identity.get('revision'))[:14])})."
+            )
+    return sentences
+
+
 def _methods(study: _Study, keys: Mapping[str, str]) -> str:
     """The paragraph on methods, as LaTeX."""
     study_results = study.results
@@ -416,6 +444,7 @@ def _methods(study: _Study, keys: Mapping[str, str]) -> str:
         seeds = {task.get("seed") for task in study_results.settings.get("tasks", [])}
         seed = f", seed {seeds.pop()}" if len(seeds) == 1 else ""
         sentences.append(f"All models answer the same problems ({settings}{where}{seed}).")
+        sentences += _origins(study_results.settings.get("tasks", []))
     sentences += [
         "A score is the mean over problems of each problem's mean over its samples; errors are standard "
         f"errors over problems, intervals 95\\,\\%{cite('2411.00640')}.",
