@@ -7,7 +7,7 @@ run: see :mod:`merganser.checkpoints.torch_pickle`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from merganser.checkpoints import torch_pickle
 from merganser.checkpoints.sidecar_files import read_config, read_index
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import PickledTensor
+from merganser.checkpoints.wrapped_names import unwrapped
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -23,9 +24,6 @@ SINGLE = "pytorch_model.bin"
 
 NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
 """Keys of a state dict in a file with other contents, tried in this order."""
-
-WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Prefixes that wrappers of a model (parallel, compiled, sharded) add to the names of its tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
@@ -110,22 +108,3 @@ def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[di
         nest.append(inner)
         content = content[inner]
     raise InputError(f"{file}: holds no state dict; save model.state_dict() as safetensors")
-
-
-def unwrapped(names: Collection[str], file: Path) -> dict[str, str]:
-    """Return the names of tensors without wrappers' prefixes, by their names in a file.
-
-    Raises:
-        InputError: when two tensors would have one name.
-    """
-    plain: dict[str, str] = {}
-    parallel = all(name.startswith(WRAPPERS[0]) for name in names)
-    for wrapped in names:
-        name = wrapped.removeprefix(WRAPPERS[0]) if parallel else wrapped
-        for wrapper in WRAPPERS[1:]:
-            name = name.replace(wrapper, "")
-        plain[wrapped] = name
-    if len(set(plain.values())) < len(plain):
-        twice = next(w for w, name in plain.items() if w != name and name in names)
-        raise InputError(f"{file}: holds tensor {plain[twice]!r} twice, once as {twice!r}")
-    return plain

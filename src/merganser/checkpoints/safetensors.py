@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from merganser.architecture import infer, vocabulary_size
-from merganser.checkpoints import pytorch
 from merganser.checkpoints.sidecar_files import parse_json, read_config, read_index
 from merganser.checkpoints.stored import MAX_TENSORS, Piece, StoredCheckpoint, StoredTensor
 from merganser.checkpoints.training import run_folders
+from merganser.checkpoints.wrapped_names import unwrapped
 from merganser.errors import InputError
 from merganser.tensors import BY_TAG, TensorSpec
 
@@ -131,7 +131,7 @@ def _joined(
     Raises:
         InputError: when parts are missing, or belong to different models.
     """
-    names = pytorch.unwrapped(parts, path)
+    names = unwrapped(parts, path)
     plain = names.values()
     if all(n.startswith("model.") for n in plain) and any(
         n.startswith("model.model.") for n in plain

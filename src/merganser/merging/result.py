@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from merganser import engine, notebook, number_format
-from merganser.kernels import library
 from merganser.planning import Plan
 
 
@@ -52,6 +51,8 @@ class MergeResult:
 
 def all_warnings(plan: Plan, facts: dict[str, Any]) -> tuple[str, ...]:
     """The plan's warnings, those of the merge, and one if there are no compiled kernels."""
+    from merganser.kernels import library  # plans need no kernels
+
     slow = library.warning()
     later = facts["warnings"][len(plan.warnings) :]
     return (*plan.warnings, *later, *((slow,) if slow else ()))

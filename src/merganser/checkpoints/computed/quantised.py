@@ -14,11 +14,11 @@ AWQ, bitsandbytes, integers) raise an error.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ _POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float
 _NIBBLES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
+@functools.cache
 def _eights(name: str) -> Array:
     """The numbers of the 256 codes of an fp8 type: float32 [256]."""
     codes = np.arange(256, dtype=np.uint16)
@@ -83,7 +84,7 @@ def _eights(name: str) -> Array:
     return np.array(np.where(codes < 128, size, -size), np.float32)
 
 
-_EIGHTS = {name: _eights(name) for name in ("float8_e4m3fn", "float8_e5m2")}
+_EIGHTS = ("float8_e4m3fn", "float8_e5m2")
 
 
 def dequantised(checkpoint: Checkpoint) -> Checkpoint:
@@ -274,7 +275,7 @@ def _from_eights(
             )
     return Derived(
         TensorSpec(FLOAT32, spec.shape, _BFLOAT16),
-        partial(_fill_eights, checkpoint, name, scale, grid),
+        functools.partial(_fill_eights, checkpoint, name, scale, grid),
     )
 
 
@@ -288,7 +289,7 @@ def _fill_eights(
 ) -> None:
     numbers = into.view(np.float32)
     codes = read_stored(checkpoint, name, start, len(numbers))
-    table = _EIGHTS[checkpoint.specs[name].dtype.name]
+    table = _eights(checkpoint.specs[name].dtype.name)
     if scale is None or grid is None:
         np.take(table, codes, out=numbers, mode="clip")
         return
@@ -334,9 +335,11 @@ def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
         )
     experts, rows, groups, _ = spec.shape
     shape = (experts, 32 * groups, rows)
-    matrix = cached(partial(_read_matrix, checkpoint, blocks, scales), KEPT_MATRICES)
+    matrix = cached(functools.partial(_read_matrix, checkpoint, blocks, scales), KEPT_MATRICES)
     size = 32 * groups * rows
-    return Derived(TensorSpec(FLOAT32, shape, _BFLOAT16), partial(_fill_fours, matrix, size))
+    return Derived(
+        TensorSpec(FLOAT32, shape, _BFLOAT16), functools.partial(_fill_fours, matrix, size)
+    )
 
 
 def _read_matrix(

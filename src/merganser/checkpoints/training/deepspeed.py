@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import pytorch, torch_pickle
+from merganser.checkpoints import torch_pickle
 from merganser.checkpoints.sidecar_files import read_config
 from merganser.checkpoints.stored import Piece, StoredCheckpoint, StoredTensor, cut
 from merganser.checkpoints.torch_pickle import Function, Names, PickledTensor, enumeration, record
 from merganser.checkpoints.training import run_folders
+from merganser.checkpoints.wrapped_names import unwrapped
 from merganser.errors import InputError
 from merganser.tensors import DType, TensorSpec
 
@@ -79,7 +80,7 @@ def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
                 parts[alias] = parts[name]
         order = [name for name in states[0].get("module") or {} if name in parts]
         parts = {name: parts[name] for name in (*order, *parts)}
-        names = pytorch.unwrapped(parts, path)
+        names = unwrapped(parts, path)
         tensors = {names[n]: StoredTensor.of_pieces(*part) for n, part in parts.items()}
     except torch_pickle.MALFORMED as error:
         raise InputError(

@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints import pytorch, torch_pickle
+from merganser.checkpoints import torch_pickle
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import read_config, read_json
 from merganser.checkpoints.stored import StoredCheckpoint, StoredTensor
 from merganser.checkpoints.torch_pickle import Function, Names, PickledTensor, Record, record
 from merganser.checkpoints.training import run_folders
+from merganser.checkpoints.wrapped_names import unwrapped
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
@@ -198,7 +199,7 @@ def _part(file: Path) -> dict[str, Any]:
     parts = {str(name): value for name, value in content.items() if isinstance(value, kinds)}
     if not parts:
         raise InputError(f"{file}: holds no tensors")
-    names = pytorch.unwrapped(parts, file)
+    names = unwrapped(parts, file)
     return {names[name]: value for name, value in parts.items()}
 
 
