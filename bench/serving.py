@@ -29,12 +29,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 AT_ONCE = 32
 POINTS = [f"m_w0.{n}" for n in range(1, 10)]
-WORDS = 500
-"""Words of the tokenizer."""
-
 SWEEP = """
 name: m_w{{ w }}
 sweep: {w: {from: 0.1, to: 0.9, step: 0.1}}
@@ -61,21 +59,13 @@ def make_model(folder: Path, seed: int, layers: int, hidden: int, vocabulary: in
     tensors = Qwen2ForCausalLM(config).state_dict()
     kept = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    words = ["<unk>", *(f"w{i}" for i in range(WORDS - 1))]
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
-        "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>",
-        },
-    }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    kind = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "pad_token": "<unk>",
-    }
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*letters, *(f"<{i}>" for i in range(len(letters), vocabulary))]
+    tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "!"}
     (folder / "tokenizer_config.json").write_text(json.dumps(kind))
 
 
@@ -89,9 +79,9 @@ def make_study(folder: Path, layers: int, hidden: int, vocabulary: int) -> Path:
 
 
 @contextmanager
-def serving(*models: object) -> Iterator[tuple[str, int]]:
+def serving(*arguments: object) -> Iterator[tuple[str, int]]:
     """A server in a process of its own: its address, and the process."""
-    command = [sys.executable, "-m", "merganser", "serve", *map(str, models), "--port", "0"]
+    command = [sys.executable, "-m", "merganser", "serve", *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
@@ -157,10 +147,10 @@ class Client:
 
 
 def questions(count: int, seed: int = 0) -> list[str]:
-    """Prompts of 16 to 64 words."""
+    """Prompts of 16 to 64 letters, each a token."""
     chance = random.Random(seed)
     return [
-        " ".join(f"w{chance.randrange(WORDS - 1)}" for _ in range(chance.randrange(16, 65)))
+        "".join(chance.choice("abcdefghijklmnop") for _ in range(chance.randrange(16, 65)))
         for _ in range(count)
     ]
 
@@ -383,11 +373,11 @@ def in_memory(folder: Path, options: argparse.Namespace) -> None:
         for name in names * 2:
             await client.ask(model=name, prompt="w1", max_tokens=4, temperature=0)
 
-    for what, models, names in (
+    for what, given, names in (
         ("one model", [folder / "a"], ["a"]),
         ("nine points", [study], POINTS),
     ):
-        with serving(*models) as (url, pid):
+        with serving(*given) as (url, pid):
             asyncio.run(visit(url, names))
             show(what=what, float32_mb=size, mb=memory(pid))
 

@@ -457,7 +457,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["completions", "chat/completions"]),
     st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), JUNK, max_size=4),
