@@ -163,96 +163,119 @@ def show(**facts: Any) -> None:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-async def in_process(folder: Path, tokens: int, rounds: int) -> tuple[list[float], list[list[str]]]:
-    """Processor seconds of each round in the engine, and the texts."""
-    from merganser.evaluation.generation import Sampling
-    from merganser.serving.generation import Wanted
-    from merganser.serving.names import Catalogue
-    from merganser.serving.transformers_engine import TransformersEngine
-    from merganser.study.live_model import LiveModel
+class InProcess:
+    """The engine of the server, in this process."""
 
-    [served] = Catalogue([str(folder)]).models.values()
-    engine = TransformersEngine(LiveModel())
-    codec = (await engine.become(served)).codec
-    seconds, texts = [], []
-    for _ in range(rounds):
+    def __init__(self, folder: Path) -> None:
+        from merganser.serving.names import Catalogue
+        from merganser.serving.transformers_engine import TransformersEngine
+        from merganser.study.live_model import LiveModel
+
+        [self.served] = Catalogue([str(folder)]).models.values()
+        self.engine = TransformersEngine(LiveModel())
+
+    async def round(self, tokens: int) -> tuple[float, list[str]]:
+        """Processor seconds, and the texts."""
+        from merganser.evaluation.generation import Sampling
+        from merganser.serving.generation import Wanted
+
         began = processor_seconds()
-        rows = [codec.encode(text) for text in questions(AT_ONCE)]
+        rows = [self.codec.encode(text) for text in questions(AT_ONCE)]
         wanted = [Wanted(row, Sampling(max_tokens=tokens)) for row in rows]
         found = [""] * AT_ONCE
-        async with aclosing(engine.generate(served, wanted)) as parts:
+        async with aclosing(self.engine.generate(self.served, wanted)) as parts:
             async for index, part in parts:
                 found[index] = part.text
-        seconds.append(processor_seconds() - began)
-        texts.append(found)
-    await engine.close()
-    return seconds, texts
+        return processor_seconds() - began, found
+
+    async def begin(self) -> None:
+        """Load the model."""
+        self.codec = (await self.engine.become(self.served)).codec
 
 
-def static(folder: Path, tokens: int, rounds: int) -> tuple[list[float], list[list[str]]]:
-    """The same in transformers' static batches."""
-    from merganser.evaluation.generation import Request, Sampling
-    from merganser.planning.model_argument import find
-    from merganser.study.live_model import LiveModel
+class Static:
+    """Static batches of transformers, in this process."""
 
-    live = LiveModel(batch_size=AT_ONCE)
-    live.become(find(str(folder))[1], report=False)
-    seconds, texts = [], []
-    for _ in range(rounds):
+    def __init__(self, folder: Path) -> None:
+        from merganser.planning.model_argument import find
+        from merganser.study.live_model import LiveModel
+
+        self.live = LiveModel(batch_size=AT_ONCE)
+        self.live.become(find(str(folder))[1], report=False)
+
+    async def round(self, tokens: int) -> tuple[float, list[str]]:
+        """Processor seconds, and the texts."""
+        from merganser.evaluation.generation import Request, Sampling
+
         began = processor_seconds()
-        found = dict(
-            live.backend([Request(t) for t in questions(AT_ONCE)], Sampling(max_tokens=tokens))
-        )
-        seconds.append(processor_seconds() - began)
-        texts.append([found[i].text for i in range(AT_ONCE)])
-    return seconds, texts
+        requests = [Request(text) for text in questions(AT_ONCE)]
+        found = dict(self.live.backend(requests, Sampling(max_tokens=tokens)))
+        return processor_seconds() - began, [found[i].text for i in range(AT_ONCE)]
 
 
-async def over_http(
-    url: str, pid: int, model: str, tokens: int, rounds: int, *, stream: bool = False
-) -> tuple[list[float], list[list[str]]]:
-    """The same by a server; a stream's events are read, and its text is not compared."""
-    clients = [Client(url) for _ in range(AT_ONCE)]
-    asked: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": tokens}
+class OverHttp:
+    """The server, in its own process; a stream's events are read, and its text is not compared."""
 
-    async def one(client: Client, text: str) -> str:
-        if not stream:
-            return (await client.ask(prompt=text, **asked))[1]["choices"][0]["text"]
-        reader, _ = await client.send(prompt=text, stream=True, **asked)
+    def __init__(self, url: str, pid: int, *, stream: bool) -> None:
+        self.clients = [Client(url) for _ in range(AT_ONCE)]
+        self.pid = pid
+        self.stream = stream
+
+    async def round(self, tokens: int) -> tuple[float, list[str]]:
+        """Processor seconds, and the texts."""
+        began = processor_seconds(self.pid)
+        pairs = zip(self.clients, questions(AT_ONCE), strict=True)
+        texts = await asyncio.gather(*(self.one(client, text, tokens) for client, text in pairs))
+        return processor_seconds(self.pid) - began, texts
+
+    async def one(self, client: Client, text: str, tokens: int) -> str:
+        """One answer."""
+        asked = {"model": "one", "prompt": text, "temperature": 0, "max_tokens": tokens}
+        if not self.stream:
+            body = (await client.ask(**asked))[1]
+            return str(body["choices"][0]["text"])
+        reader, _ = await client.send(stream=True, **asked)
         await reader.readuntil(b"[DONE]\n\n")
         client.close()
         return ""
 
-    seconds, texts = [], []
-    for _ in range(rounds):
-        began = processor_seconds(pid)
-        pairs = zip(clients, questions(AT_ONCE), strict=True)
-        texts.append(await asyncio.gather(*(one(client, text) for client, text in pairs)))
-        seconds.append(processor_seconds(pid) - began)
-    return seconds, texts
-
 
 def overhead(folder: Path, options: argparse.Namespace) -> None:
-    """Compare the engine in process with the server."""
+    """Compare the engine in process with the server, in turns."""
     make_model(folder / "one", 0, options.layers, options.hidden, options.vocabulary)
     parameters = (folder / "one" / "model.safetensors").stat().st_size // 2
-    rounds, tokens = options.rounds, options.tokens
-    ways: dict[str, list[float]] = {}
-    texts: dict[str, list[list[str]]] = {}
-    ways["static batches"], texts["static batches"] = static(folder / "one", tokens, rounds + 1)
-    ways["engine"], texts["engine"] = asyncio.run(in_process(folder / "one", tokens, rounds + 1))
+
+    async def run(url: str, pid: int) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+        engine = InProcess(folder / "one")
+        await engine.begin()
+        ways: dict[str, Any] = {
+            "static batches": Static(folder / "one"),
+            "engine": engine,
+            "server": OverHttp(url, pid, stream=False),
+            "server, streams": OverHttp(url, pid, stream=True),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        texts: dict[str, list[str]] = {}
+        for number in range(options.rounds + 1):
+            for way, measured in ways.items():
+                spent, texts[way] = await measured.round(options.tokens)
+                if number:
+                    seconds[way].append(spent)
+        await engine.engine.close()
+        return seconds, texts
+
     with serving(folder / "one") as (url, pid):
-        for way, stream in (("server", False), ("server, streams", True)):
-            asked = over_http(url, pid, "one", tokens, rounds + 1, stream=stream)
-            ways[way], texts[way] = asyncio.run(asked)
-    middle = {way: statistics.median(seconds[1:]) for way, seconds in ways.items()}
-    wrong = sum(a != b for a, b in zip(texts["engine"][0], texts["server"][0], strict=True))
-    other = sum(a != b for a, b in zip(texts["engine"][0], texts["static batches"][0], strict=True))
+        seconds, texts = asyncio.run(run(url, pid))
+    middle = {way: statistics.median(each) for way, each in seconds.items()}
+    unlike = {
+        way: sum(a != b for a, b in zip(texts["engine"], texts[way], strict=True))
+        for way in ("server", "static batches")
+    }
     show(
-        what="overhead", parameters=parameters, at_once=AT_ONCE, tokens=tokens, rounds=rounds,
-        cpu_seconds={way: round(value, 3) for way, value in middle.items()},
+        what="overhead", parameters=parameters, at_once=AT_ONCE, tokens=options.tokens,
+        rounds=options.rounds, cpu_seconds={way: round(value, 3) for way, value in middle.items()},
         over_engine={way: round(value / middle["engine"] - 1, 4) for way, value in middle.items()},
-        texts_unlike_engine={"server": wrong, "static batches": other},
+        texts_unlike_engine=unlike,
     )  # fmt: skip
 
 

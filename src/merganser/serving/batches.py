@@ -57,7 +57,9 @@ class Forward:
 
     def new_cache(self) -> Any:
         """An empty cache: with the keys and values of all tokens, wherever the model can do with those."""
-        return self._new() if self.joins else self._new(config=self.module.config)
+        if self.joins:
+            return extras.load("merganser.serving.roomy_cache", "eval").make_cache()
+        return self._new(config=self.module.config)
 
     def __call__(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
