@@ -28,7 +28,7 @@ from merganser.evaluation import samples
 from merganser.evaluation.statistics import Score
 from merganser.merging.lock import Lock
 from merganser.recipe import Document
-from merganser.reports import page
+from merganser.reports import live, page
 from merganser.reports.distances import measure
 from merganser.results import scores as results
 from merganser.results.paired import compare
@@ -335,10 +335,12 @@ def test_what_cannot_be_held_out_of_a_sweep(
     assert_one_line(str(refused.value), f"{file}:16: ", told)
 
 
-def test_the_command(file: Path, tmp_path: Path) -> None:
+def test_the_command(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = CliRunner().invoke
+    monkeypatch.setattr(live, "FIRST", 0.0)
     done = run(cli.main, ["sweep", str(file), str(tmp_path / "out"), "--no-write"])
     assert done.exit_code == 0, done.output
+    assert f"watch it: {tmp_path / 'out' / 'report.html'}" in done.stderr
     assert "m_w0.3" in done.stdout
     assert not (tmp_path / "out" / "m_w0.3").exists()
     assert "</html>" in (tmp_path / "out" / "report.html").read_text()

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from merganser import cli, tracking
 from merganser.errors import MerganserError
 from merganser.results.scores import Entry, Score
-from merganser.tracking import Run
+from merganser.tracking import Run, mlflow_runs
 from merganser.tracking.metrics import Metrics
 from messages import assert_one_line
 from recipe_files import RecipeFile
@@ -42,7 +42,7 @@ def point(w: float, **values: Any) -> Entry:
 def fake(monkeypatch: pytest.MonkeyPatch, name: str) -> MagicMock:
     """A package that notes its calls."""
     module = MagicMock(spec=ModuleType(name))
-    for function in ("init", "Settings", "Artifact", "set_experiment", "search_runs"):
+    for function in ("init", "finish", "Settings", "Artifact", "set_experiment", "search_runs"):
         setattr(module, function, MagicMock())
     for function in ("start_run", "log_params", "log_metrics", "log_artifact", "end_run"):
         setattr(module, function, MagicMock())
@@ -107,7 +107,7 @@ def test_trackio_logs_each_point_at_its_number(monkeypatch: pytest.MonkeyPatch) 
     run = trackio.init.return_value
     assert [each.kwargs["step"] for each in run.log.call_args_list] == [0, 2, 1, 1]
     assert run.log.call_args_list[2].args[0] == pytest.approx(SENT)
-    run.finish.assert_called_once_with()
+    trackio.finish.assert_called_once_with()
 
 
 def test_wandb_takes_points_in_any_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,6 +132,10 @@ def test_mlflow_finds_the_run_of_the_same_study(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, earlier: bool
 ) -> None:
     mlflow = fake(monkeypatch, "mlflow")
+    for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name in mlflow_runs.PATIENCE:
+        monkeypatch.setenv(name, "1")
     file = tmp_path / "results.csv"
     file.write_text("name\n")
     info = SimpleNamespace(info=SimpleNamespace(run_id="r1"))
@@ -148,6 +152,7 @@ def test_mlflow_finds_the_run_of_the_same_study(
     assert [each.kwargs["step"] for each in mlflow.log_metrics.call_args_list] == [0, 2, 1, 1]
     assert mlflow.log_artifact.call_args_list == [call(str(file))]
     mlflow.end_run.assert_called_once_with("FINISHED")
+    mlflow.set_experiment.assert_called_once_with("merganser")
 
 
 class Broken:

@@ -17,6 +17,9 @@ TAG = "merganser.study"
 MOST_CHARACTERS = 500
 """Of a parameter's value."""
 
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""How long a study waits for a server that does not answer: MLflow's defaults are minutes."""
+
 
 class Runs:
     """See :class:`merganser.tracking.Tracker`."""
@@ -28,6 +31,8 @@ class Runs:
 
     def start(self, run: Run) -> None:
         """See :meth:`merganser.tracking.Tracker.start`."""
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         self._mlflow = mlflow = extras.load("mlflow", "mlflow")
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
             mlflow.set_experiment(PROJECT)

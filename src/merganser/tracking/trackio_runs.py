@@ -16,12 +16,13 @@ class Runs:
     name = "trackio"
 
     def __init__(self) -> None:
+        self._trackio: Any = None
         self._run: Any = None
 
     def start(self, run: Run) -> None:
         """See :meth:`merganser.tracking.Tracker.start`."""
-        trackio = extras.load("trackio", "trackio")
-        self._run = trackio.init(
+        self._trackio = extras.load("trackio", "trackio")
+        self._run = self._trackio.init(
             project=PROJECT,
             name=f"{run.name}-{run.digest}",
             config=dict(run.config),
@@ -37,4 +38,4 @@ class Runs:
 
     def finish(self, files: Sequence[Path], *, failed: bool) -> None:
         """See :meth:`merganser.tracking.Tracker.finish`."""
-        self._run.finish()
+        self._trackio.finish()  # that of the run alone would print to stdout at exit
