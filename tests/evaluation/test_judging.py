@@ -185,16 +185,24 @@ def test_costly_judgements_are_made_once(tmp_path: Path) -> None:
     calls: list[str] = []
     path = tmp_path / "m.judged.jsonl"
 
+    counts: list[tuple[str, int, int]] = []
+
     def run(found: Sequence[Item], version: int = 1) -> list[float | None]:
         calls.clear()
+        counts.clear()
         with judgement_file.judgements_beside(tmp_path / "m.jsonl") as file:
-            return scores(judging.judge_all(costly(version, calls), found, file, "score"))
+            judged = judging.judge_all(
+                costly(version, calls), found, file, "score", lambda *count: counts.append(count)
+            )
+            return scores(judged)
 
     assert run(items("a", "late")) == [1.0, None]
+    assert counts == [("score", 1, 2), ("score", 2, 2)]
     assert run(items("a", "late")) == [1.0, None]
     assert calls == []
     assert run(items("b", "late", "a")) == [1.0, None, 1.0]
     assert calls == ["b"]
+    assert counts == [("score", 3, 3)]
     stored = [json.loads(line) for line in path.read_text().splitlines()]
     [late] = [each for each in stored if each["score"] is None]
     assert (late["note"], late["scorer"], late["problem"]) == ("too late", "score", "0")

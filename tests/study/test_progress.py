@@ -18,7 +18,7 @@ from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.evaluation.statistics import Score
 from merganser.planning import plan
 from merganser.study.live_model import LiveModel
-from merganser.study.progress import Meter, Scored, Scoring, Turn
+from merganser.study.progress import Judging, Meter, Scored, Scoring, Turn
 
 
 def test_a_meter_tells_new_completions_from_reused_ones() -> None:
@@ -67,10 +67,13 @@ def test_lines_say_which_model_how_far_and_the_scores(
     lines.listen(Scoring(turn, 0, 40, 0, 0))
     now = 10.0
     lines.listen(Scoring(turn, 10, 40, 10, 500))
+    now = 20.0
+    lines.listen(Judging(turn, "quality", 30, 40))
     lines.listen(Scored(turn, {"exact": Score(0.25, 0.1, 0.1, 0.4, 40)}, 40, 30))
     lines.listen(Scored(Turn("b", 4, 4), {"exact": Score(0.5, 0.1, 0.1, 0.4, 40)}, 40, 0))
     said = capsys.readouterr().err
     how_far = "model 3 of 4, acc_w0.7: 10 of 40 completions, 50 tokens/s, about 70 s left"
+    assert "model 3 of 4, acc_w0.7: quality of 30 of 40 completions" in said
     assert how_far in said  # 30 completions of this model and 40 of the next, 50 tokens each
     assert "model 3 of 4, acc_w0.7: exact 0.25 ±0.1 (40 completions, 10 of them reused)" in said
     assert "model 4 of 4, b: exact 0.5 ±0.1 (40 completions, all of them reused)" in said

@@ -22,7 +22,7 @@ from merganser.cli.score_table import score_text
 
 if TYPE_CHECKING:
     from merganser.engine.events import Event
-    from merganser.study.progress import Scored, Scoring, Turn, Waiting
+    from merganser.study.progress import Judging, Scored, Scoring, Turn, Waiting
     from merganser.study.search_loop import Standing
     from merganser.study.search_space import Search
 
@@ -108,9 +108,9 @@ class ScoringLines:
         self.began = self.written = time.monotonic()
         self.first = 0
 
-    def listen(self, event: Scoring | Scored | Waiting) -> None:
+    def listen(self, event: Scoring | Judging | Scored | Waiting) -> None:
         """Show an event of a study."""
-        from merganser.study.progress import Scored, Waiting
+        from merganser.study.progress import Scored, Scoring, Waiting
 
         if isinstance(event, Waiting):
             line = f"{_turn(event.turn)}: waiting for another process, which scores it"
@@ -119,7 +119,7 @@ class ScoringLines:
         if event.turn != self.turn:
             self.turn = event.turn
             self.began = self.written = time.monotonic()
-            self.first = 0 if isinstance(event, Scored) else event.tokens
+            self.first = event.tokens if isinstance(event, Scoring) else 0
         if isinstance(event, Scored):
             self.console.print(_scored_line(event), highlight=False, soft_wrap=True)
         elif self.console.is_terminal:
@@ -131,8 +131,14 @@ class ScoringLines:
             self.written = time.monotonic()
             self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
 
-    def _line(self, event: Scoring) -> str:
+    def _line(self, event: Scoring | Judging) -> str:
         """The current model's line: name, progress, speed, and the time left for all models."""
+        from merganser.study.progress import Judging
+
+        if isinstance(event, Judging):
+            return (
+                f"{_turn(event.turn)}: {event.scorer} of {event.done} of {event.total} completions"
+            )
         parts = [f"{_turn(event.turn)}: {event.done} of {event.total} completions"]
         tokens, seconds = event.tokens - self.first, time.monotonic() - self.began
         if tokens and seconds:

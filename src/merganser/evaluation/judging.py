@@ -41,6 +41,9 @@ class Item:
     sample: Sample
 
 
+Count = Callable[[str, int, int], None]
+"""Called with a costly scorer's name in its task, the number of scored samples, and their total."""
+
 Done = Callable[[int, Judgement], None]
 """Called with an item's position and its judgement."""
 
@@ -59,7 +62,11 @@ def judge(scorer: Scorer, problem: Problem, samples: Sequence[Sample]) -> list[f
 
 
 def judge_all(
-    scorer: Scorer, items: Sequence[Item], file: JudgementFile | None = None, name: str = ""
+    scorer: Scorer,
+    items: Sequence[Item],
+    file: JudgementFile | None = None,
+    name: str = "",
+    on_judged: Count = lambda _name, _done, _all: None,
 ) -> list[Judgement]:
     """Return a judgement for each item; a judgement without a score is of a sample that the scorer failed on.
 
@@ -68,6 +75,7 @@ def judge_all(
         items: samples; those of one problem are neighbours.
         file: stores judgements of costly scorers, and the notes of all; None to store none.
         name: the scorer's name in the task.
+        on_judged: called with the progress of scorers whose scores are stored.
 
     Raises:
         ScorerError: the scorer's function raised an exception.
@@ -86,6 +94,8 @@ def judge_all(
         if file is not None and (scorer.identity or judgement.note):
             item = items[missing[place]]
             file.add(_record(item, name, keys[missing[place]], judgement))
+        if scorer.identity:
+            on_judged(name, len(found), len(items))
 
     if missing:
         _run(scorer, [items[i] for i in missing], done)

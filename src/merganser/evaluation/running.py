@@ -14,7 +14,7 @@ from merganser.errors import InputError, MerganserError
 from merganser.evaluation import samples as kept_samples
 from merganser.evaluation.generation import Backend, Prompt, Request
 from merganser.evaluation.judgement_file import JudgementFile, judgements_beside
-from merganser.evaluation.judging import Item, judge_all
+from merganser.evaluation.judging import Count, Item, judge_all
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorers import answer_of
@@ -50,6 +50,7 @@ def evaluate(
     key: Mapping[str, str],
     samples: Path | None = None,
     on_progress: Progress = lambda _done, _all: None,
+    on_judged: Count = lambda _name, _done, _all: None,
 ) -> Evaluation:
     """Return the scores of one model.
 
@@ -62,6 +63,7 @@ def evaluate(
         key: everything about the model that determines its completions, by name.
         samples: the file that stores completions as they arrive; None to store none.
         on_progress: called with the progress.
+        on_judged: called with the progress of costly scorers.
 
     Raises:
         MerganserError: one of its subclasses, by cause.
@@ -96,7 +98,7 @@ def evaluate(
                 raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
     try:
         with judgements_beside(samples) as file:
-            judged = judge(tasks, [found[place] for place in wanted], file)
+            judged = judge(tasks, [found[place] for place in wanted], file, on_judged)
     except MerganserError as error:
         if samples is not None:
             error.add_note(
@@ -174,7 +176,10 @@ class Judged:
 
 
 def judge(
-    tasks: Sequence[Task], samples: Sequence[Sample], file: JudgementFile | None = None
+    tasks: Sequence[Task],
+    samples: Sequence[Sample],
+    file: JudgementFile | None = None,
+    on_judged: Count = lambda _name, _done, _all: None,
 ) -> Judged:
     """Return samples with their scores by these tasks' scorers.
 
@@ -184,6 +189,7 @@ def judge(
         tasks: the tasks.
         samples: all samples of their problems.
         file: stores judgements of costly scorers; None to store none.
+        on_judged: called with the progress of costly scorers.
 
     Raises:
         InputError: a problem has no samples.
@@ -199,7 +205,7 @@ def judge(
         ]
         columns: dict[str, list[float]] = {}
         for metric in task.metrics:
-            found = judge_all(metric.scorer, items, file, metric.name)
+            found = judge_all(metric.scorer, items, file, metric.name, on_judged)
             columns[metric.name] = [metric.failed if j.score is None else j.score for j in found]
             if reasons := Counter(j.note for j in found if j.score is None):
                 failed[task.name, metric.name] = dict(sorted(reasons.items()))

@@ -98,9 +98,8 @@ def failure_of(error: Exception) -> Failure:
     """Describe an exception of a scorer."""
     reason = " ".join(str(error).split())[:160]
     home = str(Path(__file__).parent)
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(home)
-    ]
+    every = list(traceback.extract_tb(error.__traceback__))
+    frames = [frame for frame in every if not frame.filename.startswith(home)] or every
     last = frames[-1] if frames else None
     return Failure(
         f"{type(error).__name__}: {reason}",

@@ -110,7 +110,8 @@ class Scorer:
     @property
     def is_async(self) -> bool:
         """Whether its function is ``async``."""
-        return inspect.iscoroutinefunction(self.function)
+        call = getattr(type(self.function), "__call__", None)  # noqa: B004 (of a class's instance)
+        return any(map(inspect.iscoroutinefunction, (self.function, call)))
 
 
 _DECLARED: dict[str, Scorer] = {}

@@ -107,6 +107,7 @@ def evaluate(
             key=key,
             samples=file,
             on_progress=meter.completed,
+            on_judged=meter.judged,
         )
         scores = dict(result.scores)
         if plan is not None:

@@ -43,6 +43,23 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class Judging:
+    """A costly scorer, such as a reward model, is at work on a model's completions.
+
+    Attributes:
+        turn: the model, with its position among all models.
+        scorer: the scorer's name in its task.
+        done: samples that are scored, stored scores included.
+        total: samples of the task.
+    """
+
+    turn: Turn
+    scorer: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A model has its scores.
 
@@ -70,7 +87,7 @@ class Waiting:
     turn: Turn
 
 
-Event = Scoring | Scored | Waiting
+Event = Scoring | Judging | Scored | Waiting
 
 Listener = Callable[[Event], None]
 
@@ -100,6 +117,10 @@ class Meter:
         self._reused = done if self._reused is None else self._reused
         self.done, self.total = done, total
         self._report()
+
+    def judged(self, scorer: str, done: int, total: int) -> None:
+        """Report samples that a costly scorer has scored."""
+        self.listener(Judging(self.turn, scorer, done, total))
 
     def generated(self, tokens: int) -> None:
         """Report tokens that the backend has generated since the last call."""

@@ -91,6 +91,7 @@ def score(
         key=live.key(model.plan, model.entry.name),
         samples=home / file if tasks else None,
         on_progress=meter.completed,
+        on_judged=meter.judged,
     )
     scores = {**result.scores, **more()}
     on_progress(Scored(turn, scores, len(result.samples), result.generated))
