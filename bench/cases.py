@@ -94,6 +94,31 @@ MERGES: list[Case] = [
     Case("moe-20000", "moe-20000", ("a", "b"), _LINEAR, mergekit_timeout_s=200.0),
 ]
 
+# --- Four experts: what two more cost, against reading their bytes ---------------------------------
+
+
+def _experts(name: str, method: str, experts: str) -> Case:
+    density = {"density": 0.3} if method == "ties" else {}
+    recipe: dict[str, Any] = {
+        "merge_method": method,
+        "models": [
+            {"model": f"{{{expert}}}", "parameters": {"weight": 0.3, **density}}
+            for expert in experts
+        ],
+        "dtype": "bfloat16",
+    }
+    if method == "ties":
+        recipe["base_model"] = "{base}"
+    members = ("base", *experts) if method == "ties" else tuple(experts)
+    return Case(name, "qwen2-0.6b-five", members, recipe, mergekit=False)
+
+
+FOUR: list[Case] = [
+    _experts(f"{method}-{count}", method, experts)
+    for method in ("linear", "ties")
+    for count, experts in (("two", "ab"), ("four", "abcd"))
+]
+
 # --- Every method ----------------------------------------------------------------------------------
 
 _WEIGHTS = {"a": {"weight": 0.9}, "b": {"weight": 0.1}}
@@ -191,5 +216,5 @@ MEMORY: list[Case] = [
 
 SCRIPTS: list[Case] = []
 
-CASES: dict[str, Case] = {case.name: case for case in [*MERGES, *SHARDS, *SCRIPTS, *MEMORY]}
+CASES: dict[str, Case] = {case.name: case for case in [*MERGES, *FOUR, *SHARDS, *SCRIPTS, *MEMORY]}
 """What ``bench/run.py`` runs if nothing is asked for."""

@@ -186,6 +186,21 @@ def _qwen2_1_5b() -> Family:
     )
 
 
+def _five() -> Family:
+    """A base and four experts of the study's shape with 4 of its layers: 0.65 B parameters each."""
+    shape = _qwen2(
+        "qwen2-0.6b-five",
+        hidden_size=1536,
+        intermediate_size=8960,
+        max_position_embeddings=131072,
+        num_attention_heads=12,
+        num_hidden_layers=4,
+        num_key_value_heads=2,
+        vocab_size=151936,
+    )
+    return replace(shape, members=("base", "a", "b", "c", "d"))
+
+
 def _tiny() -> Family:
     """0.1 B parameters, for warming up and for the smallest point of the memory cases."""
     return _qwen2(
@@ -276,6 +291,7 @@ FAMILIES: dict[str, Family] = {
         _moe(),
         _sparse_70b(),
         _qwen2_1_5b(),
+        _five(),
         _fsdp("fsdp-0.1b", _tiny()),
         _fsdp("fsdp-1.5b", _qwen2_1_5b()),
     )

@@ -237,7 +237,8 @@ def warm_up(bench: Bench, case: Case, contestants: Sequence[str], scratch: Path)
         if "mergekit" in contestants:
             commands.append([str(PEER_SCRIPTS / "mergekit-yaml"), "--help"])
         if "merganser" in contestants and case.recipe is not None:
-            folders = bench.folders(case, WARM_UP_FAMILY)
+            small = bench.folders(case, WARM_UP_FAMILY)
+            folders = small | {name: small["a"] for name in case.inputs if name not in small}
             recipe = _write_recipe(case, folders, Path(temporary) / "recipe.yml")
             commands.append(
                 [str(SCRIPTS / "merganser"), "merge", str(recipe), "--sink", "null", "--json"]
