@@ -54,6 +54,9 @@ def inner(completion):
 def broken(completion, problem):
     return inner(completion)
 
+def quoting(completion, problem):
+    raise ValueError(completion)
+
 @scorer("declared", batch=True, better="min")
 def declared(samples, problems):
     return [s.tokens + len(p.question) for s, p in zip(samples, problems)]
@@ -143,6 +146,9 @@ def test_an_exception_shows_the_last_frames(mine: Path) -> None:
     ]
     assert lines[-1].startswith("TypeError: unsupported operand")
     assert not any("merganser" in line for line in lines)
+    with pytest.raises(ScorerError) as refused:
+        judging.judge_all(scorers.get("mine.py:quoting", {}, mine), items("\x1b[2Jgone"))
+    assert refused.value.details.endswith("ValueError: \\x1b[2Jgone")
 
 
 def test_the_command_shows_the_traceback(mine: Path) -> None:

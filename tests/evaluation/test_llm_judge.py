@@ -14,6 +14,7 @@ from endpoints import saying, serving
 from merganser.errors import InputError, RecipeError
 from merganser.evaluation import llm_judge, running, scorers, tasks
 from merganser.evaluation.generation import Completion, Sampling
+from merganser.evaluation.judgement_file import judgements_beside
 from merganser.evaluation.judging import Item, judge_all
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
@@ -114,17 +115,26 @@ def test_a_judge_in_a_task_keeps_its_prompt_replies_and_failures(tmp_path: Path)
     assert "{completion}" in described["identity"]["prompt"]
 
 
-def test_a_judge_that_is_too_slow_or_gone() -> None:
+def test_a_judge_that_is_too_slow_is_asked_again_next_time(tmp_path: Path) -> None:
     def slow(_body: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.5)
         return saying("Score: 1")
 
-    with serving([slow]) as (url, asked):
+    with serving([slow, saying("Score: 2"), saying("none")]) as (url, asked):
         judge = scorers.get("judge", {"url": url, "model": "j"}, timeout=0.1)
-        assert judge_all(judge, [item("a")]) == [
-            Judgement(None, "the judge took longer than 0.1 s")
-        ]
-        assert len(asked) == 1
+
+        def run(*texts: str) -> list[tuple[float | None, str]]:
+            with judgements_beside(tmp_path / "s.jsonl") as file:
+                return [(j.score, j.note) for j in judge_all(judge, list(map(item, texts)), file)]
+
+        assert run("a") == [(None, "the judge took longer than 0.1 s")]
+        assert run("a") == [(2, "")]
+        assert run("a", "b") == [(2, ""), (None, llm_judge.UNPARSABLE)]
+        assert run("a", "b") == [(2, ""), (None, llm_judge.UNPARSABLE)]
+        assert len(asked) == 3
+
+
+def test_a_judge_that_is_gone() -> None:
     with serving([(404, "no model j")]) as (url, _):
         judge = scorers.get("judge", {"url": url, "model": "j"})
         with pytest.raises(InputError, match="says 404: no model j"):

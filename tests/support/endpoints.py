@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,7 +29,8 @@ def serving(answers: list[Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             self.send_response(status)
             self.send_header("Retry-After", "0")
             self.end_headers()
-            self.wfile.write(data)
+            with suppress(BrokenPipeError):  # of a client that has no more patience
+                self.wfile.write(data)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -117,6 +117,7 @@ def path_of(samples: Path) -> Path:
 def _line(record: StoredJudgement) -> str:
     fields: dict[str, Any] = asdict(record)
     fields |= fields.pop("judgement")
+    del fields["transient"]  # the empty key says it
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode() + "\n"
 

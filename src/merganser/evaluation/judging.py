@@ -92,8 +92,8 @@ def judge_all(
     def done(place: int, judgement: Judgement) -> None:
         found[missing[place]] = judgement
         if file is not None and (scorer.identity or judgement.note):
-            item = items[missing[place]]
-            file.add(_record(item, name, keys[missing[place]], judgement))
+            key = "" if judgement.transient else keys[missing[place]]
+            file.add(_record(items[missing[place]], name, key, judgement))
         if scorer.identity:
             on_judged(name, len(found), len(items))
 

@@ -142,7 +142,7 @@ def judge(
         try:
             reply = endpoint.complete(Request(messages), sampling).text
         except EndpointTimeout:
-            return Judgement(None, f"the judge took longer than {timeout:g} s")
+            return Judgement(None, f"the judge took longer than {timeout:g} s", transient=True)
         return _read(reply, parse, pattern, scale)
 
     with ThreadPoolExecutor(concurrency) as crew:

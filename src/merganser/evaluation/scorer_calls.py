@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import MerganserError
+from merganser.errors import MerganserError, one_line
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorer_registry import Judgement, Scorer
@@ -126,8 +126,9 @@ def scorer_error(
     )
     numbers = ", ".join(str(sample.sample) for sample in samples[:5])
     more = f" and {len(samples) - 5} more" if len(samples) > 5 else ""
-    error.details = (
+    details = (
         f"scorer {scorer.name}, problem {index} (id {problem.id}), sample {numbers}{more}; last frames:\n"
         f"{failure.frames}\n{failure.reason}"
     )
+    error.details = "\n".join(map(one_line, details.split("\n")))  # exceptions quote completions
     return error

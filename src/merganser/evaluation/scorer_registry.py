@@ -45,11 +45,13 @@ class Judgement:
         score: the number; None if the scorer failed on it.
         note: why it failed, or a detail such as the error of a program.
         reply: what an LLM judge replied.
+        transient: whether another try may succeed, so that it is not stored for the next run.
     """
 
     score: float | None
     note: str = ""
     reply: str | None = None
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
