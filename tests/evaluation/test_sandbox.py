@@ -118,6 +118,8 @@ def test_tests_of_each_form() -> None:
     program = "```\nprint(sum(map(int, input().split())))\n```"
     assert judged(pairs, program) == (1.0, "")
     assert judged(pairs, "print(4)") == (0.0, "printed something else")
+    apps = {"tests": json.dumps({"inputs": ["1 2", ["3", "4"]], "outputs": ["3", "3"]})}
+    assert judged(apps, program, share=True) == (0.5, "printed something else")
 
 
 def test_the_program_in_a_completion() -> None:
@@ -132,6 +134,10 @@ def test_tests_that_are_missing() -> None:
     for record, told in [
         ({"problem": "?"}, "p:1: has no field 'tests' with tests; it has problem"),
         ({"tests": [1]}, "p:1: tests is a text, a list of texts, or of"),
+        (
+            {"tests": '{"inputs": [], "fn_name": "f"}'},
+            "p:1: tests is a text, a list of texts, or of",
+        ),
     ]:
         with pytest.raises(InputError) as refused:
             found.check(Problem("0", "?", (), None, record, "p:1"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,8 @@ def code(
 
     The field ``tests`` of a problem is a text of statements (or several texts) that raise an exception
     if the program is wrong, as in MBPP; or a list of ``{"input": …, "output": …}``, and what the program
-    prints is compared line by line, without spaces at the ends of lines. If the tests define ``check``, as
+    prints is compared line by line, without spaces at the ends of lines; such lists may be JSON texts, and
+    ``{"inputs": […], "outputs": […]}`` as in APPS. If the tests define ``check``, as
     in HumanEval, it is called with what the field ``entry_point`` names. A problem whose program takes too
     long, or too much memory, is not solved.
 
@@ -116,6 +119,7 @@ def _tests(problem: Problem, field: str) -> list[str | Mapping[str, str]]:
     if given is None:
         there = ", ".join(problem.record)
         raise InputError(f"{problem.address}: has no field {field!r} with tests; it has {there}")
+    given = _decoded(given)
     if isinstance(given, str):
         entry = problem.record.get("entry_point")
         call = f"\ncheck({entry})" if entry and re.search(r"^def check\(", given, re.M) else ""
@@ -129,6 +133,23 @@ def _tests(problem: Problem, field: str) -> list[str | Mapping[str, str]]:
     raise InputError(
         f'{problem.address}: {field} is a text, a list of texts, or of {{"input": …, "output": …}}'
     )
+
+
+def _decoded(given: Any) -> Any:
+    """Tests in their plain form: data sets keep lists as JSON, and APPS all inputs before all outputs."""
+    if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError):
+            given = json.loads(given)
+    if isinstance(given, dict) and {"inputs", "outputs"} == set(given):
+        inputs, outputs = given["inputs"], given["outputs"]
+        if len(inputs) == len(outputs):
+            pairs = zip(inputs, outputs, strict=True)
+            return [{"input": _text(one), "output": _text(other)} for one, other in pairs]
+    return given
+
+
+def _text(lines: Any) -> str:
+    return "\n".join(map(str, lines)) if isinstance(lines, list) else str(lines)
 
 
 def _failure(program: str, test: str | Mapping[str, str], limits: Limits) -> str:

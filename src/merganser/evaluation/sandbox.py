@@ -27,7 +27,7 @@ from merganser.errors import MerganserError
 SPACES = ("--user", "--net", "--pid", "--ipc", "--fork", "--kill-child")
 """Namespaces of a program's own: users, networks, processes, and communication."""
 
-MOST_OUTPUT = 65_536
+MOST_OUTPUT = 2**20
 """Bytes of a program's output that are read, the last ones of its errors."""
 
 FILE_SIZE = 16 * 2**20
