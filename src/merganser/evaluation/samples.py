@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -122,7 +123,21 @@ class Verdict(NamedTuple):
 
 
 _PROMPT, _TOKENS = b', "prompt": ', b', "tokens": '
-_WITHOUT_TEXTS = [f for f in Sample.__dataclass_fields__ if f not in ("prompt", "completion")]
+
+_TEXT = rb'"(?:[^"\\]|\\.)*"'
+_VERDICT = re.compile(
+    rb'(?m)^\{"task": (%(t)s), "problem": (%(t)s), "sample": (\d+), "tokens": \d+, "finish": %(t)s, '
+    rb'"scores": (\{[^{}]*\}), "answer": (?:null|%(t)s), "key": %(t)s\}$' % {b"t": _TEXT}
+)
+"""A line as :func:`line` writes it, without prompt and completion."""
+
+
+class _Parsed(dict[bytes, Any]):
+    """Values of JSON texts, each parsed once."""
+
+    def __missing__(self, text: bytes) -> Any:
+        self[text] = value = json.loads(text)
+        return value
 
 
 def read_verdicts(file: Path) -> list[Verdict]:
@@ -136,17 +151,28 @@ def read_verdicts(file: Path) -> list[Verdict]:
         InputError: with file and line of the first mistake.
     """
     try:
-        lines = [line for line in file.read_bytes().split(b"\n") if line]
+        text = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file}: samples cannot be read ({error.strerror})") from None
-    cut = [line[: line.find(_PROMPT)] + line[line.find(_TOKENS) :] for line in lines]
+    parts: list[bytes] = []
+    end, lines = 0, 0
+    while end < len(text):
+        prompt = text.find(_PROMPT, end)
+        tokens = text.find(_TOKENS, prompt)
+        if prompt < 0 or tokens < 0:
+            break
+        parts.append(text[end:prompt])
+        end = text.find(b"\n", tokens) + 1 or len(text)
+        parts.append(text[tokens:end])
+        lines += 1
+    parts.append(text[end:])
+    found = _VERDICT.findall(b"".join(parts))
+    parsed = _Parsed()
     try:
-        records = json.loads(b"[" + b",".join(cut) + b"]")
-        verdicts = [Verdict(r["task"], r["problem"], r["sample"], r["scores"]) for r in records]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        verdicts = records = []
-    good = all(list(record) == _WITHOUT_TEXTS for record in records)
-    if not good or len(verdicts) != len(lines) or not all(type(v.scores) is dict for v in verdicts):
+        verdicts = [Verdict(parsed[t], parsed[p], int(n), parsed[s]) for t, p, n, s in found]
+    except (ValueError, RecursionError):
+        verdicts = []
+    if len(verdicts) != lines or text[end:].strip():
         verdicts = [Verdict(s.task, s.problem, s.sample, s.scores) for s in read(file)]
     return verdicts
 
