@@ -118,7 +118,7 @@ def test_tests_of_each_form() -> None:
     program = "```\nprint(sum(map(int, input().split())))\n```"
     assert judged(pairs, program) == (1.0, "")
     assert judged(pairs, "print(4)") == (0.0, "printed something else")
-    apps = {"tests": json.dumps({"inputs": ["1 2", ["3", "4"]], "outputs": ["3", "3"]})}
+    apps = {"tests": json.dumps({"inputs": ["1 2", ["3", "4"]], "outputs": ["3", "7"]})}
     assert judged(apps, program, share=True) == (0.5, "printed something else")
 
 
@@ -135,7 +135,7 @@ def test_tests_that_are_missing() -> None:
         ({"problem": "?"}, "p:1: has no field 'tests' with tests; it has problem"),
         ({"tests": [1]}, "p:1: tests is a text, a list of texts, or of"),
         (
-            {"tests": '{"inputs": [], "fn_name": "f"}'},
+            {"tests": '{"inputs": [1], "outputs": []}'},
             "p:1: tests is a text, a list of texts, or of",
         ),
     ]:
