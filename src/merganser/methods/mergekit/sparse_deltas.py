@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from merganser.methods import (
-    Generators,
-    Rescale,
-    sparse_deltas,
-    variant_of,
-)
+from merganser.methods import Generators, Rescale, sparse_deltas, variant_of
 from merganser.methods.mergekit.rounded_sums import Numbers, Sparsify, signed_sum, stacked
 
 if TYPE_CHECKING:
@@ -140,108 +135,74 @@ def ties(
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
 
-@variant_of(sparse_deltas.dare_linear)
-def dare_linear(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    generators: Generators,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """In bfloat16 the density is rounded to it."""
-    keep = _at_random(density, rescale, generators)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
+def _dare(*, elect: bool) -> Callable[..., Tensor]:
+    def dare(
+        tensors: Sequence[Tensor],
+        base: Tensor,
+        generators: Generators,
+        *,
+        weight: Numbers,
+        density: Numbers,
+        normalize: bool,
+        rescale: Rescale,
+        lambda_: float,
+    ) -> Tensor:
+        """In bfloat16 the density is rounded to it."""
+        keep = _at_random(density, rescale, generators)
+        return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
+
+    return dare
 
 
-@variant_of(sparse_deltas.dare_ties)
-def dare_ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    generators: Generators,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """In bfloat16 the density is rounded to it."""
-    keep = _at_random(density, rescale, generators)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
+variant_of(sparse_deltas.dare_linear)(_dare(elect=False))
+variant_of(sparse_deltas.dare_ties)(_dare(elect=True))
 
 
-@variant_of(sparse_deltas.breadcrumbs)
-def breadcrumbs(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    gamma: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """Equal magnitudes at the cuts are kept in the order of torch's sort."""
-    keep = _without_outliers(density, gamma, rescale)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
+def _breadcrumbs(*, elect: bool) -> Callable[..., Tensor]:
+    def breadcrumbs(
+        tensors: Sequence[Tensor],
+        base: Tensor,
+        *,
+        weight: Numbers,
+        density: Numbers,
+        gamma: Numbers,
+        normalize: bool,
+        rescale: Rescale,
+        lambda_: float,
+    ) -> Tensor:
+        """Equal magnitudes at the cuts are kept in the order of torch's sort."""
+        keep = _without_outliers(density, gamma, rescale)
+        return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
+
+    return breadcrumbs
 
 
-@variant_of(sparse_deltas.breadcrumbs_ties)
-def breadcrumbs_ties(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    gamma: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """Equal magnitudes at the cuts are kept in the order of torch's sort."""
-    keep = _without_outliers(density, gamma, rescale)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
+variant_of(sparse_deltas.breadcrumbs)(_breadcrumbs(elect=False))
+variant_of(sparse_deltas.breadcrumbs_ties)(_breadcrumbs(elect=True))
 
 
-@variant_of(sparse_deltas.della, check=_chances_fit)
-def della(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    generators: Generators,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    epsilon: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """Ranks are rounded to the inputs' dtype; rows of one element have none."""
-    keep = _by_rank(density, epsilon, rescale, generators)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
+def _della(*, elect: bool) -> Callable[..., Tensor]:
+    def della(
+        tensors: Sequence[Tensor],
+        base: Tensor,
+        generators: Generators,
+        *,
+        weight: Numbers,
+        density: Numbers,
+        epsilon: Numbers,
+        normalize: bool,
+        rescale: Rescale,
+        lambda_: float,
+    ) -> Tensor:
+        """Ranks are rounded to the inputs' dtype; rows of one element have none."""
+        keep = _by_rank(density, epsilon, rescale, generators)
+        return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
+
+    return della
 
 
-@variant_of(sparse_deltas.della_linear, check=_chances_fit)
-def della_linear(
-    tensors: Sequence[Tensor],
-    base: Tensor,
-    generators: Generators,
-    *,
-    weight: Numbers,
-    density: Numbers,
-    epsilon: Numbers,
-    normalize: bool,
-    rescale: Rescale,
-    lambda_: float,
-) -> Tensor:
-    """Ranks are rounded to the inputs' dtype; rows of one element have none."""
-    keep = _by_rank(density, epsilon, rescale, generators)
-    return signed_sum(tensors, base, weight, normalize, lambda_, elect=False, sparsify=keep)
+variant_of(sparse_deltas.della, check=_chances_fit)(_della(elect=True))
+variant_of(sparse_deltas.della_linear, check=_chances_fit)(_della(elect=False))
 
 
 @variant_of(sparse_deltas.sce)
