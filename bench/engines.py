@@ -1,6 +1,6 @@
 """The engines side by side: points by swapped weights and by folders, a swap's time and memory, batching.
 
-    python bench/engines.py points DEMO         # nine points of the demo: vLLM by swap, vLLM by folders, transformers
+    python bench/engines.py points DEMO         # nine points of the demo: vLLM by swap, and by folders
     python bench/engines.py swap A B            # two models: a swap beside reading both and copying one once
     python bench/engines.py uneven MODEL        # an eighth of the answers eight times as long
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 EXPERTS = (
@@ -101,55 +102,67 @@ def swap(first: str, second: str, dtype: str) -> dict[str, Any]:
     """Seconds of swaps, of their floor, and memory that swaps take beyond the engine's own.
 
     Also of the two halves of a swap: the stream without an engine, and an engine that is given
-    tensors which are there.
+    tensors which are there. Where the machine is busy, compare processor times.
     """
     import merganser
     from merganser.engine.stream import TensorStream
     from merganser.study.vllm_model import VllmModel
 
     plans = [merganser.plan(blend(first, second, weight)) for weight in (0.3, 0.6)]
+    costs: dict[str, list[Cost]] = {"swap": [], "stream_alone": [], "engine_alone": [], "floor": []}
     with closing(VllmModel(dtype=dtype)) as live:  # type: ignore[arg-type]
         live._open(plans[0])
         live._start()
         before = anonymous()
-        times, peaks = [], []
+        peaks = []
         for turn in range(6):
             with peak() as most:
                 plan = plans[turn % 2]
-                times.append(seconds(lambda: live.become(plan, report=False)))  # noqa: B023
+                costs["swap"].append(cost(lambda: live.become(plan, report=False)))  # noqa: B023
             peaks.append(most[0])
         after = anonymous()
         running: Any = live._running
-        there = list(TensorStream(plans[0], report=False))
-        engines = [seconds(lambda: running.load(iter(there))) for _ in range(3)]
-        there = []
-    streams = [seconds(lambda: deque(TensorStream(plans[0], report=False), 0)) for _ in range(3)]
-    floors = [floor_of(first, second, dtype) for _ in range(3)]
+        for _ in range(3):
+            there = list(TensorStream(plans[0], report=False))
+            costs["engine_alone"].append(cost(lambda: running.load(iter(there))))  # noqa: B023
+            there = []
+    for _ in range(3):
+        costs["stream_alone"].append(
+            cost(lambda: deque(TensorStream(plans[0], report=False), 0)),
+        )
+        costs["floor"].append(cost(lambda: copy_once(first, second, dtype)))
+    wall = {name: min(each.wall for each in found) for name, found in costs.items()}
+    cpu = {name: min(each.cpu for each in found) for name, found in costs.items()}
     return {
-        "swap_s": [round(seconds, 3) for seconds in times],
-        "floor_s": [round(seconds, 3) for seconds in floors],
-        "ratio": round(min(times) / min(floors), 2),
-        "stream_alone_s": round(min(streams), 3),
-        "engine_alone_s": round(min(engines), 3),
+        "s": {name: round(each, 3) for name, each in wall.items()},
+        "cpu_s": {name: round(each, 3) for name, each in cpu.items()},
+        "ratio": round(wall["swap"] / wall["floor"], 2),
+        "ratio_cpu": round(cpu["swap"] / cpu["floor"], 2),
         "engine_mb": before // 10**6,
         "kept_mb": (after - before) // 10**6,
-        "peak_mb": (max(peaks) - before) // 10**6,
+        "peaks_mb": [(each - before) // 10**6 for each in peaks],
     }
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
-    began = time.perf_counter()
+class Cost(NamedTuple):
+    """Seconds of something, and of the processor, of all threads of this process."""
+
+    wall: float
+    cpu: float
+
+
+def cost(work: Callable[[], object]) -> Cost:
+    """What something costs."""
+    began, used = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return Cost(time.perf_counter() - began, time.process_time() - used)
 
 
-def floor_of(first: str, second: str, dtype: str) -> float:
-    """Seconds of reading both models' tensors and copying one's once, as the engine's dtype."""
+def copy_once(first: str, second: str, dtype: str) -> None:
+    """Read both models' tensors, and copy one's once, as the engine's dtype."""
     import torch
     from safetensors import safe_open
 
-    began = time.perf_counter()
     wide = getattr(torch, dtype)
     for folder in (second, first):
         for file in sorted(Path(folder).glob("*.safetensors")):
@@ -162,7 +175,6 @@ def floor_of(first: str, second: str, dtype: str) -> float:
             for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
                 tensor = tensors.get_tensor(name)
                 torch.empty(tensor.shape, dtype=wide).copy_(tensor)
-    return time.perf_counter() - began
 
 
 def uneven(model: str, count: int, short: int) -> dict[str, Any]:
@@ -279,38 +291,51 @@ def peak() -> Iterator[list[int]]:
         watcher.join()
 
 
-def run_alone(*words: str) -> tuple[float, dict[str, Any]]:
-    """Seconds of a process of this script, and what it found."""
+def run_alone(*words: str) -> tuple[Cost, dict[str, Any]]:
+    """What a process of this script costs, and what it found."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        began = time.perf_counter()
+        began, used = time.perf_counter(), children_seconds()
         subprocess.run(
             [sys.executable, __file__, *words, "--into", file.name],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        return time.perf_counter() - began, json.loads(Path(file.name).read_text())
+        spent = Cost(time.perf_counter() - began, children_seconds() - used)
+        return spent, json.loads(Path(file.name).read_text())
 
 
-def compare_points(demo: Path) -> dict[str, Any]:
-    """Nine points by swap, by folders and by transformers, with the answers that differ."""
-    swapped_s, swapped = run_alone("by-engine", str(demo), "vllm")
-    static_s, transformed = run_alone("by-engine", str(demo), "transformers")
-    folders_s, differ = 0.0, 0
-    for weight, own in zip(WEIGHTS, swapped["answers"], strict=True):
-        seconds, fresh = run_alone("by-folder", str(demo), str(weight))
-        folders_s += seconds
+def children_seconds() -> float:
+    """Processor seconds of the processes that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def compare_points(demo: Path, folders: int) -> dict[str, Any]:
+    """Nine points by swap, some or all of them by folders, with the answers that differ.
+
+    The ratio is that of nine times a mean folder.
+    """
+    swapped, ours = run_alone("by-engine", str(demo), "vllm")
+    costs, answers, differ = [], 0, 0
+    for index in range(0, len(WEIGHTS), -(-len(WEIGHTS) // folders)):
+        own = ours["answers"][index]
+        spent, fresh = run_alone("by-folder", str(demo), str(WEIGHTS[index]))
+        costs.append(spent)
+        answers += len(own)
         differ += count_differing(own, fresh["answers"])
-    both = zip(swapped["answers"], transformed["answers"], strict=True)
+    wall, cpu = (sum(each) / len(costs) for each in zip(*costs, strict=True))
     return {
         "points": len(WEIGHTS),
-        "answers": sum(map(len, swapped["answers"])),
-        "vllm_swap_s": round(swapped_s, 1),
-        "vllm_folders_s": round(folders_s, 1),
-        "ratio": round(folders_s / swapped_s, 2),
-        "transformers_s": round(static_s, 1),
-        "differ_from_folders": differ,
-        "differ_from_transformers": sum(count_differing(own, other) for own, other in both),
+        "swap_s": round(swapped.wall, 1),
+        "swap_cpu_s": round(swapped.cpu, 1),
+        "folders": len(costs),
+        "a_folder_s": round(wall, 1),
+        "a_folder_cpu_s": round(cpu, 1),
+        "ratio": round(len(WEIGHTS) * wall / swapped.wall, 1),
+        "ratio_cpu": round(len(WEIGHTS) * cpu / swapped.cpu, 1),
+        "answers_compared": answers,
+        "differ": differ,
     }
 
 
@@ -327,13 +352,14 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="+")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--folders", type=int, default=len(WEIGHTS))
     parser.add_argument("--answers", type=int, default=96)
     parser.add_argument("--short", type=int, default=20)
     parser.add_argument("--into", type=Path)
     given = parser.parse_args()
     words = given.words
     if given.what == "points":
-        found = compare_points(Path(words[0]).resolve())
+        found = compare_points(Path(words[0]).resolve(), given.folders)
     elif given.what == "swap":
         found = swap(words[0], words[1], given.dtype)
     elif given.what == "uneven":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MADV_HUGEPAGE", "MADV_POPULATE_REA
     if hasattr(mmap, name):
         delattr(mmap, name)
 sys.modules["fcntl"] = None  # importing it fails
+sys.modules["resource"] = None
 from merganser.cli import main
 main()
 """
@@ -117,3 +120,15 @@ def test_the_device_of_auto(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert LiveModel().device == device
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_goes_back() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    blocks: list[bytes | None] = [b"x" * 100_000 for _ in range(800)]
+    blocks[:] = [block if n % 50 == 0 else None for n, block in enumerate(blocks)]
+    before = resident()  # what is freed between blocks that stay is still there
+    system.give_back_memory()
+    assert resident() < before - 30_000_000

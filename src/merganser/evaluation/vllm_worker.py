@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from merganser import system
 from merganser.evaluation import vllm_feed
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Loading:
         finally:
             del model.load_weights
         _pack_tied(model)
+        system.give_back_memory()  # of the tensors' many sizes, glibc would keep a model's worth
         return sorted((wanted - loaded) | incomplete)
 
 
