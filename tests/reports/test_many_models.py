@@ -252,6 +252,8 @@ def test_curves_and_grids_of_steps(tmp_path: Path) -> None:
     curves = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}  # type: ignore[arg-type]
     assert curves["the run itself"] == pytest.approx([0.36, 0.42, 0.48])
     assert curves["w 0.8"] == pytest.approx([0.348, 0.396, 0.444])
+    legend = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 < legend.x0 < legend.x1 < figure.bbox.x1
     grid = step_figures.over_steps(steps())
     assert grid is not None
     assert "0.396" in {text.get_text() for text in grid.axes[0].texts}

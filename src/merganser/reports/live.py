@@ -72,12 +72,12 @@ def _directions(block: Mapping[str, Any]) -> dict[str, Direction]:
 
 
 def write(
-    found: Results, folder: Path, *, total: int | None = None, stopped: bool = False
+    study: Results, folder: Path, *, total: int | None = None, stopped: bool = False
 ) -> Path | None:
     """Write the report of a study as far as it is.
 
     Args:
-        found: the results so far.
+        study: the results so far.
         folder: the study's.
         total: how many models the study scores; None if nobody knows.
         stopped: whether the study has stopped; else browsers load the page again by themselves.
@@ -88,12 +88,12 @@ def write(
     Raises:
         MerganserError: matplotlib or moocore is not installed, or the page cannot be written.
     """
-    scored = sum(bool(entry.scores) for entry in found.entries)
+    scored = sum(bool(entry.scores) for entry in study.entries)
     if not scored:
         return None
     every = None if stopped else round(EVERY)
     running = page.Running(scored, total, every, time.strftime("%H:%M:%S"))
-    return page.write_running(found, folder, running)
+    return page.write_running(study, folder, running)
 
 
 class LivePage:

@@ -45,17 +45,17 @@ class Pictures:
     """Draws the pictures of a study.
 
     Args:
-        found: the study's results.
+        study: the study's results.
         folder: the folder to write each picture's files into; None to write none.
 
     Attributes:
         files: what was written.
     """
 
-    def __init__(self, found: Results, folder: Path | None) -> None:
+    def __init__(self, study: Results, folder: Path | None) -> None:
         self.folder = folder
         self.files: list[Path] = []
-        self._hints = hints(found)
+        self._hints = hints(study)
         self._figures = extras.load("merganser.reports.figures", "plot")
 
     def __call__(self, name: str, figure: Figure, title: str, caption: str) -> Picture:
@@ -86,24 +86,24 @@ class Pictures:
         return Picture(title, caption, addresses, Markup(inline))
 
 
-def hints(found: Results) -> list[str]:
+def hints(study: Results) -> list[str]:
     """What is shown of each entry under the pointer: a line each for its name, values, weights and scores."""
-    short = labels(found)
-    return [_hint(entry, found, short) for entry in found.entries]
+    short = labels(study)
+    return [_hint(entry, study, short) for entry in study.entries]
 
 
-def _hint(entry: Entry, found: Results, short: Mapping[str, str]) -> str:
+def _hint(entry: Entry, study: Results, short: Mapping[str, str]) -> str:
     lines = [entry.name if entry.role == "point" else f"{entry.name} ({entry.role})"]
     if entry.values:
         values = [f"{k} = {number_format.ten_digits(v)}" for k, v in entry.values.items()]
         lines.append(", ".join(values))
     if entry.weights:
         lines.append(f"weights: {_weights(entry, short)}")
-    for name in found.directions:
+    for name in study.directions:
         if (score := entry.scores.get(name)) is not None:
             lines.append(f"{name}: {_score(score)}")
-    if entry.name in found.chosen:
-        lines.append(f"chosen: {found.chosen[entry.name]}")
+    if entry.name in study.chosen:
+        lines.append(f"chosen: {study.chosen[entry.name]}")
     return "\n".join(" ".join(line.split()) for line in lines)
 
 

@@ -21,6 +21,7 @@ from merganser.reports.figure_style import (
     ON_DARK,
     ON_LIGHT,
     axis_label,
+    legend,
     mark_points,
     styled,
 )
@@ -66,14 +67,7 @@ def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figu
         axes.set_xlabel("step")
         axes.set_ylabel(axis_label(score, results))
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    if len(labels) > 1 or any(labels):
-        figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=-(-len(labels) // -(-len(labels) // 6)),
-        )
+    legend(figure, grid[0, 0])
     return figure
 
 

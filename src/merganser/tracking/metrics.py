@@ -32,26 +32,26 @@ class Metrics:
             prefix: what all names begin with; with one, only scores are returned.
         """
         start = prefix if entry.role == "point" else f"{prefix}{entry.name}/"
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for name, score in entry.scores.items():
-            found |= {name: score.mean, f"{name}_error": score.error}
-            found |= {f"{name}_low": score.low, f"{name}_high": score.high}
+            numbers |= {name: score.mean, f"{name}_error": score.error}
+            numbers |= {f"{name}_low": score.low, f"{name}_high": score.high}
         if not prefix:
-            found |= self._weights(entry)
-        return {f"{start}{k}": float(v) for k, v in found.items() if math.isfinite(v)}
+            numbers |= self._weights(entry)
+        return {f"{start}{k}": float(v) for k, v in numbers.items() if math.isfinite(v)}
 
     def _weights(self, entry: Entry) -> dict[str, float]:
         values = dict(_numbers(entry.values))
-        found = dict(values)
+        numbers = dict(values)
         for key, value in values.items():
             model = self._weighed_by(key, value, entry.weights)
             if model is not None and model in entry.effective:
-                found[f"effective_{key}"] = entry.effective[model]
+                numbers[f"effective_{key}"] = entry.effective[model]
         for model, short in zip(entry.weights, _short(list(entry.weights)), strict=True):
-            found[f"weight_{short}"] = entry.weights[model]
+            numbers[f"weight_{short}"] = entry.weights[model]
             if model in entry.effective:
-                found[f"effective_{short}"] = entry.effective[model]
-        return found
+                numbers[f"effective_{short}"] = entry.effective[model]
+        return numbers
 
     def _weighed_by(self, key: str, value: float, weights: Mapping[str, float]) -> str | None:
         """The only model whose weight the key has been at all points so far."""
@@ -67,10 +67,10 @@ def _short(models: Sequence[str]) -> list[str]:
 
 
 def _numbers(values: Mapping[str, Any]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for key, value in values.items():
         if isinstance(value, list | tuple):
-            found += _numbers({f"{key}[{n}]": each for n, each in enumerate(value)})
+            numbers += _numbers({f"{key}[{n}]": each for n, each in enumerate(value)})
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((key, value))
-    return found
+            numbers.append((key, value))
+    return numbers
