@@ -675,7 +675,7 @@ def test_a_search_is_planned(story: Path) -> None:
         ("held_out: 0.25", "held_out: other", 10, "held_out: there is no task 'other'; there are sums"),
         ("held_out: 0.25", "held_out: sums", 10, "held_out: names all tasks"),
         ("held_out: 0.25", "held_out: 0.01", 10, "0.01 of the 8 problems of 'sums' leaves one part"),
-        ("problems:", "problem:", 18, "evaluate.tasks[0]: the key 'problems' is missing"),
+        ("problems:", "problem:", 19, "problem: unknown key; did you mean 'problems'?"),
         ("evaluate:", "evaluatee:", 1, "the evaluate: block, which says"),
         ("evaluate:", "evaluate:\n  keep: all", 17, "evaluate.keep: of a search"),
         ("method: linear", "method: linaer", 11, "merge_method"),

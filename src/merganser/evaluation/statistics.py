@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 Direction = Literal["max", "min"]
 """Whether more of a score is better, or less (such as the number of tokens)."""
@@ -42,6 +42,11 @@ class Score:
     high: float
     problems: int
     failed: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data; without ``failed`` if nothing failed."""
+        found = asdict(self)
+        return found if self.failed else {k: v for k, v in found.items() if k != "failed"}
 
 
 def summarize(values: Sequence[float]) -> Score:

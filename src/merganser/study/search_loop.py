@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +274,7 @@ def _line(trial: Trial) -> dict[str, Any]:
         "name": candidate.name,
         "values": dict(candidate.values),
     }
-    line["scores"] = {name: asdict(score) for name, score in trial.scores.items()}
+    line["scores"] = {name: score.as_dict() for name, score in trial.scores.items()}
     facts = {"same_as": trial.same_as, "invalid": trial.invalid}
     return line | {key: fact for key, fact in facts.items() if fact is not None}
 
