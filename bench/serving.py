@@ -223,6 +223,8 @@ class OverHttp:
 
     async def round(self, tokens: int) -> tuple[float, list[str]]:
         """Processor seconds, and the texts."""
+        for client in self.clients:  # the server closes those that were idle for long
+            client.close()
         began = processor_seconds(self.pid)
         pairs = zip(self.clients, questions(AT_ONCE), strict=True)
         texts = await asyncio.gather(*(self.one(client, text, tokens) for client, text in pairs))
@@ -236,7 +238,6 @@ class OverHttp:
             return str(body["choices"][0]["text"])
         reader, _ = await client.send(stream=True, **asked)
         await reader.readuntil(b"[DONE]\n\n")
-        client.close()
         return ""
 
 

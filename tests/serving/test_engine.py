@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
+import peers
 from checkpoints_on_disk import make_model
 from merganser.errors import ResourceError
 from merganser.evaluation import drawing
@@ -92,6 +94,39 @@ def test_rows_that_join_and_leave_get_what_each_gets_alone(
         assert completion == alone.answer(served.plan, prompt, sampling(number))
         assert "".join(part.text for part in parts) == completion.text
         assert (len(parts) > 1) == (number % 3 == 0 and completion.tokens > 1)
+
+
+FAMILIES: dict[str, Any] = {
+    "gemma3": peers.FAMILIES["gemma3"],
+    "mamba": lambda layers: transformers.MambaConfig(
+        vocab_size=peers.VOCABULARY, hidden_size=32, state_size=4, num_hidden_layers=layers
+    ),
+}
+"""With windows that slide, and without keys and values."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_caches_than_keys_and_values_of_all_tokens(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(peers.FAMILIES, family, FAMILIES[family])
+    monkeypatch.setattr(transformers_engine, "PIECE", 4)
+    monkeypatch.setattr(transformers_engine, "READ_TOGETHER", 12)
+    [served] = Catalogue([str(peers.make_model(tmp_path / "model", family))]).models.values()
+    prompts = ["what is 1 + 2 =", "3", "1 2 3 4 5 6 7 8 9 0 1 2"]
+    how = Sampling(1.0, 0.95, max_tokens=70, seed=1)
+
+    async def scenario() -> tuple[bool, list[Completion]]:
+        async with running() as engine:
+            await engine.become(served)
+            assert engine._forward is not None
+            asked = [ask(engine, served, prompt, how) for prompt in prompts]
+            return engine._forward.joins, [each for each, _ in await asyncio.gather(*asked)]
+
+    joins, found = run(scenario)
+    assert joins is (family == "gemma3")
+    alone = Alone()
+    assert found == [alone.answer(served.plan, prompt, how) for prompt in prompts]
 
 
 def test_a_model_s_rows_are_held_while_another_has_its_turn(

@@ -128,12 +128,13 @@ class Codec:
         return len(tokens)
 
     def key_value_bytes(self, element_size: int) -> int:
-        """Bytes that the keys and values of one token take in a cache."""
+        """Bytes that the keys and values of one token take in a cache; 0 for a model without attention."""
         config = self.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = (
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
+        queries = getattr(config, "num_attention_heads", None)
+        if not queries:
+            return 0
+        heads = getattr(config, "num_key_value_heads", None) or queries
+        width = getattr(config, "head_dim", None) or config.hidden_size // queries
         return int(2 * config.num_hidden_layers * heads * width * element_size)
 
 

@@ -77,10 +77,11 @@ class Forward:
         """
         given: dict[str, Any] = {
             "input_ids": ids,
-            "attention_mask": mask,
             self._cache_name: cache,
             "use_cache": True,
         }
+        if self.joins:  # a row alone has no padding
+            given["attention_mask"] = mask
         if self._takes_positions:
             given["position_ids"] = positions
         if self._takes_keep:

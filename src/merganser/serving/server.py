@@ -18,6 +18,9 @@ from merganser.serving.app import LOOPBACK, make_app
 from merganser.serving.limits import DRAIN_SECONDS, PORT
 from merganser.serving.service import Service
 
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays: longer than clients keep theirs, so that none asks on a closed one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -77,6 +80,7 @@ class Server(uvicorn.Server):
             ws="none",
             lifespan="on",
             timeout_graceful_shutdown=address.drain_seconds,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         super().__init__(config)
         self._service = service

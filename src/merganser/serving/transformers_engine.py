@@ -246,7 +246,9 @@ class TransformersEngine:
         if here.reading is None and here.waiting:
             rows = self._next_rows()
             if rows and self._forward is not None:
-                here.reading = Reading(self._forward, rows, PIECE)
+                # Not every recurrent model takes up its state where more than one token follows.
+                piece = PIECE if self._forward.joins else rows[0].length
+                here.reading = Reading(self._forward, rows, piece)
         for batch in list(here.batches):
             self._step(batch)
         if here.reading is not None:
