@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint_says_what_is_there(
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a checkpoint"):
         open_checkpoint(write_json(tmp_path / "config.json", {}))
-    with pytest.raises(InputError, match="name the folder"):
+    with pytest.raises(InputError, match="name its folder"):
         open_checkpoint(write_json(tmp_path / "__0_0.distcp", {}))
 
 

@@ -404,4 +404,4 @@ def test_parts_of_several_dtypes(parts: Path) -> None:
                 entry["dtype"] = "I32"
 
     changed_header(next(parts.glob("shard-00002-*")), change)
-    refused(parts, str(parts), "several dtypes")
+    refused(parts, str(parts), "differ in dtype")

@@ -89,7 +89,7 @@ def test_a_huggingface_folder_without_weights_means_the_shards_beside_it(run: Pa
     checkpoint = open_checkpoint(run / ACTOR / "huggingface", "the model")
     assert checkpoint.home == run / ACTOR
     [note] = checkpoint.notes
-    assert_one_line(note, "the model: ", "huggingface/ holds no weights", "shards in actor/")
+    assert_one_line(note, "the model: ", "huggingface/ holds no weights", "shards next to it, in actor/")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_which_weights_are_taken_and_why(
     assert len(checkpoint.notes) == (weights == "auto")
     other = "huggingface" if taken == "float32" else "shards"
     for note in checkpoint.notes:
-        assert_one_line(note, "precision", f"weights: {other}")
+        assert_one_line(note, "precis", f"weights: {other}")
 
 
 def test_weights_that_are_not_there(run: Path) -> None:

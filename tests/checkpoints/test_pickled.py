@@ -65,8 +65,8 @@ def test_a_module_called_module_keeps_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ({}, ["no tensors", "none"]),
-        ({"step": 3, "args": {"w": 1}}, ["no tensors", "'step', 'args'"]),
+        ({}, ["neither tensors by name", "none"]),
+        ({"step": 3, "args": {"w": 1}}, ["neither tensors by name", "'step', 'args'"]),
         ({"model": {"step": 3}}, ["'step'"]),
         ([T], ["no state dict"]),
         (T, ["no state dict"]),

@@ -380,7 +380,7 @@ def test_a_server_that_is_no_help(answer: Any, told: str) -> None:
 
 
 def test_no_server() -> None:
-    with pytest.raises(InputError, match="is not reached"):
+    with pytest.raises(InputError, match="cannot be reached"):
         list(Endpoint("http://127.0.0.1:9/v1", "m", retries=0)([Request("x")], Sampling()))
     with pytest.raises(RecipeError, match="write it like"):
         Endpoint("file:///etc", "m")

@@ -265,7 +265,7 @@ def test_completions_are_kept_by_what_models_hold(
         with pytest.raises(AssertionError):
             evaluate_sweep(file.name, "out", write=False, on_warning=notes.append)
     ending = "are generated again and replaced: the model ./b changed"
-    assert notes == [f"12 kept completions of b, m_w0.3, m_w0.7 {ending}"]
+    assert notes == [f"12 stored completions of b, m_w0.3, m_w0.7 {ending}"]
     monkeypatch.chdir(copied)
     text = (copied / file.name).read_text()
     (copied / file.name).write_text(text.replace("max_tokens: 6", "max_tokens: 5"))
@@ -322,7 +322,7 @@ def test_chosen_points_are_scored_on_what_is_held_out(file: Path, tmp_path: Path
     [
         ("other", "evaluate.held_out: there is no task 'other'; there are sums"),
         ("sums", "evaluate.held_out: names all tasks"),
-        ("0.01", "evaluate.held_out: 0.01 of the 4 problems of 'sums' leaves one part"),
+        ("0.01", "evaluate.held_out: a share of 0.01 of the 4 problems of 'sums' leaves one part"),
         ("1.5", "held_out: "),
     ],
 )
@@ -525,7 +525,7 @@ def test_what_stops_the_writing_stops_the_study_before_it_begins(
     taken = out / "m_w0.7" / "notes.txt"
     taken.parent.mkdir(parents=True)
     taken.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"m_w0\.7: is there already"):
+    with pytest.raises(OutputExistsError, match=r"m_w0\.7: exists already"):
         evaluate_sweep(file, out)
     assert taken.read_text() == "mine"
     taken.unlink()
@@ -649,7 +649,7 @@ def test_references_are_scored_and_stated(file: Path, tmp_path: Path) -> None:
     ("old", "new", "line", "told"),
     [
         ("./mixed", "./mixd", 17, "./mixd: no such folder"),
-        ("./mixed", "./a", 18, "references[0]: ./a is in the study already"),
+        ("./mixed", "./a", 18, "references[0]: ./a is a model of the study already"),
         ("exact: {mean", "exat: {mean", 22, "no score 'exat'; did you mean 'exact'?"),
         (", problems: 30", "", 22, "its uncertainty is missing: give error"),
         ("name: theirs", "name: both rewards", 19, "two models are called"),

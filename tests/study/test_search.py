@@ -407,7 +407,7 @@ def test_damaged_histories_are_refused(tmp_path: Path, recipe_file: RecipeFile) 
             explore(search, score, tmp_path)
         assert_one_line(str(error.value), str(file), complaint)
 
-    refused("".join([*good[:2], "{]\n", *good[3:]]), ":3: not a line")
+    refused("".join([*good[:2], "{]\n", *good[3:]]), ":3: is not a line")
     refused("".join([good[0], *good[2:]]), "candidate 1 was another one")
     refused("".join([good[0], '{"candidate": 1}\n']), "candidate 1 cannot be read")
     refused('{"format": 0}\n', "is not a search history of this version")
@@ -458,7 +458,7 @@ def test_two_searches_cannot_share_a_folder(tmp_path: Path) -> None:
         ("budget: 40", "constraints: {tokens: 800}", 7, "search.constraints.tokens: give a mapping"),
         ("budget: 40", "constraints: {tokens: {max: 8}}", 7, "search.constraints.tokens.max: unknown"),
         ("budget: 40", "constraints: {tokens: {most: x}}", 7, "tokens.most: must be a number"),
-        ("budget: 40", "method: cma", 7, "search.method: is one of cma-es, tpe, nsga-ii, random, front"),
+        ("budget: 40", "method: cma", 7, "search.method: must be one of cma-es, tpe, nsga-ii, random, front"),
         ("budget: 40", "method: front", 7, "front fills the gaps of a front"),
         ("{accuracy: max}", "{a: max, b: min}\n  method: cma-es", 7, "cma-es searches for one objective"),
         ("{accuracy: max}", "{a: max, b: min}\n  method: front", 7, "front walks along one number"),
@@ -677,7 +677,7 @@ def test_a_search_is_planned(story: Path) -> None:
         ("held_out: 0.25", "held_out: 0.01", 10, "0.01 of the 8 problems of 'sums' leaves one part"),
         ("problems:", "problem:", 19, "problem: unknown key; did you mean 'problems'?"),
         ("evaluate:", "evaluatee:", 1, "the evaluate: block, which says"),
-        ("evaluate:", "evaluate:\n  keep: all", 17, "evaluate.keep: of a search"),
+        ("evaluate:", "evaluate:\n  keep: all", 17, "evaluate.keep: a search takes search.keep"),
         ("method: linear", "method: linaer", 11, "merge_method"),
     ],
 )  # fmt: skip
@@ -695,7 +695,7 @@ def test_what_is_wrong_is_told_before_anything_starts(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("[" * 200_000, "history.jsonl:1: not a line"),
+        ("[" * 200_000, "history.jsonl:1: is not a line"),
         ('{"format": 1, "digest": "", "settings": {"inputs": "b"}}', "differs in inputs"),
         (
             '{"format": 1, "digest": "", "settings": {"inputs": {"./b": "1"}}}',

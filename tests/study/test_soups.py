@@ -218,7 +218,7 @@ def test_steps_of_a_run_are_souped(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"from": ["a", 3]}, ("search.from[1]", "is a model, or steps of a run")),
         ({"from": ["a", {"run": "nowhere"}]}, ("nowhere: is not a folder of a run",)),
         ({"over": {"w": [1, 2]}}, ("search.over", "a greedy search has from")),
-        ({"objectives": {"a": "max", "b": "min"}}, ("greedy goes for one objective",)),
+        ({"objectives": {"a": "max", "b": "min"}}, ("greedy takes one objective",)),
         ({"again": 1}, ("search.again", "true or false")),
         ({"method": "tpe"}, ("the key 'over' is missing",)),
     ],

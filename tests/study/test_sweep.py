@@ -163,7 +163,7 @@ def test_a_sweep_that_breaks_keeps_what_is_whole(
         patched.setattr(Partial, "put_in_place", broken)
         with pytest.raises(ResourceError, match="the disk is gone") as error:
             sweep(file, tmp_path / "out")
-    assert "1 of 1 files whole, and the next run goes on" in error.value.__notes__[0]
+    assert "1 of 1 files complete; the next run continues" in error.value.__notes__[0]
     names = ["m_w0.3", "m_w0.7.partial"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     result = sweep(file, tmp_path / "out")
