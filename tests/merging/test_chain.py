@@ -400,7 +400,7 @@ def test_what_needs_a_tokenizer_that_is_not_there_waits_for_it(
     known = [plan is not None for _, plan in plan_all(file)]
     assert known == ([True, False, False] if more else [True, True, True])
     told = run("plan", file).stdout
-    assert told.count("when the tokenizers") == known.count(False)
+    assert told.count("once the merges that write its tokenizers") == known.count(False)
     data = json.loads(run("plan", file, "--json").stdout)["documents"]
     assert [document["needs"] for document in data] == [[], ["stage"], ["next"]]
     assert ["digest" in document for document in data] == known
@@ -487,7 +487,7 @@ def document(name: str | None, *models: str) -> str:
 @pytest.mark.parametrize(
     ("documents", "line", "parts"),
     [
-        ([document("x", "a"), document("x", "b")], 6, ["'x'", "twice", "line 1"]),
+        ([document("x", "a"), document("x", "b")], 6, ["'x'", "two documents", "line 1"]),
         ([document("x y", "a"), document("x?y", "b")], 6, ["'x?y'", "same folder"]),
         ([document("Stage", "a"), document("stage", "b")], 6, ["'stage'", "same folder"]),
         ([document(None, "a"), document(None, "b")], 5, ["no name", "line 1"]),

@@ -280,7 +280,7 @@ def test_an_output_that_is_there_is_refused(tmp_path: Path, linear: Path) -> Non
     for target in (folder, file, tmp_path / "link"):
         with pytest.raises(OutputExistsError) as error:
             merge(linear, target)
-        assert_one_line(str(error.value), str(target), "there already")
+        assert_one_line(str(error.value), str(target), "exists and is not")
     assert tree(tmp_path) == before
 
 

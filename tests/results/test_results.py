@@ -51,7 +51,7 @@ def test_what_is_not_results_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / scores.JSON_NAME).write_text(text)
     with pytest.raises(InputError, match=r"results\.json"):
         scores.read(tmp_path)
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="does not exist"):
         scores.read(tmp_path / "elsewhere")
 
 

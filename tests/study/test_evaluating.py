@@ -270,8 +270,8 @@ def test_completions_are_kept_by_what_models_hold(
     text = (copied / file.name).read_text()
     (copied / file.name).write_text(text.replace("max_tokens: 6", "max_tokens: 5"))
     told = CliRunner().invoke(cli.main, ["sweep", file.name, "out", "--no-write", "-q"])
-    assert_one_line(told.stderr.splitlines()[0], "8 kept", "the prompt or the sampling changed")
-    assert_one_line(told.stderr.splitlines()[1], "8 kept", "./b and the prompt or the sampling")
+    assert_one_line(told.stderr.splitlines()[0], "8 stored", "the prompt or the sampling changed")
+    assert_one_line(told.stderr.splitlines()[1], "8 stored", "./b and the prompt or the sampling")
 
 
 def test_points_that_are_written_are_kept_by_what_models_hold(
@@ -525,7 +525,7 @@ def test_what_stops_the_writing_stops_the_study_before_it_begins(
     taken = out / "m_w0.7" / "notes.txt"
     taken.parent.mkdir(parents=True)
     taken.write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"m_w0\.7: exists already"):
+    with pytest.raises(OutputExistsError, match=r"m_w0\.7: exists and is not empty"):
         evaluate_sweep(file, out)
     assert taken.read_text() == "mine"
     taken.unlink()
