@@ -386,7 +386,11 @@ def edit(adapter: Path, config: Mapping[str, Any], weights: Mapping[str, Any]) -
         ({"rank_pattern": {"(": 3}}, {}, ["adapter_config.json", "rank_pattern"]),
         ({}, {"w.lora_B.weight": None}, ["w.lora_A.weight", "no partner"]),
         ({}, {"w.lora_B.weight": torch.ones(21, 4)}, ["w.lora_B.weight", "[21, 4]", "[20, 4]"]),
-        ({}, {"z.lora_B.weight": torch.ones(20, 4)}, ["z.lora_B.weight", "'z.weight'", "does not have"]),
+        (
+            {},
+            {"z.lora_B.weight": torch.ones(20, 4)},
+            ["z.lora_B.weight", "'z.weight'", "does not have"],
+        ),
         ({}, {"z.weight": torch.ones(20)}, ["z.weight", "does not have"]),
         ({}, {"w.weight": torch.ones(21, 30)}, ["w.weight", "[21, 30]", "vocabulary"]),
         ({}, {"w.lora_magnitude_vector": torch.ones(3)}, ["w.lora_magnitude_vector", "[20]"]),

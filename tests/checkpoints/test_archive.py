@@ -234,7 +234,9 @@ def getattr_of(*arguments: bytes) -> bytes:
 def test_getattr_gives_what_is_listed_and_no_more(tmp_path: Path, code: bytes, told: str) -> None:
     with pytest.raises(InputError) as error:
         torch_pickle.unpickle(code + b".", tmp_path / "x.pt", LISTED)
-    assert_one_line(str(error.value), f"x.pt: its pickle asks for {told}", "which weights do not need")
+    assert_one_line(
+        str(error.value), f"x.pt: its pickle asks for {told}", "which weights do not need"
+    )
     assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 

@@ -89,7 +89,9 @@ def test_a_huggingface_folder_without_weights_means_the_shards_beside_it(run: Pa
     checkpoint = open_checkpoint(run / ACTOR / "huggingface", "the model")
     assert checkpoint.home == run / ACTOR
     [note] = checkpoint.notes
-    assert_one_line(note, "the model: ", "huggingface/ holds no weights", "shards next to it, in actor/")
+    assert_one_line(
+        note, "the model: ", "huggingface/ holds no weights", "shards next to it, in actor/"
+    )
 
 
 @pytest.mark.parametrize(

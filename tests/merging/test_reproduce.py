@@ -183,5 +183,7 @@ def test_a_merge_on_the_hub_of_models_on_the_hub(
             assert again.arithmetic is None
             assert again.commits["org/b"] == moved != commits["org/b"]
             assert [len(attempt.different) for attempt in again.attempts] == [1, 1, 1]
-        with pytest.raises(MerganserError, match=r"^org/none: no such folder, nor is it on the Hub"):
+        with pytest.raises(
+            MerganserError, match=r"^org/none: no such folder, nor is it on the Hub"
+        ):
             reproduce("org/none")
