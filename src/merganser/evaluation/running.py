@@ -144,6 +144,12 @@ def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path)
     return len(there) == len(wanted) and all(each.key == wanted[p] for p, each in there.items())
 
 
+def digest_of(tasks: Sequence[Task]) -> str:
+    """A digest of everything that tasks ask of every model: problems, prompts and sampling."""
+    wanted = [(*place, own) for place, _, own in _wanted(tasks, {})]
+    return _short(json.dumps(wanted))
+
+
 def _changed(before: str, now: str, labels: Sequence[str]) -> str:
     """Return the difference between two keys, as a sentence."""
     old, new = before.split("-"), now.split("-")

@@ -4,49 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from merganser.errors import MerganserError
-from merganser.evaluation import harness, running
 from merganser.evaluation import tasks as languages
 from merganser.evaluation.engines import EngineName
 from merganser.evaluation.tasks import Task
 from merganser.merging.multistage import up_to_date
 from merganser.merging.options import MergeKeywords, split_options
-from merganser.planning import Config, Plan, PlanOptions
+from merganser.planning import Config
 from merganser.publishing import study_cards
-from merganser.recipe.sweep_file import Point, load_points, read_pattern
+from merganser.recipe.sweep_file import load_points
 from merganser.results import scores as results
 from merganser.results.scores import Entry, Results
 from merganser.study import sharing, sweep
-from merganser.study.evaluate_block import Study, choose_engine, load_block
-from merganser.study.held_out import split
-from merganser.study.keep import parse_rule
-from merganser.study.live import make_live
 from merganser.study.live_model import Live
-from merganser.study.participants import (
-    SAMPLES,
-    StudyModel,
-    base_and_experts,
-    beside_points,
-    check_names,
-    point_model,
-    references_of,
-    stated_references,
-)
+from merganser.study.participants import SAMPLES, StudyModel, beside_points
+from merganser.study.preparing import Stage, prepare
 from merganser.study.progress import Listener, Turn, Waiting, ignore
-from merganser.study.scoring import (
-    describe,
-    harness_scores,
-    make_folder,
-    measured,
-    score,
-    to_redo,
-)
+from merganser.study.scoring import describe, make_folder, measured, score, to_redo
 from merganser.study.served_model import ServedModel
 from merganser.study.watching import OnResults, no_results, watch
 from merganser.tracking import Track, choose
@@ -101,67 +79,39 @@ def evaluate_sweep(
     """
     planning, writing = split_options(options)
     threads = writing.threads
-    strictness = planning.strictness
-    pattern = read_pattern(config, "sweep", strictness)
-    document = pattern.document
-    block, tasks = load_block(document, pattern.folder, allow_code=allow_code)
-    running_on = choose_engine(block, engine, engine_options)
-    tracker = choose(track, block.track)
-    held_out = [block.held_out] if isinstance(block.held_out, str) else block.held_out
-    seen, unseen = split(
-        tasks,
-        held_out,
-        0,
-        lambda problem: document.error(f"evaluate.held_out: {problem}", ("evaluate", "held_out")),
+    study = prepare(
+        config,
+        out,
+        planning,
+        only=only,
+        engine=engine,
+        engine_options=engine_options,
+        allow_code=allow_code,
+        on_warning=on_warning,
     )
-    directions = block.directions(seen)
-    rule = parse_rule(block.keep, directions, document)
-    home = Path(os.path.abspath(out))  # noqa: PTH100
-    planned = sweep.plan_points(config, only, planning)
-    if write and block.keep != "none":
-        sweep.check_ready(planned, home, writing, all_points=block.keep == "all")
+    document, block, home = study.pattern.document, study.block, study.home
+    tracker = choose(track, block.track)
+    if write:
+        study.check_ready(writing)
     with ExitStack() as stack:
-        asked = [point_model(point, plan) for point, plan in planned]
-        warned = {w: m.entry.name for m in reversed(asked) for w in m.plan.warnings}
-        for warning, name in warned.items():
-            on_warning(f"{name}: {warning}")
-        earlier = [
-            point_model(point, plan)
-            for point, plan in _scored_earlier(config, asked, home, planning)
-        ]
-        others = base_and_experts(block, [*asked, *earlier], pattern.folder, document, planning)
-        check_names([*others, *asked])
-        stated = stated_references(
-            block, directions, document, [m.entry for m in (*others, *asked)]
-        )
+        asked, earlier, others, stated = study.asked, study.earlier, study.others, study.stated
         make_folder(home / SAMPLES)
-        live = stack.enter_context(
-            closing(
-                make_live(
-                    running_on,
-                    device=block.device,
-                    dtype=block.dtype,
-                    threads=threads,
-                    batch_size=block.batch_size,
-                )
-            )
-        )
-        stage = _Stage(block, seen, live, home, pattern.folder or Path())
-        needed = {reference.text for reference, _, _ in references_of(block, asked, document)}
-        models = [model for model in others if model.entry.model in needed] + asked
+        live = stack.enter_context(closing(study.make_live(threads)))
+        stage = study.stage(live)
+        models = study.models
         if isinstance(live, ServedModel):
             live.check([model.entry.name for model in models if not stage.is_complete(model)])
-        for line in to_redo(models, seen, live, home):
+        for line in to_redo(models, study.seen, live, home):
             on_warning(line)
         frame = Results(
             name=Path(document.file).stem if document.file else "study",
             recipe=document.text or "",
-            directions=directions,
-            settings=describe(seen, live, block.lm_eval),
+            directions=study.directions,
+            settings=describe(study.seen, live, block.lm_eval),
             entries=(),
-            places=results.places(home, pattern.folder),
+            places=results.places(home, study.pattern.folder),
         )
-        names = [point.name for point in load_points(config, strictness)]
+        names = [point.name for point in load_points(config, planning.strictness)]
         watching = stack.enter_context(
             watch(
                 frame,
@@ -175,7 +125,7 @@ def evaluate_sweep(
                 on_warning=on_warning,
             )
         )
-        scored_now = stage.score_all(models, on_progress, watching.scored)
+        scored_now = _score_all(stage, models, on_progress, watching.scored)
         entries = {entry.name: entry for entry in scored_now}
         with sharing.exclusive(home / SAMPLES / ".results.lock"):
             for model in (*others, *earlier):
@@ -186,9 +136,10 @@ def evaluate_sweep(
             models = [model for model in (*others, *points) if model.entry.name in entries]
             scored = measured([entries[model.entry.name] for model in models], models, threads)
             scored = beside_points(scored, stated)
-            chosen = rule(scored)
+            chosen = study.rule(scored)
             last = [*others, *(point for point in points if point.entry.name in chosen)]
-            again = _on_held_out(last if chosen else [], unseen, live, home, threads, on_progress)
+            last = last if chosen else []
+            again = _on_held_out(last, study.unseen, live, home, threads, on_progress)
             watching.held_out(again)
             if not chosen and block.keep != "none":
                 on_warning("the rule of evaluate.keep keeps no point")
@@ -196,6 +147,7 @@ def evaluate_sweep(
             written = (
                 sweep.merge_points(to_write, home, writing).points if write and to_write else ()
             )
+            warned = {warning for model in asked for warning in model.plan.warnings}
             for each in written:
                 for warning in each.merged.warnings if each.merged else ():
                     if warning not in warned:
@@ -207,7 +159,7 @@ def evaluate_sweep(
                 chosen=chosen,
             )
             results.write(study_results, home)
-            _write_held_out(study_results, again, unseen, live, home)
+            _write_held_out(study_results, again, study.unseen, live, home)
             if writing.write_card:
                 study_cards.rewrite_all(home, study_results)
     return study_results
@@ -252,73 +204,23 @@ def _write_held_out(
     results.write(held_out, folder)
 
 
-def _scored_earlier(
-    config: Config, asked: Sequence[StudyModel], home: Path, options: PlanOptions
-) -> list[tuple[Point, Plan]]:
-    """The other points of a sweep with completions in ``home``; those that cannot be planned now are left out."""
-    names = {model.entry.name for model in asked}
-    points: list[tuple[Point, Plan]] = []
-    for point in load_points(config, options.strictness):
-        if point.name not in names and any((home / SAMPLES).glob(f"{point.name}.*")):
-            with suppress(MerganserError):
-                points += sweep.plan_all([point], options)
-    return points
+def _score_all(
+    stage: Stage,
+    models: Sequence[StudyModel],
+    on_progress: Listener,
+    on_entry: Callable[[Entry], None],
+) -> list[Entry]:
+    """Return the models' scores; if several processes share the study, each model is scored once."""
+    turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
 
+    def work(place: int, model: StudyModel) -> Entry:
+        entry = stage.score(model, on_progress, turns[place])
+        on_entry(entry)
+        return entry
 
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """What the models of one study are scored with."""
-
-    block: Study
-    tasks: Sequence[Task]
-    live: Live
-    home: Path
-    beside: Path
-
-    def score_all(
-        self,
-        models: Sequence[StudyModel],
-        on_progress: Listener,
-        on_entry: Callable[[Entry], None],
-    ) -> list[Entry]:
-        """Return the models' scores; if several processes share the study, each model is scored once."""
-        turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
-
-        def work(place: int, model: StudyModel) -> Entry:
-            entry = self.score(model, on_progress, turns[place])
-            on_entry(entry)
-            return entry
-
-        return sharing.each_once(
-            models,
-            lambda model: self.home / SAMPLES / f".{model.entry.name}.lock",
-            work,
-            lambda place, _model: on_progress(Waiting(turns[place])),
-        )
-
-    def score(self, model: StudyModel, on_progress: Listener, turn: Turn) -> Entry:
-        """Score one model on tasks and on the harness's."""
-        more = partial(
-            harness_scores,
-            model.plan,
-            self.block,
-            self.live,
-            self.beside,
-            self._harness_file(model),
-            quiet=on_progress is ignore,
-        )
-        return score(model, self.tasks, self.live, self.home, on_progress, turn, more)
-
-    def is_complete(self, model: StudyModel) -> bool:
-        """Whether all completions and scores of a model are stored, so that it can be scored
-        without running."""
-        key = self.live.key(model.plan, model.entry.name)
-        digest = "-".join(key.values())
-        scored = harness.read_kept(self._harness_file(model), digest, self.block.lm_eval)
-        samples = self.home / SAMPLES / f"{model.entry.name}.jsonl"
-        return len(scored) == len(self.block.lm_eval) and running.is_complete(
-            self.tasks, key=key, samples=samples
-        )
-
-    def _harness_file(self, model: StudyModel) -> Path:
-        return self.home / SAMPLES / f"{model.entry.name}.lm-eval.json"
+    return sharing.each_once(
+        models,
+        lambda model: stage.home / SAMPLES / f".{model.entry.name}.lock",
+        work,
+        lambda place, _model: on_progress(Waiting(turns[place])),
+    )
