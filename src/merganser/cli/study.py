@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 @click.option(
     "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
 )
+@click.option(
+    "--workers",
+    metavar="WHERE",
+    help="Share the scoring: local:N starts N processes, local:auto one a GPU; join is for any number of processes "
+    "on machines that share OUT.",
+)
 @engine_choice
 @code_option
 @track_option
@@ -65,6 +71,7 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
       merganser sweep sweep.yml OUT
       merganser sweep sweep.yml OUT --only w=0.7,0.9
       merganser sweep study.yml OUT --no-write      # scores only
+      merganser sweep study.yml OUT --workers local:auto
     """
     from merganser.recipe import has_block
     from merganser.study import sweep as sweeps
@@ -79,6 +86,8 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         return
     if no_write:
         raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
+    if options.pop("workers"):
+        raise click.UsageError(f"--workers is for evaluation, and {config} has no evaluate: block")
     engine = [options.pop("engine"), options.pop("engine_options")]
     if any(engine):
         raise click.UsageError(f"--engine is for evaluation, and {config} has no evaluate: block")
@@ -137,12 +146,19 @@ def _sweep_evaluated(
     from merganser.results import scores
     from merganser.study.evaluate import evaluate_sweep
 
+    run: Callable[..., Results] = evaluate_sweep
+    workers = options.pop("workers")
+    if workers is not None:
+        from merganser.workers.driving import sweep_with_workers
+
+        options["workers"], run = workers, sweep_with_workers
+
     with (
         _running_report(out, draw, quiet or as_json) as update,
         merge_progress(quiet or as_json) as on_event,
         scoring_progress(quiet or as_json) as on_progress,
     ):
-        results = evaluate_sweep(
+        results = run(
             config,
             out,
             write=write,

@@ -359,6 +359,12 @@ def load_file(path: str | Path) -> None:
         raise RecipeError(f"{path}: cannot be loaded ({type(error).__name__}: {reason})") from error
 
 
+def loaded_files() -> list[Path]:
+    """The files that :func:`load_file` has run in this process."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(FILE_PREFIX)]
+    return [Path(module.__file__).resolve() for module in modules if module.__file__]
+
+
 def _check_claims(
     function: Callable[..., Any],
     signature: Signature,

@@ -1,0 +1,40 @@
+"""The command of one worker among many: worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from merganser.cli.options import json_option
+from merganser.cli.output import print_json, show_warning
+from merganser.cli.progress import scoring_progress
+
+
+@click.command()
+@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merges."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@json_option
+def worker(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
+    """Score models of the study in OUT, together with other workers.
+
+    The study is begun by merganser sweep CONFIG OUT --workers …, on this machine or on one that shares the
+    folder. The worker checks that it sees the same inputs and versions, takes a model that nobody has,
+    and ends when none is left. It runs the study's file and the files of --methods that the study names.
+
+    \b
+    Examples:
+      merganser worker OUT
+      sbatch --array=0-7 --gpus=1 --wrap "merganser worker OUT"
+    """
+    from merganser.workers.working import work
+
+    with scoring_progress(quiet or as_json) as on_progress:
+        scored = work(out, threads=threads, on_progress=on_progress, on_warning=show_warning)
+    if as_json:
+        print_json({"scored": scored})
+    elif not quiet:
+        click.echo(f"scored {len(scored)} models: {', '.join(scored)}" if scored else "scored none")

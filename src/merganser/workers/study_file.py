@@ -1,0 +1,201 @@
+"""The file by which a study's workers know what to do, and check that they see the same study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser import methods
+from merganser.errors import InputError, MerganserError, ResourceError, reraise_os_errors
+from merganser.evaluation import running
+from merganser.planning import PlanOptions
+from merganser.study.live_model import Live
+from merganser.study.preparing import PreparedStudy, prepare
+from merganser.study.scoring import describe
+from merganser.workers.claims import write_json
+
+FOLDER = ".claims"
+"""Name of the folder with claims, in a study's folder."""
+
+NAME = "study.json"
+FORMAT = 1
+
+Units = Mapping[str, Mapping[str, str]]
+"""For each model to score, by name: digests of all that its completions depend on, by kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFile:
+    """What a worker needs to know of a study.
+
+    Attributes:
+        config: the study's file, as a path from the study's folder.
+        cwd: the folder that the command was started in, where some paths start.
+        only: conditions on the points.
+        engine, engine_options, allow_code: as for :func:`merganser.evaluate_sweep`.
+        planning: options of planning.
+        methods: files of merge methods that workers run, as paths from the study's folder.
+        units: the models to score.
+    """
+
+    config: str
+    cwd: str
+    only: tuple[str, ...]
+    engine: str | None
+    engine_options: Mapping[str, Any]
+    allow_code: bool
+    planning: Mapping[str, Any]
+    methods: tuple[str, ...]
+    units: Units
+
+    @property
+    def digest(self) -> str:
+        """Digest of all of it except for the folder that a command was started in."""
+        fields = {key: value for key, value in asdict(self).items() if key != "cwd"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def write(self, home: Path) -> None:
+        """Write the file into the study's folder.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        file = home / FOLDER / NAME
+        with reraise_os_errors(ResourceError, "written", file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"format": FORMAT, "digest": self.digest, **asdict(self)})
+
+    def prepare(self, home: Path) -> PreparedStudy:
+        """Plan the study on this machine.
+
+        Raises:
+            InputError: this machine does not see a file.
+            MerganserError: one of its subclasses, by cause, with the machine's name.
+        """
+        host = platform.node()
+        config = home / self.config
+        if not config.is_file():
+            raise InputError(f"{host} does not see {os.path.normpath(config)}, the study's file")
+        with suppress(OSError):  # a folder that only the first machine has; then paths start here
+            os.chdir(self.cwd)
+        with _on_this_machine(host):
+            for file in self.methods:
+                methods.load_file(os.path.normpath(home / file))
+            return prepare(
+                os.path.normpath(config),
+                home,
+                PlanOptions(**self.planning),
+                only=self.only,
+                engine=self.engine,  # type: ignore[arg-type]
+                engine_options=self.engine_options or None,
+                allow_code=self.allow_code,
+            )
+
+    def check_same(self, units: Units) -> None:
+        """Check that this machine would score the same models.
+
+        Raises:
+            InputError: inputs or versions differ; the message names which.
+        """
+        differing: dict[str, None] = {}
+        for name in {**self.units, **units}:
+            there, here = self.units.get(name), units.get(name)
+            if there is None or here is None:
+                differing[f"the model {name} is not in both"] = None
+                continue
+            for kind in {**there, **here}:
+                if there.get(kind) != here.get(kind):
+                    differing[_difference(kind, there.get(kind), here.get(kind))] = None
+        if differing:
+            raise InputError(
+                f"inputs or versions differ on this machine ({platform.node()}): "
+                + "; ".join(list(differing)[:4])
+                + (f"; and {len(differing) - 4} more" if len(differing) > 4 else "")
+            )
+
+
+def _difference(kind: str, there: str | None, here: str | None) -> str:
+    texts = [text for text in (there, here) if text is not None and "sha256:" not in text]
+    return f"{kind} ({here or 'none'} here, {there or 'none'} there)" if texts else kind
+
+
+@contextmanager
+def _on_this_machine(host: str) -> Any:
+    try:
+        yield
+    except MerganserError as error:
+        raise type(error)(f"on {host}: {error}") from error
+
+
+def read(home: Path) -> StudyFile:
+    """Read a study's file.
+
+    Raises:
+        InputError: there is none, or it is of another version.
+    """
+    file = home / FOLDER / NAME
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert record.pop("format") == FORMAT
+        del record["digest"]
+        for key in ("only", "methods"):
+            record[key] = tuple(record[key])
+        return StudyFile(**record)
+    except FileNotFoundError:
+        raise InputError(
+            f"{home}: no study is at work there; merganser sweep CONFIG {home} --workers join starts one"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        raise InputError(f"{file}: was written by another version of Merganser") from None
+
+
+def is_current(home: Path, study: StudyFile) -> bool:
+    """Whether a study's folder still has this study's file."""
+    try:
+        record = json.loads((home / FOLDER / NAME).read_text(encoding="utf-8"))
+        return bool(record.get("digest") == study.digest)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def units_of(study: PreparedStudy, live: Live) -> Units:
+    """The models to score, with digests of all that their completions depend on.
+
+    Raises:
+        InputError: an input cannot be read.
+    """
+    versions = {
+        f"the version of {name}": version
+        for name, version in describe(study.seen, live, study.block.lm_eval)["versions"].items()
+    }
+    common = {"the problems or the sampling": _short(running.digest_of(study.seen))}
+    for file in methods.loaded_files():
+        common[f"the methods of {file.name}"] = _short(file.read_text(encoding="utf-8"))
+    if study.block.lm_eval:
+        tasks = [task.model_dump(mode="json") for task in study.block.lm_eval]
+        common["the tasks of lm_eval"] = _short(json.dumps(tasks, sort_keys=True))
+    plain = ("the dtype", "the device", "the engine")
+    return {
+        model.entry.name: {
+            **{
+                kind: text if kind in plain else _short(text)
+                for kind, text in live.key(model.plan, model.entry.name).items()
+            },
+            **common,
+            **versions,
+        }
+        for model in study.models
+    }
+
+
+def _short(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"

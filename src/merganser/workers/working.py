@@ -1,0 +1,235 @@
+"""A worker: takes the next model of a study that nobody has, scores it, and looks for another."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from merganser.errors import MerganserError
+from merganser.evaluation import judgement_file
+from merganser.results.scores import Entry
+from merganser.study.live_model import Live
+from merganser.study.participants import SAMPLES, StudyModel
+from merganser.study.preparing import PreparedStudy, Stage, harness_file
+from merganser.study.progress import Event, Listener, Scored, Turn, ignore
+from merganser.study.scoring import make_folder
+from merganser.workers import study_file
+from merganser.workers.claims import Claim, ClaimLost, Claims
+from merganser.workers.study_file import FOLDER, StudyFile
+
+WAIT = 1.0
+"""Seconds between two looks at models that other workers have."""
+
+WORK = "work"
+"""Name of the folder in which each claim has a folder of its own for completions."""
+
+
+def work(
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Score models of a study until none is left, together with any number of other workers.
+
+    The study was begun by ``merganser sweep CONFIG OUT --workers …``, which also writes its results.
+
+    Args:
+        out: the study's folder.
+        threads: threads of the merge; None for the default.
+        on_progress: called with the progress of the completions.
+        on_warning: called when another worker has taken over a model.
+
+    Returns:
+        The names of the models that this worker scored.
+
+    Raises:
+        InputError: no study was begun there, or this machine sees other inputs or versions.
+        MerganserError: one of its subclasses, by cause; other workers go on.
+    """
+    home = Path(os.path.abspath(out))  # noqa: PTH100
+    study = study_file.read(home)
+    prepared = study.prepare(home)
+    with closing(prepared.make_live(threads)) as live:
+        study.check_same(study_file.units_of(prepared, live))
+        worker = Worker(prepared, study, live, on_progress, on_warning)
+        worker.run()
+    if worker.errors:
+        raise worker.errors[0]
+    return worker.scored
+
+
+@dataclass
+class Worker:
+    """One process that scores models of a study.
+
+    Attributes:
+        prepared: the study, planned on this machine.
+        study: the study's file.
+        live: the live model.
+        on_progress: called with the progress of the completions.
+        on_warning: called when another worker has taken over a model.
+        scored: the models that it has scored.
+        errors: of models that cannot be scored.
+    """
+
+    prepared: PreparedStudy
+    study: StudyFile
+    live: Live
+    on_progress: Listener = ignore
+    on_warning: Callable[[str], None] = lambda _: None
+    scored: list[str] = field(default_factory=list)
+    errors: list[MerganserError] = field(default_factory=list)
+
+    def run(self, claims: Claims | None = None) -> None:
+        """Score models until all are done, given up, or failed.
+
+        While other workers have the last ones, it waits: one of them may die.
+        """
+        folder = self.prepared.home / FOLDER
+        claims = claims or Claims(folder)
+        models = self.prepared.models
+        turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
+        stage = self.prepared.stage(self.live)
+        try:
+            while True:
+                before, left = len(self.scored), False
+                if not study_file.is_current(self.prepared.home, self.study):
+                    return  # it is finished, or another one has begun there
+                for model, turn in zip(models, turns, strict=True):
+                    claim = claims.take(model.entry.name)
+                    if claim is None:
+                        pass
+                    elif study_file.is_current(self.prepared.home, self.study):
+                        _Unit(stage, model, turn, claim, folder, self).run()
+                    else:
+                        claim.release()
+                    left = left or claims.state(model.entry.name) in ("free", "claimed")
+                if not left:
+                    return
+                if len(self.scored) == before:
+                    time.sleep(WAIT)
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+        finally:
+            claims.close()
+
+
+@dataclass
+class _Unit:
+    """One model that a worker has claimed.
+
+    Its completions go to a folder that no other worker writes to. They become the study's when all
+    are there, or when this worker stops.
+    """
+
+    stage: Stage
+    model: StudyModel
+    turn: Turn
+    claim: Claim
+    folder: Path
+    worker: Worker
+    _last: Scored | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model.entry.name
+
+    def run(self) -> None:
+        own = self.folder / WORK / self.name / self.claim.owner.token
+        try:
+            make_folder(own / SAMPLES)
+            self._adopt(own)
+            entry = self.stage.score(self.model, self._listen, self.turn, own)
+            self.claim.check()
+            self._hand_over(own, complete=True)
+            self.claim.finish(self._record(entry))
+            self.worker.scored.append(self.name)
+            shutil.rmtree(own.parent, ignore_errors=True)
+        except BaseException as error:
+            self._stop(error, own)
+
+    def _stop(self, error: BaseException, own: Path) -> None:
+        """End the unit after an error; returns if the worker can go on."""
+        try:
+            self.claim.check()
+        except ClaimLost:
+            self.worker.live.close()
+            if not isinstance(error, Exception):
+                raise error from None
+            self.worker.on_warning(f"another worker has taken over {self.name}")
+            return
+        with suppress(OSError):
+            self._hand_over(own, complete=False)
+        if isinstance(error, Exception):
+            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, MerganserError):
+                message = str(error)
+                self.worker.errors.append(error)
+            kind = type(error).__name__
+            self.claim.fail({"error": message, "kind": kind, "host": platform.node()})
+        self.claim.release()
+        if not isinstance(error, MerganserError):
+            raise error
+        self.worker.on_warning(f"{self.name} cannot be scored: {error}")
+
+    def _listen(self, event: Event) -> None:
+        if self.claim.is_lost:
+            raise ClaimLost(self.name)
+        if isinstance(event, Scored):
+            self._last = event
+        self.worker.on_progress(event)
+
+    def _adopt(self, own: Path) -> None:
+        """Start with the completions that the study has, and those of workers that died or stopped."""
+        places = [self.stage.home, *sorted(own.parent.iterdir())]
+        for file in _files(self.model, own)[:-1]:
+            parts = [_complete_lines(place / SAMPLES / file.name) for place in places]
+            if any(parts):
+                file.write_bytes(b"".join(parts))
+        harness = harness_file(self.model, own)
+        for place in places:
+            with suppress(FileNotFoundError):
+                shutil.copyfile(place / SAMPLES / harness.name, harness)
+
+    def _hand_over(self, own: Path, *, complete: bool) -> None:
+        """Move completions, judgements and scores into the study's folder, completions last."""
+        for file in reversed(_files(self.model, own)):
+            target = self.stage.home / SAMPLES / file.name
+            if file.exists():
+                file.replace(target)
+            elif complete:
+                target.unlink(missing_ok=True)
+
+    def _record(self, entry: Entry) -> dict[str, object]:
+        last = self._last
+        return {
+            "unit": self.worker.study.units[self.name],
+            "scores": {name: asdict(score) for name, score in entry.scores.items()},
+            "completions": last.completions if last else 0,
+            "generated": last.generated if last else 0,
+            "host": platform.node(),
+        }
+
+
+def _files(model: StudyModel, home: Path) -> list[Path]:
+    """A model's files in a folder of completions; completions first, scores of the harness last."""
+    samples = home / SAMPLES / f"{model.entry.name}.jsonl"
+    return [samples, judgement_file.path_of(samples), harness_file(model, home)]
+
+
+def _complete_lines(file: Path) -> bytes:
+    """The lines of a file without an incomplete last one; empty if there is no file."""
+    try:
+        head, newline, _ = file.read_bytes().rpartition(b"\n")
+    except FileNotFoundError:
+        return b""
+    return head + newline
