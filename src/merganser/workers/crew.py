@@ -164,8 +164,7 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         for member in self._members:
-            if error is not None:
-                member.process.terminate()
+            member.process.terminate()
         for member in self._members:
             try:
                 member.process.wait(PATIENCE)

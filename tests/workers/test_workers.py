@@ -1,0 +1,265 @@
+"""Studies whose models several workers score: the same results as in one process, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import peers
+from merganser import cli
+from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
+from merganser.results import scores as results
+from merganser.study.evaluate import evaluate_sweep
+from merganser.study.live_model import LiveModel
+from merganser.study.progress import Event, Scored, Scoring
+from merganser.workers import crew, study_file
+from merganser.workers.claims import Claims
+from merganser.workers.driving import sweep_with_workers
+from merganser.workers.study_file import FOLDER, StudyFile
+from merganser.workers.working import Worker, work
+from messages import assert_one_line
+
+SWEEP = """
+name: m_w{{ w }}
+sweep: {w: [0.3, 0.7]}
+merge_method: linear
+models:
+  - {model: ./a, parameters: {weight: "{{ 1 - w }}"}}
+  - {model: ./b, parameters: {weight: "{{ w }}"}}
+dtype: bfloat16
+evaluate:
+  tasks:
+    - problems: sums.jsonl
+      max_tokens: 4
+      scorers: [exact, tokens]
+  keep: none
+"""
+NAMES = ["a", "b", "m_w0.3", "m_w0.7"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A study's file, and the folder of its results by one process."""
+    folder = tmp_path_factory.mktemp("study")
+    for seed, name in enumerate("ab"):
+        peers.make_model(folder / name, seed=seed, layers=1)
+    lines = [{"problem": f"{n} + 1 =", "answer": str(n + 1), "id": f"n{n}"} for n in range(4)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "study.yml").write_text(SWEEP)
+    evaluate_sweep(folder / "study.yml", folder / "alone")
+    return folder / "study.yml", folder / "alone"
+
+
+@pytest.fixture
+def file(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The study's file."""
+    return made[0]
+
+
+@pytest.fixture
+def out(made: tuple[Path, Path]) -> Any:
+    """An empty folder for results, as near to the study's file as the one of one process."""
+    folder = made[1].with_name("shared")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def begin(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> StudyFile:
+    """Begin a study as a driver does that dies at once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sweep_with_workers(file, out, "join")
+    return study_file.read(out)
+
+
+def test_a_worker_scores_what_one_process_scores(
+    made: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a worker, the command finds everything scored, and writes the same bytes."""
+    file, alone = made
+    begin(file, out, monkeypatch)
+    done = CliRunner().invoke(cli.main, ["worker", str(out), "--json"])
+    assert json.loads(done.stdout) == {"scored": NAMES}, done.output
+    assert work(out) == []
+    events: list[Event] = []
+    found = sweep_with_workers(file, out, "join", on_progress=events.append)
+    assert sum(event.generated for event in events if isinstance(event, Scoring)) == 0
+    assert contents(out) == contents(alone)
+    assert found == results.read(alone)
+    with pytest.raises(InputError, match=r"no study is at work there; merganser sweep CONFIG"):
+        work(out)
+
+
+def test_a_worker_whose_claim_is_gone_stops_without_writing(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one takes the completions over that it has generated."""
+    study = begin(file, out, monkeypatch)
+    claims = Claims(out / FOLDER, beat=0.005)
+    notes: list[str] = []
+    generated: dict[str, int] = {}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Scored):
+            generated[event.turn.model] = event.generated
+        elif not notes and event.done == 3:
+            owner = json.loads(next((out / FOLDER).glob("a.1.claim")).read_text())
+            assert claims.lose("a", owner["host"], owner["process"])
+            notes.append("lost")
+            time.sleep(0.3)
+        elif notes == ["lost"]:
+            notes.append(f"went on with {event.turn.model}")
+
+    def warn(text: str) -> None:
+        notes.append(text)
+        assert not (out / "samples" / "a.jsonl").exists()
+
+    prepared = study.prepare(out)
+    worker = Worker(prepared, study, prepared.make_live(None), listen, warn)
+    worker.run(claims)
+    assert notes[:2] == ["lost", "another worker has taken over a"]
+    assert sorted(worker.scored) == NAMES
+    assert generated["a"] == 0
+    assert claims.tried("a")
+
+
+def test_a_model_that_cannot_be_scored_is_named_and_the_others_are_scored(
+    made: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, alone = made
+    become = LiveModel.become
+
+    def refuse(self: LiveModel, plan: Any, **options: Any) -> Any:
+        if "0.3" in str(plan.recipe.recipe.models):
+            raise InputError("broken")
+        return become(self, plan, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveModel, "become", refuse)
+        notes: list[str] = []
+        with pytest.raises(InputError, match="broken"):
+            sweep_with_workers(file, out, "join", on_warning=notes.append)
+    assert notes == ["m_w0.3 cannot be scored: broken", "m_w0.7 cannot be scored: broken"]
+    assert Claims(out / FOLDER).record("m_w0.3")["kind"] == "InputError"
+    assert work(out) == []
+    scored: list[str] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Scored) and event.generated:
+            scored.append(event.turn.model)
+
+    sweep_with_workers(file, out, "join", on_progress=listen)
+    assert scored == ["m_w0.3", "m_w0.7"]
+    assert contents(out) == contents(alone)
+
+
+def test_other_inputs_are_refused_before_anything_starts(
+    tmp_path: Path, made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(made[0].parent, folder)
+    file, out = folder / "study.yml", folder / "out"
+    study = begin(file, out, monkeypatch)
+    peers.make_model(folder / "b", seed=9, layers=1)
+    with pytest.raises(InputError) as refused:
+        work(out)
+    assert_one_line(
+        str(refused.value), "inputs or versions differ on this machine", "the model ./b"
+    )
+    units = {n: {**u, "the version of torch": "1.0"} for n, u in study.units.items()}
+    with pytest.raises(InputError, match=r"the version of torch \(1\.0 here, \d.* there\)$"):
+        study.check_same(units)
+    with pytest.raises(InputError, match="the model c is not in both"):
+        study.check_same({**study.units, "c": {}})
+    shutil.move(folder / "b", folder / "gone")
+    with pytest.raises(MerganserError) as refused:
+        work(out)
+    assert_one_line(str(refused.value), "on ", "./b")
+    file.unlink()
+    with pytest.raises(InputError, match=r"does not see .*study\.yml"):
+        work(out)
+    assert not list((out / FOLDER).glob("*.claim"))
+
+
+def test_two_studies_in_one_folder_do_not_mix(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(file, out, monkeypatch)
+    claim = Claims(out / FOLDER).take("a")
+    assert claim is not None
+    with pytest.raises(OutputExistsError, match="workers score other models there, such as a"):
+        sweep_with_workers(file, out, "join", only=["w=0.7"])
+    claim.release()
+
+
+@pytest.mark.parametrize("text", ["local", "local:0", "ray", "local:two", "join:2"])
+def test_slips_in_where_workers_run(text: str) -> None:
+    with pytest.raises(RecipeError, match="none of local:N, local:auto and join"):
+        crew.parse(text)
+
+
+def test_gpus_and_cores_are_shared_out() -> None:
+    def shared(where: str, devices: int, gpus: list[str]) -> list[tuple[str | None, str]]:
+        found = crew.environments(crew.parse(where), devices, None, gpus, 8)
+        return [(e.get("CUDA_VISIBLE_DEVICES"), e["OMP_NUM_THREADS"]) for e in found]
+
+    assert shared("local:auto", 1, ["4", "5"]) == [("4", "4"), ("5", "4")]
+    assert shared("local:auto", 2, ["0", "1", "2", "3", "4"]) == [("0,1", "4"), ("2,3", "4")]
+    assert shared("local:3", 1, ["0", "1"]) == [("0", "2"), ("1", "2"), ("0", "2")]
+    assert shared("local:auto", 1, []) == [(None, "4"), (None, "4")]
+    with pytest.raises(MerganserError, match="needs 2 GPUs, and this machine has 1"):
+        shared("local:1", 2, ["0"])
+
+
+def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not come")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_model_goes_to_another(
+    made: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, one of which is killed as it scores; the driver replaces it at once."""
+    file, alone = made
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    killed: list[int] = []
+
+    def kill() -> None:
+        claims = lambda: sorted((out / FOLDER).glob("*.claim"))  # noqa: E731
+        text = until(lambda: next(iter([t for c in claims() if (t := c.read_text())]), None))
+        process = json.loads(text)["process"]
+        os.kill(process, signal.SIGKILL)
+        killed.append(process)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = sweep_with_workers(file, out, "local:2", threads=1)
+    killer.join()
+    assert killed
+    assert killed[0] != os.getpid()
+    assert contents(out) == contents(alone)
+    assert found == results.read(alone)
