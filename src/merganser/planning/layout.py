@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from merganser.architecture import SHARED_BY_LAYERS, Place, stated_tie
@@ -17,10 +17,10 @@ from merganser.planning.groups import (
     RecipePart,
     list_of,
     position_in,
-    summary,
 )
 from merganser.planning.heads import embedding_as_head
 from merganser.planning.inputs import Inputs
+from merganser.planning.omissions import Omissions
 from merganser.planning.plan_data import Names
 from merganser.recipe import ParsedRecipe, key_name
 from merganser.recipe.document import KeyPath
@@ -33,8 +33,7 @@ class Layout:
     Attributes:
         layers: for each stacked module, the sources of its output layers; filled as groups are
             yielded.
-        tied_away: heads that are omitted because they are the embedding in every model.
-        warnings: warnings about omitted and unmerged tensors.
+        omissions: the tensors that are left out or not merged; filled as groups are yielded.
     """
 
     def __init__(
@@ -55,69 +54,13 @@ class Layout:
         self.takes_base = takes_base
         self.shape = sources[donor].architecture
         self.layers: dict[str, list[LayerOrigins]] = {}
-        self.tied_away: set[str] = set()
-        self.partial: dict[tuple[int, ...], list[str]] = {}
-        self.beyond: dict[int, list[str]] = {}
-        self.taken: list[str] = []
-        self.left_out: list[str] = []
-        self.unmerged: list[str] = []
+        self.omissions = Omissions()
 
     def groups(self) -> Iterator[Group]:
         """The groups, in the output's order."""
         for part in self._parts():
             yield from self._stack(part) if part.slices is not None else self._whole_models(part)
         yield from self._rest()
-
-    def warnings(self, alone: Mapping[str, int]) -> list[str]:
-        """Warnings about omitted and unmerged tensors.
-
-        Args:
-            alone: the source of each output tensor that too few models have for merging.
-        """
-        lines = [
-            f"{name} is left out: in every model it is the embedding, bit for bit"
-            for name in sorted(self.tied_away)
-        ]
-        for absent, partial in self.partial.items():
-            lacking = list_of(str(self.sources[source].reference) for source in absent)
-            verb = "lacks" if len(absent) == 1 else "lack"
-            for source in dict.fromkeys(alone.get(name) for name in partial):
-                names = [name for name in partial if alone.get(name) == source]
-                them = "it" if len(names) == 1 else "them"
-                lines.append(
-                    f"{lacking} {verb} {summary(names)}: "
-                    + (
-                        f"merged from the models that have {them}"
-                        if source is None
-                        else f"copied unchanged from {self.sources[source].reference}"
-                    )
-                    + (
-                        f"; config.json is that of {self.sources[self.donor].reference}, and may "
-                        f"not know {them}"
-                        if self.donor in absent
-                        else ""
-                    )
-                )
-        for source, names in self.beyond.items():
-            lines.append(
-                f"{self.sources[source].reference}: {summary(names)} beyond the layers that "
-                "config.json counts (for predicting further tokens) cannot be stacked, and are left out"
-            )
-        if self.left_out:
-            verb = "is" if len(self.left_out) == 1 else "are"
-            lines.append(f"{summary(self.left_out)} {verb} not in every model, and left out")
-        if self.unmerged:
-            lines.append(
-                f"{summary(self.unmerged)} of {self.sources[self.donor].reference}, whose config "
-                "the output takes, is left out: none of the models merged there has it"
-            )
-        if self.taken:
-            lines.append(
-                f"modules: does not name {list_of(self.taken)}: copied unchanged from "
-                f"{self.sources[self.donor].reference} (MergeKit would leave "
-                f"{'it' if len(self.taken) == 1 else 'them'} out)"
-            )
-        return lines
 
     # -- what the recipe lists ----------------------------------------------------------------
 
@@ -179,7 +122,7 @@ class Layout:
             if place.module not in part.modules:
                 continue
             if not any(key in self.sources[s].architecture.names for s in order):
-                self.unmerged.append(name)  # the donor's tensor, not merged here
+                self.omissions.unmerged.append(name)  # the donor's tensor, not merged here
                 continue
             position = position_in(place.layer, depths[place.module], name)
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
@@ -244,7 +187,7 @@ class Layout:
             for entry, name in zip(listed, names, strict=True)
         ]
         if None not in lent and may_tie:
-            self.tied_away.add(group.name)
+            self.omissions.tied_away.add(group.name)
             return None
         entries: list[Entry] = []
         absent: list[Entry] = []
@@ -255,14 +198,14 @@ class Layout:
         if not entries:
             return None
         if absent and self.tensor_names == "intersection":
-            self.left_out.append(group.name)
+            self.omissions.left_out.append(group.name)
             return None
         if self.tensor_names == "same":
             for entry in absent:
                 self._require_optional(group, entry, entries)
         if absent:
             lacking = tuple(dict.fromkeys(entry.source for entry in absent))
-            self.partial.setdefault(lacking, []).append(group.name)
+            self.omissions.partial.setdefault(lacking, []).append(group.name)
         return replace(group, entries=tuple(entries), partial=bool(absent))
 
     def _require_optional(self, group: Group, absent: Entry, entries: Sequence[Entry]) -> None:
@@ -429,7 +372,7 @@ class Layout:
             if owner not in here and place.role != "head":
                 continue
             if further is not None and not self._in_order(part, listed):
-                self.beyond.setdefault(owner, []).append(source_name)
+                self.omissions.beyond.setdefault(owner, []).append(source_name)
                 continue
             group = self._group(part, i, self.shape.names.get(key, source_name), place, None, 0.0)
             shape = self.sources[owner].checkpoint.specs[source_name].shape
@@ -492,8 +435,8 @@ class Layout:
         if self.recipe.modules is None:
             return
         named = {module for part in self._parts() for module in part.modules}
-        self.taken = [name for name in self.shape.modules if name not in named]
+        self.omissions.taken = [name for name in self.shape.modules if name not in named]
         for name, place in self.shape.places.items():
-            if place.module in self.taken:
+            if place.module in self.omissions.taken:
                 entry = Entry(self.donor, name, ("modules",), {})
                 yield Group(name, place, place.layer, 0.0, (entry,), None, (), taken=True)

@@ -105,7 +105,7 @@ def make_plan(
         donor = inputs.sources[inputs.donor]
         layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
         restacked(donor.checkpoint.config, inputs.sources, inputs.donor, layers)
-        warnings.add(layout.warnings(maker.alone))
+        warnings.add(layout.omissions.warnings(inputs, maker.alone))
         warnings.add(_warnings_of_donor(inputs, tokenizer, rows))
         tied = not any(g.place.role == "head" and g.place.vocabulary for g in groups)
         folders = module_folders(donor)
