@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from merganser.errors import InputError
-from merganser.evaluation.generation import Sampling
+from merganser.evaluation.endpoint import Endpoint
+from merganser.evaluation.generation import Request, Sampling
 from merganser.serving.app import make_app
 from merganser.serving.limits import Limits
 from merganser.serving.names import Catalogue
@@ -156,6 +157,18 @@ def test_stop_texts_end_an_answer(client: OpenAI, catalogue: Catalogue, alone: A
     chunks = client.chat.completions.create(**asked, stream=True)
     parts = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert "".join(parts) == wanted.text
+
+
+def test_an_evaluation_asks_the_server_as_it_asks_a_live_model(
+    server: Running, catalogue: Catalogue, alone: Alone
+) -> None:
+    how = Sampling(max_tokens=12)
+    prompts = [QUESTION, "1 + 2", [{"role": "user", "content": "7"}]]
+    endpoint = Endpoint(server.url, "m_w0.2")
+    assert "m_w0.2" in endpoint.models()
+    found = dict(endpoint([Request(prompt) for prompt in prompts], how))
+    wanted = alone.answers(catalogue.models["m_w0.2"].plan, prompts, how)
+    assert [found[index] for index in range(3)] == wanted
 
 
 def test_tools_are_given_to_the_chat_template(client: OpenAI) -> None:

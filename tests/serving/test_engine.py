@@ -299,6 +299,22 @@ def test_a_step_that_fails_fails_its_rows_and_no_later_ones(
     run(scenario)
 
 
+def test_an_error_of_no_row_fails_what_runs_and_the_engine_lives(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = catalogue.models["m_w0.4"]
+
+    async def scenario() -> None:
+        async with running() as engine:
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "_next_rows", lambda: 1 / 0)
+                with pytest.raises(EngineFailure, match="ZeroDivisionError"):
+                    await ask(engine, served, "1", Sampling(max_tokens=3))
+            assert (await ask(engine, served, "1", Sampling(max_tokens=3)))[0].tokens == 3
+
+    run(scenario)
+
+
 def test_weights_that_cannot_be_read_fail_their_rows_and_the_next_model_is_right(
     study: Path, alone: Alone, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 OPEN = ("/health",)
 """Paths that need no key."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1", "testserver")
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = logging.getLogger("merganser.serving")
 

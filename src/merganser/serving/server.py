@@ -71,7 +71,11 @@ class Server(uvicorn.Server):
         address: Address,
         on_ready: Callable[[str], None] = lambda _url: None,
     ) -> None:
-        hosts = (*LOOPBACK, address.host) if address.is_loopback and not address.keys else ()
+        hosts = (
+            (*LOOPBACK, address.host, f"[{address.host}]")
+            if address.is_loopback and not address.keys
+            else ()
+        )
         config = uvicorn.Config(
             make_app(service, keys=address.keys, origins=address.origins, hosts=hosts),
             log_level="warning",

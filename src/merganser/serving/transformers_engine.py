@@ -32,6 +32,8 @@ from merganser.study.live_model import LiveModel
 PIECE = 2048
 """Tokens of a prompt that are read between two steps of what runs."""
 
+STOPPED = "the engine has stopped"
+
 READ_TOGETHER = 4096
 """Tokens of several prompts, padding included, that are read at once."""
 
@@ -106,14 +108,14 @@ class TransformersEngine:
         self._outbox: list[tuple[Row, Answer]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
 
     @property
     def is_alive(self) -> bool:
         """See :class:`merganser.serving.generation.Engine`."""
-        return self._failure is None and not self._stopping
+        return not self._stopping
 
     @property
     def state(self) -> EngineState:
@@ -162,12 +164,13 @@ class TransformersEngine:
 
     def _post(self, command: Callable[[], None]) -> None:
         """Have the thread do something between two steps."""
-        if self._failure is not None or self._stopping:
-            raise EngineFailure("the engine has stopped")
-        self._loop = asyncio.get_running_loop()
-        if not self._thread.is_alive():
-            self._thread.start()
-        self._commands.put(command)
+        with self._lock:
+            if not self.is_alive:
+                raise EngineFailure(STOPPED)
+            self._loop = asyncio.get_running_loop()
+            if not self._thread.is_alive():
+                self._thread.start()
+            self._commands.put(command)
 
     # -- in the thread ---------------------------------------------------------------------------
 
@@ -176,22 +179,42 @@ class TransformersEngine:
 
         try:
             while not self._stopping:
-                self._obey()
-                with torch.inference_mode():
-                    self._work()
+                try:
+                    self._obey()
+                    with torch.inference_mode():
+                        self._work()
+                except Exception as error:  # of no row in particular
+                    self._fail(self._leave_station(), self._failure(error))
                 self._flush()
-        except BaseException as error:
-            self._failure = error
-        for station in list(self._stations.values()):
-            self._fail(station.rows, EngineFailure("the engine has stopped"))
-        self._flush()
-        self._stations.clear()
-        self._forward = None
+        finally:
+            with self._lock:
+                self._stopping = True
+            self._obey()
+            for station in list(self._stations.values()):
+                self._fail(station.rows, EngineFailure(STOPPED))
+            self._stations.clear()
+            self._station = _Station()
+            self._forward = None
+            self._flush()
+
+    def _leave_station(self) -> list[Row]:
+        """Take all rows off the present model."""
+        here = self._station
+        rows = here.rows
+        here.waiting, here.reading, here.batches = deque(), None, []
+        return rows
+
+    def _failure(self, error: Exception) -> Exception:
+        """An error of a step, as the client gets to know it."""
+        if isinstance(error, MerganserError):
+            return error
+        text = " ".join(str(error).split())[:200]
+        return EngineFailure(f"{self.name}: {type(error).__name__}: {text}")
 
     def _obey(self) -> None:
         """Do what was posted; waits for it where there is nothing else to do."""
         here = self._station
-        idle = not (here.waiting or here.reading or here.batches)
+        idle = not (self._stopping or here.waiting or here.reading or here.batches)
         try:
             while True:
                 self._commands.get(block=idle)()
@@ -216,6 +239,8 @@ class TransformersEngine:
             station.batches = [batch for batch in station.batches if batch.rows]
 
     def _become(self, model: Served) -> Facts:
+        if self._stopping:
+            raise EngineFailure(STOPPED)
         self._station = _Station()
         self._failed.pop(model, None)
         known = self._facts.get(model)
@@ -228,7 +253,7 @@ class TransformersEngine:
             # Some weights may be the new ones already: the next model is loaded anew.
             self._forward = None
             self._live.close()
-            failure = error if isinstance(error, Exception) else EngineFailure("stopped")
+            failure = error if isinstance(error, Exception) else EngineFailure(STOPPED)
             self._failed[model] = failure
             self._fail(self._stations.pop(model, _Station()).rows, failure)
             raise
@@ -328,15 +353,13 @@ class TransformersEngine:
         running = len(rows) + sum(len(batch.rows) for batch in here.batches)
         release_memory()
         if not is_out_of_memory(error):
-            text = " ".join(str(error).split())[:200]
-            failure: Exception = EngineFailure(f"{self.name}: {type(error).__name__}: {text}")
-            self._fail(rows, error if isinstance(error, MerganserError) else failure)
+            self._fail(rows, self._failure(error))
         elif running > 1:
             self._most_rows = max(1, running // 2)
             here.waiting.extendleft(reversed(rows))
         else:
-            failure = ResourceError(f"memory does not suffice for {rows[0].length:,} tokens")
-            self._fail(rows, failure)
+            length = rows[0].length
+            self._fail(rows, ResourceError(f"memory does not suffice for {length:,} tokens"))
 
     def _make_room(self) -> None:
         """Take rows off their caches: those of other models first, then the newest."""
