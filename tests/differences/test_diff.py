@@ -97,7 +97,7 @@ def test_units_are_counted_in_the_dtype_that_is_asked_for(tmp_path: Path, ulp: s
             assert each.histogram.tolist() == buckets(apart), each.name
             assert each.sums.tolist() == before.sums.tolist()
     assert found.as_dict()["ulp_dtype"] == ulp
-    with pytest.raises(RecipeError, match="ulp: 'float8' is none of bfloat16, float16, float32"):
+    with pytest.raises(RecipeError, match="ulp: 'float8' is not one of bfloat16, float16, float32"):
         diff(*models, ulp="float8")
 
 

@@ -51,8 +51,8 @@ def load_plan(
     root: str | Path | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> Plan:
-    """Read a plan from JSON, as ``merganser plan --json`` writes it, and check that its inputs are
-    unchanged.
+    """Read a plan from its JSON, which :func:`merganser.planning.describe` returns, and check that its
+    inputs are unchanged.
 
     Args:
         source: the file, or its content as a mapping.
