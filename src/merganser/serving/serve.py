@@ -40,31 +40,34 @@ def serve(
     on_ready: Callable[[str, int], None] = lambda _url, _models: None,
     on_warning: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve models to OpenAI's clients, all from one set of weights, until Ctrl-C or SIGTERM.
+    """Serve models by OpenAI's API, all from one set of weights, until Ctrl-C or SIGTERM.
 
-    Requests that run or wait then are still answered.
+    Requests that run or wait at that moment are still answered.
 
     Args:
-        models: what :func:`merganser.generate` takes, sweeps, and folders of evaluated studies. A sweep or a
-            study has a model for each of its points, its base and its experts; ``STUDY#w=0.73`` is a point
-            between them.
-        host, port: where to listen; port 0 takes any free one.
-        keys: one of them must come with each request; none for no keys.
-        origins: of pages whose scripts may ask.
-        grid_only: serve no points between those of a sweep's grid.
+        models: anything that :func:`merganser.generate` takes, sweeps, and folders of evaluated studies. A
+            sweep or a study has a model for each of its points, its base and its experts;
+            ``STUDY#w=0.73`` is a point between them.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes any free one.
+        keys: API keys, one of which every request must have; empty to accept all requests.
+        origins: origins of web pages whose scripts may send requests.
+        grid_only: whether to serve only the points of a sweep's grid, and none between them.
         turn: seconds in which requests join a model's turn although other models wait.
-        longest_turn: seconds after which requests that still run are held until their model's next turn.
-        max_waiting: requests that may wait.
-        max_tokens: length of a completion; None for what the model's context leaves.
-        batch_size: completions at once.
-        drain_seconds: time that running requests have when the server is stopped.
-        device, dtype, threads: of the live model; see :class:`merganser.LiveModel`.
-        on_ready: called with the server's address, and the number of models, once it listens.
+        longest_turn: seconds after which running requests pause until their model's next turn.
+        max_waiting: most requests that may wait.
+        max_tokens: most tokens of a completion; None for what the model's context leaves.
+        batch_size: number of completions at once.
+        drain_seconds: seconds that running requests have when the server is stopped.
+        device: as of :class:`merganser.LiveModel`.
+        dtype: as of :class:`merganser.LiveModel`.
+        threads: as of :class:`merganser.LiveModel`.
+        on_ready: called with the server's address and the number of models once it listens.
         on_warning: called with each warning.
 
     Raises:
-        MerganserError: a model cannot be served, the address cannot be listened on, or the extra ``serve``
-            is not installed.
+        MerganserError: when a model cannot be served, the address cannot be listened on, or the extra
+            ``serve`` is not installed.
     """
     extras.check("transformers", "eval")
     server = extras.load("merganser.serving.server", "serve")
