@@ -71,6 +71,10 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
         "serve": _command(
             "serving:serve", "Serve MODELs to OpenAI's clients, all from one set of weights."
         ),
+        "studio": _command(
+            "studio:studio",
+            "Open a page to blend the models below FOLDER, talk with blends, and run studies.",
+        ),
     },
     "Publish": {
         "card": _command("publishing:card", "Write the card of a merged FOLDER anew."),

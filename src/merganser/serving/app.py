@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from merganser.errors import MerganserError
 from merganser.serving.answers import as_event, as_json
@@ -53,6 +53,8 @@ def make_app(
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
     hosts: Sequence[str] = (),
+    routes: Sequence[BaseRoute] = (),
+    open_paths: Sequence[str] = (),
 ) -> Starlette:
     """The application of a service.
 
@@ -62,6 +64,8 @@ def make_app(
         origins: of pages whose scripts may ask; ``*`` for all.
         hosts: names by which the server may be called; none for all. A server without keys on loopback
             should have some: a page in a browser can otherwise reach it under a name of its own.
+        routes: more of them.
+        open_paths: of these, the ones that need no key.
     """
     middleware = []
     if origins:
@@ -69,7 +73,8 @@ def make_app(
         allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         middleware.append(Middleware(cors, allow_origins=list(origins), **allowed))
     guard: Any = _Guard
-    middleware.append(Middleware(guard, keys=keys, hosts=hosts))
+    is_open = (*OPEN, *open_paths)
+    middleware.append(Middleware(guard, keys=keys, hosts=hosts, is_open=is_open))
 
     async def health(_request: Request) -> Response:
         alive = service.engine.is_alive and not service.draining
@@ -105,6 +110,7 @@ def make_app(
             Route("/v1/models/{name:path}", model),
             Route("/v1/chat/completions", generate(service, ChatRequest), methods=["POST"]),
             Route("/v1/completions", generate(service, CompletionRequest), methods=["POST"]),
+            *routes,
         ],
         middleware=middleware,
         exception_handlers={
@@ -120,8 +126,11 @@ def make_app(
 class _Guard:
     """Turns away who has no key, and who calls the server by a name that it does not have."""
 
-    def __init__(self, app: Any, keys: Sequence[str], hosts: Sequence[str]) -> None:
+    def __init__(
+        self, app: Any, keys: Sequence[str], hosts: Sequence[str], is_open: Sequence[str]
+    ) -> None:
         self.app = app
+        self.is_open = frozenset(is_open)
         self.keys = [key.encode() for key in keys]
         self.hosts = frozenset(host.lower() for host in hosts)
 
@@ -138,7 +147,7 @@ class _Guard:
             name = host[: host.rindex(":")] if host.rpartition(":")[2].isdigit() else host
             if name not in self.hosts:
                 return BadRequest("the server has another name", status=421, code="unknown_host")
-        if self.keys and scope["path"] not in OPEN:
+        if self.keys and scope["path"] not in self.is_open:
             sign, _, key = headers.get(b"authorization", b"").partition(b" ")
             good = [hmac.compare_digest(key.strip(), known) for known in self.keys]
             if sign.lower() != b"bearer" or not any(good):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from merganser.errors import ResourceError
 from merganser.serving.app import LOOPBACK, make_app
@@ -57,6 +58,7 @@ class Server(uvicorn.Server):
         service: answers.
         address: where.
         on_ready: called with the server's address once it listens.
+        routes, open_paths: see :func:`merganser.serving.app.make_app`.
 
     Attributes:
         url: of the API.
@@ -70,6 +72,9 @@ class Server(uvicorn.Server):
         service: Service,
         address: Address,
         on_ready: Callable[[str], None] = lambda _url: None,
+        *,
+        routes: Sequence[BaseRoute] = (),
+        open_paths: Sequence[str] = (),
     ) -> None:
         hosts = (
             (*LOOPBACK, address.host, f"[{address.host}]")
@@ -77,7 +82,14 @@ class Server(uvicorn.Server):
             else ()
         )
         config = uvicorn.Config(
-            make_app(service, keys=address.keys, origins=address.origins, hosts=hosts),
+            make_app(
+                service,
+                keys=address.keys,
+                origins=address.origins,
+                hosts=hosts,
+                routes=routes,
+                open_paths=open_paths,
+            ),
             log_level="warning",
             access_log=False,
             server_header=False,

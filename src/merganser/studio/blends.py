@@ -1,0 +1,66 @@
+"""Live models of a studio, by name: blends that pages have posted, and models of the folder."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import RLock
+
+from merganser.errors import MerganserError
+from merganser.planning import Plan
+from merganser.serving.names import Catalogue, Served, UnknownModel
+from merganser.studio import recipes
+from merganser.studio.library import Library
+
+MOST_BLENDS = 256
+
+MOST_MODELS = 64
+
+
+class Blends(Catalogue):
+    """The models that a studio's server has.
+
+    A blend is called ``blend-`` and the beginning of its plan's digest, so that equal ones of several
+    pages are one model. The oldest ones are dropped; what runs for them goes on.
+
+    Args:
+        library: where models are.
+    """
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(())
+        self._library = library
+        self._experts: OrderedDict[str, Served] = OrderedDict()
+        self._guard = RLock()
+
+    def add(self, plan: Plan) -> Served:
+        """The model of a plan, which has a name from now on."""
+        name = f"blend-{plan.digest[:12]}"
+        with self._guard:
+            known = dict(self.models)
+            served = known.pop(name, None) or Served(name, plan)
+            known[name] = served
+            self.models = dict(list(known.items())[-MOST_BLENDS:])
+        return served
+
+    def find(self, name: str) -> Served:
+        """The blend of a name, or the model of a path below the folder.
+
+        Raises:
+            UnknownModel: there is none.
+            MerganserError: it cannot be planned.
+        """
+        with self._guard:
+            found = self.models.get(name) or self._experts.get(name)
+        if found is not None:
+            return found
+        if name.startswith("blend-"):
+            raise UnknownModel(f"{name[:200]}: is no blend of this server; post its recipe again")
+        try:
+            served = Served(name, recipes.read_model(name, self._library))
+        except MerganserError as error:
+            raise UnknownModel(f"there is no model {name[:200]!r} ({error})") from None
+        with self._guard:
+            served = self._experts.setdefault(name, served)
+            while len(self._experts) > MOST_MODELS:
+                self._experts.popitem(last=False)
+        return served

@@ -1,0 +1,186 @@
+"""Read the recipe that a page writes, and turn it into a plan and into the page's controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from merganser import methods, planning, recipe
+from merganser.errors import InputError, MerganserError, RecipeError
+from merganser.planning import Plan
+from merganser.recipe.document import KeyPath, parse_document
+from merganser.recipe.references import parse_reference
+from merganser.studio.library import Library
+
+FILE = "recipe"
+"""The name of the page's recipe in messages."""
+
+_CONTROLLED = ("merge_method", "base_model", "models", "parameters", "dtype")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a recipe.
+
+    Attributes:
+        message: in one line.
+        line: of the recipe, from 1; None if it has none.
+    """
+
+    message: str
+    line: int | None
+
+
+def read_plan(text: str, library: Library) -> Plan:
+    """The plan of a recipe's text; its models are below the library's root.
+
+    Raises:
+        MerganserError: the recipe is wrong, or a model is missing, broken, or elsewhere.
+    """
+    document = parse_document(text, FILE)
+    for path, folder in _runs(document.data, ()):
+        with document.addressed(path):
+            library.inside(folder)
+    parsed = recipe.validate(document, library.root, "normal")
+    for path, reference in recipe.model_references(parsed.recipe):
+        with document.addressed(path):
+            library.located(reference)
+    plan = planning.make_plan(parsed.with_references(library.located))
+    check_places(plan, library)
+    return plan
+
+
+def read_model(text: str, library: Library) -> Plan:
+    """The plan of a model below the library's root, as it is.
+
+    Raises:
+        MerganserError: it is missing, broken, or elsewhere.
+    """
+    try:
+        located = library.located(parse_reference(text))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    whole = recipe.load({"merge_method": "passthrough", "models": [{"model": text}]})
+    plan = planning.make_plan(whole.with_references(lambda _: located))
+    check_places(plan, library)
+    return plan
+
+
+def check_places(plan: Plan, library: Library) -> None:
+    """Check that no file of a plan is outside of the root.
+
+    Raises:
+        InputError: one is.
+    """
+    for source in plan.all_sources:
+        for file in source.checkpoint.stamps:
+            library.inside(str(file))
+
+
+def problem_of(error: MerganserError) -> Problem:
+    """An error with its line, and without it in the message."""
+    message = str(error)
+    line = getattr(error, "line", None)
+    if line is None and message.startswith(f"{FILE}:"):
+        number, _, rest = message.removeprefix(f"{FILE}:").partition(": ")
+        if number.isdigit():
+            return Problem(rest, int(number))
+    prefix = FILE if line is None else f"{FILE}:{line}"
+    return Problem(message.removeprefix(f"{prefix}: "), line)
+
+
+def controls_of(text: str) -> dict[str, Any] | None:
+    """What a page's controls show of a recipe; None where they cannot show all of it.
+
+    Raises:
+        RecipeError: the text is not YAML.
+    """
+    data = parse_document(text, FILE).data
+    if not isinstance(data, dict) or not isinstance(data.get("merge_method"), str):
+        return None
+    models = data.get("models")
+    shared = data.get("parameters") or {}
+    if not isinstance(models, list) or not _are_plain(shared):
+        return None
+    listed = []
+    for entry in models:
+        if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
+            return None
+        own = entry.get("parameters") or {}
+        if set(entry) - {"model", "parameters"} or not _are_plain(own):
+            return None
+        listed.append({"model": entry["model"], "parameters": own})
+    base = data.get("base_model")
+    if base is not None and not isinstance(base, str):
+        return None
+    if methods.get(data["merge_method"]) is None:
+        return None
+    return {
+        "method": data["merge_method"],
+        "base": base,
+        "models": listed,
+        "parameters": shared,
+        "dtype": data.get("dtype"),
+        "rest": {key: value for key, value in data.items() if key not in _CONTROLLED},
+    }
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What a page says of a plan."""
+    return {
+        "digest": plan.digest,
+        "tensors": len(plan.jobs),
+        "parameters": plan.parameters,
+        "dtype": plan.dtype.name,
+        "input_bytes": plan.input_bytes,
+        "output_bytes": plan.output_bytes,
+        "files": len(plan.shards),
+        "method": plan.method_name,
+        "layers": {module: len(layers) for module, layers in plan.layers.items()},
+        "vocabulary": plan.vocabulary,
+        "models": [
+            {
+                "reference": source.reference.text,
+                "name": source.reference.name,
+                "tensors": len(source.checkpoint.specs),
+                "format": source.checkpoint.format,
+                "base": index == plan.base,
+            }
+            for index, source in enumerate(plan.sources)
+        ],
+        "warnings": [warning.removeprefix(f"{FILE}: ") for warning in plan.warnings],
+    }
+
+
+def _runs(data: object, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Folders that ``run:`` names, which are read before a recipe is checked.
+
+    Raises:
+        RecipeError: one is not a text.
+    """
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if key == "run":
+                if not isinstance(value, str):
+                    raise RecipeError(f"run: is a folder, not {str(value)[:60]!r}", file=FILE)
+                yield (*path, key), value
+            yield from _runs(value, (*path, str(key)))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _runs(value, (*path, index))
+
+
+def _are_plain(parameters: object) -> bool:
+    """Whether each value is a scalar, or a gradient of numbers."""
+    if not isinstance(parameters, dict):
+        return False
+    return all(
+        isinstance(value, bool | int | float | str)
+        or (
+            isinstance(value, list)
+            and len(value) > 1
+            and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        )
+        for value in parameters.values()
+    )
