@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import sums
+
 from demo import HERE, PROBLEMS, SWEEPS, run
 
 
