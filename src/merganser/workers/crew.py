@@ -154,6 +154,7 @@ class Crew:
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is for the driver, which then stops them
             )
         self._members.append(_Member(process, environment, log))
 
