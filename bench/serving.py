@@ -255,6 +255,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> None:
             "server": OverHttp(url, pid, stream=False),
             "server, streams": OverHttp(url, pid, stream=True),
         }
+        ways = {way: measured for way, measured in ways.items() if way not in options.without}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         texts: dict[str, list[str]] = {}
         for number in range(options.rounds + 1):
@@ -271,6 +272,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> None:
     unlike = {
         way: sum(a != b for a, b in zip(texts["engine"], texts[way], strict=True))
         for way in ("server", "static batches")
+        if way in texts
     }
     show(
         what="overhead", parameters=parameters, at_once=AT_ONCE, tokens=options.tokens,
@@ -418,6 +420,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--turn", type=float, default=2.0)
     parser.add_argument("--longest", type=float, default=20.0)
+    parser.add_argument("--without", nargs="*", default=[], help="Ways of overhead to leave out.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         ways[options.what](Path(folder), options)

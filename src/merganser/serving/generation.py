@@ -88,9 +88,13 @@ class Facts:
         codec: its tokenizer.
         weights: the weight of each merged model that the recipe asks for.
         effective: the same weights, measured after rounding.
+        context: the most tokens of a prompt and its completion; None if the model does not say.
+        vocabulary: the number of its tokens.
     """
 
     codec: Codec
+    context: int | None
+    vocabulary: int
     weights: Mapping[str, float] = field(default_factory=dict)
     effective: Mapping[str, float] = field(default_factory=dict)
 

@@ -189,7 +189,8 @@ class Service:
         Raises:
             BadRequest: the model cannot take it.
         """
-        codec = self._facts[served].codec
+        facts = self._facts[served]
+        codec, context = facts.codec, facts.context
         if _is_tokens(prompt):
             row: Sequence[int] = prompt
         else:
@@ -209,9 +210,8 @@ class Service:
                 raise BadRequest(str(error), code="context_length_exceeded") from None
             except InputError as error:
                 raise BadRequest(str(error)) from None
-        if max(row) >= codec.config.get_text_config().vocab_size:
+        if max(row) >= facts.vocabulary:
             raise BadRequest(f"prompt: the model has no token {max(row)}", param="prompt")
-        context = codec.context
         if context is not None and len(row) + (request.limit or 1) > context:
             raise BadRequest(
                 f"the model's context is {context:,} tokens, the prompt has {len(row):,}, and the "
@@ -228,10 +228,10 @@ class Service:
     def _wanted(
         self, request: AnyRequest, served: Served, prompt: Any, row: Sequence[int], sample: int
     ) -> Wanted:
-        codec = self._facts[served].codec
+        context = self._facts[served].context
         limits = [request.limit, self.limits.max_tokens, MOST_TOKENS]
-        if codec.context is not None:
-            limits.append(codec.context - len(row))
+        if context is not None:
+            limits.append(context - len(row))
         seed = secrets.randbits(63) if request.seed is None else request.seed
         temperature = 1.0 if request.temperature is None else request.temperature
         sampling = Sampling(

@@ -419,6 +419,8 @@ def _facts(codec: Any, outcome: engine.Outcome) -> Facts:
     models = outcome.report.models if outcome.report is not None else ()
     return Facts(
         codec,
+        codec.context,
+        codec.config.get_text_config().vocab_size,
         {m.model: m.requested for m in models if m.requested is not None},
         {m.model: m.effective for m in models if m.effective is not None},
     )
