@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import threading
@@ -22,7 +24,7 @@ from merganser.results import scores as results
 from merganser.study.evaluate import evaluate_sweep
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Scored, Scoring
-from merganser.workers import crew, study_file
+from merganser.workers import crew, driving, study_file, working
 from merganser.workers.claims import Claims
 from merganser.workers.driving import sweep_with_workers
 from merganser.workers.study_file import FOLDER, StudyFile
@@ -211,6 +213,18 @@ def test_two_studies_in_one_folder_do_not_mix(
     claim.release()
 
 
+def test_results_that_kill_their_writers_are_given_up(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(file, out, monkeypatch)
+    claims = Claims(out / FOLDER, stale=-1)
+    for _ in range(3):
+        assert claims.take(driving.RESULTS)
+    assert claims.take(driving.RESULTS) is None
+    with pytest.raises(MerganserError, match="3 processes died while they wrote the results"):
+        driving._finish(out, claims, lambda: results.read(out))
+
+
 @pytest.mark.parametrize("text", ["local", "local:0", "ray", "local:two", "join:2"])
 def test_slips_in_where_workers_run(text: str) -> None:
     with pytest.raises(RecipeError, match="none of local:N, local:auto and join"):
@@ -263,3 +277,41 @@ def test_a_killed_worker_s_model_goes_to_another(
     assert killed[0] != os.getpid()
     assert contents(out) == contents(alone)
     assert found == results.read(alone)
+
+
+def join_hastily(file: Path, out: Path) -> None:
+    """Join a study, in a process that takes others for dead after a second."""
+    defaults = Claims.__init__.__kwdefaults__
+    assert defaults is not None
+    defaults.update(beat=0.1, stale=1.0)
+    working.WAIT = driving.WAIT = 0.05
+    sweep_with_workers(file, out, "join", threads=1)
+
+
+@pytest.mark.slow
+def test_after_kills_at_random_moments_the_results_are_the_same(
+    made: tuple[Path, Path], out: Path
+) -> None:
+    """Processes of which each is worker and driver; every study ends with one process's bytes."""
+    file, alone = made
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["merganser.workers.driving", "transformers.models.llama.modeling_llama"]
+    )
+    draw = random.Random(0)
+    kills = finished = 0
+    while kills < 30 or not finished:
+        processes = [context.Process(target=join_hastily, args=(file, out)) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(draw.uniform(0, 4) if kills < 30 else 100)
+            if process.is_alive():
+                process.kill()
+                kills += 1
+            process.join()
+        if not (out / FOLDER).exists() and (out / "results.json").exists():
+            assert contents(out) == contents(alone)
+            shutil.rmtree(out)
+            finished += 1
+    assert finished

@@ -146,6 +146,8 @@ def _begun(study: StudyFile, prepared: PreparedStudy, live: Live) -> Iterator[Cl
             if (prepared.home / FOLDER / study_file.NAME).exists():
                 _check_idle(prepared.home, claims)
             study.write(prepared.home)
+        if claims.state(RESULTS) == "given up":
+            claims.forget(RESULTS)
         stage = prepared.stage(live)
         for model in prepared.models:
             name = model.entry.name
@@ -227,7 +229,11 @@ def _check_all_done(study: StudyFile, claims: Claims) -> None:
 
 
 def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Results:
-    """Write the results, or wait for the process that does; then remove the claims."""
+    """Write the results, or wait for the process that does; then remove the claims.
+
+    Raises:
+        MerganserError: three processes died of it, one after the other.
+    """
     while True:
         try:
             claim = claims.take(RESULTS)
@@ -245,6 +251,12 @@ def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Resu
             return found
         if not (home / FOLDER / study_file.NAME).exists():
             return results.read(home)
+        if claims.state(RESULTS) == "given up":
+            died = ", ".join(map(str, claims.tried(RESULTS)))
+            raise MerganserError(
+                f"{home}: {TRIES} processes died while they wrote the results ({died}); "
+                "every score is stored; run the command again to try once more"
+            )
         time.sleep(WAIT)
 
 
