@@ -5,8 +5,8 @@
     python bench/engines.py uneven MODEL        # an eighth of the answers eight times as long
 
 Run it in the environment of ``make test-vllm``; DEMO is a folder that ``make demo`` or ``make demo-vllm`` has
-filled. Whole processes are timed, each way in processes of its own; greedy answers are compared
-token by token. One line of JSON for each result.
+filled. Points are timed as complete processes, each way in processes of its own; the texts of greedy
+answers are compared. ``uneven`` also runs without vLLM. One line of JSON for each result.
 """
 
 from __future__ import annotations
@@ -193,10 +193,10 @@ def uneven(model: str, count: int, short: int) -> dict[str, Any]:
     live.settle(plan)
     codec = live.backend.codec
     rows = codec.encode_all([request.prompt for request in asked])
-    timed(found, "static_s", lambda: static(live.module, rows, lengths, codec))
+    timed(found, "static", lambda: static(live.module, rows, lengths, codec))
     paged = ContinuousInference(live.module, codec)
     codec.end_tokens = []
-    timed(found, "continuous_s", lambda: dict(paged.run(rows, lengths)))
+    timed(found, "continuous", lambda: dict(paged.run(rows, lengths)))
     try:
         with closing(VllmModel(dtype="float32")) as other:
             other._open(plan)
@@ -214,12 +214,14 @@ def uneven(model: str, count: int, short: int) -> dict[str, Any]:
                 dict(running._run(rows, asked, by_length[short]))
                 running._params = params
 
-            timed(found, "vllm_s", run)
+            timed(found, "vllm", run)
     except merganser.MerganserError as error:
-        found["vllm"] = str(error)
-    found["continuous_ratio"] = round(found["static_s"] / found["continuous_s"], 2)
-    if "vllm_s" in found:
-        found["vllm_ratio"] = round(found["static_s"] / found["vllm_s"], 2)
+        found["no_vllm"] = str(error)
+    for other in ("continuous", "vllm"):
+        for unit in ("s", "cpu_s"):
+            if f"{other}_{unit}" in found:
+                ratio = found[f"static_{unit}"] / found[f"{other}_{unit}"]
+                found[f"static_of_{other}_{unit}"] = round(ratio, 2)
     return found
 
 
@@ -255,14 +257,11 @@ def static(model: Any, rows: list[list[int]], lengths: list[int], codec: Any) ->
         )
 
 
-def timed(found: dict[str, Any], key: str, work: Any) -> None:
-    """The better of two runs' seconds."""
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    found[key] = round(min(times), 2)
+def timed(found: dict[str, Any], key: str, work: Callable[[], object]) -> None:
+    """The better of two runs' seconds, and of the processor."""
+    costs = [cost(work) for _ in range(2)]
+    found[f"{key}_s"] = round(min(each.wall for each in costs), 2)
+    found[f"{key}_cpu_s"] = round(min(each.cpu for each in costs), 2)
 
 
 def anonymous() -> int:
