@@ -216,10 +216,11 @@ function editor() {
     lines.scrollTop = text.scrollTop;
   };
   text.addEventListener("scroll", () => { lines.scrollTop = text.scrollTop; });
-  const later = debounce(() => textChanged(text.value), 300);
-  text.addEventListener("input", () => { number(); later(); });
+  let typing = false; // whether there is text that is not read yet
+  const later = debounce(() => { typing = false; textChanged(text.value); }, 300);
+  text.addEventListener("input", () => { typing = true; number(); later(); });
   const show = () => {
-    if (text.value !== blend.text && document.activeElement !== text) text.value = blend.text;
+    if (text.value !== blend.text && !typing) text.value = blend.text;
     const { error } = blend;
     problem.replaceChildren();
     if (error) {
@@ -255,7 +256,7 @@ function planFacts(effective) {
   return box;
 }
 
-export function screen(library, refresh) {
+export function screen(library) {
   const left = element("div", {});
   const { box, show } = editor();
   const planned = element("div", { "aria-live": "polite" });
@@ -291,9 +292,8 @@ export function screen(library, refresh) {
   const saveIt = button("Save recipe", () => attempt(async (chosen) => {
     const found = await send("/studio/save", { text: blend.text, name: chosen });
     ran.replaceChildren(element("p", { class: "note" }, `Saved as ${found.saved}.`), commandLine(found.command));
-    refresh();
   }));
-  const writeIt = button("Write", () => attempt((chosen) => start({ kind: "merge", text: blend.text, name: chosen }, refresh)), "main");
+  const writeIt = button("Write", () => attempt((chosen) => start({ kind: "merge", text: blend.text, name: chosen })), "main");
   const open = select([["", "choose …"], ...library.recipes.map((path) => [path, path])], "", async (path) => {
     if (!path) return;
     try {

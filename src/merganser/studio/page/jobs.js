@@ -4,6 +4,8 @@ import { read, send } from "./server.js";
 
 const seen = new Map(); // number → [element, state, lines]
 const waiting = new Map(); // number → what to do when it has ended
+const running = new Set();
+export const ends = new EventTarget(); // an event "end" for each command that has ended
 let timer = null;
 
 // Start a command; calls onEnd with the job, once it has ended.
@@ -32,6 +34,8 @@ export async function update() {
     if (known) known.made.replaceWith(made);
     else list.prepend(made);
     seen.set(job.job, { made, key });
+    if (job.state === "running") running.add(job.job);
+    else if (running.delete(job.job) || waiting.has(job.job)) ends.dispatchEvent(new CustomEvent("end", { detail: job }));
     if (job.state !== "running" && waiting.has(job.job)) {
       const ended = waiting.get(job.job);
       waiting.delete(job.job);

@@ -1,6 +1,6 @@
 // The page: its screens by the address's #, and what the server does at this moment.
 import { element, say } from "./elements.js";
-import { update } from "./jobs.js";
+import { ends, update } from "./jobs.js";
 import { blend } from "./recipe.js";
 import { read } from "./server.js";
 import * as blendScreen from "./blend.js";
@@ -20,7 +20,7 @@ function open(focus) {
     else link.removeAttribute("aria-current");
   }
   leave();
-  const made = screens[name].screen(library, refresh);
+  const made = screens[name].screen(library);
   leave = made.leave ?? (() => {});
   const main = document.getElementById("main");
   main.replaceChildren(made.view);
@@ -29,8 +29,11 @@ function open(focus) {
   if (focus) main.focus();
 }
 
-// Read anew what is below the folder; the next screen shows it.
-async function refresh() { library = Object.assign(library ?? {}, await read("/studio/library")); }
+// Read anew what is below the folder; the next screen shows it, and a screen may listen.
+async function refresh() {
+  library = Object.assign(library ?? {}, await read("/studio/library"));
+  ends.dispatchEvent(new CustomEvent("library"));
+}
 
 async function queue() {
   const state = document.hidden ? null : await read("/merganser").catch(() => null);
@@ -63,6 +66,7 @@ async function begin() {
   }
   blendScreen.begin(library);
   addEventListener("hashchange", () => open(true));
+  ends.addEventListener("end", () => refresh().catch((error) => say(error.message)));
   open(false);
   queue();
   update();

@@ -5,9 +5,10 @@ import { read } from "./server.js";
 
 // Parts of a line: code, bold, links as text. A card is a text of strangers: it becomes no markup.
 function inline(text) {
-  return text.split(/(`[^`]+`|\*\*[^*]+\*\*|!?\[[^\]]*\]\([^)]*\))/).map((part) => {
+  return text.split(/(`[^`]+`|\*\*[^*]+\*\*|\*[^*\s][^*]*\*|!?\[[^\]]*\]\([^)]*\))/).map((part) => {
     if (/^`[^`]+`$/.test(part)) return element("code", {}, part.slice(1, -1));
     if (/^\*\*[^*]+\*\*$/.test(part)) return element("strong", {}, part.slice(2, -2));
+    if (/^\*[^*]+\*$/.test(part)) return element("em", {}, part.slice(1, -1));
     const link = /^!?\[([^\]]*)\]\(([^)]*)\)$/.exec(part);
     if (link) return element("span", { title: link[2] }, link[1] + (part.startsWith("!") ? " (picture)" : ""));
     return part;

@@ -1,6 +1,6 @@
 // Study: the front of a study, its completions side by side, and sweeps of the blend.
 import { button, checkbox, commandLine, drawn, element, field, number, say, select, short } from "./elements.js";
-import { start } from "./jobs.js";
+import { ends, start } from "./jobs.js";
 import { blend } from "./recipe.js";
 import { hasToken, read } from "./server.js";
 
@@ -20,7 +20,7 @@ function front(study, x, y, picked, toggle) {
   const picture = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": `${y} against ${x}, ${shown.length} models` });
   if (!shown.length) return picture;
   const limits = (name) => {
-    const all = shown.map((entry) => entry.scores[name].value);
+    const all = shown.map((entry) => entry.scores[name].mean);
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const more = (high - low || Math.abs(high) || 1) * 0.08;
     return [low - more, high + more];
@@ -36,18 +36,18 @@ function front(study, x, y, picked, toggle) {
     picture.append(drawn("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: down(value), y2: down(value) }),
       drawn("text", { x: LEFT - 8, y: down(value) + 4, "text-anchor": "end" }, short(value)));
   }
-  const arrow = { up: " ↑", down: " ↓", higher: " ↑", lower: " ↓", max: " ↑", min: " ↓" };
+  const arrow = { max: " ↑", min: " ↓" };
   picture.append(drawn("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, x + (arrow[study.directions[x]] ?? "")),
     drawn("text", { x: 14, y: HEIGHT / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${HEIGHT / 2})` }, y + (arrow[study.directions[y]] ?? "")));
   for (const entry of shown) {
     const [a, b] = [entry.scores[x], entry.scores[y]];
-    if (a.error) picture.append(drawn("line", { class: "bar", x1: across(a.value - a.error), x2: across(a.value + a.error), y1: down(b.value), y2: down(b.value) }));
-    if (b.error) picture.append(drawn("line", { class: "bar", x1: across(a.value), x2: across(a.value), y1: down(b.value - b.error), y2: down(b.value + b.error) }));
+    if (a.error) picture.append(drawn("line", { class: "bar", x1: across(a.mean - a.error), x2: across(a.mean + a.error), y1: down(b.mean), y2: down(b.mean) }));
+    if (b.error) picture.append(drawn("line", { class: "bar", x1: across(a.mean), x2: across(a.mean), y1: down(b.mean - b.error), y2: down(b.mean + b.error) }));
     const kind = entry.role === "point" ? "" : entry.role === "expert" || entry.role === "base" ? entry.role : "other";
     const open = () => toggle(entry.name);
-    const words = `${entry.short}, ${entry.role}: ${x} ${short(a.value)}, ${y} ${short(b.value)}`;
+    const words = `${entry.short}, ${entry.role}: ${x} ${short(a.mean)}, ${y} ${short(b.mean)}`;
     const mark = drawn("circle", {
-      class: `mark ${kind} ${entry.front ? "" : "dominated"} ${picked.includes(entry.name) ? "on" : ""}`, cx: across(a.value), cy: down(b.value), r: 8,
+      class: `mark ${kind} ${entry.front ? "" : "dominated"} ${picked.includes(entry.name) ? "on" : ""}`, cx: across(a.mean), cy: down(b.mean), r: 8,
       tabindex: "0", role: "button", "aria-pressed": String(picked.includes(entry.name)), "aria-label": words, "data-name": entry.name, onclick: open,
       onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } },
     }, drawn("title", {}, words));
@@ -61,7 +61,7 @@ function scores(study, picked, toggle) {
   const rows = study.entries.map((entry) => element("tr", { class: picked.includes(entry.name) ? "picked" : "" },
     element("th", { scope: "row" }, checkbox(entry.short + (entry.chosen ? " ‡" : ""), picked.includes(entry.name), () => toggle(entry.name))),
     element("td", {}, entry.role),
-    ...names.map((name) => element("td", { class: "number" }, entry.scores[name] ? `${short(entry.scores[name].value)} ± ${short(entry.scores[name].error, 2)}` : "–"))));
+    ...names.map((name) => element("td", { class: "number" }, entry.scores[name] ? `${short(entry.scores[name].mean)} ± ${short(entry.scores[name].error, 2)}` : "–"))));
   const head = element("tr", {}, element("th", { scope: "col" }, "Model"), element("th", { scope: "col" }, "Role"),
     ...names.map((name) => element("th", { scope: "col", class: "number" }, name)));
   return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Scores" },
@@ -92,7 +92,7 @@ function sideBySide(problems, picked, study) {
   return box;
 }
 
-function sweepForm(library, done) {
+function sweepForm(library) {
   const given = { name: "", step: 0.1, low: 0.1, high: 0.9, problems: library.problems[0] ?? "", samples: 1, temperature: 0, tokens: 128, scorers: new Set(["exact", "tokens"]) };
   const set = (key) => (value) => { given[key] = value; };
   if (!library.problems.length) return element("p", { class: "quiet" }, "A study needs problems: a .jsonl file below the folder, one problem a line (Talk exports one).");
@@ -101,7 +101,7 @@ function sweepForm(library, done) {
   const go = button("Run", () => {
     if (!given.name) { name.focus(); say("Give the study a name first."); return; }
     start({ kind: "sweep", text: blend.text, name: given.name, step: given.step, low: given.low, high: given.high, problems: given.problems,
-      scorers: [...given.scorers], samples: given.samples, temperature: given.temperature, max_tokens: given.tokens }, done);
+      scorers: [...given.scorers], samples: given.samples, temperature: given.temperature, max_tokens: given.tokens });
   }, "main");
   const scorers = element("details", {}, element("summary", {}, "Scorers"), element("div", { class: "row" },
     library.scorers.map((each) => checkbox(each, given.scorers.has(each), (on) => { if (on) given.scorers.add(each); else given.scorers.delete(each); }))));
@@ -121,7 +121,7 @@ function sweepForm(library, done) {
     scorers, element("p", {}), go);
 }
 
-export function screen(library, refresh) {
+export function screen(library) {
   const picked = [];
   const shown = element("div", {});
   let current = null;
@@ -165,17 +165,24 @@ export function screen(library, refresh) {
         : picked.length ? sideBySide(problems, picked, study) : element("p", { class: "quiet" }, "Choose models in the figure or in the table."),
       commandLine(`merganser report ${place}`));
   };
-  const chosen = select([["", library.studies.length ? "choose …" : "none below the folder"], ...library.studies.map((path) => [path, path])], library.studies[0] ?? "", (place) => { if (place) open(place); });
-  const done = async (job) => {
-    await refresh();
-    if (job.state === "done") { say("The study is done."); location.hash = "#study"; }
-    const last = /\.yml (\S+) /.exec(job.command)?.[1];
-    chosen.replaceChildren(...library.studies.map((path) => element("option", { value: path }, path)));
-    if (last && library.studies.includes(last)) { chosen.value = last; open(last); }
+  const chosen = select([...(library.studies.length ? [] : [["", "none below the folder"]]), ...library.studies.map((path) => [path, path])], library.studies[0] ?? "", (place) => { if (place) open(place); });
+  // After a command: studies that are new, and the one that it has gone on with.
+  let last = null;
+  const list = () => {
+    const before = chosen.value;
+    chosen.replaceChildren(...(library.studies.length ? library.studies : [""]).map((path) => element("option", { value: path }, path || "none below the folder")));
+    const wanted = last && library.studies.includes(last) ? last : library.studies.includes(before) ? before : library.studies[0];
+    chosen.value = wanted ?? "";
+    if (wanted && (wanted === last || wanted !== before)) open(wanted);
+    last = null;
   };
+  const ended = (event) => { last = /^merganser sweep \S+\.yml (\S+)/.exec(event.detail.command)?.[1] ?? null; };
+  ends.addEventListener("end", ended);
+  ends.addEventListener("library", list);
   if (library.studies.length) open(library.studies[0]);
   const view = element("div", {}, element("h1", {}, "Study"),
     element("div", { class: "row" }, field("Study", chosen)), shown,
-    element("section", { class: "panel" }, element("h2", {}, "Sweep the blend"), sweepForm(library, done)));
-  return { view };
+    element("section", { class: "panel" }, element("h2", {}, "Sweep the blend"), sweepForm(library)));
+  const leave = () => { ends.removeEventListener("end", ended); ends.removeEventListener("library", list); };
+  return { view, leave };
 }
