@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.cache_utils import DynamicLayer
 
 import peers
 from checkpoints_on_disk import make_model
@@ -21,6 +22,7 @@ from merganser.serving import transformers_engine
 from merganser.serving.batches import Batch, Reading
 from merganser.serving.generation import Increment, Wanted
 from merganser.serving.names import Catalogue, Served
+from merganser.serving.roomy_cache import RoomyLayer
 from merganser.serving.transformers_engine import TransformersEngine
 from merganser.study.live_model import LiveModel
 from served_study import Alone
@@ -127,6 +129,22 @@ def test_other_caches_than_keys_and_values_of_all_tokens(
     assert joins is (family == "gemma3")
     alone = Alone()
     assert found == [alone.answer(served.plan, prompt, how) for prompt in prompts]
+
+
+def test_a_cache_with_room_holds_what_was_put_in() -> None:
+    """In pieces of any size, also after rows have left."""
+    generator = torch.Generator().manual_seed(0)
+    layer, plain = RoomyLayer(), DynamicLayer()
+    rows = 3
+    for number, new in enumerate([5, 1, 700, 1, 1, 2048, 4096, *[1] * 70]):
+        keys, values = torch.randn(2, rows, 2, new, 4, generator=generator)
+        found = layer.update(keys, values)
+        wanted = plain.update(keys, values)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        if number in (3, 60):
+            rows -= 1
+            for each in (layer, plain):
+                each.batch_select_indices(torch.arange(rows))
 
 
 def test_a_model_s_rows_are_held_while_another_has_its_turn(

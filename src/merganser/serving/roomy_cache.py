@@ -34,7 +34,10 @@ class RoomyLayer(DynamicLayer):
         all_tokens = used + key_states.shape[-2]
         room = self._room
         if room is None or room[0].shape[-2] < all_tokens or not self._is_in(room):
-            room = self._room = (self._grown(self.keys), self._grown(self.values))
+            room = self._room = (
+                self._grown(self.keys, all_tokens),
+                self._grown(self.values, all_tokens),
+            )
         for whole, new in zip(room, (key_states, value_states), strict=True):
             whole[..., used:all_tokens, :] = new
         self.keys, self.values = (whole[..., :all_tokens, :] for whole in room)
@@ -48,9 +51,10 @@ class RoomyLayer(DynamicLayer):
             for whole, part in pairs
         )
 
-    def _grown(self, part: Any) -> torch.Tensor:
+    def _grown(self, part: Any, all_tokens: int) -> torch.Tensor:
+        """A copy with room for that many tokens, and for more."""
         used = part.shape[-2]
-        shape = (*part.shape[:-2], used + max(ROOM, used // 4), part.shape[-1])
+        shape = (*part.shape[:-2], all_tokens + max(ROOM, used // 4), part.shape[-1])
         whole = torch.empty(shape, dtype=part.dtype, device=part.device)
         whole[..., :used, :] = part
         return whole
