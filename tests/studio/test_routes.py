@@ -7,9 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from merganser.planning import make_plan
-from merganser.studio.commands import Command
+from merganser.recipe.sweep_file import load_points
+from merganser.studio.commands import Asked, Command
 from merganser.studio.jobs import Jobs
 from merganser.studio.routes import HEADER, OPEN, PAGE
 from studio_client import RECIPE, Client
@@ -157,6 +159,54 @@ def test_recipes_are_saved_and_never_overwritten(client: Client) -> None:
         assert client.post("/studio/save", {"text": RECIPE, "name": name}).status == 400
     assert client.post("/studio/jobs", {"kind": "merge", "text": RECIPE, "name": "a"}).status == 400
     (root / "mine.yml").unlink()
+
+
+def test_a_report_is_a_stranger_to_the_server(client: Client) -> None:
+    study = client.library.root / "study"
+    study.mkdir(exist_ok=True)
+    (study / "report.html").write_text("<script>alert(1)</script>")
+    reply = client.get("/studio/report?place=study")
+    policy = reply.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts; default-src 'none'")
+    assert "allow-same-origin" not in policy
+    assert "connect-src" not in policy
+    (study / "report.html").unlink()
+
+
+def test_a_model_may_not_link_out_of_the_folder(client: Client) -> None:
+    root = client.library.root
+    linked = root / "linked"
+    linked.mkdir()
+    for file in (root / "a").iterdir():
+        (linked / file.name).symlink_to(file)
+    text = RECIPE.replace("model: b", "model: linked")
+    assert client.post("/studio/blend", {"text": text}).data["error"] is None
+    (linked / "config.json").unlink()
+    (linked / "config.json").symlink_to(root.parent / "secret" / "config.json")
+    found = client.post("/studio/blend", {"text": text, "live": True}).data
+    assert "outside" in found["error"]["message"]
+    for file in linked.iterdir():
+        file.unlink()
+    linked.rmdir()
+
+
+def test_a_sweep_is_made_of_a_blend(client: Client) -> None:
+    root = client.library.root
+    asked = {
+        "kind": "sweep", "text": RECIPE, "name": "swept", "step": 0.25, "low": 0.25, "high": 0.75,
+        "problems": "problems.jsonl", "scorers": ["exact", "tokens"],
+    }  # fmt: skip
+    command = TypeAdapter(Asked).validate_python(asked).command(client.library)
+    assert command.words == ["sweep", "swept.yml", "swept", "--no-write"]
+    points = load_points(root / "swept.yml")
+    assert [point.values["w"] for point in points] == [0.25, 0.5, 0.75]
+    [first, second] = points[2].recipe.recipe.models or []
+    assert str(first.parameters["weight"].rules[0].value) == "0.75"
+    assert str(second.parameters["weight"].rules[0].value) == "0.25"
+    assert (root / "swept.yml").read_text().count("problems.jsonl") == 1
+    (root / "swept.yml").unlink()
+    for wrong in ({"problems": "../secret"}, {"scorers": ["os.system"]}, {"step": 0.0}, {"low": 5}):
+        assert client.post("/studio/jobs", asked | wrong).status == 400
 
 
 def test_names_are_data(client: Client) -> None:

@@ -91,11 +91,11 @@ function control(parameter, label, value, set, change) {
   const limits = range(parameter);
   if (Array.isArray(given)) {
     const back = button("Even", () => change(given[0]), "plain");
-    back.setAttribute("aria-label", label + ": one value for all layers");
+    back.setAttribute("aria-label", "Even: one value for all layers, " + label);
     return curve(label, [...given], limits, set, back);
   }
   const bend = parameter.type === "float" ? button("By layer", () => change(gradient(given, limits)), "plain") : null;
-  bend?.setAttribute("aria-label", label + ": a curve over the layers");
+  bend?.setAttribute("aria-label", "By layer: a curve for " + label);
   return slider(label, given ?? limits.min, limits, set, bend);
 }
 

@@ -137,7 +137,7 @@ export function screen(library) {
           remember();
           say("Kept as this prompt's right answer, for the problem set.");
         }, "plain");
-        right.setAttribute("aria-label", "Use the answer of " + made[index].head.textContent + " as the right one");
+        right.setAttribute("aria-label", "Right answer: that of " + made[index].head.textContent);
         made[index].told.append(" ", right);
       }
     }));
@@ -154,7 +154,7 @@ export function screen(library) {
     if (!kept.entries.length) { history.replaceChildren(element("p", { class: "quiet" }, "Each question adds a line here: the blend, the prompt, and its answers.")); return; }
     const rows = kept.entries.toReversed().map((entry) => {
       const back = button("Back to this", async () => { await textChanged(entry.recipe); prompt.value = kept.prompt = entry.prompt; remember(); drawSliders(); showPicks(); }, "plain");
-      back.setAttribute("aria-label", "Back to number " + entry.number);
+      back.setAttribute("aria-label", "Back to this: number " + entry.number);
       const pinned = kept.pins.some((pin) => pin.recipe === entry.recipe);
       const pin = button(pinned ? "Pinned" : "Pin", () => { if (!pinned) kept.pins.push({ label: entry.label, recipe: entry.recipe }); remember(); showPicks(); showHistory(); }, "plain");
       pin.setAttribute("aria-pressed", String(pinned));
