@@ -7,10 +7,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from merganser.planning import make_plan
 from merganser.recipe.sweep_file import load_points
+from merganser.results import scores
+from merganser.results.scores import Entry, Results
 from merganser.studio.commands import Asked, Command
 from merganser.studio.jobs import Jobs
 from merganser.studio.routes import HEADER, OPEN, PAGE
@@ -207,6 +210,32 @@ def test_a_sweep_is_made_of_a_blend(client: Client) -> None:
     (root / "swept.yml").unlink()
     for wrong in ({"problems": "../secret"}, {"scorers": ["os.system"]}, {"step": 0.0}, {"low": 5}):
         assert client.post("/studio/jobs", asked | wrong).status == 400
+
+
+def test_a_point_of_a_study_becomes_the_blend(client: Client) -> None:
+    folder = client.library.root / "points"
+    folder.mkdir()
+    sweep = {
+        "name": "p{{ w }}", "sweep": {"w": [0.3, 0.6]}, "merge_method": "linear",
+        "models": [
+            {"model": "a", "parameters": {"weight": "{{ w }}"}},
+            {"model": "b", "parameters": {"weight": "{{ 1 - w }}"}},
+        ],
+    }  # fmt: skip
+    entries = (Entry("a", "expert", model="a"), Entry("p0.6", "point", values={"w": 0.6}))
+    scores.write(Results("s", yaml.safe_dump(sweep), {"exact": "max"}, {}, entries), folder)
+    text = client.get("/studio/recipe?place=points&name=p0.6").data["text"]
+    found = client.post("/studio/blend", {"text": text}).data
+    assert found["error"] is None
+    weights = [each["parameters"]["weight"] for each in found["controls"]["models"]]
+    assert weights == pytest.approx([0.6, 0.4])
+    text = client.get("/studio/recipe?place=points&name=a").data["text"]
+    assert client.post("/studio/blend", {"text": text}).data["error"] is None
+    assert client.get("/studio/recipe?place=points&name=none").status == 400
+    assert client.get("/studio/recipe?place=../secret&name=a").status == 400
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
 
 
 def test_names_are_data(client: Client) -> None:

@@ -120,6 +120,7 @@ class Studio:
             get("file", self._file),
             get("study", self._study),
             get("answers", self._answers),
+            get("recipe", self._recipe),
             get("report", self._report),
             get("card", self._card),
             get("jobs", self._list),
@@ -180,6 +181,11 @@ class Studio:
     async def _answers(self, request: Request) -> Response:
         found = await asyncio.to_thread(studies.answers, _place(request), self.library)
         return _json({"problems": found})
+
+    async def _recipe(self, request: Request) -> Response:
+        name = request.query_params.get("name", "")
+        make = studies.recipe_of
+        return _json({"text": await asyncio.to_thread(make, _place(request), name, self.library)})
 
     async def _report(self, request: Request) -> Response:
         path = self.library.inside(f"{_place(request)}/{studies.REPORT}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import yaml
+
+from merganser.errors import InputError
+from merganser.recipe import Document
+from merganser.recipe.sweep_file import pattern_of
 from merganser.results import completions, front, interpolation, scores
 from merganser.studio.library import Library
 
@@ -54,3 +60,36 @@ def answers(place: str, library: Library) -> list[dict[str, Any]]:
     folder = library.inside(place)
     found = scores.read(folder)
     return completions.for_page(completions.load(found, folder))
+
+
+def recipe_of(place: str, name: str, library: Library) -> str:
+    """The recipe of a study's model, to go on with it.
+
+    Raises:
+        InputError: there is no such model.
+        RecipeError: the study's recipe does not make it any more.
+    """
+    folder = library.inside(place)
+    found = scores.read(folder)
+    entry = next((entry for entry in found.entries if entry.name == name), None)
+    if entry is None or entry.source is not None:
+        raise InputError(f"{place}: has no model {name[:200]!r}")
+    data: Any = {"merge_method": "passthrough", "models": [{"model": entry.model}]}
+    if entry.model is None:
+        document = Document(yaml.safe_load(found.recipe), found.recipe, scores.JSON_NAME)
+        searched = isinstance(document.data, dict) and "search" in document.data
+        pattern = pattern_of(document, folder, "search" if searched else "sweep")
+        data = dict(pattern.point(_nested(entry.values)).recipe.data)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with those of ``key.part`` in mappings, as a sweep has them."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        first, dot, last = key.partition(".")
+        if dot:
+            made.setdefault(first, {})[last] = value
+        else:
+            made[first] = value
+    return made

@@ -1,7 +1,7 @@
 // Study: the front of a study, its completions side by side, and sweeps of the blend.
 import { button, checkbox, commandLine, drawn, element, field, number, say, select, short } from "./elements.js";
 import { ends, start } from "./jobs.js";
-import { blend } from "./recipe.js";
+import { blend, textChanged } from "./recipe.js";
 import { hasToken, read } from "./server.js";
 
 const WIDTH = 720, HEIGHT = 420, LEFT = 60, BOTTOM = 46, TOP = 14, RIGHT = 20;
@@ -160,6 +160,15 @@ export function screen(library) {
         element("div", {}, element("div", { class: "picture" }, front(study, current.x, current.y, picked, toggle)),
           element("p", { class: "note" }, "Blue: merges, pale where another is better in all. Orange: experts, green: base, pink: compared with. Click points to compare their completions."), report),
         scores(study, picked, toggle)),
+      element("div", { class: "row" }, study.entries.filter((entry) => picked.includes(entry.name)).map((entry) => {
+        const take = button("Blend " + entry.short, async () => {
+          try {
+            await textChanged((await read("/studio/recipe", { place, name: entry.name })).text);
+            location.hash = "#blend";
+          } catch (error) { say(error.message); }
+        });
+        return take;
+      })),
       element("h2", {}, "Completions side by side"),
       !problems.length ? element("p", { class: "quiet" }, "This study has no completions.")
         : picked.length ? sideBySide(problems, picked, study) : element("p", { class: "quiet" }, "Choose models in the figure or in the table."),
