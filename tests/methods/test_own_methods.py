@@ -410,7 +410,7 @@ def test_a_recipe_and_a_point_of_a_sweep_are_compared_with_a_model(place: Path) 
 
 def test_every_command_that_plans_takes_methods() -> None:
     planning = {"plan", "merge", "verify", "sweep", "search", "eval", "diff", "generate", "chat"}
-    planning |= {"reproduce"}
+    planning |= {"reproduce", "serve", "studio"}
     takes = {
         name
         for name, command in commands().items()

@@ -139,7 +139,7 @@ def test_an_unfinished_merge_is_told_of_and_not_touched(linear: Path, tmp_path: 
     [
         ("recipe", "the recipe or its options changed"),
         ("input", "the input ./b changed"),
-        ("version", "another version (0.0 began it)"),
+        ("version", "another version of Merganser (0.0 began it)"),
     ],
 )
 def test_another_merge_is_not_gone_on_with(
@@ -183,7 +183,7 @@ def test_a_failure_keeps_finished_files_and_says_so(
         with pytest.raises(ResourceError) as error:
             merge(linear, tmp_path / "out", shard_size=SHARDS, threads=1)
     assert_one_line(str(error.value), "No space left", "free some space")
-    assert "out.partial has 2 of 4 files whole, and resume=True" in error.value.__notes__[0]
+    assert "out.partial has 2 of 4 files complete; resume=True" in error.value.__notes__[0]
     merge(linear, tmp_path / "out", shard_size=SHARDS, resume=True)
     assert without_log(tmp_path / "out") == undisturbed
 
@@ -241,7 +241,7 @@ def test_the_second_of_two_merges_is_refused(linear: Path, tmp_path: Path) -> No
     lock = Lock(partial / "lock")
     with pytest.raises(OutputExistsError) as error:
         merge(linear, tmp_path / "out")
-    assert_one_line(str(error.value), "another merge (process", str(os.getpid()), "is at work")
+    assert_one_line(str(error.value), "another merge (process", str(os.getpid()), "is writing there")
     lock.release()
     merge(linear, tmp_path / "out")
 
@@ -297,7 +297,7 @@ main(sys.argv[1:])
     _, told = child.communicate(timeout=20)
     assert time.monotonic() - began < 2  # one, and something for a busy machine
     assert child.returncode == 130
-    assert_one_line(told, "interrupted", "out.partial has 2 of 4 files whole", "--resume")
+    assert_one_line(told, "interrupted", "out.partial has 2 of 4 files complete", "--resume")
     merge(linear, tmp_path / "out", shard_size=SHARDS, resume=True)
 
 
