@@ -241,7 +241,9 @@ def test_the_second_of_two_merges_is_refused(linear: Path, tmp_path: Path) -> No
     lock = Lock(partial / "lock")
     with pytest.raises(OutputExistsError) as error:
         merge(linear, tmp_path / "out")
-    assert_one_line(str(error.value), "another merge (process", str(os.getpid()), "is writing there")
+    assert_one_line(
+        str(error.value), "another merge (process", str(os.getpid()), "is writing there"
+    )
     lock.release()
     merge(linear, tmp_path / "out")
 

@@ -431,13 +431,13 @@ def test_bad_requests_are_told_what_is_wrong(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "no JSON"),
-        (b"{", "no JSON"),
-        (b"[]", "no JSON object"),
-        (b"[" * 100_00, "no JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[]", "not a JSON object"),
+        (b"[" * 100_00, "not valid JSON"),
         (b'{"model": "a", "prompt": "1", "temperature": NaN}', "NaN is no number"),
         (b'{"model": "a", "prompt": "\\ud800"}', "half of a surrogate pair"),
-        (b"\xff\xfe", "no JSON"),
+        (b"\xff\xfe", "not valid JSON"),
     ],
 )
 def test_bodies_that_are_none(app: InProcess, body: bytes, message: str) -> None:

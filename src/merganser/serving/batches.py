@@ -45,9 +45,7 @@ class Forward:
         self.padding = padding
         self._cache_name = next((n for n in ("cache", "past_key_values") if n in names), "")
         if not self._cache_name:
-            raise InputError(
-                f"{label}: cannot be served: its class takes no cache between two steps"
-            )
+            raise InputError(f"{label}: cannot be served: its class supports no key-value cache")
         self._takes_positions = "position_ids" in names
         self._takes_keep = "logits_to_keep" in names
         self._new: Any = cache_utils.DynamicCache

@@ -103,7 +103,7 @@ class Catalogue:
             for served in opened:
                 if served.name in self.models:
                     raise RecipeError(
-                        f"{reference}: two models are called {served.name!r}; serve them apart, or give "
+                        f"{reference}: two models are called {served.name!r}; serve them separately, or give "
                         "the recipes other names"
                     )
                 self.models[served.name] = served

@@ -232,11 +232,11 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
         data = json.loads(body, parse_constant=_refuse)
         json.dumps(data, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
-        raise BadRequest("the body holds half of a surrogate pair, which is no text") from None
+        raise BadRequest("the body holds half of a surrogate pair, which is not text") from None
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is no JSON ({str(error)[:100]})") from None
+        raise BadRequest(f"the body is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(data, dict):
-        raise BadRequest("the body is no JSON object")
+        raise BadRequest("the body is not a JSON object")
     try:
         request = kind.model_validate(data)
     except ValidationError as error:
