@@ -52,7 +52,7 @@ async function plan() {
   return found;
 }
 
-const later = debounce(() => settle(), 120);
+const later = debounce(() => settle(), 30);
 
 // The controls have changed: write the text, and plan it.
 export function controlsChanged() {

@@ -173,7 +173,7 @@ export function screen(library) {
       return element("tr", {}, element("td", { class: "number" }, String(entry.number)), element("th", { scope: "row" }, entry.label),
         element("td", {}, entry.prompt.slice(0, 80)), element("td", {}, (found?.text ?? "").slice(0, 120)), element("td", {}, back, pin, show));
     });
-    const heads = ["", "Blend", "Prompt", "Its answer", "Do"].map((text) => element("th", { scope: "col" }, text));
+    const heads = ["No.", "Blend", "Prompt", "Its answer", "Do"].map((text) => element("th", { scope: "col" }, text));
     history.replaceChildren(
       element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "History" },
         element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, rows))),
@@ -190,7 +190,7 @@ export function screen(library) {
     if (blend.controls) { sliders = weights(); sliderBox.append(sliders.box); }
     else sliderBox.append(element("p", { class: "quiet" }, "A recipe without controls; change it on the screen Blend."));
   };
-  const follow = debounce(() => { if (kept.follow && columns.childElementCount) run(true); }, 150);
+  const follow = debounce(() => { if (kept.follow && columns.childElementCount) run(true); }, 10);
   const stop = watch((what) => {
     if (what === "text") sliders.show();
     if (what === "controls") { drawSliders(); showPicks(); }
