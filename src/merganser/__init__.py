@@ -22,6 +22,9 @@ Study:
     sweep(file, out)                many merges from one file
     evaluate(model, tasks)          score a model, a recipe, or a point of a sweep
     evaluate_sweep(file, out)       score all points of a sweep, and write the best
+    sweep_with_workers(file, out, workers)
+                                    the same by several processes or machines
+    work(out)                       score models of such a study, as one of its workers
     search(file, out)               search the best values of any parameters
     compare(study)                  test which models of a study are better than which
     power(study)                    how many problems it takes to see a difference
@@ -101,6 +104,8 @@ if TYPE_CHECKING:
     from merganser.study.live_model import LiveModel as LiveModel
     from merganser.study.search import search as search
     from merganser.study.sweep import sweep as sweep
+    from merganser.workers.driving import sweep_with_workers as sweep_with_workers
+    from merganser.workers.working import work as work
 
 _HOMES = {
     "Combination": "merganser.methods",
@@ -142,7 +147,9 @@ _HOMES = {
     "search": "merganser.study.search",
     "serve": "merganser.serving.serve",
     "sweep": "merganser.study.sweep",
+    "sweep_with_workers": "merganser.workers.driving",
     "verify": "merganser.merging.verify",
+    "work": "merganser.workers.working",
 }
 """Where each public name is defined. There is no ``__all__``, with which ``help`` would print the
 documentation of every name."""

@@ -107,7 +107,9 @@ def test_a_worker_scores_what_one_process_scores(
     assert sum(event.generated for event in events if isinstance(event, Scoring)) == 0
     assert contents(out) == contents(alone)
     assert found == results.read(alone)
-    with pytest.raises(InputError, match=r"no study is at work there; merganser sweep CONFIG"):
+    with pytest.raises(
+        InputError, match=r"no study with workers was begun there; begin one by merganser sweep"
+    ):
         work(out)
 
 

@@ -47,7 +47,7 @@ def parse(text: str) -> Where:
         return Where(True)
     if kind == "local" and count.isascii() and count.isdecimal() and int(count) > 0:
         return Where(True, int(count))
-    raise RecipeError(f"--workers: {text!r} is none of local:N, local:auto and join")
+    raise RecipeError(f"workers={text!r} is none of local:N, local:auto and join")
 
 
 def visible_gpus() -> list[str]:

@@ -91,7 +91,7 @@ def sweep_with_workers(
     make_folder(home / SAMPLES)
     with closing(prepared.make_live(writing.threads)) as live:
         if isinstance(live, ServedModel):
-            raise RecipeError("--workers: a server runs the models of engine: endpoint by itself")
+            raise RecipeError("workers: the server of engine: endpoint runs its models by itself")
         study = StudyFile(
             config=os.path.relpath(config, home),
             cwd=str(Path.cwd()),

@@ -150,7 +150,7 @@ def read(home: Path) -> StudyFile:
         return StudyFile(**record)
     except FileNotFoundError:
         raise InputError(
-            f"{home}: no study is at work there; merganser sweep CONFIG {home} --workers join starts one"
+            f"{home}: no study with workers was begun there; begin one by merganser sweep, with `--workers join`"
         ) from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None

@@ -39,7 +39,7 @@ def work(
 ) -> list[str]:
     """Score models of a study until none is left, together with any number of other workers.
 
-    The study was begun by ``merganser sweep CONFIG OUT --workers …``, which also writes its results.
+    The study was begun by :func:`merganser.sweep_with_workers`, which also writes its results.
 
     Args:
         out: the study's folder.
