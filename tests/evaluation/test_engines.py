@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,6 +180,7 @@ def test_a_feed_ends_where_its_tensors_or_its_workers_fail() -> None:
     assert isinstance(feed.failure, InputError)
     lonely = Feed([("a", torch.zeros(2))], 2)
     with pytest.raises(RuntimeError, match="no worker"), lonely:
+        time.sleep(0.1)  # by then it waits for its workers
         raise RuntimeError("no worker came")
     with pytest.raises(OSError, match=r"No such file|refused"):
         dict(receive(*lonely.address))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+PATIENCE = 5.0
+"""Seconds to wait for room in the listener's queue."""
 
 END = b""
 """The header that follows the last tensor."""
@@ -49,11 +53,13 @@ class Feed:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._listener.close()
         if error is not None:
-            # Failed workers never connect: connecting here ends the wait for them.
-            with suppress(OSError):
-                Client(self.address[0], authkey=self._key).close()
+            # Failed workers never connect. Closing a listener does not end a wait for them; a
+            # connection that breaks off does.
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
+                knock.settimeout(PATIENCE)
+                knock.connect(self.address[0])
+        self._listener.close()
         self._thread.join()
 
     def _work(self) -> None:
