@@ -179,9 +179,14 @@ def test_a_feed_ends_where_its_tensors_or_its_workers_fail() -> None:
         dict(receive(*feed.address))
     assert isinstance(feed.failure, InputError)
     lonely = Feed([("a", torch.zeros(2))], 2)
-    with pytest.raises(RuntimeError, match="no worker"), lonely:
-        time.sleep(0.1)  # by then it waits for its workers
-        raise RuntimeError("no worker came")
+
+    def wait() -> None:
+        with lonely:
+            time.sleep(0.1)  # by then it waits for its workers
+            raise RuntimeError("no worker came")
+
+    with pytest.raises(RuntimeError, match="no worker"):
+        wait()
     with pytest.raises(OSError, match=r"No such file|refused"):
         dict(receive(*lonely.address))
 

@@ -73,11 +73,11 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
         ),
         "studio": _command(
             "studio:studio",
-            "Open a page to blend the models below FOLDER, talk with blends, and run studies.",
+            "Open a page that blends models, talks with them and runs studies.",
         ),
     },
     "Publish": {
-        "card": _command("publishing:card", "Write the card of a merged FOLDER anew."),
+        "card": _command("publishing:card", "Rewrite the card of a merged FOLDER."),
         "push": _command(
             "publishing:push", "Publish a merged folder, or a study's choice, on the Hub."
         ),

@@ -23,7 +23,7 @@ from merganser.errors import RecipeError
     help="Data set on the Hub that a score was measured on, for .eval_results.",
 )
 def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
-    """Write the card of a merged FOLDER anew.
+    """Rewrite the card of a merged FOLDER.
 
     With its scores, if the folder belongs to an evaluated study.
 

@@ -43,7 +43,7 @@ from merganser.serving import limits
 @click.option("-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merge.")
 @methods_option
 def studio(folder: Path, **options: Any) -> None:
-    """Open a page to blend the models below FOLDER, talk with blends, and run studies.
+    """Open a page that blends models, talks with them and runs studies.
 
     The page works offline, and reads and writes only below FOLDER (by default the current one). OpenAI's API
     is at the same address.

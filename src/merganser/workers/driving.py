@@ -64,8 +64,14 @@ def sweep_with_workers(
         out: the folder of the study.
         workers: ``local:N`` starts N processes on this machine, ``local:auto`` one a GPU; ``join``
             makes this process one of any number that run the same command.
-        only, write, engine, engine_options, allow_code, track, on_progress, on_warning: as for
-            ``evaluate_sweep``.
+        only: as for ``evaluate_sweep``.
+        write: as for ``evaluate_sweep``.
+        engine: as for ``evaluate_sweep``.
+        engine_options: as for ``evaluate_sweep``.
+        allow_code: as for ``evaluate_sweep``.
+        track: as for ``evaluate_sweep``.
+        on_progress: as for ``evaluate_sweep``.
+        on_warning: as for ``evaluate_sweep``.
         on_results: as for ``evaluate_sweep``; called once all models are scored.
         options: those of :func:`merganser.merge`.
 
