@@ -240,6 +240,13 @@ def test_problems_that_some_lack_are_left_out(study: Path) -> None:
     assert found.rows[0].problems == 58
 
 
+def test_an_empty_file_of_samples_is_no_study_without_pairs(study: Path) -> None:
+    (study / "samples" / "acc.jsonl").write_text("")
+    with pytest.raises(MerganserError) as refused:
+        paired.compare(study)
+    assert_one_line(str(refused.value), "acc.jsonl: is empty; run the study again to score acc")
+
+
 def test_slips(study: Path) -> None:
     for call, told in (
         (

@@ -164,6 +164,18 @@ def test_recipes_are_saved_and_never_overwritten(client: Client) -> None:
     (root / "mine.yml").unlink()
 
 
+def test_a_folder_that_cannot_be_written_is_no_fault_of_the_server(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/some/where/mine.yml")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    reply = client.post("/studio/save", {"text": RECIPE, "name": "mine"})
+    assert reply.status == 403
+    assert reply.data["error"]["message"] == "mine.yml: permission denied"
+
+
 def test_a_report_is_a_stranger_to_the_server(client: Client) -> None:
     study = client.library.root / "study"
     study.mkdir(exist_ok=True)

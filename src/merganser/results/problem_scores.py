@@ -92,7 +92,7 @@ def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
     """The tables of all scores of a study that come from samples.
 
     Raises:
-        InputError: a file is missing, broken, or outside of the folder.
+        InputError: a file is missing, empty, broken, or outside of the folder.
     """
     verdicts: dict[str, list[Verdict]] = {}
     answers: dict[str, Answers] = {}
@@ -107,6 +107,8 @@ def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
                 (s.task, s.problem, s.sample): answer_of(s.completion) for s in full
             }
         verdicts[entry.name] = kept_samples.read_verdicts(file)
+        if not verdicts[entry.name]:
+            raise InputError(f"{file}: is empty; run the study again to score {entry.name}")
     tasks = {verdict.task for listed in verdicts.values() for verdict in listed}
     by_task: dict[str, dict[str, _Asked]] = {}
     for model, listed in verdicts.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -117,6 +118,7 @@ def make_app(
             BadRequest: _on_error,
             MerganserError: _on_error,
             HTTPException: _on_error,
+            PermissionError: _on_error,
             Exception: _on_error,
         },
         lifespan=lifespan,
@@ -287,6 +289,9 @@ def _problem_of(error: Exception) -> BadRequest:
         return BadRequest(error.detail, status=error.status_code, headers=error.headers)
     if isinstance(error, GateClosed):
         return BadRequest(str(error), status=503, headers={"Retry-After": "5"})
+    if isinstance(error, PermissionError):
+        name = os.path.basename(error.filename or "a file")  # noqa: PTH119  # it may be bytes
+        return BadRequest(f"{name}: permission denied", status=403)
     if isinstance(error, MerganserError):
         return BadRequest(str(error), status=500, code="server_error")
     log.error("a request failed", exc_info=error)
