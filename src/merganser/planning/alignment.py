@@ -1,4 +1,4 @@
-"""Align vocabularies: the output's tokenizer, and inputs with one row per output token."""
+"""Align vocabularies: build the output's tokenizer, and give every input one row per output token."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """The result of alignment.
+    """The aligned inputs, and the output's tokenizer and number of rows.
 
     Attributes:
         sources: the inputs, with one row per token of the output.
@@ -62,13 +62,13 @@ class Aligned:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedModel:
-    """A model that can provide tokens.
+    """A model with its tokenizer and its tensors with one row per token.
 
     Attributes:
         source: the model.
         vocabulary: its tokenizer's vocabulary.
         tensors: its tensors with one row per token.
-        rows: number of rows; None if it has no such tensor.
+        rows: number of rows of these tensors; None if it has none.
     """
 
     source: OpenSource
@@ -84,13 +84,13 @@ def align_vocabularies(
 
     Args:
         inputs: the models.
-        opener: opens further models.
+        opener: opens the models that token rules name and the recipe does not merge.
         truncate: cut vocabularies of different sizes to the shortest if the recipe has no
             ``tokenizer``.
 
     Returns:
-        The inputs with the output's rows, the tokenizer and the number of rows; the last two are
-        None where the donor's stay.
+        The inputs with the output's rows, the tokenizer and the number of rows; each of the last
+        two is None if the output takes the donor's.
 
     Raises:
         RecipeError: when a rule for a token cannot be applied.
@@ -130,7 +130,7 @@ class Aligner:
         self.read: dict[str, Vocabulary] = {}
 
     def align(self) -> Aligned:
-        """Decide the output's tokenizer and rows.
+        """The aligned inputs, with the output's tokenizer and number of rows.
 
         Raises:
             RecipeError: when a rule cannot be applied.
@@ -180,7 +180,7 @@ class Aligner:
         return replace(self.read[mark], label=label, folder=folder)
 
     def _output(self, models: Sequence[TokenizedModel]) -> tuple[TokenizedModel, OutputTokenizer]:
-        """The model whose tokenizer is the start, and that tokenizer."""
+        """The model from whose tokenizer the output's is built, and the output's tokenizer."""
         given = self.wanted.source
         start = models[self.donor]
         if isinstance(given, ModelReference):
@@ -232,8 +232,8 @@ class Aligner:
         )
 
     def _rows(self, output: OutputTokenizer, start: TokenizedModel) -> tuple[int, bool]:
-        """Number of output rows, and whether they include all rows of the start, padding rows
-        without tokens too: an unchanged tokenizer keeps its model's padding."""
+        """The number of output rows, and whether they include the start's padding (rows without a
+        token). Padding stays only with an unchanged tokenizer and no ``pad_to_multiple_of``."""
         multiple = self.wanted.pad_to_multiple_of
         if multiple:
             return -(-output.size // multiple) * multiple, False
@@ -308,7 +308,11 @@ class Aligner:
     def _ruled(
         self, donors: Sequence[TokenizedModel], token: str, rule: TokenRule
     ) -> tuple[int, int]:
-        """The origin and row that a rule assigns to a token."""
+        """The origin (index of a donor, or ZERO) and the row there that a rule assigns to a token.
+
+        Raises:
+            RecipeError: when the donor has no such token or row.
+        """
         if isinstance(rule.source, ZeroTokenSource):
             return ZERO, 0
         reference = _donor_of(rule)
@@ -335,7 +339,7 @@ class Aligner:
         return index, number
 
     def _wrapped(self, index: int, donors: Sequence[TokenizedModel], rows: RowMap) -> OpenSource:
-        """An input with the output's rows."""
+        """An input whose tensors with one row per token have the output's rows."""
         model = donors[index]
         source = model.source
         if model.rows is None or rows.is_identity(index, model.rows):
@@ -403,12 +407,13 @@ def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array
     mean of all owners' rows; zeros if no model has it.
 
     Args:
-        own: int32 [models, rows], the models' rows; -1 where they have none.
+        own: int32 [models, rows], for each output row the row in each model; -1 if it has none.
         base: index of the base model, or None.
         forced: bool [rows], rows that all models take.
 
     Returns:
-        int32 [rows] origins, int32 [rows] rows, and int32 [m, models] rows to average.
+        int32 [rows], the origin of each output row: index of a model, MEAN or ZERO. int32 [rows], the
+        row there; for MEAN the index in the third array. int32 [m, models], the rows to average.
     """
     has = own >= 0
     owners = has.sum(axis=0)
@@ -457,7 +462,7 @@ def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None
 
 
 def _some(tokens: Iterable[str]) -> str:
-    """Tokens for messages: the first few, and the total."""
+    """Tokens for messages: the first three, and the number of the others."""
     shown_first = sorted(tokens)
     shown = ", ".join(repr(token) for token in shown_first[:3])
     many = f" and {len(shown_first) - 3} more" if len(shown_first) > 3 else ""

@@ -33,7 +33,9 @@ def module_folders(donor: Source) -> list[str]:
 def check_modules(
     sources: Sequence[Source], donor: Source, jobs: Sequence[TensorJob], folders: Sequence[str]
 ) -> None:
-    """Check that the donor, whose files describe the modules, has every module with tensors.
+    """Check that the donor has the sentence-transformers module of every output tensor.
+
+    The output takes the files that describe the modules from the donor.
 
     Args:
         sources: the inputs.
@@ -42,7 +44,7 @@ def check_modules(
         folders: the donor's module folders.
 
     Raises:
-        InputError: when another model has such modules, and the donor has none.
+        InputError: when a tensor belongs to a module that the donor lacks.
     """
     inner = {i: module_folders(source) for i, source in enumerate(sources)}
     for job in jobs:
@@ -168,7 +170,7 @@ def _tokens_of(folder: Path, rows: int, _states: tuple[object, ...]) -> int:
     numbers = re.findall(rb'":\s*(\d{1,9})', contents)
     numbers += re.findall(rb'":\s*(\d{1,9})', added)
     numbers += re.findall(rb'"(\d{1,9})"\s*:', settings)
-    pieces = contents.count(b"[") if b'"Unigram"' in contents else 0  # a list, without ids
+    pieces = contents.count(b"[") if b'"Unigram"' in contents else 0  # a list without ids
     if max([pieces, *(int(number) + 1 for number in numbers)]) <= rows:
         return pieces
     try:

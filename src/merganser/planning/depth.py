@@ -2,7 +2,7 @@
 
 Configs describe layers in several ways: a count, a list or mapping with one entry per layer, a
 list of layer numbers, the number of leading layers of a kind, or a period.
-:mod:`planning.layer_keys` lists which key is which. An order of layers that the config cannot
+:mod:`planning.layer_keys` lists the keys of each kind. An order of layers that the config cannot
 express is an error.
 """
 
@@ -51,10 +51,10 @@ def restacked(
     donor: int,
     layers: Mapping[str, Layers],
 ) -> dict[str, Any]:
-    """A config for stacked layers.
+    """The config with its layer descriptions rewritten for stacked layers.
 
     Args:
-        config: the donor's, possibly edited.
+        config: the donor's config, possibly with other edits.
         sources: the plan's inputs.
         donor: index of the input that the config belongs to.
         layers: for each stacked module, the sources of its output layers.
@@ -116,10 +116,10 @@ class _Stack:
         self.section = section
         self.old = module.depth
         self.depth = len(layers)
-        self.own = own  # or shared with the other side of an encoder–decoder model
+        self.own = own  # False if another stack of layers shares the section
         self.donor = sources[donor]
         self.origins = [layer[0] for layer in layers]
-        """The first model and layer of each output layer: the one that the config describes."""
+        """For each output layer the source and layer of its first model, which the config describes."""
         self.modules = {
             s: sources[s].architecture.module(name) or sources[s].architecture.main
             for s, _ in self.origins
@@ -191,8 +191,8 @@ class _Stack:
         return values
 
     def _joined(self, key: str, default: Sequence[Any]) -> Any:
-        """The output layers' entries, from the models that provide the layers if those have the
-        list."""
+        """A list (or string) with the entry of each output layer, from the config of the model that
+        provides the layer, or from ``default`` if that config lacks the list."""
         values = []
         for source, layer in self.origins:
             listed = self.sections[source].get(key)
@@ -201,6 +201,7 @@ class _Stack:
         return "".join(values) if isinstance(default, str) else values
 
     def _numbers(self, key: str) -> list[int]:
+        """The numbers of the output layers whose sources are in their models' lists."""
         first = int(key in FROM_ONE)
         chosen = {source: set(section.get(key) or ()) for source, section in self.sections.items()}
         return [
@@ -210,6 +211,7 @@ class _Stack:
         ]
 
     def _keyed(self, key: str) -> dict[str, Any]:
+        """A mapping by number of the output layers' entries, with the models' zero padding."""
         given = {s: dict(section.get(key) or {}) for s, section in self.sections.items()}
         padded = any(len(k) > 1 and k.startswith("0") for keys in given.values() for k in keys)
         width = len(str(self.depth - 1)) if padded else 0
@@ -221,7 +223,11 @@ class _Stack:
         }
 
     def _taken_from(self, key: str, default: Sequence[int]) -> list[int]:
-        """New numbers of the layers that other layers take something from."""
+        """For each output layer the number of the output layer whose values it reuses, or its own.
+
+        Raises:
+            InputError: when that layer is not earlier in the stack.
+        """
         numbers = []
         for i, (source, layer) in enumerate(self.origins):
             wanted = (self.sections[source].get(key) or default)[layer]
@@ -236,7 +242,7 @@ class _Stack:
         return numbers
 
     def _check_numbers(self, before: Section) -> None:
-        """Raise if layers move that compute with their number or with the number of layers."""
+        """Raise InputError if a moved layer computes with its number or the number of layers."""
         in_place = all(i == layer for i, (_, layer) in enumerate(self.origins))
         for key in BY_NUMBER:
             if before.get(key) and not in_place:
@@ -253,7 +259,7 @@ class _Stack:
 
     def _scale(self, before: Section) -> None:
         """Adjust factors that the model divides by the square root of the number of layers, so
-        that the quotients stay."""
+        that the quotients stay the same."""
         for key in BY_ROOT_OF_DEPTH:
             factors = {
                 section[key] / math.sqrt(self.depths[s])
@@ -266,7 +272,7 @@ class _Stack:
                 self.section[key] = factors.pop() * math.sqrt(self.depth)
 
     def _cycles(self, before: Section) -> None:
-        """Handle lists that the model repeats up to its depth."""
+        """Rewrite lists that the model repeats cyclically up to its depth."""
         for key in ("block_types",):  # RecurrentGemma
             if isinstance(before.get(key), list) and before[key]:
                 kinds = [
@@ -279,7 +285,7 @@ class _Stack:
             self.section["attention_types"] = [[self.section["attention_layers"], 1]]
 
     def _step(self) -> None:
-        """Handle Qwen's mixtures, which have experts in every n-th layer except the listed ones."""
+        """Rewrite Qwen's rule, experts in every n-th layer except listed ones: list all exceptions."""
         steps = {s: section.get("decoder_sparse_step") or 1 for s, section in self.sections.items()}
         if "decoder_sparse_step" not in self.section or set(steps.values()) == {1}:
             return
@@ -292,8 +298,8 @@ class _Stack:
         self.section["decoder_sparse_step"] = 1
 
     def _shared(self, before: Section) -> None:
-        """Check last layers that may reuse keys and values of the last earlier layer of their
-        type."""
+        """Rewrite the number of last layers that reuse keys and values of the last earlier layer of
+        their type; raise InputError if the stack changes what they reuse."""
         key = "num_kv_shared_layers"
         if not any(section.get(key) for section in self.sections.values()):
             return
@@ -310,8 +316,8 @@ class _Stack:
         self.section[key] = self.depth - first
 
     def _ends(self) -> None:
-        """Check that the first and last layer of a type, which may compute differently, remain
-        first and last."""
+        """Raise InputError unless the first and last layer of a type, which compute differently in
+        some model types, remain first and last."""
         wanted = ENDS.get(str(self.section.get("model_type")))
         if wanted is None:
             return
@@ -396,7 +402,7 @@ class _Stack:
                 raise self._unsayable(rule.parts)
 
     def _facts(self, source: int, layer: int) -> str:
-        """Everything that a model's config states about one of its layers."""
+        """Everything that a model's config states about one of its layers, as JSON for comparison."""
         section, depth = self.sections[source], self.depths[source]
         facts: list[Any] = [layer >= self._first_shared(source)]
         for key, value in section.items():
@@ -425,17 +431,21 @@ class _Stack:
 
 
 def _ends(types: Sequence[object], wanted: object) -> set[int]:
-    """The first and the last layer of a type."""
+    """The numbers of the first and the last layer of a type."""
     numbers = [i for i, kind in enumerate(types) if kind == wanted]
     return {*numbers[:1], *numbers[-1:]}
 
 
 def _last(types: Sequence[object], stop: int, wanted: object) -> int | None:
+    """The number of the last layer of a type before ``stop``; None if there is none."""
     return next((i for i in range(stop - 1, -1, -1) if types[i] == wanted), None)
 
 
 def _period_of(marked: Sequence[bool], at: int | str) -> tuple[int, int] | None:
-    """A period and an index within it, free or given, that produce these marks."""
+    """The period and the index within it that mark exactly these layers; None if none does.
+
+    The index is ``at``, or any if ``at`` is a key of the config.
+    """
     first = marked.index(True) if True in marked else len(marked)
     for period in range(1, len(marked) + 2):
         place = first if isinstance(at, str) else at % period

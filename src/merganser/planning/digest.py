@@ -17,7 +17,7 @@ from merganser.planning.plan_data import (
 )
 
 FORMAT = 1
-"""Incremented when the same recipe and inputs would give another plan or other bytes."""
+"""Version of the digest, incremented when equal recipes and inputs give another plan or other bytes."""
 
 
 def plan_digest(

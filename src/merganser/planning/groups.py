@@ -13,12 +13,12 @@ from merganser.recipe.schema import ModelInput, OutputSlice
 
 Levels = tuple[tuple[KeyPath, Mapping[str, Setting]], ...]
 LayerOrigins = tuple[tuple[int, int], ...]
-"""The sources of one output layer: models and their layers."""
+"""The sources of one output layer, as (index of a source, layer) pairs."""
 
 
 AFTER_TOWER = ".merger.mlp."
-"""Tensors outside the layers that take a gradient's last value, as in MergeKit: the two
-matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
+"""In the names of tensors outside the layers that take a gradient's last value, as in MergeKit: the
+two matrices after the last block of the vision towers of Qwen2-VL and Qwen2.5-VL."""
 
 MAX_LAYERS = 4096
 """Maximum number of layers that a recipe may stack."""
@@ -26,7 +26,8 @@ MAX_LAYERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One input of one output tensor, with its settings, nearest first."""
+    """One input of an output tensor: its source, its name there, and the parameters that the recipe
+    gives to it, with their place."""
 
     source: int
     name: str
@@ -42,14 +43,14 @@ class Group:
         name: of the output.
         place: its role in the model.
         layer: the output layer, or None.
-        position: relative depth in its slice, for gradients.
+        position: relative depth in its slice, from 0 to 1, for gradients.
         entries: the inputs that have it, in the recipe's order.
         base: index of its base model in the plan's sources, or None.
-        parameters: the settings above those of the entries, nearest first.
+        parameters: the recipe's parameter blocks around those of the entries, innermost first.
         partial: whether the recipe lists models that lack this tensor.
         taken: whether it is copied from its only entry without merging.
-        alike: the same tensor for other layers of the stack, with their settings: for a tensor
-            with one block per layer, whose parameters must be equal for all.
+        alike: for a tensor with one block per layer, the groups of the other layers; their
+            parameters must equal those of this group.
     """
 
     name: str
@@ -65,20 +66,20 @@ class Group:
 
 
 def position_in(layer: int | None, depth: int, name: str = "") -> float:
-    """Relative depth of a layer in its slice: a single layer is at the end, as in MergeKit.
-    Tensors outside the layers are at the start, except those after a vision tower."""
+    """The relative depth of a layer in its slice, from 0.0 to 1.0; 1.0 for a single layer, as in
+    MergeKit. Tensors outside the layers have 0.0, those after a vision tower 1.0."""
     if layer is None:
         return float(AFTER_TOWER in f".{name}")
     return layer / (depth - 1) if depth > 1 else 1.0
 
 
 def list_of(names: Iterable[str]) -> str:
-    """Distinct names, for a message."""
+    """Distinct names in their order, separated by commas, for a message."""
     return ", ".join(dict.fromkeys(names))
 
 
 def summary(names: Sequence[str]) -> str:
-    """Names for a warning; of names that differ only in a number, one."""
+    """A short text for the names of tensors; names that differ only in a number appear once."""
     if len(names) == 1:
         return f"the tensor {names[0]}"
     patterns = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
@@ -88,7 +89,7 @@ def summary(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecipePart:
-    """The modules that a list of models or slices covers, and its place in the recipe."""
+    """One of the recipe's lists of models or slices, with the modules that it covers and its place."""
 
     modules: tuple[str, ...]
     models: Sequence[ModelInput] | None

@@ -27,11 +27,11 @@ _compared: dict[tuple[str, tuple[Stamp, ...], str, str], bool] = {}
 def embedding_as_head(
     source: OpenSource, head: str | None, place: Place, shape: tuple[int, ...]
 ) -> str | None:
-    """The embedding that a model uses as this head, or None if its head is a separate tensor.
+    """The name of the embedding that a model uses as this head; None if its head is a separate tensor.
 
     A model without a stored head uses its embedding if its config ties them, or if its class ties
-    them by default. A model that stores both although its config ties them (as verl writes) has one
-    tensor only if both have the same bytes: transformers loads and uses a different head.
+    them by default. If a model stores both although its config ties them (as verl writes), the
+    head is separate unless both have the same bytes: transformers loads and uses a head that differs.
 
     Args:
         source: the model.
@@ -53,7 +53,10 @@ def embedding_as_head(
 
 
 def token_embedding(source: Source, shape: tuple[int, ...] | None = None) -> str | None:
-    """The token embedding that a head may be tied to; embeddings known by name come first."""
+    """The name of the token embedding that a head may be tied to, or None.
+
+    Embeddings with well-known names come first. With ``shape``, only embeddings of it are considered.
+    """
     specs = source.checkpoint.specs
     candidates = [
         name

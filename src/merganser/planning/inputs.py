@@ -41,7 +41,7 @@ class Warnings:
         self.lines.append(f"{address}: {text}" if address else text)
 
     def add(self, lines: Iterable[str]) -> None:
-        """Add a warning without a place in the recipe."""
+        """Add warnings without a place in the recipe; strict mode does not make them errors."""
         self.lines += lines
 
 
@@ -75,7 +75,7 @@ class Opener:
 
     Attributes:
         parsed: the recipe.
-        weights: which weights of training steps to take.
+        weights: which weights of a training step to read: its shards, or its Hugging Face folder.
         given: open checkpoints by the text of their references.
         warnings: receives warnings about them.
     """
@@ -86,7 +86,7 @@ class Opener:
     warnings: Warnings
 
     def open(self, reference: ModelReference, at: KeyPath) -> OpenSource:
-        """Open a model; quantised weights appear as numbers.
+        """Open a model; quantised weights are dequantised when they are read.
 
         Args:
             reference: the model.
@@ -141,7 +141,7 @@ def with_one_set_of_names(
     """Rename the inputs' tensors to the output's names.
 
     Raises:
-        InputError: when tensors of different names might correspond.
+        InputError: when tensors with different names may correspond, without proof.
     """
     checkpoints = [source.checkpoint for source in inputs.sources]
     named = named_alike(checkpoints, inputs.donor, refuse=tensor_names == "same")
@@ -157,8 +157,8 @@ def with_one_set_of_names(
 
 
 def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warnings) -> Inputs:
-    """Check the inputs; files without a config are merged tensor by tensor, like
-    ``mergekit-pytorch``.
+    """The inputs; without layers if all are files without a config, which are merged tensor by
+    tensor, like ``mergekit-pytorch``.
 
     Raises:
         RecipeError: when the recipe selects layers of such files.
@@ -192,7 +192,7 @@ def without_layers_if_bare(inputs: Inputs, parsed: ParsedRecipe, warnings: Warni
 def architecture_of(
     reference: ModelReference, checkpoint: Checkpoint, recipe: Recipe
 ) -> Architecture:
-    """A model's architecture, as the recipe addresses it."""
+    """A model's architecture, with the class and the modules that the recipe names."""
     config = dict(checkpoint.config)
     if reference.architecture is not None:
         config["architectures"] = [reference.architecture]
@@ -205,7 +205,7 @@ def architecture_of(
 def forms(
     recipe: Recipe,
 ) -> Iterator[tuple[KeyPath, Sequence[ModelInput] | None, Sequence[OutputSlice] | None]]:
-    """The recipe's lists of models and slices: top-level, or one per module."""
+    """The recipe's lists, top-level or one per module: place, models, slices."""
     if recipe.modules is None:
         yield (), recipe.models, recipe.slices
     for name, module in (recipe.modules or {}).items():
@@ -215,7 +215,7 @@ def forms(
 def parameter_blocks(
     recipe: Recipe,
 ) -> Iterator[tuple[KeyPath, Mapping[str, Setting], ModelReference | None]]:
-    """The recipe's parameter blocks, each with its model if it belongs to one."""
+    """The recipe's parameter blocks: place, parameters, and the model if they belong to one."""
     yield ("parameters",), recipe.parameters, None
     for name, module in (recipe.modules or {}).items():
         yield ("modules", name, "parameters"), module.parameters, None

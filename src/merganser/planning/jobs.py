@@ -150,8 +150,12 @@ class JobMaker:
         return base, tuple(entry for entry in group.entries if entry is not base)
 
     def _alone(self, group: Group, base: Entry | None, models: Sequence[Entry]) -> Entry | None:
-        """The input to copy where too few models have the tensor for the method: the base's, if
-        it has one."""
+        """The input to copy if too few models have the tensor for the method (the base's, if the base
+        has it); None to merge.
+
+        Raises:
+            InputError: when the method requires a base, and the base lacks the tensor.
+        """
         if self.method.base == "required" and base is None and group.base is not None:
             lacking, present = self.sources[group.base], self.sources[models[0].source]
             raise InputError(
@@ -231,6 +235,7 @@ class JobMaker:
         levels: Sequence[tuple[KeyPath, Mapping[str, Setting]]],
         entry: Entry | None,
     ) -> tuple[Any, KeyPath | None]:
+        """A parameter's value for one tensor, and its place in the recipe; None for a default."""
         for path, parameters in levels:
             setting = parameters.get(parameter.name)
             if setting is None:
@@ -256,7 +261,7 @@ class JobMaker:
     def _combined(
         self, group: Group, numbers: Mapping[str, Any], inputs: int, based: bool
     ) -> tuple[Combination | None, SparseDeltas | None]:
-        """The method's rule for these parameters; errors name the place in the recipe."""
+        """:func:`combined` for a group; errors name the place in the recipe."""
 
         def call(**numbers: Any) -> tuple[Combination | None, SparseDeltas | None]:
             return combined(self.method, numbers, inputs, based)
@@ -274,7 +279,7 @@ class JobMaker:
     def _accepted(
         self, function: Callable[..., Any], group: Group, numbers: Mapping[str, Any]
     ) -> Any:
-        """Call a function of the method; a rejected parameter is a RecipeError."""
+        """Call a function of the method; an exception in it becomes a RecipeError."""
         try:
             return function(**numbers)
         except Exception as error:
@@ -297,7 +302,7 @@ def dtypes_of(
     first, or None.
 
     Args:
-        method, arithmetic: how it is merged.
+        method, arithmetic: the merge method, and the arithmetic of the merge.
         specs: the inputs' specs.
         dtype, out_dtype: the recipe's settings.
     """
@@ -320,13 +325,18 @@ def dtypes_of(
 def combined(
     method: Method, numbers: Mapping[str, Any], inputs: int, based: bool
 ) -> tuple[Combination | None, SparseDeltas | None]:
-    """What a method derives from its parameters alone.
+    """The coefficients, or the rule for sparse deltas, that a method derives from its parameters alone.
+
+    Both are None for a method that needs the weights.
 
     Args:
         method: the method.
         numbers: its parameters.
         inputs: number of inputs, including the base.
         based: whether the first input is the base.
+
+    Raises:
+        ValueError: when the method rejects the parameters, or its result does not fit the inputs.
     """
     if based and inputs == 1 and not method.combination:
         return Combination((1.0,)), None  # the models add nothing to the base

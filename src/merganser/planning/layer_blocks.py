@@ -1,4 +1,4 @@
-"""Stack models whose tensors outside the layers hold one block per layer."""
+"""Stack layers of models that have tensors outside the layers with one block per layer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from merganser.recipe.schema import OutputSlice
 def with_joined_blocks(
     parsed: ParsedRecipe, sources: Sequence[OpenSource], index: Mapping[str, int]
 ) -> tuple[OpenSource, ...]:
-    """The sources; in those of each stack's first slice, such tensors get one block per output
-    layer.
+    """The sources; in the models of each stack's first slice, tensors with one block per layer get
+    one block per output layer.
 
-    The blocks for a slice come from the model at the same position in that slice's list.
+    A layer's block comes from the model at the same position in the list of the layer's slice.
 
     Raises:
         RecipeError: when the slices' lists do not allow joining blocks.
@@ -67,6 +67,8 @@ def _names(source: OpenSource, module: str) -> list[str]:
 def _check_slices(
     parsed: ParsedRecipe, path: KeyPath, slices: Sequence[OutputSlice], tensor: str
 ) -> None:
+    """Raise RecipeError if the slices' models do not correspond by their positions."""
+
     def error(wish: str) -> RecipeError:
         return parsed.error(
             f"{key_name(path)}: {tensor} has a block for each layer, so {wish}", path

@@ -1,5 +1,7 @@
-"""Keys of ``config.json`` that describe layers, how, and with which types: for
-:mod:`planning.depth`."""
+"""Keys of ``config.json`` that describe layers: what they mean, and the types of their values.
+
+:mod:`planning.depth` rewrites them.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ PER_LAYER = frozenset(
         "hybrid_override_pattern",
     }
 )
-"""Lists (or texts) with one entry per layer. Other lists whose length equals the depth are treated
-alike; these are named because in shallow models lengths may coincide."""
+"""Lists (or strings) with one entry per layer. In models of more than three layers, any other list
+whose length equals the depth counts as one; in shallower ones that may be chance."""
 
 NOT_PER_LAYER = frozenset(
     {
@@ -43,7 +45,7 @@ NOT_PER_LAYER = frozenset(
         "attention_types",
     }
 )
-"""Lists whose length may equal the depth by chance."""
+"""Lists without entries per layer, whose length may equal the depth by chance."""
 
 NUMBERS = frozenset(
     {
@@ -69,14 +71,14 @@ NAMED_AS_NUMBERS = re.compile(
 """Names of further such lists, if all entries are layer numbers."""
 
 FURTHER = "mtp_"
-"""Prefixes of keys for layers of multi-token prediction."""
+"""Prefix of keys for layers of multi-token prediction."""
 
 FROM_ONE = frozenset({"ple_layer_ids"})
 """Lists of layer numbers that count from 1."""
 
 SOURCES = frozenset({"kv_source_layers"})
-"""Lists with one entry per layer: the number of an earlier layer that this one reuses something
-of."""
+"""Lists with one entry per layer: the number of the earlier layer whose keys and values it reuses,
+or its own number."""
 
 KEYED = frozenset({"pruned_heads", "per_layer_config"})
 """Mappings by layer number, possibly with leading zeros. A mapping with ``layer`` in its name and
@@ -98,7 +100,7 @@ BY_NUMBER_TYPES = frozenset({"beam", "diffllama"})
 """Model types whose layers compute with their number, whatever the config says."""
 
 ENDS = {"neomme": "full_attention"}
-"""Model types whose first and last layer of a type compute otherwise than those between."""
+"""Model types whose first and last layer of a type compute differently from those between."""
 
 BY_DEPTH_TYPES = frozenset({"esmc"})
 """Model types whose layers compute with the number of all layers."""
@@ -109,12 +111,12 @@ BY_ROOT_OF_DEPTH = ("scale_depth",)
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The first n layers are of another kind.
+    """A rule of configs: the first n layers are of another kind.
 
     Attributes:
         key: the key of n.
         instead: a list with one entry per layer that takes precedence, if any.
-        kinds: its entries for these layers and for the others; none if the list must not be added.
+        kinds: its entries for these layers and for the others; None if the list must not be added.
         only_if: a key that must be true for n to have an effect.
     """
 
@@ -138,17 +140,17 @@ LEADING = (
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """One layer in every period is of another kind.
+    """A rule of configs: one layer in every period, the marked one, is of another kind.
 
     Attributes:
         key: the key of the period.
         at: index within the period (-1 for the last), or the key of that index.
         instead: a list that takes precedence over the period, if any.
-        kinds: its entries for these layers and for the others; none if it lists their numbers.
+        kinds: its entries for marked layers and for the others; None if it lists the marked ones.
         addable: whether the list may be added to a config that lacks it.
         implied: model types with this period by default.
-        only: the model types that read the key this way; none for all.
-        parts: the key of the number of periods in all layers, if the family divides by that.
+        only: the model types that read the key this way; None for all.
+        parts: the key of the number of periods in all layers, if the model computes the period from it.
     """
 
     key: str
@@ -161,7 +163,7 @@ class Period:
     parts: str | None = None
 
     def of(self, section: Mapping[str, Any]) -> tuple[int, int] | None:
-        """A config's period, and the index of the marked layer within it."""
+        """A config's period, and the index of the marked layer within it; None if it has none."""
         kind = str(section.get("model_type"))
         if self.only is not None and kind not in self.only:
             return None
@@ -200,14 +202,19 @@ PERIODS = (
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A range of layers, or every n-th of it, is of another kind."""
+    """A rule of configs: a range of layers, or every n-th layer in it, is of another kind.
+
+    Attributes:
+        first, last: the keys of the first and the last layer; -1 is the last of all.
+        every: the key of n.
+    """
 
     first: str
     last: str
     every: str
 
     def holds(self, section: Mapping[str, Any], depth: int, layer: int) -> bool:
-        """Whether a config has a layer in the range."""
+        """Whether a layer is of that kind in a config."""
         last = section.get(self.last)
         if not isinstance(last, int):
             return False
@@ -244,7 +251,7 @@ def is_keyed(key: str, value: object, depth: int) -> bool:
 
 
 def is_per_layer(key: str, value: Sequence[Any], depth: int) -> bool:
-    """Whether a list or text has one entry per layer."""
+    """Whether a list or string has one entry per layer."""
     if len(value) != depth or key in NOT_PER_LAYER or is_numbers(key, value, depth):
         return False
     if key.startswith(FURTHER):

@@ -1,7 +1,7 @@
 """Check whether layers can be reordered, by their config entries and tensors.
 
 If layers with equal config entries have different tensors, the model distinguishes them by
-position alone, so a layer keeps its kind only at an equivalent position.
+position alone, so a layer keeps its kind only at an equivalent position: first, last, or between.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def check_kinds(
     placed: Sequence[tuple[int, int]],
     depth: int,
 ) -> None:
-    """Raise if an order would turn some layers into another kind.
+    """Check that no layer of a stack turns into another kind.
 
     Args:
         source: a model.
         module: the stacked module.
         facts: everything its config states about each layer.
-        placed: output layers, each with its source layer in this model.
+        placed: (output layer, layer in this model) pairs.
         depth: number of output layers.
 
     Raises:
@@ -54,6 +54,7 @@ def check_kinds(
 
 
 def _tensors(source: Source, module: Module, layer: int) -> Tensors:
+    """A layer's tensors except buffers: names within the layer, and shapes."""
     architecture, specs = source.architecture, source.checkpoint.specs
     places = architecture.places
     return frozenset(

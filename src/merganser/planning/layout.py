@@ -122,7 +122,7 @@ class Layout:
             if place.module not in part.modules:
                 continue
             if not any(key in self.sources[s].architecture.names for s in order):
-                self.omissions.unmerged.append(name)  # the donor's tensor, not merged here
+                self.omissions.unmerged.append(name)  # no model merged here has it
                 continue
             position = position_in(place.layer, depths[place.module], name)
             group = Group(name, place, place.layer, position, (), self.base, part.levels)
@@ -136,7 +136,7 @@ class Layout:
         return (replace(m, name=self._module_name(m.name)) for m in modules)
 
     def _module_name(self, name: str) -> str:
-        """A module of any model, by the donor's name for it."""
+        """The donor's name for a module of any model."""
         module = self.shape.module_serving_as(name)
         return module.name if module is not None else self.shape.main.name
 
@@ -145,7 +145,7 @@ class Layout:
         return place if module == place.module else replace(place, module=module)
 
     def _keys(self, order: Iterable[int]) -> dict[str, int]:
-        """Each tensor's key, with the first source in the order that has it."""
+        """The tensors' keys, with the first source in the order that has each of them."""
         keys: dict[str, int] = {}
         for source in order:
             for key in self.sources[source].architecture.names:
@@ -163,7 +163,7 @@ class Layout:
         *,
         may_tie: bool = True,
     ) -> Group | None:
-        """Collect a tensor from the listed models.
+        """The group with the tensor's inputs in the listed models; None if the tensor is omitted.
 
         A model whose head is tied provides its embedding instead. Other optional tensors are merged
         from the models that have them.
@@ -249,8 +249,8 @@ class Layout:
     # -- stacks of layers ---------------------------------------------------------------------
 
     def _stack(self, part: RecipePart) -> Iterator[Group]:
-        """Tensors before the layers come from the first slice's models, tensors after them from
-        the last slice's."""
+        """The groups of a stack: tensors before the layers come from the first slice's models,
+        tensors after them from the last slice's."""
         slices = part.slices or []
         [module] = part.modules
         layers = self.layers.setdefault(module, [])
@@ -351,8 +351,8 @@ class Layout:
                 yield filled
 
     def _outside(self, part: RecipePart, i: int, *, after: bool) -> Iterator[Group]:
-        """Groups for the tensors before or after the layers, from all models of a slice. Also
-        write a head if only the first slice's models are untied: their embedding cannot serve as
+        """Groups for the tensors before or after the layers, from all models of a slice. The
+        output gets a head if a model of the first slice is untied: its embedding cannot serve as
         the last slice's head."""
         listed = self._listed(part, i)
         [module] = part.modules

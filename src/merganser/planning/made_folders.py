@@ -10,8 +10,8 @@ from merganser.planning.plan_data import Plan, relocated
 
 
 def with_made_folders(plan: Plan) -> Plan:
-    """The plan with its tokenizer files present; another process writes the temporary folders
-    again.
+    """The plan with tokenizer folders that exist: temporary ones, which only the process that planned
+    has, are written again.
 
     Raises:
         InputError: when an input cannot be opened.

@@ -45,13 +45,13 @@ def named_alike(
     """Rename checkpoints to common tensor names.
 
     Args:
-        checkpoints: those of all inputs.
-        donor: the one whose names the output takes; if it has training names and another input has
-            the published ones, the published ones.
+        checkpoints: the checkpoints of all inputs.
+        donor: index of the checkpoint whose names the output takes; if it has training names, the
+            output takes the published names of another input that has them.
         refuse: whether ambiguous names are an error.
 
     Raises:
-        InputError: when tensors of different names might correspond.
+        InputError: when tensors with different names may correspond, without proof.
     """
     target = _published(checkpoints[donor], checkpoints)
     named = [
@@ -62,7 +62,7 @@ def named_alike(
 
 
 def _published(donor: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The donor under the names of the first published model that matches it."""
+    """The donor under the names of the first published model that matches it, or unchanged."""
     for other in checkpoints:
         if other is donor or other.specs.keys() == donor.specs.keys():
             continue
@@ -77,12 +77,13 @@ def _published(donor: Checkpoint, checkpoints: Sequence[Checkpoint]) -> Checkpoi
 
 
 def _trained(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint consists of the shards of a training run."""
     return checkpoint.home is not None and holds_shards(checkpoint.home)
 
 
 def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
-    """A checkpoint with another's wrapper prefixes, if it then has all of its tensors except
-    heads."""
+    """A checkpoint with another's wrapper prefixes; unchanged if the other lacks one of its tensors
+    that is not a head."""
     others, places = _names(other), infer(checkpoint.specs, checkpoint.config).places
     names = {name: others.get(key) for name, key in keys(checkpoint.specs).items()}
     if any(new is None and places[name].role != "head" for name, new in names.items()):
@@ -94,6 +95,11 @@ def _with_names_of(checkpoint: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 
 def _named_like(checkpoint: Checkpoint, target: Checkpoint, refuse: bool) -> Checkpoint:
+    """A checkpoint under the target's names; unchanged without evidence.
+
+    Raises:
+        InputError: with ``refuse``, when tensors with different names may correspond.
+    """
     settled = _settled(checkpoint, target) or checkpoint
     if refuse and _differ(settled, target):
         _check_second_names(settled, target)
@@ -116,8 +122,8 @@ def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Checkpoint:
-    """A checkpoint without duplicates: state dicts store tensors that modules share twice,
-    published models of the class once."""
+    """A checkpoint without duplicates: a state dict stores a tensor that two modules share twice, a
+    published model of the class stores it once."""
     names = keys(checkpoint.specs)
     others = [
         set(keys(other.specs).values())
@@ -158,7 +164,7 @@ def _without_copies(checkpoint: Checkpoint, named: Sequence[Checkpoint]) -> Chec
 
 
 def _differ(checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether each has tensors that the other lacks."""
+    """Whether each of two checkpoints has tensors that the other lacks."""
     if checkpoint.specs.keys() == target.specs.keys():
         return False
     return all(_unmatched(checkpoint, target))
@@ -215,7 +221,7 @@ def _as_saved(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
 
 
 def _fit(checkpoint: Checkpoint, target: Checkpoint) -> bool:
-    """Whether the tensors have equal shapes, except for the number of tokens."""
+    """Whether tensors of equal names have equal shapes, except for the number of tokens."""
     names, others = _names(checkpoint), _names(target)
     places = infer(checkpoint.specs, checkpoint.config).places
     for key in names.keys() & others.keys():
@@ -255,7 +261,7 @@ def _noted(
 
 
 def _by_shape(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
-    """A checkpoint under the target's names, if each unmatched tensor has exactly one candidate."""
+    """A checkpoint under the target's names if each unmatched tensor has exactly one candidate."""
     if not _same("model_type", checkpoint, target) or not _same(
         "architectures", checkpoint, target
     ):
@@ -351,7 +357,7 @@ def _check_second_names(checkpoint: Checkpoint, target: Checkpoint) -> None:
                 )
 
 
-# -- experts the other way round -------------------------------------------------------------------
+# -- transposed experts ----------------------------------------------------------------------------
 
 
 def _turned(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint:

@@ -15,11 +15,11 @@ class Omissions:
 
     Attributes:
         tied_away: heads that are left out because they are the embedding in every model.
-        partial: tensors that some models lack, by these models.
-        beyond: tensors beyond the layers that ``config.json`` counts, by their model.
-        taken: modules that the recipe does not name.
-        left_out: tensors that are not in every model.
-        unmerged: tensors of the model of the config that no merged model has.
+        partial: tensors that some models lack, by the indices of these models.
+        beyond: tensors beyond the layers that ``config.json`` counts, by the index of their model.
+        taken: modules that the recipe does not name, copied from the donor.
+        left_out: tensors that are not in every model, with ``tensor_names="intersection"``.
+        unmerged: tensors of the donor, whose config the output takes, that no merged model has.
     """
 
     tied_away: set[str] = field(default_factory=set)
@@ -34,7 +34,7 @@ class Omissions:
 
         Args:
             inputs: the plan's inputs.
-            alone: the source of each output tensor that too few models have for merging.
+            alone: for each tensor that too few models have for a merge, the source it is copied from.
         """
         sources, donor = inputs.sources, inputs.sources[inputs.donor].reference
         lines = [

@@ -14,11 +14,12 @@ from merganser.tensors import parse_size
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """Options of planning.
+    """Options of a plan that the recipe does not contain, or that override it.
 
     Attributes:
-        arithmetic, rounding, seed, weights: override the recipe.
-        shard_size: maximum size of an output file; a larger tensor gets a separate file.
+        arithmetic, rounding, seed, weights: override the recipe; None for its values.
+        shard_size: maximum size of an output file, in bytes or as text (``5GB``); a larger tensor
+            gets a separate file.
         strictness: how to treat unknown keys; see :func:`merganser.recipe.load`.
         truncate_embeddings: cut vocabularies of different sizes to the shortest.
         tensor_names: how to treat tensors that some models lack: raise unless they are optional

@@ -23,7 +23,7 @@ Block = tuple[KeyPath, Mapping[str, Setting], ModelReference | None]
 """A recipe's parameters: their place, the parameters, and the model if they belong to one."""
 
 ROUNDING = 1e-9
-"""How far a share may leave the usual range before a warning."""
+"""Distance from the usual range that counts as a rounding error, without a warning."""
 
 
 def check_settings(
@@ -139,7 +139,7 @@ def _without(entries: Sequence[Any], base: str | None) -> int:
 
 
 class Oddities:
-    """Warnings about unusual values of several tensors together, one per kind.
+    """Collects unusual values over all tensors, to warn once per kind.
 
     Args:
         method: the method.
@@ -156,7 +156,7 @@ class Oddities:
         numbers: Mapping[str, Any],
         paths: Mapping[str, Sequence[KeyPath | None]],
     ) -> None:
-        """Check the values for one tensor.
+        """Check the values for one tensor, and collect what is unusual.
 
         Args:
             tensor: its name.
@@ -179,7 +179,7 @@ class Oddities:
         numbers: Mapping[str, Any],
         paths: Sequence[KeyPath | None],
     ) -> None:
-        """Check values that a method may normalise: then their quotients."""
+        """Check a parameter's values, or their shares of the sum where the method normalises them."""
         assert parameter.range is not None
         by, values = parameter.normalized_by, numbers[parameter.argument]
         total = math.fsum(values)
@@ -197,7 +197,7 @@ class Oddities:
         self.groups.setdefault(kind, (path, text, []))[2].append(tensor)
 
     def report(self, warn: Warn) -> None:
-        """One warning per kind, with the tensors unless it concerns all."""
+        """Warn once per kind, and name the tensors unless it concerns all of them."""
         for path, text, tensors in self.groups.values():
             more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
             these = f" (tensor {tensors[0]}{more})" if len(tensors) < self.judged else ""

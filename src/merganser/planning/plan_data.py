@@ -47,8 +47,8 @@ class TensorJob:
         reads: the inputs; the base first, if the method has one.
         method: its name; ``copy`` for bitwise copies.
         numbers: the method's parameters by their Python names, resolved for this tensor.
-        combination: the coefficients, if they do not depend on the weights.
-        consensus: the method's rule for sparse deltas, if it has one.
+        combination: the coefficients, if they are known without the weights; otherwise None.
+        consensus: the method's rule for sparse deltas; None for another form.
         based: whether the first input is the base.
         work: the dtype of the computation.
         cast: the dtype to which inputs are rounded first (MergeKit's arithmetic), or None.
@@ -72,12 +72,12 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One output file, exact to the byte.
+    """One output file: its name, header, size, and the position of every tensor in it.
 
     Attributes:
         file: its name.
         header: everything before the data, padding included.
-        offsets: where each tensor begins in the file.
+        offsets: offset of each tensor's first byte in the file, by name.
         size: of the file, in bytes.
     """
 
@@ -98,7 +98,7 @@ class Source:
         published: whether it is a model on the Hub rather than a local one.
         adapter: the folder of the adapter on top of it, or None.
         published_adapter: whether the adapter is on the Hub.
-        scratch: temporary bytes per element while reading computed tensors.
+        scratch: by tensor, temporary bytes per element while it is computed from stored ones.
     """
 
     reference: ModelReference
@@ -305,7 +305,7 @@ class Plan:
         return homes
 
     def check_inputs_unchanged(self) -> None:
-        """Check that all files are those whose headers were read.
+        """Check that no file of the inputs changed since planning.
 
         Raises:
             InputError: when a file changed.

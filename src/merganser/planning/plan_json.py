@@ -109,7 +109,7 @@ def _root(plan: Plan) -> Path:
 
 
 def _is_made(source: Source) -> bool:
-    """Whether its tokenizer's folder is temporary (GGUF)."""
+    """Whether a source's tokenizer folder is temporary (GGUF)."""
     model = source.checkpoint
     home, path = model.home, model.path
     return model.format.startswith("GGUF") and path not in (home, home and home.parent)

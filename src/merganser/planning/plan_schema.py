@@ -17,7 +17,7 @@ SHARD = r"^([\w-][\w.-]*/)*model(-\d{5}-of-\d{5})?\.safetensors$"
 
 
 class PlanEntry(BaseModel):
-    """Base class of the file's records. Types are strict; keys for readers are ignored."""
+    """Base class of the file's records. Types are strict; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 

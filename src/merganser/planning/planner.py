@@ -61,8 +61,8 @@ def plan(
             tensor_names; see :class:`merganser.planning.PlanOptions`.
 
     Returns:
-        Every output tensor with its inputs, method and numbers, and every file with its size. A plan is
-        plain data: it can be printed, pickled, merged, and sent to another machine.
+        Every output tensor with its inputs, method and parameters, and every file with its size. A
+        plan is plain data: it can be printed, pickled, merged, and sent to another machine.
 
     Raises:
         RecipeError: when the recipe is wrong, naming file, line and key.

@@ -19,7 +19,7 @@ def folder_of(name: str, folders: Sequence[str]) -> str:
 
 
 def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> Iterator[Shard]:
-    """Assign tensors to files, in order; file names and headers are final.
+    """Assign tensors to output files in order, and yield the files with their headers.
 
     Args:
         jobs: the tensors; those of modules in folders come last.
@@ -50,7 +50,7 @@ def deal(jobs: Sequence[TensorJob], limit: int, folders: Sequence[str] = ()) -> 
 
 
 def shard_of(file: str, jobs: Sequence[TensorJob], prefix: str = "") -> Shard:
-    """An output file of some tensors, under their names without a prefix."""
+    """The output file of some tensors; their names in the file are without ``prefix``."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     begins = {}

@@ -49,7 +49,8 @@ def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str 
 
 
 def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
-    """The sources with their vocabularies cut to the shortest, and its number of rows."""
+    """The sources with their vocabularies cut to the shortest, and its number of rows (None if no
+    source has a vocabulary)."""
     names = [vocabulary_tensors(source) for source in sources]
     sizes = [
         source.checkpoint.specs[matrices[0]].shape[0] if matrices else None
@@ -79,8 +80,8 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     specs, places = source.checkpoint.specs, source.architecture.places
 
     def with_rows(rows: int | None) -> tuple[str, ...]:
-        """Sort key that puts matrices first, so that the first tensor's first axis is the
-        vocabulary."""
+        """The tensors with this many rows: matrices, then biases, so that the first tensor's first
+        axis is the vocabulary; empty without a matrix."""
         biases, matrices = [], []
         for name, place in places.items():
             spec = specs[name]
