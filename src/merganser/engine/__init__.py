@@ -1,8 +1,8 @@
 """Run plans: read tiles, measure, combine, round once, pass on. The engine makes no decisions.
 
 ``running`` has :func:`run`, ``crew`` the threads, ``tiles`` and ``worker`` their work.
-``measurements`` computes what a merge needs to know of a tensor beforehand, ``budget`` threads
-and memory.
+``measurements`` computes what a merge must know about a tensor beforehand, ``budget`` the numbers
+of threads and the sizes of tiles.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """``run`` and ``Outcome``, imported when they are first used: plans need no kernels."""
+    """``run`` and ``Outcome``, imported when they are first used: planning needs no kernels."""
     if name not in ("run", "Outcome"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from merganser.engine import running

@@ -10,26 +10,26 @@ from merganser.kernels import CELL
 from merganser.planning import Plan, TensorJob
 
 TILE = 16 * CELL
-"""Elements read and merged at a time: enough to make Python's overhead small."""
+"""Elements that are read and merged at a time: enough to make Python's overhead small."""
 
 SMALL_TILE = 2 * CELL
 """Elements that torch computes with at a time: each step traverses all of them, so they should
 fit the cache."""
 
 ROOM = 32 * 2**20
-"""Bytes of a thread's buffers if no memory limit is given; many inputs or outputs get smaller tiles."""
+"""Maximum bytes of a thread's buffers without a memory limit; many inputs or outputs get smaller tiles."""
 
 FEW = 8
-"""Inputs and outputs whose tiles fit :data:`ROOM` in float32."""
+"""Maximum number of inputs and outputs whose float32 tiles fit :data:`ROOM`."""
 
 OVERHEAD = 210 * 2**20
 """Resident bytes of Python and the libraries, as measured."""
 
 
 def default_threads(plans: Sequence[Plan]) -> int:
-    """The default number of threads: two per core, since some wait for the disk. One for many
-    tiny tensors, where the GIL is the bottleneck, and for methods that take whole tensors, where
-    torch starts threads."""
+    """The default number of threads: two per core, since some wait for the disk, or one per core
+    for methods that torch computes; at most 32. One for many tiny tensors, where the GIL is the
+    bottleneck, and for methods that take whole tensors, where torch starts threads."""
     jobs = sum(len(plan.jobs) for plan in plans)
     if sum(plan.parameters for plan in plans) < jobs * CELL // 4:
         return 1
@@ -53,12 +53,12 @@ def _in_torch(plan: Plan, job: TensorJob) -> bool:
 
 
 def tile_of(plan: Plan, job: TensorJob, tile: int) -> int:
-    """Elements of a job per tile, if most jobs have ``tile``."""
+    """Elements per tile of a job: ``tile``, or fewer for a job in torch."""
     return min(tile, SMALL_TILE) if _in_torch(plan, job) else tile
 
 
 def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
-    """Bytes of one thread's buffers when plans run together, by their widest jobs."""
+    """Bytes of one thread's buffers when plans run together, for the job that needs most."""
     most = 0
     for plan in plans:
         whole = plan.method.whole
@@ -75,7 +75,13 @@ def buffer_bytes(plans: Sequence[Plan], tile: int) -> int:
 
 
 def within(memory: int | None, threads: int, tile: int, plans: Sequence[Plan]) -> tuple[int, int]:
-    """Reduce threads, then tile size, until the buffers fit the budget; without one, tile size only."""
+    """The number of threads and the tile size whose buffers fit the memory limit.
+
+    Threads are reduced first, then the tile size; without a limit only the tile size.
+
+    Raises:
+        ResourceError: when one thread with the smallest tile needs more.
+    """
     if memory is None:
         tensors = max((len(job.reads) for plan in plans for job in plan.jobs), default=0)
         many = len(plans) + tensors > FEW and not any(plan.method.whole for plan in plans)

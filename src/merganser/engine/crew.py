@@ -16,7 +16,7 @@ from merganser.planning import Plan
 from merganser.sinks import Sink
 
 PATIENCE = 0.5
-"""Seconds that an interrupted run waits for its threads; a tile of some methods takes longer."""
+"""Seconds that an interrupted run waits for its threads; some need longer, and are left running."""
 
 
 class Crew:
@@ -50,7 +50,7 @@ class Crew:
         self._counting = threading.Lock()
 
     def run(self, threads: int) -> None:
-        """Process everything.
+        """Run all plans with a number of threads.
 
         Raises:
             BaseException: the first failure of any thread.
@@ -77,6 +77,7 @@ class Crew:
             raise self._failure
 
     def _work_off(self) -> None:
+        """The work of one thread: tiles, until there are none."""
         worker = Worker(self._sinks)
         try:
             while (tile := self._next()) is not None:
@@ -86,7 +87,7 @@ class Crew:
 
     def _next(self) -> Tile | None:
         """The next tile. If none is ready, the next group begins, so that no thread waits while
-        a group is between two rounds."""
+        a group is between two rounds. None when all tiles are taken, or a thread failed."""
         while True:
             with self._changed:
                 group = None
@@ -105,12 +106,14 @@ class Crew:
             self._begin_round(group)
 
     def _begin_round(self, group: Group) -> None:
+        """Make the tiles of a group's next round ready."""
         tiles = group.next_round()
         with self._changed:
             self._ready.extendleft(reversed(tiles))  # started groups are finished first
             self._changed.notify_all()
 
     def _count(self, tile: Tile, elements: int) -> None:
+        """Count a finished tile; the last one of a round begins the next round, or ends the group."""
         group = tile.group
         with self._counting:
             group.left -= 1

@@ -4,7 +4,7 @@ Asked for 0.7 of one expert and 0.3 of another, a merge rounded to bfloat16 may 
 the experts differ by less than two units in the last place, rounding to nearest selects one of
 them. The effective weights are the least-squares coefficients of the stored output on the inputs:
 with d_i = x_i - x_0 they solve ``G e = c``, where ``G_ij = <d_i, d_j>`` and ``c_i = <y - s x_0,
-d_i>`` with ``s`` the sum of the requested coefficients; x_0 has the rest of ``s``.
+d_i>`` with ``s`` the sum of the requested coefficients; x_0's weight is ``s`` less the sum of ``e``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ MOST_MEASURED = 16
 
 @dataclass(frozen=True, slots=True)
 class InnerProducts:
-    """Inner products that locate an output tensor among its k inputs; x_0 is the first, d_i = x_i -
-    x_0.
+    """Inner products from which the effective weights of an output tensor with k inputs are computed;
+    x_0 is the first input, d_i = x_i - x_0.
 
     Attributes:
         gram: [k-1, k-1] inner products of the d_i.
@@ -63,7 +63,7 @@ class TensorOutcome:
         spec: dtype and shape of the output.
         digest: of its bytes, or None.
         sources: the inputs as indices of the plan's sources.
-        measurement: None for copies, single inputs, and without a report.
+        measurement: its inner products; None for copies, single inputs, and without a report.
         nonfinite: counts of infinite and NaN values of each input, then of the output; empty if
             there are none, or if the sink wants no digests.
         inputs: digests of the inputs, if requested; None for one whose files' hashes are known.
@@ -231,7 +231,7 @@ def _requested(plan: Plan) -> Report | None:
 
 
 def _settled(measured: Sequence[InnerProducts], gram: Matrix, ideal: Matrix) -> Matrix | None:
-    """The requested weights: exact if equal for all tensors, otherwise over all of them."""
+    """The requested weights: those of every tensor if they are equal, otherwise the fit over all."""
     known = [s for m in measured if (s := _solve(m.gram, m.ideal)) is not None]
     if known and np.ptp(np.array(known), axis=0).max() < 1e-9:
         return known[0]
@@ -239,7 +239,7 @@ def _settled(measured: Sequence[InnerProducts], gram: Matrix, ideal: Matrix) -> 
 
 
 def _solve(gram: Matrix, right: Matrix) -> Matrix | None:
-    """Least-squares coefficients; None if the models' deltas are linearly dependent."""
+    """Least-squares coefficients; None if the deltas are linearly dependent or not finite."""
     if len(gram) == 1:  # two models, the most frequent case: a division
         square, along = float(gram[0, 0]), float(right[0])
         return np.array([along / square]) if square > 0 and math.isfinite(square + along) else None
@@ -284,6 +284,7 @@ def _given(plan: Plan, sources: Sequence[int]) -> dict[int, float]:
 def _worst(
     measured: Sequence[tuple[TensorOutcome, InnerProducts]], names: Sequence[str]
 ) -> list[tuple[str, str, float, float]]:
+    """See :class:`Report`."""
     rows = []
     for t, m in measured:
         requested, effective = _solve(m.gram, m.ideal), _solve(m.gram, m.cross)
@@ -323,5 +324,5 @@ def _short(model: str) -> str:
 
 
 def _figure(value: float | None) -> float | None:
-    """Six digits: sums of floats have no more."""
+    """A number rounded to six significant digits; None if it is not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

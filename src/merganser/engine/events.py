@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Work begins; the total is in bytes of output."""
+    """A run begins; the total is in bytes of output."""
 
     total_bytes: int
     tensors: int
@@ -17,7 +17,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A tile of an output tensor is done."""
+    """A tile of an output tensor is merged; ``done_bytes`` counts the output of the run so far."""
 
     tensor: str
     done_bytes: int
@@ -25,7 +25,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """All is written."""
+    """All outputs are written."""
 
     seconds: float
 

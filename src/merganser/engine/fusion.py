@@ -17,7 +17,8 @@ from merganser.kernels.steps import Fusion
 
 
 def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:
-    """Set ``part.counted`` to the threshold: the median plus 1.5 times the interquartile range."""
+    """Set ``part.counted`` to the part's step, with the rows' divergences and the threshold: the median
+    importance plus 1.5 times the interquartile range."""
     size, length = math.prod(shape), shape[-1] if shape else 1
     if not size:
         part.counted = Fusion(np.zeros(0), 1, math.inf)
@@ -43,6 +44,8 @@ def find_bound(part: RunningPlan, shape: tuple[int, ...]) -> Iterator[Any]:
 
 
 class _Divergences:
+    """The first pass: divergences of rows, and counts of the keys' upper bits."""
+
     cut: Literal["rows"] = "rows"
 
     def __init__(self, part: RunningPlan, size: int, length: int) -> None:
@@ -61,6 +64,8 @@ class _Divergences:
 
 
 class _LowerBits:
+    """The second pass: counts of the lower bits of keys with the quartiles' upper bits."""
+
     cut: Literal["cells"] = "cells"
 
     def __init__(self, part: RunningPlan, known: _Divergences, upper: Array) -> None:

@@ -22,7 +22,11 @@ from merganser.methods.checks import check_coefficients, fault
 def measure_grams(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], vectors: str
 ) -> Measurement:
-    """Measure the inputs' Gram matrix, and set the parts' coefficients."""
+    """Measure the inputs' Gram matrix, and set the parts' coefficients.
+
+    Raises:
+        MerganserError: when an inner product is not finite, or a method rejects the matrix.
+    """
     if vectors == "tensor" or (vectors == "rows" and len(shape) < 2):
         measurement = _WholeGram(parts[0], shape)
         yield measurement
@@ -75,6 +79,8 @@ def _on_base(combination: Combination, part: RunningPlan) -> Combination:
 
 
 class _WholeGram:
+    """A pass for the Gram matrix of the flattened tensor, by cells."""
+
     cut: Cut = "cells"
 
     def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
@@ -89,6 +95,8 @@ class _WholeGram:
 
 
 class _RowGrams(_WholeGram):
+    """A pass for the Gram matrix of each row."""
+
     def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
         super().__init__(part, shape)
         self.length = max(1, shape[-1])
@@ -100,7 +108,7 @@ class _RowGrams(_WholeGram):
         measuring.measure_rows(inputs, count, self.changes, self.length, start, self.grams, heads)
 
     def joined(self) -> Array:
-        """The rows' matrices; those of rows over several cells are added in order."""
+        """float64 [rows, m, m]; the parts of a row in several cells are added in order."""
         for cell in range(len(self.cells)):
             row = cell * CELL // self.length
             if row * self.length < cell * CELL:
@@ -109,7 +117,7 @@ class _RowGrams(_WholeGram):
 
 
 class _ColumnGrams:
-    """Each band of fixed size is summed separately, then the bands in order."""
+    """A pass for the Gram matrix of each column: sums of bands of fixed size, added in their order."""
 
     cut: Cut = "bands"
 

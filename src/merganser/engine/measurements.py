@@ -60,6 +60,8 @@ def _count(part: RunningPlan) -> Measurement:
 
 
 class _Counts:
+    """Sums what a method's ``measure`` counts in tiles."""
+
     cut: Cut = "cells"
 
     def __init__(self, part: RunningPlan) -> None:
@@ -83,7 +85,8 @@ class _Counts:
 def _settle_consensus(
     parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
 ) -> Measurement:
-    """Thresholds first, then masks by rank, then norms; parts share common results."""
+    """Decide which deltas the parts keep, and with which factors: thresholds first, then masks by
+    rank, then norms; parts share common results."""
     size = numel(shape)
     first = parts[0]
     models = len(first.rows) - 1
@@ -147,7 +150,8 @@ def _settle_consensus(
 
 
 def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
-    """Factors and weights: rescaling by norms, and shares of the energy."""
+    """Set a part's weights (given, or shares of the squares of all kept deltas) and its factors
+    (weights times given factors, or times ratios of norms that rescale the kept deltas)."""
     sparse_deltas, facts = part.consensus, part.facts
     weights = (
         np.ones(models)
@@ -168,7 +172,7 @@ def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
             facts.make_room(size)
         norms = _Norms(part, size, rule.NORMS[sparse_deltas.rescale])
         yield norms
-        facts.rules.kinds[drawn] = rule.MASKED  # draw each mask once
+        facts.rules.kinds[drawn] = rule.MASKED  # the pass stored its draws as masks
         before, after = norms.joined().T
         factors = np.divide(before, after, out=np.ones(models), where=(after > 0) & (before > 0))
         if sparse_deltas.rescale == "l2":
@@ -191,7 +195,7 @@ class _Varied:
         self._lock = threading.Lock()
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        zero = np.zeros(1, np.uint32)  # above an empty bracket
+        zero = np.zeros(1, np.uint32)  # above the bracket [0, 0] is every key but zero
         above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
         selecting.tally(
             self.part.stored(inputs),
@@ -240,6 +244,8 @@ class _Ranks:
 
 
 class _Norms:
+    """Sums norms of all deltas and of the kept ones."""
+
     cut: Cut = "cells"
 
     def __init__(self, part: RunningPlan, size: int, norm: int) -> None:
@@ -253,6 +259,6 @@ class _Norms:
         measuring.norms(inputs, count, work, rules, self.norm, start, sums)
 
     def joined(self) -> Array:
-        """Sums over the tensor: float64 [models, 2]."""
+        """Sums (or maxima) over the tensor, of all deltas and of the kept ones: float64 [models, 2]."""
         joined: Array = self.sums.max(axis=0) if self.norm == rule.LINF else self.sums.sum(axis=0)
         return joined

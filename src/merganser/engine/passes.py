@@ -19,7 +19,7 @@ class Pass(Protocol):
     Attributes:
         part: one of the parts that it serves; it determines the inputs to read.
         cut: the granularity of tiles: ``cells`` in multiples of cells, ``bands`` of a fixed
-            number of cells, ``rows`` in whole rows, a multiple of eight of them.
+            number of cells, ``rows`` in complete rows, in multiples of eight.
     """
 
     part: RunningPlan

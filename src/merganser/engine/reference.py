@@ -25,6 +25,9 @@ def compute(part: RunningPlan, inputs: Sequence[Bytes], shape: tuple[int, ...]) 
 
     Returns:
         A tensor of the work dtype, or of the cast dtype for MergeKit's rounding.
+
+    Raises:
+        MerganserError: when the method rejects the inputs.
     """
     tensors = _widened(part, inputs, shape)
     combination = part.combination
@@ -62,7 +65,7 @@ def _called(part: RunningPlan, tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _refusal(part: RunningPlan, error: Exception) -> Exception:
-    """A MerganserError for an exception in a method's code; our exceptions stay as they are."""
+    """A MerganserError for an exception in a method's code; a MerganserError is returned unchanged."""
     message = fault(part.method, error)
     if message is None:
         return error
@@ -177,7 +180,7 @@ def agree(
 
 
 def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
-    """Which deltas of a model a rule keeps."""
+    """The mask of the deltas of a model that a rule keeps."""
     if rule is None:
         return torch.ones_like(change, dtype=torch.bool)
     if isinstance(rule, Largest):
@@ -202,7 +205,8 @@ def _kept(change: torch.Tensor, rule: Keep, seed: int) -> torch.Tensor:
 
 
 def _at_ranks(numbers: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    """Mark ranks by descending magnitude in float32; equal ones keep their order."""
+    """The mask of the elements of ranks ``begin`` to ``end`` by descending float32 magnitude; equal
+    ones rank in the tensor's order."""
     marks = torch.zeros(numbers.numel(), dtype=torch.bool)
     order = numbers.abs().float().reshape(-1).argsort(descending=True, stable=True)
     marks[order[begin:end]] = True

@@ -24,7 +24,7 @@ class Scratch:
         self._kept: dict[tuple[str, str], Array] = {}
 
     def __call__(self, name: str, dtype: Any, rows: int, width: int) -> Array:
-        """An uninitialised array [rows, width], by the name of its use."""
+        """An uninitialised array [rows, width]; the next one of that name and dtype overwrites it."""
         dtype = np.dtype(dtype)
         padded = -(-width // 64) * 64 if rows > 1 else width  # rows begin at cache lines
         key = name, dtype.char
@@ -46,7 +46,7 @@ class Facts:
 
     @classmethod
     def of(cls, part: RunningPlan, size: int) -> Facts:
-        """Keep everything, with weights of one."""
+        """Facts that keep all deltas, with weights of one."""
         models = len(part.rows) - 1
         kinds = models + isinstance(part.consensus.keep, MostVaried)
         ties = (kinds, 2, -(-size // CELL))
@@ -63,7 +63,7 @@ class Facts:
         return cls(rules, ones, ones, part.wide.type(1))
 
     def make_room(self, size: int) -> None:
-        """Empty masks: one bit per element, plus padding."""
+        """Allocate empty masks: one bit per element, plus padding."""
         shape = len(self.rules.chances), -(-size // 8) + LANES
         self.rules = self.rules._replace(masks=np.zeros(shape, np.uint8))
 
@@ -77,18 +77,18 @@ class RunningPlan:
         plan_seed: the recipe's seed.
         job: the job.
         method: its method.
-        rows: its inputs among the group's rows.
+        rows: indices of its inputs in the group's rows.
         dtypes: the inputs' stored dtypes.
         seed: for stochastic rounding.
-        rounding: the kernels' code of the rounding.
+        rounding: 1 for stochastic rounding, 0 for rounding to nearest.
         combination: the coefficients, once they are known.
         each: coefficients per row or column [k, vectors]; ``each_rows`` states which.
         facts: which deltas are kept, for sparse methods, once known.
-        counted: the result of the method's ``measure``.
+        counted: the result of the method's ``measure``; for arcee_fusion its step.
         digests: uint64, by cells of the output's bytes; None if not wanted.
         sums: for the report; None if not wanted.
-        nonfinite: (input, count) of values that are infinite or not a number, in tiles where there
-            are any; -1 is the output.
+        nonfinite: (input, count) pairs, one for each tile with infinite or NaN values; input -1 is
+            the output.
     """
 
     plan: int
@@ -124,7 +124,7 @@ class RunningPlan:
         )
 
     def may_be_nonfinite(self, cells: slice) -> bool:
-        """Whether some cells may have infinities or NaNs; any of them appear in the sums."""
+        """Whether some cells may have infinities or NaNs: not if the report's sums are finite."""
         if self.sums is None:
             return True
         sums = self.sums
@@ -148,7 +148,7 @@ class RunningPlan:
 
     @property
     def consensus(self) -> SparseDeltas:
-        """The method's rule for sparse deltas, if it has one."""
+        """The method's rule for sparse deltas; only for methods of that form."""
         assert self.job.consensus is not None
         return self.job.consensus
 
@@ -167,7 +167,8 @@ class RunningPlan:
         return seed_of(self.plan_seed, f"{self.job.name}/{model}/keep")
 
     def stored(self, inputs: Inputs) -> Inputs:
-        """The kernels' inputs: its stored inputs, or float64 after a cast."""
+        """Inputs for the kernels: the stored ones or, for a job with a cast, the rounded numbers as
+        float64."""
         if self.job.cast is None:
             return inputs
         from merganser.engine.torch_numbers import widen

@@ -14,7 +14,7 @@ from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
 
 Sample = Callable[[Sequence[int], int], Inputs]
-"""A reader of samples: runs of a given number of elements at given places of a group's tensors."""
+"""Reads a sample of a group's tensors: runs at the given places, of the given number of elements."""
 
 RUN = 1024
 """Elements read at a time for a sample."""
@@ -32,13 +32,14 @@ class Selection:
 
     Attributes:
         what: the model of the deltas, or VARIANCE.
-        rank: number of keys above the cut.
+        rank: number of keys to select.
         low, high: the bracket, inclusive.
         guesses: two keys to count by cells: the likeliest cut, and a frequent key.
         cut: the smallest selected key, once known.
-        allowed, present: by cells, how many keys equal to the cut are above it, and how many exist;
-            zero if all of them are.
-        missing: how many keys equal to the cut are above it, until distributed over the cells.
+        allowed, present: by cells, how many keys equal to the cut are selected, and how many exist;
+            both zero if all of them are selected.
+        missing: how many keys equal to the cut are selected, until they are distributed over the
+            cells; then None.
     """
 
     def __init__(self, what: int, rank: int, size: int) -> None:
@@ -59,7 +60,8 @@ class Selection:
         self._found: list[Array] = []
 
     def bracket(self, keys: Array, size: int) -> None:
-        """Narrow the bracket with a sample of the tensor's keys, in descending order."""
+        """Narrow the bracket to five standard deviations around the rank in a sample of the tensor's
+        keys, which is in descending order."""
         share = self.rank / size
         place = min(len(keys) - 1, int(share * len(keys)))
         margin = 8 + int(5 * (len(keys) * share * (1 - share)) ** 0.5)
@@ -72,7 +74,7 @@ class Selection:
         self.guesses = (guess, frequent)
 
     def take(self, above: int, equal: Array, cells: slice, keys: Array) -> None:
-        """Add a tile's counts."""
+        """Add a tile's counts and collected keys; any thread may call it."""
         with self._lock:
             self._above += above
             self._equal[:, cells] += equal
@@ -110,6 +112,7 @@ class Selection:
         self._empty()
 
     def _decide(self, key: int, wanted: int, count: int, equal: Array | None) -> None:
+        """Set the cut, of whose ``count`` ties ``wanted`` are selected."""
         self.cut = key
         if wanted < count:
             self.missing = wanted
@@ -120,7 +123,7 @@ class Selection:
                 self.low = self.high = key
 
     def _move(self, low: int, high: int) -> None:
-        """A bracket next to the one that missed, 16 times as large."""
+        """Move the bracket to the side of the threshold, 16 times as wide."""
         width = max(2**20, 16 * (self.high - self.low + 1))
         if low > self.high:
             self.low, self.high = low, min(high, low + width)
@@ -133,7 +136,8 @@ class Selection:
         self.deal_out(self._equal[0])
 
     def deal_out(self, present: Array) -> None:
-        """Of the ties, the first ones in the tensor are above the cut."""
+        """Distribute the selected ties, the first ones in the tensor, over the cells; ``present`` counts
+        all ties by cells."""
         assert self.missing is not None
         before = np.cumsum(present) - present
         self.present = present
@@ -164,6 +168,8 @@ def find_cuts(
 
 
 class _Tally:
+    """A pass that counts and collects keys for several selections."""
+
     cut: Cut = "cells"
 
     def __init__(self, part: RunningPlan, selections: Sequence[Selection]) -> None:

@@ -109,6 +109,7 @@ class Group:
         return tiles
 
     def _step(self, cut: str, *, merging: bool) -> int:
+        """Elements per tile in a pass with this granularity."""
         if merging and any(part.whole for part in self.parts):
             return max(1, self.numel)
         if cut == "rows":
@@ -152,7 +153,7 @@ class Group:
         return Inputs.of(rows, self._codes)
 
     def outcomes(self) -> Iterator[tuple[int, TensorOutcome]]:
-        """Each part's plan and outcome, once all tiles are done."""
+        """The index of the plan and the outcome of each part, once all tiles are done."""
         for part in self.parts:
             digest = None
             if part.digests is not None:
@@ -332,7 +333,7 @@ def _batches(group: Group) -> Iterator[Batch]:
             divisor = finish.divisors[dtype == np.float64]
             combinations.append(Linear(coefficients, divisor, finish.plus))
             first = parts[0].sums
-            if part.sums is not None and first is not None:  # the coefficients determine the ideal
+            if part.sums is not None and first is not None:  # gram determines the ideal
                 part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
         yield Batch(tuple(parts), dtype, tuple(combinations))
 

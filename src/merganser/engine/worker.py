@@ -65,7 +65,7 @@ class Worker:
         return written
 
     def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
-        """Check the inputs' values one by one unless the sums are finite."""
+        """Count the inputs' infinities and NaNs, unless the report's sums show that there are none."""
         if not part.may_be_nonfinite(_cells(start, count)):
             return
         for index, (data, dtype) in enumerate(zip(inputs.rows, part.dtypes, strict=True)):
@@ -85,6 +85,7 @@ class Worker:
         count: int,
         digests: Sequence[Array | None],
     ) -> int:
+        """Compute a batch with one kernel call, and write its outputs; returns their bytes."""
         first = batch.parts[0]
         dtype = first.job.spec.dtype
         size = count * dtype.itemsize
@@ -211,6 +212,7 @@ class Worker:
         self._merge(part, part.stored(inputs), start, count, out, how)
 
     def _put(self, part: RunningPlan, start: int, out: Array) -> int:
+        """Write a tile's output to the sink, with its digest; returns its bytes."""
         begin = start * part.job.spec.dtype.itemsize
         if len(out):
             self._digest(part, begin, out)
