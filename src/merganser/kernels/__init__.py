@@ -1,7 +1,8 @@
 """The compiled kernels: stored bytes in, stored bytes out, all intermediate values in registers.
 
 Each family of methods is one C++ template (``source/``). ``build`` compiles it for every
-instruction level. Calls go through ctypes without the GIL. ``library`` loads the level for this
+instruction level. Calls go through ctypes without the GIL; a function raises
+ValueError for an array of a wrong dtype or size. ``library`` loads the level for this
 processor; without one, ``plain`` computes the same bits in numpy, slower.
 """
 

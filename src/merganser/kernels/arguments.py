@@ -30,7 +30,7 @@ class Inputs:
     """The stored bytes of a tile of each input, at any address.
 
     Attributes:
-        rows: uint8 [bytes], each as long as its input's elements are wide.
+        rows: for each input its stored bytes, uint8 [elements times bytes per element].
         places: intp [k], the addresses of the rows, valid while the rows exist.
         codes: int64 [k], dtype codes; -1 for rows that are only copied.
     """
@@ -47,7 +47,7 @@ class Inputs:
         return cls(rows, places, np.array(codes, np.int64))
 
     def take(self, which: Sequence[int]) -> Inputs:
-        """A selection of the inputs."""
+        """The inputs with these indices, in this order."""
         some = list(which)
         return Inputs(tuple(self.rows[i] for i in some), self.places[some], self.codes[some])
 
@@ -100,5 +100,5 @@ def quietly(function: Function) -> Function:
 
 
 def cells_of(count: int) -> int:
-    """Number of cells that ``count`` elements or bytes touch, from a cell's start."""
+    """Number of cells that ``count`` elements or bytes touch, from the start of a cell on."""
     return -(-count // CELL)

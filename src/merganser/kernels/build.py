@@ -3,7 +3,7 @@ sources.
 
 The compiler is clang from the PyPI package ``ziglang``, the same on every platform. It needs no
 system compiler, and one machine builds for all others. ``MERGANSER_CLANG`` names another clang,
-for this machine alone: AddressSanitizer's library comes with no clang of ``ziglang``. The package's
+which builds for this machine only: AddressSanitizer needs a library that ``ziglang`` lacks. The package's
 build runs this file too, so it imports nothing of the package.
 """
 
@@ -119,7 +119,7 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
     clang = os.environ.get("MERGANSER_CLANG")
     if (
         clang
-    ):  # it takes the processor by another option, and its target has no version of the C library
+    ):  # it names the processor by another option, and its targets have no version of the C library
         target = f"{architecture}-linux-gnu"
     common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
     if "windows" not in system:

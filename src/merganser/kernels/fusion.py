@@ -32,7 +32,7 @@ def diverge(
         work: float32 or float64, the dtype of the deltas.
         length: elements per row.
         divergences: float64 [rows], output.
-        counts: int64 [2, 1 << 16], incremented; the total is the sum of both rows.
+        counts: int64 [2, 1 << 16], incremented; the sum of both rows is the histogram.
     """
     rows = len(divergences)
     if length < 1 or len(inputs.rows) != 2:
@@ -83,7 +83,7 @@ def count_keys(
         inputs, count, start: the tile, the base first.
         work: float32 or float64, the dtype of the deltas.
         divergences, length: divergences of all rows of the tensor, and elements per row.
-        upper: uint32 [3].
+        upper: uint32 [3], the upper bits of the keys to count.
         counts: int64 [3, 1 << LOW], incremented.
     """
     if length < 1 or len(inputs.rows) != 2 or start < 0:
@@ -110,7 +110,7 @@ def count_keys(
 
 
 def at_ranks(counts: Array, ranks: Sequence[int]) -> tuple[Array, list[int]]:
-    """Find ascending ranks in a histogram, int64 [bins]: the bin, and the rank within it."""
+    """The bins of ascending ranks in a histogram, int64 [bins], and the ranks within these bins."""
     through = np.cumsum(counts)
     bins = np.searchsorted(through, ranks, side="right")
     return bins, [int(rank - through[b] + counts[b]) for rank, b in zip(ranks, bins, strict=True)]

@@ -44,9 +44,10 @@ def measure_rows(
         inputs, count, changes: as in :func:`measure`.
         length: elements per row.
         start: the tile's first element in its tensor, a multiple of CELL.
-        rows: float64 [rows of the tensor, m, m], incremented for rows that begin in the cell.
-        heads: float64 [cells of the tile, m, m], incremented for rows that began in an earlier
-            cell; thus no two tiles add to the same place.
+        rows: float64 [rows of the tensor, m, m], incremented by each row's part in the
+            cell where the row begins.
+        heads: float64 [cells of the tile, m, m], incremented by the part of a row that began in
+            an earlier cell; thus no two tiles add to the same place.
     """
     m = len(inputs.rows) - changes
     if length < 1:
@@ -68,7 +69,7 @@ def measure_rows(
         end = min(count, (row + 1) * length - start, (at // plain.MEASURED + 1) * plain.MEASURED)
         into = rows[row] if row * length >= start + cell * CELL else heads[cell]
         for i, x in enumerate(vectors):
-            for j in range(i + 1):  # running sums are added in order
+            for j in range(i + 1):  # cumsum adds in order
                 into[i, j] += np.cumsum(x[at:end] * vectors[j][at:end])[-1]
         at = end
 

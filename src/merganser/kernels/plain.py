@@ -54,12 +54,14 @@ def _odd(near: Array, error: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b, rounded, and the exact error (Knuth's two-sum)."""
     total = a + b
     back = total - a
     return total, (a - (total - back)) + (b - back)
 
 
 def _split(a: Array) -> tuple[Array, Array]:
+    """float64 numbers as sums of two halves with short mantissas (Veltkamp)."""
     high = 134217729.0 * a
     high = high - (high - a)
     return high, a - high
@@ -234,11 +236,12 @@ def _dot(a: Array, b: Array) -> float:
 
 
 def keys_of(numbers: Array) -> Array:
-    """Magnitudes as the bits of float32."""
+    """Keys of numbers: their magnitudes as the bits of float32."""
     return abs(numbers).astype(np.float32).view(np.uint32)
 
 
 def _variance(apart: Sequence[Array]) -> Array:
+    """The variance of the deltas between models, at each position."""
     count = apart[0].dtype.type(len(apart))
     mean = sum(apart[1:], apart[0]) / count
     squares = [(d - mean) * (d - mean) for d in apart]
@@ -247,7 +250,7 @@ def _variance(apart: Sequence[Array]) -> Array:
 
 
 def marks_of(apart: Sequence[Array], rules: Rules, start: int) -> list[Array]:
-    """Which of each model's deltas are kept."""
+    """Masks of the kept deltas, one per model."""
     models = len(apart)
     if len(rules.kinds) == models + 1:
         return [_between(keys_of(_variance(apart)), rules, models, start)] * models
@@ -271,6 +274,7 @@ def _mark(change: Array, rules: Rules, m: int, start: int) -> Array:
 
 
 def _between(keys: Array, rules: Rules, m: int, start: int) -> Array:
+    """The mask of the keys between the cuts of rule m."""
     if rules.kinds[m] in (ALL, NOTHING):
         return np.full(len(keys), rules.kinds[m] == ALL)
     cell = np.arange(start, start + len(keys)) // CELL

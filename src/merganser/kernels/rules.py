@@ -16,14 +16,15 @@ from merganser.kernels import LANES
 from merganser.kernels.arguments import checked
 
 ALL, NOTHING, BETWEEN, DRAWN, MASKED = range(5)
-"""Rules: keep all or none, between two cuts, by a low draw, by a bit of the mask."""
+"""Kinds of rules: keep all deltas, none, those between two cuts, those with a low draw, those with a
+bit in the mask."""
 
 VARIANCE = -1
 """In place of a model's number: the variance between all models."""
 
 L1, L2, LINF = range(3)
 NORMS = {"l1": L1, "l2": L2, "linf": LINF}
-"""Norms that are sums."""
+"""Codes of the norms, by their names in recipes."""
 
 ABSENT = np.uint32(0xFFFFFFFF)
 """A key above all others."""
@@ -33,7 +34,7 @@ class Rules(NamedTuple):
     """Which deltas of a tensor are kept.
 
     Attributes:
-        kinds: int64 [models]; one more for a rule by variance, which then applies to all models.
+        kinds: int64 [models]; with one more entry, that one is a rule by variance for all models.
         cuts: uint32 [kinds, 2], keys of the upper and the lower cut; ABSENT for none.
         allowed, present: int64 [kinds, 2, cells of the tensor], number of ties above the cut, and
             of all ties.

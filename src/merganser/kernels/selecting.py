@@ -55,7 +55,7 @@ def tally(
     found: Array,
     fill: Array,
 ) -> None:
-    """Count the keys above a bracket, and collect those inside.
+    """For each of m searches, count the keys above its bracket, and collect those inside.
 
     Args:
         inputs, count: the tile, the base first.
@@ -106,7 +106,7 @@ def tally(
 
 
 def sample_keys(inputs: Inputs, count: int, work: np.dtype[Any], model: int, into: Array) -> None:
-    """Keys of some deltas of a model, or of VARIANCE: uint32 [count]."""
+    """Compute the keys of a sample of a model's deltas, or of VARIANCE, into uint32 [count]."""
     if not -1 <= model < len(inputs.rows) - 1:
         raise ValueError(f"no model {model}")
     place = checked(into, np.uint32, count)

@@ -53,7 +53,7 @@ class Linear:
     Attributes:
         coefficients: [k] in the dtype of the computation.
         divisor: divisor of the sum.
-        plus: added to the sum before; -0.0 changes nothing, 0.0 makes negative zeros positive.
+        plus: added to the sum before the division; -0.0 changes nothing, 0.0 makes negative zeros positive.
     """
 
     kernel: ClassVar[str] = "linear"
@@ -77,7 +77,7 @@ class Linear:
         return float(share / self.coefficients.dtype.type(self.divisor))
 
     def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         return self.Struct(checked(self.coefficients, work, k), self.divisor, self.plus)
 
 
@@ -93,7 +93,8 @@ class Sparse:
         divide: the divisor of the sum: ``no``, ``weights`` (their total), or ``counted``.
         total_weight: the total for ``weights``.
         scale: factor of the merged delta.
-        least, slack: how many models must have a use for the sum, and how well; 0 for none.
+        least, slack: how many models must have ``|d_i| >= slack_i |m - d_i|`` at a position for its
+            merged delta m to count, and [k-1] slack_i; 0 for all positions.
     """
 
     kernel: ClassVar[str] = "sparse"
@@ -131,7 +132,7 @@ class Sparse:
         return 1.0
 
     def struct(self, k: int, work: np.dtype[Any], start: int, count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         if start % CELL:
             raise ValueError(f"element {start} is not the first of a cell")
         slack = self.factors if self.slack is None else self.slack
@@ -151,7 +152,7 @@ class Sparse:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A result computed elsewhere: the last of the inputs, which the report ignores."""
+    """A result computed elsewhere, given as a last input after the models; the report ignores it."""
 
     kernel: ClassVar[str] = "given"
     extra: ClassVar[int] = 1
@@ -162,7 +163,7 @@ class Given:
         return 1.0
 
     def struct(self, _k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         return None
 
 
@@ -182,7 +183,7 @@ class NearSwap:
         _fields_ = (("t", _F64),)
 
     def struct(self, k: int, _work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         if k != 2:
             raise ValueError(f"nearswap takes arrays of 2 inputs, not {k}")
         return self.Struct(self.t)
@@ -206,7 +207,7 @@ class Ram:
         _fields_ = (("epsilon", _F64), ("factors", _PTR))
 
     def struct(self, k: int, work: np.dtype[Any], _start: int, _count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         factors = None if self.factors is None else checked(self.factors, work, k - 1)
         return self.Struct(self.epsilon, factors)
 
@@ -235,7 +236,7 @@ class Fusion:
         _fields_ = (("divergences", _PTR), ("length", _I64), ("bound", _F64))
 
     def struct(self, k: int, _work: np.dtype[Any], start: int, count: int) -> Any:
-        """For C++."""
+        """The parameters as the C++ struct; valid while the arrays exist."""
         if k != 2 or self.length < 1:
             raise ValueError(f"fusion takes arrays of 2 inputs, not {k}, and rows of a length")
         rows = -(-(start + count) // self.length)

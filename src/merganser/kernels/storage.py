@@ -86,11 +86,11 @@ def widen(data: Array, code: int, count: int, into: Array) -> None:
 
 @quietly
 def compare(inputs: Inputs, count: int, sums: Array, histogram: Array) -> None:
-    """Add the comparison of two tensors' tile, with a third as their base, to the sums of its
-    cells.
+    """Add the comparison of a tile of two tensors, and of a third as their base, to the sums of the
+    tile's cells.
 
     Args:
-        inputs: the tile, which begins at a multiple of CELL.
+        inputs: the two tensors' tile, and optionally the base's; it begins at a multiple of CELL.
         count: elements in the tile.
         sums: float64 [cells, FIGURES], incremented.
         histogram: int64 [cells, BUCKETS], incremented.
@@ -210,7 +210,7 @@ def look_up(
     Args:
         codes: uint8 [count], a range of the elements in row-major order.
         table: float32 [256], the number of each code.
-        scales: float32 [lines of scales, blocks across].
+        scales: float32 [lines, blocks per line].
         lines: int64 [rows that the range touches], each row's line of scales.
         width: columns that share a scale.
         columns: elements per row.

@@ -2,22 +2,23 @@
 
 A method has one of three forms, according to its return type:
 
-* ``-> Combination``: the result is a linear combination of the inputs, and the method only says
-  with which coefficients. With a parameter ``gram`` it takes the inputs' Gram matrix (the float64
-  inner products of this tensor's inputs), which the engine measures in a pass of its own; with a
-  parameter ``changes`` that of the differences to the base (of the inputs, where there is no base),
-  and the coefficients are those of the differences.
-* ``-> SparseDeltas``: the base plus some of what each model changed in it; the method says which,
-  and how they are weighted. The engine finds thresholds by exact selection, in passes of its own.
-* ``-> Tensor``: the method computes the result itself in torch from ``tensors`` (and ``base``). It
+* ``-> Combination``: the result is a linear combination of the inputs, and the method
+  returns the coefficients. With a parameter ``gram`` it takes the inputs' Gram matrix (the float64
+  inner products of the tensor's inputs), which the engine measures in a separate pass. With a
+  parameter ``changes`` it takes the Gram matrix of the differences to the base (of the inputs, if
+  there is no base), and returns the coefficients of these.
+* ``-> SparseDeltas``: the result is the base plus a weighted sum of some of the models' deltas;
+  the method returns which ones, and their weights. The engine computes exact thresholds in separate
+  passes.
+* ``-> Tensor``: the method computes the result in torch from ``tensors`` (and ``base``). It
   takes whole tensors, or tiles of them if it is ``elementwise``. With a parameter ``facts`` it also
-  takes what its ``measure`` counted in all tiles; with a parameter ``generators`` torch's random
-  generators for this tensor, by the model's number.
+  takes what its ``measure`` counts in all tiles, with a parameter ``generators`` torch's random
+  generators for the tensor, by the model's number.
 
-The engine does the first two in fused loops that need no torch.
+The engine computes the first two forms in fused loops, without torch.
 
 Keyword-only parameters are the recipe's. ``Annotated[Sequence[float], PerModel()]`` is one number
-a model, ``Range`` the values that make sense, and a trailing underscore is dropped in recipes
+per model, ``Range`` declares the usual and the valid values, and recipes drop a trailing underscore
 (``lambda_`` is ``lambda``). Methods never log, read files, cast, move or change their inputs.
 """
 

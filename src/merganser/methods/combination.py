@@ -20,14 +20,15 @@ from merganser.methods import (
 Shares = Annotated[Sequence[float], PerModel(normalized_by=True), Range(-2.0, 2.0)]
 
 _PARALLEL = 0.9995
-"""Above this cosine slerp and lerp agree to rounding, and MergeKit takes lerp."""
+"""Cosine above which slerp equals linear interpolation up to rounding; MergeKit then interpolates
+linearly."""
 
 _OPPOSITE = 1e-6
-"""Below this sine an obtuse angle is a straight one: near it rounding gives sines of about 1e-8."""
+"""Sine below which vectors at an obtuse angle count as opposite: rounding gives sines of about 1e-8."""
 
 
 _FAR_FROM_ONE = 0.05
-"""How far weights that are not normalised may add up from 1 before a recipe gets a warning."""
+"""Distance of the sum of unnormalised weights from 1 above which a recipe gets a warning."""
 
 
 def _sum_far_from_one(*, weight: Sequence[float], normalize: bool) -> str | None:
@@ -41,10 +42,10 @@ def _sum_far_from_one(*, weight: Sequence[float], normalize: bool) -> str | None
 
 
 def _check_sum(*, weight: Sequence[float], **flags: Any) -> None:
-    """Refuse weights that are to be divided by a sum of zero.
+    """Check that weights that the method normalises do not add up to zero.
 
     Raises:
-        ValueError: when they are.
+        ValueError: when they do.
     """
     flag = next((name for name in ("normalize", "normalize_weights") if name in flags), None)
     if math.fsum(weight) == 0 and (flag is None or flags[flag]):
@@ -53,7 +54,7 @@ def _check_sum(*, weight: Sequence[float], **flags: Any) -> None:
 
 
 def sum_is_zero(*, weight: Sequence[float], normalize: bool, **_: Any) -> str | None:
-    """Caution of methods that, as MergeKit, do not normalise weights that add up to zero."""
+    """A warning that weights add up to zero and so are not normalised, as in MergeKit; or None."""
     if not normalize or not weight or abs(math.fsum(weight)) >= 1e-8:
         return None
     return "the weights add up to 0, so they are not normalised, as in MergeKit"
@@ -239,7 +240,7 @@ def karcher(
 
 
 def _karcher_mean(cosines: Array, shares: Array, max_iter: int, tol: float) -> Array | None:
-    """Coefficients of the mean in unit vectors with these inner products; None if they cancel."""
+    """Coefficients of the Karcher mean of unit vectors with these cosines; None if the vectors cancel."""
     import numpy as np
 
     def unit(coefficients: Array) -> Array | None:
@@ -253,7 +254,7 @@ def _karcher_mean(cosines: Array, shares: Array, max_iter: int, tol: float) -> A
         along = np.clip(cosines @ mean, -1.0, 1.0)
         angles = np.arccos(along)
         turns = np.sin(angles)
-        apart = (angles >= tol) & (turns > _OPPOSITE)  # neither there already, nor opposite
+        apart = (angles >= tol) & (turns > _OPPOSITE)  # neither at the mean, nor opposite
         pull = np.divide(shares * angles, turns, out=np.zeros_like(angles), where=apart)
         tangent = pull - (pull @ along) * mean
         step = math.sqrt(max(0.0, float(tangent @ cosines @ tangent)))
@@ -302,8 +303,8 @@ def model_stock(changes: Gram, *, filter_wise: bool = False) -> Combination:
 
 
 def _along_circle(gram: Gram, t: float, *, parallel: float) -> tuple[Array, Array]:
-    """Coefficients of two vectors for t of the way along the great circle between them; of the
-    straight line where their cosine is above ``parallel``, or they are opposite."""
+    """The two vectors' coefficients for the point t of the way along the great circle between them, or
+    along the straight line where the magnitude of their cosine is above ``parallel``."""
     import numpy as np
 
     first, second = (np.sqrt(gram[..., i, i]) for i in (0, 1))

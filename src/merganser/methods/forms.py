@@ -25,12 +25,13 @@ Vectors = Literal["tensor", "rows", "columns"]
 
 
 class Finish(NamedTuple):
-    """The end of a combination, in the dtype of the computation: ``(sum + plus) / divisor``. As it is
-    here, it changes no bit.
+    """The last step of a combination, in the dtype of the computation: ``(sum + plus) / divisor``. The
+    defaults change no bit.
 
     Attributes:
-        positive_zeros: whether ``plus`` is 0.0, which makes negative zeros positive, or -0.0.
-        divisors: the divisor in float32, and in float64.
+        positive_zeros: whether ``plus`` is 0.0, which makes negative zeros positive; otherwise it is
+            -0.0, which changes nothing.
+        divisors: the divisors for computations in float32 and in float64.
     """
 
     positive_zeros: bool = False
@@ -55,7 +56,7 @@ class Combination(NamedTuple):
 
     @property
     def shares(self) -> tuple[float | Array, ...]:
-        """The inputs' shares in the result, in float64."""
+        """The inputs' coefficients in the result, after the division, in float64."""
         return tuple(c / self.finish.divisors[1] for c in self.coefficients)
 
 

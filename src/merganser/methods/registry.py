@@ -26,7 +26,7 @@ Caution = Callable[..., str | None]
 
 PACKAGE = "merganser.methods"
 FILE_PREFIX = "merganser_methods_"
-"""Begins the names of modules that are loaded from a file."""
+"""Prefix of the names of modules that are loaded from a file."""
 
 FAMILIES: tuple[str, ...] = (
     "combination",
@@ -86,7 +86,7 @@ class Method:
         draws: whether it takes random generators.
         check: raises ValueError for invalid parameters, before any tensor is read.
         parameters: its parameters in recipes.
-        cautions: functions of the parameters that return a warning about their combination, or None.
+        cautions: functions of the parameters that return a warning about their values together, or None.
         ignored: parameters that MergeKit accepts here, without effect.
         origin: its source; None for a built-in method.
         fused: the compiled step of the engine that computes the same bits, or None.
@@ -220,7 +220,7 @@ def merge_method(
         if not replace:
             _check_name(method)
         for key in [key for key in _registry if key[0] == name]:
-            del _registry[key]  # variants of a method that is replaced are not the new one's
+            del _registry[key]  # with the variants of a replaced method
         _registry[name, "exact"] = method
         return function
 
@@ -276,7 +276,7 @@ def variant_of(
 
 def get(name: str, arithmetic: str = "exact") -> Method | None:
     """The method with this name, or its variant for the arithmetic if it has one; None if unknown."""
-    for family in FAMILIES:  # only as far as needed: reading signatures takes time
+    for family in FAMILIES:  # import only as many as needed: reading signatures takes time
         if (name, "exact") not in _registry or arithmetic != "exact":
             importlib.import_module(f"{PACKAGE}.{family}")
     if (name, "exact") not in _registry:
@@ -453,7 +453,7 @@ def _package(module: str) -> str | None:
 
 @functools.cache
 def _installed_packages() -> Mapping[str, list[str]]:
-    """The packages of each top-level module: Python reads the metadata of all for it, over a second."""
+    """The packages of each top-level module. Python reads all packages' metadata, in over a second."""
     from importlib.metadata import packages_distributions
 
     return packages_distributions()

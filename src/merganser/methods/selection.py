@@ -55,14 +55,15 @@ def ram(
     total, count = torch.zeros_like(base), torch.zeros_like(base)
     for tensor in tensors:
         change = tensor - base
-        active = ~(change.abs() <= epsilon)  # what is not a number is active
+        active = ~(change.abs() <= epsilon)  # NaN is active
         total += torch.where(active, change, 0.0)
         count += active
     return base + total / count.clamp(min=1.0)
 
 
 def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_: Any) -> Tensor:
-    """For every model, in how many elements it is active with others, and alone: [2, models]."""
+    """How many elements each model changes by more than epsilon, with other models and alone: float64
+    [2, models]."""
     import torch
 
     active = torch.stack([~((tensor - base).abs() <= epsilon) for tensor in tensors])
@@ -75,7 +76,8 @@ def count_shared(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float, **_
 def boosts(
     shared: Sequence[float], unique: Sequence[float], *, r: float, alpha: float, epsilon: float
 ) -> list[float]:
-    """Every model's factor for what it alone changed, by how many elements it is active in."""
+    """Each model's factor for the changes that it alone has, from the counts of :func:`count_shared`:
+    1 + r min(shared / unique, alpha)."""
     factors = []
     for beside, alone in zip(shared, unique, strict=True):
         least = max(alone, epsilon)

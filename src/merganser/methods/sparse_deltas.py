@@ -1,10 +1,10 @@
-"""Methods that keep some of what each model changed in a base, and let the models agree on the rest.
+"""Methods that add some of each model's changes to a base, and resolve conflicts between the models.
 
 All of them are task arithmetic, ``x_0 + lambda sum(w_i d_i)`` with the changes ``d_i = x_i - x_0``,
-with two things before the sum: changes are made sparse, and conflicting signs are resolved. In all of
-them ``normalize`` divides by the weights that take part, ``lambda`` scales the whole change, and
-``rescale`` gives what is kept of a tensor's changes the norm that all of them had (``true`` is ``l1``,
-MergeKit's rule), or divides it by the density (``dare``, the rule of the paper of that name).
+with two steps before the sum: they make the changes sparse, and resolve conflicting signs. In all of
+them ``normalize`` divides by the weights that take part, ``lambda`` scales the sum, and ``rescale``
+gives the kept changes of a tensor the norm of all its changes (``true`` is ``l1``,
+MergeKit's rule), or divides them by the density (``dare``, the rule of the paper of that name).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _sparse(
     *,
     elect: bool,
 ) -> SparseDeltas:
-    """The family: sparse changes, with or without an election of signs."""
+    """The rule that the methods share: a sum of sparse changes, with or without an election of signs."""
     factors: tuple[float, ...] = ()
     norm = {True: "l1", False: None, "dare": None}.get(rescale, rescale)
     if rescale == "dare":
@@ -73,7 +73,7 @@ def _random(density: Sequence[float]) -> list[Keep]:
 
 
 def _ranked(density: Sequence[float], epsilon: Sequence[float]) -> list[Keep]:
-    """A spread that leaves [0, 1] is narrowed until it fits, so that the mean stays the density."""
+    """Rules by rank; epsilon is reduced where density +- epsilon leaves [0, 1], which keeps the mean."""
     return [
         None if d >= 1 else Ranked(d, min(e, d, 1 - d))
         for d, e in zip(density, epsilon, strict=True)

@@ -1,4 +1,4 @@
-"""The arithmetic of MergeKit's releases, to reproduce merges made with one.
+"""The arithmetic of MergeKit's releases, to reproduce their merges.
 
 Every method as MergeKit 0.1.5 computes it: in the dtype of its inputs, each step rounded to it,
 with that release's thresholds, orders and errors. ``docs/differences.md`` lists the intended

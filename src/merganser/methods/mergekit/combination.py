@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @variant_of(combination.linear, casts_up=True)
 def linear(*, weight: Numbers, normalize: bool) -> Combination:
-    """A float32 sum of products that begins with zero, divided by the float32 sum of the weights."""
+    """The weighted sum, in float32 and from zero on, divided by the float32 sum of the weights."""
     divisors = (added(weight, "float32"), added(weight, "float64")) if normalize else (1.0, 1.0)
     return Combination(tuple(weight), Finish(positive_zeros=True, divisors=divisors))
 
 
 @variant_of(combination.linear, "mergekit-0.1.4", elementwise=True)
 def linear_014(tensors: Sequence[Tensor], *, weight: Numbers, normalize: bool) -> Tensor:
-    """All in the inputs' dtype, including the weights and their sum."""
+    """The weighted mean of MergeKit 0.1.4: in the inputs' dtype, including the weights and their sum."""
     import torch
 
     stack = torch.stack(list(tensors))
@@ -39,13 +39,13 @@ def task_arithmetic(
     normalize: bool,
     lambda_: float,
 ) -> Tensor:
-    """Rounds every difference, product and sum."""
+    """Task arithmetic with every difference, product and sum rounded to the inputs' dtype."""
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=False)
 
 
 @variant_of(combination.slerp, casts_up=True)
 def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
-    """In float32, with lengths and the cosine summed over pieces of a million elements."""
+    """Slerp in float32, with lengths and the cosine summed over pieces of a million elements."""
     (other,) = tensors
     lengths = []
     for tensor in (base, other):
@@ -77,7 +77,7 @@ def nuslerp(
     nuslerp_flatten: bool,
     nuslerp_row_wise: bool,
 ) -> Tensor:
-    """MergeKit's row-wise mode rotates columns, and vice versa."""
+    """Slerp by weights; MergeKit's row-wise mode rotates columns, and vice versa."""
     import torch
 
     total = sum(weight)
@@ -110,7 +110,11 @@ def multislerp(
     normalize_weights: bool,
     eps: float,
 ) -> Tensor:
-    """One step in the tangent space at the mean; raises for inputs without a common direction."""
+    """The mean on the sphere, by one step in the tangent space at the mean of the directions.
+
+    Raises:
+        ValueError: when the directions of more than two models cancel.
+    """
     if len(tensors) == 1:
         return tensors[0].clone()
     stack = stacked(tensors if base is None else [tensor - base for tensor in tensors])
@@ -141,7 +145,7 @@ def multislerp(
 
 @variant_of(combination.karcher)
 def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: float) -> Tensor:
-    """Inputs no longer than the tolerance count for the length but not for the direction.
+    """The Karcher mean; inputs no longer than ``tol`` count for the length but not for the direction.
 
     MergeKit has no weights; here they are each input's share, equal by default.
     """
@@ -180,7 +184,7 @@ def karcher(tensors: Sequence[Tensor], *, weight: Numbers, max_iter: int, tol: f
 
 @variant_of(combination.model_stock)
 def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool) -> Tensor:
-    """Products of lengths below 1e-6 count as 1e-6, so that small deltas seem less alike."""
+    """Model Stock; products of lengths below 1e-6 count as 1e-6, so that small deltas seem less alike."""
     import torch
 
     count = len(tensors)

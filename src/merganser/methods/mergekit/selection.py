@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @variant_of(selection.nearswap, elementwise=True)
 def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
-    """Distances below 1e-6 count as 1e-6."""
+    """NearSwap; distances below 1e-6 count as 1e-6."""
     (other,) = tensors
     share = (t / (base - other).abs().clamp(min=1e-6)).clamp(0.0, 1.0)
     return share * other + (1 - share) * base
@@ -27,7 +27,7 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
 
 @variant_of(selection.ram, elementwise=True)
 def ram(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float) -> Tensor:
-    """Sums and shares rounded to the inputs' dtype."""
+    """RAM with quotients and sums rounded to the inputs' dtype."""
     if not tensors:
         return base.clone()
     changes = stacked([tensor - base for tensor in tensors])
@@ -46,7 +46,7 @@ def ramplus_tl(
     alpha: float,
     epsilon: float,
 ) -> Tensor:
-    """Computed in float32 for all inputs."""
+    """RAM+ in float32 for inputs of any dtype."""
     import torch
 
     changes = stacked([tensor - base for tensor in tensors])
@@ -61,7 +61,7 @@ def ramplus_tl(
 
 @variant_of(selection.arcee_fusion, widens=True)
 def arcee_fusion(tensors: Sequence[Tensor], base: Tensor, generators: Generators) -> Tensor:
-    """Computed in float32 for all inputs; quartiles of large tensors come from a sample."""
+    """Arcee Fusion in float32 for inputs of any dtype; a sample gives the quartiles of large tensors."""
     import torch
 
     (other,) = tensors

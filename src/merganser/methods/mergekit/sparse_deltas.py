@@ -110,7 +110,7 @@ def _by_rank(
 
 
 def _chances_fit(*, density: Numbers, epsilon: Numbers, **_: Any) -> None:
-    """Raises ValueError in the same cases as MergeKit."""
+    """Raise ValueError where MergeKit refuses density +- epsilon."""
     for d, e in zip(density, epsilon, strict=True):
         if 0 < d < 1 and not (d - e > 0 and d + e < 1):
             raise ValueError(
@@ -130,7 +130,7 @@ def ties(
     rescale: Rescale,
     lambda_: float,
 ) -> Tensor:
-    """Equal magnitudes at the cut are kept in the order of torch's sort."""
+    """TIES; equal magnitudes at the cut are kept in the order of torch's sort."""
     keep = _largest(density, rescale)
     return signed_sum(tensors, base, weight, normalize, lambda_, elect=True, sparsify=keep)
 
@@ -147,7 +147,7 @@ def _dare(*, elect: bool) -> Callable[..., Tensor]:
         rescale: Rescale,
         lambda_: float,
     ) -> Tensor:
-        """In bfloat16 the density is rounded to it."""
+        """DARE; for bfloat16 inputs the density is rounded to bfloat16."""
         keep = _at_random(density, rescale, generators)
         return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
 
@@ -170,7 +170,7 @@ def _breadcrumbs(*, elect: bool) -> Callable[..., Tensor]:
         rescale: Rescale,
         lambda_: float,
     ) -> Tensor:
-        """Equal magnitudes at the cuts are kept in the order of torch's sort."""
+        """Breadcrumbs; equal magnitudes at the cuts are kept in the order of torch's sort."""
         keep = _without_outliers(density, gamma, rescale)
         return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
 
@@ -194,7 +194,7 @@ def _della(*, elect: bool) -> Callable[..., Tensor]:
         rescale: Rescale,
         lambda_: float,
     ) -> Tensor:
-        """Ranks are rounded to the inputs' dtype; rows of one element have none."""
+        """DELLA; ranks are rounded to the inputs' dtype, and rows of one element have none."""
         keep = _by_rank(density, epsilon, rescale, generators)
         return signed_sum(tensors, base, weight, normalize, lambda_, elect=elect, sparsify=keep)
 
@@ -207,7 +207,7 @@ variant_of(sparse_deltas.della_linear, check=_chances_fit)(_della(elect=False))
 
 @variant_of(sparse_deltas.sce)
 def sce(tensors: Sequence[Tensor], base: Tensor, *, select_topk: float) -> Tensor:
-    """Total energies below 1e-6 are treated as equal."""
+    """SCE; with a total energy below 1e-6 all models have equal weights."""
     import torch
 
     if not tensors:
