@@ -23,13 +23,13 @@ class Reader(Protocol):
 
 
 def digest_of(spec: TensorSpec, cells: np.ndarray[Any, Any]) -> str:
-    """A tensor's digest from those of its cells, uint64 [bytes / CELL, rounded up]."""
+    """A tensor's digest from the digests of its cells, uint64 [bytes / CELL, rounded up]."""
     data = str(spec).encode() + cells.tobytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_digest(spec: TensorSpec, read: Reader) -> str:
-    """The digest of a tensor that is read from start to end."""
+    """The digest of a tensor, whose bytes are read in order through ``read``."""
     cells = np.zeros(-(-spec.nbytes // CELL), np.uint64)
     buffer = np.empty(min(PIECE, spec.nbytes), np.uint8)
     for start in range(0, spec.nbytes, PIECE):

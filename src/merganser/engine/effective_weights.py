@@ -80,7 +80,7 @@ class TensorOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeight:
-    """One input's weights in the merge.
+    """The given, requested and effective weight of one input.
 
     Attributes:
         model: its reference in the recipe.

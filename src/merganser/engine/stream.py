@@ -33,7 +33,7 @@ class TensorStream:
         self._report = report
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each tensor with its name, as soon as it is finished.
+        """Yield (name, tensor) pairs, each as soon as the tensor is finished.
 
         Raises:
             MerganserError: as :func:`merganser.engine.run` does.

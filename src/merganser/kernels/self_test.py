@@ -16,7 +16,7 @@ EXPECTED = "1c75c872432f63af"
 
 
 def problem(library: ctypes.CDLL) -> str | None:
-    """The error of a library; None if it is correct."""
+    """A description of what is wrong with a library; None if its digest is the expected one."""
     return None if made(library) == EXPECTED else "computes other numbers than it should"
 
 

@@ -40,7 +40,7 @@ class Signature(NamedTuple):
         gram: the vectors whose Gram matrix it needs: its inputs, their task vectors, or None.
         draws: whether it takes random generators.
         facts: whether it takes the counts of its ``measure``.
-        base: whether it takes a base model; None if the signature does not say.
+        base: whether it takes a base model; None if the signature does not determine it.
         parameters: its parameters in recipes.
     """
 

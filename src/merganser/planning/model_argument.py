@@ -13,7 +13,7 @@ RECIPES = (".yml", ".yaml")
 
 
 def find_merge(reference: str) -> tuple[str, Plan] | None:
-    """The short name and the plan of a recipe or of a point of a sweep; None for a model.
+    """The short name and the plan of a recipe or of a point of a sweep; None if the argument is a model.
 
     ``SWEEP.yml#w=0.7`` (several conditions are joined by ``&``) and ``SWEEP.yml#NAME`` are points
     of a sweep, ``recipe.yml`` is a merge.

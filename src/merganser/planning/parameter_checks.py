@@ -95,7 +95,7 @@ def _usually(parameter: Parameter) -> str:
 def _values(
     document: Document, path: KeyPath, setting: Setting
 ) -> Iterator[tuple[KeyPath, Scalar]]:
-    """A setting's values, each with its place; gradients and rules have several."""
+    """The (place, value) pairs of a setting; gradients and rules have several."""
     for i, rule in enumerate(setting.rules):
         gradient = isinstance(rule.value, tuple)
         for j, value in enumerate(rule.value if isinstance(rule.value, tuple) else (rule.value,)):
@@ -120,7 +120,7 @@ def _check_lengths(recipe: Recipe, path: KeyPath, setting: Setting, warn: Warn) 
 
 
 def _model_counts(recipe: Recipe, path: KeyPath) -> Iterator[int]:
-    """The possible numbers of models for a setting, with and without a listed base."""
+    """The numbers of models to which a setting may apply, with and without a listed base."""
     base = recipe.base_model.text if recipe.base_model is not None else None
     forms: list[tuple[KeyPath, Any, Any]] = [((), recipe.models, recipe.slices)]
     for name, module in (recipe.modules or {}).items():
