@@ -38,14 +38,14 @@ class TensorDiff:
     """The difference of a tensor between two models.
 
     Attributes:
-        name, role, layer: the tensor's in the first model.
+        name, role, layer: the tensor's name, role and layer in the first model.
         elements: number of elements.
-        histogram: [BUCKETS] numbers of elements by their distance in units in the last place: 0, 1, 2,
-            3–4 … The unit is that of the wider dtype of both tensors, or of float32.
+        histogram: [BUCKETS] numbers of elements by their difference in units in the last place: 0, 1, 2,
+            3–4 … The unit is that of the wider of both tensors' dtypes, or of float32.
         sums: [FIGURES] squared L2 norms of the difference and of A; with a base: squared L2 norms of
             both task vectors and their inner product, numbers of elements with equal signs and changed
             in both, L1 norms of the task vectors' sum and of both, squared L2 norm of the base.
-        rank: the effective rank of a matrix's difference, if asked for.
+        rank: the effective rank of a matrix's difference; None for other tensors, or if not requested.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Diff:
         tensors: the compared tensors.
         based: whether they were compared with a base.
         ranked: whether effective ranks were computed.
-        skipped: the reason for each tensor that was not compared.
+        skipped: by the name of each tensor that was not compared, the reason.
         ulp: the dtype to which both models were rounded before counting different elements and units
             in the last place; None for the wider dtype of a tensor's two, or float32.
     """
@@ -109,7 +109,7 @@ class Diff:
         return figures(tensors, self.based, self.ranked)
 
     def cells(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """The heat map: figures by kind of tensor (by role if there are many kinds) and by layer."""
+        """Return a heat map: measures by kind of tensor (by role if there are many) and by layer."""
         kinds = {tensor.name: _kind(tensor) for tensor in self.tensors}
         if len(set(kinds.values())) > MOST_KINDS:
             kinds = {tensor.name: tensor.role for tensor in self.tensors}
@@ -123,7 +123,7 @@ class Diff:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """Return the differences as plain data, for JSON."""
         return {
             "whole": self.figures(self.tensors),
             "ulps": histogram(self.tensors),
@@ -141,11 +141,11 @@ class Diff:
 
 
 MOST_KINDS = 24
-"""Most rows of a heat map."""
+"""Maximum number of rows of a heat map."""
 
 
 def _kind(tensor: TensorDiff) -> str:
-    """A tensor's name within its layer, without numbers: ``self_attn.q_proj``."""
+    """Return a tensor's name within its layer, without numbers: ``self_attn.q_proj``."""
     parts = tensor.name.removesuffix(".weight").split(".")
     if tensor.layer is None or str(tensor.layer) not in parts:
         return ".".join(part for part in parts[-2:] if part not in ("model", "transformer"))
@@ -154,12 +154,12 @@ def _kind(tensor: TensorDiff) -> str:
 
 
 def _depth(tensor: TensorDiff) -> int:
-    """Sort key: before the layers, in them, or after them."""
+    """Return a sort key: before the layers, in them, or after them."""
     return 1 if tensor.layer is not None else 0 if tensor.role == "embedding" else 2
 
 
 def histogram(tensors: Iterable[TensorDiff]) -> dict[str, int]:
-    """Numbers of elements by their distance in units in the last place."""
+    """Return the numbers of elements by their difference in units in the last place."""
     total = sum((t.histogram for t in tensors), np.zeros(storage.BUCKETS, np.int64))
     names = ["0", "1", "2", *(f"{2**n // 2 + 1}-{2**n}" for n in range(2, 16)), "more"]
     return {name: int(count) for name, count in zip(names, total, strict=True)}
@@ -218,9 +218,9 @@ def diff(
     """Compare two models tensor by tensor, reading each byte once.
 
     Args:
-        first: a folder, file, training step or Hub id, with ``+adapter`` as in recipes; or a recipe or
-            point of a sweep (``SWEEP.yml#w=0.7``), which is merged in memory.
-        second: the same.
+        first: model A: a folder, file, training step or Hub id, with ``+adapter`` as in recipes; or a recipe
+            or point of a sweep (``SWEEP.yml#w=0.7``), which is merged in memory.
+        second: model B, in the same forms.
         base: the model that both were trained from, to compare task vectors too.
         threads: number of threads; None for one per core.
         rank: whether to compute the effective ranks of the matrices' differences, see
@@ -300,7 +300,7 @@ def _merged(name: str, plan: Plan) -> ComparedModel:
 
 
 def _with_one_set_of_names(models: list[ComparedModel]) -> list[ComparedModel]:
-    """The models with one set of tensor names, as in a merge; unchanged if a merge would refuse them."""
+    """Map the models to one set of tensor names, as a merge does; unchanged if a merge would refuse them."""
     try:
         named = named_alike([checkpoint for checkpoint, _ in models], 0, refuse=False)
     except InputError:
@@ -314,7 +314,7 @@ def _with_one_set_of_names(models: list[ComparedModel]) -> list[ComparedModel]:
 
 
 def _common(models: list[ComparedModel]) -> tuple[list[tuple[str, ...]], dict[str, str]]:
-    """The names of each comparable tensor in every model; and the reason for each skipped tensor."""
+    """Return each comparable tensor's names in all models, and the reason for each skipped tensor."""
     (one, shape), *others = models
     found: list[tuple[str, ...]] = []
     skipped: dict[str, str] = {}
@@ -386,7 +386,7 @@ def _rounded(row: Array, code: int, count: int, dtype: str) -> Array:
 
 
 def _rank(models: list[ComparedModel], names: tuple[str, ...]) -> float | None:
-    """The effective rank of a matrix's difference; None for other tensors."""
+    """Return the effective rank of a matrix's difference; None for other tensors."""
     pairs = [(checkpoint, name) for name, (checkpoint, _) in zip(names, models, strict=True)][:2]
     shape = pairs[0][0].specs[pairs[0][1]].shape
     if len(shape) != 2 or 0 in shape:

@@ -14,7 +14,7 @@ AT_ONCE = 4_000_000
 
 
 def effective_rank(shape: tuple[int, int], rows: Callable[[int, int], Array]) -> float | None:
-    """Return the exponential of the entropy of a matrix's singular values, as shares of their sum.
+    """Return the exponential of the entropy of a matrix's singular values, normalised to a sum of 1.
 
     It is 1 if all rows are multiples of one row, and min(rows, columns) if all singular values are
     equal. Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality".

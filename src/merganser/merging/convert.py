@@ -36,7 +36,7 @@ def convert(
         options: those of :func:`merganser.merge`.
 
     Returns:
-        The result, as of :func:`merganser.merge`.
+        The result of the merge, as :func:`merganser.merge` returns it.
 
     Raises:
         MerganserError: as :func:`merganser.merge` does.
@@ -50,7 +50,7 @@ def convert(
 
 
 def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:
-    """A reference's checkpoint, with another model's config and tokenizer."""
+    """Return a reference's checkpoint, with another model's config and tokenizer, by name."""
     try:
         model, lender = recipe.parse_reference(source), recipe.parse_reference(base)
     except ValueError as error:

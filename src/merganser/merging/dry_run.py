@@ -27,14 +27,17 @@ def run_dry(
     on_event: Listener = ignore,
     **options: Unpack[PlanKeywords],
 ) -> MergeResult:
-    """Run a merge into a sink; the null sink, the default, measures the engine.
+    """Run a merge into a sink, without a folder; the default sink discards the output, to time the engine.
 
     Args:
         config: as in :func:`merganser.merge`.
         sink: receives the output; None for the null sink.
         threads, memory, digest_inputs, checkpoints, on_event: as in :func:`merganser.merge`.
         options: of :func:`merganser.plan`.
-    """
+        
+        Returns:
+            The result, whose ``folder`` is None.
+        """
     began = time.perf_counter()
     plan = (
         config

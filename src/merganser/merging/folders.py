@@ -124,8 +124,7 @@ def check_output(plan: Plan | None, folder: Path, force: bool) -> None:
 
 
 def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
-    """An OSError as an InputError if its file belongs to an input, else as an error of the
-    output."""
+    """Convert an OSError: to an InputError if its file belongs to an input, else to one of the output."""
     message = f"{error.filename or 'the output'}: {error.strerror or error}"
     for home in (home for plan in plans for home in plan.homes):
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(home):
@@ -134,10 +133,10 @@ def _whose_fault(error: OSError, plans: Iterable[Plan]) -> MerganserError:
 
 
 def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
-    """Raise for a tensor with infinite or NaN values.
+    """Check that a tensor has no infinite or NaN values.
 
     Raises:
-        InputError: when an input has some, or only the output.
+        InputError: the output has some; the message says whether an input has them too.
     """
     if not tensor.nonfinite:
         return
@@ -163,7 +162,7 @@ def _finish_folder(
     options: WriteOptions,
     ancestors: Sequence[manifest.Ancestor],
 ) -> dict[str, Any]:
-    """Write everything except the weights."""
+    """Write all files except the weights; return the manifest."""
     shards = [shard for shard in plan.shards if "/" not in shard.file]  # without modules' shards
     if len(shards) > 1:
         homes = {name: shard.file for shard in shards for name in shard.offsets}

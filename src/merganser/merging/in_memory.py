@@ -90,7 +90,7 @@ def merge_tensors(
     dtype: str | None = None,
     **options: Unpack[MemoryKeywords],
 ) -> torch.Tensor:
-    """Merge tensors of one shape into a new tensor; arguments as in :func:`merge_state_dicts`."""
+    """Merge tensors of one shape into a new tensor; arguments and errors as in :func:`merge_state_dicts`."""
     merged = merge_state_dicts(
         [{"tensor": t} for t in tensors],
         method,

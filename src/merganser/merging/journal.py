@@ -27,7 +27,7 @@ from merganser.version import VERSION
 
 
 def identity(plan: Plan) -> dict[str, Any]:
-    """What must be equal to resume a merge: version, inputs, and plan."""
+    """Return what must be equal to resume a merge: version, inputs, and plan."""
     return {
         "merganser": VERSION,
         "inputs": [
@@ -44,8 +44,7 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 
 def difference(stated: Mapping[str, Any], plan: Plan) -> str | None:
-    """The difference between a journal's merge and a plan, as the end of a sentence; None if
-    equal."""
+    """Return the difference between a journal's merge and a plan, as the end of a sentence; None if equal."""
     wanted = json.loads(json.dumps(identity(plan)))
     if stated.get("merganser") != wanted["merganser"]:
         return f"this is another version of Merganser ({stated.get('merganser')} began it)"
@@ -68,7 +67,7 @@ class Journal:
     """
 
     def __init__(self, file: Path) -> None:
-        """Read it; an incomplete last line is ignored.
+        """Read the journal; an incomplete last line is ignored.
 
         Raises:
             ResourceError: when it exists and cannot be read.
@@ -124,14 +123,14 @@ class Journal:
         return known
 
     def begin(self, plan: Plan) -> None:
-        """Rewrite it with the finished files, and open it for appending.
+        """Rewrite the journal with the finished files, and open it for appending.
 
         Raises:
             ResourceError: when it cannot be written.
         """
         for shard in plan.shards:
             if shard.file not in self.finished:
-                # An entry under a name that no tensor has stands for the file, which must be synced too.
+                # The entry under a name that no tensor has represents the file, which must be synced too.
                 self._pending[shard.file] = {*shard.offsets, "\0"}
                 self._homes |= dict.fromkeys(shard.offsets, shard.file)
         self.stated = identity(plan)
@@ -190,7 +189,7 @@ class Journal:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """A line's entry; None if the line is incomplete."""
+    """Return a line's entry; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -203,7 +202,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _is_complete(
     path: Path, shard: Shard, tensors: Mapping[str, Any], specs: Mapping[str, TensorSpec]
 ) -> bool:
-    """Whether a file has the plan's header and tensors with the recorded digests."""
+    """Whether a file has the plan's header, and its tensors have the recorded digests."""
     if set(tensors) != set(shard.offsets):
         return False
     try:
@@ -263,5 +262,5 @@ def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOut
 
 
 def files_of(complete: Sequence[str], plan: Plan) -> int:
-    """Bytes of a plan's finished files."""
+    """Return the size in bytes of a plan's finished files."""
     return sum(shard.size for shard in plan.shards if shard.file in complete)

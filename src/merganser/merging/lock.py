@@ -1,4 +1,4 @@
-"""A lock between processes, held by a file."""
+"""A lock between processes, based on a file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Lock:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            os.close(self._descriptor)  # its holder removed it in the meantime
+            os.close(self._descriptor)  # the process that held it has removed it
         try:
             os.ftruncate(self._descriptor, 0)
             system.write_at(self._descriptor, f"{os.getpid()} {platform.node()}\n".encode(), 0)
@@ -56,7 +56,7 @@ class Lock:
             return False
 
     def _holder(self) -> tuple[int, str]:
-        """The process and machine recorded in it; zero if there are none."""
+        """Return the process id and the machine that the file names; process 0 if it names none."""
         text = bytearray(300)
         count = system.read_at(self._descriptor, memoryview(text), 0)
         number, _, host = text[:count].decode(errors="replace").partition(" ")
@@ -67,7 +67,7 @@ class Lock:
         if not number:
             return
         if host == platform.node():
-            if number == os.getpid():  # process numbers are reused, especially in containers
+            if number == os.getpid():  # process ids are reused, especially in containers
                 return
             try:
                 os.kill(number, 0)

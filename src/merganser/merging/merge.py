@@ -66,7 +66,7 @@ def write_merge(
     ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
 ) -> MergeResult:
-    """:func:`merge` with its options as two objects.
+    """Merge as :func:`merge` does, with the options as two objects.
 
     Args:
         config, out, resume, checkpoints: as in :func:`merge`.

@@ -98,7 +98,7 @@ def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> boo
 
 
 def _planned(plan: Plan, name: str) -> PlannedCheckpoint:
-    """The checkpoint that a plan will produce, with its headers' digest."""
+    """Return the checkpoint that a plan will produce, with the digest of its headers."""
     shards = sorted(plan.shards, key=lambda shard: shard.file)
     headers = b"".join(shard.header[8:] for shard in shards)
     tokenizer = plan.sources[plan.donor].checkpoint.path
@@ -263,7 +263,7 @@ def merge_again(
 
 
 def _settings(facts: Mapping[str, Any]) -> PlanOptions:
-    """The merge options in a manifest."""
+    """Return the planning options in a manifest."""
     return PlanOptions(
         arithmetic=facts["arithmetic"],
         rounding=facts["rounding"],
@@ -301,7 +301,7 @@ def _same_inputs(log: Mapping[str, Any], plan: Plan) -> bool:
 
 
 def _check_others(folder: Path) -> None:
-    """Check that the folder is a merge's output, which may be replaced."""
+    """Check that a folder is the output of a merge, so that it may be replaced."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / manifest.NAME).is_file():
         raise OutputExistsError(
             f"{folder}: exists, but is not a merged folder; move it away, or choose another folder "

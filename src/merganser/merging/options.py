@@ -1,4 +1,4 @@
-"""Options of writing folders."""
+"""Options for writing output folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OnNonfinite = Literal["warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """Options of writing folders; none affects the weights.
+    """Options for writing output folders; none affects the weights.
 
     Attributes:
         force: replace an output folder that is not empty; it stays until the new one is complete.

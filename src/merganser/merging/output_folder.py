@@ -39,7 +39,7 @@ LOCK, JOURNAL, NEW, OLD = "lock", "journal.jsonl", "new", "old"
 
 
 def partial_of(folder: Path) -> Path:
-    """The path of the unfinished output."""
+    """Return the path of the unfinished output, ``OUT.partial``."""
     return folder.with_name(folder.name + ".partial")
 
 
@@ -95,8 +95,8 @@ def check_overlap(plan: Plan, folder: Path) -> None:
 
 
 def _holds(outer: Path, inner: Path) -> bool:
-    """Whether a folder equals or contains another, by identity in the file system, which
-    resolves links, mounts, and names that differ only in case."""
+    """Whether a folder equals or contains another, by file identity, which resolves links, mounts, and
+    names that differ only in case."""
     outer, inner = outer.resolve(), inner.resolve()
     if inner.is_relative_to(outer):
         return True
@@ -132,7 +132,7 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
 
 
 def _written(folder: Path, plan: Plan) -> int:
-    """Bytes of an unfinished output: of its finished files, which stay, if it is the plan's;
+    """Return the bytes of an unfinished output: of its finished files, which stay, if it is the plan's;
     otherwise of all files, which will be deleted."""
     partial = partial_of(folder)
     if not partial.is_dir():
@@ -145,7 +145,7 @@ def _written(folder: Path, plan: Plan) -> int:
 
 
 def clear_finished(folder: Path) -> None:
-    """Delete what a merge left next to its finished folder when it was killed."""
+    """Delete ``OUT.partial`` if the merge was killed after it had finished ``OUT``."""
     partial = partial_of(folder)
     with suppress(OSError, OutputExistsError):
         if not _is_filled(folder) or partial.is_symlink() or not _is_ours(partial):
@@ -233,7 +233,7 @@ class Partial:
             raise
 
     def _locked(self) -> Lock:
-        """Create the folder and lock it; another process may delete the folder meanwhile."""
+        """Create and lock the folder, again if another process deletes it meanwhile."""
         for _ in range(100):
             self._path.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
@@ -269,8 +269,7 @@ class Partial:
         return f"{len(self.journal.finished)} of {len(self.plan.shards)} files"
 
     def _bring_back_old(self) -> None:
-        """Undo an exchange of folders that stopped halfway; after a complete one, delete the old
-        folder."""
+        """Undo an interrupted replacement of the output; after a complete one, delete the old folder."""
         old = self._path / OLD
         if old.is_dir():
             if self.folder.exists():
@@ -279,7 +278,7 @@ class Partial:
                 old.rename(self.folder)
 
     def sink(self) -> SafetensorsSink:
-        """A sink for the unfinished files."""
+        """Return a sink that writes the remaining files."""
         shards = [shard for shard in self.plan.shards if shard.file not in self.journal.finished]
         return SafetensorsSink(self.new, shards, self.journal.note_file)
 
@@ -317,7 +316,7 @@ class Partial:
             self._remove()
 
     def abandon(self) -> str | None:
-        """Leave it, with finished files if it can be resumed, else without a trace.
+        """Release the unfinished folder; keep its finished files if it can be resumed, else delete it.
 
         Returns:
             A clause about the remaining files; None if there are none.
@@ -346,7 +345,7 @@ class Partial:
             self._lock.release()
         try:
             self._path.rmdir()
-        except OSError:  # another merge started there, or the disk fails: nothing is lost
+        except OSError:  # another merge has started there, or the disk fails: no data is lost
             return
 
     def remove_parents(self) -> None:
@@ -364,7 +363,7 @@ def _remove(entry: Path) -> None:
 
 
 def abandon_all(partials: Iterable[Partial]) -> list[str]:
-    """Leave unfinished folders; see :meth:`Partial.abandon`. Errors meanwhile are ignored."""
+    """Release unfinished folders, ignoring errors; see :meth:`Partial.abandon`."""
     notes, left = [], list(partials)
     for partial in left:
         try:

@@ -20,7 +20,7 @@ from merganser.release import manifest, verification
 from merganser.sinks import DigestSink
 
 MERGEKITS: tuple[Arithmetic, ...] = ("mergekit", "mergekit-0.1.4", "exact")
-"""Arithmetics to try for a merge without a manifest, in this order."""
+"""The arithmetics that are tried for a merge without a manifest, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Attempt:
         different: tensors with other bits, or another shape or dtype.
         missing: published tensors that the reproduction lacks.
         added: tensors that only the reproduction has.
-        failed: why the merge failed in this arithmetic; else None.
+        failed: the reason why the merge failed in this arithmetic; None if it did not.
     """
 
     arithmetic: Arithmetic
@@ -55,7 +55,7 @@ class Reproduction:
 
     Attributes:
         model: the repository or folder.
-        made_by: the program that wrote it, if its files say so.
+        made_by: the program that wrote the model, if its files name it.
         tensors: number of published tensors.
         attempts: one per arithmetic tried; the last one agrees, if any does.
         inputs: differences between the inputs and the manifest; empty without one.
@@ -114,7 +114,7 @@ def reproduce(
 
 
 def _published(folder: Path, on_event: Listener) -> dict[str, str]:
-    """Digests of a folder's tensors."""
+    """Return the digests of a folder's tensors by name."""
     reading = {"merge_method": "passthrough", "models": [{"model": str(folder)}]}
     result = run_dry(
         reading,
@@ -201,7 +201,7 @@ def _compare(
 
 
 def _commits(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The commits of a merge's inputs on the Hub."""
+    """Return the commits of a merge's inputs on the Hub, by repository."""
     return {
         entry["reference"]: commit
         for entry in facts["inputs"]

@@ -50,7 +50,7 @@ class MergeResult:
 
 
 def all_warnings(plan: Plan, facts: dict[str, Any]) -> tuple[str, ...]:
-    """The plan's warnings, those of the merge, and one if there are no compiled kernels."""
+    """Return the warnings of the plan and of the merge, and one if there are no compiled kernels."""
     from merganser.kernels import library  # plans need no kernels
 
     slow = library.warning()
@@ -59,7 +59,7 @@ def all_warnings(plan: Plan, facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def timings_of(began: float, planned: float, merged: float, done: float) -> dict[str, float]:
-    """Seconds by phase, from the phases' start times."""
+    """Return seconds by phase, from the phases' start times."""
     phases = {
         "plan_s": planned - began,
         "engine_s": merged - planned,

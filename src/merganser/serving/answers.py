@@ -14,19 +14,19 @@ from merganser.evaluation.generation import Completion
 from merganser.serving.generation import Increment, TokenScore
 
 LEAST = -9999.0
-"""The log-probability of what cannot come: JSON has no infinity."""
+"""The log-probability of an impossible token: JSON has no infinity."""
 
 DONE = b"data: [DONE]\n\n"
 
 
 class Form(ABC):
-    """How an answer is written.
+    """Writes an answer as JSON or as events of a stream.
 
     Args:
         model: the model's name, as the client wrote it.
-        fingerprint: says which weights answered.
-        codec: writes tokens.
-        scored: whether log-probabilities were wanted.
+        fingerprint: identifies the weights that answered.
+        codec: decodes tokens to text.
+        scored: whether the client asked for log-probabilities.
     """
 
     prefix: str
@@ -46,10 +46,10 @@ class Form(ABC):
     def complete(
         self, parts: Sequence[Sequence[Increment]], usage: Mapping[str, int]
     ) -> dict[str, Any]:
-        """An answer at once.
+        """Return a complete answer, which is not streamed.
 
         Args:
-            parts: of each completion.
+            parts: the parts of each completion.
             usage: see :func:`usage_of`.
         """
         choices = [self._choice(i, each) for i, each in enumerate(parts)]
@@ -58,27 +58,27 @@ class Form(ABC):
     def event(
         self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None, *, counts: bool
     ) -> bytes:
-        """An event of a stream.
+        """Return one event of a stream.
 
         Args:
-            choices: what is new.
-            usage: the number of tokens, in the last event.
-            counts: whether the stream has a last event with that.
+            choices: the new parts of completions.
+            usage: the numbers of tokens, in the last event; else None.
+            counts: whether the stream ends with an event that has ``usage``.
         """
         data = {"object": self.part, **self._head, "choices": list(choices)}
         return as_event(data | ({"usage": usage and dict(usage)} if counts else {}))
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        """The choices of the event that begins a completion; none if there is none."""
+        """Return the choices of the event that begins a completion; empty if the API has no such event."""
         return []
 
     @abstractmethod
     def added(self, index: int, part: Increment) -> dict[str, Any]:
-        """The choice that a part of a completion adds."""
+        """Return a part of a completion as a choice of an event."""
 
     @abstractmethod
     def _choice(self, index: int, parts: Sequence[Increment]) -> dict[str, Any]:
-        """A complete choice."""
+        """Return a completion as a choice of a complete answer."""
 
     def _token(self, token: int) -> str:
         return str(self.codec.tokenizer.decode([token]))
@@ -180,14 +180,14 @@ class TextForm(Form):
 
 
 def completion_of(parts: Sequence[Increment]) -> Completion:
-    """The completion that ends a list of parts."""
+    """Return the completion, which the last part has."""
     completion = parts[-1].completion
     assert completion is not None
     return completion
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """The number of tokens of a request."""
+    """Return the numbers of tokens of a request, in OpenAI's form."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -196,10 +196,10 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def as_json(data: Any) -> bytes:
-    """Data as the bytes of a body."""
+    """Return data as the JSON bytes of a response body."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 def as_event(data: Any) -> bytes:
-    """Data as a server-sent event."""
+    """Return data as the bytes of a server-sent event."""
     return b"data: " + as_json(data) + b"\n\n"

@@ -41,7 +41,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN = ("/health",)
-"""Paths that need no key."""
+"""Paths that need no API key."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -57,16 +57,16 @@ def make_app(
     routes: Sequence[BaseRoute] = (),
     open_paths: Sequence[str] = (),
 ) -> Starlette:
-    """The application of a service.
+    """Return the ASGI application of a service.
 
     Args:
-        service: answers.
-        keys: one of them must come with each request; none for no keys.
-        origins: of pages whose scripts may ask; ``*`` for all.
-        hosts: names by which the server may be called; none for all. A server without keys on loopback
-            should have some: a page in a browser can otherwise reach it under a name of its own.
-        routes: more of them.
-        open_paths: of these, the ones that need no key.
+        service: answers the requests.
+        keys: API keys, one of which every request must have; empty to accept all requests.
+        origins: origins of web pages whose scripts may send requests; ``*`` for all.
+        hosts: accepted host names; empty for all. A server without keys on loopback needs some: otherwise
+            a web page can reach it by DNS rebinding.
+        routes: further routes.
+        open_paths: paths of the further routes that need no API key.
     """
     middleware = []
     if origins:
@@ -126,7 +126,7 @@ def make_app(
 
 
 class _Guard:
-    """Turns away who has no key, and who calls the server by a name that it does not have."""
+    """Refuses requests without a valid API key, or with a host name that is not accepted."""
 
     def __init__(
         self, app: Any, keys: Sequence[str], hosts: Sequence[str], is_open: Sequence[str]
@@ -163,7 +163,7 @@ class _Guard:
 
 
 class _Generate:
-    """A route that generates: ends its work when the client goes away."""
+    """A route that generates completions, and stops when the client disconnects."""
 
     def __init__(self, service: Service, kind: type[AnyRequest]) -> None:
         self.service = service
@@ -197,13 +197,13 @@ class _Generate:
             self.service.metrics.count_request(self.route, status)
 
     async def _body(self, request: Request) -> bytes | None:
-        """A request's body; None if the client has gone.
+        """Return a request's body; None if the client has disconnected.
 
         Raises:
             BadRequest: it is too large, takes too long, or is not declared as JSON.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a form of another site's page cannot send this
+        if kind != "application/json":  # an HTML form of another site cannot send this
             raise BadRequest("Content-Type: must be application/json", status=415)
         most = self.service.limits.body
         too_large = BadRequest(f"the body is larger than {most:,} bytes", status=413)
@@ -237,7 +237,7 @@ class _Generate:
 
 
 class _Reply:
-    """A response that begins with its first part, so that an error before that has its status."""
+    """A response whose status is sent with its first part, so that earlier errors have their own status."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -255,7 +255,7 @@ class _Reply:
         await self._send({"type": "http.response.body", "body": part, "more_body": True})
 
     async def json(self, data: dict[str, Any]) -> None:
-        """Send an answer at once."""
+        """Send a complete answer."""
         await _json(data)(self._scope, self._receive, self._send)
 
     async def end(self) -> None:
@@ -282,7 +282,7 @@ async def _on_error(_request: Request, error: Exception) -> Response:
 
 
 def _problem_of(error: Exception) -> BadRequest:
-    """An error as the client gets to know it."""
+    """Return an error in the form that is sent to the client."""
     if isinstance(error, BadRequest):
         return error
     if isinstance(error, HTTPException):

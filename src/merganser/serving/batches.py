@@ -1,4 +1,4 @@
-"""Rows that go through a transformers model together, and join and leave between two steps."""
+"""Continuous batches of a transformers model: rows join and leave between two decoding steps."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     import torch
 
 SHORT = 1024
-"""Tokens up to which rows are padded to one length whatever theirs is."""
+"""Rows of at most this many tokens are padded to one length without limit."""
 
 MOST_PADDING = 4
-"""Times its length that a longer row is padded to at most."""
+"""Longer rows are padded to at most this multiple of their length."""
 
 
 class Forward:
-    """One pass through a transformers model.
+    """The forward pass of a transformers model.
 
     Args:
         module: the model.
-        padding: the token that fills up rows.
+        padding: the id of the padding token.
         label: names the model in messages.
 
     Attributes:
-        joins: whether rows can join a batch that runs. Models whose caches are not keys and values
-            of each token run each row alone.
+        joins: whether rows can join a running batch. Models whose caches are not keys and values of each
+            token run every row in a batch of one.
 
     Raises:
-        InputError: the model keeps no cache that can be handed to it.
+        InputError: the model does not accept a cache as an argument.
     """
 
     def __init__(self, module: Any, padding: int, label: str) -> None:
@@ -54,7 +54,7 @@ class Forward:
         self.joins = all(type(layer) in plain for layer in layers)
 
     def new_cache(self) -> Any:
-        """An empty cache: with the keys and values of all tokens, wherever the model can do with those."""
+        """Return an empty cache; one with keys and values of all tokens if the model supports it."""
         if self.joins:
             return extras.load("merganser.serving.roomy_cache", "eval").make_cache()
         return self._new(config=self.module.config)
@@ -62,23 +62,23 @@ class Forward:
     def __call__(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
     ) -> torch.Tensor:
-        """Read tokens into a cache.
+        """Run the model on new tokens, and extend the cache.
 
         Args:
-            ids: the new tokens [rows, new].
-            mask: 1 for each token, 0 for padding, those in the cache too [rows, all].
-            positions: of the new tokens in their rows [rows, new].
-            cache: of the tokens before; extended in place.
+            ids: ids of the new tokens, int64 [rows, new].
+            mask: 1 for tokens and 0 for padding, cached ones included [rows, all].
+            positions: positions of the new tokens in their rows [rows, new].
+            cache: the cache of the earlier tokens; extended in place.
 
         Returns:
-            Float32 scores of what follows the last token [rows, vocabulary].
+            Float32 logits of the next token [rows, vocabulary].
         """
         given: dict[str, Any] = {
             "input_ids": ids,
             self._cache_name: cache,
             "use_cache": True,
         }
-        if self.joins:  # a row alone has no padding
+        if self.joins:  # a batch of one row has no padding
             given["attention_mask"] = mask
         if self._takes_positions:
             given["position_ids"] = positions
@@ -89,12 +89,12 @@ class Forward:
 
 
 class Reading:
-    """Prompts on their way into a cache: several short ones at once, or a long one piece by piece.
+    """The prefill of prompts: several short ones at once, or a long one in pieces.
 
     Args:
         forward: the model.
-        rows: what is read; rows with the same tokens are read once.
-        piece: tokens of a row that are read at once.
+        rows: the rows whose prompts are read; equal prompts are read once.
+        piece: tokens of a row per step.
     """
 
     def __init__(self, forward: Forward, rows: Sequence[Row], piece: int) -> None:
@@ -118,7 +118,7 @@ class Reading:
         self.tokens = int(mask.sum())
 
     def step(self) -> torch.Tensor | None:
-        """Read the next piece; the rows' scores [rows, vocabulary] after the last one."""
+        """Read the next piece; return the rows' logits [rows, vocabulary] after the last piece, else None."""
         end = min(self._done + self._piece, self._ids.shape[1])
         part = slice(self._done, end)
         mask = self._mask[:, :end]
@@ -129,7 +129,7 @@ class Reading:
         return scores[self._places]
 
     def batch(self) -> Batch:
-        """The rows as a batch, after the last piece."""
+        """Return the rows as a batch, once the last piece is read."""
         import torch
 
         mask = self._mask
@@ -141,7 +141,7 @@ class Reading:
 
 
 class Batch:
-    """Rows with one cache, padded on the left to one length.
+    """Rows that share one cache, padded on the left to one length.
 
     Attributes:
         rows: the completions; the last token of each is not in the cache yet.
@@ -157,16 +157,16 @@ class Batch:
 
     @property
     def width(self) -> int:
-        """Tokens of each row in the cache, padding included."""
+        """Cached tokens per row, padding included."""
         return int(self._mask.shape[1])
 
     @property
     def size(self) -> int:
-        """Tokens in the cache, padding included."""
+        """Cached tokens of all rows, padding included."""
         return self._mask.numel()
 
     def step(self) -> torch.Tensor:
-        """Read each row's last token; scores of what follows [rows, vocabulary]."""
+        """Run the model on each row's last token; return the logits of the next one [rows, vocabulary]."""
         import torch
 
         last = torch.tensor([[row.generated[-1]] for row in self.rows], device=self._mask.device)
@@ -175,7 +175,7 @@ class Batch:
         return self._forward(last, self._mask, positions, self._cache)
 
     def keep(self, places: Sequence[int]) -> None:
-        """Let the other rows go, and the padding that none of the rest needs."""
+        """Keep the rows at these indices; drop the others, and padding that no remaining row needs."""
         import torch
 
         if len(places) == len(self.rows):
@@ -192,14 +192,14 @@ class Batch:
             layer.values = layer.values[chosen][..., first:, :]
 
     def takes(self, other: Batch) -> bool:
-        """Whether another batch's rows may join: not if that takes too much padding."""
+        """Whether another batch's rows may join, without too much padding."""
         if not self._forward.joins or other._forward is not self._forward:
             return False
         short, long = sorted((self.width, other.width))
         return long <= SHORT or long <= MOST_PADDING * short
 
     def join(self, other: Batch) -> None:
-        """Take another batch's rows in."""
+        """Append another batch's rows."""
         import torch
 
         width = max(self.width, other.width)
@@ -212,11 +212,11 @@ class Batch:
 
 
 def choose(rows: Sequence[Row], scores: torch.Tensor) -> list[tuple[int, TokenScore | None]]:
-    """The next token of each row, with its log-probabilities where they are wanted.
+    """Return the next token of each row, with its log-probabilities if the client asked for them.
 
     Args:
         rows: the rows.
-        scores: float32 scores [rows, vocabulary].
+        scores: float32 logits [rows, vocabulary].
     """
     chosen: list[int] = scores.argmax(dim=-1).tolist()
     drawn: dict[tuple[float, float], list[int]] = {}
@@ -248,12 +248,12 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _padded(tensor: torch.Tensor, width: int) -> torch.Tensor:
-    """A tensor [..., tokens, values] with zeros on the left of its tokens."""
+    """Return a tensor [..., tokens, values] padded with zeros on the left of its tokens."""
     import torch
 
     return torch.nn.functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0))
 
 
 def _filled(cache: Any) -> list[Any]:
-    """The layers with keys and values; some models' share those of others."""
+    """Return the layers that have keys and values; in some models layers share those of others."""
     return [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]

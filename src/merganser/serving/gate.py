@@ -1,4 +1,4 @@
-"""Who may use the weights: many requests of one point at a time, and points take turns."""
+"""Schedules the weights: they are one point's at a time, and points take turns."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ Point = TypeVar("Point", bound=Hashable)
 
 
 class QueueFull(MerganserError):
-    """As many requests wait as may."""
+    """The maximum number of requests waits already."""
 
 
 class GateClosed(MerganserError):
-    """The server stops."""
+    """The server is stopping."""
 
 
 class Gate(Generic[Point]):
-    """Lets requests in whose point the engine holds, and swaps the weights between turns.
+    """Admits requests for the point whose weights are loaded, and swaps weights between turns.
 
-    A request of the current point is let in at once. If other points wait, nobody joins a turn that is
-    older than ``turn`` seconds. When the last request has left, the point whose first request is oldest
-    is next. After ``longest`` seconds the turn ends although requests still run: the engine holds them,
-    and the point queues behind the others. So a request waits at most ``longest`` seconds and one swap
-    for each point in front of its own.
+    A request for the current point is admitted at once, except while other points wait and the turn is
+    older than ``turn`` seconds. After the last request of a turn, the point that has waited longest is next.
+    After ``longest`` seconds the turn ends although requests still run: the engine pauses them, and the
+    point goes to the end of the queue. So a request waits at most ``longest`` seconds and one swap for
+    each point before its own.
 
     Args:
-        become: turns the weights into a point's; it must hold what still runs for another point.
+        become: loads a point's weights, and pauses what still runs for another point.
         turn: seconds in which requests join a turn although other points wait.
-        longest: seconds after which requests that still run are held; None to let them finish.
-        most_waiting: requests that may wait.
-        on_swap: called with the seconds of each swap.
+        longest: seconds after which running requests are paused; None to let them finish.
+        most_waiting: maximum number of waiting requests.
+        on_swap: called with the duration of each swap, in seconds.
 
     Attributes:
-        current: the point whose weights the engine holds; None before the first, and after a failure.
+        current: the point whose weights are loaded; None before the first, and after a failure.
         swaps: number of swaps.
     """
 
@@ -61,7 +61,7 @@ class Gate(Generic[Point]):
         self._on_swap = on_swap
         self._inside: dict[Point, int] = {}
         # Points that wait for a turn, in the order of their first request, with those requests. A point
-        # whose turn ended early is here too, if only for what it has inside.
+        # whose turn ended early is here too, even if it has only admitted, paused requests.
         self._queue: dict[Point, deque[asyncio.Future[None]]] = {}
         self._since = 0.0
         self._swapping: asyncio.Task[None] | None = None
@@ -80,12 +80,12 @@ class Gate(Generic[Point]):
 
     @asynccontextmanager
     async def admitted(self, point: Point) -> AsyncIterator[None]:
-        """Be let in for a point; its weights are the engine's whenever the engine works for it.
+        """Hold an admission for a point: the engine generates for it only with that point's weights.
 
         Raises:
             QueueFull: too many requests wait already.
             GateClosed: the gate is closed.
-            BaseException: what ``become`` raised.
+            BaseException: the exception that ``become`` raised.
         """
         await self._enter(point)
         try:
@@ -94,7 +94,7 @@ class Gate(Generic[Point]):
             self._leave(point)
 
     def close(self) -> None:
-        """Refuse new requests and those that wait."""
+        """Refuse new and waiting requests."""
         self._closed = True
         for waiters in self._queue.values():
             for waiter in waiters:
@@ -120,7 +120,7 @@ class Gate(Generic[Point]):
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._leave(point)  # let in and given up at the same moment
+                self._leave(point)  # admitted and cancelled at the same moment
             else:
                 self._forget(point, waiter)
             raise
@@ -142,7 +142,7 @@ class Gate(Generic[Point]):
         self._advance()
 
     def _advance(self) -> None:
-        """Begin the next turn, if it is time for one."""
+        """Begin the next turn if it is due."""
         if self._swapping is not None or self._closed:
             return
         if not self._queue:
@@ -166,7 +166,7 @@ class Gate(Generic[Point]):
             self._swapping = asyncio.create_task(self._swap(point))
 
     def _begin(self, point: Point) -> None:
-        """Let in all that wait for a point whose weights are there."""
+        """Admit all requests that wait for a point whose weights are loaded."""
         self._since = asyncio.get_running_loop().time()
         for waiter in self._queue.pop(point, ()):
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""What a serving engine is asked, and the parts of its answers."""
+"""Requests to a serving engine, and the parts of its answers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Wanted:
     """One completion that a client wants.
 
     Attributes:
-        prompt: its tokens.
-        sampling: how it is drawn.
-        seed: of its draws; see :func:`merganser.evaluation.drawing.seed_of`.
-        top: number of likeliest tokens to report at each place, next to the chosen one; None for no
-            log-probabilities at all.
-        stream: whether text is reported as it comes.
+        prompt: the ids of the prompt's tokens.
+        sampling: the sampling settings.
+        seed: the seed of its random draws; see :func:`merganser.evaluation.drawing.seed_of`.
+        top: number of likeliest tokens to report at each position, besides the chosen one; None for no
+            log-probabilities.
+        stream: whether text is reported while it is generated.
     """
 
     prompt: Sequence[int]
@@ -33,12 +33,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
-    """The log-probabilities at one place of a completion.
+    """The log-probabilities at one position of a completion.
 
     Attributes:
         token: the chosen token.
-        logprob: its log-probability, by the model's unchanged scores.
-        top: the likeliest tokens with theirs, in falling order.
+        logprob: its natural log-probability under the model's logits, before temperature and top-p.
+        top: the likeliest tokens with their log-probabilities, likeliest first.
     """
 
     token: int
@@ -52,7 +52,7 @@ class Increment:
 
     Attributes:
         text: the text that it adds.
-        scores: of the tokens that it adds, if they were wanted.
+        scores: log-probabilities of the tokens that it adds, if the client asked for them.
         completion: the full completion, in the last part only.
     """
 
@@ -63,14 +63,14 @@ class Increment:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine does at this moment.
+    """The work of an engine at this moment.
 
     Attributes:
         running: completions that are being generated.
         waiting: completions that wait for memory.
-        held: completions that wait for their model's next turn.
-        tokens: generated since the start.
-        prompt_tokens: read since the start.
+        held: paused completions, which wait for their model's next turn.
+        tokens: number of tokens generated since the start.
+        prompt_tokens: number of prompts' tokens read since the start.
     """
 
     running: int = 0
@@ -82,7 +82,7 @@ class EngineState:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a model once the engine has been it.
+    """Properties of a model that are known once its weights have been loaded.
 
     Attributes:
         codec: its tokenizer.
@@ -100,7 +100,7 @@ class Facts:
 
 
 class Engine(Protocol):
-    """Generates for one model at a time, and becomes another one between two steps.
+    """Generates for one model at a time; the weights can be swapped between two decoding steps.
 
     Attributes:
         name: the engine with its version.
@@ -110,30 +110,30 @@ class Engine(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can generate."""
+        """Whether the engine can generate."""
 
     @property
     def state(self) -> EngineState:
-        """What it does at this moment."""
+        """The engine's work at this moment."""
 
     async def become(self, model: Served) -> Facts:
-        """Hold what runs, turn the weights into a model's, and go on with what was held for it.
+        """Pause what runs, load a model's weights, and resume the model's paused completions.
 
         Raises:
-            MerganserError: the model cannot be run; what was held for it fails too.
+            MerganserError: the model cannot be run; its paused completions fail too.
         """
 
     def generate(
         self, model: Served, wanted: Sequence[Wanted]
     ) -> AsyncGenerator[tuple[int, Increment]]:
-        """Generate completions; yields each part with its completion's index.
+        """Generate completions; yield the index of a completion with each part of it.
 
-        An iterator that is closed ends its completions.
+        Closing the iterator cancels its completions.
 
         Raises:
             EngineFailure: the engine failed.
-            ResourceError: memory does not suffice.
+            ResourceError: memory is insufficient.
         """
 
     async def close(self) -> None:
-        """End everything that runs, and give the memory back."""
+        """Cancel everything that runs, and release the memory."""

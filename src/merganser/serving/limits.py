@@ -1,4 +1,4 @@
-"""What bounds a server: turns, queues, bodies, lengths."""
+"""Limits of a server: turns, queues, bodies of requests, lengths of completions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TURN = 2.0
 """Seconds in which new requests join a model's turn although other models wait."""
 
 LONGEST_TURN = 20.0
-"""Seconds after which a turn ends although its requests still run."""
+"""Seconds after which a turn ends although its requests still run; they are paused."""
 
 MOST_WAITING = 1000
 
@@ -24,10 +24,10 @@ class Limits:
     """The limits of a server.
 
     Attributes:
-        body: bytes of a request.
-        body_seconds: time in which a request's body must arrive.
-        waiting: requests that wait.
-        max_tokens: tokens of a completion; None for what the model's context leaves.
+        body: maximum size of a request's body, in bytes.
+        body_seconds: seconds within which a request's body must arrive.
+        waiting: maximum number of waiting requests.
+        max_tokens: maximum tokens of a completion; None for what the model's context leaves.
         turn, longest_turn: see :class:`merganser.serving.gate.Gate`.
     """
 

@@ -1,4 +1,4 @@
-"""Figures of a running server, in Prometheus' form."""
+"""Metrics of a running server, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Metrics:
 
     Args:
         engine: the engine's name.
-        running: called for the completions that are generated now.
-        held: called for those that wait for their model's next turn.
-        waiting: called for the requests that wait, by the model's name.
-        tokens: called for the tokens generated so far, and those read.
+        running: returns the number of completions that are being generated.
+        held: returns the number of paused completions, which wait for their model's next turn.
+        waiting: returns the number of waiting requests by the model's name.
+        tokens: returns the numbers of tokens generated and of prompts' tokens read so far.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Metrics:
         self._requests.labels(route, status).inc()
 
     def add_swap(self, seconds: float) -> None:
-        """Add the time of a swap."""
+        """Record the duration of a swap of weights."""
         self._swap.observe(seconds)
 
     def add_wait(self, seconds: float) -> None:
-        """Add the time that a request waited."""
+        """Record the time that a request waited for its turn."""
         self._wait.observe(seconds)
 
     def add_answer(self, seconds: float) -> None:
-        """Add the time of an answer."""
+        """Record the time that an answer took."""
         self._request.observe(seconds)
 
     def render(self) -> tuple[bytes, str]:
-        """All figures, and their content type."""
+        """Return all metrics as text, and their content type."""
         self._waiting.clear()
         for model, count in self._count_waiting().items():
             self._waiting.labels(model).set(count)

@@ -1,4 +1,4 @@
-"""The models that a server has, by name: points of studies, points between them, and single models."""
+"""A server's models by name: points of studies, points between them, and single models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from merganser.study.evaluate_block import Reference, Study
 from merganser.study.participants import base_and_experts, point_model, settle
 
 MOST_BETWEEN = 256
-"""Points between those of a grid whose plans are kept."""
+"""Maximum number of points off the grid whose plans are cached."""
 
 
 class UnknownModel(MerganserError):
@@ -36,14 +36,14 @@ class UnknownModel(MerganserError):
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """A model that a server has.
+    """A model that a server serves.
 
     Attributes:
-        name: what clients call it.
-        plan: the merge that it is.
-        role: what it is in its study; None for a single model.
-        values: a point's values.
-        scores: its scores, where the study has been evaluated.
+        name: its name in requests.
+        plan: the plan of its merge.
+        role: its role in its study; None for a single model.
+        values: a point's values by key.
+        scores: its scores; empty if the study is not evaluated.
     """
 
     name: str
@@ -58,9 +58,9 @@ class _Study:
     """A study that is served.
 
     Attributes:
-        labels: what may stand before ``#``.
-        pattern: makes the recipes of its points.
-        grids: its sweep's; none for a search.
+        labels: names of the study, which may stand before ``#``.
+        pattern: the recipe that points' values are inserted into.
+        grids: the sweep's grids; empty for a search.
         models: its models by name.
     """
 
@@ -73,20 +73,20 @@ class _Study:
 class Catalogue:
     """The models of a server.
 
-    A sweep, or the folder of a study, has each of its points, its base and its experts. A point between
-    those of a grid is ``STUDY#w=0.73``, with a value from the sweep's range for each key that varies;
-    STUDY is what was given, or its last part. A single model has its short name, and what was given.
+    A sweep, or the folder of a study, adds its points, its base and its experts. ``STUDY#w=0.73`` names a
+    point between those of a grid, with a value from the sweep's range for each key that varies; STUDY is
+    the reference, or its last part. A single model is named by its short name or by its reference.
 
     Args:
-        references: what models are served: all that ``merganser generate`` takes, sweeps, and folders of
+        references: the models to serve: anything that ``merganser generate`` accepts, sweeps, and folders of
             studies.
-        grid_only: whether there are no points between those of a grid.
+        grid_only: whether to refuse points between those of a grid.
 
     Attributes:
         models: the models by name, in order.
 
     Raises:
-        MerganserError: a model cannot be planned, or two have one name.
+        MerganserError: a model cannot be planned, or two models have the same name.
     """
 
     def __init__(self, references: Sequence[str], *, grid_only: bool = False) -> None:
@@ -109,13 +109,13 @@ class Catalogue:
                 self.models[served.name] = served
 
     def find(self, name: str) -> Served:
-        """The model of a name.
+        """Return the model with a name.
 
-        Planning a point that nobody has asked for yet reads the headers of its models.
+        The first request for a point off the grid reads the headers of its models.
 
         Raises:
-            UnknownModel: there is none.
-            MerganserError: its values do not make a merge.
+            UnknownModel: there is no such model.
+            MerganserError: the point's recipe is not a valid merge.
         """
         with self._lock:
             known = (self.models, self._references, self._between)
@@ -156,7 +156,7 @@ class Catalogue:
         return list(models)
 
     def _point(self, study: _Study, name: str, fragment: str) -> Served:
-        """The point of ``w=0.73``, one of the grid's or one between them."""
+        """Return the point for ``w=0.73``, on the grid or between its points."""
         if "=" not in fragment:
             hint = suggestions.suggest(fragment, study.models)
             raise UnknownModel(f"{study.labels[0]}: there is no point {fragment[:200]!r}; {hint}")
@@ -183,13 +183,13 @@ class Catalogue:
 
 
 def _labels(reference: str) -> list[str]:
-    """What a study may be called: as it was given, by its last part, and by that without its ending."""
+    """Return a study's names: the reference, its last part, and that without its extension."""
     path = Path(os.path.abspath(reference))  # noqa: PTH100
     return list(dict.fromkeys([path.stem, path.name, reference]))
 
 
 def _read_sweep(reference: str) -> tuple[Pattern, list[Served]]:
-    """The points of a sweep file, its base and its experts."""
+    """Return the pattern of a sweep file, and its points, base and experts."""
     pattern = read_pattern(reference, "sweep")
     options = PlanOptions()
     points = [point_model(*each) for each in sweep.plan_all(load_points(reference), options)]
@@ -201,7 +201,7 @@ def _read_sweep(reference: str) -> tuple[Pattern, list[Served]]:
 
 
 def _block(pattern: Pattern) -> Study:
-    """What the ``evaluate:`` block says of models, without its problems."""
+    """Return the ``evaluate:`` block without reading its problems."""
     data = pattern.document.data
     given = data.get("evaluate") if isinstance(data, dict) else None
     block: Mapping[str, Any] = given if isinstance(given, dict) else {}
@@ -215,7 +215,7 @@ def _block(pattern: Pattern) -> Study:
 
 
 def _read_results(folder: Path) -> tuple[Pattern, list[Served]]:
-    """The models of an evaluated study, with their scores."""
+    """Return the pattern of an evaluated study, and its models with their scores."""
     found = results.read(folder)
     document = Document(yaml.safe_load(found.recipe), found.recipe, str(folder / results.JSON_NAME))
     homes = [(folder / place).resolve() for place in found.places] or [folder.resolve()]
@@ -244,7 +244,7 @@ def _entry(folder: Path, pattern: Pattern, home: Path, entry: Entry) -> Served:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with those of ``key.part`` as mappings."""
+    """Return values with keys ``key.part`` nested as mappings."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         *parents, last = key.split(".")
@@ -256,10 +256,10 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_values(fragment: str) -> dict[str, Any]:
-    """The values of ``w=0.73&method=slerp``.
+    """Return the values in ``w=0.73&method=slerp``, by key.
 
     Raises:
-        UnknownModel: a part is written otherwise.
+        UnknownModel: a part does not have the form ``key=value``.
     """
     found: dict[str, Any] = {}
     for part in fragment.split("&"):
@@ -273,10 +273,10 @@ def _read_values(fragment: str) -> dict[str, Any]:
 
 
 def _values_in(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for all keys of a grid, each in its range.
+    """Return a value in its range for every key of a grid.
 
     Raises:
-        ValueError: with a reason.
+        ValueError: a value is missing, or outside of its range; the message is the reason.
     """
     known = {key: _parts(values) for key, values in grid.axes.items()}
     names = [f"{key}.{part}" if part else key for key, parts in known.items() for part in parts]
@@ -305,14 +305,14 @@ def _values_in(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(values: Sequence[Any]) -> dict[str, list[Any]]:
-    """The values of a key, or of each part where they are mappings."""
+    """Return a key's values, or those of each part if they are mappings."""
     if not all(isinstance(value, Mapping) for value in values):
         return {"": list(values)}
     return {part: [value[part] for value in values if part in value] for part in values[0]}
 
 
 def _in_range(name: str, value: Any, values: Sequence[Any]) -> Any:
-    """A value of the sweep, or a number between two of them.
+    """Return the value if it is one of the sweep's, or a number between two of them.
 
     Raises:
         ValueError: it is neither.

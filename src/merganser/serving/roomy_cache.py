@@ -1,4 +1,4 @@
-"""Keys and values in memory that is larger than they are, so that a new token does not copy all others."""
+"""A cache with spare capacity, so that appending a token does not copy all keys and values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 ROOM = 64
-"""Tokens for which there is room at least when a layer grows, and a quarter of those it has."""
+"""Minimum spare capacity in tokens when a layer grows; a quarter of its tokens if that is more."""
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer whose ``keys`` and ``values`` are the first part of larger tensors.
+    """A cache layer whose ``keys`` and ``values`` are views of the start of larger tensors.
 
-    Whoever replaces them gets new ones at the next token.
+    If other code replaces ``keys`` or ``values``, the next token allocates new tensors.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -24,7 +24,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values [rows, heads, new, width]; returns all of them."""
+        """Append keys and values [rows, heads, new, width]; return those of all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         used = self.get_seq_length()
@@ -52,7 +52,7 @@ class RoomyLayer(DynamicLayer):
         )
 
     def _grown(self, part: Any, all_tokens: int) -> torch.Tensor:
-        """A copy with room for that many tokens, and for more."""
+        """Return a copy with capacity for ``all_tokens`` tokens and spare ones."""
         used = part.shape[-2]
         shape = (*part.shape[:-2], all_tokens + max(ROOM, used // 4), part.shape[-1])
         whole = torch.empty(shape, dtype=part.dtype, device=part.device)
@@ -61,5 +61,5 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache() -> Cache:
-    """An empty cache of such layers."""
+    """Return an empty cache of :class:`RoomyLayer`."""
     return Cache(layer_class_to_replicate=RoomyLayer)

@@ -18,13 +18,13 @@ class Row:
     """One completion while it is generated.
 
     Args:
-        wanted: what the client wants.
-        codec: the model's.
-        deliver: called with each part; with an error in place of the last one.
+        wanted: the completion that the client asks for.
+        codec: the model's tokenizer.
+        deliver: called with each part; after a failure with an error in place of the last part.
 
     Attributes:
-        generated: the tokens so far.
-        cancelled: set by the client's side when nobody waits for it any more.
+        generated: ids of the tokens generated so far.
+        cancelled: set by the event loop when the client has disconnected.
     """
 
     def __init__(self, wanted: Wanted, codec: Codec, deliver: Callable[[Answer], None]) -> None:
@@ -45,7 +45,7 @@ class Row:
 
     @property
     def tokens(self) -> list[int]:
-        """The prompt's tokens and those that follow."""
+        """Ids of the prompt's and the generated tokens."""
         return [*self.wanted.prompt, *self.generated]
 
     @property
@@ -55,21 +55,21 @@ class Row:
 
     @property
     def longest(self) -> int:
-        """Number of tokens that :attr:`length` may grow to."""
+        """Maximum of :attr:`length`."""
         return len(self.wanted.prompt) + self.wanted.sampling.max_tokens
 
     def next_number(self) -> float:
-        """The number from 0 to 1 that draws the next token."""
-        while self._drawn <= len(self.generated):  # not again where a step is repeated
+        """Return the uniform random number from 0 to 1 that draws the next token."""
+        while self._drawn <= len(self.generated):  # a repeated step draws the same number
             self._number = float(self._draws.random())
             self._drawn += 1
         return self._number
 
     def add(self, token: int, score: TokenScore | None) -> Increment | None:
-        """Take the next token.
+        """Append the next token.
 
         Returns:
-            What the client gets to know of it, if anything; the part with the completion is the last.
+            The part to send to the client, or None; the part with the completion is the last.
         """
         self.generated.append(token)
         if score is not None:

@@ -1,4 +1,4 @@
-"""Serve models to OpenAI's clients."""
+"""Serve models through OpenAI's API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a server until it is told to stop: what was asked by then is answered."""
+"""Run a server until it is stopped; requests that have arrived by then are answered."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from merganser.serving.limits import DRAIN_SECONDS, PORT
 from merganser.serving.service import Service
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays: longer than clients keep theirs, so that none asks on a closed one."""
+"""Seconds until an idle connection is closed: longer than clients' timeouts, so that no client sends
+a request on a connection that the server has closed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens, and who may ask it.
+    """A server's address, and the clients that it accepts.
 
     Attributes:
-        host, port: the address; port 0 for any free one.
-        keys: one of them must come with each request; none for no keys.
-        origins: of pages whose scripts may ask.
-        drain_seconds: time that running requests have once the server is told to stop.
+        host, port: the address; port 0 takes any free port.
+        keys: API keys, one of which every request must have; empty to accept all requests.
+        origins: origins of web pages whose scripts may send requests.
+        drain_seconds: seconds that running requests have to finish once the server is stopped.
     """
 
     host: str = "127.0.0.1"
@@ -52,19 +53,19 @@ class Address:
 
 
 class Server(uvicorn.Server):
-    """Serves until it is stopped; what was asked by then is answered.
+    """Serves until it is stopped; requests that have arrived by then are answered.
 
     Args:
-        service: answers.
-        address: where.
+        service: answers the requests.
+        address: the address to listen on.
         on_ready: called with the server's address once it listens.
         routes, open_paths: see :func:`merganser.serving.app.make_app`.
 
     Attributes:
-        url: of the API.
+        url: the URL of the API.
 
     Raises:
-        ResourceError: the address is in use, or not this machine's.
+        ResourceError: the address is in use, or does not belong to this machine.
     """
 
     def __init__(
@@ -110,20 +111,20 @@ class Server(uvicorn.Server):
         self.run(sockets=[self._listening])
 
     def stop(self) -> None:
-        """Take no new request, and end when those that run or wait are answered; at once the second time."""
+        """Refuse new requests, and end once the others are answered; a second call ends at once."""
         self._service.draining = True
         self.force_exit = self.should_exit
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and call ``on_ready``."""
         await super().startup(sockets)
         if self.started:
             self._on_ready(self.url)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain at the first signal, end at the second."""
+        """Stop after the running requests at the first signal, at once at the second."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -135,7 +136,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain, whatever the signal."""
+        """Stop as :meth:`stop` does, for any signal."""
         self.stop()
 
 

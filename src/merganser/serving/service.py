@@ -1,4 +1,4 @@
-"""What a server does with a request: find the model, wait for its turn, generate, write the answer."""
+"""Answers a request: find the model, wait for its turn, generate, write the answer."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from merganser.serving.names import Catalogue, Served, UnknownModel
 from merganser.serving.wire import AnyRequest, BadRequest, ChatRequest
 
 INLINE = 20_000
-"""Characters of a prompt that are encoded at once; longer ones in a thread."""
+"""Prompts of at most this many characters are tokenized in the event loop; longer ones in a thread."""
 
 MOST_TOKENS = 2**20
-"""Tokens of a completion where neither request nor model says how many."""
+"""Maximum tokens of a completion if neither the request nor the model has a limit."""
 
 LEAST_TEMPERATURE = 1e-3
-"""Temperatures below it count as 0: scores divided by them are no numbers any more."""
+"""Lower temperatures count as 0: logits divided by them overflow."""
 
 
 class Service:
@@ -38,12 +38,12 @@ class Service:
 
     Args:
         catalogue: the models.
-        engine: generates.
-        limits: the server's.
+        engine: generates the completions.
+        limits: the limits of the server.
 
     Attributes:
-        draining: set when the server stops: no new request is taken.
-        metrics: figures of all that was done.
+        draining: whether the server is stopping, and refuses new requests.
+        metrics: the server's metrics.
     """
 
     def __init__(self, catalogue: Catalogue, engine: Engine, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
@@ -69,19 +69,19 @@ class Service:
         self._facts: WeakKeyDictionary[Served, Facts] = WeakKeyDictionary()
 
     async def warm_up(self) -> None:
-        """Become the first model, so that what keeps it from running is known before anybody asks.
+        """Load the first model, so that its errors appear before the first request.
 
         Raises:
-            MerganserError: it cannot be run.
+            MerganserError: the model cannot be run.
         """
         async with self.gate.admitted(next(iter(self.catalogue.models.values()))):
             pass
 
     async def find(self, name: str) -> Served:
-        """The model of a name.
+        """Return the model with a name.
 
         Raises:
-            BadRequest: there is none, or its values do not make a merge.
+            BadRequest: there is no such model, or its recipe is not a valid merge.
         """
         try:
             if name in self.catalogue.models:
@@ -94,12 +94,12 @@ class Service:
             raise BadRequest(str(error), param="model") from None
 
     async def answer(self, request: AnyRequest) -> AsyncGenerator[bytes | dict[str, Any]]:
-        """The answer to a request: one object, or the events of a stream.
+        """Yield the answer to a request: one JSON object, or the events of a stream.
 
-        An iterator that is closed ends what it generates.
+        Closing the iterator cancels its completions.
 
         Raises:
-            BadRequest: the request cannot be answered; before the first event of a stream only.
+            BadRequest: the request cannot be answered; raised only before the first event of a stream.
             MerganserError: the engine fails.
         """
         began = time.monotonic()
@@ -138,14 +138,14 @@ class Service:
         self.metrics.add_answer(time.monotonic() - began)
 
     def models(self) -> dict[str, Any]:
-        """The list of all models."""
+        """Return the list of all models, in OpenAI's form."""
         return {
             "object": "list",
             "data": [self.describe(m) for m in self.catalogue.models.values()],
         }
 
     def describe(self, served: Served) -> dict[str, Any]:
-        """A model, in OpenAI's form and with what is known of it."""
+        """Return a model in OpenAI's form, with its values, weights and scores where they are known."""
         facts = self._facts.get(served)
         return {
             "id": served.name,
@@ -162,7 +162,7 @@ class Service:
         }
 
     def state(self) -> dict[str, Any]:
-        """What the server does at this moment."""
+        """Return the server's work at this moment, as plain data."""
         current = self.gate.current
         return {
             "engine": self.engine.name,
@@ -175,7 +175,7 @@ class Service:
         }
 
     async def close(self) -> None:
-        """End everything that runs."""
+        """Cancel everything that runs."""
         self.draining = True
         self.gate.close()
         await self.engine.close()
@@ -184,10 +184,10 @@ class Service:
         self._facts[served] = await self.engine.become(served)
 
     async def _encode(self, served: Served, prompt: Any, request: AnyRequest) -> Sequence[int]:
-        """The tokens of a prompt, which leave room for a completion.
+        """Return the ids of a prompt's tokens, after checking that the context has room for a completion.
 
         Raises:
-            BadRequest: the model cannot take it.
+            BadRequest: the model does not accept the prompt.
         """
         facts = self._facts[served]
         codec, context = facts.codec, facts.context

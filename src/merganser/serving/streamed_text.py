@@ -1,4 +1,4 @@
-"""The text of a completion while it grows, in time that does not grow with its length."""
+"""Incremental decoding: the time per token does not depend on the completion's length."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ HALF_A_LETTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class StreamedText:
-    """Decodes tokens as they come, and finds stop texts.
+    """Decodes tokens one by one, and detects stop texts.
 
-    Only the last tokens are decoded again at each step. Text is held back while its last token is half
-    of a letter, and while it may be the beginning of a stop text.
+    Each step decodes only the last tokens again. Text is held back while its last token is an incomplete
+    character, and while it may be the beginning of a stop text.
 
     Args:
         codec: decodes tokens.
-        stops: texts that end the completion, and are left out of it.
+        stops: texts that end the completion; they are not part of it.
 
     Attributes:
         stopped: whether a stop text has come; ``text`` then ends before it.
-        text: all text so far, without what is held back as half of a letter.
+        text: all text so far, without an incomplete character at the end.
     """
 
     def __init__(self, codec: Codec, stops: Sequence[str] = ()) -> None:
@@ -31,12 +31,12 @@ class StreamedText:
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._tokens: list[int] = []
-        self._first = 0  # the window that is decoded again
+        self._first = 0  # the first token that is decoded again
         self._read = 0  # tokens whose text is in ``text``
         self._sent = 0
 
     def add(self, token: int) -> None:
-        """Take the next token."""
+        """Decode the next token."""
         self._tokens.append(token)
         before = self._decode(self._tokens[self._first : self._read])
         after = self._decode(self._tokens[self._first :])
@@ -46,13 +46,13 @@ class StreamedText:
         self._first, self._read = self._read, len(self._tokens)
 
     def take(self) -> str:
-        """The text since the last call that may be sent."""
+        """Return the text that may be sent, and was not returned by an earlier call."""
         end = len(self.text) if self.stopped else len(self.text) - self._held_back()
         part, self._sent = self.text[self._sent : end], max(self._sent, end)
         return part
 
     def finish(self, text: str) -> str:
-        """What is left to send of the complete text."""
+        """Return the part of the complete text that was not sent yet."""
         start = self._sent
         if not text.startswith(self.text[:start]):  # a decoder that changes earlier text
             start = min(start, len(text))
@@ -68,7 +68,7 @@ class StreamedText:
             self.stopped = True
 
     def _held_back(self) -> int:
-        """The length of the text's end that may be the beginning of a stop text."""
+        """Return the length of the longest end of the text that may begin a stop text."""
         for length in range(min(self._longest - 1, len(self.text)), 0, -1):
             end = self.text[-length:]
             if any(stop.startswith(end) for stop in self._stops):

@@ -1,4 +1,4 @@
-"""A serving engine on a live transformers model: rows join and leave its batches at every step."""
+"""A serving engine with continuous batching, on a live transformers model."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from merganser.serving.rows import Answer, Row
 from merganser.study.live_model import LiveModel
 
 PIECE = 2048
-"""Tokens of a prompt that are read between two steps of what runs."""
+"""Tokens of a prompt that are read between two decoding steps."""
 
 STOPPED = "the engine has stopped"
 
 READ_TOGETHER = 4096
-"""Tokens of several prompts, padding included, that are read at once."""
+"""Maximum tokens of several prompts that are read at once, padding included."""
 
 AHEAD = 256
-"""Tokens of a completion that memory is reserved for; what grows beyond it may have to wait again."""
+"""Tokens of a completion that memory is reserved for; a longer completion may have to wait again."""
 
 
 @dataclass(eq=False)
 class _Station:
-    """What a model has to do.
+    """The pending work of one model.
 
     Attributes:
-        waiting: rows that are not read yet.
-        reading: prompts on their way into a cache.
-        batches: rows that are generated.
+        waiting: rows whose prompts are not read yet.
+        reading: the prefill in progress; None if there is none.
+        batches: rows that are being generated.
     """
 
     waiting: deque[Row] = field(default_factory=deque)
@@ -69,11 +69,11 @@ class _Station:
 
     @property
     def cached(self) -> int:
-        """Tokens in caches, padding included."""
+        """Cached tokens, padding included."""
         return sum(batch.size for batch in self.batches)
 
     def drop(self, chosen: Batch | Reading) -> list[Row]:
-        """Take rows off their cache, and return them."""
+        """Discard a batch or a prefill with its cache, and return its rows."""
         if chosen is self.reading:
             self.reading = None
         self.batches = [batch for batch in self.batches if batch is not chosen]
@@ -81,16 +81,16 @@ class _Station:
 
 
 class TransformersEngine:
-    """Generates with a live transformers model, in a thread that belongs to it.
+    """Generates with a live transformers model, in a separate thread.
 
-    Prompts are read in pieces between the steps of what runs. Rows are padded on the left, as static
-    batches are, and drawn by each one's seed: what runs at the same time changes an answer at most in
-    the last bits of its scores. When another model's turn comes, the rows of this one keep their cache,
-    and go on where they were as soon as it is back.
+    Prompts are read in pieces between decoding steps. Rows are padded on the left, as in static batches,
+    and every row draws from its own seed, so that concurrent requests change at most the last bits of an
+    answer's logits. When another model's turn begins, the rows of this one keep their cache, and resume
+    at its next turn.
 
     Args:
         live: the model in memory.
-        most_rows: completions at once.
+        most_rows: maximum number of simultaneous completions.
     """
 
     def __init__(self, live: LiveModel, *, most_rows: int = MOST_ROWS) -> None:
@@ -163,7 +163,7 @@ class TransformersEngine:
         self._live.close()
 
     def _post(self, command: Callable[[], None]) -> None:
-        """Have the thread do something between two steps."""
+        """Queue a command that the thread runs between two steps."""
         with self._lock:
             if not self.is_alive:
                 raise EngineFailure(STOPPED)
@@ -183,7 +183,7 @@ class TransformersEngine:
                     self._obey()
                     with torch.inference_mode():
                         self._work()
-                except Exception as error:  # of no row in particular
+                except Exception as error:  # not caused by one row
                     self._fail(self._leave_station(), self._failure(error))
                 self._flush()
         finally:
@@ -198,21 +198,21 @@ class TransformersEngine:
             self._flush()
 
     def _leave_station(self) -> list[Row]:
-        """Take all rows off the present model."""
+        """Discard all work of the current model, and return its rows."""
         here = self._station
         rows = here.rows
         here.waiting, here.reading, here.batches = deque(), None, []
         return rows
 
     def _failure(self, error: Exception) -> Exception:
-        """An error of a step, as the client gets to know it."""
+        """Return the error of a step in the form that is reported to clients."""
         if isinstance(error, MerganserError):
             return error
         text = " ".join(str(error).split())[:200]
         return EngineFailure(f"{self.name}: {type(error).__name__}: {text}")
 
     def _obey(self) -> None:
-        """Do what was posted; waits for it where there is nothing else to do."""
+        """Run the queued commands; wait for one if there is no other work."""
         here = self._station
         idle = not (self._stopping or here.waiting or here.reading or here.batches)
         try:
@@ -229,7 +229,7 @@ class TransformersEngine:
             self._stations.setdefault(model, _Station()).waiting.extend(rows)
 
     def _sweep(self) -> None:
-        """Forget rows that nobody waits for any more."""
+        """Drop cancelled rows."""
         for station in list(self._stations.values()):
             station.waiting = deque(row for row in station.waiting if not row.cancelled)
             if station.reading and all(row.cancelled for row in station.reading.rows):
@@ -250,7 +250,7 @@ class TransformersEngine:
             if self._forward is None or self._forward.module is not self._live.module:
                 self._forward = Forward(self._live.module, codec.padding, codec.label)
         except BaseException as error:
-            # Some weights may be the new ones already: the next model is loaded anew.
+            # Some weights may already be overwritten: the next model is loaded from scratch.
             self._forward = None
             self._live.close()
             failure = error if isinstance(error, Exception) else EngineFailure(STOPPED)
@@ -266,12 +266,12 @@ class TransformersEngine:
         return known
 
     def _work(self) -> None:
-        """One step of everything that the present model has to do."""
+        """Do one step of all pending work of the current model."""
         here = self._station
         if here.reading is None and here.waiting:
             rows = self._next_rows()
             if rows and self._forward is not None:
-                # Not every recurrent model takes up its state where more than one token follows.
+                # Not every recurrent model can continue from its state with more than one token.
                 piece = PIECE if self._forward.joins else rows[0].length
                 here.reading = Reading(self._forward, rows, piece)
         for batch in list(here.batches):
@@ -282,7 +282,7 @@ class TransformersEngine:
             self._make_room()
 
     def _next_rows(self) -> list[Row]:
-        """Waiting rows that are read next: as many as memory, and one reading, has room for."""
+        """Return the waiting rows to read next: as many as memory and one prefill have room for."""
         here = self._station
         running = sum(len(batch.rows) for batch in here.batches)
         chosen: list[Row] = []
@@ -334,7 +334,7 @@ class TransformersEngine:
             self._station.batches.remove(batch)
 
     def _take(self, batch: Batch, scores: Any) -> None:
-        """Give each row of a batch its next token, and let those go that are complete."""
+        """Append the next token to each row of a batch, and remove complete rows."""
         self._tokens += len(batch.rows)
         left = []
         for place, (token, score) in enumerate(choose(batch.rows, scores)):
@@ -347,7 +347,7 @@ class TransformersEngine:
         batch.keep(left)
 
     def _recover(self, chosen: Batch | Reading, error: Exception) -> None:
-        """Let rows wait again where memory did not suffice for so many; fail them otherwise."""
+        """Queue rows again if memory was insufficient for so many; otherwise fail them."""
         here = self._station
         rows = here.drop(chosen)
         running = len(rows) + sum(len(batch.rows) for batch in here.batches)
@@ -362,7 +362,7 @@ class TransformersEngine:
             self._fail(rows, ResourceError(f"memory does not suffice for {length:,} tokens"))
 
     def _make_room(self) -> None:
-        """Take rows off their caches: those of other models first, then the newest."""
+        """Discard caches, those of other models first, then the newest; their rows wait again."""
         for station in list(self._stations.values()):
             if station is not self._station and station.batches:
                 station.waiting.extendleft(reversed(station.drop(station.batches[-1])))
@@ -383,7 +383,7 @@ class TransformersEngine:
         self._outbox += [(row, error) for row in rows]
 
     def _flush(self) -> None:
-        """Hand parts over to the event loop."""
+        """Pass finished parts to the event loop."""
         here = self._station
         running = sum(len(batch.rows) for batch in here.batches)
         everywhere = sum(station.count for station in list(self._stations.values()))
@@ -406,7 +406,7 @@ def _deliver(outbox: Sequence[tuple[Row, Answer]]) -> None:
 
 
 def _settle(done: Future[Facts], work: Callable[[], Facts]) -> None:
-    """Do some work for who waits for its result."""
+    """Do some work, and set its result or exception on a future."""
     if not done.set_running_or_notify_cancel():
         return
     try:

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API: what is read of them, and what is refused."""
+"""Requests of OpenAI's API: the keys that are read, ignored and refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merganser.errors import MerganserError, one_line
 from merganser.evaluation.generation import Message
 
 MOST_CHOICES = 128
-"""Completions of one request."""
+"""Maximum number of completions of one request."""
 
 MOST_STOPS = 16
 
@@ -25,9 +25,9 @@ class BadRequest(MerganserError):
 
     Attributes:
         status: the HTTP status.
-        param: the key of the request that is wrong; None if it is none.
+        param: the request's key that is wrong; None if the error concerns no key.
         code: OpenAI's short name of the error; None if it has none.
-        headers: of the response.
+        headers: headers of the response.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class BadRequest(MerganserError):
 
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
+    """Return an error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def kind_of(status: int) -> str:
-    """OpenAI's type of an error."""
+    """Return OpenAI's error type for an HTTP status."""
     if status == 401:
         return "authentication_error"
     if status == 429:
@@ -66,7 +66,7 @@ def _listed(value: Any) -> Any:
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Ignored = Annotated[Any, Field(exclude=True)]
-"""A key that changes nothing of an answer here."""
+"""A key that is accepted and has no effect."""
 
 
 class _Strict(BaseModel):
@@ -74,14 +74,14 @@ class _Strict(BaseModel):
 
 
 class StreamOptions(_Strict):
-    """What a stream tells besides text."""
+    """What a stream has besides text."""
 
     include_usage: bool | None = None
     include_obfuscation: Ignored = None
 
 
 class _Common(_Strict):
-    """What both kinds of requests have; None stands for the default."""
+    """The keys of both kinds of requests; None stands for the default."""
 
     model: Annotated[str, Field(min_length=1, max_length=1000)]
     stream: bool | None = None
@@ -94,7 +94,7 @@ class _Common(_Strict):
     )
     seed: Annotated[int, Field(ge=-LARGEST, lt=LARGEST)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=LARGEST)] | None = None
-    # Keys with one value that means "nothing of that".
+    # Keys of unsupported features, which accept only the value that turns the feature off.
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
@@ -102,7 +102,7 @@ class _Common(_Strict):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
+        """Whether a stream ends with the numbers of tokens."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
@@ -156,7 +156,7 @@ class ChatRequest(_Common):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens of a completion."""
+        """Maximum tokens of a completion."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -166,12 +166,12 @@ class ChatRequest(_Common):
 
     @property
     def prompts(self) -> list[list[Message]]:
-        """The conversation, as a chat template reads it."""
+        """The conversation in the form that chat templates read."""
         return [[_message(i, message) for i, message in enumerate(self.messages)]]
 
     @property
     def functions(self) -> list[dict[str, Any]]:
-        """The tools, for the chat template."""
+        """The tools in the form that chat templates read."""
         return [] if self.tool_choice == "none" else [t.model_dump() for t in self.tools or ()]
 
 
@@ -186,7 +186,7 @@ class CompletionRequest(_Common):
 
     @property
     def limit(self) -> int | None:
-        """The most tokens of a completion; OpenAI's default is 16."""
+        """Maximum tokens of a completion; OpenAI's default is 16."""
         return 16 if self.max_tokens is None else self.max_tokens
 
     @property
@@ -196,7 +196,7 @@ class CompletionRequest(_Common):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts: texts, or tokens.
+        """The prompts, as texts or as token ids.
 
         Raises:
             BadRequest: they are something else.
@@ -223,10 +223,10 @@ AnyRequest = ChatRequest | CompletionRequest
 
 
 def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
-    """Read a request.
+    """Return the request in a body.
 
     Raises:
-        BadRequest: with the first thing that is wrong.
+        BadRequest: the body is not a valid request; the message names the first wrong key.
     """
     try:
         data = json.loads(body, parse_constant=_refuse)
@@ -259,7 +259,7 @@ def _refuse(constant: str) -> Any:
 def _invalid(error: ValidationError, kind: type[AnyRequest]) -> BadRequest:
     first = error.errors(include_url=False, include_context=False)[0]
     places = [str(part) for part in first["loc"]]
-    # Pydantic names the types of a union among the places.
+    # Pydantic lists the types of a union in the error's location.
     param = ".".join(p for p in places if p.isidentifier() or p.isdigit())[:200]
     reason = first["msg"]
     if first["type"] == "extra_forbidden" and len(places) == 1:
@@ -271,7 +271,7 @@ def _invalid(error: ValidationError, kind: type[AnyRequest]) -> BadRequest:
 
 
 def _message(index: int, message: ChatMessage) -> Message:
-    """A message as chat templates read it: content as text, arguments of calls as mappings.
+    """Return a message in the form that chat templates read: text content, calls' arguments as mappings.
 
     Raises:
         BadRequest: its content is not text.
@@ -298,7 +298,7 @@ def _text(content: str | Sequence[Mapping[str, Any]] | None, place: str) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call, its arguments read if they are JSON."""
+    """Return a tool call, its arguments parsed if they are JSON."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return dict(call)

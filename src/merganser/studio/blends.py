@@ -17,13 +17,13 @@ MOST_MODELS = 64
 
 
 class Blends(Catalogue):
-    """The models that a studio's server has.
+    """The models of a studio's server.
 
-    A blend is called ``blend-`` and the beginning of its plan's digest, so that equal ones of several
-    pages are one model. The oldest ones are dropped; what runs for them goes on.
+    A blend's name is ``blend-`` and the beginning of its plan's digest, so that equal blends of several
+    pages are one model. The oldest blends are dropped; requests that run for them continue.
 
     Args:
-        library: where models are.
+        library: the studio's folder, which has the models.
     """
 
     def __init__(self, library: Library) -> None:
@@ -33,7 +33,7 @@ class Blends(Catalogue):
         self._guard = RLock()
 
     def add(self, plan: Plan) -> Served:
-        """The model of a plan, which has a name from now on."""
+        """Register the plan of a blend, and return its model."""
         name = f"blend-{plan.digest[:12]}"
         with self._guard:
             known = dict(self.models)
@@ -43,11 +43,11 @@ class Blends(Catalogue):
         return served
 
     def find(self, name: str) -> Served:
-        """The blend of a name, or the model of a path below the folder.
+        """Return the blend with a name, or the model at a path below the folder.
 
         Raises:
-            UnknownModel: there is none.
-            MerganserError: it cannot be planned.
+            UnknownModel: there is no such model.
+            MerganserError: the model cannot be planned.
         """
         with self._guard:
             found = self.models.get(name) or self._experts.get(name)

@@ -1,4 +1,4 @@
-"""The command lines of what a page asks for: nothing that the command line cannot do."""
+"""Command lines for a page's requests: a page can do nothing that the command line cannot."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Command:
     """A command line of Merganser.
 
     Attributes:
-        title: what it does.
-        words: its arguments, without the program.
-        result: whether stdout is JSON that the page shows.
+        title: a short description.
+        words: the arguments, without the program.
+        result: whether stdout is JSON for the page.
     """
 
     title: str
@@ -41,7 +41,7 @@ class _Asked(BaseModel):
 
 
 class Merge(_Asked):
-    """Write a blend: the recipe ``NAME.yml``, and the merge ``NAME``."""
+    """Write a blend: the recipe ``NAME.yml``, and the merged model in the folder ``NAME``."""
 
     kind: Literal["merge"]
     text: str
@@ -118,7 +118,7 @@ class Sweep(_Asked):
 
 
 class Again(_Asked):
-    """Go on with a study that was stopped."""
+    """Resume a stopped study."""
 
     kind: Literal["again"]
     name: str
@@ -151,7 +151,7 @@ class Differences(_Asked):
 
 
 class Publish(_Asked):
-    """Show what publishing a folder would send."""
+    """List the files that publishing a folder would upload."""
 
     kind: Literal["publish"]
     folder: str
@@ -173,14 +173,14 @@ Asked = Merge | Sweep | Again | Differences | Publish
 
 
 def command_of(asked: Asked, library: Library) -> Command:
-    """The command for what a page asks; writes the recipe that it needs.
+    """Return the command for a page's request, and write the recipe that it needs.
 
     Raises:
-        MerganserError: something is missing, wrong, or there already.
+        MerganserError: an input is missing or wrong, or an output exists already.
     """
     return asked.command(library)
 
 
 def _plain(path: str) -> str:
-    """A path that cannot be taken for an option."""
+    """Return a path that cannot be mistaken for an option."""
     return f"./{path}" if path.startswith("-") else path

@@ -1,4 +1,4 @@
-"""Commands that run as child processes: progress, stop, and what they printed."""
+"""Commands as child processes: start, progress, output, stop."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ MOST_KEPT = 50
 MOST_LINES = 200
 
 MOST_RESULT = 16 * 2**20
-"""Bytes of a command's JSON."""
+"""Maximum size of a command's JSON result, in bytes."""
 
 State = Literal["running", "done", "failed", "stopped"]
 
 
 @dataclass(eq=False)
 class Job:
-    """A command that runs, or ran.
+    """A running or ended command.
 
     Attributes:
-        number: from 1.
+        number: counted from 1.
         command: the command.
-        lines: the last lines that it printed for people.
-        state: what has become of it.
+        lines: the last lines of its output for people.
+        state: whether it runs, and how it ended.
         result: its JSON, if it has one.
-        seconds: how long it ran.
+        seconds: running time in seconds.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Job:
     task: asyncio.Task[None] | None = None
 
     def describe(self, *, full: bool = False) -> dict[str, Any]:
-        """As plain data; with the result if ``full``."""
+        """Return the job as plain data, with the result if ``full``."""
         seconds = time.monotonic() - self.began if self.seconds is None else self.seconds
         described = {
             "job": self.number,
@@ -72,7 +72,7 @@ class Jobs:
     """The commands of a studio.
 
     Args:
-        folder: where they run.
+        folder: the commands' working directory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,14 +84,14 @@ class Jobs:
         return iter(self._jobs.values())
 
     def get(self, number: int) -> Job | None:
-        """The job of a number; None if there is none."""
+        """Return the job with a number; None if there is none."""
         return self._jobs.get(number)
 
     async def start(self, command: Command) -> Job:
         """Start a command.
 
         Raises:
-            ResourceError: too many run.
+            ResourceError: too many commands are running.
         """
         if sum(job.state == "running" for job in self) >= MOST_RUNNING:
             raise ResourceError(f"{MOST_RUNNING} commands run already; wait for one, or stop it")
@@ -112,14 +112,14 @@ class Jobs:
         return job
 
     def stop(self, job: Job) -> None:
-        """Interrupt a command; what it has finished is used by the next run."""
+        """Interrupt a command; the next run reuses its finished work."""
         if job.state == "running" and job.process is not None:
             job.state = "stopped"
             with suppress(ProcessLookupError):
                 job.process.send_signal(signal.SIGTERM)
 
     async def close(self) -> None:
-        """Stop all."""
+        """Stop all commands."""
         for job in self:
             self.stop(job)
         tasks = [job.task for job in self if job.task is not None]
@@ -132,7 +132,7 @@ class Jobs:
 
 
 def shown(words: Sequence[str]) -> str:
-    """A command line, to be copied."""
+    """Return a command line quoted for a shell."""
     return shlex.join(["merganser", *words])
 
 

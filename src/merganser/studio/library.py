@@ -1,4 +1,4 @@
-"""The folder that a studio works in: what is below it, and nothing else."""
+"""The folder of a studio; nothing outside it is read or written."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _WEIGHTS = re.compile(r"(?!adapter_|training_args).*\.(safetensors|gguf)|pytorch
 
 @dataclass
 class Contents:
-    """What a library has, as paths below its root.
+    """The contents of a library, as paths relative to its root.
 
     Attributes:
-        models, adapters, studies, problems, recipes: paths in the order of their names.
-        cut_off: whether there is more than is listed.
+        models, adapters, studies, problems, recipes: paths, sorted by name.
+        cut_off: whether the lists are incomplete because the folder has too many entries.
     """
 
     models: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Contents:
 
 
 class Library:
-    """A folder, and what may be read and written below it.
+    """Access to a folder, limited to paths below it.
 
     Args:
         root: the folder.
@@ -54,10 +54,10 @@ class Library:
             raise InputError(f"{root}: is not a folder")
 
     def inside(self, text: str) -> Path:
-        """An existing path below the root, with its symbolic links resolved.
+        """Return an existing path below the root, with its symbolic links resolved.
 
         Raises:
-            InputError: it does not exist, or is elsewhere.
+            InputError: the path does not exist, or is outside the root.
         """
         try:
             path = (self.root / text).resolve(strict=True)
@@ -68,10 +68,10 @@ class Library:
         return path
 
     def model(self, text: str) -> Path:
-        """A model's folder or file below the root; so are the files that it links to.
+        """Return the path of a model's folder or file; files that it links to are below the root too.
 
         Raises:
-            InputError: it does not exist, or a part of it is elsewhere.
+            InputError: the model does not exist, or a part of it is outside the root.
         """
         path = self.inside(text)
         homes = [path, companions(path)] if path.is_dir() else []
@@ -83,11 +83,11 @@ class Library:
         return path
 
     def new(self, text: str) -> Path:
-        """A path below the root where nothing is yet.
+        """Return a path below the root that does not exist yet.
 
         Raises:
-            RecipeError: it is not a name, or is elsewhere.
-            OutputExistsError: there is something.
+            RecipeError: the text is not a valid name, or the path is outside the root.
+            OutputExistsError: the path exists.
         """
         parts = text.split("/")
         if len(parts) > MOST_DEPTH or not all(_NAME.fullmatch(part) for part in parts):
@@ -103,7 +103,7 @@ class Library:
         return path
 
     def save(self, name: str, text: str) -> Path:
-        """Write a new text file; one with the same text may be there already.
+        """Write a new text file, and return its path; an existing file may have the same text.
 
         Raises:
             RecipeError, OutputExistsError: see :meth:`new`.
@@ -121,10 +121,10 @@ class Library:
         return path
 
     def located(self, reference: ModelReference) -> ModelReference:
-        """A reference with its folders' places below the root.
+        """Return a reference whose paths are resolved below the root.
 
         Raises:
-            InputError: it is elsewhere, or on the Hub.
+            InputError: the model is outside the root, or on the Hub.
         """
         if reference.revision is not None or reference.adapter_revision is not None:
             raise InputError(f"{reference.text}: the studio reads no models from the Hub")
@@ -139,7 +139,7 @@ class Library:
         )
 
     def contents(self) -> Contents:
-        """Everything that a page offers; a bounded walk that follows no links."""
+        """Return everything that a page offers, by a bounded walk that follows no links."""
         found = Contents()
         for count, (folder, names, files) in enumerate(self._walk()):
             listed = sum(map(len, (found.models, found.studies, found.problems, found.recipes)))

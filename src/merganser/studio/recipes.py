@@ -21,11 +21,11 @@ _CONTROLLED = ("merge_method", "base_model", "models", "parameters", "dtype")
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a recipe.
+    """An error in a recipe.
 
     Attributes:
-        message: in one line.
-        line: of the recipe, from 1; None if it has none.
+        message: the message, in one line.
+        line: the recipe's line, from 1; None if the error concerns no line.
     """
 
     message: str
@@ -33,10 +33,10 @@ class Problem:
 
 
 def read_plan(text: str, library: Library) -> Plan:
-    """The plan of a recipe's text; its models are below the library's root.
+    """Return the plan of a recipe whose models are all below the library's root.
 
     Raises:
-        MerganserError: the recipe is wrong, or a model is missing, broken, or elsewhere.
+        MerganserError: the recipe is wrong, or a model is missing, broken, or outside the root.
     """
     document = parse_document(text, FILE)
     for path, folder in _runs(document.data, ()):
@@ -52,10 +52,10 @@ def read_plan(text: str, library: Library) -> Plan:
 
 
 def read_model(text: str, library: Library) -> Plan:
-    """The plan of a model below the library's root, as it is.
+    """Return the plan that reproduces a model below the library's root unchanged.
 
     Raises:
-        MerganserError: it is missing, broken, or elsewhere.
+        MerganserError: the model is missing, broken, or outside the root.
     """
     try:
         located = library.located(parse_reference(text))
@@ -68,10 +68,10 @@ def read_model(text: str, library: Library) -> Plan:
 
 
 def check_places(plan: Plan, library: Library) -> None:
-    """Check that no file of a plan is outside of the root.
+    """Check that all files of a plan are below the root.
 
     Raises:
-        InputError: one is.
+        InputError: a file is outside the root.
     """
     for source in plan.all_sources:
         for file in source.checkpoint.stamps:
@@ -79,7 +79,7 @@ def check_places(plan: Plan, library: Library) -> None:
 
 
 def problem_of(error: MerganserError) -> Problem:
-    """An error with its line, and without it in the message."""
+    """Return an error as a message without the line, and the line."""
     message = str(error)
     line = getattr(error, "line", None)
     if line is None and message.startswith(f"{FILE}:"):
@@ -91,7 +91,7 @@ def problem_of(error: MerganserError) -> Problem:
 
 
 def controls_of(text: str) -> dict[str, Any] | None:
-    """What a page's controls show of a recipe; None where they cannot show all of it.
+    """Return the state of a page's controls for a recipe; None if they cannot express all of it.
 
     Raises:
         RecipeError: the text is not YAML.
@@ -127,7 +127,7 @@ def controls_of(text: str) -> dict[str, Any] | None:
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """What a page says of a plan."""
+    """Return a plan's properties that a page shows, as plain data."""
     return {
         "digest": plan.digest,
         "tensors": len(plan.jobs),
@@ -154,10 +154,10 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 
 
 def _runs(data: object, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Folders that ``run:`` names, which are read before a recipe is checked.
+    """Yield the key and the folder of each ``run:``, which is read before the recipe is checked.
 
     Raises:
-        RecipeError: one is not a text.
+        RecipeError: a folder is not a text.
     """
     if isinstance(data, Mapping):
         for key, value in data.items():
@@ -172,7 +172,7 @@ def _runs(data: object, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _are_plain(parameters: object) -> bool:
-    """Whether each value is a scalar, or a gradient of numbers."""
+    """Whether all values are scalars or gradients of numbers."""
     if not isinstance(parameters, dict):
         return False
     return all(

@@ -1,4 +1,4 @@
-"""The page's side of HTTP: its files, and what it asks beyond OpenAI's API."""
+"""The page's HTTP routes: its files, and its requests beyond OpenAI's API."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ PAGE = {
         "text/javascript",
     ),
 }
-"""The page's files, with their types."""
+"""The page's files, with their content types."""
 
 OPEN = ("/", *(f"/studio/page/{name}" for name in PAGE))
-"""Paths that need no key: they are the same for everybody."""
+"""Paths that need no API key, because their content is public."""
 
 HEADER = "x-merganser"
-"""Every request that changes something has it: a page of another site cannot send it unasked."""
+"""Header that every changing request must have: other sites' pages cannot send it without CORS."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -61,14 +61,14 @@ SANDBOX = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'"
 )
-"""For a study's report: its scripts run, but are strangers to the server and reach nothing."""
+"""Content security policy of a study's report: its scripts run in an opaque origin, without network."""
 
 MOST_TEXT = 2**20
-"""Bytes of a request, and of a card."""
+"""Maximum size of a request and of a card, in bytes."""
 
 
 class _Text(BaseModel):
-    """A recipe; ``live`` gives its merge a name in the API."""
+    """A request with a recipe; with ``live`` its merge becomes a model of the API."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     text: str
@@ -89,12 +89,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Studio:
-    """What the page's routes work with.
+    """The objects that the page's routes use.
 
     Args:
         library: the studio's folder.
-        blends: live models.
-        jobs: commands.
+        blends: the live models.
+        jobs: the commands.
     """
 
     def __init__(self, library: Library, blends: Blends, jobs: Jobs) -> None:
@@ -235,7 +235,7 @@ async def _methods(_request: Request) -> Response:
 
 
 def _readable(handler: Handler) -> Handler:
-    """A handler for which pages of other sites cannot ask, and whose errors are the request's fault."""
+    """Return a handler that refuses requests of other sites' pages, and reports errors as bad requests."""
 
     async def handle(request: Request) -> Response:
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
@@ -251,7 +251,7 @@ def _readable(handler: Handler) -> Handler:
 
 
 def _guarded(handler: Handler) -> Handler:
-    """A handler that changes something: only the studio's page, or a program, can ask for it."""
+    """Return a handler of a changing request, which only the studio's page or a program can send."""
 
     async def handle(request: Request) -> Response:
         origin = request.headers.get("origin")

@@ -17,12 +17,12 @@ from merganser.study.live_model import LiveModel
 
 
 class StudioService(Service):
-    """A service that ends a studio's commands when it ends.
+    """A service that also stops a studio's commands when it is closed.
 
     Args:
         blends: the models.
         live: the model in memory.
-        limits: the server's.
+        limits: the limits of the server.
         jobs: the commands.
     """
 
@@ -31,7 +31,7 @@ class StudioService(Service):
         self._jobs = jobs
 
     async def close(self) -> None:
-        """End everything that runs."""
+        """Cancel everything that runs, and stop the commands."""
         await self._jobs.close()
         await super().close()
 
@@ -43,18 +43,18 @@ def make_server(
     limits: Limits,
     on_ready: Callable[[str], None] = lambda _url: None,
 ) -> Server:
-    """A studio's server, which listens once it is run.
+    """Return a studio's server; it listens once it is run.
 
     Args:
-        folder: what the page may read and write.
-        address: where it listens.
+        folder: the folder that the page may read and write.
+        address: the address to listen on.
         live: the model in memory.
-        limits: of the API.
-        on_ready: called with the page's address.
+        limits: the limits of the server.
+        on_ready: called with the page's address once the server listens.
 
     Raises:
         InputError: there is no such folder.
-        ResourceError: the address is in use, or not this machine's.
+        ResourceError: the address is in use, or does not belong to this machine.
     """
     library = Library(folder)
     blends = Blends(library)

@@ -1,4 +1,4 @@
-"""What a page shows of an evaluated study: scores, the front, and completions side by side."""
+"""Data of an evaluated study for a page: scores, the front, and completions side by side."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ REPORT = "report.html"
 
 
 def describe(place: str, library: Library) -> dict[str, Any]:
-    """A study's models with their scores, as plain data.
+    """Return a study's models with their scores, as plain data.
 
     Raises:
-        InputError: it has no results, or is elsewhere.
+        InputError: the study has no results, or is outside the root.
     """
     folder = library.inside(place)
     library.inside(f"{place}/{scores.JSON_NAME}")
@@ -52,10 +52,10 @@ def describe(place: str, library: Library) -> dict[str, Any]:
 
 
 def answers(place: str, library: Library) -> list[dict[str, Any]]:
-    """The problems of a study with each model's first completion.
+    """Return a study's problems with each model's first completion, as plain data.
 
     Raises:
-        InputError: the completions are missing, broken, or elsewhere.
+        InputError: the completions are missing, broken, or outside the root.
     """
     folder = library.inside(place)
     found = scores.read(folder)
@@ -63,11 +63,11 @@ def answers(place: str, library: Library) -> list[dict[str, Any]]:
 
 
 def recipe_of(place: str, name: str, library: Library) -> str:
-    """The recipe of a study's model, to go on with it.
+    """Return the text of the recipe of a study's model.
 
     Raises:
-        InputError: there is no such model.
-        RecipeError: the study's recipe does not make it any more.
+        InputError: the study has no such model.
+        RecipeError: the study's file no longer has the model.
     """
     folder = library.inside(place)
     found = scores.read(folder)
@@ -84,7 +84,7 @@ def recipe_of(place: str, name: str, library: Library) -> str:
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values with those of ``key.part`` in mappings, as a sweep has them."""
+    """Return values with keys ``key.part`` nested as mappings, as in a sweep."""
     made: dict[str, Any] = {}
     for key, value in values.items():
         first, dot, last = key.partition(".")

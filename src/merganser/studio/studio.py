@@ -11,7 +11,7 @@ from merganser.serving.limits import PORT, Limits
 from merganser.study.live_model import Computing, LiveModel
 
 TURN = 0.3
-"""Seconds of a turn; people who compare models ask them in turns."""
+"""Seconds in which requests join a turn: short, since people who compare models alternate between them."""
 
 
 def studio(
@@ -26,17 +26,21 @@ def studio(
     threads: int | None = None,
     on_ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
-    """Serve a page to blend the models below a folder, talk with the blends, and run studies, until Ctrl-C.
+    """Serve a page to blend the models below a folder, chat with the blends, and run studies, until Ctrl-C.
 
-    OpenAI's API is at the same address. The page reads and writes only below the folder, and nothing is
-    fetched from the Hub.
+    The same address serves OpenAI's API. The page reads and writes only below the folder, and nothing is
+    downloaded from the Hub.
 
     Args:
-        folder: where models, recipes and studies are.
-        host, port: where to listen; port 0 takes any free one.
-        keys: one of them must come with each request; one is made if others than this machine reach the host.
-        max_tokens: length of a completion; None for what the model's context leaves.
-        device, dtype, threads: of the live model; see :class:`merganser.LiveModel`.
+        folder: the folder of models, recipes and studies.
+        host: the address to listen on.
+        port: the port to listen on; 0 takes any free one.
+        keys: API keys, one of which every request must have; if empty, one is generated if other
+            machines can reach the host.
+        max_tokens: most tokens of a completion; None for what the model's context leaves.
+        device: as of :class:`merganser.LiveModel`.
+        dtype: as of :class:`merganser.LiveModel`.
+        threads: as of :class:`merganser.LiveModel`.
         on_ready: called with the page's address once it can be opened.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Trackers of experiments: trackio, Weights & Biases and MLflow."""
+"""Experiment trackers: trackio, Weights & Biases and MLflow."""
 
 from merganser.tracking.following import Following as Following
 from merganser.tracking.following import follow as follow

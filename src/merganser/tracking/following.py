@@ -1,4 +1,4 @@
-"""A study followed by a tracker, which never stops it."""
+"""Log a running study with a tracker, whose failures never stop the study."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from merganser.tracking.tracker import Run, Tracker
 
 
 class Following:
-    """Passes a study's scores on to a tracker.
+    """Logs a study's scores with a tracker.
 
-    The first failure of the tracker is a warning; from then on nothing is logged. What a tracker prints
-    goes to stderr.
+    The first failure of the tracker is reported as a warning; after it nothing is logged. The tracker's
+    stdout goes to stderr.
 
     Args:
         tracker: the tracker; None to log nothing.
@@ -32,16 +32,16 @@ class Following:
         self._waiting: Run | None = None
 
     def start(self, run: Run) -> None:
-        """Begin the study's run with the first model that is logged; without one there is no run."""
+        """Set the study's run, which begins when the first model is logged."""
         self._waiting = run
 
     def point(self, number: int, entry: Entry, prefix: str = "") -> None:
         """Log a model that has its scores.
 
         Args:
-            number: the point's, from 1; 0 for a model that is no merge.
+            number: the point's number, from 1; 0 for a model that is not a merge.
             entry: the model.
-            prefix: what the names of its numbers begin with.
+            prefix: prefix of the metrics' names.
         """
         if not entry.scores:
             return
@@ -65,7 +65,7 @@ class Following:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 action(tracker)
-        except Exception as error:  # whatever a tracker can raise
+        except Exception as error:  # trackers can raise anything
             self._tracker = None
             reason = one_line(" ".join(str(error).split()) or type(error).__name__)
             self._on_warning(f"{tracker.name}: {reason}; the study goes on without a tracker")
@@ -73,7 +73,7 @@ class Following:
 
 @contextmanager
 def follow(tracker: Tracker | None, on_warning: Callable[[str], None]) -> Iterator[Following]:
-    """Follow a study with a tracker; an error in the block ends the run as failed.
+    """Yield the logging of a study with a tracker; an error in the block ends the run as failed.
 
     Args:
         tracker: the tracker; None for none.

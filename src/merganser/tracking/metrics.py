@@ -1,4 +1,4 @@
-"""The numbers of a study's models, flat, under names that stay the same from point to point."""
+"""Metrics of a study's models as a flat mapping, with the same names for all points."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from merganser.recipe.short_names import shorten
 from merganser.results.scores import Entry
 
 NEAR = 1e-6
-"""Up to which a value of a sweep and a weight are the same number."""
+"""Tolerance for the equality of a sweep's value and a weight."""
 
 
 class Metrics:
-    """Names the numbers of each model of a study.
+    """Names the metrics of a study's models.
 
     ``accuracy``, ``accuracy_error``, ``accuracy_low`` and ``accuracy_high`` of each score; each number
     of the sweep by its key, such as ``w``; ``effective_w`` if ``w`` is the weight of one model; the
@@ -25,11 +25,11 @@ class Metrics:
         self._weighing: dict[str, set[str]] = {}
 
     def of(self, entry: Entry, prefix: str = "") -> dict[str, float]:
-        """Return the numbers of a model.
+        """Return the metrics of a model by name.
 
         Args:
-            entry: the model with its scores. Names of a model that is no merge begin with its own.
-            prefix: what all names begin with; with one, only scores are returned.
+            entry: the model with its scores. If it is not a merge, the metrics' names begin with its name.
+            prefix: prefix of all names; if not empty, only scores are returned.
         """
         start = prefix if entry.role == "point" else f"{prefix}{entry.name}/"
         numbers: dict[str, float] = {}
@@ -54,14 +54,14 @@ class Metrics:
         return numbers
 
     def _weighed_by(self, key: str, value: float, weights: Mapping[str, float]) -> str | None:
-        """The only model whose weight the key has been at all points so far."""
+        """Return the one model whose weight has equalled the key's value at all points so far; else None."""
         same = {model for model, weight in weights.items() if abs(weight - value) < NEAR}
         self._weighing[key] = self._weighing.get(key, same) & same
         return next(iter(self._weighing[key])) if len(self._weighing[key]) == 1 else None
 
 
 def _short(models: Sequence[str]) -> list[str]:
-    """Names of models without their folders, if these tell them apart."""
+    """Return models' names without their folders, if those are unique."""
     names = [model.rstrip("/").rpartition("/")[2] for model in models]
     return names if len(set(names)) == len(names) else shorten(models)
 

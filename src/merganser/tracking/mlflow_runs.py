@@ -12,13 +12,13 @@ from merganser import extras
 from merganser.tracking.tracker import PROJECT, Run
 
 TAG = "merganser.study"
-"""The tag that a study's run is found by when the study runs again."""
+"""The tag that identifies a study's run when the study runs again."""
 
 MOST_CHARACTERS = 500
-"""Of a parameter's value."""
+"""Maximum length of a parameter's value."""
 
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""How long a study waits for a server that does not answer: MLflow's defaults are minutes."""
+"""Limits of the wait for a server that does not respond: MLflow's defaults take minutes."""
 
 
 class Runs:
@@ -41,7 +41,7 @@ class Runs:
         )
         if earlier:
             mlflow.start_run(run_id=earlier[0].info.run_id)
-            return  # its parameters cannot change
+            return  # MLflow cannot change a run's parameters
         mlflow.start_run(run_name=run.name, tags={TAG: run.digest})
         params = {_name(k): str(v)[:MOST_CHARACTERS] for k, v in run.config.items()}
         mlflow.log_params(params)
@@ -58,5 +58,5 @@ class Runs:
 
 
 def _name(text: str) -> str:
-    """A name without characters that MLflow refuses."""
+    """Return a name without characters that MLflow refuses."""
     return re.sub(r"[^\w./ -]", "_", text, flags=re.ASCII)

@@ -1,4 +1,4 @@
-"""What a tracker of experiments does for a study, and which there are."""
+"""The interface of an experiment tracker, and the choice of one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from merganser import extras
 TrackerName = Literal["trackio", "wandb", "mlflow"]
 
 PROJECT = "merganser"
-"""The project that studies are logged to, unless a tracker's environment variable names another."""
+"""Default project of the logged studies; a tracker's environment variable can name another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A study, as a tracker knows it.
+    """A study as a run of a tracker.
 
     Attributes:
         name: the study's name.
-        digest: the same each time this study runs in its folder, so that its run is continued.
-        config: settings of the study, flat: numbers, texts and truth values.
+        digest: identifies the study in its folder, so that running it again continues its run.
+        config: settings of the study, a flat mapping to numbers, texts and booleans.
     """
 
     name: str
@@ -32,22 +32,22 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Logs one study. Whatever it raises is a warning; see :class:`merganser.tracking.Following`.
+    """Logs one study. Its exceptions become warnings; see :class:`merganser.tracking.Following`.
 
     Attributes:
-        name: what a warning calls it.
+        name: the tracker's name in warnings.
     """
 
     name: str
 
     def start(self, run: Run) -> None:
-        """Begin a run, or continue it."""
+        """Begin or continue a run."""
 
     def point(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Log what was measured of a point.
+        """Log the metrics of a model.
 
         Args:
-            number: the point's, from 1; 0 for a model that is no merge.
+            number: the point's number, from 1; 0 for a model that is not a merge.
             metrics: numbers by name.
         """
 
@@ -55,21 +55,21 @@ class Tracker(Protocol):
         """End the run.
 
         Args:
-            files: the study's results, to be stored with the run.
+            files: files of the study's results, to store with the run.
             failed: whether the study ended early.
         """
 
 
 Track = TrackerName | Literal["none"] | Tracker
-"""What a study is logged with: a tracker, the name of one, or ``none``."""
+"""A tracker, the name of one, or ``none``."""
 
 
 def choose(track: Track | None, default: TrackerName | None) -> Tracker | None:
-    """Return the tracker of a study, which has not started yet.
+    """Return the tracker of a study, not started yet; None for none.
 
     Args:
-        track: what the caller asks for.
-        default: what the study's file asks for.
+        track: the caller's choice; None for the file's.
+        default: the choice of the study's file.
 
     Raises:
         MerganserError: its package is not installed.

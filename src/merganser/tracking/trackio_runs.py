@@ -38,4 +38,4 @@ class Runs:
 
     def finish(self, files: Sequence[Path], *, failed: bool) -> None:
         """See :meth:`merganser.tracking.Tracker.finish`."""
-        self._trackio.finish()  # that of the run alone would print to stdout at exit
+        self._trackio.finish()  # run.finish() alone would print to stdout at exit

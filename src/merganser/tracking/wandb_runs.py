@@ -11,7 +11,7 @@ from merganser import extras
 from merganser.tracking.tracker import PROJECT, Run
 
 STEP = "point"
-"""The metric that is the horizontal axis of all others: points may be scored in any order."""
+"""The metric on the horizontal axis of all others, since points may be scored in any order."""
 
 
 class Runs:

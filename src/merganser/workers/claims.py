@@ -1,15 +1,15 @@
-"""Claims: files in a shared folder that say which worker has which unit of a study.
+"""Claims: files in a shared folder that assign units of a study to workers.
 
-All that workers share is a folder. For a unit NAME it has:
+Workers share only a folder. For a unit NAME it has:
 
-- ``NAME.1.claim``: a worker has the unit; the worker's thread touches the file every ten seconds.
-- ``NAME.1.lost``: that worker died. The next try is ``NAME.2.claim``.
-- ``NAME.done`` or ``NAME.failed``: what came of it.
+- ``NAME.1.claim``: a worker is at work on the unit; a thread of it touches the file every ten seconds.
+- ``NAME.1.lost``: that worker died. The next attempt is ``NAME.2.claim``.
+- ``NAME.done`` or ``NAME.failed``: the outcome.
 
-A claim is created exclusively, so one worker gets it. A claim that is not touched for two minutes is
-stale: who renames it to ``.lost`` first may try again. The number in the name makes sure that a
-claim is never mistaken for a later one. Ages are differences of times that the file system wrote, so
-clocks of machines may differ.
+A claim is created exclusively, so only one worker gets it. A claim that is not touched for two minutes
+is stale: the first worker to rename it to ``.lost`` may claim the unit again. The number in the name
+distinguishes a claim from later ones. Ages are differences of timestamps that the file system wrote, so
+machines' clocks may differ.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ STALE = 120.0
 """Seconds without a touch after which a claim's worker counts as dead."""
 
 TRIES = 3
-"""How many workers a unit may kill before it is given up."""
+"""Number of workers that may die with a unit before it is given up."""
 
 State = Literal["free", "claimed", "done", "failed", "given up"]
 
 
 class ClaimLost(Exception):
-    """Another worker has taken over the unit, since this one was not heard of for too long."""
+    """Another worker has taken over the unit, because this worker's claim became stale."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The worker that has, or had, a claim.
+    """The worker that created a claim.
 
     Attributes:
-        host: its machine.
-        process: its process number.
-        token: a random name of this one claim.
+        host: the machine's name.
+        process: the process id.
+        token: a random identifier of the claim.
     """
 
     host: str
@@ -62,10 +62,10 @@ class Owner:
 
 
 class Claim:
-    """A unit that this process has. It is touched by a thread until it is released.
+    """A claim of this process. A thread touches the file until the claim is released.
 
     Attributes:
-        name: the unit.
+        name: the unit's name.
         owner: this process.
         file: the claim's file.
     """
@@ -82,14 +82,14 @@ class Claim:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the thread has seen that another worker has the unit. Costs nothing."""
+        """Whether the thread has noticed that another worker has taken over the unit; reads no file."""
         return self._lost.is_set()
 
     def check(self) -> None:
-        """Look whether this process still has the unit.
+        """Check the file: is the unit still this process's?
 
         Raises:
-            ClaimLost: it has not.
+            ClaimLost: another worker has taken over the unit.
         """
         if not self.is_lost and _read_owner(self.file) != self.owner:
             self._lost.set()
@@ -97,23 +97,23 @@ class Claim:
             raise ClaimLost(self.name)
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Say that the unit is done, and release it.
+        """Mark the unit as done, and release the claim.
 
         Raises:
-            ClaimLost: another worker has it.
+            ClaimLost: another worker has taken over the unit.
         """
         self._settle("done", record)
 
     def fail(self, record: Mapping[str, Any]) -> None:
-        """Say that the unit cannot be done, so that no other worker tries, and release it.
+        """Mark the unit as failed, so that no other worker tries it, and release the claim.
 
         Raises:
-            ClaimLost: another worker has it.
+            ClaimLost: another worker has taken over the unit.
         """
         self._settle("failed", record)
 
     def release(self) -> None:
-        """Let others have the unit, unless another has it already."""
+        """Remove the claim, unless another worker has taken over the unit."""
         self._over.set()
         self._thread.join()
         with suppress(ClaimLost, FileNotFoundError):
@@ -133,7 +133,7 @@ class Claim:
             except (ClaimLost, FileNotFoundError):
                 self._lost.set()
                 return
-            except OSError:  # a server that is away for a moment; the next beat tries again
+            except OSError:  # a file server is unreachable for a moment; the next beat tries again
                 continue
 
 
@@ -141,7 +141,7 @@ class Claims:
     """The claims in a folder.
 
     Args:
-        folder: is shared by all workers; created if missing.
+        folder: the folder that all workers share; created if missing.
         beat: seconds between two touches of a claim.
         stale: seconds without a touch after which a claim can be taken over.
 
@@ -157,7 +157,7 @@ class Claims:
         self._clock = folder / f".clock-{uuid.uuid4().hex}"
 
     def state(self, name: str) -> State:
-        """What is known of a unit."""
+        """Return the state of a unit."""
         if (self.folder / f"{name}.done").exists():
             return "done"
         if (self.folder / f"{name}.failed").exists():
@@ -168,7 +168,7 @@ class Claims:
         return "claimed" if self._claim_file(name, number).exists() else "free"
 
     def take(self, name: str) -> Claim | None:
-        """Claim a unit; None if another worker has it, or nothing is left to do.
+        """Claim a unit; return None if another worker has claimed it, or it has ended.
 
         A stale claim is taken over.
 
@@ -191,29 +191,29 @@ class Claims:
                 json.dump(
                     {"host": owner.host, "process": owner.process, "token": owner.token}, stream
                 )
-            # What was free a moment ago may have been done, or tried in vain, in the meantime.
+            # The unit may have ended between the look at its state and the claim.
             if self._try(name) == number and self.state(name) == "claimed":
                 return Claim(self, name, owner, file)
             file.unlink(missing_ok=True)
         return None
 
     def record(self, name: str) -> dict[str, Any]:
-        """What a worker wrote about a unit that is done or failed; empty for others."""
+        """Return the record of a unit that is done or failed; empty for others."""
         for state in ("done", "failed"):
             with suppress(OSError, ValueError):
                 return dict(json.loads((self.folder / f"{name}.{state}").read_text("utf-8")))
         return {}
 
     def tried(self, name: str) -> list[Owner]:
-        """The workers that died with a unit."""
+        """Return the workers that died with a unit."""
         files = [self._lost_file(name, number) for number in range(1, self._try(name))]
         return [owner for owner in map(_read_owner, files) if owner is not None]
 
     def lose(self, name: str, host: str, process: int) -> bool:
-        """Say that a worker is dead, so that its claim needs not become stale first.
+        """Mark a worker's claim of a unit as lost, without waiting until it is stale.
 
         Returns:
-            Whether it had the unit.
+            Whether the worker had claimed the unit.
         """
         number = self._try(name)
         owner = _read_owner(self._claim_file(name, number))
@@ -224,36 +224,36 @@ class Claims:
         )
 
     def forget(self, name: str) -> None:
-        """Forget what came of a unit, so that it is tried again; nothing changes while it is tried."""
+        """Remove the outcome of a unit, so that it is tried again; a claimed unit does not change."""
         if self.state(name) == "given up":
-            for number in range(1, TRIES + 1):  # nobody can claim it before the last one is gone
+            for number in range(1, TRIES + 1):  # no worker can claim it before the last one is removed
                 self._lost_file(name, number).unlink(missing_ok=True)
         for state in ("failed", "done"):
             (self.folder / f"{name}.{state}").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove this process's clock."""
+        """Remove the file whose timestamps are this process's clock."""
         self._clock.unlink(missing_ok=True)
 
     def _try(self, name: str) -> int:
-        """The number of the try that is to come, or runs."""
+        """Return the number of the current or next attempt."""
         for number in range(TRIES, 0, -1):
             if self._lost_file(name, number).exists():
                 return number + 1
         return 1
 
     def _is_stale(self, file: Path) -> bool:
-        """Whether a claim was not touched for too long, by the file system's clock."""
+        """Whether a claim is stale by the file system's clock."""
         self._clock.touch()
         try:
-            with file.open("rb") as stream:  # opening makes a network file system ask its server
+            with file.open("rb") as stream:  # opening makes a network file system refresh its attributes
                 touched = os.fstat(stream.fileno()).st_mtime
         except FileNotFoundError:
             return False
         return self._clock.stat().st_mtime - touched > self.stale
 
     def _lose(self, name: str, number: int) -> bool:
-        """Rename a claim; True for the one process that succeeds."""
+        """Mark a claim as lost by renaming it; return True in the one process that succeeds."""
         try:
             self._claim_file(name, number).rename(self._lost_file(name, number))
         except FileNotFoundError:
@@ -268,7 +268,7 @@ class Claims:
 
 
 def _read_owner(file: Path) -> Owner | None:
-    """The worker that is recorded in a claim; None if there is none yet."""
+    """Return the worker that a claim names; None if the claim is not written yet."""
     try:
         return Owner(**json.loads(file.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
@@ -276,7 +276,7 @@ def _read_owner(file: Path) -> Owner | None:
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a record; others see all of it or nothing.
+    """Write a record as JSON atomically.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: one a GPU, or one a share of the cores."""
+"""Worker processes on this machine: one per GPU, or one per share of the cores."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from merganser.errors import MerganserError, RecipeError, ResourceError, reraise
 from merganser.workers.study_file import FOLDER
 
 CORES = 4
-"""Cores a worker by ``local:auto``, where there is no GPU."""
+"""Cores per worker for ``local:auto`` on a machine without GPUs."""
 
 PATIENCE = 20.0
-"""Seconds that a worker gets to hand over its completions when it is stopped."""
+"""Seconds that a stopped worker has to store its completions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where workers run.
+    """The value of the option ``--workers``.
 
     Attributes:
         is_local: whether to start processes on this machine; otherwise this process is a worker.
-        count: how many; None for one a GPU.
+        count: number of workers; None for one per GPU, or per :data:`CORES` cores.
     """
 
     is_local: bool
@@ -35,7 +35,7 @@ class Where:
 
 
 def parse(text: str) -> Where:
-    """Read the option ``--workers``.
+    """Parse the option ``--workers``.
 
     Raises:
         RecipeError: it is none of ``local:N``, ``local:auto`` and ``join``.
@@ -63,14 +63,14 @@ def visible_gpus() -> list[str]:
 def environments(
     where: Where, devices: int, threads: int | None, gpus: list[str], cores: int
 ) -> list[dict[str, str]]:
-    """The environment variables of each worker: its GPUs, and its share of the cores.
+    """Return each worker's environment variables: its GPUs, and its number of threads.
 
     Args:
-        where: how many workers.
+        where: the number of workers.
         devices: GPUs that one worker needs.
-        threads: of each worker; None for its share of the cores.
-        gpus: the machine's.
-        cores: the machine's.
+        threads: threads per worker; None for an equal share of the cores.
+        gpus: the machine's GPUs.
+        cores: number of the machine's cores.
 
     Raises:
         ResourceError: there are GPUs, but fewer than one worker needs.
@@ -96,14 +96,14 @@ class _Member:
 
 
 class Crew:
-    """Worker processes. Those that a signal ends are replaced; all are stopped at the end.
+    """Worker processes. A worker that a signal kills is replaced; leaving the context stops all.
 
     Args:
         home: the study's folder.
-        where: how many.
+        where: the number of workers.
         devices: GPUs that one worker needs.
-        threads: of each worker; None for its share of the cores.
-        most: how many processes are started, at most, in place of dead ones.
+        threads: threads per worker; None for an equal share of the cores.
+        most: maximum number of replacements.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Crew:
         return self
 
     def collect(self) -> list[int]:
-        """Replace the workers that were killed; return the process numbers of all that have ended."""
+        """Replace the workers that were killed; return the process ids of all that have ended."""
         ended = [member for member in self._members if member.process.poll() is not None]
         for member in ended:
             self._members.remove(member)
@@ -134,10 +134,10 @@ class Crew:
         return [member.process.pid for member in ended]
 
     def check(self) -> None:
-        """Check that a worker is left.
+        """Check that at least one worker runs.
 
         Raises:
-            MerganserError: all have ended; with the last line that one wrote.
+            MerganserError: all workers have ended; the message has the last line of output.
         """
         if not self._members:
             raise MerganserError(_last_line(self._failed) or "all workers have ended")
@@ -154,7 +154,7 @@ class Crew:
                 stdout=stream,
                 stderr=stream,
                 env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C is for the driver, which then stops them
+                start_new_session=True,  # Ctrl-C goes to the driver, which then stops them
             )
         self._members.append(_Member(process, environment, log))
 

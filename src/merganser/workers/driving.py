@@ -1,4 +1,4 @@
-"""A sweep whose models are scored by several workers, and whose results are written once."""
+"""Evaluate a sweep with several workers; one process writes the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from merganser.workers.study_file import FOLDER, StudyFile, units_of
 from merganser.workers.working import WAIT, Worker
 
 RESULTS = ".results"
-"""The unit that stands for the results, which one process writes."""
+"""Name of the unit for writing the results."""
 
 
 def sweep_with_workers(
@@ -54,7 +54,7 @@ def sweep_with_workers(
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> Results:
-    """Evaluate a sweep as :func:`merganser.evaluate_sweep` does, its models scored by workers.
+    """Evaluate a sweep as :func:`merganser.evaluate_sweep` does, with several workers.
 
     Once all models are scored, ``evaluate_sweep`` runs, reuses every completion, and writes the
     results. Further workers on any machine that sees the folder can help: ``merganser worker OUT``.
@@ -62,8 +62,8 @@ def sweep_with_workers(
     Args:
         config: a file with ``sweep:`` and ``evaluate:`` blocks.
         out: the folder of the study.
-        workers: ``local:N`` starts N processes on this machine, ``local:auto`` one a GPU; ``join``
-            makes this process one of any number that run the same command.
+        workers: ``local:N`` starts N processes on this machine, ``local:auto`` one per GPU; ``join``
+            makes this process a worker, together with others that run the same command.
         only: as for ``evaluate_sweep``.
         write: as for ``evaluate_sweep``.
         engine: as for ``evaluate_sweep``.
@@ -76,8 +76,8 @@ def sweep_with_workers(
         options: those of :func:`merganser.merge`.
 
     Raises:
-        OutputExistsError: another study is at work in the folder.
-        MerganserError: one of its subclasses, by cause; what is scored stays.
+        OutputExistsError: workers of another study are at work in the folder.
+        MerganserError: one of its subclasses, by cause; scored models keep their completions.
     """
     where = parse(workers)
     planning, writing = split_options(options)
@@ -142,9 +142,9 @@ def sweep_with_workers(
 
 @contextmanager
 def _begun(study: StudyFile, prepared: PreparedStudy, live: Live) -> Iterator[Claims]:
-    """Write the study's file, or join the workers that have it; yield the claims.
+    """Write the study's file, or join its workers if it exists; yield the claims.
 
-    Models that are scored already are marked as done; errors of an earlier run are forgotten.
+    Models that are scored already are marked as done; failures of an earlier run are removed.
     """
     claims = Claims(prepared.home / FOLDER)
     try:
@@ -173,7 +173,7 @@ def _check_idle(home: Path, claims: Claims) -> None:
     """Check that no worker is at work on another study in the same folder.
 
     Raises:
-        OutputExistsError: one is.
+        OutputExistsError: a worker is.
     """
     for name in study_file.read(home).units:
         claim = claims.take(name)
@@ -193,10 +193,10 @@ def _lead(
     threads: int | None,
     shown: _Shown,
 ) -> None:
-    """Start workers on this machine, replace those that die, and wait until nothing is left.
+    """Start workers on this machine, replace those that die, and wait until all models have ended.
 
     Raises:
-        MerganserError: no worker can start; the message is the last one's.
+        MerganserError: no worker can start; the message is the last worker's.
     """
     devices = 1
     if isinstance(prepared.engine, VllmOptions):
@@ -217,7 +217,7 @@ def _check_all_done(study: StudyFile, claims: Claims) -> None:
     """Check that every model was scored.
 
     Raises:
-        MerganserError: for the first that was not: it cannot be scored, or kills its workers.
+        MerganserError: a model failed, or its workers died; the message names the first such model.
     """
     if not claims.folder.exists():  # another process has written the results
         return
@@ -235,10 +235,10 @@ def _check_all_done(study: StudyFile, claims: Claims) -> None:
 
 
 def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Results:
-    """Write the results, or wait for the process that does; then remove the claims.
+    """Write the results, or wait for the process that writes them; then remove the claims.
 
     Raises:
-        MerganserError: three processes died of it, one after the other.
+        MerganserError: three processes died while writing them.
     """
     while True:
         try:
@@ -267,7 +267,7 @@ def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Resu
 
 
 class _Shown:
-    """Passes on each model's scores once, whichever process has scored it."""
+    """Reports every model's scores once, whichever process has scored the model."""
 
     def __init__(self, claims: Claims, study: StudyFile, listener: Listener) -> None:
         self._claims = claims
@@ -277,7 +277,7 @@ class _Shown:
         self._seen: set[str] = set()
 
     def look(self) -> None:
-        """Pass on the scores of models that are done since the last call."""
+        """Report the scores of models that were done since the last call."""
         for name, turn in self._turns.items():
             if name in self._seen or self._claims.state(name) != "done":
                 continue
@@ -289,7 +289,7 @@ class _Shown:
                 self._seen.add(name)
 
     def listen(self, event: Event) -> None:
-        """Pass on an event of this process."""
+        """Report an event of this process."""
         name = event.turn.model
         if name in self._seen:
             return

@@ -1,4 +1,4 @@
-"""The file by which a study's workers know what to do, and check that they see the same study."""
+"""The file that describes a study to its workers, and by which they check that they see the same study."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from merganser.study.scoring import describe
 from merganser.workers.claims import write_json
 
 FOLDER = ".claims"
-"""Name of the folder with claims, in a study's folder."""
+"""Name of the claims' folder in a study's folder."""
 
 NAME = "study.json"
 FORMAT = 1
 
 Units = Mapping[str, Mapping[str, str]]
-"""For each model to score, by name: digests of all that its completions depend on, by kind."""
+"""By the name of each model to score: digests, by kind, of everything that its completions depend on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyFile:
-    """What a worker needs to know of a study.
+    """The description of a study for its workers.
 
     Attributes:
-        config: the study's file, as a path from the study's folder.
-        cwd: the folder that the command was started in, where some paths start.
+        config: the study's YAML file, relative to the study's folder.
+        cwd: the working directory of the command, which some relative paths start at.
         only: conditions on the points.
         engine, engine_options, allow_code: as for :func:`merganser.evaluate_sweep`.
         planning: options of planning.
-        methods: files of merge methods that workers run, as paths from the study's folder.
-        units: the models to score.
+        methods: Python files with merge methods that workers load, relative to the study's folder.
+        units: the models to score, with digests.
     """
 
     config: str
@@ -57,7 +57,7 @@ class StudyFile:
 
     @property
     def digest(self) -> str:
-        """Digest of all of it except for the folder that a command was started in."""
+        """Digest of all attributes except ``cwd``."""
         fields = {key: value for key, value in asdict(self).items() if key != "cwd"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -76,14 +76,14 @@ class StudyFile:
         """Plan the study on this machine.
 
         Raises:
-            InputError: this machine does not see a file.
+            InputError: a file is missing on this machine.
             MerganserError: one of its subclasses, by cause, with the machine's name.
         """
         host = platform.node()
         config = home / self.config
         if not config.is_file():
             raise InputError(f"{host} does not see {os.path.normpath(config)}, the study's file")
-        with suppress(OSError):  # a folder that only the first machine has; then paths start here
+        with suppress(OSError):  # only the first machine has the folder; then paths start at the current one
             os.chdir(self.cwd)
         with _on_this_machine(host):
             for file in self.methods:
@@ -102,7 +102,7 @@ class StudyFile:
         """Check that this machine would score the same models.
 
         Raises:
-            InputError: inputs or versions differ; the message names which.
+            InputError: inputs or versions differ; the message names them.
         """
         differing: dict[str, None] = {}
         for name in {**self.units, **units}:
@@ -138,7 +138,7 @@ def read(home: Path) -> StudyFile:
     """Read a study's file.
 
     Raises:
-        InputError: there is none, or it is of another version.
+        InputError: the file is missing, or of another version.
     """
     file = home / FOLDER / NAME
     try:
@@ -159,7 +159,7 @@ def read(home: Path) -> StudyFile:
 
 
 def is_current(home: Path, study: StudyFile) -> bool:
-    """Whether a study's folder still has this study's file."""
+    """Whether the study's file in a folder still describes this study."""
     try:
         record = json.loads((home / FOLDER / NAME).read_text(encoding="utf-8"))
         return bool(record.get("digest") == study.digest)
@@ -168,7 +168,7 @@ def is_current(home: Path, study: StudyFile) -> bool:
 
 
 def units_of(study: PreparedStudy, live: Live) -> Units:
-    """The models to score, with digests of all that their completions depend on.
+    """Return the models to score, with digests of everything that their completions depend on.
 
     Raises:
         InputError: an input cannot be read.

@@ -1,4 +1,4 @@
-"""A worker: takes the next model of a study that nobody has, scores it, and looks for another."""
+"""A worker: claims a free model of a study, scores it, and claims the next."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from merganser.workers.claims import Claim, ClaimLost, Claims
 from merganser.workers.study_file import FOLDER, StudyFile
 
 WAIT = 1.0
-"""Seconds between two looks at models that other workers have."""
+"""Seconds between two checks of models that other workers have claimed."""
 
 WORK = "work"
-"""Name of the folder in which each claim has a folder of its own for completions."""
+"""Name of the folder with one folder of completions per claim."""
 
 
 def work(
@@ -39,7 +39,7 @@ def work(
 ) -> list[str]:
     """Score models of a study until none is left, together with any number of other workers.
 
-    The study was begun by :func:`merganser.sweep_with_workers`, which also writes its results.
+    :func:`merganser.sweep_with_workers` must have begun the study; it also writes the results.
 
     Args:
         out: the study's folder.
@@ -51,8 +51,8 @@ def work(
         The names of the models that this worker scored.
 
     Raises:
-        InputError: no study was begun there, or this machine sees other inputs or versions.
-        MerganserError: one of its subclasses, by cause; other workers go on.
+        InputError: the folder has no begun study, or this machine has other inputs or versions.
+        MerganserError: one of its subclasses, by cause; other workers continue.
     """
     home = Path(os.path.abspath(out))  # noqa: PTH100
     study = study_file.read(home)
@@ -76,8 +76,8 @@ class Worker:
         live: the live model.
         on_progress: called with the progress of the completions.
         on_warning: called when another worker has taken over a model.
-        scored: the models that it has scored.
-        errors: of models that cannot be scored.
+        scored: names of the models that it has scored.
+        errors: the errors of models that cannot be scored.
     """
 
     prepared: PreparedStudy
@@ -91,7 +91,7 @@ class Worker:
     def run(self, claims: Claims | None = None) -> None:
         """Score models until all are done, given up, or failed.
 
-        While other workers have the last ones, it waits: one of them may die.
+        Waits while other workers score the last models, because one of them may die.
         """
         folder = self.prepared.home / FOLDER
         claims = claims or Claims(folder)
@@ -102,7 +102,7 @@ class Worker:
             while True:
                 before, left = len(self.scored), False
                 if not study_file.is_current(self.prepared.home, self.study):
-                    return  # it is finished, or another one has begun there
+                    return  # the study has ended, or another one has begun in the folder
                 for model, turn in zip(models, turns, strict=True):
                     claim = claims.take(model.entry.name)
                     if claim is None:
@@ -127,8 +127,8 @@ class Worker:
 class _Unit:
     """One model that a worker has claimed.
 
-    Its completions go to a folder that no other worker writes to. They become the study's when all
-    are there, or when this worker stops.
+    Its completions are written to a private folder. They are moved into the study's folder when all are
+    complete, or when this worker stops.
     """
 
     stage: Stage
@@ -158,7 +158,7 @@ class _Unit:
             self._stop(error, own)
 
     def _stop(self, error: BaseException, own: Path) -> None:
-        """End the unit after an error; returns if the worker can go on."""
+        """End the unit after an error; return if the worker can continue with other models."""
         try:
             self.claim.check()
         except ClaimLost:
@@ -189,7 +189,7 @@ class _Unit:
         self.worker.on_progress(event)
 
     def _adopt(self, own: Path) -> None:
-        """Start with the completions that the study has, and those of workers that died or stopped."""
+        """Copy the study's completions, and those of workers that died or stopped, to reuse them."""
         places = [self.stage.home, *sorted(own.parent.iterdir())]
         for file in _files(self.model, own)[:-1]:
             parts = [_complete_lines(place / SAMPLES / file.name) for place in places]
@@ -221,13 +221,13 @@ class _Unit:
 
 
 def _files(model: StudyModel, home: Path) -> list[Path]:
-    """A model's files in a folder of completions; completions first, scores of the harness last."""
+    """Return a model's files in a folder of completions; completions first, scores of the harness last."""
     samples = home / SAMPLES / f"{model.entry.name}.jsonl"
     return [samples, judgement_file.path_of(samples), harness_file(model, home)]
 
 
 def _complete_lines(file: Path) -> bytes:
-    """The lines of a file without an incomplete last one; empty if there is no file."""
+    """Return a file's lines without an incomplete last one; empty if there is no file."""
     try:
         head, newline, _ = file.read_bytes().rpartition(b"\n")
     except FileNotFoundError:
