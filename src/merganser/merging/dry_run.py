@@ -34,10 +34,10 @@ def run_dry(
         sink: receives the output; None for the null sink.
         threads, memory, digest_inputs, checkpoints, on_event: as in :func:`merganser.merge`.
         options: of :func:`merganser.plan`.
-        
+
         Returns:
             The result, whose ``folder`` is None.
-        """
+    """
     began = time.perf_counter()
     plan = (
         config

@@ -136,7 +136,7 @@ def _check_nonfinite(plan: Plan, tensor: engine.TensorOutcome) -> None:
     """Check that a tensor has no infinite or NaN values.
 
     Raises:
-        InputError: the output has some; the message says whether an input has them too.
+        InputError: the tensor has some; the message names the input that has them, if one has.
     """
     if not tensor.nonfinite:
         return

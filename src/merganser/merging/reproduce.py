@@ -201,7 +201,7 @@ def _compare(
 
 
 def _commits(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the commits of a merge's inputs on the Hub, by repository."""
+    """Return the commits of a merge's inputs on the Hub, by reference."""
     return {
         entry["reference"]: commit
         for entry in facts["inputs"]

@@ -206,7 +206,7 @@ DATA_SETS: Mapping[str, str] = {
     "minerva": "2206.14858",
     "olympiad": "2402.14008",
 }
-"""Return the data set that a task's name indicates."""
+"""By a pattern for tasks' names: the arXiv number of the data set's paper."""
 
 TOOLS: Mapping[str, str] = {
     "merganser": "merganser",
@@ -215,11 +215,11 @@ TOOLS: Mapping[str, str] = {
     "math-verify": "math-verify",
     "lm-eval": "lm-eval",
 }
-"""Return the sources of the tools in a study's ``versions``."""
+"""By the name of a tool in a study's ``versions``: the source to cite."""
 
 
 def entry(source: str, title: str = "") -> tuple[str, str]:
-    """The BibTeX key and entry of a source.
+    """Return the BibTeX key and entry of a source.
 
     Args:
         source: an arXiv number, a URL, or a name that this module knows.
@@ -248,7 +248,7 @@ def _arxiv(key: str, author: str, title: str, year: int, number: str) -> str:
 
 
 def write(sources: Iterable[tuple[str, str]]) -> tuple[dict[str, str], str]:
-    """The BibTeX keys of sources, and the text of a ``.bib`` file that has each source once.
+    """Return the BibTeX keys of sources, and the text of a ``.bib`` file with each source once.
 
     Args:
         sources: pairs of a source and its title, as in :func:`entry`.

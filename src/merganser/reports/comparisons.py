@@ -14,11 +14,11 @@ from merganser.results.front import Certainty
 from merganser.results.scores import Results
 
 MOST_ROWS = 400
-"""Most comparisons on a page."""
+"""Maximum number of comparisons on a page."""
 
 
 def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The comparisons of a study's merges with its other models, as data for one table per score and
+    """Return the comparisons of a study's merges with its other models, as data for one table per score and
     reference.
 
     Raises:
@@ -47,7 +47,7 @@ def tables(folder: Path, short: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def additions(found: Results, folder: Path, short: Mapping[str, str]) -> dict[str, Any] | None:
-    """What a greedy search tried to add to its soup; None for other studies.
+    """Return the models that a greedy search tried to add to its soup; None for other studies.
 
     Raises:
         InputError: the samples are broken.
@@ -97,8 +97,8 @@ def _note(rows: Sequence[Comparison]) -> str:
 
 
 def dominance(results: Results, sure: Certainty, short: Mapping[str, str]) -> dict[str, Any] | None:
-    """How often, in resampled problems, each model dominates each reference or is dominated by it; None
-    without two scores."""
+    """Return the shares of resamples in which each model dominates each reference or is dominated by it;
+    None without two scores."""
     others = [e.name for e in results.entries if e.role != "point" and e.name in sure.dominates]
     if len(results.directions) < 2 or not others:
         return None

@@ -1,4 +1,4 @@
-"""What sets the experts of a study apart: measured on request, and stored for its report."""
+"""Differences between the weights of a study's experts, measured on request and stored for its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "distances.json"
 
 
 def measure(folder: Path, *, threads: int | None = None) -> Path:
-    """Compare the experts of each line of a study, and store the result for the report.
+    """Compare the experts of each line of a study; return the file that stores the result for the report.
 
     Reads the weights of both experts, and of the base if the study has one.
 
@@ -53,7 +53,7 @@ def measure(folder: Path, *, threads: int | None = None) -> Path:
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The differences that :func:`measure` stored; empty if there are none."""
+    """Return the differences that :func:`measure` stored; empty if there are none."""
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

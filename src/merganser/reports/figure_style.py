@@ -27,12 +27,12 @@ INK, GREY, FAINT = "#1a1a1a", "#6b6b6b", "#c9c9c9"
 PAPER, GRID, SHADE = "#ffffff", "#ececec", "#f2f2f2"
 
 ON_DARK, ON_LIGHT = "#fefefe", "#191919"
-"""Text on a coloured ground, which is the same on a light and on a dark page."""
+"""Colours of text on a coloured background, the same on light and dark pages."""
 
 NAMED = {PAPER: "paper", INK: "ink", GREY: "grey", FAINT: "faint", GRID: "grid", SHADE: "shade"} | {
     colour.lower(): f"colour-{n}" for n, colour in enumerate(COLOURS, 1)
 }
-"""Colours that follow a page's: its style sheet has a variable ``--figure-NAME`` for each."""
+"""Names of the colours that a page's style sheet sets by variables ``--figure-NAME``."""
 
 _POINTS = "entries"
 
@@ -58,7 +58,7 @@ STYLE: Any = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    "text.parse_math": False,  # names may hold dollars
+    "text.parse_math": False,  # names may contain dollar signs
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.facecolor": PAPER,
@@ -66,12 +66,12 @@ STYLE: Any = {
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
     "savefig.facecolor": PAPER,
-    "svg.fonttype": "path",  # looks the same wherever it is opened
-    "svg.hashsalt": "merganser",  # and has the same bytes
+    "svg.fonttype": "path",  # text as paths looks the same without the font
+    "svg.hashsalt": "merganser",  # makes ids, and so the bytes, reproducible
 }
 
 MOST_ROWS = 12
-"""Most lines of a study that get a panel each."""
+"""Maximum number of panels, one per line of a study."""
 
 DPI = 200
 
@@ -84,7 +84,7 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
         with matplotlib.rc_context(STYLE), quiet():
             figure = function(*args, **kwargs)
             if figure is not None:
-                figure.draw_without_rendering()  # finds the layout, which then stays
+                figure.draw_without_rendering()  # computes the layout, which is then fixed
                 figure.set_layout_engine("none")
                 _number_points(figure)
             return figure
@@ -93,14 +93,14 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
 
 
 def mark_points(axes: Axes, results: Results, points: Iterable[tuple[Any, Any, Entry]]) -> None:
-    """Note which models a picture shows where, so that a page can name them: see :func:`inline`.
+    """Add invisible marks at models' points, which :func:`inline` turns into tooltips.
 
-    The marks are invisible. Models that are not in the results, and places that are no numbers, get none.
+    Models that are not in the results, and points with non-finite coordinates, get no mark.
 
     Args:
-        axes: the picture.
-        results: their entries are counted from 0.
-        points: across, upwards, and the model.
+        axes: the axes to draw into.
+        results: the study's results; marks refer to the index of an entry.
+        points: x, y and entry of each point.
     """
     places = {entry.name: n for n, entry in enumerate(results.entries)}
     shown = [
@@ -115,14 +115,14 @@ def mark_points(axes: Axes, results: Results, points: Iterable[tuple[Any, Any, E
 
 
 def _number_points(figure: Figure) -> None:
-    """Make the names of a figure's marks unique."""
+    """Make the ids of a figure's marks unique."""
     marks = [line for axes in figure.axes for line in axes.lines]
     for n, line in enumerate(line for line in marks if (line.get_gid() or "").startswith(_POINTS)):
         line.set_gid(f"{line.get_gid()}-{n}")
 
 
 class quiet(warnings.catch_warnings):
-    """A context without matplotlib's warnings about characters that the font lacks."""
+    """A context that suppresses matplotlib's warnings about characters that the font lacks."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()
@@ -147,13 +147,13 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def axis_label(score: str, results: Results) -> str:
-    """An axis label: a score's name, and whether more or less is better."""
+    """Return an axis label: a score's name, and whether more or less is better."""
     better = "more" if results.directions[score] == "max" else "less"
     return f"{wrap(score, 40)}  ({better} is better)"
 
 
 def wrap(text: str, width: int = 34) -> str:
-    """A text, broken into lines of at most ``width`` characters."""
+    """Return a text, broken into lines of at most ``width`` characters."""
     lines_, line = [], ""
     for word in re.split(r"(?<=[ /_])", " ".join(text.split())):
         if line and len(line + word.rstrip()) > width:
@@ -177,7 +177,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as the text of an SVG file."""
+    """Return a figure as the text of an SVG file."""
     return _drawn(figure, "svg").decode()
 
 
@@ -190,15 +190,15 @@ def _drawn(figure: Figure, form: str) -> bytes:
 
 
 def inline(svg: str, name: str, hints: Sequence[str] = ()) -> str:
-    """An SVG file as an element of a page.
+    """Return an SVG file as an element of a page.
 
-    Its colours are the page's (:data:`NAMED`), it is as wide as the page at most, and its points have
-    titles.
+    It uses the page's colours (:data:`NAMED`), is at most as wide as the page, and its points have
+    tooltips.
 
     Args:
         svg: the file's text.
-        name: what its ids begin with.
-        hints: what is said of each entry of the results, see :func:`mark_points`.
+        name: prefix of its ids.
+        hints: the tooltip of each entry of the results; see :func:`mark_points`.
     """
     text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -208,15 +208,15 @@ def inline(svg: str, name: str, hints: Sequence[str] = ()) -> str:
         text,
         flags=re.DOTALL,
     )
-    text = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", text)  # of equal images they are equal
+    text = re.sub(r'(<image [^>]*) id="[^"]*"', r"\g<1>", text)  # equal images have equal ids
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r'(?<=[ "])(fill: |stroke: )(#[0-9a-f]{6})', _variable, text)
     head, tail = text.split(">", 1)
     width = re.search(r' width="([0-9.]+)pt"', head)
-    if width is not None:  # smaller than that, its letters could not be read
+    if width is not None:  # with a minimum width, below which text is illegible
         points = float(width.group(1))
         style = f"width:100%;max-width:{points:g}pt;min-width:{0.45 * points:g}pt;height:auto"
-        style += f";fill:var(--figure-{NAMED[INK]})"  # of what is black, and does not say so
+        style += f";fill:var(--figure-{NAMED[INK]})"  # SVG omits black, its default
         head = re.sub(r' (width|height)="[^"]*"', "", head) + f' style="{style}"'
     return f"{head}>{tail}"
 
@@ -227,7 +227,7 @@ def _variable(match: re.Match[str]) -> str:
 
 
 def _titled(group: str, numbers: Sequence[int], hints: Sequence[str]) -> str:
-    """A group of invisible marks, from left to right, each with what is said of its entry."""
+    """Return a group of invisible marks with tooltips, from left to right."""
     head, *uses = re.split(r"(?=<use )", group)
     if len(uses) != len(numbers) or not hints:
         return ""
@@ -240,5 +240,5 @@ def _titled(group: str, numbers: Sequence[int], hints: Sequence[str]) -> str:
         title = escape(hints[number], quote=False)
         mark = f'<g class="point" role="img"><title>{title}</title><use{name[0]}{place[0]}/></g>'
         marks.append((float(place[1]), float(place[2]), mark))
-    head = re.sub(r' (style|clip-path)="[^"]*"', "", head)  # the page says what they look like
+    head = re.sub(r' (style|clip-path)="[^"]*"', "", head)  # the page's style sheet sets their look
     return f"<g>{head}{''.join(mark for _, _, mark in sorted(marks))}</g></g>"

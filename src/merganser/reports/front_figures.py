@@ -1,4 +1,4 @@
-"""Figures of a front: two scores of all models, with a line through those that no other dominates."""
+"""Figures of a Pareto front: two scores of all models, with a line through the non-dominated ones."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ MARKS: Mapping[Role, tuple[str, str, float, str | None]] = {
 """Shape, colour, size and legend entry of the models that are not merges."""
 
 MANY = 24
-"""If more merges than these are on no line, only those on the front get labels."""
+"""If more merges than this are not on a line, only those on the front get labels."""
 
 MOST_LABELS = 60
-"""Most labels of a figure; points on the front come first."""
+"""Maximum number of labels in a figure; points on the front come first."""
 
 
 @styled
@@ -51,9 +51,9 @@ def front(
     marked: str | None = None,
     size: tuple[float, float] = (6.8, 5.0),
 ) -> Figure:
-    """A figure of two scores: merges with their weights, experts and base, and chords between experts.
+    """Return a figure of two scores: merges with their weights, experts and base, and chords between experts.
 
-    Points that another model dominates are hollow. Bars are the scores' 95 % intervals.
+    Dominated points are hollow. Bars are the scores' 95 % intervals.
 
     Args:
         results: a study's results.
@@ -71,7 +71,7 @@ def front(
 
 @styled
 def panels(results: Results, x: str, y: str) -> Figure:
-    """A figure with one panel per line of the study, in which the other lines' points are grey."""
+    """Return a figure with one panel per line of the study, in which the other lines' points are grey."""
     chosen = [line for line in lines(results) if _in_plane(line, x, y)][:MOST_ROWS]
     columns = min(3, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
@@ -208,7 +208,7 @@ def _dot(
 def _label_points(
     axes: Axes, results: Results, x: str, y: str, *, only: Line | None = None
 ) -> None:
-    """The labels: weights for merges, names for the other models."""
+    """Draw labels: weights for merges, names for the other models."""
     directions = {name: results.directions[name] for name in (x, y)}
     entries = fronts.scored(results.entries, directions)
     best = {e.name for e in fronts.non_dominated(entries, directions)}

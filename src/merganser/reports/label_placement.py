@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 DISTANCES = (5.0, 11.0, 19.0, 30.0)
 """Distances from a marker to its text that are tried, in printer's points; from the third on, a line
-joins them."""
+joins the two."""
 
 ANGLES = 16
 
@@ -38,13 +38,13 @@ def place(
 ) -> None:
     """Draw labels next to their points, without overlaps with points, texts and, if possible, lines.
 
-    Labels are placed one by one, each where it covers least. If every place covers a text or a point,
-    a label is omitted, unless it is bold. The axes' limits and layout must be final.
+    Labels are placed greedily, at the position with the least overlap. A label that would cover a text or a
+    point at every position is omitted, unless it is bold. The axes' limits and layout must be final.
 
     Args:
         axes: the axes to draw into.
         labels: the labels, the most important first.
-        paths: lines and error bars, each as the points that it joins.
+        paths: lines and error bars, as sequences of points in data coordinates.
     """
     figure = axes.figure
     canvas: Any = FigureCanvasAgg(figure.figure)
@@ -123,7 +123,7 @@ def place(
 
 
 def _dense(axes: Axes, path: Sequence[tuple[float, float]], scale: float) -> Array:
-    """Points along a path at distances of a few pixels."""
+    """Return points along a path, a few pixels apart."""
     corners = axes.transData.transform(np.array(path, np.float64).reshape(-1, 2))
     parts = [corners]
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
@@ -149,7 +149,7 @@ def _inside(points: Array, box: tuple[float, float, float, float], margin: float
 
 
 def _nearest(points: Array, box: tuple[float, float, float, float]) -> float:
-    """The distance from a box to the nearest of some points."""
+    """Return the distance from a box to the nearest of some points."""
     x, y = points[:, 0], points[:, 1]
     across = np.maximum(np.maximum(box[0] - x, x - box[2]), 0)
     along = np.maximum(np.maximum(box[1] - y, y - box[3]), 0)

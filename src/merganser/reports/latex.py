@@ -21,7 +21,7 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """A text for LaTeX, with its special characters escaped."""
+    """Return a text with LaTeX's special characters escaped."""
     return "".join(_SPECIAL.get(letter, letter) for letter in text)
 
 
@@ -49,7 +49,7 @@ BODY
 
 
 def figure(file: str, caption: str, label: str) -> str:
-    """A LaTeX figure environment for a file, at the width of a column."""
+    """Return a LaTeX figure environment for a file, at the width of a column."""
     return (
         "\\begin{figure}[t]\n\\centering\n"
         f"\\includegraphics[width=\\columnwidth]{{{file}}}\n"

@@ -19,14 +19,14 @@ PARTS = {
     "cosine": ("cosine of the two changes", "PuOr"),
     "interference": ("share of the changes that cancels", "viridis"),
 }
-"""The measures that get a heat map, each with its title and colours."""
+"""The measures with a heat map: title and colour map by measure."""
 
 
 @styled
 def layers(
     cells: Mapping[str, Mapping[str, Mapping[str, float | None]]], title: str = ""
 ) -> Figure:
-    """A figure with heat maps of the differences of two models: layers across, kinds of tensors down.
+    """Return a figure with heat maps of the differences of two models: layers across, kinds of tensors down.
 
     Args:
         cells: measures by kind of tensor and layer, from :meth:`merganser.differences.diff.Diff.cells`.
@@ -82,7 +82,7 @@ def layers(
 
 
 def _norm(part: str, numbers: np.ndarray[Any, np.dtype[Any]]) -> Normalize:
-    """The colour scale of a measure: logarithmic for distances of several orders of magnitude, else linear."""
+    """Return a measure's colour scale: logarithmic for distances over orders of magnitude, else linear."""
     finite = numbers[np.isfinite(numbers)]
     if part == "cosine":
         return Normalize(-1, 1)

@@ -25,10 +25,10 @@ from merganser.results.scores import Entry, Results
 
 @styled
 def curves(results: Results, scores: Sequence[str] | None = None) -> Figure:
-    """A figure of each score against the weight, with one row per line of the study.
+    """Return a figure of each score against the weight, with one row per line of the study.
 
-    The dashed chord joins the scores of the line's ends. A bar marks the weight at which the curve is
-    farthest from the chord, with how much better (+) or worse (-) it is there. Bands are 95 % intervals.
+    The dashed chord joins the scores of the line's ends. A bar marks the weight with the largest deviation
+    from the chord, with its size, + if better and - if worse. Bands are 95 % intervals.
 
     Args:
         results: a study's results.
@@ -105,7 +105,7 @@ def _curve(axes: Axes, results: Results, line: Line, score: str, colour: str) ->
 
 @styled
 def effective(results: Results) -> Figure | None:
-    """A figure of effective weights, which rounding left, against requested weights.
+    """Return a figure of effective weights, measured after rounding, against requested weights.
 
     Returns:
         The figure; None if no effective weights are known.

@@ -1,4 +1,4 @@
-"""The report of a study that is running: written again now and then, and loaded again by the browser."""
+"""The report of a running study: rewritten periodically, and reloaded by the browser."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from merganser.results.scores import JSON_NAME, Direction, Entry, Results, Score
 HISTORY = "history.jsonl"
 
 EVERY = 10.0
-"""Seconds after which a browser loads the page again, and the least between two pages."""
+"""Seconds after which a browser reloads the page, and minimum between two versions of it."""
 
 FIRST = 3.0
-"""Seconds before the first page: studies that end sooner need none."""
+"""Seconds before the first page; studies that end sooner get none."""
 
 MOST_TIME = 20.0
-"""How many times as long as drawing the study goes on before the next page."""
+"""Minimum time between two pages, as a multiple of the time to draw one."""
 
 
 def read_history(folder: Path) -> Results:
     """Return the candidates of a search so far, as results.
 
     Raises:
-        InputError: there is no history, or it is broken.
+        InputError: the history is missing or broken.
     """
     path = folder / HISTORY
     try:
@@ -59,7 +59,7 @@ def read_history(folder: Path) -> Results:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a folder has a search that has not written its results yet."""
+    """Whether a folder has a search without results yet."""
     return (folder / HISTORY).is_file() and not (folder / JSON_NAME).is_file()
 
 
@@ -74,13 +74,13 @@ def _directions(block: Mapping[str, Any]) -> dict[str, Direction]:
 def write(
     study: Results, folder: Path, *, total: int | None = None, stopped: bool = False
 ) -> Path | None:
-    """Write the report of a study as far as it is.
+    """Write the report of a study's results so far.
 
     Args:
         study: the results so far.
-        folder: the study's.
-        total: how many models the study scores; None if nobody knows.
-        stopped: whether the study has stopped; else browsers load the page again by themselves.
+        folder: the study's folder.
+        total: number of models that the study scores; None if unknown.
+        stopped: whether the study has stopped; otherwise browsers reload the page.
 
     Returns:
         The page; None while no model is scored.
@@ -97,13 +97,13 @@ def write(
 
 
 class LivePage:
-    """Writes the report now and then while a study runs.
+    """Rewrites the report periodically while a study runs.
 
-    Nothing that goes wrong with a page stops a study. As a context manager it notes on the page that
-    the study has stopped, if an error ends it.
+    Errors with a page never stop the study. As a context manager it marks the page as stopped if an
+    error ends the study.
 
     Args:
-        folder: the study's.
+        folder: the study's folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,14 +112,14 @@ class LivePage:
         self._last: tuple[Callable[[], Results], int | None] | None = None
 
     def update(self, results: Callable[[], Results], total: int | None = None) -> Path | None:
-        """Write the page if it is time to.
+        """Write the page if it is due.
 
         Args:
             results: returns the results so far.
-            total: how many models the study scores.
+            total: number of models that the study scores; None if unknown.
 
-        Returns:
-            The page, if it was written.
+            Returns:
+                The page; None if it was not written.
         """
         began = time.monotonic()
         if began < self.next:
@@ -146,6 +146,6 @@ class LivePage:
         if self._last is None:
             return None
         results, total = self._last
-        with suppress(Exception):  # the study matters more than any page of it
+        with suppress(Exception):  # an error with the page must not stop the study
             return write(results(), self.folder, total=total, stopped=stopped)
         return None

@@ -30,17 +30,16 @@ from merganser.results.simplex import triangles
 
 MOST_AXES = 12
 MOST_NAMED = 14
-"""Merges on the front that get a label, spread along it, in addition to chosen ones."""
+"""Maximum number of labelled merges, spread along the front, besides selected ones."""
 
 Values = Mapping[str, Mapping[str, Any]]
 
 
 @styled
 def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
-    """A figure of the front of three scores: two axes, coloured by the third score.
+    """Return a figure of the front of three scores: two axes, coloured by the third score.
 
-    Large dots are models that no other model dominates in the three scores. Numbers are the merges'
-    weights.
+    Large dots are models that are non-dominated in the three scores. Numbers are the merges' weights.
 
     Returns:
         The figure; None if fewer than three models have all three scores.
@@ -105,7 +104,7 @@ def coloured_front(results: Results, x: str, y: str, z: str) -> Figure | None:
 
 
 def _labels(results: Results) -> dict[str, str]:
-    """Labels by model: weights for merges of three models, names for the others."""
+    """Return labels by model: weights for merges of three models, names for the others."""
     points = [point.name for point in results.points]
     labels = dict(zip(points, shorten(points, 20), strict=True)) | short_names(results)
     for triangle in triangles(results):
@@ -118,10 +117,10 @@ def _labels(results: Results) -> dict[str, str]:
 def parallel(
     results: Results, values: Values, keys: Sequence[str], scores: Sequence[str]
 ) -> Figure | None:
-    """A figure of parallel coordinates (Inselberg 1985): one line per merge through its parameters and
-    scores.
+    """Return a figure of parallel coordinates (Inselberg 1985): one line per merge through its parameters
+    and scores.
 
-    Lines with a better first score are brighter and drawn on top; those of chosen merges are thick.
+    Lines with a better first score are brighter and drawn on top; those of selected merges are thick.
 
     Args:
         results: a study's results.
@@ -174,7 +173,7 @@ def _title(name: str, results: Results) -> str:
 def _column(
     axes: Axes, place: int, name: str, points: Sequence[Entry], values: Values, results: Results
 ) -> list[float]:
-    """Draw one axis with its end values, or its choices. Returns each merge's position on it, from 0 to 1."""
+    """Draw one axis with its end values or choices; return each merge's position on it, from 0 to 1."""
     axes.axvline(
         place, 0.07, 0.93, color=FAINT if name not in results.directions else GREY, lw=1.1, zorder=2
     )

@@ -1,4 +1,4 @@
-"""A study's report: its figures as files, and one page that needs no other file and opens offline."""
+"""A study's report: figures as files, and one self-contained page that opens offline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from merganser.version import VERSION
 NAME = "report.html"
 
 MOST_PLANES = 6
-"""Most further pairs of scores that get a figure."""
+"""Maximum number of further pairs of scores with a figure."""
 
 SECTIONS = (
     ("held-out", "Held out", ("held_out",)),
@@ -46,20 +46,20 @@ SECTIONS = (
     ("recipe", "Recipe", ()),
     ("settings", "Settings", ("settings",)),
 )
-"""The page's sections: anchor, title, and content; a section whose content is empty is left out."""
+"""The page's sections: anchor, title, and keys of the content; empty sections are omitted."""
 
 _PAGE = Path(__file__).parent / "template"
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The state of a study whose page is written before the study has ended.
+    """The state of a running study, for its page.
 
     Attributes:
-        scored: models with scores.
-        total: models that the study scores; None if nobody knows.
-        every: seconds after which a browser loads the page again; None once the study has stopped.
-        written: when the page was written, as text.
+        scored: number of models with scores.
+        total: number of models that the study scores; None if unknown.
+        every: seconds after which a browser reloads the page; None once the study has stopped.
+        written: time of writing, as text.
     """
 
     scored: int
@@ -84,7 +84,7 @@ def write(
         y: the score on its vertical axis; by default the second.
         distances: compare the experts' weights too, see
             :func:`merganser.reports.distances.measure`.
-        threads: how many, for the distances; None for one a core.
+        threads: number of threads for the distances; None for one per core.
 
     Returns:
         Paths of the files that were written, the page first.
@@ -114,12 +114,12 @@ def write(
 
 
 def write_running(study: Results, folder: Path, running: Running) -> Path:
-    """Write the page of a study that has not ended: what is scored so far, without files of figures,
-    completions and tests of differences.
+    """Write the page of a running study: the results so far, without files of figures, completions and
+    tests of differences.
 
     Args:
         study: the results so far.
-        folder: the study's.
+        folder: the study's folder.
         running: the study's state.
 
     Returns:
@@ -137,7 +137,7 @@ def write_running(study: Results, folder: Path, running: Running) -> Path:
 
 
 def _write(content: dict[str, Any], folder: Path) -> Path:
-    """Replace the page in one step, so that a browser never loads half of it."""
+    """Replace the page atomically, so that a browser never loads an incomplete one."""
     content["sections"] = [
         (anchor, title)
         for anchor, title, keys in SECTIONS
@@ -151,7 +151,7 @@ def _write(content: dict[str, Any], folder: Path) -> Path:
 
 
 def choose_plane(study: Results, x: str | None, y: str | None) -> tuple[str | None, str | None]:
-    """The two scores of a front: the requested ones, else the first two.
+    """Return the two scores of a front: the requested ones, else the first two.
 
     Raises:
         RecipeError: when there is no such score.
@@ -164,7 +164,7 @@ def choose_plane(study: Results, x: str | None, y: str | None) -> tuple[str | No
     return x, y or next((name for name in names if name != x), None)
 
 
-# -- what is on the page -------------------------------------------------------------------------
+# -- the page's content --------------------------------------------------------------------------
 
 
 def _content(
@@ -249,7 +249,7 @@ def _content(
 
 
 def _held_out(folder: Path) -> dict[str, Any] | None:
-    """The results on held-out problems; None if there are none."""
+    """Return the results on held-out problems, as data for the page; None if there are none."""
     if not (folder / results.HELD_OUT / results.JSON_NAME).is_file():
         return None
     study = results.read(folder / results.HELD_OUT)
@@ -269,7 +269,7 @@ def _held_out(folder: Path) -> dict[str, Any] | None:
 def _front_facts(
     study: Results, known: Sequence[Line], samples: completions.Kept
 ) -> dict[str, Any]:
-    """The front in all scores, its hypervolume, and how certain both are."""
+    """Return the front in all scores, its hypervolume, and the uncertainty of both."""
     entries, directions = study.entries, study.directions
     scored = front.scored(entries, directions) if directions else []
     if not scored:
@@ -375,7 +375,7 @@ def _tables(study: Results, known: Sequence[Line]) -> dict[str, Any]:
 
 
 def _keys(study: Results) -> list[str]:
-    """The sweep's keys that have several values."""
+    """Return the sweep's keys that have several values."""
     keys = list(dict.fromkeys(key for point in study.points for key in point.values))
     varied = [
         key

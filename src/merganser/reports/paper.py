@@ -1,4 +1,4 @@
-"""A study for a paper: LaTeX tables, figures, BibTeX and a paragraph on methods."""
+"""Files for a paper about a study: LaTeX tables, figures, BibTeX and a paragraph on methods."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from merganser.results.interpolation import labels, lines
 from merganser.results.scores import Entry, Results, Score
 
 COLUMN = (4.6, 3.6)
-"""Width of a figure in inches; a column prints it at about three quarters of that."""
+"""Width and height of a figure in inches; a column scales it to about three quarters."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Study:
-    """A study's results, with what the tables need."""
+    """A study's results, with further data for the tables."""
 
     results: Results
     short: Mapping[str, str]
     leaders: Mapping[str, frozenset[str]]
     rates: frozenset[str]
     better: frozenset[tuple[str, str]]
-    """Scores and merges that are significantly better than the best merged model."""
+    """Pairs of a score and a merge that is significantly better in it than the best merged model."""
     samples: Mapping[str, int]
     held_out: bool
 
@@ -159,7 +159,7 @@ def _counts(row: Comparison) -> bool:
 
 
 def _best_experts(study_results: Results) -> dict[str, str]:
-    """The expert with the best mean of each score."""
+    """Return the name of the expert with the best mean, by score."""
     best = {}
     for score, direction in study_results.directions.items():
         experts = [e for e in study_results.entries if e.role == "expert" and score in e.scores]
@@ -174,7 +174,7 @@ def _best_experts(study_results: Results) -> dict[str, str]:
 
 
 def _places(study: _Study, score: str) -> int:
-    """Decimals of a column: enough for two digits of the largest error, but at most one for percent."""
+    """Return a column's decimals: enough for two digits of the largest error, but at most one for percent."""
     factor = 100 if score in study.rates else 1
     errors = [e.scores[score].error * factor for e in study.results.entries if score in e.scores]
     return min(1 if factor == 100 else 3, number_format.decimals(errors))
@@ -187,7 +187,7 @@ def _numbers(study: _Study, score: str, value: Score) -> tuple[str, str]:
 
 
 def _groups(study_results: Results) -> list[list[Entry]]:
-    """The rows of a table in two groups: the models to compare with, and the merges."""
+    """Return the rows of a table in two groups: the models to compare with, and the merges."""
     scored = [entry for entry in study_results.entries if entry.scores]
     groups = [[e for e in scored if e.role != "point"], [e for e in scored if e.role == "point"]]
     return [group for group in groups if group]
@@ -199,7 +199,7 @@ def _name(study: _Study, entry: Entry) -> str:
 
 
 def _table(study: _Study) -> str:
-    """The table of scores as LaTeX, for booktabs and siunitx."""
+    """Return the table of scores as LaTeX, for booktabs and siunitx."""
     study_results = study.results
     names = list(study_results.directions)
     columns = ""
@@ -258,7 +258,7 @@ def _table(study: _Study) -> str:
 
 
 def _cells(study: _Study, entry: Entry, score: str) -> str:
-    """The two cells of a score: the mean, and the error with a dagger if the difference is significant."""
+    """Return a score's two cells: the mean, and the error with a dagger if the difference is significant."""
     if score not in entry.scores:
         return "{--} & "
     mean, error = _numbers(study, score, entry.scores[score])
@@ -269,7 +269,7 @@ def _cells(study: _Study, entry: Entry, score: str) -> str:
 
 
 def _settings(study: _Study) -> str:
-    """A phrase with the problems, samples and decoding of each task."""
+    """Return a phrase with the problems, samples and decoding of each task."""
     parts = []
     for task in study.results.settings.get("tasks", []):
         name = str(task.get("task", ""))
@@ -310,7 +310,7 @@ def _caption(study: _Study) -> str:
 
 
 def _markdown(study: _Study) -> str:
-    """The table of scores as Markdown."""
+    """Return the table of scores as Markdown."""
     study_results = study.results
     names = list(study_results.directions)
     arrows = {"max": "↑", "min": "↓"}
@@ -334,11 +334,11 @@ def _markdown(study: _Study) -> str:
     return "\n".join(rows) + "\n"
 
 
-# -- what was done -------------------------------------------------------------------------------
+# -- methods and sources -------------------------------------------------------------------------
 
 
 def used_methods(study_results: Results) -> list[Method]:
-    """The merge methods that a study's recipe, or its points' values, name."""
+    """Return the merge methods that a study's recipe or its points' values name."""
     try:
         data = yaml.safe_load(study_results.recipe)
     except yaml.YAMLError:
@@ -350,7 +350,7 @@ def used_methods(study_results: Results) -> list[Method]:
 
 
 def _sources(study: _Study) -> list[tuple[str, str]]:
-    """The sources to cite, with titles for those that the bibliography does not know."""
+    """Return the sources to cite, with titles for those that the bibliography does not know."""
     study_results = study.results
     sources = [("2306.04488", ""), ("2411.00640", ""), ("max-t", ""), ("holm", "")]
     for method in used_methods(study_results):
@@ -379,7 +379,7 @@ def _sources(study: _Study) -> list[tuple[str, str]]:
 
 
 def _origins(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences on data sets of the Hub, reward models and judges."""
+    """Return sentences on data sets of the Hub, reward models and judges."""
 
     def code(text: object) -> str:
         return f"\\texttt{{{latex.escape(str(text))}}}"
@@ -407,7 +407,7 @@ def _origins(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _methods(study: _Study, keys: Mapping[str, str]) -> str:
-    """The paragraph on methods, as LaTeX."""
+    """Return the paragraph on methods, as LaTeX."""
     study_results = study.results
 
     def cite(*sources: str) -> str:

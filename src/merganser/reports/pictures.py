@@ -1,4 +1,4 @@
-"""Pictures of a report: drawn for its page, and as files of their own."""
+"""Pictures of a report, as elements of its page and as separate files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIGURES = "figures"
 ENDINGS = ("svg", "png", "pdf")
 
 MOST_WEIGHTS = 6
-"""Merged models whose weights are shown under the pointer."""
+"""Maximum number of merged models whose weights a tooltip shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Picture:
     """A figure on the page.
 
     Attributes:
-        title, caption: texts.
-        files: addresses of the same figure as files, by format; empty if there are none.
+        title, caption: its title and caption.
+        files: relative URLs of the same figure as files, by format; empty if there are none.
         svg: the figure as an element of the page.
     """
 
@@ -46,10 +46,10 @@ class Pictures:
 
     Args:
         study: the study's results.
-        folder: the folder to write each picture's files into; None to write none.
+        folder: the folder for the pictures' files; None to write none.
 
     Attributes:
-        files: what was written.
+        files: paths of the written files.
     """
 
     def __init__(self, study: Results, folder: Path | None) -> None:
@@ -59,13 +59,13 @@ class Pictures:
         self._figures = extras.load("merganser.reports.figures", "plot")
 
     def __call__(self, name: str, figure: Figure, title: str, caption: str) -> Picture:
-        """Draw a figure for the page, and write its files.
+        """Return a figure for the page, and write its files.
 
         Args:
-            name: of its files.
+            name: the name of its files, without extension.
             figure: the figure.
-            title: what it shows, briefly.
-            caption: what it shows.
+            title: a short title.
+            caption: a description of the figure.
 
         Raises:
             ResourceError: a file cannot be written.
@@ -87,7 +87,7 @@ class Pictures:
 
 
 def hints(study: Results) -> list[str]:
-    """What is shown of each entry under the pointer: a line each for its name, values, weights and scores."""
+    """Return the tooltip of each entry: lines with its name, values, weights and scores."""
     short = labels(study)
     return [_hint(entry, study, short) for entry in study.entries]
 

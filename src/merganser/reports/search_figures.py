@@ -28,7 +28,7 @@ MOST_PARAMETERS = 8
 
 
 def objectives(results: Results) -> list[str]:
-    """The objectives of a search; empty for other studies."""
+    """Return the names of a search's objectives; empty for other studies."""
     block = results.settings.get("search")
     given = block.get("objectives") if isinstance(block, Mapping) else None
     names = [given] if isinstance(given, str) else list(given) if isinstance(given, Mapping) else []
@@ -37,12 +37,12 @@ def objectives(results: Results) -> list[str]:
 
 @styled
 def progress(results: Results, scores: Sequence[str]) -> Figure:
-    """A figure of the candidates' scores in the order of the search, and of the best so far.
+    """Return a figure of the candidates' scores in the order of the search, and of the best so far.
 
-    Candidates that break a constraint are hollow, and are never the best.
+    Candidates that violate a constraint are hollow, and are never the best.
 
     Args:
-        results: what a search found.
+        results: the results of a search.
         scores: names of its objectives.
     """
     figure = Figure(figsize=(6.8, 2.7 * len(scores)))
@@ -67,10 +67,10 @@ def progress(results: Results, scores: Sequence[str]) -> Figure:
 
 @styled
 def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
-    """A figure of each objective against each parameter that the search varied; None if it varied none.
+    """Return a figure of each objective against each varied parameter; None if no parameter varies.
 
     Args:
-        results: what a search found.
+        results: the results of a search.
         scores: names of its objectives.
     """
     values = flat_values(results)
@@ -100,12 +100,12 @@ def parameters(results: Results, scores: Sequence[str]) -> Figure | None:
 
 @styled
 def importance(results: Results, scores: Sequence[str]) -> Figure | None:
-    """A figure of the share of each objective's variance that each parameter explains by itself.
+    """Return a figure of the share of each objective's variance that each parameter explains alone.
 
     A mark shows the share that chance would explain.
 
     Args:
-        results: what a search found.
+        results: the results of a search.
         scores: names of its objectives.
 
     Returns:
@@ -138,12 +138,12 @@ def importance(results: Results, scores: Sequence[str]) -> Figure | None:
 
 
 def flat_values(results: Results) -> dict[str, dict[str, Any]]:
-    """The parameters of each merge by its name; lists are split into single numbers."""
+    """Return the parameters of each merge, by its name; lists are split into single numbers."""
     return {entry.name: _flat(entry.values) for entry in results.points}
 
 
 def varied_keys(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The parameters that have several values."""
+    """Return the parameters that have several values."""
     keys = dict.fromkeys(key for settings in values.values() for key in settings)
     return [
         k
@@ -155,7 +155,7 @@ def varied_keys(values: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _dots(
     axes: Axes, places: Sequence[Any], score: str, entries: Sequence[Entry], results: Results
 ) -> None:
-    """Draw candidates' scores with 95 % intervals: hollow if a constraint is broken, ringed if chosen."""
+    """Draw candidates' scores with 95 % intervals: hollow if a constraint is violated, ringed if selected."""
     for place, entry in zip(places, entries, strict=True):
         estimate = entry.scores[score]
         fill = GREY if _is_allowed(entry, results) else PAPER
@@ -180,7 +180,7 @@ def _is_allowed(entry: Entry, results: Results) -> bool:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by key; the entries of lists by ``key[0]``, ``key[1]`` …"""
+    """Return values by key; the entries of lists by ``key[0]``, ``key[1]`` …"""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Parts of the report that only some studies have: searches, mixtures of three models, training steps."""
+"""Sections of the report for some studies only: searches, merges of three models, training steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DOTS = "Bars are 95 % intervals. Hollow: breaks a constraint. Ringed: chosen."
 
 
 def history(results: Results, picture: Picture) -> list[Any]:
-    """The figures of a search; empty for other studies."""
+    """Return the figures of a search; empty for other studies."""
     figures = extras.load("merganser.reports.search_figures", "plot")
     many = extras.load("merganser.reports.many_scores", "plot")
     scores = figures.objectives(results)
@@ -52,7 +52,7 @@ def history(results: Results, picture: Picture) -> list[Any]:
 
 
 def simplex(results: Results, picture: Picture) -> Any:
-    """The triangles of studies that mix three models; None for other studies."""
+    """Return the ternary plots of merges of three models; None for other studies."""
     if not results.directions or not triangles(results):
         return None
     figure = extras.load("merganser.reports.ternary", "plot").ternary(results)
@@ -65,7 +65,7 @@ def simplex(results: Results, picture: Picture) -> Any:
 
 
 def steps(results: Results, picture: Picture) -> list[Any]:
-    """The figures of scores against the steps of a training run; empty for other studies."""
+    """Return the figures of scores against the steps of a training run; empty for other studies."""
     figures = extras.load("merganser.reports.step_figures", "plot")
     pictures = []
     if (figure := figures.against_steps(results)) is not None:
@@ -81,7 +81,7 @@ def steps(results: Results, picture: Picture) -> list[Any]:
 
 
 def third_score(results: Results, x: str | None, y: str | None, picture: Picture) -> Any:
-    """The figure of the front of three scores; None for studies with fewer scores."""
+    """Return the figure of the front of three scores; None for studies with fewer scores."""
     z = next((name for name in results.directions if name not in (x, y)), None)
     if x is None or y is None or z is None:
         return None

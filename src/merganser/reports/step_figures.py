@@ -35,10 +35,10 @@ MOST_SERIES = 12
 
 @styled
 def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """A figure of each score against the training step, one curve per combination of the other keys.
+    """Return a figure of each score against the training step, one curve per combination of the other keys.
 
-    Diamonds are the run's own steps, where they were scored; the dotted line is the base. Bands are the
-    scores' 95 % intervals.
+    Diamonds are the scored steps of the training run, unmerged; the dotted line is the base. Bands are
+    the scores' 95 % intervals.
 
     Returns:
         The figure; None if no key is a step.
@@ -72,7 +72,7 @@ def against_steps(results: Results, scores: Sequence[str] | None = None) -> Figu
 
 
 def _colour(n: int, count: int) -> str:
-    """The colour of a curve: a distinct one while there are enough, else a shade by its order."""
+    """Return a curve's colour: a distinct one if there are enough, else a shade by its order."""
     if count <= len(COLOURS):
         return COLOURS[n]
     return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](n / (count - 1) * 0.92))
@@ -104,7 +104,7 @@ def _curve(
 
 @styled
 def over_steps(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """A heat map of each score: steps across, a second number upwards; better scores are brighter.
+    """Return a heat map of each score: steps across, a second number upwards; better scores are brighter.
 
     Returns:
         The figure; None if the points do not form such a grid.
@@ -155,7 +155,7 @@ def over_steps(results: Results, scores: Sequence[str] | None = None) -> Figure 
 def _numbers(
     axes: Axes, table: Array, image: QuadMesh, chosen: Container[str], grid: run_series.Grid
 ) -> None:
-    """Write the scores into the cells, in a colour that contrasts with theirs; frame chosen points."""
+    """Write the scores into the cells, in a contrasting colour; frame selected points."""
     for row, number in enumerate(grid.numbers):
         for column, step in enumerate(grid.steps):
             value = float(table[row, column])

@@ -24,17 +24,17 @@ MOST_TRIANGLES = 4
 COLUMNS = 3
 
 LINES = (0.2, 0.4, 0.6, 0.8)
-"""Weights that get a line and a number."""
+"""Weights with a grid line and a number."""
 
 _HEIGHT = 3**0.5 / 2
 
 
 @styled
 def ternary(results: Results, scores: Sequence[str] | None = None) -> Figure | None:
-    """A figure with a triangle for each score: every merge at its weights, brighter for better scores.
+    """Return a figure with a triangle for each score: every merge at its weights, brighter for better scores.
 
-    Contours are interpolated linearly between neighbouring merges. The best merge has a star, chosen ones
-    have rings, and diamonds are the three models.
+    Contours are interpolated linearly between neighbouring merges. The best merge has a star, selected
+    ones have rings, and diamonds are the three models.
 
     Args:
         results: a study's results.
@@ -104,7 +104,7 @@ def _panel(figure: Figure, axes: Axes, results: Results, triangle: Triangle, sco
 
 
 def _surface(axes: Axes, x: Any, y: Any, values: Any, colours: str, norm: Normalize) -> None:
-    """Draw the interpolated score, and lines of equal score."""
+    """Draw the interpolated score with contour lines."""
     mesh = Triangulation(x, y)
     flat = _flat(mesh)
     if flat.all():
@@ -125,7 +125,7 @@ def _surface(axes: Axes, x: Any, y: Any, values: Any, colours: str, norm: Normal
 
 
 def _flat(mesh: Triangulation) -> Any:
-    """A mask of degenerate triangles, which rounding creates from points on one line at an edge."""
+    """Return a mask of degenerate triangles, which rounding creates from collinear points at an edge."""
     px, py = mesh.x[mesh.triangles], mesh.y[mesh.triangles]
     area = (px[:, 1] - px[:, 0]) * (py[:, 2] - py[:, 0]) - (px[:, 2] - px[:, 0]) * (
         py[:, 1] - py[:, 0]
@@ -134,7 +134,7 @@ def _flat(mesh: Triangulation) -> Any:
 
 
 def _frame(axes: Axes, triangle: Triangle) -> None:
-    """Draw the triangle, its lines of equal weight with numbers, and the models' names at the corners."""
+    """Draw the triangle, numbered lines of equal weight, and the models' names at the corners."""
     axes.set_aspect("equal")
     axes.set_xlim(-0.08, 1.08)
     axes.set_ylim(-0.26, 0.98)

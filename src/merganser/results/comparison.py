@@ -25,10 +25,9 @@ class Comparison:
         difference: model minus reference.
         error: standard error of the difference.
         low, high: 95 % interval; for a selected model, simultaneous over all models of its family.
-        p: p-value of this test alone; None for a selected model. If the distribution of all sign
-            flips is known this is the mid-p-value, whose false-alarm rate is nearer to 5 % than
-            the exact one's.
-        p_exact: the exact p-value, if it is known, whose false-alarm rate never exceeds 5 %.
+        p: p-value of this test alone; None for a selected model. If all sign flips are enumerated, this
+            is the mid-p-value, whose false-positive rate is nearer to 5 % than the exact p-value's.
+        p_exact: the exact p-value, whose false-positive rate never exceeds 5 %; None if it is not known.
         p_max_t: adjusted for all models of the family by max-T; None if problems are not paired.
         p_holm: adjusted for all tests of the family, and all tasks of the scorer, by Holm.
         family: number of tests that the adjusted values and the verdict account for.
@@ -36,11 +35,10 @@ class Comparison:
         problems: number of problems; 0 if they are not paired.
         wins, losses: numbers of problems on which the model is better, or worse.
         test: the test that gives p.
-        selected: whether the model was selected on these same problems, so that only results
-            simultaneous over all models of the family count.
+        selected: whether the model was selected on these same problems, so that only results that are
+            simultaneous over all models of the family are valid.
         held_out: whether the problems are the held-out ones, on which no model was selected.
-        span: the largest difference that two models can have: 1 for scores from 0 to 1; None if
-            nothing limits it.
+        span: the largest possible difference of two models: 1 for scores from 0 to 1; None if unlimited.
     """
 
     score: str
@@ -83,7 +81,7 @@ class Comparison:
         return "better" if (self.difference > 0) == (self.direction == "max") else "worse"
 
     def verdict_text(self, places: int) -> str:
-        """The verdict as text; if it is not significant, with the smallest difference that would have been."""
+        """Return the verdict as text; if not significant, with the smallest detectable difference."""
         if self.verdict != "not significant":
             return self.verdict
         if not self.error and not self.difference:
@@ -100,7 +98,7 @@ class Comparisons:
     Attributes:
         study: the study's name.
         rows: the comparisons, score by score, reference by reference.
-        left_out: by task, the number of problems that some models lack, which no comparison counts.
+        left_out: by task, the number of problems that some models lack, which are not compared.
         draws: number of random sign flips, used if there are too many to enumerate.
     """
 

@@ -1,4 +1,4 @@
-"""Completions of a study's models, problem by problem: for certainty, and to read side by side."""
+"""Completions of a study's models by problem, for resampling and for reading side by side."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from merganser.evaluation.samples import Sample
 from merganser.results.scores import Results
 
 Kept = Mapping[str, Sequence[Sample]]
-"""Each entry's samples."""
+"""Samples by the entry's name."""
 
 MOST_PROBLEMS = 60
-"""Problems that a page shows."""
+"""Maximum number of problems on a page."""
 
 MOST_BYTES = 4_000_000
-"""Of completions that a page shows."""
+"""Maximum total size of the completions on a page, in bytes."""
 
 LONGEST = 6_000
-"""Characters of a completion that a page shows: its beginning and its end."""
+"""Longer completions are shortened on a page to this many characters, their beginning and end."""
 
 
 def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
-    """Return the samples of each entry that has some.
+    """Return the samples of the entries that have some, by name.
 
     Raises:
         InputError: a file is missing, broken, or outside of the folder.
@@ -45,7 +45,7 @@ def load(results: Results, folder: Path) -> dict[str, list[Sample]]:
 
 
 def per_problem(completions: Kept) -> dict[str, dict[str, dict[str, float]]]:
-    """Return each entry's mean of each score over a problem's samples, for
+    """Return means over a problem's samples, by entry, score and problem, for
     :func:`merganser.results.front.certainty`."""
     means: dict[str, dict[str, dict[str, float]]] = {}
     several = len({sample.task for listed in completions.values() for sample in listed}) > 1
@@ -62,7 +62,7 @@ def per_problem(completions: Kept) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def for_page(completions: Kept) -> list[dict[str, Any]]:
-    """Return problems with every entry's first completion, as plain data.
+    """Return problems with the first completion of every entry, as plain data.
 
     If there are more problems than fit on a page, those on which the models differ most remain.
     """
@@ -101,8 +101,8 @@ def for_page(completions: Kept) -> list[dict[str, Any]]:
 
 
 def _spread(samples: Sequence[Sample]) -> float:
-    """Return how much the models differ on a problem: the variance of each score, scaled by its
-    largest value."""
+    """Return a measure of the models' differences on a problem: the sum of the scores' variances, scaled
+    by their largest values."""
     total = 0.0
     for name in samples[0].scores:
         values = [sample.scores.get(name, 0.0) for sample in samples]

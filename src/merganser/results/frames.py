@@ -1,4 +1,4 @@
-"""Every sample of a study as a data frame; that of its models is ``Results.to_pandas``."""
+"""A data frame of every sample of a study; for one of its models, see ``Results.to_pandas``."""
 
 from __future__ import annotations
 

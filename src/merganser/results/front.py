@@ -1,6 +1,6 @@
-"""Which models of a study are worth having, when several scores count at once.
+"""The trade-off between several scores: Pareto front, hypervolume, knee, and their uncertainty.
 
-Of every score the results say whether more or less is better; "better" below means just that.
+"Better" means more or less of a score, according to the results' directions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ PerProblem = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Score of each problem, by entry, score and problem name."""
 
 MARGIN = 0.1
-"""Distance of the reference point beyond the worst of all models, as a share of each score's range."""
+"""Distance of the reference point beyond each score's worst value, as a share of the score's range."""
 
 DRAWS = 2000
-"""Resamples of the problems."""
+"""Number of bootstrap resamples of the problems."""
 
 
 def scored(entries: Sequence[Entry], directions: Directions) -> list[Entry]:
-    """Those that have all the scores."""
+    """Return the entries that have all scores."""
     return [entry for entry in entries if all(name in entry.scores for name in directions)]
 
 
 def table(entries: Sequence[Entry], directions: Directions) -> Array:
-    """The scores' means, float64 [entries, scores]."""
+    """Return the scores' means, float64 [entries, scores]."""
     rows = [[entry.scores[name].mean for name in directions] for entry in entries]
     return np.array(rows, np.float64).reshape(len(entries), len(directions))
 
@@ -62,7 +62,7 @@ def _maximise(directions: Directions) -> list[bool]:
 
 
 def _signs(directions: Directions) -> Array:
-    """Factors that make more of every score better."""
+    """Return factors, 1 or -1, after which more of every score is better, float64 [scores]."""
     return np.array([1.0 if maximise else -1.0 for maximise in _maximise(directions)])
 
 
@@ -74,10 +74,10 @@ class Hypervolume:
     """The volume of score space that some models dominate; comparable only within the same frame.
 
     Attributes:
-        value: of all models. Scores are scaled so that the worst of the frame is 0 and the best 1, so
-            that the value is between 0 and ``(1 + margin) ** scores``.
+        value: the volume of all models. Scores are scaled so that the worst of the frame is 0 and the best 1,
+            so that the value is between 0 and ``(1 + margin) ** scores``.
         contributions: by name, the volume lost without the model; 0 for dominated models and duplicates.
-        worst, best: of each score, the values scaled to 0 and 1.
+        worst, best: the values of each score that are scaled to 0 and 1.
         reference: the reference point, in the scores' units.
         margin: distance of the reference point beyond the worst, as a share of the range.
     """
@@ -122,7 +122,7 @@ def hypervolume(
     value, contributions = 0.0, np.zeros(0)
     if (
         len(signs) == 1
-    ):  # the library wants two: one more, in which all reach one beyond the reference
+    ):  # moocore needs two scores: add one in which all models are one better than the reference
         scaled, reference = np.pad(scaled, ((0, 0), (0, 1))), np.array([-margin, -1.0])
     if complete:
         value = float(moocore.hypervolume(scaled, ref=reference, maximise=True))
@@ -139,7 +139,7 @@ def hypervolume(
     )
 
 
-# -- one model of many ---------------------------------------------------------------------------
+# -- selecting one model -------------------------------------------------------------------------
 
 
 def knee(entries: Sequence[Entry], directions: Directions) -> Entry | None:
@@ -191,18 +191,18 @@ def best(
     return max(chosen, key=lambda entry: good(entry, score), default=None)
 
 
-# -- how sure it is ------------------------------------------------------------------------------
+# -- uncertainty ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Certainty:
-    """How much of a front is chance.
+    """The stability of a front when problems are resampled.
 
     Attributes:
         on_front: by name, the share of resamples in which no other entry dominates it.
-        dominates: by two names, the share of resamples in which the first dominates the second.
-        paired: whether problems were resampled, the same for all entries; else scores were drawn from
-            their means and standard errors, as if they were independent.
+        dominates: by a pair of names, the share of resamples in which the first entry dominates the second.
+        paired: whether problems were resampled, the same for all entries; otherwise scores were drawn
+            independently, from normal distributions with their means and standard errors.
     """
 
     on_front: Mapping[str, float]
@@ -218,8 +218,8 @@ def certainty(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Certainty:
-    """Return how often each entry is on the front, and dominates each other entry, when problems
-    are resampled.
+    """Return the shares of resamples of the problems in which each entry is on the front, and dominates
+    each other entry.
 
     Args:
         entries: the models; those that lack a score are ignored.
@@ -261,7 +261,7 @@ def _resample(
     draws: int,
     random: np.random.Generator,
 ) -> Array | None:
-    """Means of resampled problems, float64 [draws, entries, scores]; None if problems are not shared."""
+    """Return means over resampled problems, float64 [draws, entries, scores]; None if problems differ."""
     draws_of = np.empty((draws, len(entries), len(directions)))
     weights: dict[tuple[str, ...], Array] = {}
     for s, score in enumerate(directions):

@@ -1,4 +1,4 @@
-"""Return how much of a score each parameter of a search explains alone, compared with chance."""
+"""The share of a score's variance that each parameter of a search explains alone, against chance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from merganser.number_format import ten_digits
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 SHUFFLES = 200
-"""Orders of the scores that say what chance explains."""
+"""Number of random permutations of the scores, which give the share that chance explains."""
 
 LEAST = 8
 """Minimum number of candidates for an estimate."""
@@ -68,8 +68,8 @@ def importances(
 
 
 def _groups(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the group of each value: the value itself for few values and choices, else a quantile
-    group of its rank."""
+    """Return the group of each value: one per distinct value for choices and few values, else quantile
+    groups."""
     texts = [ten_digits(value) for value in values]
     most = max(2, round(len(values) ** 0.5))
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -81,7 +81,7 @@ def _groups(values: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _share(scores: Array, groups: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Of the variance of scores, the part between groups."""
+    """Return the share of the scores' variance that is between groups."""
     total = float(((scores - scores.mean()) ** 2).sum())
     between = 0.0
     for group in np.unique(groups):

@@ -1,4 +1,4 @@
-"""Points of a study on a line between two models, and the curvature of their scores along it."""
+"""Points of a study on a line between two models, and their scores' deviation from linearity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
     ends: tuple[Entry, Entry] | None = None
 
     def along(self, score: str) -> list[tuple[float, Entry]]:
-        """The points that have the score, and the ends if they have it, in order."""
+        """Return the points and ends that have a score, sorted by the number."""
         ends = [] if self.ends is None else [(0.0, self.ends[0]), (1.0, self.ends[1])]
         return _ordered([(x, e) for x, e in (*ends, *self.points) if score in e.scores])
 
@@ -59,7 +59,7 @@ def lines(results: Results) -> list[Line]:
         parts += [
             f"{key} {short.get(value, value)}"
             for key, value, varies in zip(fixed, others, varied, strict=True)
-            if varies and not ("." in key and parts)  # the parts of a pair: its models say it
+            if varies and not ("." in key and parts)  # parts of a pair: its models show it
         ]
         lines.append(_line(results, ", ".join(parts), chosen, constants, dials))
     return [line for line in lines if len(line.points) > 1]
@@ -132,12 +132,12 @@ def _line(
     pair: tuple[str, str] | None = None
     numbers: list[float] = []
     if len(names) == 2 and all(abs(sum(row) - 1) < 1e-6 for row in weights):
-        # What the sweep's number is the weight of is on the right; else the last model.
+        # The model whose weight is the sweep's number is on the right; otherwise the last model.
         first = [row[0] for row in weights]
         turned = any(_near([p.values.get(key) for p in points], first) for key in dials)
         pair = (names[1], names[0]) if turned else (names[0], names[1])
         numbers = first if turned else [row[1] for row in weights]
-    elif len(names) == 1 and base is not None:  # a multiple of one model's change
+    elif len(names) == 1 and base is not None:  # a multiple of one model's task vector
         pair, numbers = (base, names[0]), [row[0] for row in weights]
     if pair is not None and len(set(numbers)) == len(points):
         ends = (known[pair[0]], known[pair[1]]) if pair[0] in known and pair[1] in known else None
@@ -183,10 +183,10 @@ class Gap:
 
 
 def gap(line: Line, score: str, direction: Direction) -> Gap | None:
-    """The largest gap of a score to the chord.
+    """Return the largest gap between a score and the chord.
 
     Returns:
-        None if the line has no ends with the score, or no point between them.
+        The gap; None if the line has no ends with the score, or no point between them.
     """
     inner = [(x, e) for x, e in line.points if 0 < x < 1 and score in e.scores]
     if line.ends is None or not inner or any(score not in end.scores for end in line.ends):
@@ -200,7 +200,7 @@ def gap(line: Line, score: str, direction: Direction) -> Gap | None:
 
 
 def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Kendall's tau-b of pairs of numbers (Kendall 1945); None if one side does not vary."""
+    """Return Kendall's tau-b of pairs of numbers (Kendall 1945); None if one side does not vary."""
     x, y = np.array(pairs, np.float64).reshape(-1, 2).T
     dx, dy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
     varied = math.sqrt(float((dx**2).sum())) * math.sqrt(float((dy**2).sum()))

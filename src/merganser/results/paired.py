@@ -1,4 +1,4 @@
-"""Which models of a study are better than which: differences paired over problems, with their tests."""
+"""Significance tests of differences between a study's models, paired over problems."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 """A model, and the reference that it is compared with."""
 
 TOGETHER = "mean of tasks"
-"""What takes the place of a task in the name of a score over several tasks."""
+"""Replaces the task in the name of a score over several tasks."""
 
 
 def compare(
@@ -40,14 +40,14 @@ def compare(
     """Test models of a study against references, on the problems that both have.
 
     Differences are paired over problems; all samples of a problem count as one. P-values are from sign
-    flips of problems (McNemar's exact test for single verdicts of 0 and 1), adjusted by max-T for all
+    flips of problems (McNemar's test for one sample per problem scored 0 or 1), adjusted by max-T for all
     models that are compared with one reference. A model that was selected on the problems, or is the best
     on them, is judged only by the value adjusted for all merges; if the study has held-out problems, it
     is tested on those.
 
     Args:
         study: the folder of a study.
-        models: names, or short names as in tables. With ``against``, each is compared with those;
+        models: names, or short names as in tables. With ``against``, each is compared with every reference;
             otherwise the first is compared with each of the others. By default all merges are compared.
         against: the references; by default all models of the study that are not merges.
         scores: the scores to test; by default all, and the means over tasks of scorers of several tasks.
@@ -79,8 +79,8 @@ def compare(
 
 
 def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str, frozenset[str]]:
-    """Return, for each score, the best model and all that are not significantly worse: by max-T
-    over all, at 5 %.
+    """Return, for each score, the best model and all models that are not significantly worse, by max-T
+    over all models, at 5 %.
 
     Raises:
         InputError: there are no results, or their samples are broken.
@@ -97,7 +97,7 @@ def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str
         pairs = [(name, best) for name in having if name != best]
         try:
             rows = _family(seen, score, pairs, set(), draws, seed) if pairs else []
-        except RecipeError:  # there is one problem only
+        except RecipeError:  # there is only one problem
             rows = []
         close = [row.model for row in rows if row.verdict == "not significant"]
         result[score] = frozenset([best, *close])
@@ -105,10 +105,9 @@ def leaders(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> dict[str
 
 
 def additions(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> tuple[Comparison, ...]:
-    """Return tests of what a greedy search tried to add, each against the soup without it.
+    """Return tests of the models that a greedy search tried to add: each soup against that without the model.
 
-    The search chose among them by these problems, so intervals and p-values hold for all of them
-    together.
+    The search selected among them by these problems, so intervals and p-values are simultaneous over all.
 
     Args:
         study: the folder of a search.
@@ -116,7 +115,7 @@ def additions(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> tuple[
         seed: seed of the draws.
 
     Returns:
-        One for each of the results' additions; empty for other studies, and if there is one problem only.
+        One comparison per addition in the results; empty for other studies, and if there is only one problem.
 
     Raises:
         InputError: there are no results, or their samples are broken.
@@ -131,27 +130,31 @@ def additions(study: str | Path, *, draws: int = DRAWS, seed: int = 0) -> tuple[
     chosen = {name for pair in pairs for name in pair}
     try:
         return tuple(_finished([(score, 0, _family(seen, score, pairs, chosen, draws, seed))]))
-    except RecipeError:  # there is one problem only
+    except RecipeError:  # there is only one problem
         return ()
 
 
 _HELD_OUT, _JSON = scores.HELD_OUT, scores.JSON_NAME
 
 
-# -- what is compared ----------------------------------------------------------------------------
+# -- the compared models and scores --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Study:
-    """The results of a study with the score of each problem."""
+    """The results of a study with the scores of each problem."""
 
     results: Results
     tables: Mapping[str, ScoreTable]
     groups: Mapping[str, tuple[tuple[str, float], ...]]
-    """Scores over several tasks: their parts, with weights."""
+    """By the name of a score over several tasks: the scores of the tasks, with weights."""
 
     def scores(self, asked: Sequence[str]) -> list[str]:
-        """The scores that are compared."""
+        """Return the names of the scores to compare.
+
+        Raises:
+            RecipeError: a requested score does not exist.
+        """
         known = [*self.results.directions, *self.groups]
         for name in asked:
             if name not in known:
@@ -159,15 +162,15 @@ class _Study:
         return list(asked) or known
 
     def parts(self, score: str) -> tuple[tuple[str, float], ...]:
-        """The scores of single tasks that a score is the mean of, with their weights."""
+        """Return the single tasks' scores that a score averages, with their weights."""
         return self.groups.get(score, ((score, 1.0),))
 
     def direction(self, score: str) -> Direction:
-        """Whether more or less is better."""
+        """Return ``max`` if more of a score is better, else ``min``."""
         return self.results.directions[self.parts(score)[0][0]]
 
     def entry(self, name: str) -> Entry:
-        """A model by its name."""
+        """Return the entry with a name."""
         return next(entry for entry in self.results.entries if entry.name == name)
 
     def has(self, score: str, name: str) -> bool:
@@ -178,14 +181,14 @@ class _Study:
         )
 
     def is_paired(self, score: str, name: str) -> bool:
-        """Whether a model's problems are known."""
+        """Whether a model's scores of each problem are known."""
         return all(
             part in self.tables and name in self.tables[part].models
             for part, _ in self.parts(score)
         )
 
     def mean(self, score: str, name: str) -> float:
-        """A model's score."""
+        """Return the mean of a model's score."""
         parts = self.parts(score)
         total = sum(weight for _, weight in parts)
         if self.is_paired(score, name):
@@ -217,7 +220,7 @@ def _read(folder: Path, asked: Sequence[str], weights: Mapping[str, float] | Non
 
 
 def find(results: Results, name: str) -> str:
-    """Return the entry of a name, which may be a short name as in tables.
+    """Return the full name of an entry, given that or its short name in tables.
 
     Raises:
         RecipeError: no entry matches, or several do.
@@ -237,7 +240,7 @@ def find(results: Results, name: str) -> str:
 
 
 def _pairs(results: Results, models: Sequence[str], against: Sequence[str]) -> list[list[Pair]]:
-    """The families of comparisons: by reference, or of one model with several."""
+    """Return the families of comparisons: one per reference, or one of a model with several references."""
     named = [find(results, name) for name in models]
     references = [find(results, name) for name in against]
     others = [entry.name for entry in results.entries if entry.role != "point"]
@@ -266,8 +269,7 @@ def _compare(
     draws: int,
     seed: int,
 ) -> list[Comparison]:
-    """Return comparisons of one score of one family; selected models on held-out problems if there
-    are any."""
+    """Return one family's comparisons in one score; of selected models on held-out problems, if any."""
     pairs = [pair for pair in pairs if all(seen.has(score, name) for name in pair)]
     if not pairs:
         return []
@@ -298,7 +300,7 @@ def _compare(
 
 
 def _selected(seen: _Study, score: str) -> set[str]:
-    """The merges that these problems chose: those of the study's rule, and the best."""
+    """Return the merges that were selected on these problems: by the study's rule, or as the best."""
     having = [point.name for point in seen.results.points if seen.has(score, point.name)]
     if len(having) < 2:
         return set()
@@ -310,7 +312,7 @@ def _selected(seen: _Study, score: str) -> set[str]:
 def _family(
     study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
 ) -> list[Comparison]:
-    """Return comparisons that are adjusted for each other."""
+    """Return the comparisons of one family, adjusted for each other."""
     paired = [pair for pair in pairs if all(study.is_paired(score, name) for name in pair)]
     rows = _paired(study, score, paired, chosen, draws, seed) if paired else []
     rows += [_unpaired(study, score, *pair, chosen) for pair in pairs if pair not in set(paired)]
@@ -323,7 +325,7 @@ def _family(
 def _paired(
     study: _Study, score: str, pairs: Sequence[Pair], chosen: set[str], draws: int, seed: int
 ) -> list[Comparison]:
-    """Return comparisons of models with known scores of each problem."""
+    """Return comparisons of models whose scores of each problem are known."""
     weighted = study.parts(score)
     tables = [study.tables[part] for part, _ in weighted]
     weights = [weight for _, weight in weighted]
@@ -381,7 +383,7 @@ def _single(
     listed: bool,
     draws: int,
 ) -> tuple[float, float | None, str]:
-    """Return the p-value of one test alone, the exact one, and the name of the test."""
+    """Return a test's unadjusted p-value, its exact p-value, and its name."""
     if len(tables) == 1 and tables[0].grain:
         middle = significance.mid_p(task_differences[0], tables[0].grain)
         if middle is not None:
@@ -434,8 +436,8 @@ def _unpaired(
 
 
 def _finished(families: Sequence[tuple[str, int, Sequence[Comparison]]]) -> list[Comparison]:
-    """Return comparisons with Holm's values over all tasks of a scorer; selected models get no
-    single p-value."""
+    """Return comparisons with Holm's p-values over all tasks of a scorer; selected models get no
+    unadjusted p-value."""
     groups: dict[tuple[str, int, bool, int], list[Comparison]] = {}
     for scorer, number, rows in families:
         for row in rows:
@@ -443,7 +445,7 @@ def _finished(families: Sequence[tuple[str, int, Sequence[Comparison]]]) -> list
     adjusted: dict[int, float] = {}
     for group in groups.values():
         tasks = {row.score for row in group}
-        if len(group) == len(tasks) * group[0].family:  # otherwise other models were counted too
+        if len(group) == len(tasks) * group[0].family:  # otherwise the tests include other models
             values = significance.holm([row.p or 0.0 for row in group])
             adjusted |= {id(row): p for row, p in zip(group, values, strict=True)}
     return [

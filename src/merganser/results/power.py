@@ -1,4 +1,4 @@
-"""Numbers of problems or samples needed to detect a difference, estimated from a study."""
+"""Power analysis: numbers of problems or samples needed to detect a difference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merganser.results.problem_scores import ScoreTable
 from merganser.results.scores import Results
 
 DETECTED = (Z + POWER_Z) ** 2
-"""Squared standard errors between no difference and one detected with a power of 80 %: 7.85."""
+"""Square of the difference, in standard errors, that is detected at 5 % with a power of 80 %: 7.85."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class Power:
     within: float | None
 
     def variance_with(self, samples: float) -> float | None:
-        """The variance of a problem's difference at a number of samples; None if unknown."""
+        """Return the variance of a problem's difference at a number of samples; None if unknown."""
         if self.between is None or self.within is None:
             return self.variance if samples == self.samples else None
         return self.between + 2 * self.within / samples
 
     def detectable(self, problems: int | None = None, samples: float | None = None) -> float | None:
-        """The smallest true difference that a test at 5 % detects with a power of 80 %.
+        """Return the smallest true difference that a test at 5 % detects with a power of 80 %.
 
         Args:
             problems, samples: by default those of the study; ``math.inf`` samples give the limit.
@@ -67,7 +67,7 @@ class Power:
         return math.sqrt(DETECTED * variance / (problems or self.problems))
 
     def problems_for(self, difference: float, samples: float | None = None) -> int | None:
-        """Problems that it takes to find a difference, with the study's number of samples or another."""
+        """Return the number of problems needed to detect a difference; None if it is unknown."""
         variance = self.variance if samples is None else self.variance_with(samples)
         return None if variance is None else max(2, math.ceil(DETECTED * variance / difference**2))
 
@@ -80,9 +80,9 @@ class Power:
 
 
 def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
-    """The variance components of a study's scores, from which the needed numbers of problems follow.
+    """Return the variance components of a study's scores, which give the needed numbers of problems.
 
-    They are averaged over pairs of merges and references.
+    The components are averaged over pairs of merges and references.
 
     Args:
         study: the folder of a study, which may be a small pilot.
@@ -121,7 +121,7 @@ def _power(results: Results, table: ScoreTable) -> Power:
         by_luck = float(np.mean([luck[a] + luck[b] for a, b in pairs]))
         between = max(0.0, variance - by_luck)
         within = float((table.spread * table.counts).mean())
-    if variance == 0:  # equal on a few problems is not equal on all
+    if variance == 0:  # models that are equal on a few problems can differ on others
         if not table.is_rate:
             raise RecipeError(
                 f"{table.score}: no two models differ on any of the {len(table.problems)} problems, "

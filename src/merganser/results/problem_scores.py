@@ -31,17 +31,17 @@ class ScoreTable:
     """One score of several models, on the problems that all of them share.
 
     Attributes:
-        score: its name in the study.
-        scorer: its name without the task.
+        score: the score's name in the study.
+        scorer: the score's name without the task.
         task: the task's name.
-        direction: whether more or less is better.
+        direction: ``max`` if more is better, else ``min``.
         models: names of the compared models.
         problems: the problems that all models have.
         left_out: problems that only some models have.
-        values: the score of each problem, [models, problems].
-        spread: the sampling variance of each value, [models, problems]; NaN if there are too few samples.
+        values: the score of each problem, float64 [models, problems].
+        spread: sampling variance of each value, float64 [models, problems]; NaN if there are too few samples.
         counts: numbers of samples, [models, problems].
-        grain: N such that all differences of values are multiples of 1/N; 0 if there is none.
+        grain: N such that all differences of values are multiples of 1/N; 0 if there is no such N.
         is_mean: whether a problem's value is the mean over its samples; False for pass@k and maj@k.
     """
 
@@ -64,13 +64,13 @@ class ScoreTable:
         return bool(((self.values >= 0) & (self.values <= 1)).all())
 
     def row(self, model: str) -> Array:
-        """Return a model's score of each problem."""
+        """Return a model's score of each problem, float64 [problems]."""
         row: Array = self.values[self.models.index(model)]
         return row
 
 
 def sample_file(results: Results, folder: Path, name: str) -> Path | None:
-    """Return the file of an entry's samples, if it has one.
+    """Return the file of an entry's samples; None if it has none.
 
     Raises:
         InputError: it is outside the folder.
@@ -85,11 +85,11 @@ def sample_file(results: Results, folder: Path, name: str) -> Path | None:
 
 
 Answers = Mapping[tuple[str, str, int], str | None]
-"""The answers of a model, by task, problem and sample."""
+"""A model's extracted answers, by task, problem and sample."""
 
 
 def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
-    """The tables of all scores of a study that come from samples.
+    """Return the tables of a study's scores that are computed from samples, by score.
 
     Raises:
         InputError: a file is missing, empty, broken, or outside of the folder.
@@ -128,7 +128,7 @@ def load(results: Results, folder: Path) -> dict[str, ScoreTable]:
 
 
 class _Asked:
-    """A model's verdicts on one task, problem by problem."""
+    """A model's scored samples of one task, by problem."""
 
     def __init__(self, verdicts: Sequence[Verdict]) -> None:
         self.verdicts = sorted(verdicts, key=lambda verdict: verdict.sample)
@@ -142,8 +142,8 @@ class _Asked:
         self.columns[order] = np.arange(len(rows)) - np.repeat(starts, self.counts)
 
     def samples(self, scorer: str, problems: Sequence[str]) -> Array | None:
-        """Return a score of each sample, [problems, samples], padded with NaN; None if samples
-        lack the score."""
+        """Return a score of each sample, float64 [problems, samples], padded with NaN; None if samples lack
+        the score."""
         try:
             values = np.array([verdict.scores[scorer] for verdict in self.verdicts], np.float64)
         except KeyError:
@@ -163,7 +163,7 @@ class _Asked:
 def _table(
     asked: Mapping[str, _Asked], scorer: str, answers: Mapping[str, Answers]
 ) -> tuple[Any, ...] | None:
-    """The columns of a :class:`ScoreTable` from ``models`` on."""
+    """Return the fields of a :class:`ScoreTable` from ``models`` on; None without shared problems."""
     known = {name for questions in asked.values() for name in questions.verdicts[0].scores}
     base, kind, k = scorer, "", 0
     for mark in ("_pass@", "_maj@"):

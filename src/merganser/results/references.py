@@ -1,4 +1,4 @@
-"""Scores measured elsewhere, such as those of a paper, with their uncertainty."""
+"""Scores that were measured elsewhere, such as in a paper, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def stated_score(
     high: float | None = None,
     problems: int | None = None,
 ) -> Score:
-    """A score as published elsewhere.
+    """Return a score that was measured elsewhere, with its missing values derived.
 
-    Missing values are derived from the others: a 95 % interval is 3.92 standard errors wide; a
-    share of solved problems has Wilson's interval, and the standard error is its width / 3.92.
+    A 95 % interval is 3.92 standard errors wide. A share of solved problems gets Wilson's interval, and the
+    width / 3.92 as standard error.
 
     Raises:
         ValueError: the uncertainty is missing, or the numbers contradict each other.
@@ -44,7 +44,7 @@ def stated_score(
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of ``count`` (Wilson 1927)."""
+    """Return Wilson's 95 % interval of a share of ``count`` problems (Wilson 1927)."""
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     width = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
     return middle - width, middle + width

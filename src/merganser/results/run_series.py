@@ -12,7 +12,7 @@ from merganser.recipe.run_steps import step_of
 from merganser.results.scores import Entry, Results
 
 KEY = "step"
-"""A key of this name is that of a step, whatever the models are called."""
+"""A key with this name holds training steps, whatever the models' names are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def series(results: Results) -> list[Series]:
 
 
 def run_itself(results: Results) -> list[tuple[int, Entry]]:
-    """The experts of a study that are steps of the run that most of its experts are steps of."""
+    """Return the experts that are steps of the run with the most of them, sorted; empty if fewer than two."""
     runs: dict[str, list[tuple[int, Entry]]] = {}
     for entry in results.entries:
         number = reference_step(entry.model) if entry.role == "expert" and entry.model else None

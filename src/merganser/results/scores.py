@@ -29,11 +29,11 @@ CSV_NAME = "results.csv"
 FORMAT = 1
 
 HELD_OUT = "held_out"
-"""The folder, in that of a search, of the chosen ones' results on problems that it had not seen."""
+"""Name of the folder, in a study's folder, with the selected models' results on held-out problems."""
 
 Role = Literal["point", "expert", "base", "mixed", "published", "reference"]
-"""What a model is in a study: a merge, one of the merged models, or what they were trained from; or, to
-compare with, a model that was trained on mixed rewards, a published one, or any other."""
+"""A model's role in a study: a merge, a merged model, or the base that those were trained from; or, only
+compared with merges, a model trained on mixed rewards, a published one, or any other."""
 
 REFERENCES: frozenset[Role] = frozenset({"mixed", "published", "reference"})
 """Roles of models that merges are only compared with."""
@@ -48,7 +48,7 @@ class Entry:
         role: the model's role in the study.
         model: a reference to an expert or the base; None for points.
         values: a point's values, by key of the sweep.
-        scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
+        scores: the scores by name: the scorer's, or ``task/scorer`` if there are several tasks.
         weights: the weight of each merged model that the recipe asks for (normalised); empty if
             the method has none.
         effective: the same weights, measured after rounding.
@@ -74,7 +74,7 @@ class Addition:
     """A model that a greedy search tried to add to its soup.
 
     Attributes:
-        name: of the candidate, the soup with that model.
+        name: name of the candidate, which is the soup with that model.
         soup: name of the soup without it.
         kept: whether the search kept it.
     """
@@ -91,13 +91,13 @@ class Results:
     Attributes:
         name: the study's name.
         recipe: the text of the file that described it.
-        directions: whether more or less of each score is better.
-        settings: how completions were generated: sampling, seed, presets, number of problems, versions.
-        entries: base, experts, points, in the order in which they are shown.
-        chosen: names of the selected points, with the rule that selected them.
+        directions: ``max`` (more is better) or ``min`` for each score, by name.
+        settings: the settings of the completions: sampling, seed, presets, number of problems, versions.
+        entries: base, experts, references, points, in the order of display.
+        chosen: the rule that selected each selected point, by the point's name.
         places: folders that relative model paths start at, in order of search, relative to the
             results' folder.
-        additions: what a greedy search tried to add to its soup, in its order.
+        additions: the models that a greedy search tried to add to its soup, in its order.
     """
 
     name: str
@@ -225,7 +225,11 @@ def read(folder: Path) -> Results:
 
 
 def _number(text: str) -> float:
-    """A number of a JSON file, if it is one that can be computed with."""
+    """Return a number of a JSON file.
+
+    Raises:
+        ValueError: the number is not finite.
+    """
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:20]} is not a number")
@@ -244,15 +248,15 @@ def places(home: Path, beside: Path | None) -> tuple[str, ...]:
 
 
 def reference(results: Results, folder: Path, model: str) -> ModelReference:
-    """Return a model of a study, independent of the current folder.
+    """Return the reference to a model of a study, with paths that do not depend on the current folder.
 
     Args:
         results: the study's results.
-        folder: the study's.
+        folder: the study's folder.
         model: the reference of an entry.
 
     Raises:
-        InputError: it is not a reference.
+        InputError: the text is not a reference.
     """
     homes = [folder / place for place in results.places]
 
@@ -271,8 +275,8 @@ def reference(results: Results, folder: Path, model: str) -> ModelReference:
 
 
 def as_csv(results: Results) -> str:
-    """One line a model: name, role, values, of each score the mean, error and interval, requested and
-    effective weights, and the rule that chose it."""
+    """Return CSV with one line per model: name, role, values, each score's mean, error and interval,
+    requested and effective weights, and the rule that selected it."""
     keys = list(dict.fromkeys(key for entry in results.entries for key in entry.values))
     models = list(dict.fromkeys(model for entry in results.entries for model in entry.weights))
     parts = ("mean", "error", "low", "high")

@@ -48,13 +48,13 @@ class Triangle:
 
 
 def place(weights: Sequence[float]) -> tuple[float, float]:
-    """Return the coordinates of three weights: first model left, second right, third on top."""
+    """Return the (x, y) of three weights in a triangle: first model left, second right, third on top."""
     _, right, top = weights
     return right + top / 2, top * 3**0.5 / 2
 
 
 def triangles(results: Results) -> list[Triangle]:
-    """Return the triangles of a study: one for each three models, method and so on, with points inside."""
+    """Return a study's triangles with points inside: one per three models, method and other values."""
     keys = list(dict.fromkeys(key for point in results.points for key in point.values))
     fixed = [key for key in keys if not is_dial(key, results.points)]
     groups: dict[tuple[Any, ...], list[Entry]] = {}
@@ -81,7 +81,7 @@ def triangles(results: Results) -> list[Triangle]:
 
 
 def _shown(names: Sequence[str], points: Sequence[Entry]) -> list[str]:
-    """What models are called that are no entries: as the sweep's weights are, ``w.acc``, else by their folders."""
+    """Return names of merged models that are not entries: those of the sweep's weights, else the folders'."""
     keys = [key for key in points[0].values if "." in key]
     parts = []
     for model in range(len(names)):

@@ -1,1 +1,1 @@
-"""Studies: run, score and search many merges that one file describes."""
+"""Studies: sweeps and searches, which merge and score many points that one file describes."""

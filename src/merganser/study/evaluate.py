@@ -1,4 +1,4 @@
-"""A sweep that is evaluated: base, experts and every point scored in memory, the chosen ones written."""
+"""Evaluate a sweep: score base, experts and every point in memory, and write the selected points."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Study(Evaluate):
         return self
 
     def directions(self, tasks: Sequence[Task]) -> dict[str, Direction]:
-        """All scores by name, with ``max`` or ``min``: whether more or less is better."""
+        """Return ``max`` (more is better) or ``min`` for each score, by name."""
         return languages.score_names(tasks) | {task.score: task.better for task in self.lm_eval}
 
 
@@ -90,7 +90,7 @@ def check_block(config: Config, strictness: Strictness = "normal") -> None:
         MerganserError: when an extra is not installed.
     """
     pattern = read_pattern(config, "sweep", strictness)
-    block, tasks = load_block(pattern.document, pattern.folder, allow_code=True)  # runs none
+    block, tasks = load_block(pattern.document, pattern.folder, allow_code=True)  # runs no program
     parse_rule(block.keep, block.directions(tasks), pattern.document)
 
 
@@ -99,12 +99,13 @@ def choose_engine(
     engine: EngineName | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AnyOptions:
-    """The options of the engine that runs models, checked.
+    """Return the checked options of the engine that runs models.
 
     Args:
         block: the study's block, which names an engine.
         engine: replaces the block's engine; None keeps it.
-        options: override the block's options of the same names, which count only for its own engine.
+        options: override the block's options of the same names; with another engine than the block's, the
+            block's options are ignored.
 
     Raises:
         MerganserError: when an extra is not installed, or an option is wrong.
@@ -123,10 +124,10 @@ def choose_engine(
 def load_block(
     document: Document, folder: Path | None, *, allow_code: bool = False
 ) -> tuple[Study, list[Task]]:
-    """The ``evaluate:`` block of a study's file, and its tasks.
+    """Return the ``evaluate:`` block of a study's file, and its tasks.
 
     Args:
-        document: the file.
+        document: the file's content.
         folder: the folder that its relative paths start at.
         allow_code: allow scorers that run programs of models, whatever the block says.
 

@@ -1,4 +1,4 @@
-"""Score one model, without writing it."""
+"""Score one model without writing it."""
 
 from __future__ import annotations
 

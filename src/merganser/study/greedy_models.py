@@ -17,7 +17,7 @@ from merganser.recipe.run_steps import select_steps
 from merganser.recipe.short_names import shorten
 
 KEY = "soup"
-"""The key of the models' numbers, in expressions and in names of values."""
+"""The key of the models' multiplicities, in expressions and in names of values."""
 
 MOST_MODELS = 200
 
@@ -26,7 +26,7 @@ def with_models(document: Document, folder: Folder | None) -> tuple[Document, tu
     """Return a greedy search's recipe with its models, and the models' short names.
 
     Args:
-        document: the file's, whose ``search`` has ``from``.
+        document: the file's content, whose ``search`` has ``from``.
         folder: the file's folder, which is also searched for training runs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Problems that models are not chosen by, so that their scores on them are honest."""
+"""Held-out problems, which select no model, so that scores on them have no selection bias."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def split(
     that it does not depend on the order of the file.
 
     Args:
-        tasks: all.
+        tasks: all tasks.
         apart: a share of the problems to hold out, or names of tasks; None to hold out nothing.
-        seed: of the share.
+        seed: seed of the draw of a share.
         error: converts a message about ``apart`` into an exception.
 
     Raises:

@@ -28,16 +28,16 @@ class History:
 
     Args:
         folder: contains :data:`NAME`; created if missing.
-        settings: all that determines the candidates and their scores, as plain data; a file with
+        settings: everything that determines the candidates and their scores, as plain data; a file with
             other settings is refused.
 
     Attributes:
         lines: the candidates' lines, as plain data.
 
     Raises:
-        OutputExistsError: the file belongs to a search of other settings, or another process has it.
-        InputError: the file is no history.
-        ResourceError: it cannot be written.
+        OutputExistsError: the file belongs to a search with other settings, or another process has it open.
+        InputError: the file is not a history.
+        ResourceError: the file cannot be written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -71,12 +71,12 @@ class History:
         self.lines = entries[1:]
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add a candidate; it is on the disk when this returns."""
+        """Append a candidate's line, and sync it to the disk."""
         self._write(line)
         self.lines.append(dict(line))
 
     def close(self) -> None:
-        """Let others open it."""
+        """Close the file, so that other processes can open it."""
         with suppress(OSError):  # the failed write has already raised an error
             self._file.close()
 
@@ -103,13 +103,13 @@ class History:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of settings as JSON."""
+    """Return the SHA-256 of settings as JSON."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differing(one: Any, other: Any, name: str = "") -> list[str]:
-    """Names of the keys in which plain data differ: ``search.seed``."""
+    """Return the names of the keys in which two plain data differ, such as ``search.seed``."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])
         parts = [

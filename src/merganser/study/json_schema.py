@@ -207,7 +207,7 @@ def json_schema() -> Schema:
 
 
 def _open(schema: Any) -> Any:
-    """A schema in which expressions may stand for values that are not texts."""
+    """Return a schema that also accepts an expression in place of any value that is not a text."""
     if isinstance(schema, list):
         return [_open(entry) for entry in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""The ``keep:`` rule of an evaluated sweep: which of its points are written, and why."""
+"""The ``keep:`` rule of an evaluated sweep, which selects the points to write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merganser.recipe import Document
 from merganser.results.scores import Entry
 
 Rule = Callable[[Sequence[Entry]], dict[str, str]]
-"""Return the names of the selected points, each with the reason."""
+"""Returns the names of the selected points, with the reason for each."""
 
 _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,

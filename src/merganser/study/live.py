@@ -1,4 +1,4 @@
-"""The live model of the engine that a study asks for."""
+"""Make the live model for a study's engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_live(
     """Return a live model in the engine that the options belong to.
 
     Args:
-        options: of the engine.
+        options: options of the engine.
         device, dtype, threads, batch_size: as for :class:`merganser.LiveModel`; ignored for a server.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One model in memory that becomes one merge after the other, without writing any."""
+"""A live model: it takes the weights of one merge after the other, in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OnOutcome = Callable[[engine.Outcome], None]
 
 
 class Subject(NamedTuple):
-    """A merge whose completions are wanted; see :meth:`Live.backend_of`."""
+    """A merge to complete prompts with; see :meth:`Live.backend_of`."""
 
     plan: Plan
     on_outcome: OnOutcome | None
@@ -51,16 +51,16 @@ class Live(ABC):
     """A model in an engine that :meth:`become` turns into the merge of any plan.
 
     Args:
-        options: of the engine.
-        device: where it computes.
+        options: options of the engine.
+        device: the device of the model.
         dtype: the compute dtype.
-        threads: of the merge; None for as many as pay off.
+        threads: threads of the merge; None for the default.
 
     Attributes:
-        engine_name: the engine with its version.
-        device: where it computes.
+        engine_name: the engine's name with its version.
+        device: the device of the model.
         computing: the compute dtype.
-        plan: the plan whose merge it holds.
+        plan: the plan whose merge is loaded; None before the first.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Live(ABC):
     @property
     @abstractmethod
     def backend(self) -> StreamingBackend:
-        """What completes prompts with the model as it is now."""
+        """The backend that completes prompts with the current weights."""
 
     @property
     @abstractmethod
     def has_chat_template(self) -> bool:
-        """Whether the tokenizer has a chat template, so that it takes conversations."""
+        """Whether the tokenizer has a chat template, so that prompts can be conversations."""
 
     @abstractmethod
     def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
@@ -94,7 +94,7 @@ class Live(ABC):
             The merge engine's measurements.
 
         Raises:
-            InputError: the engine does not support the model, or misses some of its weights.
+            InputError: the engine does not support the model, or weights that it needs are missing.
         """
 
     def backend_of(
@@ -117,20 +117,20 @@ class Live(ABC):
     def _complete(
         self, subject: Subject, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        """The backend's call."""
+        """Complete prompts with a merge; yield a request's index with its completion."""
         self.settle(subject.plan, subject.on_outcome)
         return self.backend(requests, sampling, subject.on_tokens)
 
     def settle(self, plan: Plan, on_outcome: OnOutcome | None = None) -> None:
-        """Turn the model into the merge of a plan, unless it is that already; see :meth:`backend_of`."""
+        """Turn the model into the merge of a plan, unless that is loaded already; see :meth:`backend_of`."""
         if self.plan is not plan:
             outcome = self.become(plan, report=on_outcome is not None)
             if on_outcome is not None:
                 on_outcome(outcome)
 
     def key(self, plan: Plan, name: str = "") -> dict[str, str]:
-        """Everything that decides a merge's completions, as texts by kind: digests of the recipe and of
-        each input, the dtype, the device and the engine.
+        """Return what determines a merge's completions, as texts by kind: digests of the recipe and of each
+        input, the dtype, the device and the engine.
 
         Args:
             plan: the merge.
@@ -149,7 +149,7 @@ class Live(ABC):
         }
 
     def dtype_of(self, plan: Plan) -> str:
-        """The compute dtype of a merge."""
+        """Return the compute dtype of a merge."""
         if self.computing != "auto":
             return self.computing
         return "float32" if self.device == "cpu" else plan.dtype.name
@@ -177,7 +177,7 @@ class LiveModel(Live):
     Attributes:
         module: the transformers model; None before the first plan.
         tokenizer: the model's tokenizer.
-        plan: the plan whose merge it holds.
+        plan: the plan whose merge is loaded; None before the first.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class LiveModel(Live):
 
     @property
     def backend(self) -> Inference:
-        """What completes prompts with the model as it is now."""
+        """The backend that completes prompts with the current weights."""
         if self._backend is None:
             raise MerganserError("the live model holds no merge yet; call become() first")
         return self._backend
@@ -240,7 +240,7 @@ class LiveModel(Live):
         try:
             with torch.device("meta"):
                 kind = type(transformers.AutoModelForCausalLM.from_config(codec.config))
-        except Exception as error:  # whatever a config can make libraries raise
+        except Exception as error:  # a config can make libraries raise anything
             raise InputError(shell.cannot_make(codec.label, error)) from None
         self.tokenizer = codec.tokenizer
         names = list(tensors)
@@ -310,7 +310,7 @@ def evaluate_plan(
 
 
 def find_device(name: str) -> str:
-    """Torch's name of a device; ``auto`` becomes the best available one.
+    """Return torch's name of a device; ``auto`` becomes the best available one.
 
     Raises:
         RecipeError: when the device is not available.

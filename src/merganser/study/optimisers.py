@@ -1,7 +1,7 @@
-"""Optimisers that choose a search's candidates: one class per method, with an ask/tell interface
+"""Optimisers that propose a search's candidates: one class per method, with an ask/tell interface
 by generation.
 
-An optimiser's next step depends only on its seed and the results it received, so that an
+An optimiser's next step depends only on its seed and the results that it received, so that an
 interrupted search is replayed from its history. All goals are minimised.
 """
 
@@ -19,10 +19,10 @@ from merganser.study.search_axes import Axis
 from merganser.study.search_space import Method, Position
 
 POPULATION = 8
-"""Candidates of a generation, for methods without a default of their own."""
+"""Candidates per generation of the methods that have no other default."""
 
 FIRST_OF_FRONT = 5
-"""Points of the even grid that the front begins with."""
+"""Number of points of the even grid that the method ``front`` begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Verdict:
 
     Attributes:
         position: the candidate's position in the space.
-        goals: one number per objective, less is better; empty if the candidate failed, which is
-            worse than all others.
+        goals: one number per objective, less is better; empty if the candidate failed, which ranks it
+            after all others.
         missed: the violation of each constraint; 0 if it is satisfied.
     """
 
@@ -42,13 +42,13 @@ class Verdict:
 
 
 class Optimiser(Protocol):
-    """Chooses candidates."""
+    """Proposes candidates, and receives their results."""
 
     def ask(self) -> list[Position]:
         """Return a generation; empty if the method is exhausted."""
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """What became of the generation, in the order in which it was asked."""
+        """Receive the results of the last generation, in the order of :meth:`ask`."""
 
 
 def optimiser(
@@ -89,8 +89,8 @@ def optimiser(
 class CmaEs:
     """CMA-ES with margin (Hamano et al. 2022, arXiv:2205.13482), for one goal over numbers.
 
-    Only the order of a generation counts: candidates that miss constraints come after all others, by how much
-    they miss (Deb 2000).
+    Only the ranks within a generation count: candidates that violate constraints rank after all others, by
+    the size of the violation (Deb 2000).
     """
 
     def __init__(self, axes: Sequence[Axis], population: int | None, seed: int) -> None:
@@ -107,7 +107,7 @@ class CmaEs:
         self.raw: list[Any] = []
 
     def ask(self) -> list[Position]:
-        """A population."""
+        """Return one generation of candidates."""
         asked = [self.search.ask() for _ in range(self.search.population_size)]
         self.raw = [raw for _, raw in asked]
         return [
@@ -119,7 +119,7 @@ class CmaEs:
         ]
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Move towards the better ones."""
+        """Update the search distribution."""
         keys = [(not v.goals, sum(v.missed), *v.goals) for v in verdicts]
         order = sorted(set(keys))
         ranks = [float(order.index(key)) for key in keys]
@@ -159,7 +159,7 @@ class Optuna:
         return [tuple(trial.params[key] for key in self.space) for trial in self.trials]
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Remember them."""
+        """Add the results to Optuna's study."""
         for trial, verdict in zip(self.trials, verdicts, strict=True):
             for i, missed in enumerate(verdict.missed):
                 trial.set_constraint(f"{i}", missed)
@@ -190,11 +190,11 @@ class Random:
         ]
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Nothing is learnt."""
+        """Ignore the results."""
 
 
 class Front:
-    """An even grid over one number, then repeatedly the middle of the front's widest gap.
+    """An even grid over one number, then repeatedly the middle of the widest gap of the front.
 
     A gap is the distance between two neighbours' goals, each goal scaled to its range so far;
     pairs without a point on the front come last.
@@ -207,7 +207,7 @@ class Front:
         self.found: dict[float, Verdict] = {}
 
     def ask(self) -> list[Position]:
-        """The grid, then one place at a time."""
+        """Return the grid at first, then one candidate at a time."""
         count = self.axis.count
         if not self.asked:
             ends = np.linspace(0, 1 if count is None else count - 1, self.first)
@@ -233,7 +233,7 @@ class Front:
         return float(round(place, 4)) if self.axis.count is None else int(place)
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Remember them."""
+        """Store the results."""
         for verdict in verdicts:
             self.asked.add(verdict.position[0])
             if verdict.goals:
@@ -260,7 +260,7 @@ class Greedy:
         self.grown = False
 
     def ask(self) -> list[tuple[float, ...]]:
-        """The single models, then one soup at a time."""
+        """Return the single models at first, then one soup at a time."""
         if self.order is None:
             return [tuple(map(float, self._with((0,) * self.count, i))) for i in range(self.count)]
         if not self.queue and self.most > 1 and self.grown:
@@ -270,7 +270,7 @@ class Greedy:
         return [tuple(map(float, self._with(self.soup, self.queue[0])))] if self.queue else []
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Sort the single models, or keep what was added."""
+        """Sort the single models by score at first; then keep the added model if it improves the score."""
         keys = [(sum(v.missed), *v.goals) if v.goals else () for v in verdicts]
         if self.order is None:
             good = [i for i in range(self.count) if keys[i]]

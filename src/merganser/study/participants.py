@@ -24,12 +24,12 @@ SAMPLES = "samples"
 
 @dataclass(frozen=True, slots=True)
 class StudyModel:
-    """A model of the study, before it is scored.
+    """A model of a study, before it is scored.
 
     Attributes:
-        entry: its name, and what it is.
-        plan: what makes it.
-        point: which it is, if it is one.
+        entry: its name and role, without scores.
+        plan: the plan of its merge.
+        point: the sweep's or search's point; None for other models.
     """
 
     entry: Entry
@@ -38,7 +38,7 @@ class StudyModel:
 
 
 def point_model(point: Point, plan: Plan) -> StudyModel:
-    """A point as a model."""
+    """Return a point as a model of a study."""
     return StudyModel(Entry(point.name, "point", values=point.values), plan, point)
 
 
@@ -51,7 +51,7 @@ def settle(text: str, beside: Path | None = None, weights: Weights | None = None
         weights: which weights of a training step to read.
 
     Raises:
-        MerganserError: there is no such model.
+        MerganserError: the model does not exist or cannot be read.
     """
     data = {"merge_method": "passthrough", "models": [{"model": text}]}
     parsed = recipe.validate(Document(data), beside, "normal")
@@ -98,8 +98,8 @@ def base_and_experts(
 def references_of(
     block: Study, points: Sequence[StudyModel], document: Document
 ) -> list[tuple[ModelReference, Role, str | None]]:
-    """Return the base and the experts of points, each once, and the block's references with their
-    names, bases first."""
+    """Return the references, roles and names of the points' base and experts, each once, bases first, and
+    of the block's references."""
     merged: dict[str, ModelReference] = {}
     bases: dict[str, ModelReference] = {}
     for point in points:
@@ -184,16 +184,16 @@ def stated_references(
 
 
 def beside_points(entries: Sequence[Entry], stated: Sequence[Entry]) -> list[Entry]:
-    """Entries in the order in which they are shown: stated references before the points."""
+    """Return entries in the order of display: stated references before the points."""
     others = [entry for entry in entries if entry.role != "point"]
     return [*others, *stated, *(entry for entry in entries if entry.role == "point")]
 
 
 def check_names(models: Sequence[StudyModel]) -> None:
-    """Check that no point is called like a folder of the study.
+    """Check that no point has the name of a folder of the study.
 
     Raises:
-        RecipeError: when one is.
+        RecipeError: a point has.
     """
     for model in models:
         if model.point is not None and model.entry.name.casefold() == SAMPLES:

@@ -1,4 +1,4 @@
-"""Everything that a sweep decides before a model is scored: its tasks, its models with plans, its rule."""
+"""Prepare the evaluation of a sweep: tasks, models with plans, and the rule that selects points."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from merganser.study.scoring import harness_scores, score
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What the models of one study are scored with.
+    """Scores models of one study.
 
     Attributes:
         block: the study's block.
-        tasks: the tasks whose scores decide.
-        live: the live model that is turned into each.
+        tasks: the tasks that select points.
+        live: the live model that becomes each of them.
         home: the study's folder.
         beside: the folder that relative paths of tasks start at.
     """
@@ -58,13 +58,13 @@ class Stage:
     def score(
         self, model: StudyModel, on_progress: Listener, turn: Turn, home: Path | None = None
     ) -> Entry:
-        """Score one model on tasks and on the harness's.
+        """Return a model's scores on the study's tasks and on those of the lm-evaluation-harness.
 
         Args:
             model: the model.
             on_progress: called with an event at each step.
-            turn: the model's position, for the events.
-            home: the folder whose folder of completions is used, in place of the study's.
+            turn: the model's position among all models, for the events.
+            home: the folder with the folder of completions; None for the study's.
         """
         folder = home or self.home
         more = partial(
@@ -79,8 +79,7 @@ class Stage:
         return score(model, self.tasks, self.live, folder, on_progress, turn, more)
 
     def is_complete(self, model: StudyModel) -> bool:
-        """Whether all completions and scores of a model are stored, so that it can be scored
-        without running."""
+        """Whether all completions and scores of a model are stored, so that it need not run."""
         key = self.live.key(model.plan, model.entry.name)
         digest = "-".join(key.values())
         scored = harness.read_kept(harness_file(model, self.home), digest, self.block.lm_eval)
@@ -91,28 +90,28 @@ class Stage:
 
 
 def harness_file(model: StudyModel, home: Path) -> Path:
-    """The file with a model's scores on tasks of the lm-evaluation-harness."""
+    """Return the file of a model's scores on tasks of the lm-evaluation-harness."""
     return home / SAMPLES / f"{model.entry.name}.lm-eval.json"
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedStudy:
-    """A sweep that is evaluated, planned and checked.
+    """An evaluated sweep that is planned and checked, before a model runs.
 
     Attributes:
-        pattern: the file.
+        pattern: the sweep's file.
         block: its ``evaluate:`` block.
         engine: options of the engine that runs the models.
-        seen: the tasks whose scores decide.
+        seen: the tasks that select points.
         unseen: the held-out tasks.
-        directions: all scores, with whether more or less is better.
-        rule: returns the names of the points to keep, with what they are chosen as.
+        directions: ``max`` (more is better) or ``min`` for each score, by name.
+        rule: returns the names of the points to write, with the reason for each.
         home: the study's folder.
-        planned: the points that are asked for.
-        asked: the same as models.
-        earlier: the sweep's other points, those that were scored before.
-        others: base, experts and references of both.
-        stated: references whose scores are given.
+        planned: the requested points, with their plans.
+        asked: the requested points as models.
+        earlier: the sweep's other points that an earlier run has scored.
+        others: base, experts and references of the requested and the earlier points.
+        stated: references whose scores are given in the file.
     """
 
     pattern: Pattern
@@ -131,13 +130,13 @@ class PreparedStudy:
 
     @property
     def models(self) -> list[StudyModel]:
-        """The models to score: base, experts and references, then the points that are asked for."""
+        """The models to score: base, experts and references, then the requested points."""
         wanted = references_of(self.block, self.asked, self.pattern.document)
         needed = {reference.text for reference, _, _ in wanted}
         return [model for model in self.others if model.entry.model in needed] + list(self.asked)
 
     def make_live(self, threads: int | None) -> Live:
-        """The live model of the study's engine; the caller closes it."""
+        """Return the live model of the study's engine; the caller closes it."""
         return make_live(
             self.engine,
             device=self.block.device,
@@ -147,11 +146,11 @@ class PreparedStudy:
         )
 
     def stage(self, live: Live) -> Stage:
-        """What the models are scored with."""
+        """Return the scoring of the study's models with a live model."""
         return Stage(self.block, self.seen, live, self.home, self.pattern.folder or Path())
 
     def check_ready(self, writing: WriteOptions) -> None:
-        """Check that the points which the rule may choose can be written.
+        """Check that the points that the rule may select can be written.
 
         Raises:
             OutputExistsError: a folder holds something else.
@@ -228,7 +227,7 @@ def prepare(
 def _scored_earlier(
     config: Config, asked: Sequence[StudyModel], home: Path, options: PlanOptions
 ) -> list[tuple[Point, Plan]]:
-    """The other points of a sweep with completions in ``home``; those that cannot be planned now are left out."""
+    """Return a sweep's other points with completions in ``home``, if they can be planned."""
     names = {model.entry.name for model in asked}
     points: list[tuple[Point, Plan]] = []
     for point in load_points(config, options.strictness):

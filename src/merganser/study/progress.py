@@ -1,4 +1,4 @@
-"""Events of a study that runs: how far the model at work is, and its scores once it is done."""
+"""Progress events of a running study."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from merganser.evaluation.statistics import Score
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Which of a study's models is at work.
+    """The position of a model among the models of a study.
 
     Attributes:
-        model: its name.
+        model: the model's name.
         number: its number among the models, from 1.
         models: how many models the study scores.
     """
@@ -29,10 +29,10 @@ class Scoring:
 
     Attributes:
         turn: the model, with its position among all models.
-        done: completions that are finished, reused ones included.
-        total: completions that its tasks ask for.
-        generated: completions that this run has finished.
-        tokens: tokens that this run has generated, those of unfinished completions included.
+        done: number of finished completions, including reused ones.
+        total: number of completions that the tasks require.
+        generated: number of completions that this run has finished.
+        tokens: number of tokens that this run has generated, including those of unfinished completions.
     """
 
     turn: Turn
@@ -44,13 +44,13 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """A costly scorer, such as a reward model, is at work on a model's completions.
+    """A costly scorer, such as a reward model, scores a model's completions.
 
     Attributes:
         turn: the model, with its position among all models.
         scorer: the scorer's name in its task.
-        done: samples that are scored, stored scores included.
-        total: samples of the task.
+        done: number of scored samples, including stored scores.
+        total: number of samples of the task.
     """
 
     turn: Turn
@@ -61,13 +61,13 @@ class Judging:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A model has its scores.
+    """The scores of a model are known.
 
     Attributes:
         turn: the model, with its position among all models.
-        scores: by name.
-        completions: completions that the scores rest on.
-        generated: those of them that this run has generated; the others are reused.
+        scores: the scores by name.
+        completions: number of completions that the scores are computed from.
+        generated: number of those that this run has generated; the others are reused.
     """
 
     turn: Turn
@@ -78,7 +78,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A model is scored by another process, and waited for.
+    """This process waits for a model that another process is scoring.
 
     Attributes:
         turn: the model, with its position among all models.
@@ -93,12 +93,12 @@ Listener = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """Listen to nothing."""
+    """Ignore an event."""
 
 
 @dataclass
 class Meter:
-    """Counts what a backend generates for one model, and reports each step.
+    """Counts the completions and tokens of one model, and reports each step to a listener.
 
     Attributes:
         turn: the model, with its position among all models.
@@ -113,17 +113,17 @@ class Meter:
     _reused: int | None = field(default=None, repr=False)
 
     def completed(self, done: int, total: int) -> None:
-        """Report completions: the first call counts those that are reused."""
+        """Report the number of finished completions; the first call reports the reused ones."""
         self._reused = done if self._reused is None else self._reused
         self.done, self.total = done, total
         self._report()
 
     def judged(self, scorer: str, done: int, total: int) -> None:
-        """Report samples that a costly scorer has scored."""
+        """Report the number of samples that a costly scorer has scored."""
         self.listener(Judging(self.turn, scorer, done, total))
 
     def generated(self, tokens: int) -> None:
-        """Report tokens that the backend has generated since the last call."""
+        """Report the number of tokens that the backend has generated since the last call."""
         self.tokens += tokens
         self._report()
 

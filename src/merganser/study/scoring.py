@@ -1,4 +1,4 @@
-"""Score the models of a study, and keep their completions."""
+"""Score the models of a study, and store their completions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from merganser.version import VERSION
 def to_redo(
     models: Sequence[StudyModel], tasks: Sequence[Task], live: Live, home: Path
 ) -> list[str]:
-    """Return why stored completions are out of date: one line per reason, with the models that it concerns.
+    """Return the reasons why stored completions are out of date, one line each, with the models' names.
 
     Raises:
         InputError: completions or an input cannot be read.
@@ -49,7 +49,7 @@ def to_redo(
 
 
 def redone(count: int, why: str, names: Sequence[str]) -> str:
-    """A line about stored completions that are generated again."""
+    """Return a line that reports stored completions that are generated again."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{count:,} stored completions of {shown} are generated again and replaced: {why}"
 
@@ -68,10 +68,10 @@ def score(
     Args:
         model: the model.
         tasks: the tasks to score it on.
-        live: the live model that is turned into it.
+        live: the live model that becomes this model.
         home: the study's folder.
         on_progress: called with an event at each step.
-        turn: the model's position, for the events.
+        turn: the model's position among all models, for the events.
         more: returns further scores of the model, after its tasks.
 
     Raises:
@@ -137,7 +137,7 @@ def harness_scores(
 def measured(
     entries: Sequence[Entry], models: Sequence[StudyModel], threads: int | None
 ) -> list[Entry]:
-    """The weights of points that were not blended now, because all of their completions were there."""
+    """Return entries with weights also for points that were not merged because of stored completions."""
     missing = [i for i, m in enumerate(models) if m.point and not entries[i].weights]
     plans = [models[i].plan for i in missing]
     result = list(entries)
@@ -150,7 +150,7 @@ def measured(
 
 
 def _weighed(entry: Entry, model: StudyModel, outcome: engine.Outcome) -> Entry:
-    """An entry with its requested and effective weights, those of a base left out."""
+    """Return an entry with its requested and effective weights, except the base's."""
     if outcome.report is None:
         return entry
     written = model.plan.recipe.recipe

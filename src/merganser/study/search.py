@@ -1,4 +1,4 @@
-"""The story of a search: a file of ranges → candidates scored in memory → the best, scored again and written."""
+"""Run a search: score candidates in memory, then score the selected ones again and write them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def search(
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
 ) -> SearchResult:
-    """Search the best values of a recipe's parameters, and write the merges with these values.
+    """Search for the best values of a recipe's parameters, and write the merges with these values.
 
     Every candidate is merged in memory and scored; only the selected ones are written. Scores are
     stored in ``OUT/history.jsonl``, from which an interrupted search resumes.
@@ -96,12 +96,12 @@ def search(
         out: the folder of the history, the results, and the chosen candidates' folders.
         budget: overrides the file's number of candidates.
         write: whether to write the selected candidates.
-        engine: what runs the models, in place of the file's engine.
-        engine_options: its options, in place of the file's.
+        engine: overrides the file's engine, which runs the models.
+        engine_options: override the file's options of that engine.
         allow_code: allow scorers that run programs of models, whatever the file says.
         track: the tracker that scores are logged with, or its name, in place of the file's;
             ``none`` for none.
-        on_standing: called after every scored candidate, with the search.
+        on_standing: called after every scored candidate, with the search's state and the search.
         on_progress: called with the progress of completions of the base, the experts, and the
             models scored on held-out problems.
         on_warning: called with each warning: before the first candidate those of ends of ranges
@@ -255,7 +255,7 @@ def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
 
 
 def _apart(others: Sequence[StudyModel], names: Collection[str]) -> list[StudyModel]:
-    """Base and experts, none of them with the name of a candidate."""
+    """Return base and experts, renamed if a candidate has the same name."""
     taken = {name.casefold() for name in names}
     return [
         replace(model, entry=replace(model.entry, name=f"{model.entry.name}_{model.entry.role}"))
@@ -266,15 +266,15 @@ def _apart(others: Sequence[StudyModel], names: Collection[str]) -> list[StudyMo
 
 
 class _Stage:
-    """One live model, the plans of the candidates that it is going to be, and what became of others.
+    """Plans and scores the candidates of a search with one live model.
 
     Args:
-        live: the model.
-        tasks: what it is asked.
+        live: the live model.
+        tasks: the tasks to score candidates on.
         home: the folder of the results.
-        options: of :func:`merganser.plan`.
-        threads: of the merge; None for as many as pay off.
-        check: raises what would stop planned candidates from being written, before they are scored.
+        options: options of :func:`merganser.plan`.
+        threads: threads of the merge; None for the default.
+        check: called before planned candidates are scored; raises an error if they could not be written.
     """
 
     def __init__(
@@ -297,7 +297,7 @@ class _Stage:
         scoring.make_folder(home / SAMPLES)
 
     def prepare(self, candidates: Sequence[Candidate]) -> Mapping[int, str]:
-        """Plan a generation, so that invalid candidates are known before any is run."""
+        """Plan a generation before it is scored; return the reason for each invalid candidate, by number."""
         self.models = {}
         problems: dict[int, str] = {}
         for candidate in candidates:
@@ -310,7 +310,7 @@ class _Stage:
         return problems
 
     def score(self, candidate: Candidate, listener: Listener, budget: int) -> Mapping[str, Score]:
-        """Return a candidate's scores; the search reports them."""
+        """Return a candidate's scores, without the event that reports them."""
 
         def listen(event: Event) -> None:
             if not isinstance(event, Scored):
@@ -319,7 +319,7 @@ class _Stage:
         return self._score(listen, Turn(candidate.name, candidate.number, budget)).scores
 
     def entry(self, point: Point, on_progress: Listener, turn: Turn) -> Entry:
-        """Plan a point, and score it."""
+        """Plan and score a point; return its entry with scores and weights."""
         self.models = {}
         self._plan(point)
         [entry] = self._weighed([self._score(on_progress, turn)])
@@ -327,7 +327,7 @@ class _Stage:
         return entry
 
     def entries(self, trials: Sequence[Trial]) -> list[Entry]:
-        """All that was scored, with weights, also of candidates that an earlier run has scored."""
+        """Return all candidates as entries with weights, including those that an earlier run has scored."""
         scored: list[Entry] = []
         for start in range(0, len(trials), MOST_TOGETHER):
             self.models = {}
@@ -351,7 +351,7 @@ class _Stage:
         return entry
 
     def _weighed(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries with the weights of those that were planned and not blended."""
+        """Return entries with weights also for planned candidates that were not merged in this run."""
         merged = [entry for entry in entries if entry.name in self.models]
         models = [self.models[entry.name] for entry in merged]
         by_name = {e.name: e for e in scoring.measured(merged, models, self.threads)}
@@ -359,7 +359,7 @@ class _Stage:
 
 
 def _turns(models: Sequence[StudyModel], more: int = 0) -> list[tuple[StudyModel, Turn]]:
-    """Return each model with its turn, if ``more`` models follow."""
+    """Return each model with its turn; the turns' total includes ``more`` later models."""
     total = len(models) + more
     return [(m, Turn(m.entry.name, n, total)) for n, m in enumerate(models, 1)]
 
@@ -415,7 +415,7 @@ def _results(
 
 
 def _frame(wanted: Search, tasks: Sequence[Task], live: Live, folder: Path) -> Results:
-    """Results without entries."""
+    """Return the search's results without entries."""
     document: Any = wanted.pattern.document
     return Results(
         name=Path(document.file).stem if document.file else "search",

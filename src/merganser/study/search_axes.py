@@ -1,4 +1,4 @@
-"""The numbers that a search moves, weights that add up to one among them, and which models a soup has."""
+"""The axes of a search space: numbers, weights that add up to one, and the models of a soup."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from merganser.recipe import Document, simplex
 from merganser.recipe.document import KeyPath
 
 MOST_OFTEN = 9
-"""How often a greedy soup may take one model."""
+"""Maximum multiplicity of a model in a greedy soup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One number that is searched.
+    """One dimension of a search space.
 
     Attributes:
-        count: how many values it has; None for all from 0 to 1.
-        ordered: whether they have an order; else they are choices.
+        count: number of values; None for all numbers from 0 to 1.
+        ordered: whether the values have an order; otherwise they are choices.
     """
 
     count: int | None = None
@@ -30,11 +30,11 @@ class Axis:
 class Simplex:
     """Weights of some models that add up to one.
 
-    Positions that are spread evenly over the axes are spread evenly over the weights.
+    Uniformly distributed positions give uniformly distributed weights.
 
     Attributes:
         names: the models' names.
-        parts: into how many steps 1 is divided; None for weights of four digits.
+        parts: weights are multiples of 1 / parts; None for weights of four digits.
     """
 
     names: tuple[str, ...]
@@ -42,11 +42,11 @@ class Simplex:
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """One fewer than models."""
+        """The axes, one fewer than models."""
         return (Axis(),) * (len(self.names) - 1)
 
     def value(self, position: Sequence[float]) -> dict[str, float]:
-        """The weights at a position, by their names."""
+        """Return the weights at a position, by model."""
         grain = 10**simplex.DIGITS if self.parts is None else self.parts
         weights = simplex.rounded(simplex.from_cube(position), grain)
         return dict(zip(self.names, map(float, weights), strict=True))
@@ -82,7 +82,7 @@ class Soup:
 
 
 def read_simplex(document: Document, given: Mapping[str, Any], path: KeyPath) -> Simplex:
-    """Read ``{simplex: [acc, fmt, len]}``, or with a ``step``.
+    """Parse ``{simplex: [acc, fmt, len]}``, with an optional ``step``.
 
     Raises:
         RecipeError: with file, line and key of the first thing that is wrong.

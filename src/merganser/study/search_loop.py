@@ -21,10 +21,10 @@ from merganser.study.search_space import Position, Search
 from merganser.study.sweep import plan_all
 
 Scorer = Callable[["Candidate"], Mapping[str, float | Score]]
-"""Scores a candidate, by the scores' names; a plain number is a score without an error."""
+"""Returns a candidate's scores by name; a plain number is a score without a standard error."""
 
 Preparer = Callable[[Sequence["Candidate"]], Mapping[int, str]]
-"""Called with the candidates that are scored next; returns, by number, why a candidate cannot be merged."""
+"""Called with the candidates to score next; returns the reasons why some cannot be merged, by number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Candidate:
         number: counted from 1.
         position: its position in the space.
         values: the values of the recipe's keys.
-        point: its recipe; None if its values give no valid recipe.
-        problem: why the recipe is invalid.
+        point: the point with its recipe; None if the values give no valid recipe.
+        problem: the reason why the recipe is invalid; None if it is valid.
     """
 
     number: int
@@ -57,9 +57,9 @@ class Trial:
 
     Attributes:
         candidate: the candidate.
-        scores: by name; empty if it could not be merged.
-        same_as: the number of an earlier candidate of the same values, whose scores these are.
-        invalid: why it could not be merged, or None.
+        scores: the scores by name; empty if the candidate could not be merged.
+        same_as: the number of the earlier candidate with the same values, whose scores are reused; else None.
+        invalid: the reason why it could not be merged; None if it could.
     """
 
     candidate: Candidate
@@ -69,7 +69,7 @@ class Trial:
 
     @property
     def entry(self) -> Entry:
-        """As an entry of a study's results."""
+        """Return the candidate as an entry of a study's results."""
         return Entry(self.candidate.name, "point", values=self.candidate.values, scores=self.scores)
 
 
@@ -80,7 +80,7 @@ class Standing:
     Attributes:
         trial: the last scored candidate.
         budget: the total number of candidates.
-        best: the best so far, or the front.
+        best: the best candidate so far; with several objectives the front.
         seconds_left: estimated seconds until the end.
     """
 
@@ -101,8 +101,9 @@ def explore(
 ) -> tuple[Trial, ...]:
     """Score as many candidates as the budget allows, and resume an interrupted search.
 
-    The optimiser is replayed from the start; candidates in the history are not scored again. So
-    the history does not depend on interruptions.
+    The optimiser is replayed from the start; candidates in the history are not scored again, so that the
+    history does not depend on interruptions. Candidates whose values cannot be merged count in the budget,
+    have no scores, and rank after all others.
 
     Args:
         search: the space, objectives and settings.
@@ -111,8 +112,6 @@ def explore(
         settings: everything else that determines the scores, as plain data.
         prepare: called with the candidates of a generation that need scoring, before the first is scored.
         on_standing: called after every scored candidate.
-
-    Candidates whose values cannot be merged count, have no scores, and are worse than all others.
 
     Raises:
         MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
@@ -170,7 +169,7 @@ _DECIDING = ("over", "from", "again", "equal", "objectives", "constraints")
 
 
 def describe(search: Search) -> dict[str, Any]:
-    """What decides a search's candidates, as plain data; without the budget, which may grow."""
+    """Return what determines a search's candidates, as plain data; without the budget, which may grow."""
     block = search.pattern.document.data["search"]  # type: ignore[index]
     told_of = {key: block[key] for key in _DECIDING if key in block}
     how = {"method": search.method, "population": search.population, "seed": search.seed}
@@ -181,10 +180,10 @@ def describe(search: Search) -> dict[str, Any]:
 
 
 def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
-    """Return what is wrong with recipes at the ends of the ranges; candidates near them count as invalid.
+    """Return the errors of recipes at the ends of the ranges, near which candidates are invalid.
 
     Args:
-        search: the search, whose middle can be merged.
+        search: the search; the merge at the middle of its ranges must be valid.
         options: of :func:`merganser.plan`.
 
     Returns:
@@ -211,10 +210,10 @@ def invalid_ends(search: Search, options: PlanOptions) -> list[str]:
 
 
 def plan_samples(search: Search, options: PlanOptions) -> list[tuple[Point, Plan]]:
-    """Decide the middle of all ranges, with every choice once, without reading weights.
+    """Plan the points at the middle of all ranges, with every choice once, without reading weights.
 
     Raises:
-        MerganserError: when one of them could not be merged.
+        MerganserError: a point cannot be merged.
     """
     middle = _middle(search)
     places = [middle] + [
@@ -345,6 +344,6 @@ def additions(search: Search, trials: Sequence[Trial]) -> tuple[Addition, ...]:
 
 
 def best(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The best candidate, or the front of several objectives; empty if none keeps to the constraints."""
+    """Return the best candidate or, for several objectives, the front; empty if none is feasible."""
     best_first = ranked(search, trials)
     return best_first[:1] if len(search.objectives) == 1 else best_first

@@ -10,8 +10,7 @@ Ranges are written as in sweeps, without a step::
         method: [linear, slerp]
       objectives: {accuracy: max, tokens: min}
 
-Every range becomes axes of a space, one per number; optimisers work in that space and know nothing
-of recipes.
+Every range becomes axes of a space, one per number; optimisers see only the space, not the recipes.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ from merganser.study.search_axes import Axis, Simplex, Soup, read_simplex
 
 Method = Literal["cma-es", "tpe", "nsga-ii", "random", "front", "greedy"]
 Position = tuple[float, ...]
-"""A candidate's position: for every axis a number from 0 to 1, or an integer below the axis's count."""
+"""A candidate's position: for every axis a number from 0 to 1, or an integer from 0 to its count - 1."""
 
 DIGITS = 4
-"""A number from a range has this many digits below the range's width: 0.7315 of 0 to 1."""
+"""Decimal digits of numbers, counted from the width of the range: 0.7315 in a range from 0 to 1."""
 
 MAX_LENGTH = 100
 MAX_BUDGET = 100_000
@@ -59,7 +58,7 @@ class Range:
         step: the distance between values; None for a continuous range, rounded to DIGITS.
         whole: whether values are integers.
         log: whether the scale is logarithmic.
-        length: numbers in one value, a list; None for a single number.
+        length: number of entries if a value is a list; None if it is a single number.
     """
 
     low: Decimal
@@ -76,7 +75,7 @@ class Range:
         return (Axis(count),) * (self.length or 1)
 
     def value(self, position: Sequence[float]) -> Any:
-        """The number at a position of the axes, or the list of numbers."""
+        """Return the number, or list of numbers, at a position."""
         numbers = [self._number(coordinate) for coordinate in position]
         return numbers if self.length is not None else numbers[0]
 
@@ -104,7 +103,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Values without an order: texts, numbers, mappings of what belongs together."""
+    """Values without an order: texts, numbers, or mappings of values that change together."""
 
     values: tuple[Any, ...]
 
@@ -114,7 +113,7 @@ class Choices:
         return (Axis(len(self.values), ordered=False),) if len(self.values) > 1 else ()
 
     def value(self, position: Sequence[float]) -> Any:
-        """The value at a position."""
+        """Return the value at a position."""
         return self.values[int(position[0]) if position else 0]
 
     def __str__(self) -> str:
@@ -127,12 +126,12 @@ class Choices:
 
 
 Parameter = Range | Choices | Simplex | Soup
-"""What a key of a search may be."""
+"""The range or choices of one key of a search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a score must keep to: at least, or at most."""
+    """A constraint on a score: a minimum or a maximum."""
 
     least: float | None
     most: float | None
@@ -151,7 +150,7 @@ class Search:
     Attributes:
         pattern: the recipe that takes the values.
         over: ranges and choices, by key.
-        objectives: scores, and whether more or less of each is better.
+        objectives: ``max`` or ``min`` for each score to optimise, by name.
         limits: constraints on scores.
         method: the optimiser's name.
         budget: number of candidates.
@@ -190,7 +189,7 @@ class Search:
         return values
 
     def error(self, message: str, *path: str) -> RecipeError:
-        """An error with the address of a key of the block."""
+        """Return an error with the file and line of a key of the block."""
         return self.pattern.document.error(message, ("search", *path))
 
 
@@ -246,7 +245,7 @@ def load_search(source: Config, strictness: Strictness = "normal") -> Search:
 
 
 def _budget(over: Mapping[str, Parameter]) -> int:
-    """The default: for a soup, as many candidates as one round has."""
+    """Return the default budget; for a soup without repetition, the candidates of one round."""
     soup = over.get(KEY)
     if isinstance(soup, Soup) and not soup.again:
         return 2 * len(soup.names) - 1
@@ -287,10 +286,10 @@ def _over(document: Document, block: Any) -> Iterator[tuple[str, Parameter]]:
     for key, value in block.items():
         here = (*path, key)
         if isinstance(value, dict) and not {"from", "to"}.isdisjoint(value):
-            axis_values(document, [0], here)  # its name
+            axis_values(document, [0], here)  # checks the key's name
             yield key, _range(document, value, here)
         elif isinstance(value, dict) and "simplex" in value:
-            axis_values(document, [0], here)  # its name
+            axis_values(document, [0], here)  # checks the key's name
             yield key, read_simplex(document, value, here)
         elif isinstance(value, dict):
             raise document.error(

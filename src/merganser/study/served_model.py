@@ -1,4 +1,4 @@
-"""Merges that a server has: their completions are asked for by name."""
+"""Live models for merges that a server serves by name."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class ServedModel(Live):
 
     @property
     def has_chat_template(self) -> bool:
-        """The server's matter."""
+        """True: the server applies the template."""
         return True
 
     def choose(self, name: str) -> Endpoint:
-        """Ask the model that the study calls ``name``."""
+        """Return the backend for the study's model ``name``."""
         self._backend = Endpoint(
             self.options.url,
             self._name_of(name),
@@ -58,7 +58,7 @@ class ServedModel(Live):
         """Check that the server has all models of a study.
 
         Raises:
-            InputError: it lacks one, or is not reached.
+            InputError: the server lacks a model, or cannot be reached.
         """
         there = self.choose("").models()
         if lacking := [served for name in names if (served := self._name_of(name)) not in there]:
@@ -72,7 +72,10 @@ class ServedModel(Live):
         return self.options.model.replace("{name}", name)
 
     def become(self, plan: Plan, *, report: bool = True) -> engine.Outcome:
-        """See :class:`merganser.study.live_model.Live`: only measures, since the server has the model."""
+        """Measure effective weights; the server already has the model.
+
+        See :class:`merganser.study.live_model.Live`.
+        """
         [outcome] = engine.run([plan], [NullSink()], threads=self._threads, report=report)
         self.plan = plan
         return outcome
@@ -81,7 +84,7 @@ class ServedModel(Live):
         self, subject: Subject, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
         self.choose(subject.name)
-        if subject.on_outcome is None:  # the server has the model: nothing is to be measured
+        if subject.on_outcome is None:  # the server has the model, and no measurement is requested
             return self.backend(requests, sampling, subject.on_tokens)
         return super()._complete(subject, requests, sampling)
 

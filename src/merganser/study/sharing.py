@@ -1,4 +1,4 @@
-"""Several processes on one study: each model is scored by one of them, and results are written one at a time."""
+"""Locks for several processes on one study, so that one of them scores each model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merganser.errors import OutputExistsError
 from merganser.merging.lock import Lock
 
 WAIT = 0.5
-"""Seconds between two looks at what another process holds."""
+"""Seconds between two attempts to take a lock that another process holds."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,14 +24,14 @@ def each_once(
     work: Callable[[int, Item], Result],
     on_wait: Callable[[int, Item], None],
 ) -> list[Result]:
-    """Process items one after the other, and those that another process holds last.
+    """Process items one after the other; those that another process has locked come last.
 
     Args:
         items: the items to process.
-        lock_of: the file that locks an item; removed afterwards.
+        lock_of: returns an item's lock file, which is removed afterwards.
         work: called with an item's index and the item while its lock is held. It must reuse what
             another process has finished in the meantime.
-        on_wait: called once for each item that another process holds.
+        on_wait: called once for each item that another process has locked.
 
     Returns:
         The results of ``work``, in the order of ``items``.
@@ -66,10 +66,7 @@ def each_once(
 
 @contextmanager
 def attempt(file: Path) -> Iterator[bool]:
-    """Hold a lock if no other process holds it.
-
-    Returns:
-        Whether it is held here.
+    """Take a lock, without waiting; yield whether this process holds it.
 
     Raises:
         OSError: the lock cannot be created.
@@ -87,7 +84,7 @@ def attempt(file: Path) -> Iterator[bool]:
 
 @contextmanager
 def exclusive(file: Path) -> Iterator[None]:
-    """Hold a lock; waits until no other process holds it.
+    """Hold a lock, after waiting until no other process holds it.
 
     Raises:
         OSError: the lock cannot be created.

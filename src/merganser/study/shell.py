@@ -1,4 +1,4 @@
-"""What a merge's folder has besides weights: config, tokenizer and templates, as engines read them."""
+"""The files of a merge besides weights: config, tokenizer and templates, as engines read them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from merganser.release import tokenizer as tokenizers
 
 
 def make(plan: Plan, folder: Path) -> Codec:
-    """Write a merge's small files, and read them as transformers does.
+    """Write a merge's files except weights, and return its tokenizer and config as a codec.
 
     Args:
         plan: the merge.
         folder: an empty folder.
 
     Raises:
-        InputError: the model cannot be run.
+        InputError: transformers cannot run the model.
     """
     transformers = extras.load("transformers", "eval")
     label = str(plan.sources[plan.donor].reference)
@@ -38,7 +38,7 @@ def make(plan: Plan, folder: Path) -> Codec:
         try:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # whatever a config can make libraries raise
+        except Exception as error:  # a config can make libraries raise anything
             raise InputError(cannot_make(label, error)) from None
         generation = _read_generation(transformers, folder, config)
     ends = [generation.eos_token_id, config.get_text_config().eos_token_id]
@@ -46,17 +46,17 @@ def make(plan: Plan, folder: Path) -> Codec:
 
 
 def cannot_make(label: str, error: Exception) -> str:
-    """Return one line with the reason why transformers refuses a model."""
+    """Return a one-line message with the reason why transformers cannot load a model."""
     return f"{label}: transformers cannot load this model ({' '.join(str(error).split())[:200]})"
 
 
 def specs(plan: Plan) -> Mapping[str, Any]:
-    """Return dtype and shape of each tensor of a merge."""
+    """Return the dtype and shape of each tensor of a merge, by name."""
     return {job.name: job.spec for job in plan.jobs}
 
 
 def are_alike(one: Plan, other: Plan) -> bool:
-    """Whether two plans make models of one shape, config and tokenizer."""
+    """Whether two plans give models with equal tensor specs, config and tokenizer."""
     if one is other:
         return True
     return (
@@ -70,7 +70,7 @@ def are_alike(one: Plan, other: Plan) -> bool:
 
 
 def quiet(transformers: Any) -> ExitStack:
-    """Silence transformers' report on loading, which expects files and gets tensors."""
+    """Silence transformers' loading reports, which assume files, until the returned context ends."""
     logging = transformers.utils.logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     with ExitStack() as stack:
@@ -93,16 +93,16 @@ def _read_generation(transformers: Any, folder: Path, config: Any) -> Any:
 
 
 def _numbers(ids: Sequence[Any]) -> list[int]:
-    """Return all end tokens of a model; each source may give one, several or none."""
+    """Return the ids of all end tokens, from sources with one, several or none."""
     flat = [i for part in ids for i in (part if isinstance(part, list) else [part])]
     return sorted({i for i in flat if isinstance(i, int) and not isinstance(i, bool)})
 
 
 def _check_runnable(transformers: Any, config: Mapping[str, Any], label: str) -> None:
-    """Check that a model can generate text here, regardless of its weights.
+    """Check that transformers can generate text with a model's architecture.
 
     Raises:
-        InputError: it needs custom code, or its class has no language-model head.
+        InputError: the model needs custom code, or its class has no language-model head.
     """
     if config.get("auto_map") and config.get("model_type") not in transformers.CONFIG_MAPPING:
         raise InputError(

@@ -24,7 +24,7 @@ from merganser.release import manifest
 from merganser.sinks import WINDOW
 
 MOST_TOGETHER = 32
-"""Points per pass if no memory limit is given: each takes some buffers and an open file."""
+"""Points per pass without a memory limit: every point takes buffers and an open file."""
 
 
 Begun = Callable[[int, int], object]
@@ -92,7 +92,7 @@ def plan_points(
     only: Sequence[str] = (),
     options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
 ) -> list[tuple[Point, Plan]]:
-    """The plan of every point of a sweep, without reading weights.
+    """Return every point of a sweep with its plan, without reading weights.
 
     Args:
         config: a file with a ``sweep:`` block, or a mapping.
@@ -100,20 +100,20 @@ def plan_points(
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: one of its subclasses, by cause, with the names of the first and the other invalid points.
+        MerganserError: one of its subclasses, by cause; the message names the invalid points.
     """
     return plan_all(select(load_points(config, options.strictness), only), options)
 
 
 def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point, Plan]]:
-    """The plans of points, without reading weights.
+    """Return points with their plans, without reading weights.
 
     Args:
-        points: of a sweep, or a search's candidates.
+        points: points of a sweep or candidates of a search.
         options: of :func:`merganser.plan`.
 
     Raises:
-        MerganserError: one of its subclasses, by cause, with the names of the first and the other invalid points.
+        MerganserError: one of its subclasses, by cause; the message names the invalid points.
     """
     planned: list[tuple[Point, Plan]] = []
     wrong: list[tuple[Point, MerganserError]] = []
@@ -134,7 +134,7 @@ def plan_all(points: Sequence[Point], options: PlanOptions) -> list[tuple[Point,
 
 
 def input_bytes(plans: Sequence[Plan]) -> int:
-    """Bytes of weights that plans read; what several plans need is counted once."""
+    """Return the bytes of weights that plans read; bytes that several plans read count once."""
     read = {
         (
             source.reference.text,
@@ -250,7 +250,7 @@ def check_ready(
 def _to_do(
     planned: Sequence[tuple[Point, Plan]], home: Path, writing: WriteOptions
 ) -> dict[Path, Plan]:
-    """The points that are not there yet, by folder; their folders may be written."""
+    """Return the plans of points that are not written yet, by folder, after checking the folders."""
     missing = {
         home / point.name: plan
         for point, plan in planned
@@ -281,14 +281,14 @@ def _check(folder: Path, plan: Plan, force: bool) -> None:
 
 
 def count_passes(plans: Sequence[Plan], memory: int | None = None) -> int:
-    """The number of passes over the inputs if plans are merged together."""
+    """Return the number of passes over the inputs if plans are merged together."""
     return len(_batches({Path(str(i)): plan for i, plan in enumerate(plans)}, None, memory))
 
 
 def _batches(
     plans: dict[Path, Plan], threads: int | None, memory: int | None
 ) -> list[tuple[dict[Path, Plan], int | None]]:
-    """Points that run together, as many as the memory allows, and with how many threads."""
+    """Return batches of plans to merge together, as many as memory allows, with their numbers of threads."""
     entries = list(plans.items())
     for passes in range(1, len(entries) + 1):
         size = -(-len(entries) // passes)

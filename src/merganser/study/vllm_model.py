@@ -1,4 +1,4 @@
-"""One vLLM engine that becomes one merge after the other: tensors stream from the merge engine into it."""
+"""A live vLLM model: tensors stream from the merge engine into vLLM."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from merganser.study import shell
 from merganser.study.live_model import Computing, Live, Subject, find_device
 
 LENGTH = 2048
-"""Default maximum of tokens in a prompt and its completion, if nothing else sets one."""
+"""Default maximum of tokens in a prompt and its completion."""
 
 STEP = 256
 """Lengths are rounded up to multiples of this, so that a slightly longer task needs no new engine."""
 
 ATTEMPTS = 2
-"""How often a point is begun in an engine that fails."""
+"""Maximum number of attempts to generate a point's completions when the engine fails."""
 
 
 class VllmModel(Live):
     """A vLLM model that :meth:`become` turns into the merge of any plan.
 
     The engine starts with the first plan's config and tokenizer and without weights. Each plan of
-    the same shape is then merged and passed to the engine tensor by tensor, so that nothing is
-    written and memory holds no second copy of the model. Another shape starts another engine, and
-    so do completions longer than the engine was started for.
+    the same shape is then merged and passed to the engine tensor by tensor, so that no weights are
+    written and memory holds no second copy of the model. A plan of another shape restarts the engine,
+    and so do completions that are longer than the engine's maximum.
 
     Args:
         device: ``auto``, or the device of the installed vLLM: ``cpu`` or ``cuda``.
         dtype: the compute dtype.
-        threads: of the merge; None for as many as pay off.
+        threads: threads of the merge; None for the default.
         batch_size: number of simultaneous completions; vLLM's option ``max_num_seqs`` overrides it.
         options: options of the vLLM engine.
 
@@ -85,7 +85,7 @@ class VllmModel(Live):
 
     @property
     def codec(self) -> Codec:
-        """Prompts and completions of the model as it is now."""
+        """The tokenizer and config of the current model."""
         if self._codec is None:
             raise MerganserError("the live model holds no merge yet; call become() first")
         return self._codec
@@ -99,7 +99,7 @@ class VllmModel(Live):
         """See :class:`merganser.study.live_model.Live`.
 
         Raises:
-            EngineFailure: vLLM failed; the next call starts it anew.
+            EngineFailure: vLLM failed; the next call restarts it.
         """
         self._open(plan)
         running = self._start()
@@ -108,7 +108,7 @@ class VllmModel(Live):
         try:
             running.load(stream)
         except BaseException:
-            self._stop()  # some weights are the old ones
+            self._stop()  # some weights are still the old ones
             raise
         self.plan = plan
         assert stream.outcome is not None
@@ -117,7 +117,7 @@ class VllmModel(Live):
     def _complete(
         self, subject: Subject, requests: Sequence[Request], sampling: Sampling
     ) -> Iterator[tuple[int, Completion]]:
-        """An engine that fails is started anew, once."""
+        """Complete prompts with a merge; restart an engine that fails once."""
         left = list(range(len(requests)))
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -153,7 +153,7 @@ class VllmModel(Live):
         """See :class:`merganser.evaluation.generation.StreamingBackend`.
 
         Raises:
-            EngineFailure: vLLM failed; the next call starts it anew.
+            EngineFailure: vLLM failed; the next call restarts it.
         """
         assert self._wanted is not None
         self._demand([Request(prompt)], sampling)
@@ -175,7 +175,7 @@ class VllmModel(Live):
             self._folder = None
 
     def _open(self, plan: Plan) -> None:
-        """Make config and tokenizer of a plan, if the engine does not have them."""
+        """Write a plan's config and tokenizer, unless the running engine has equal ones."""
         if self._shape is None or not shell.are_alike(self._shape, plan):
             self.close()
             self._folder = tempfile.TemporaryDirectory(prefix="merganser-")
@@ -184,7 +184,7 @@ class VllmModel(Live):
         self._wanted = plan
 
     def _demand(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        """Have an engine that takes some requests: one for shorter ones is stopped."""
+        """Stop the engine if its maximum length is too short for some requests."""
         longest = length_of(self.codec, requests, sampling)
         allowed = self.options.max_model_len
         if allowed is not None and longest > allowed:
@@ -197,7 +197,7 @@ class VllmModel(Live):
             self._length = self._within(-(-longest // STEP) * STEP)
 
     def _within(self, length: int) -> int:
-        """A length that the model and the options allow."""
+        """Return a length, limited to what the model and the options allow."""
         return min(length, self.codec.context or length, self.options.max_model_len or length)
 
     def _start(self) -> VllmBackend:
@@ -225,7 +225,7 @@ def _device(name: str) -> str:
     """Return the device of the installed vLLM.
 
     Raises:
-        RecipeError: it is not the requested device.
+        RecipeError: the requested device is another one.
     """
     installed = "cpu" if engines.is_vllm_for_cpus() else find_device("auto")
     if name not in ("auto", installed):

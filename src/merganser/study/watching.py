@@ -1,4 +1,4 @@
-"""What a running sweep passes on: each model's scores to a tracker, and its results so far."""
+"""Report a running sweep: scores to a tracker, and the results so far to a callback."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ OnResults = Callable[[Results, int], object]
 """Called with the results of a running study, and with the number of models that it scores."""
 
 LOCK = ".watch.lock"
-"""In the folder of completions: of several processes that share a study, one passes scores on."""
+"""Lock file in the folder of completions: one of the processes that share a study reports scores."""
 
 _LOGGED = ("problems", "samples", "preset", "temperature", "top_p", "max_tokens", "seed")
-"""Settings of a task that a tracker gets; prompts are not among them."""
+"""Settings of a task that are logged; without prompts."""
 
 
 def no_results(_found: Results, _total: int) -> None:
-    """Ignore results so far."""
+    """Ignore the results so far."""
 
 
 @dataclass(slots=True)
 class Watch:
-    """Collects a sweep's scores while it runs, and passes them on.
+    """Collects a sweep's scores while it runs, and reports them.
 
     Attributes:
         frame: the study's results without entries.
-        order: names of all models, as results list them.
-        points: names of all points, by which they are numbered.
-        stated: references that are not scored.
-        following: the tracker.
+        order: names of all models, in the order of the results.
+        points: names of all points, in the order of their numbers.
+        stated: references whose scores are given in the file.
+        following: the logging with a tracker.
         on_results: called after each model.
         total: how many models the study scores.
-        entries: what is scored so far.
+        entries: the entries scored so far, by name.
     """
 
     frame: Results
@@ -55,7 +55,7 @@ class Watch:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def scored(self, entry: Entry) -> None:
-        """Pass on a model that has its scores."""
+        """Report a model's scores."""
         self.entries[entry.name] = entry
         self.following.point(self._number(entry), entry)
         entries = sorted(self.entries.values(), key=lambda each: self.order.index(each.name))
@@ -64,7 +64,7 @@ class Watch:
         )
 
     def held_out(self, entries: Sequence[Entry]) -> None:
-        """Pass on the scores on held-out problems."""
+        """Report scores on held-out problems."""
         for entry in entries:
             self.following.point(self._number(entry), entry, f"{scores.HELD_OUT}/")
 
@@ -85,13 +85,13 @@ def watch(
     on_results: OnResults,
     on_warning: Callable[[str], None],
 ) -> Iterator[Watch]:
-    """Watch a sweep. Where several processes share it, one of them passes scores on.
+    """Watch a sweep. If several processes share it, one of them reports the scores.
 
     Args:
         frame: the study's results without entries.
         home: the study's folder, which has the folder of completions.
         order, points, stated, total, on_results: see :class:`Watch`.
-        tracker: the tracker.
+        tracker: the tracker; None for none.
         on_warning: called once if the tracker fails.
     """
     with sharing.attempt(home / SAMPLES / LOCK) as is_first:
@@ -103,7 +103,7 @@ def watch(
 
 
 def tracked_run(frame: Results, home: Path) -> Run:
-    """A study as trackers know it: the same run whenever the same file runs in the same folder."""
+    """Return a study as a tracker's run: the same whenever the same file runs in the same folder."""
     identity = json.dumps([frame.recipe, str(home.resolve())])
     return Run(
         frame.name,

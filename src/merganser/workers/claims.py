@@ -226,7 +226,7 @@ class Claims:
     def forget(self, name: str) -> None:
         """Remove the outcome of a unit, so that it is tried again; a claimed unit does not change."""
         if self.state(name) == "given up":
-            for number in range(1, TRIES + 1):  # no worker can claim it before the last one is removed
+            for number in range(1, TRIES + 1):  # unclaimable until the last is removed
                 self._lost_file(name, number).unlink(missing_ok=True)
         for state in ("failed", "done"):
             (self.folder / f"{name}.{state}").unlink(missing_ok=True)
@@ -246,7 +246,7 @@ class Claims:
         """Whether a claim is stale by the file system's clock."""
         self._clock.touch()
         try:
-            with file.open("rb") as stream:  # opening makes a network file system refresh its attributes
+            with file.open("rb") as stream:  # opening makes a network file system ask its server
                 touched = os.fstat(stream.fileno()).st_mtime
         except FileNotFoundError:
             return False

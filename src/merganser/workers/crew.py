@@ -101,7 +101,7 @@ class Crew:
     Args:
         home: the study's folder.
         where: the number of workers.
-        devices: GPUs that one worker needs.
+        devices: number of GPUs per worker.
         threads: threads per worker; None for an equal share of the cores.
         most: maximum number of replacements.
     """
