@@ -35,8 +35,8 @@ def run_dry(
         threads, memory, digest_inputs, checkpoints, on_event: as in :func:`merganser.merge`.
         options: of :func:`merganser.plan`.
 
-        Returns:
-            The result, whose ``folder`` is None.
+    Returns:
+        The result, whose ``folder`` is None.
     """
     began = time.perf_counter()
     plan = (

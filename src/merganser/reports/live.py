@@ -118,8 +118,8 @@ class LivePage:
             results: returns the results so far.
             total: number of models that the study scores; None if unknown.
 
-            Returns:
-                The page; None if it was not written.
+        Returns:
+            The page; None if it was not written.
         """
         began = time.monotonic()
         if began < self.next:

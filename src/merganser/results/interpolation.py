@@ -59,7 +59,7 @@ def lines(results: Results) -> list[Line]:
         parts += [
             f"{key} {short.get(value, value)}"
             for key, value, varies in zip(fixed, others, varied, strict=True)
-            if varies and not ("." in key and parts)  # parts of a pair: its models show it
+            if varies and not ("." in key and parts)  # the label has the models
         ]
         lines.append(_line(results, ", ".join(parts), chosen, constants, dials))
     return [line for line in lines if len(line.points) > 1]

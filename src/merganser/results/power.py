@@ -88,6 +88,9 @@ def power(study: str | Path, *, scores: Sequence[str] = ()) -> list[Power]:
         study: the folder of a study, which may be a small pilot.
         scores: the scores to analyse; by default all that have samples.
 
+    Returns:
+        One entry per score.
+
     Raises:
         InputError: when there are no results, or their samples cannot be read.
         RecipeError: when the score does not exist, there are fewer than two models, or no two of them

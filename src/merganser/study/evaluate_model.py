@@ -127,6 +127,9 @@ def judge_again(samples: Path, tasks_file: str | Path, *, allow_code: bool = Fal
         tasks_file: a file of tasks, or one with an ``evaluate:`` block.
         allow_code: allow scorers that run programs of models, whatever the file says.
 
+    Returns:
+        Results with one entry, the model's.
+
     Raises:
         MerganserError: one of its subclasses, by cause, for example if a problem has no completion.
     """

@@ -226,7 +226,8 @@ class Claims:
     def forget(self, name: str) -> None:
         """Remove the outcome of a unit, so that it is tried again; a claimed unit does not change."""
         if self.state(name) == "given up":
-            for number in range(1, TRIES + 1):  # unclaimable until the last is removed
+            # No worker can claim the unit before the last of these files is removed.
+            for number in range(1, TRIES + 1):
                 self._lost_file(name, number).unlink(missing_ok=True)
         for state in ("failed", "done"):
             (self.folder / f"{name}.{state}").unlink(missing_ok=True)

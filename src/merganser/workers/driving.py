@@ -75,6 +75,9 @@ def sweep_with_workers(
         on_results: as for ``evaluate_sweep``; called once all models are scored.
         options: those of :func:`merganser.merge`.
 
+    Returns:
+        The results of all entries, as of ``evaluate_sweep``.
+
     Raises:
         OutputExistsError: workers of another study are at work in the folder.
         MerganserError: one of its subclasses, by cause; scored models keep their completions.

@@ -83,7 +83,8 @@ class StudyFile:
         config = home / self.config
         if not config.is_file():
             raise InputError(f"{host} does not see {os.path.normpath(config)}, the study's file")
-        with suppress(OSError):  # missing on this machine; then paths start here
+        # If only the first machine has the folder, paths start at the current folder.
+        with suppress(OSError):
             os.chdir(self.cwd)
         with _on_this_machine(host):
             for file in self.methods:
