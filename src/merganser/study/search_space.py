@@ -37,7 +37,7 @@ Position = tuple[float, ...]
 """A candidate's position: for every axis a number from 0 to 1, or an integer from 0 to its count - 1."""
 
 DIGITS = 4
-"""Decimal digits of numbers, counted from the width of the range: 0.7315 in a range from 0 to 1."""
+"""Digits of a number below the width of its range (0.7315 in 0 to 1); significant digits if ``log``."""
 
 MAX_LENGTH = 100
 MAX_BUDGET = 100_000
