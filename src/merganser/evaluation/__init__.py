@@ -1,9 +1,11 @@
-"""Scores a model: problems in, completions, scores with their uncertainty out. It knows nothing of merging.
+"""Evaluation of a model: from problems to completions, scores and their uncertainty. Independent of merging.
 
-``problems`` reads them from files, ``hub_problems`` from data sets on the Hub, which ``presets`` names; a
-backend completes prompts (``inference`` a model in memory, ``endpoint`` a server). ``scorers`` has the
-rules, ``reward_model``, ``llm_judge`` and ``code_scorer`` the costly ones; ``judging`` calls them, and
-``judgement_file`` stores what costs much. ``statistics`` says what the scores are worth.
-``task_entries`` is the file format that asks for it, ``tasks`` what it asks for, ``running`` runs it,
-``samples`` stores the completions.
+``problems`` reads problems from files, ``hub_problems`` from data sets on the Hub; ``presets`` names
+public data sets. A backend completes prompts: ``inference`` and ``continuous`` run a transformers model,
+``vllm_backend`` runs vLLM, ``endpoint`` calls a server. ``samples`` stores the completions.
+``scorers`` contains the rule-based scorers; ``reward_model``, ``llm_judge`` and ``code_scorer`` are the
+costly ones. ``judging`` calls scorers, and ``judgement_file`` stores costly scores. ``statistics``
+computes means, errors and intervals of scores.
+``task_entries`` defines the keys of an evaluation file, ``tasks`` builds tasks from them, and ``running``
+evaluates a model on the tasks.
 """

@@ -1,4 +1,4 @@
-"""A child process that answers requests, one JSON line each, and is killed when it takes too long."""
+"""A child process that answers requests in JSON lines, and is killed when an answer takes too long."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from merganser.errors import MerganserError
 class AnsweringProcess:
     """A module of Merganser that runs as a program, started on first use.
 
-    It reads a line from stdin for each request and answers it on stdout; its first line says that it
-    is ready.
+    The program reads one JSON line from stdin per request and writes one JSON line to stdout per answer.
+    The first line on stdout reports its start: ``{}``, or an object with ``error``.
 
     Args:
-        module: the module's name.
-        arguments: of the program.
-        start: seconds until it is ready.
-        errors: where its stderr goes: ``subprocess.DEVNULL``, or None for this process's.
+        module: the module's name, such as ``merganser.evaluation.grader``.
+        arguments: the program's command-line arguments.
+        start: the time limit in seconds for the program to become ready.
+        errors: the target of its stderr: ``subprocess.DEVNULL``, or None for this process's stderr.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class AnsweringProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: Any, seconds: float) -> Any:
-        """Return the answer to a request; None if it takes longer or the process ends, which is then killed.
+        """Return the answer to a request; None after ``seconds`` without one, or if the process ended.
+
+        Without an answer the process is killed; the next request starts another.
 
         Raises:
             MerganserError: when the process does not start.

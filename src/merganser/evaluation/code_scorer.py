@@ -20,7 +20,7 @@ from merganser.evaluation.sandbox import Limits
 from merganser.evaluation.scorer_registry import Judgement, scorer
 
 CODE = 1
-"""Version of how programs are found and tested: stored scores of another one are not used."""
+"""Version of the extraction and testing of programs; scores stored under another version are not reused."""
 
 _BLOCK = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
@@ -53,26 +53,33 @@ def code(
 ) -> Iterator[tuple[int, Judgement]]:
     """1 if the Python program in the completion passes the problem's tests, else 0.
 
-    The program is the last fenced block of Python (or of no language), after a think block if there
-    is one; without a block, the text. It runs in a sandbox, see :mod:`merganser.evaluation.sandbox`, and
-    only if the evaluation says ``allow_code: true``.
+    The program is the last fenced code block marked as Python or without a language, searched after
+    ``</think>`` if that occurs; without a code block, it is the entire text after ``</think>``. It runs in
+    a sandbox (:mod:`merganser.evaluation.sandbox`), and only if the evaluation has ``allow_code: true``.
 
-    The field ``tests`` of a problem is a text of statements (or several texts) that raise an exception
-    if the program is wrong, as in MBPP; or a list of ``{"input": …, "output": …}``, and what the program
-    prints is compared line by line, without spaces at the ends of lines; such lists may be JSON texts, and
-    ``{"inputs": […], "outputs": […]}`` as in APPS. If the tests define ``check``, as
-    in HumanEval, it is called with what the field ``entry_point`` names. A problem whose program takes too
-    long, or too much memory, is not solved.
+    The problem's field ``tests`` has one of these forms:
+
+    - a text of Python statements, or a list of texts, which raise an exception if the program is wrong
+      (MBPP). If a single text defines ``check`` (HumanEval), ``check`` is called with the function that
+      the field ``entry_point`` names.
+    - a list of ``{"input": …, "output": …}``, or ``{"inputs": […], "outputs": […]}`` (APPS): the
+      program's stdout is compared with the output line by line, ignoring spaces at the ends of lines.
+
+    Lists and mappings may also be given as JSON texts. A program that exceeds the limit of time or memory
+    fails its test.
 
     Args:
         samples: completions.
-        problems: their problems.
-        tests: the field with the tests.
-        share: the share of passed tests, in place of 1 for all and 0 for less.
-        timeout: seconds for each test, or for all statements of one text.
-        memory_mb: memory of the program.
-        processes: processes and threads that it may start.
-        workers: programs at once; None for one a processor.
+        problems: the problem of each completion.
+        tests: the name of the field with the tests.
+        share: score the fraction of passed tests, instead of 1 if all pass and 0 otherwise.
+        timeout: time limit in seconds per test; a text of statements is one test.
+        memory_mb: the program's memory limit in MiB.
+        processes: maximum number of further processes and threads of the program.
+        workers: number of programs that run at the same time; None for one per processor.
+
+    Yields:
+        The index of a sample and its judgement, in the order in which programs end.
     """
     limits = Limits(timeout, memory_mb * 2**20, processes)
 
@@ -100,7 +107,7 @@ def code(
 
 
 def program_of(completion: str) -> str:
-    """The program in a completion."""
+    """The Python program in a completion: the last code block after ``</think>``, or the entire text."""
     answer = completion.rpartition("</think>")[2]
     blocks = [text for language, text in _BLOCK.findall(answer) if language.lower() in _PYTHON]
     return str(blocks[-1]) if blocks else answer
@@ -110,10 +117,10 @@ _PYTHON = ("", "python", "py", "python3")
 
 
 def _tests(problem: Problem, field: str) -> list[str | Mapping[str, str]]:
-    """The tests of a problem.
+    """The tests of a problem: texts of statements, or pairs of ``input`` and ``output``.
 
     Raises:
-        InputError: it has none, or in another form.
+        InputError: the problem has no tests, or they have an unknown form.
     """
     given = problem.record.get(field)
     if given is None:
@@ -136,7 +143,7 @@ def _tests(problem: Problem, field: str) -> list[str | Mapping[str, str]]:
 
 
 def _decoded(given: Any) -> Any:
-    """Tests in their plain form: data sets keep lists as JSON, and APPS all inputs before all outputs."""
+    """Tests parsed from JSON if they are a JSON text, with APPS's two lists converted to pairs."""
     if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError):
             given = json.loads(given)
@@ -153,7 +160,7 @@ def _text(lines: Any) -> str:
 
 
 def _failure(program: str, test: str | Mapping[str, str], limits: Limits) -> str:
-    """Why a program fails a test; empty if it passes."""
+    """The reason why a program fails a test; empty if it passes."""
     if isinstance(test, str):
         return sandbox.run(program, test, limits=limits).reason
     outcome = sandbox.run(program, stdin=test["input"], limits=limits)

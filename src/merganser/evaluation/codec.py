@@ -1,4 +1,4 @@
-"""A model's prompts and completions as tokens, the same for every engine that runs here."""
+"""Conversion between texts and tokens of a model, shared by all engines that run in this process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class PromptTooLong(InputError):
 
 
 class Codec:
-    """Turns prompts into tokens, and a model's tokens into completions.
+    """Encodes prompts to token ids, and decodes generated token ids to completions.
 
     Args:
         tokenizer: a tokenizer of transformers.
-        end_tokens: tokens that end a completion.
+        end_tokens: ids of the tokens that end a completion.
         config: the model's config, a transformers object.
-        label: names the model in messages.
+        label: the model's name in messages.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Codec:
         self.label = label
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The tokens of a prompt; a conversation goes through the chat template.
+        """The token ids of a prompt; a conversation is formatted with the chat template.
 
         Args:
             prompt: a text, or a conversation.
             tools: descriptions of functions, for the chat template.
 
         Raises:
-            PromptTooLong: the model's context is shorter.
-            InputError: the model cannot take the prompt.
+            PromptTooLong: the prompt has as many tokens as the model's context, or more.
+            InputError: the prompt has no tokens, or there is no chat template, or it raises an error.
         """
         ids = self._plain(prompt) if isinstance(prompt, str) else self._conversation(prompt, tools)
         if not ids:
@@ -56,10 +56,10 @@ class Codec:
         return [int(i) for i in ids]
 
     def encode_all(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """The tokens of many prompts; equal ones are encoded once.
+        """The token ids of several prompts; equal prompts are encoded once.
 
         Raises:
-            InputError: when the model cannot take a prompt.
+            InputError: when :meth:`encode` raises it for a prompt.
         """
         unique = {text_of(prompt): prompt for prompt in prompts}
         ids = {text: self.encode(prompt) for text, prompt in unique.items()}
@@ -82,7 +82,7 @@ class Codec:
                 tokenize=True,
                 return_dict=True,
             )
-        except Exception as error:  # a template may raise whatever it likes
+        except Exception as error:  # a template may raise any exception
             reason = " ".join(str(error).split())[:120]
             raise InputError(
                 f"{self.label}: its chat template refuses a prompt ({reason})"
@@ -91,7 +91,7 @@ class Codec:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model takes by its config; None where that does not say."""
+        """The model's context length in tokens, from its config; None if the config does not state it."""
         config = self.config.get_text_config()
         length = getattr(config, "max_position_embeddings", None)
         if not isinstance(length, int) or length <= 0:
@@ -102,25 +102,25 @@ class Codec:
 
     @property
     def padding(self) -> int:
-        """The token that fills up prompts and completions of a batch."""
+        """The id of the token that pads prompts and completions in a batch."""
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.end_tokens[0] if self.end_tokens else 0)
 
     def completion(self, tokens: Sequence[int], sampling: Sampling) -> Completion:
-        """What generated tokens say; what follows an end token or a stop text is left out."""
+        """The completion in generated token ids, cut off at the first end token or stop text."""
         ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
         own = list(tokens if ended is None else tokens[:ended])
         text = str(self.tokenizer.decode(own, skip_special_tokens=True))
         cuts = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         count = len(own) + (ended is not None)
         if cuts:
-            # Behind a stop text only padding follows, where others of the batch ran longer.
+            # In a batch, padding follows a stop text if other completions are longer.
             count = self._shortest(own, text[: min(cuts)], sampling.stop)
             return Completion(text[: min(cuts)], count, "stop")
         return Completion(text, count, "length" if ended is None else "stop")
 
     def _shortest(self, tokens: Sequence[int], kept: str, stops: Sequence[str]) -> int:
-        """How many tokens it took until a stop text was complete."""
+        """The number of tokens up to and including the one that completes a stop text."""
         for count in range(1, len(tokens) + 1):
             text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
             if len(text) > len(kept) and any(stop in text for stop in stops):
@@ -128,7 +128,7 @@ class Codec:
         return len(tokens)
 
     def key_value_bytes(self, element_size: int) -> int:
-        """Bytes that the keys and values of one token take in a cache; 0 for a model without attention."""
+        """Bytes of the cached keys and values of one token; 0 for a model without attention."""
         config = self.config.get_text_config()
         queries = getattr(config, "num_attention_heads", None)
         if not queries:
@@ -139,11 +139,11 @@ class Codec:
 
 
 class TextStream:
-    """The text of tokens that arrive one after the other.
+    """Decodes tokens to text as they are generated.
 
     Args:
-        codec: decodes them.
-        sampling: how they are drawn.
+        codec: the model's codec.
+        sampling: the sampling settings, whose stop texts end the text.
     """
 
     def __init__(self, codec: Codec, sampling: Sampling) -> None:
@@ -153,7 +153,7 @@ class TextStream:
         self._shown = ""
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that new tokens add; nothing while they are half of a letter."""
+        """The text that new tokens add; empty while the last character is incomplete."""
         self._tokens += tokens
         text = self.completion.text
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -161,12 +161,12 @@ class TextStream:
         return self._rest(text)
 
     def finish(self) -> str:
-        """The text that is left at the end."""
+        """The rest of the text, after the last token."""
         return self._rest(self.completion.text)
 
     @property
     def completion(self) -> Completion:
-        """What the tokens say so far."""
+        """The completion in the tokens so far."""
         return self.codec.completion(self._tokens, self.sampling)
 
     def _rest(self, text: str) -> str:
@@ -175,5 +175,5 @@ class TextStream:
 
 
 def text_of(prompt: Prompt) -> str:
-    """A prompt as one text: conversations as JSON."""
+    """A prompt as one text; conversations are formatted as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(list(map(dict, prompt)))

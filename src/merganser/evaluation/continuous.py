@@ -1,4 +1,4 @@
-"""Continuous batching of transformers: as soon as one completion ends, the next one begins."""
+"""Continuous batching by transformers: a new request joins the batch as soon as a completion ends."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from merganser.evaluation.generation import (
 from merganser.evaluation.inference import MEMORY_SHARE, MOST_AT_ONCE, Inference, free_memory
 
 PAGE = 32
-"""Tokens of a page of the cache."""
+"""Tokens per page of the key-value cache."""
 
 MOST_TOKENS = 2048
-"""Tokens of prompts and completions that one step computes at most."""
+"""Maximum number of tokens, of prompts and completions together, that one step computes."""
 
 PATIENCE = 600.0
-"""Seconds without a finished completion after which the batch is given up."""
+"""Seconds without a finished completion after which the batch fails."""
 
 
 class ContinuousInference(Inference):
-    """A backend: a model of transformers in continuous batches.
+    """A backend: a transformers model with continuous batching.
 
-    Greedy completions without stop texts are generated so, with the same results as static batches; all
-    others are generated in static batches, since transformers draws with one seed for all and knows no stop texts here.
+    Only greedy completions without stop texts use continuous batches; their results are those of static
+    batches. Other completions use static batches, because continuous batching in transformers has one
+    seed for all requests and no stop texts.
     """
 
     def __call__(
@@ -57,9 +58,14 @@ class ContinuousInference(Inference):
     def run(
         self, rows: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Each row's index and the tokens that follow it, at most as many as ``lengths`` says.
+        """Yield the index of each prompt and its generated token ids, as soon as it is finished.
+
+        Args:
+            rows: the token ids of each prompt.
+            lengths: the maximum number of generated tokens of each prompt.
 
         Raises:
+            MerganserError: when the installed transformers has no continuous batching.
             EngineFailure: when transformers' batches fail.
         """
         transformers = extras.load("transformers", "eval")
@@ -79,7 +85,7 @@ class ContinuousInference(Inference):
                 page_size=PAGE,
                 num_blocks=self._blocks(longest, len(rows)),
                 max_batch_tokens=MOST_TOKENS,
-                allow_block_sharing=False,  # blocks of a prefix outlive a change of weights
+                allow_block_sharing=False,  # shared prefix blocks would survive a change of weights
             ),
         )
         manager.start()
@@ -99,7 +105,7 @@ class ContinuousInference(Inference):
             self.model.set_attn_implementation(before)
 
     def _blocks(self, longest: int, rows: int) -> int:
-        """Pages of the cache: for a batch, as far as half of the free memory goes."""
+        """The number of cache pages: enough for a full batch, within :data:`MEMORY_SHARE` of free memory."""
         size = next(self.model.parameters()).element_size()
         each = -(-longest // PAGE) + 1
         bound = MEMORY_SHARE * free_memory(str(self.model.device))

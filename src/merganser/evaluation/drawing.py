@@ -1,4 +1,4 @@
-"""How tokens are drawn: by each request's own numbers, so that neither batch nor engine matters."""
+"""Sampling of tokens with random numbers per request, so that results depend on neither batch nor engine."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
 
 def seed_of(request: Request, sampling: Sampling) -> int:
-    """The seed of one request's numbers: of the task's seed, the prompt and the sample's number."""
+    """A 128-bit seed for one request, from the task's seed, the prompt and the sample's number."""
     text = f"{sampling.seed}\n{request.sample}\n{text_of(request.prompt)}"
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:16], "little")
 
 
 def generator_of(seed: int) -> Any:
-    """What gives numbers from 0 to 1, one a token, one after the other."""
+    """A numpy random generator; its ``random()`` gives the number in [0, 1) of each token in turn."""
     return np.random.Generator(np.random.Philox(key=seed))
 
 
 def numbers_of(seed: int, count: int) -> Any:
-    """Numbers from 0 to 1, one a token, as an array."""
+    """The random numbers of the first ``count`` tokens: float64 [count], in [0, 1)."""
     return generator_of(seed).random(count)
 
 
 def draw(
     scores: torch.Tensor, numbers: Sequence[float], temperature: float, top_p: float
 ) -> torch.Tensor:
-    """Scores that leave each row the one token that its number draws.
+    """Draw one token per row; return logits [rows, vocabulary] of 0 for that token and -inf for others.
 
-    Tokens are drawn by the inverse of the cumulative distribution, in float64.
+    A token is drawn by the inverse of the cumulative distribution, in float64.
 
     Args:
-        scores: logits [rows, vocabulary].
-        numbers: one from 0 to 1 a row.
-        temperature, top_p: as in :class:`merganser.evaluation.generation.Sampling`.
+        scores: logits [rows, vocabulary], of any float dtype; the result has the same dtype.
+        numbers: one random number in [0, 1) per row.
+        temperature, top_p: see :class:`merganser.evaluation.generation.Sampling`.
     """
     import torch
 
-    # Apple's GPUs have no float64, so what is drawn there is drawn on the CPU.
+    # Apple's GPUs have no float64, so their logits are computed with on the CPU.
     exact = (scores.cpu() if scores.device.type == "mps" else scores).double()
     shares = torch.softmax(exact / temperature, dim=-1)
     if top_p < 1:

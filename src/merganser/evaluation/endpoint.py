@@ -25,11 +25,11 @@ from merganser.evaluation.generation import (
 Result = TypeVar("Result")
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
-"""Answers after which it is worth asking again."""
+"""HTTP status codes after which a request is repeated."""
 
 
 class EndpointTimeout(InputError):
-    """A server took longer than a request may."""
+    """A server exceeded the time limit of a request."""
 
 
 class Endpoint:
@@ -40,14 +40,18 @@ class Endpoint:
     depends on the server.
 
     Args:
-        url: of the API, such as ``http://127.0.0.1:8000/v1``.
+        url: the URL of the API, such as ``http://127.0.0.1:8000/v1``.
         model: the model's name on the server.
-        token: sent as a bearer token; None for none.
-        concurrency: requests at once.
-        timeout: seconds for one request.
-        retries: how often a request is repeated if the server is busy or unreachable.
-        pause: seconds before the first retry, doubled each time; a server's ``Retry-After`` takes precedence.
-        allow_reasoning: accept answers that the server has taken the reasoning out of.
+        token: the bearer token to send; None to send none.
+        concurrency: number of simultaneous requests.
+        timeout: time limit in seconds for one request.
+        retries: maximum number of repetitions of a request if the server is busy or unreachable.
+        pause: seconds before the first repetition, doubled for each further one; the server's
+            ``Retry-After`` takes precedence.
+        allow_reasoning: accept answers whose reasoning the server has moved to a separate field.
+
+    Raises:
+        RecipeError: when ``url`` is not an HTTP address.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class Endpoint:
                 raise
 
     def models(self) -> list[str]:
-        """The names of the models that the server has.
+        """The names of the models on the server.
 
         Raises:
             InputError: when the server refuses, is not reached, or answers something else.
@@ -142,7 +146,7 @@ class Endpoint:
         """Return one completion.
 
         Raises:
-            EndpointTimeout: the server takes too long.
+            EndpointTimeout: when the server exceeds ``timeout``.
             InputError: when the server refuses, is not reached, or answers something else.
         """
         return self._read(self._ask(*self._request(request, sampling), _read_json))
@@ -190,7 +194,7 @@ class Endpoint:
     def _ask(
         self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], Result]
     ) -> Result:
-        """What ``read`` makes of the reply to a request with a body, or to one without."""
+        """Send a request, POST if it has a body, else GET; return the result of ``read`` on the reply."""
         headers = {"Content-Type": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -210,7 +214,7 @@ class Endpoint:
                 wait = float(after) if after.isdigit() else wait
             except (OSError, http.client.HTTPException) as error:
                 cause = getattr(error, "reason", error)
-                if isinstance(cause, TimeoutError) and cause.errno is None:  # our own limit
+                if isinstance(cause, TimeoutError) and cause.errno is None:  # ``timeout`` ran out
                     raise EndpointTimeout(
                         f"{self.url}{path}: took longer than {self.timeout:g} s"
                     ) from None

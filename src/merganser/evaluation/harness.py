@@ -54,11 +54,11 @@ class HarnessTask(TaskPart):
 
 
 OF_SCORES = {"metric", "filter", "better", "name"}
-"""Settings that choose among the scores of one run of a task."""
+"""Settings that select a score from the results of a run; tasks that differ only in these share a run."""
 
 
 def runs(tasks: Sequence[HarnessTask]) -> list[list[HarnessTask]]:
-    """Group tasks by runs of the harness: the tasks of a group differ in their metric only."""
+    """Group tasks by runs of the harness: tasks of a group differ only in :data:`OF_SCORES`."""
     groups: dict[str, list[HarnessTask]] = {}
     for task in tasks:
         groups.setdefault(task.model_dump_json(exclude=OF_SCORES), []).append(task)
@@ -81,7 +81,7 @@ def run(
         tokenizer: its tokenizer.
         task: the task.
         folder: the folder that ``include`` is relative to.
-        batch_size: requests at once; 8 if None.
+        batch_size: number of requests per batch; 8 if None.
         quiet: whether to discard the harness's progress bars and messages.
 
     Returns:
@@ -172,7 +172,13 @@ def score(task: HarnessTask, results: Any) -> Score:
 
 
 def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, Score]:
-    """Read stored scores of the same model and tasks."""
+    """Read scores stored by :func:`keep` for the same model and tasks, by their names.
+
+    Args:
+        file: the file; if it is missing or broken, the result is empty.
+        key: the model's key.
+        tasks: the tasks.
+    """
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return {
@@ -185,10 +191,10 @@ def read_kept(file: Path, key: str, tasks: Sequence[HarnessTask]) -> dict[str, S
 
 
 def keep(file: Path, key: str, tasks: Sequence[HarnessTask], scores: dict[str, Score]) -> None:
-    """Store scores, with the model's key and the tasks' settings.
+    """Write scores to a JSON file, with the model's key and the tasks' settings.
 
     Raises:
-        ResourceError: when they cannot be written.
+        ResourceError: when the file cannot be written.
     """
     stored = {
         task.score: {"of": [key, task.model_dump(mode="json")], "value": asdict(scores[task.score])}

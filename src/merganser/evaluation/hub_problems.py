@@ -18,10 +18,10 @@ PREFIX = "hub://"
 FORM = "hub://ORG/NAME[/CONFIG][@REVISION][:SPLIT][#ANSWER or #QUESTION,ANSWER]"
 
 QUESTIONS = ("problem", "question", "prompt", "messages", "query", "instruction", "input")
-"""Columns that are taken for the question, by precedence."""
+"""Names of columns recognised as the question, the first one preferred."""
 
 ANSWERS = ("answer", "final_answer", "solution", "ground_truth", "expected_answer", "target")
-"""Columns that are taken for the answer, by precedence."""
+"""Names of columns recognised as the answer, the first one preferred."""
 
 _PARTS = re.compile(
     r"hub://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^@:#]+))?(?:@(?P<revision>[^:#]+))?"
@@ -31,10 +31,12 @@ _PARTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """Which problems of the Hub: what is None is chosen if there is no doubt.
+    """A reference to problems on the Hub.
+
+    A field that is None is filled in by :func:`load` if the choice is unambiguous.
 
     Attributes:
-        repository: ``org/name``.
+        repository: the data set, ``org/name``.
         config: the configuration.
         revision: branch, tag or commit.
         split: the split.
@@ -61,10 +63,10 @@ class HubReference:
 
 
 def parse(text: str) -> HubReference:
-    """Read a reference.
+    """Parse a reference, ``hub://org/name/config@revision:split#question,answer``.
 
     Raises:
-        RecipeError: when it has another form.
+        RecipeError: when the text does not have this form.
     """
     match = _PARTS.fullmatch(text)
     if match is None:
@@ -78,15 +80,15 @@ def load(
     """Read the problems of a data set on the Hub.
 
     Args:
-        reference: which ones.
-        limit: read only the first ones.
+        reference: the data set, split and columns.
+        limit: maximum number of problems, from the first on; None for all.
         answer_pattern: a regular expression whose first group is the answer in its column.
 
     Returns:
-        The problems, and the reference with everything chosen: its revision is a commit.
+        The problems, and the reference with all fields filled in; its revision is a commit.
 
     Raises:
-        InputError: when the data set, the split or a column is missing, with those that there are.
+        InputError: when the data set, split or column does not exist; the message lists existing ones.
         MerganserError: when pyarrow is not installed.
     """
     parquet = extras.load("pyarrow.parquet", "eval")
@@ -124,7 +126,7 @@ def load(
 def _rows(
     parquet: Any, found: hub.HubFiles, name: str
 ) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
-    """The columns and the record of each row; columns of bytes, such as pictures, are left out."""
+    """Yield the columns and the record of each row, without binary columns such as images."""
     for path in found.files:
         try:
             with parquet.ParquetFile(path) as file:
@@ -140,7 +142,7 @@ def _rows(
 def _column(
     given: str | None, usual: Sequence[str], columns: Sequence[str], name: str
 ) -> str | None:
-    """The column that is given, or else the first of the usual ones; None if there is none."""
+    """The given column, else the first of the usual ones that exists; None if there is none."""
     if given is None:
         folded = {column.lower(): column for column in columns}
         return next((folded[column] for column in usual if column in folded), None)
@@ -154,7 +156,7 @@ def _column(
 
 
 def _answer(value: Any, pattern: str | None, address: str) -> Any:
-    """The answer in a value: what the pattern finds, or the only element of a list."""
+    """The answer in a value: the pattern's first group, or the only element of a list."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if pattern is None or value is None:

@@ -1,4 +1,4 @@
-"""Completions by a transformers model in memory: batched, resumable, with one seed per request."""
+"""Completions by a transformers model in memory, in batches, with one random seed per request."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     import torch
 
 MOST_AT_ONCE = 256
-"""Completions of a batch, at most: beyond, one that runs long holds up too many."""
+"""Maximum number of completions in a batch; in a larger one, a long completion delays too many others."""
 
 FALLBACK_MEMORY = 8 * 2**30
 """Assumed total memory in bytes, if the system reports none."""
 
 MEMORY_SHARE = 0.5
-"""Of the free memory that keys and values of a batch may take, by estimate."""
+"""Fraction of the free memory that a batch's keys and values may take, by estimate."""
 
 
 class Inference:
-    """A backend: a model of transformers, in static batches.
+    """A backend: a transformers model, with static batches.
 
-    Requests are sorted by their prompts' lengths and padded on the left. Tokens are drawn by the
-    inverse of the cumulative distribution, with one random generator per request, seeded by the
-    seed, the prompt and the sample's number: draws do not depend on the rest of the batch, except
-    for the last bits of the model's arithmetic. Of the model's generation config only the end tokens count.
+    Requests are sorted by prompt length and padded on the left. Tokens are drawn by the inverse of the
+    cumulative distribution, with one random generator per request, seeded by the task's seed, the prompt
+    and the sample's number. So draws do not depend on the other requests of a batch, except through
+    rounding in the model's arithmetic. The model's generation config is ignored, except its end tokens.
 
     Attributes:
         batch_size: number of simultaneous completions; chosen automatically if None, and halved
@@ -67,11 +67,11 @@ class Inference:
         sampling: Sampling,
         on_tokens: OnTokens = ignore_tokens,
     ) -> Iterator[tuple[int, Completion]]:
-        """See :data:`merganser.evaluation.generation.Backend`; tokens are counted within a batch too.
+        """See :data:`merganser.evaluation.generation.Backend`. Calls ``on_tokens`` at each step.
 
         Raises:
-            InputError: when the model cannot take a prompt.
-            ResourceError: when memory does not suffice for one request.
+            InputError: when a prompt does not fit the model.
+            ResourceError: when the memory does not suffice for a single request.
         """
         import torch
 
@@ -103,17 +103,17 @@ class Inference:
             yield from zip(chosen, found, strict=True)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Stream one completion's text: that of the prompt's first sample.
+        """Yield the text of the prompt's first sample in parts, as it is generated.
 
-        The model runs in a separate thread until it is done, the context is full, or the iterator
-        is closed. Stop texts are ignored.
+        The model runs in a separate thread until the completion ends, the context is full, or the
+        iterator is closed. Stop texts are ignored.
 
         Returns:
             The full completion.
 
         Raises:
             InputError: the prompt does not fit the model.
-            ResourceError: memory runs out.
+            ResourceError: the memory does not suffice.
         """
         row = self.codec.encode(prompt)
         if (context := self.codec.context) is not None:
@@ -173,7 +173,7 @@ class Inference:
         sampling: Sampling,
         streamer: Any = None,
     ) -> torch.Tensor:
-        """Tokens of prompts, padded on the left to one length, and completions, padded on the right."""
+        """Return token ids [requests, length]: prompts padded on the left, completions on the right."""
         import torch
 
         transformers = extras.load("transformers", "eval")
@@ -213,14 +213,14 @@ class Inference:
         each = self.codec.key_value_bytes(size) * length
         each += (
             12 * self.model.config.get_text_config().vocab_size
-        )  # logits and what is made of them
+        )  # logits and their temporary copies
         return int(
             min(MOST_AT_ONCE, max(1, MEMORY_SHARE * free_memory(str(self.model.device)) // each))
         )
 
 
 class _Closed(Exception):
-    """Nobody listens to a stream any more."""
+    """The reader of a stream has closed it."""
 
 
 class _Feed:
@@ -242,7 +242,7 @@ class _Feed:
 
 
 class _Counter:
-    """A ``streamer`` of transformers that counts the tokens of a batch, padding left out."""
+    """A ``streamer`` of transformers that counts the tokens of a batch, without padding."""
 
     def __init__(self, rows: int, ends: Sequence[int], on_tokens: OnTokens) -> None:
         self.running = np.ones(rows, bool)
@@ -262,7 +262,7 @@ class _Counter:
 def _drawing(
     requests: Sequence[Request], sampling: Sampling, width: int
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return a logits processor that leaves only the drawn token in each row."""
+    """Return a logits processor that draws one token per row; see :func:`drawing.draw`."""
     numbers = [
         drawing.numbers_of(drawing.seed_of(request, sampling), sampling.max_tokens)
         for request in requests
@@ -276,7 +276,7 @@ def _drawing(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
+    """Whether an error reports insufficient memory of the machine or the GPU."""
     import torch
 
     told = str(error).lower()
@@ -286,7 +286,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what torch holds of a GPU's memory and does not use."""
+    """Collect garbage, and free the GPU memory that torch caches without using it."""
     import torch
 
     gc.collect()
@@ -295,7 +295,7 @@ def release_memory() -> None:
 
 
 def free_memory(device: str) -> int:
-    """Return the free bytes of a model's device: the GPU's memory, or the machine's."""
+    """Return the free memory of a torch device in bytes: of the GPU, or of the machine."""
     import torch
 
     if torch.device(device).type == "cuda":

@@ -1,4 +1,4 @@
-"""Judgements that cost much or failed, stored as JSON lines next to the completions."""
+"""Judgements of costly scorers, and those with notes, stored as JSON lines next to the completions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SUFFIX = ".judged.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class StoredJudgement:
-    """One line of the file.
+    """A judgement as the file stores it, one per line.
 
     Attributes:
-        task, problem, sample: which completion.
+        task, problem, sample: the completion's task, problem id and sample number.
         scorer: the scorer's name in the task.
         key: digest of the scorer's identity, the problem, the prompt and the completion; empty if the
-            judgement is not used again.
+            judgement must not be reused.
         judgement: the judgement.
     """
 
@@ -36,7 +36,7 @@ class StoredJudgement:
 
 
 class JudgementFile:
-    """The judgements of one model.
+    """The stored judgements of one model's completions.
 
     Args:
         path: the file; it need not exist.
@@ -53,25 +53,33 @@ class JudgementFile:
         self._stream: IO[str] | None = None
 
     def known(self, key: str) -> Judgement | None:
-        """The stored judgement of a key."""
+        """The stored judgement with a key; None if there is none."""
         return self._known.get(key)
 
     def keep(self, record: StoredJudgement) -> None:
-        """Say that a stored judgement still holds."""
+        """Mark a stored judgement as valid, so that :meth:`settle` retains it."""
         self._current.append(record)
 
     def add(self, record: StoredJudgement) -> None:
-        """Store a new judgement at once, so that an interruption loses none."""
+        """Append a new judgement to the file immediately, so that an interruption loses none.
+
+        Raises:
+            ResourceError: when the file cannot be written.
+        """
         self._current.append(record)
         with reraise_os_errors(ResourceError, "written", self.path):
             if self._stream is None:
-                self._write(self._stored)  # without a last line that was cut off
+                self._write(self._stored)  # removes an incomplete last line
                 self._stream = self.path.open("a", encoding="utf-8")
             self._stream.write(_line(record))
             self._stream.flush()
 
     def settle(self) -> None:
-        """Replace the file by the judgements that hold now; remove it if there are none."""
+        """Reduce the file to the judgements passed to :meth:`keep` and :meth:`add`; remove it if empty.
+
+        Raises:
+            ResourceError: when the file cannot be written.
+        """
         with reraise_os_errors(ResourceError, "written", self.path):
             if not self._current:
                 self.path.unlink(missing_ok=True)
@@ -93,9 +101,10 @@ class JudgementFile:
 
 @contextmanager
 def judgements_beside(samples: Path | None) -> Iterator[JudgementFile | None]:
-    """Yield the file of judgements next to a file of completions; None without one.
+    """Yield the file of judgements next to a file of completions; None if ``samples`` is None.
 
-    The file is replaced at the end if nothing was raised; else it stays as it was added to.
+    At the end of the ``with`` block the file is reduced to the judgements of this run; after an
+    exception it retains the earlier judgements too.
     """
     if samples is None:
         yield None
@@ -110,14 +119,14 @@ def judgements_beside(samples: Path | None) -> Iterator[JudgementFile | None]:
 
 
 def path_of(samples: Path) -> Path:
-    """The file of the judgements of a file of completions: ``NAME.judged.jsonl``."""
+    """The path of the judgements that belong to a file of completions: ``NAME.judged.jsonl``."""
     return samples.with_name(samples.name.removesuffix(".jsonl") + SUFFIX)
 
 
 def _line(record: StoredJudgement) -> str:
     fields: dict[str, Any] = asdict(record)
     fields |= fields.pop("judgement")
-    del fields["transient"]  # the empty key says it
+    del fields["transient"]  # an empty key marks it
     text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "replace").decode() + "\n"
 

@@ -1,4 +1,4 @@
-"""Score samples: each kind of scorer is called in its way, and costly scores are stored."""
+"""Call scorers of all kinds (plain, group, batch, streaming, async) on samples, and store costly scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from merganser.evaluation.scorer_process import ScorerProcess
 from merganser.evaluation.scorer_registry import Judgement, Scorer
 
 BATCH = 256
-"""Samples that a batch scorer is given at once, at most."""
+"""Maximum number of samples in one call of a batch scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Item:
 
 
 Count = Callable[[str, int, int], None]
-"""Called with a costly scorer's name in its task, the number of scored samples, and their total."""
+"""Called with a costly scorer's name in its task, the number of scored samples, and the total number."""
 
 Done = Callable[[int, Judgement], None]
 """Called with an item's position and its judgement."""
@@ -68,18 +68,18 @@ def judge_all(
     name: str = "",
     on_judged: Count = lambda _name, _done, _all: None,
 ) -> list[Judgement]:
-    """Return a judgement for each item; a judgement without a score is of a sample that the scorer failed on.
+    """Return the judgement of every item, in order; its score is None if the scorer failed on the sample.
 
     Args:
         scorer: the scorer.
-        items: samples; those of one problem are neighbours.
-        file: stores judgements of costly scorers, and the notes of all; None to store none.
+        items: the samples to score; those of one problem must be consecutive.
+        file: stores judgements of costly scorers, and those with a note of all scorers; None to store none.
         name: the scorer's name in the task.
-        on_judged: called with the progress of scorers whose scores are stored.
+        on_judged: called with the progress of costly scorers.
 
     Raises:
         ScorerError: the scorer's function raised an exception.
-        MerganserError: of the kind that fits.
+        MerganserError: the scorer raised this, or gave no judgement for a sample.
     """
     found: dict[int, Judgement] = {}
     keys = [_key(scorer, item) if scorer.identity else "" for item in items]
@@ -122,7 +122,7 @@ def _key(scorer: Scorer, item: Item) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-# -- the kinds -------------------------------------------------------------------------------------
+# -- kinds of scorers ------------------------------------------------------------------------------
 
 
 def _run(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
@@ -139,7 +139,7 @@ def _run(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
 
 
 def _units(scorer: Scorer, items: Sequence[Item]) -> Iterator[list[int]]:
-    """Positions of the items that are scored in one call."""
+    """Yield the positions of the items of each call."""
     if scorer.batch:
         for start in range(0, len(items), BATCH):
             yield list(range(start, min(start + BATCH, len(items))))
@@ -163,7 +163,7 @@ def _settle(
     found: scorer_calls.Values | Failure | None,
     done: Done,
 ) -> None:
-    """Report the outcome of one call; None if it took too long."""
+    """Pass the judgements of one call to ``done``; ``found`` is None if the call exceeded its time limit."""
     if isinstance(found, Failure):
         first = items[0]
         raise scorer_calls.scorer_error(
@@ -217,7 +217,7 @@ async def _run_async(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
 
 
 def _in_a_thread(work: Any) -> None:
-    """Run a coroutine in a thread of its own, since notebooks have a running loop in theirs."""
+    """Run a coroutine in a new thread, because a notebook's main thread already runs an event loop."""
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -18,7 +18,7 @@ from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorer_registry import Judgement, scorer
 
 CODE = 1
-"""Version of how prompts are filled and replies are read: stored scores of another one are not used."""
+"""Version of the prompts and the parsing of replies; scores stored under another version are not reused."""
 
 PROMPTS: Mapping[str, str] = {
     "number": (
@@ -32,7 +32,7 @@ PROMPTS: Mapping[str, str] = {
         "'Verdict: no'."
     ),
 }
-"""What the judge is asked, unless the task gives a prompt."""
+"""Default prompts of the judge, by ``parse``."""
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 
@@ -48,7 +48,7 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
         r"\A\s*(yes|no)[\s.]*\Z",
     ),
 }
-"""Forms of the number or the verdict in a reply, by precedence; the last match counts."""
+"""Patterns of the number or verdict in a reply, the first one preferred; its last match counts."""
 
 UNPARSABLE = "no score in the reply"
 
@@ -99,29 +99,33 @@ def judge(
     concurrency: int = 16,
     timeout: float = 600.0,
 ) -> Iterator[tuple[int, Judgement]]:
-    """The number or the verdict in a language model's reply.
+    """The number or verdict in a language model's reply about a completion.
 
-    The judge is asked once for each completion. ``number``: the number in ``[[7]]``, after ``Score:``,
-    or alone, within ``scale``. ``verdict``: 1 for yes and 0 for no, in ``[[yes]]``, after ``Verdict:``, or
-    alone. A reply without one, or with a number outside of the scale, is a failed sample, and so is a
-    request that takes longer than ``timeout``. ``OPENAI_API_KEY`` is sent if it is set.
+    The judge receives one request per completion. With ``parse="number"`` the score is a number within
+    ``scale``: in ``[[7]]``, after ``Score:``, or alone in the reply. With ``parse="verdict"`` the score is
+    1 for yes and 0 for no: in ``[[yes]]``, after ``Verdict:``, or alone. A sample has no score if the
+    reply contains neither, if the number is outside the scale, or if the request exceeds ``timeout``.
+    The environment variable ``OPENAI_API_KEY``, if set, is sent as the bearer token.
 
     Args:
         samples: completions.
         problems: their problems.
-        url: of an API with OpenAI's protocol, such as ``http://127.0.0.1:8000/v1``.
+        url: the URL of an API with OpenAI's protocol, such as ``http://127.0.0.1:8000/v1``.
         model: the judge's name on the server.
-        prompt: what it is asked, with ``{completion}`` in it, and ``{problem}``, ``{answer}``, ``{low}`` and
-            ``{high}`` as wanted; None for :data:`PROMPTS`.
-        system: a system prompt.
-        parse: what is read from a reply.
-        pattern: a regular expression for it, with one group; its last match counts.
+        prompt: the prompt's template; it must contain ``{completion}``, and may contain ``{problem}``,
+            ``{answer}``, ``{low}`` and ``{high}``. None for a template of :data:`PROMPTS`.
+        system: a system prompt, or None.
+        parse: the kind of score in a reply, ``number`` or ``verdict``.
+        pattern: a regular expression with one group for the number or verdict; its last match counts.
         scale: the worst and the best number.
-        temperature: 0 for the most likely reply.
-        max_tokens: of a reply.
-        seed: of a reply that is drawn.
-        concurrency: requests at once.
-        timeout: seconds for a request.
+        temperature: sampling temperature; 0 for greedy decoding.
+        max_tokens: maximum number of tokens of a reply.
+        seed: seed of a sampled reply.
+        concurrency: number of simultaneous requests.
+        timeout: time limit in seconds per request.
+
+    Yields:
+        The index of a sample and its judgement, in any order.
     """
     endpoint = Endpoint(
         url,
@@ -156,7 +160,7 @@ def judge(
 
 
 def _filled(template: str, sample: Sample, problem: Problem, scale: tuple[float, float]) -> str:
-    """The prompt of one sample; what stands in a text for a placeholder is left as it is."""
+    """The judge's prompt for one sample; placeholders that occur in the inserted texts are not replaced."""
     question = problem.question or problem.messages[-1]["content"]
     texts = {
         "problem": question,
@@ -171,7 +175,7 @@ def _filled(template: str, sample: Sample, problem: Problem, scale: tuple[float,
 def _read(
     reply: str, parse: Literal["number", "verdict"], pattern: str | None, scale: tuple[float, float]
 ) -> Judgement:
-    """The judgement that a reply states."""
+    """The judgement in a reply; without a score if the reply cannot be parsed."""
     for form in (pattern,) if pattern is not None else _PATTERNS[parse]:
         flags = re.NOFLAG if pattern is not None else re.IGNORECASE
         found = re.findall(form, reply, flags)

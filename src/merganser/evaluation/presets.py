@@ -1,4 +1,4 @@
-r"""Settings and public sets of problems by name. A line in a table adds one."""
+r"""Public sets of problems and presets of settings, in tables by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class ProblemSet:
     """A public set of problems.
 
     Attributes:
-        title: as papers call it.
+        title: its name in papers.
         source: the data set on the Hub, with configuration, split, and the columns of question and
             answer.
         size: number of problems.
         answer_pattern: a regular expression whose first group is the answer in its column; None if
-            the column holds nothing else.
+            the column contains only the answer.
     """
 
     title: str
@@ -28,12 +28,12 @@ class ProblemSet:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a task starts from.
+    """Defaults of a task.
 
     Attributes:
-        settings: temperature, top_p, max_tokens and template.
-        problems: names of sets of problems, one a task, if the task names no problems.
-        scorers: the scorers if the task names none.
+        settings: defaults of temperature, top_p, max_tokens and template.
+        problems: names of problem sets for a task without ``problems``; each set becomes one task.
+        scorers: the scorers of a task without ``scorers``.
     """
 
     settings: Mapping[str, Any]
@@ -62,8 +62,8 @@ PROBLEM_SETS: Mapping[str, ProblemSet] = {
         "OlympiadBench", "hub://knoveleng/OlympiadBench/default:train#question,answer", 675
     ),
 }
-"""By name. AIME 2024 and 2025, MATH-500, AMC 2023, Minerva and OlympiadBench are the data sets of
-open-rs's evaluation."""
+"""Problem sets by name. AIME 2024 and 2025, MATH-500, AMC 2023, Minerva and OlympiadBench are the data
+sets of open-rs's evaluation."""
 
 _MATHEMATICS = {
     "max_tokens": 4096,
@@ -89,5 +89,5 @@ PRESETS: Mapping[str, Preset] = {
     ),
     **{name: Preset(_MATHEMATICS, (name,), ("accuracy",)) for name in PROBLEM_SETS},
 }
-"""By name. ``open-rs``: problems, sampling and scorer of the open-rs study, without a system prompt. Its
-instructions are told in other words here, but for the last line, which is the same."""
+"""Presets by name. ``open-rs``: problems, sampling and scorer of the open-rs study, without a system prompt.
+The template paraphrases open-rs's instructions, except the required last line, which is identical."""

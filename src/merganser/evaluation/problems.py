@@ -25,8 +25,8 @@ class Problem:
         question: the question; empty if there are ``messages``.
         messages: the conversation to continue; empty if there is a ``question``.
         answer: the right answer; None if there is none.
-        record: all fields of its line, or of its row.
-        address: ``file:line``, or a data set with the row.
+        record: all fields of its line in a file, or of its row in a data set.
+        address: its origin in messages: ``file:line``, or the data set and row.
     """
 
     id: str
@@ -40,13 +40,14 @@ class Problem:
 def load(file: Path, limit: int | None = None) -> list[Problem]:
     """Read problems, one JSON object per line.
 
-    A line has ``prompt``, ``problem`` or ``question``, a text (``prompt`` may be a list of messages),
-    or ``messages``; ``answer`` or ``solution``, a text or a number; optionally ``id``; and any other
-    fields for the user's scorers. Messages of the assistant at the end are answers, and dropped.
+    The question is a text in ``prompt``, ``problem`` or ``question``, or a list of messages in ``prompt``
+    or ``messages``. The answer is a text or number in ``answer`` or ``solution``. ``id`` is optional, and
+    other fields are available to scorers. Assistant messages at the end of a list are removed, since
+    they are answers.
 
     Args:
         file: a file of JSON lines.
-        limit: read only the first ones.
+        limit: maximum number of problems, from the first on; None for all.
 
     Raises:
         InputError: with file and line of the first mistake.
@@ -73,7 +74,7 @@ def digest(problem: Problem) -> str:
 
 
 def digest_all(problems: Iterable[Problem]) -> str:
-    """A digest of problems and their order."""
+    """A digest of a sequence of problems; it depends on their order."""
     return hashlib.sha256(" ".join(map(digest, problems)).encode()).hexdigest()[:16]
 
 
@@ -108,10 +109,10 @@ def from_record(
 
     Args:
         record: its fields.
-        address: of the record, for messages.
+        address: the record's origin, for messages.
         default_id: the problem's id if the record has none.
-        questions: fields that may hold the question, by precedence.
-        answers: fields that may hold the answer.
+        questions: names of fields for the question; the first one present is used.
+        answers: names of fields for the answer; the first one present is used.
 
     Raises:
         InputError: with the address, when a field is missing or of another type.

@@ -16,7 +16,7 @@ from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorer_registry import Judgement, scorer
 
 CODE = 1
-"""Version of the arithmetic and of the model's input: stored scores of another one are not used."""
+"""Version of the computation and of the model's input; scores stored under another version are not reused."""
 
 _PARTS = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin")
 """Suffixes of files that a model's scores depend on."""
@@ -53,25 +53,32 @@ def reward(
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     beside: Path | None = None,
 ) -> Iterator[tuple[int, Judgement]]:
-    """What a reward model gives the conversation that ends with the completion.
+    """A reward model's score of the conversation that ends with the completion.
 
-    The model is one of transformers' for sequence classification. Its input is the conversation in
-    its own chat template; of a model without one, or of a plain prompt, the pair of prompt and
-    completion. A model with one output scores it as it is; of a classifier the score is the
-    probability of ``label``. A model without a padding token takes one sample at a time. A sample that
-    is longer than the model's context fails.
+    The model is a transformers model for sequence classification. Its input is the conversation,
+    formatted with the model's chat template. If the model has no chat template, or the prompt is a plain
+    text, the input is the pair of prompt and completion. With one output, the score is that output; with
+    several, it is the probability of ``label``. A model without a padding token scores one sample at a
+    time. A sample that is longer than the model's context has no score.
 
     Args:
         samples: completions.
         problems: not used.
         model: a folder, or an id on the Hub.
         revision: branch, tag or commit on the Hub.
-        label: a classifier's label, by name or number.
-        batch_size: samples at once.
-        max_tokens: the longest input; None for what the model takes.
-        device: ``auto`` for a GPU if there is one.
-        dtype: ``auto`` for float32 on the CPU, and the model's own elsewhere.
-        beside: the folder that a relative path starts at.
+        label: the label whose probability is the score, by name or number; required for a classifier.
+        batch_size: number of samples per batch.
+        max_tokens: maximum number of tokens of an input; None for the model's context length.
+        device: torch's name of a device; ``auto`` for a GPU if there is one, else the CPU.
+        dtype: compute dtype; ``auto`` for float32 on the CPU, and for the stored dtype elsewhere.
+        beside: the folder that a relative path of a model starts at.
+
+    Yields:
+        The index of a sample and its judgement, in any order.
+
+    Raises:
+        InputError: the model does not exist or cannot be loaded.
+        RecipeError: it is not a reward model, or the label is missing or unknown.
     """
     folder = hub.resolve(model, revision, beside, weights=False)
     path = hub.resolve(model, hub.commit(folder) or revision, beside)
@@ -128,7 +135,7 @@ def _digest_of(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _load(folder: Path, _stamp: str, device: str, dtype: str) -> _RewardModel:
-    """The model, kept for the next merge of a study."""
+    """The model, cached for the next merge of a study."""
     return _RewardModel(folder, device, dtype)
 
 
@@ -159,7 +166,7 @@ class _RewardModel:
     def score(
         self, samples: Sequence[Sample], label: int | None, batch_size: int, most: int | None
     ) -> Iterator[tuple[int, Judgement]]:
-        """Yield each sample's place and judgement, the longest first."""
+        """Yield the index and judgement of each sample: too long samples first, then by descending length."""
         import torch
 
         limit = min(self.limit, most or self.limit)

@@ -1,4 +1,4 @@
-"""The steps of an evaluation: tasks → stored completions → a backend → scores."""
+"""Evaluate a model on tasks: reuse stored completions, generate missing ones, score all."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from merganser.evaluation.statistics import Score, maj_at, pass_at, summarize
 from merganser.evaluation.tasks import Metric, Task, score_names
 
 Progress = Callable[[int, int], None]
-"""Called with the number of finished completions, and their total."""
+"""Called with the number of finished completions and the total number."""
 
 SampleKey = tuple[str, str, int]
-"""A sample's task, problem and number."""
+"""A sample's task name, problem id, and number among the problem's samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Evaluation:
     """The result of evaluating one model.
 
     Attributes:
-        scores: by name: the scorer's, or ``task/scorer`` where there are several tasks.
+        scores: scores by name: the scorer's name; with several tasks, ``task/scorer``.
         samples: all completions with their scores, in the order of tasks, problems and samples.
-        generated: how many of them are newly generated; the others were stored.
+        generated: number of samples that this evaluation generated; the others were stored.
     """
 
     scores: Mapping[str, Score]
@@ -54,15 +54,15 @@ def evaluate(
 ) -> Evaluation:
     """Return the scores of one model.
 
-    Stored completions of the same model, prompt and settings are reused, but scored again, so that
-    scorers can change without running the model.
+    Stored completions of the same model, prompt and settings are reused and scored again, so a change of
+    scorers does not require the model.
 
     Args:
-        backend: completes prompts; not called if all completions are stored.
+        backend: completes prompts; it is not called if all completions are stored.
         tasks: the tasks.
         key: everything about the model that determines its completions, by name.
         samples: the file that stores completions as they arrive; None to store none.
-        on_progress: called with the progress.
+        on_progress: called with the number of finished completions and their total.
         on_judged: called with the progress of costly scorers.
 
     Raises:
@@ -111,7 +111,7 @@ def evaluate(
 
 
 def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> Counter[str]:
-    """Return how many stored completions are out of date, by the cause.
+    """Return the number of stored completions that are outdated, by cause, such as a changed prompt.
 
     Args:
         tasks, key, samples: as in :func:`evaluate`.
@@ -129,11 +129,11 @@ def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> 
 
 
 def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> bool:
-    """Whether a file has every completion that tasks ask of a model.
+    """Whether a file contains a valid completion for every sample that tasks require of a model.
 
     Args:
         tasks: the tasks.
-        key: of the model, as for :func:`evaluate`.
+        key: the model's key; see :func:`evaluate`.
         samples: the file; it need not exist.
 
     Raises:
@@ -145,7 +145,7 @@ def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path)
 
 
 def digest_of(tasks: Sequence[Task]) -> str:
-    """A digest of everything that tasks ask of every model: problems, prompts and sampling."""
+    """A digest of the completions that tasks require: problems, prompts and sampling."""
     wanted = [(*place, own) for place, _, own in _wanted(tasks, {})]
     return _short(json.dumps(wanted))
 
@@ -160,7 +160,7 @@ def _changed(before: str, now: str, labels: Sequence[str]) -> str:
 
 
 def _there(samples: Path | None, wanted: Collection[SampleKey]) -> dict[SampleKey, Sample]:
-    """The completions in a file that are wanted, whether they still hold or not."""
+    """The stored completions of the wanted samples, valid or outdated."""
     if samples is None or not samples.is_file():
         return {}
     kept = kept_samples.read(samples, cut_off=True)
@@ -174,7 +174,7 @@ class Judged:
 
     Attributes:
         samples: in the order of tasks, problems and samples.
-        failed: by task and scorer, how many samples the scorer failed on, by the reason.
+        failed: numbers of samples without a score, by (task, scorer) and then by reason.
     """
 
     samples: tuple[Sample, ...]
@@ -187,13 +187,13 @@ def judge(
     file: JudgementFile | None = None,
     on_judged: Count = lambda _name, _done, _all: None,
 ) -> Judged:
-    """Return samples with their scores by these tasks' scorers.
+    """Return samples with the scores of the tasks' scorers.
 
-    A sample on which a scorer fails has the metric's score for that.
+    If a scorer fails on a sample, the sample gets the metric's ``failed`` score.
 
     Args:
         tasks: the tasks.
-        samples: all samples of their problems.
+        samples: all samples of the tasks' problems.
         file: stores judgements of costly scorers; None to store none.
         on_judged: called with the progress of costly scorers.
 
@@ -223,10 +223,10 @@ def judge(
 
 
 def _groups(task: Task, samples: Sequence[Sample]) -> list[tuple[Problem, list[Sample]]]:
-    """The samples of each of a task's problems.
+    """A task's problems, each with its samples.
 
     Raises:
-        InputError: a problem has none.
+        InputError: a problem has no samples.
     """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -239,7 +239,7 @@ def _groups(task: Task, samples: Sequence[Sample]) -> list[tuple[Problem, list[S
 
 
 def scores(tasks: Sequence[Task], judged: Judged) -> dict[str, Score]:
-    """What judged samples are worth, by the names of :func:`merganser.evaluation.tasks.score_names`."""
+    """The mean scores of judged samples, by the names of :func:`merganser.evaluation.tasks.score_names`."""
     found: dict[str, Score] = {}
     for task in tasks:
         groups = [group for _, group in _groups(task, judged.samples)]
@@ -268,9 +268,11 @@ def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Sco
 
 
 def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleKey, Prompt, str]]:
-    """Return every sample that tasks need: its place, its prompt, and its key, with one part for
-    each part of the model's key, one for prompt and sampling, and one for the revision of problems
-    of the Hub."""
+    """Return the place, prompt and key of every sample that tasks require.
+
+    A key consists of digests: of each value of the model's key, of prompt and sampling, and, for problems
+    on the Hub, of the data set's revision.
+    """
     wanted: list[tuple[SampleKey, Prompt, str]] = []
     model = "".join(f"{_short(value)}-" for value in key.values())
     for task in tasks:
@@ -292,7 +294,7 @@ def _short(text: str) -> str:
 def _appending(
     file: Path | None, begun: Sequence[Sample]
 ) -> AbstractContextManager[Callable[[Sample], None]]:
-    """Adds to the file of samples, which is cut down to those that still hold."""
+    """Reduce the file of samples to ``begun``, and return a context with a function that appends to it."""
     if file is None:
         return nullcontext(lambda _sample: None)
     kept_samples.write(begun, file)

@@ -21,14 +21,14 @@ class Sample:
     Attributes:
         task: the task's name.
         problem: the problem's id.
-        sample: number of the sample among the problem's, from 0.
+        sample: the sample's number among those of its problem, from 0.
         prompt: the model's input: a text, or a conversation.
         completion: the model's output, without special tokens.
         tokens: number of generated tokens.
-        finish: ``stop`` if the model ended it, ``length`` if it was cut off.
-        scores: scores by the scorers' names.
+        finish: ``stop`` for an end token or stop text, ``length`` for the maximum number of tokens.
+        scores: scores by the names of metrics.
         answer: the right answer, for readers of the file.
-        key: digests of everything that the completion depends on, in the order of
+        key: digests of everything that determines the completion, in the order of
             :func:`merganser.study.live_model.model_key`, then of prompt and sampling; the completion is
             reused only if all are equal.
     """
@@ -52,7 +52,7 @@ def line(sample: Sample) -> str:
 
 
 def write(samples: Iterable[Sample], file: Path) -> None:
-    """Write all samples to a file, replacing it at once.
+    """Write all samples to a file, replacing it atomically.
 
     Raises:
         ResourceError: when the file cannot be written.
@@ -66,10 +66,10 @@ def write(samples: Iterable[Sample], file: Path) -> None:
 
 @contextmanager
 def appending(file: Path) -> Iterator[Callable[[Sample], None]]:
-    """Yield a function that appends a sample to a file, and returns once it is there.
+    """Yield a function that appends a sample to a file and flushes it.
 
     Raises:
-        ResourceError: when the file cannot be written; the function raises it, too.
+        ResourceError: when the file cannot be written; the yielded function raises it too.
     """
     with reraise_os_errors(ResourceError, "written", file):
         stream = file.open("a", encoding="utf-8")
@@ -129,11 +129,11 @@ _VERDICT = re.compile(
     rb'(?m)^\{"task": (%(t)s), "problem": (%(t)s), "sample": (\d+), "tokens": \d+, "finish": %(t)s, '
     rb'"scores": (\{[^{}]*\}), "answer": (?:null|%(t)s), "key": %(t)s\}$' % {b"t": _TEXT}
 )
-"""A line as :func:`line` writes it, without prompt and completion."""
+"""A line in the form of :func:`line`, after removal of prompt and completion."""
 
 
 class _Parsed(dict[bytes, Any]):
-    """Values of JSON texts, each parsed once."""
+    """Parsed values by their JSON texts; equal texts are parsed once."""
 
     def __missing__(self, text: bytes) -> Any:
         self[text] = value = json.loads(text)
@@ -141,11 +141,11 @@ class _Parsed(dict[bytes, Any]):
 
 
 def read_verdicts(file: Path) -> list[Verdict]:
-    """Read the scores of samples.
+    """Read the scores of samples, without prompts and completions.
 
-    Prompts and completions are nearly all of a file, so they are cut out before the rest is parsed. In
-    a JSON string every quotation mark has a backslash, so the keys around them can be searched for. A
-    file in another form than :func:`line` writes is parsed completely.
+    Prompts and completions take most of a file, so they are removed before the rest is parsed. JSON
+    escapes the quotation marks in strings, so a search for the keys around the texts is unambiguous. A
+    file in another form than that of :func:`line` is parsed completely.
 
     Raises:
         InputError: with file and line of the first mistake.

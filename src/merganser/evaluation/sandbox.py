@@ -1,9 +1,9 @@
-"""Run programs that models wrote: in a process of their own, with limits, as far as Linux allows.
+"""Run programs that models wrote: in a separate process, with limits and Linux's isolation.
 
-Limits of processor time, memory, file sizes and processes always hold. Writing outside of the temporary
-folder and TCP are stopped by Landlock (Linux 5.13, and 6.7 for TCP), all networks and other
-processes by namespaces, where the system lets users make them. Reading files is not stopped. This
-keeps a careless program from harm; against one that attacks the kernel, use a virtual machine.
+Processor time, memory, file sizes and processes are always limited. Landlock prevents writing outside
+the temporary folder (Linux 5.13) and TCP connections (Linux 6.7). Namespaces separate the program from
+all networks and other processes, on systems where users may create them. Programs can read files. This
+protects against careless programs; for programs that attack the kernel, use a virtual machine.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pathlib import Path
 from merganser.errors import MerganserError
 
 SPACES = ("--user", "--net", "--pid", "--ipc", "--fork", "--kill-child")
-"""Namespaces of a program's own: users, networks, processes, and communication."""
+"""Options of ``unshare``: new namespaces of users, networks, processes and inter-process communication."""
 
 MOST_OUTPUT = 2**20
-"""Bytes of a program's output that are read, the last ones of its errors."""
+"""Maximum number of bytes that are read: of stdout from its beginning, of stderr from its end."""
 
 FILE_SIZE = 16 * 2**20
-"""Bytes of a file that a program may write."""
+"""Maximum size in bytes of a file that a program writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a program may use.
+    """Limits on a program's resources.
 
     Attributes:
-        seconds: time until it is killed, and of the processor.
-        memory: bytes of address space.
-        processes: processes and threads besides its own.
+        seconds: limit on elapsed time and on processor time; one second later the program is killed.
+        memory: address space in bytes.
+        processes: number of further processes and threads.
     """
 
     seconds: float = 10.0
@@ -51,12 +51,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended.
+    """The result of running a program.
 
     Attributes:
-        passed: whether it and its checks ran to their end.
-        reason: why not: its last line of errors, or which limit it met; empty if it passed.
-        output: what it printed.
+        passed: whether the program and its checks ran to their end.
+        reason: the last line of stderr, or the limit that was exceeded; empty if it passed.
+        output: the program's stdout, at most :data:`MOST_OUTPUT` bytes of it.
         lacking: protections that this system lacks: ``files``, ``network``.
     """
 
@@ -71,9 +71,9 @@ def run(program: str, checks: str = "", *, stdin: str = "", limits: Limits = Lim
 
     Args:
         program: the program.
-        checks: statements that raise an exception if it is wrong.
-        stdin: its input.
-        limits: what it may use.
+        checks: statements that raise an exception if the program is wrong.
+        stdin: the text of its standard input.
+        limits: limits on its resources.
 
     Raises:
         MerganserError: the system is not Linux, or no process can be started.
@@ -109,7 +109,7 @@ def run(program: str, checks: str = "", *, stdin: str = "", limits: Limits = Lim
 
 
 def _run(home: Path, order: Path, seconds: float) -> tuple[str, bool, int, str, str]:
-    """What the child wrote to its pipe, whether it was late, its status, output and errors."""
+    """Run the child; return its pipe's text, whether it exceeded the time, its status, stdout and stderr."""
     reader, writer = os.pipe()
     child = Path(__file__).with_name("sandbox_child.py")
     command = [*_spaces(), sys.executable, "-I", "-B", str(child), str(order), str(writer)]
@@ -145,7 +145,7 @@ def _run(home: Path, order: Path, seconds: float) -> tuple[str, bool, int, str, 
             late = not select.select([ended], [], [], seconds + 1.0)[0]
         finally:
             os.close(ended)
-            with suppress(ProcessLookupError):  # the group exists until its leader is waited for
+            with suppress(ProcessLookupError):  # the process group exists until wait()
                 os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
         os.set_blocking(pipe.fileno(), False)
@@ -169,7 +169,7 @@ def _reason(late: bool, status: int, errors: str, limits: Limits) -> str:
 
 @functools.cache
 def _spaces() -> tuple[str, ...]:
-    """The command that gives a program namespaces of its own; empty where that is not allowed."""
+    """The command prefix that runs a program in new namespaces; empty if the system does not allow them."""
     unshare = shutil.which("unshare")
     if unshare is None:
         return ()
@@ -183,9 +183,9 @@ def _spaces() -> tuple[str, ...]:
 
 @functools.cache
 def lacking() -> tuple[str, ...]:
-    """Protections that this system lacks: ``files`` (writing anywhere), ``network``.
+    """Protections that this system lacks: ``files`` (programs can write anywhere), ``network``.
 
     Raises:
-        MerganserError: as :func:`run`.
+        MerganserError: see :func:`run`.
     """
     return run("").lacking

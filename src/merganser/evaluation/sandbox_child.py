@@ -1,7 +1,7 @@
-"""Run a program within limits, then its checks. Started by ``sandbox``; imports the standard library alone.
+"""The child process of ``sandbox``: runs a program within limits, then its checks. Standard library only.
 
-It reads a JSON object from a file: the limits, the program, the checks, and a token. If program and
-checks run to their end, it writes the token to a pipe. A program that ends early does not.
+It reads a JSON object from a file: the limits, the program, the checks, and a token. It writes the token
+to a pipe only if program and checks run to their end.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import signal
 import sys
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-"""System calls of Landlock, which have these numbers on every architecture but alpha."""
+"""Numbers of Landlock's system calls, on every architecture except alpha."""
 
 WRITING = 0b0001_1111_1111_0010
 """Landlock's rights to write, create, and remove files and folders."""
@@ -23,7 +23,7 @@ SET_NO_NEW_PRIVILEGES = 38
 
 
 class Beneath(ctypes.Structure):
-    """A rule of Landlock: what is allowed in a folder."""
+    """Landlock's ``landlock_path_beneath_attr``: the rights allowed below a folder."""
 
     _pack_ = 1
     _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
@@ -44,11 +44,11 @@ def limit(seconds: float, memory: int, file_size: int, processes: int) -> None:
         if hard != resource.RLIM_INFINITY:
             most = min(most, hard)
         later = kind == resource.RLIMIT_CPU and hard in (resource.RLIM_INFINITY, most + 1)
-        resource.setrlimit(kind, (most, most + later))  # SIGXCPU comes before SIGKILL
+        resource.setrlimit(kind, (most, most + later))  # so that SIGXCPU precedes SIGKILL
 
 
 def confine(folder: str) -> str:
-    """Allow writing in one folder alone, and no TCP, with Landlock. Return what the kernel lacks."""
+    """Forbid TCP, and writing outside one folder, with Landlock; return the protections the kernel lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(number: int, *arguments: object) -> int:
@@ -81,7 +81,7 @@ def confine(folder: str) -> str:
 
 
 def run(order: "dict[str, object]", pipe: int) -> None:
-    """Run the program and its checks, and write the token."""
+    """Run the program and its checks, then write the token to the pipe."""
     names = {"__name__": "__main__", "__builtins__": __builtins__}
     for part in ("program", "checks"):
         exec(compile(str(order[part]), f"<{part}>", "exec"), names)
@@ -90,7 +90,7 @@ def run(order: "dict[str, object]", pipe: int) -> None:
 
 
 def main() -> None:
-    """Read what to run, take on the limits, and run it."""
+    """Read the order, apply the limits, and run the program."""
     path, pipe = sys.argv[1], int(sys.argv[2])
     with open(path) as file:  # noqa: PTH123 (pathlib takes a tenth of the start)
         order = json.load(file)

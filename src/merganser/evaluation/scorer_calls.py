@@ -1,4 +1,4 @@
-"""Call a scorer's function: its arguments, its values, and what it raised."""
+"""Call a scorer's function: build its arguments, check its values, describe its exceptions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from merganser.evaluation.scorer_registry import Judgement, Scorer
 Values = list[float | Judgement]
 
 MOST_FRAMES = 5
-"""Frames of a traceback that are shown, the last ones."""
+"""Number of frames of a traceback that are shown, counted from its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a scorer's function raised.
+    """An exception of a scorer's function.
 
     Attributes:
-        reason: the exception and its message.
+        reason: the exception's class and message.
         line: the line of the scorer that raised it: ``scores.py:12: return 1 / 0``; may be empty.
         frames: the last frames of the traceback, as Python prints them.
     """
@@ -42,15 +42,15 @@ class ScorerError(MerganserError):
 def call(
     scorer: Scorer, samples: Sequence[Sample], problems: Sequence[Problem]
 ) -> Values | Failure:
-    """Return the values that a scorer's function gives some samples, or what it raised.
+    """Return the values of a scorer's function for samples, or a description of its exception.
 
     Args:
         scorer: the scorer; its function is not ``async`` and does not stream.
-        samples: one, or several where the function takes several.
-        problems: the problem of each.
+        samples: one sample; several for a group or batch scorer.
+        problems: the problem of each sample.
 
     Raises:
-        MerganserError: as the function raised it.
+        MerganserError: the function raised this.
     """
     try:
         return values_of(
@@ -67,7 +67,7 @@ def call(
 def arguments(
     scorer: Scorer, samples: Sequence[Sample], problems: Sequence[Problem]
 ) -> tuple[Any, Any]:
-    """What a scorer's function is called with."""
+    """The first two arguments of a scorer's function, in the form that it takes."""
     first: Sequence[Any] = samples
     second: Sequence[Any] = problems
     if scorer.plain:
@@ -79,10 +79,10 @@ def arguments(
 
 
 def values_of(scorer: Scorer, returned: Any, count: int) -> Values:
-    """Check what a scorer's function returned.
+    """Return the values that a scorer's function returned, checked.
 
     Raises:
-        ValueError: it is not a finite number for each of ``count`` samples.
+        ValueError: the result is not one finite number per sample, ``count`` in all.
     """
     several = scorer.batch or scorer.group
     given = list(returned) if several else [returned]
@@ -111,14 +111,14 @@ def failure_of(error: Exception) -> Failure:
 def scorer_error(
     scorer: Scorer, failure: Failure, problem: Problem, index: int, samples: Sequence[Sample]
 ) -> ScorerError:
-    """The error that ends scoring.
+    """The error to raise for a scorer's exception.
 
     Args:
         scorer: the scorer.
-        failure: what it raised.
-        problem: the first problem that it was given.
+        failure: its exception.
+        problem: the first problem of the call.
         index: the problem's number in its task, from 0.
-        samples: the samples that it was given.
+        samples: the samples of the call.
     """
     where = f"; {failure.line}" if failure.line else ""
     error = ScorerError(

@@ -1,4 +1,4 @@
-"""Run a scorer in a process of its own, so that it can be stopped when it takes too long."""
+"""Run a scorer in a separate process, which can be killed when it exceeds its time limit."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from merganser.evaluation.scorer_calls import Failure, Values
 from merganser.evaluation.scorer_registry import Judgement, Scorer, get
 
 START = 120.0
-"""Seconds for the process to load the scorer."""
+"""Time limit in seconds for the process to load the scorer."""
 
 
 class ScorerProcess:
-    """A scorer in a process of its own.
+    """A scorer in a separate process.
 
     Raises:
         RecipeError: the scorer has no name by which another process could load it.
@@ -43,7 +43,7 @@ class ScorerProcess:
     def call(
         self, samples: Sequence[Sample], problems: Sequence[Problem], seconds: float
     ) -> Values | Failure | None:
-        """As :func:`merganser.evaluation.scorer_calls.call`; None if it takes longer than ``seconds``."""
+        """See :func:`merganser.evaluation.scorer_calls.call`; None if the call exceeds ``seconds``."""
         request = [[asdict(each) for each in samples], [asdict(each) for each in problems]]
         reply = self._process.ask(request, seconds)
         if reply is None:

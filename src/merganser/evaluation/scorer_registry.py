@@ -22,11 +22,11 @@ from merganser.evaluation.statistics import Direction
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 Identify = Callable[[Mapping[str, Any], Path | None], Mapping[str, Any]]
-"""Checks a scorer's parameters, and returns all that decides its scores, as plain data. It is given
-every parameter, and the folder that relative paths start at."""
+"""Checks a scorer's parameters, and returns plain data on which its scores depend. It is called with all
+parameters, and the folder that relative paths start at."""
 
 BESIDE = "beside"
-"""A parameter of this name is given the folder that relative paths start at."""
+"""Name of the parameter that receives the folder that relative paths start at."""
 
 _MARK = "__merganser_scorer__"
 
@@ -39,13 +39,13 @@ BUILT_IN = ("scorers", "reward_model", "llm_judge", "code_scorer")
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What a scorer says of one sample.
+    """A scorer's result for one sample.
 
     Attributes:
-        score: the number; None if the scorer failed on it.
-        note: why it failed, or a detail such as the error of a program.
-        reply: what an LLM judge replied.
-        transient: whether another try may succeed, so that it is not stored for the next run.
+        score: the score; None if the scorer failed on the sample.
+        note: the reason of the failure, or a detail such as the error of a program.
+        reply: the reply of an LLM judge.
+        transient: whether another attempt may succeed; the next run does not reuse such a judgement.
     """
 
     score: float | None
@@ -65,19 +65,19 @@ class Scorer:
             **parameters)``. It may be ``async``.
         better: ``max`` if larger scores are better, else ``min``.
         group: whether it scores all samples of a problem together.
-        check: ``(problem, **parameters)``; raises an error for an unsuitable problem, before any
-            completion is generated.
+        check: called with ``(problem, **parameters)`` before any completion is generated; raises an
+            error for an unsuitable problem.
         parameters: values of the function's parameters.
         batch: whether it scores samples of many problems at once.
-        streams: whether a batch function yields ``(index, judgement)`` as they come.
-        plain: whether it is given texts and records in place of samples and problems.
+        streams: whether a batch function yields ``(index, judgement)`` in any order.
+        plain: whether the function takes texts and records instead of samples and problems.
         runs_code: whether it runs programs that models write.
-        identify: see :data:`Identify`; None if its scores are cheap, and not stored.
-        identity: what ``identify`` returned; the scores are stored under it.
+        identify: see :data:`Identify`; None for a cheap scorer, whose scores are not stored.
+        identity: the result of ``identify``, part of the key of stored scores.
         reference: the name that tasks use.
         beside: the folder that relative paths start at.
-        timeout: seconds for one sample; None for no limit.
-        concurrency: samples that an ``async`` function scores at once.
+        timeout: time limit in seconds per sample; None for no limit.
+        concurrency: number of simultaneous calls of an ``async`` function.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Scorer:
 
     @property
     def keywords(self) -> Mapping[str, Any]:
-        """The arguments of the function after what it scores."""
+        """The keyword arguments of the function."""
         if BESIDE in inspect.signature(self.function).parameters and not self.plain:
             return {**self.parameters, BESIDE: self.beside}
         return self.parameters
@@ -178,12 +178,12 @@ def get(
         reference: a name, ``module:function`` or ``file.py:function``; modules and files are run.
         parameters: values of the function's parameters.
         beside: the folder to search for files first.
-        batch: whether a function of yours that is not declared scores samples in batches.
-        timeout: seconds for one sample.
-        concurrency: samples that an ``async`` function scores at once.
+        batch: whether an undeclared function scores samples in batches.
+        timeout: time limit in seconds per sample; None for no limit.
+        concurrency: number of simultaneous calls of an ``async`` function.
 
     Raises:
-        RecipeError: when there is no such scorer, or its parameters differ.
+        RecipeError: when there is no such scorer, or a parameter is unknown, missing or of a wrong type.
     """
     if reference in _built_in():
         chosen = _DECLARED[reference]
@@ -256,7 +256,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
-    """Run the file ``name`` in the first folder that has it."""
+    """Execute the Python file ``name`` from the first folder that contains it, as a module."""
     path = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if path is None:
         raise RecipeError(
@@ -267,7 +267,7 @@ def _run_file(reference: str, name: str, folders: Sequence[Path]) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and type hints look their module up there
+    sys.modules[spec.name] = module  # dataclasses and type hints search for their module there
     spec.loader.exec_module(module)
     return module
 
@@ -277,7 +277,7 @@ def _named(folder: Path) -> str:
 
 
 def _declared_parameters(scorer: Scorer) -> dict[str, inspect.Parameter]:
-    """The parameters of a scorer's function that tasks give: neither what it scores, nor the folder."""
+    """The parameters that tasks may set: without samples, problems, and the folder of relative paths."""
     known = list(inspect.signature(scorer.function).parameters.values())[2:]
     return {each.name: each for each in known if each.name != BESIDE}
 

@@ -1,4 +1,4 @@
-r"""Scorers of completions. Each is a function whose docstring is its definition.
+r"""Rule-based scorers of completions: functions whose docstrings define their scores.
 
 Users name their scorers ``module:function`` or ``file.py:function``. A plain function is called as
 ``function(completion, problem, **parameters)`` with the completion's text and the problem's record,
@@ -60,15 +60,15 @@ def _check_gold(problem: Problem, *, rule: Rule = "sound", **_others: Any) -> No
 def accuracy(sample: Sample, problem: Problem, *, rule: Rule = "sound") -> float:
     r"""1 if math-verify finds the completion's answer equal to the problem's, else 0.
 
-    As open-rs's ``accuracy_reward`` (knoveleng/open-rs, ``rewards.py``): the answer is LaTeX in a box, or
-    follows "final answer is"; nothing else counts. Answers that cannot be compared score 0.
+    This is open-rs's ``accuracy_reward`` (knoveleng/open-rs, ``rewards.py``): the completion's answer is the
+    LaTeX in a box, or the LaTeX after "final answer is". Answers that cannot be compared score 0.
 
     Args:
         sample: the completion.
         problem: a problem with an answer.
         rule: ``sound`` reads an answer without LaTeX marks, such as ``12``, as the content of a box,
-            and refuses the problem if math-verify cannot read that either. ``open-rs`` does as
-            open-rs: with such an answer **every** completion scores 1.
+            and raises an error if math-verify cannot parse that either. ``open-rs`` does not:
+            for a problem with such an answer **every** completion scores 1, as in open-rs.
     """
     verdict = grade(_gold(problem), sample.completion, rule)
     return 1.0 if verdict is None else verdict
@@ -82,16 +82,18 @@ def _check_answer(problem: Problem, **_parameters: Any) -> None:
 def exact(sample: Sample, problem: Problem) -> float:
     """1 if :func:`answer_of` the completion equals the problem's answer as text, else 0.
 
-    Spaces at the ends do not count. If the problem's answer has a box, as in a worked solution, the
-    answer is the content of the box.
+    Spaces at the ends are ignored. If the problem's answer contains a box, as in a worked solution, the
+    content of the box is compared.
     """
     gold = _gold(problem)
     return float(answer_of(sample.completion) == (_boxed(gold) or gold).strip())
 
 
 def answer_of(text: str) -> str | None:
-    r"""The answer in a text: the content of the last ``\boxed{}``, else of the last ``<answer>`` tags,
-    else the last number."""
+    r"""The answer in a text; None if there is none.
+
+    It is the content of the last ``\boxed{}``, else of the last ``<answer>`` tags, else the last number.
+    """
     boxed = _boxed(text)
     if boxed is not None:
         return boxed.strip()
@@ -132,8 +134,8 @@ def format_rule(sample: Sample, problem: Problem) -> float:
 def think_answer(sample: Sample, problem: Problem) -> float:
     """1 if the completion is one think block and one answer block, else 0.
 
-    ``<think>…</think><answer>…</answer>``, with only white space around and between them, and each
-    tag once: a strict reading of the rule of DeepSeek-R1-Zero (arXiv:2501.12948).
+    The form is ``<think>…</think><answer>…</answer>``: every tag occurs once, and only white space precedes,
+    separates or follows the blocks. This is a strict reading of DeepSeek-R1-Zero's rule (arXiv:2501.12948).
     """
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     whole = re.fullmatch(
@@ -152,7 +154,7 @@ def tag_count(sample: Sample, problem: Problem) -> float:
 
 @scorer("reasoning_steps")
 def reasoning_steps(sample: Sample, problem: Problem) -> float:
-    r"""One third per mark of a step, at most 1: open-rs's ``reasoning_steps_reward``.
+    r"""One third per mark of a reasoning step, at most 1: open-rs's ``reasoning_steps_reward``.
 
     Marks are ``Step 1:``, ``1.`` at the beginning of the text, a line that begins with ``-`` or ``*``,
     and ``First,`` ``Second,`` ``Next,`` ``Finally,``.
@@ -180,9 +182,10 @@ def characters(sample: Sample, problem: Problem) -> float:
 def length(samples: Sequence[Sample], problem: Problem, *, rule: Rule = "sound") -> list[float]:
     """The length reward of Kimi k1.5 (arXiv:2501.12599), as open-rs's ``len_reward``.
 
-    With n characters, among the samples of a problem: ``0.5 - (n - n_min) / (n_max - n_min)`` for a
-    right answer, and the smaller of that and 0 for a wrong one; 0 if all samples are equally long. It
-    compares samples, so a task needs two or more; ``tokens`` measures the length itself.
+    A right answer of n characters scores ``0.5 - (n - n_min) / (n_max - n_min)``, where n_min and n_max are
+    the shortest and longest length among the problem's samples. A wrong answer scores the minimum of that
+    and 0. All scores are 0 if all samples have the same length. A problem needs at least two samples; the
+    scorer ``tokens`` measures a single completion's length.
 
     Args:
         samples: the samples of the problem.
@@ -221,9 +224,9 @@ def cosine(
 ) -> float:
     """open-rs's cosine reward: right answers score more if shorter, wrong answers if longer.
 
-    ``a + (b - a) / 2 * (1 + cos(pi n / max_length))`` with n characters; a and b are the minimum and
-    maximum value for right answers, the maximum and minimum for wrong ones (Yeo et al. 2025,
-    arXiv:2502.03373).
+    The score is ``a + (b - a) / 2 * (1 + cos(pi n / max_length))`` for n characters (Yeo et al. 2025,
+    arXiv:2502.03373). For a right answer a and b are ``min_value_correct`` and ``max_value_correct``; for a
+    wrong one they are ``max_value_wrong`` and ``min_value_wrong``.
 
     Args:
         sample: the completion.
@@ -233,9 +236,9 @@ def cosine(
         max_value_wrong: score of the longest wrong answer.
         min_value_correct: score of the longest right answer.
         max_value_correct: score of the shortest right answer.
-        max_length: in characters; 3584 in open-rs's Experiment 3.
-        clamp: treat longer completions as ``max_length`` long. open-rs does not, and there the cosine
-            rises again: twice the length scores as much as none.
+        max_length: the length, in characters, at which the score is a; 3584 in open-rs's Experiment 3.
+        clamp: score longer completions as if they had ``max_length`` characters. open-rs does not, so its
+            cosine rises again: a completion of twice the length scores as an empty one.
         rule: see :func:`accuracy`.
     """
     size = len(sample.completion)
@@ -251,7 +254,7 @@ def cosine(
 def repetition(
     sample: Sample, problem: Problem, *, ngram: int = 3, max_penalty: float = -1.0
 ) -> float:
-    """open-rs's repetition penalty: ``(1 - distinct n-grams / n-grams) * max_penalty``, of lower-case words.
+    """open-rs's repetition penalty: ``(1 - distinct / all) * max_penalty`` for n-grams of lower-case words.
 
     Args:
         sample: the completion.

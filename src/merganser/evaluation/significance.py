@@ -1,8 +1,8 @@
 """Whether paired scores differ: intervals, sign-flip permutation, and corrections for many tests.
 
-Problems are the unit. Samples of one problem are a cluster, so a problem goes in as the difference of its
-means: if two models are equally good, each problem's difference is as likely to have the other sign,
-however many samples it stands on.
+The statistical unit is the problem. Samples of one problem are a cluster, so a problem contributes one
+number: the difference of the two models' mean scores on it. If the models are equally good, the difference
+of a problem has either sign with equal probability, whatever its number of samples.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DRAWS = 10_000
 """Number of random sign flips, used if there are too many to enumerate."""
 
 LEVEL = 0.05
-"""Two-sided level of tests; intervals hold the rest."""
+"""Two-sided significance level of tests; intervals have the coverage ``1 - LEVEL``."""
 
 POWER_Z = 0.8416212335729143
-"""Quantile of the normal distribution at 80 %, the power that detectable differences stand for."""
+"""Quantile of the normal distribution at 80 %, the power for which detectable differences are computed."""
 
 Z = 1.959963984540054
 
@@ -32,20 +32,20 @@ _MOST_LISTED = 20
 """Maximum number of problems whose sign flips are all enumerated: 2 ** 20 flips."""
 
 _MOST_LISTED_CELLS = 2**22
-"""Flips times models that are listed at most for a family of tests."""
+"""Maximum of flips times models for which a family of tests enumerates all flips."""
 
 _MOST_STEPS = 1_000_000
-"""Length of an exact distribution, at most."""
+"""Maximum length of an exact distribution, in steps of its grid."""
 
 _TIE = 1e-9
-"""Statistics this close, relatively, are equal: sums in another order differ in the last bits."""
+"""Relative difference below which statistics count as equal, since the order of a sum changes rounding."""
 
 
 # -- Student's t ---------------------------------------------------------------------------------
 
 
 def t_tail(t: float, freedom: float) -> float:
-    """Two-sided tail of Student's distribution: the chance of a value at least as far from 0."""
+    """The probability that the absolute value of Student's t is at least ``|t|``."""
     if math.isinf(t):
         return 0.0
     return _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
@@ -53,7 +53,7 @@ def t_tail(t: float, freedom: float) -> float:
 
 @lru_cache(maxsize=1024)
 def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """The value that Student's distribution exceeds, on either side, with the chance of ``level``."""
+    """The value that the absolute value of Student's t exceeds with probability ``level``."""
     low, high = 0.0, 1.0
     while t_tail(high, freedom) > level:
         high *= 2
@@ -86,7 +86,7 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
 
 
 def normal_tail(z: float) -> float:
-    """Two-sided tail of the normal distribution."""
+    """The probability that the absolute value of a standard normal variable is at least ``|z|``."""
     return math.erfc(abs(z) / math.sqrt(2))
 
 
@@ -95,10 +95,10 @@ def normal_tail(z: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The mean difference of two models.
+    """The mean difference between two models' scores.
 
     Attributes:
-        mean: of the problems' differences; of several tasks their weighted mean.
+        mean: mean of the problems' differences; with several tasks, the weighted mean of their means.
         error: standard error of the mean, over problems.
         freedom: degrees of freedom of the error.
     """
@@ -108,15 +108,16 @@ class Difference:
     freedom: float
 
     def interval(self, critical: float | None = None) -> tuple[float, float]:
-        """The mean, and ``critical`` errors on both sides; by default the 95 % of Student's distribution."""
+        """The interval mean ± ``critical`` * error; by default Student's 95 % interval."""
         width = (t_quantile(self.freedom) if critical is None else critical) * self.error
         return self.mean - width, self.mean + width
 
     def detectable(self, critical: float | None = None) -> float:
-        """The smallest true difference that a test finds in 80 % of studies like this one.
+        """The smallest true difference that a test detects with a power of 80 %.
 
         Args:
-            critical: how many errors are significant; by default those of one test.
+            critical: number of standard errors above which a difference is significant; by default
+                the normal distribution's 1.96.
         """
         return ((Z if critical is None else critical) + POWER_Z) * self.error
 
@@ -127,11 +128,14 @@ def differences(
     """Return the mean differences of some models from one reference.
 
     Args:
-        parts: for each task the differences, [models, problems]; at least two problems.
-        weights: the tasks' weights, scaled to sum to one.
-        rates: whether scores lie between 0 and 1. Where all of a task's problems then differ by
-            the same, the error is that of two more problems, one half a point up and one down
-            (Agresti and Min 2005): equal scores on four problems do not show that models are equal.
+        parts: the differences of each task, float64 [models, problems], with at least two problems.
+        weights: the weights of the tasks; they are scaled to sum to one.
+        rates: whether scores are between 0 and 1. If so, and all differences of a task are equal, the
+            error is not 0 but 1 / (problems + 2), after the adjustment of Agresti and Min (2005):
+            equal scores on a few problems do not show that the models are equal.
+
+    Returns:
+        One difference per model.
     """
     shares = _shares(weights)
     means = np.stack([part.mean(axis=1) for part in parts])
@@ -155,7 +159,7 @@ def _shares(weights: Sequence[float]) -> Array:
 
 
 def _variances(part: Array, rates: bool) -> Array:
-    """Squared standard errors of the means of rows."""
+    """Squared standard errors of the row means: float64 [models]."""
     count = part.shape[1]
     found: Array = part.var(axis=1, ddof=1) / count
     if rates:
@@ -171,11 +175,12 @@ class Family:
     """Tests of several models against one reference, by the same sign flips.
 
     Attributes:
-        single: p-values of each test by itself.
-        adjusted: p-values by max-T (Westfall and Young 1993): the chance that any of the tests reaches
-            the statistic if no model differs. Whoever believes those up to 0.05 believes anything
-            false in 5 % of studies.
-        critical: number of standard errors that any of the tests exceeds with a probability of 5 %.
+        single: the p-value of each test, without correction.
+        adjusted: p-values by max-T (Westfall and Young 1993): the probability that any of the tests
+            reaches the statistic if no model differs. Accepting those up to 0.05 limits the
+            probability of any false positive in a study to 5 %.
+        critical: number of standard errors that the largest statistic exceeds with a probability of 5 %
+            if no model differs.
         exact: whether all sign flips are enumerated.
     """
 
@@ -190,17 +195,17 @@ def family(
 ) -> Family:
     """Test the mean differences of some models from one reference, by sign flips of problems.
 
-    A flip is shared by all models, so that what they have in common, such as the reference's luck and
-    being near copies of each other, stays as it is.
+    A flip changes the sign of a problem's difference for all models at once, which preserves the
+    correlation between models: they share the reference, and may be similar to each other.
 
     Args:
-        parts, weights: as for :func:`differences`.
+        parts, weights: see :func:`differences`.
         draws: number of random flips, used if there are too many to enumerate.
         seed: seed of the draws.
     """
     shares = _shares(weights)
     counts = [part.shape[1] for part in parts]
-    parts = [part[:, np.any(part != 0, axis=0)] for part in parts]  # flips of zeros change nothing
+    parts = [part[:, np.any(part != 0, axis=0)] for part in parts]  # flips of zeros have no effect
     models, problems = parts[0].shape[0], sum(part.shape[1] for part in parts)
     exact = problems <= _MOST_LISTED and models << max(0, problems - 1) <= _MOST_LISTED_CELLS
     observed = _statistics(parts, shares, np.ones((1, problems)), counts)
@@ -213,7 +218,7 @@ def family(
         adjusted += _reaches(top[:, None], observed[1]).sum(axis=0)
         largest.append(top)
         total += len(signs)
-    own = 0 if exact else 1  # the flips as they were observed, which are among those listed
+    own = 0 if exact else 1  # the observed signs count as a flip; enumeration includes them
     single, adjusted = (single + own) / (total + own), (adjusted + own) / (total + own)
     square = float(np.quantile(np.concatenate(largest), 1 - LEVEL, method="higher"))
     critical = max(math.sqrt(square), t_quantile(max(1, sum(counts) - len(counts))))
@@ -225,7 +230,7 @@ def family(
 def _statistics(
     parts: Sequence[Array], shares: Array, signs: Array, counts: Sequence[int]
 ) -> tuple[Array, Array]:
-    """Means without their sign, and squares of t, [flips, models], of flipped differences."""
+    """Absolute means and squared t statistics of flipped differences: float64 [flips, models] twice."""
     mean, variance = np.zeros(()), np.zeros(())
     start = 0
     for part, share, count in zip(parts, shares, counts, strict=True):
@@ -239,13 +244,13 @@ def _statistics(
 
 
 def _reaches(drawn: Array, observed: Array) -> Array:
-    """Which are at least as large as was observed."""
+    """Whether each drawn statistic is at least the observed one, within :data:`_TIE`."""
     reached: Array = drawn >= observed * (1 - _TIE)
     return reached
 
 
 def _listed(problems: int) -> Iterator[Array]:
-    """All sign flips, but for those that turn all signs of another, which has the same statistics."""
+    """Yield all sign flips, [flips, problems] of ±1, only one of a flip and its negative."""
     total = 1 << max(0, problems - 1)
     step = 1 << 14
     for start in range(0, total, step):
@@ -262,35 +267,36 @@ def _drawn(problems: int, draws: int, models: int, seed: int) -> Iterator[Array]
 
 
 def exact_p(differences: Array, grain: int) -> float | None:
-    """The p-value of the sign-flip test over all flips, however many, of differences on a grid.
+    """The exact p-value of the sign-flip test, for differences that are multiples of ``1 / grain``.
 
-    Means of verdicts of 0 and 1 over a few samples lie on one; with one sample this is McNemar's exact
-    test. Flips of problems with the same absolute difference have a binomial sum; sums of several such
-    add up by convolution.
+    Differences of mean verdicts (0 or 1) over N samples are multiples of 1/N; with one sample this is
+    McNemar's exact test. The sum of flipped equal absolute differences has a binomial distribution; the
+    distribution of the total is the convolution of these.
 
     Args:
-        differences: of the problems.
+        differences: the difference of each problem, float64 [problems].
         grain: N such that all differences are multiples of 1/N, such as the number of samples.
 
     Returns:
-        None if the differences are not on the grid, or the distribution is too long.
+        The p-value; None if a difference is not a multiple of 1/N, or the distribution is longer than
+        :data:`_MOST_STEPS`.
     """
     tails = _tails(differences, grain)
     return None if tails is None else min(1.0, sum(tails))
 
 
 def mid_p(differences: Array, grain: int) -> float | None:
-    """The mid-p-value of the same test (Lancaster 1961): what is as likely as the data counts half.
+    """The mid-p-value of :func:`exact_p`'s test (Lancaster 1961): sums equal to the observed count half.
 
-    With few problems and samples the exact test claims less than it could, since its p-value has few
-    values; this one comes nearer to 5 % false alarms, without a guarantee.
+    With few problems and samples the exact test is conservative, since its p-value takes few values. The
+    mid-p-value's rate of false positives is closer to 5 %, but may exceed it.
     """
     tails = _tails(differences, grain)
     return None if tails is None else min(1.0, tails[0] + tails[1] / 2)
 
 
 def _tails(differences: Array, grain: int) -> tuple[float, float] | None:
-    """Chances of a sum farther from 0 than was observed, and of one as far."""
+    """Probabilities of an absolute sum above the observed one, and equal to it."""
     scaled = differences * grain
     steps = np.rint(scaled).astype(np.int64)
     if np.abs(scaled - steps).max(initial=0) > 1e-6 or np.abs(steps).sum() > _MOST_STEPS:
@@ -301,7 +307,7 @@ def _tails(differences: Array, grain: int) -> tuple[float, float] | None:
         own = np.zeros(size * count + 1)
         own[::size] = _binomial(count)
         chances = np.convolve(chances, own)
-    # Position i of the distribution is the sum 2 i - total.
+    # Index i of the distribution stands for the sum 2 i - total.
     sums = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
     seen = abs(int(steps.sum()))
     return float(chances[sums > seen].sum()), float(chances[sums == seen].sum())
@@ -309,7 +315,7 @@ def _tails(differences: Array, grain: int) -> tuple[float, float] | None:
 
 @lru_cache(maxsize=4096)
 def _binomial(count: int) -> Array:
-    """Chances of 0 to ``count`` heads of a fair coin."""
+    """Probabilities of 0 to ``count`` heads in ``count`` tosses of a fair coin."""
     logs = [
         math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1)
         for i in range(count + 1)
@@ -318,7 +324,7 @@ def _binomial(count: int) -> Array:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979)."""
+    """P-values corrected for multiple tests by the method of Holm (1979), in the order of ``values``."""
     adjusted, least = [0.0] * len(values), 0.0
     for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         least = max(least, min(1.0, (len(values) - place) * values[index]))

@@ -1,4 +1,4 @@
-"""What scores of samples are worth: means, standard errors, intervals, pass@k and maj@k."""
+"""Statistics of samples' scores: means, standard errors, intervals, pass@k and maj@k."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Direction = Literal["max", "min"]
-"""Whether more of a score is better, or less (such as the number of tokens)."""
+"""Whether larger values of a score are better (``max``) or smaller ones (``min``, such as token counts)."""
 
 RESAMPLES = 10_000
-"""Of the bootstrap: the ends of its interval are then known to about 3 % of its width."""
+"""Number of bootstrap resamples; the interval's ends then have an error of about 3 % of its width."""
 
 Z = 1.959963984540054
-"""Standard deviations of the normal distribution that 95 % are within."""
+"""Quantile of the normal distribution at 97.5 %: 95 % of values are within ±Z standard deviations."""
 
 SEED = 20_230_424
-"""Of the bootstrap: the same scores always have the same interval."""
+"""Seed of the bootstrap, so that equal scores have equal intervals."""
 
 _AT_ONCE = 4_000_000
-"""Numbers that are drawn at once, at most."""
+"""Maximum number of random numbers drawn in one step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One scorer's verdict on one model, over the problems of a task.
+    """A model's score on a task: the mean over problems, with its uncertainty.
 
     Attributes:
-        mean: over problems, of each problem's mean over its samples.
-        error: standard error of the mean, over problems; 0 for one problem that is neither 0 nor 1.
-        low, high: 95 % interval, by bootstrap over problems; Wilson's where all are 0, or all 1.
+        mean: the mean over problems of each problem's mean over its samples.
+        error: standard error of the mean, over problems; 0 if all problems have the same value, other than
+            0 or 1.
+        low, high: ends of the 95 % interval, by bootstrap over problems; by Wilson's method if all values
+            are 0, or all are 1.
         problems: number of problems.
-        failed: how many samples the scorer failed on, by the reason.
+        failed: number of samples on which the scorer failed, by reason.
     """
 
     mean: float
@@ -44,19 +46,21 @@ class Score:
     failed: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data; without ``failed`` if nothing failed."""
+        """The fields as plain data; without ``failed`` if that is empty."""
         found = asdict(self)
         return found if self.failed else {k: v for k, v in found.items() if k != "failed"}
 
 
 def summarize(values: Sequence[float]) -> Score:
-    """Return the mean of one value per problem, its standard error, and the percentile bootstrap's
-    95 % interval.
+    """Return the mean of one value per problem, its standard error, and its 95 % interval.
 
-    Problems are what is drawn: samples of one problem are not independent, so they go in as their
-    mean. The error is s / sqrt(n), with s the standard deviation of n - 1 degrees of freedom. Where all
-    values are 0, or all are 1, every draw is the same, and says nothing of other problems: the interval
-    is Wilson's, and the error is the one that belongs to its width.
+    The interval is that of the percentile bootstrap over problems. Samples of one problem are not
+    independent, so the value of a problem is their mean. The error is s / sqrt(n), where s is the standard
+    deviation with n - 1 degrees of freedom. If all values are 0, or all are 1, all resamples are equal and
+    the bootstrap is uninformative: then the interval is Wilson's, and the error is its width / (2 Z).
+
+    Args:
+        values: the value of each problem.
 
     Raises:
         ValueError: there are no values, or one is not finite.
@@ -82,12 +86,12 @@ def summarize(values: Sequence[float]) -> Score:
 
 
 def digits(value: float) -> float:
-    """A number of twelve significant digits: 0.3 rather than 0.30000000000000004."""
+    """A number rounded to twelve significant digits: 0.3 instead of 0.30000000000000004."""
     return float(f"{value:.12g}")
 
 
 def _of_equal(value: float, count: int) -> Score:
-    """What as many equal values are worth: of zeros or ones by Wilson's interval."""
+    """The score of ``count`` equal values; for zeros and ones the interval is Wilson's."""
     if value not in (0.0, 1.0):
         return Score(value, 0.0, value, value, count)
     width = Z**2 / (count + Z**2)
@@ -96,7 +100,7 @@ def _of_equal(value: float, count: int) -> Score:
 
 
 def pass_at(k: int, correct: Sequence[bool]) -> float:
-    """Return the probability that at least one of k samples is right: 1 - C(n - c, k) / C(n, k).
+    """Return pass@k, the probability that at least one of k samples is right: 1 - C(n - c, k) / C(n, k).
 
     The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374), from n samples with c right ones.
 
@@ -112,12 +116,12 @@ def pass_at(k: int, correct: Sequence[bool]) -> float:
 def pass_at_variance(k: int, correct: Sequence[bool]) -> float | None:
     """Return an unbiased estimate of the sampling variance of :func:`pass_at` on one problem.
 
-    Of n samples that are right with chance 1 - q, pass@k is a U-statistic with variance
-    sum over j of C(k, j) C(n - k, k - j) / C(n, k) (q^(2k - j) - q^2k); powers of q are estimated by
-    C(n - c, i) / C(n, i).
+    For n samples that are right with probability 1 - q, pass@k is a U-statistic with the variance
+    sum over j of C(k, j) C(n - k, k - j) / C(n, k) (q^(2k - j) - q^2k). With c right samples, the power
+    q^i is estimated by C(n - c, i) / C(n, i).
 
     Returns:
-        None if there are fewer than 2k samples, which the estimate needs.
+        The variance; None if there are fewer than 2k samples.
     """
     n, wrong = len(correct), len(correct) - sum(map(bool, correct))
     if n < 2 * k:
@@ -140,9 +144,16 @@ def maj_at_spread(
     draws: int = 400,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """The mean and the variance of maj@k over votes of k samples drawn from those of one problem.
+    """The bootstrap mean and variance of maj@k on one problem, over votes of k drawn samples.
 
-    The bootstrap: draws are with replacement, so the samples may be as few as k.
+    Samples are drawn with replacement, so any number of samples suffices.
+
+    Args:
+        k: number of samples in a vote.
+        answers: the answer of each sample, or None.
+        correct: whether each sample is right.
+        draws: number of votes.
+        seed: seed of the draws.
     """
     import numpy as np
 
@@ -159,11 +170,11 @@ def maj_at_spread(
 
 
 def maj_at(k: int, answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """Whether the answer that most of the first k samples give is right (self-consistency,
-    Wang et al. 2022, arXiv:2203.11171).
+    """Return maj@k: 1 if the most frequent answer of the first k samples is right, else 0.
 
-    Samples without an answer do not vote; where nobody does the vote is wrong. Answers with equally
-    many votes share the verdict, as if one of them was drawn.
+    This is self-consistency (Wang et al. 2022, arXiv:2203.11171). Samples without an answer do not vote;
+    without any vote the result is 0. If several answers are equally frequent, the result is the fraction
+    of them that is right.
 
     Raises:
         ValueError: there are fewer than k samples.

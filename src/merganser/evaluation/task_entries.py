@@ -87,12 +87,12 @@ def read_block(document: Document, path: tuple[str | int, ...], kind: type[Kind]
     """Return a block of a document, read and checked.
 
     Args:
-        document: of a file, or made in Python.
-        path: of the block in it; empty for the whole document.
-        kind: :class:`Evaluate`, or one with more keys.
+        document: the document of a file, or one created in Python.
+        path: the path of keys to the block in the document; empty for the whole document.
+        kind: :class:`Evaluate`, or a subclass with more keys.
 
     Raises:
-        RecipeError: with file, line and key of the first thing that is wrong.
+        RecipeError: with file, line and key of the first mistake.
     """
     data: Any = document.data
     for part in path:

@@ -1,4 +1,4 @@
-"""Tasks: their problems, scorers and sampling, made from what their author wrote."""
+"""Tasks with their problems, scorers and sampling settings, built from the entries of a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from merganser.evaluation.task_entries import Evaluate, Kind, ScorerEntry, TaskE
 from merganser.recipe import Document, key_name
 
 PROBLEM = "{problem}"
-"""Placeholder of the problem in a task's template."""
+"""The placeholder for the question in a task's template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,12 @@ class Metric:
     """A score of a task.
 
     Attributes:
-        name: in the results.
+        name: its name in the results.
         scorer: the scorer of the samples.
-        better: whether more or less is better.
-        pass_at, maj_at: the k of additional pass@k and maj@k scores, for verdicts of 0 and 1.
-        failed: the score of a sample that the scorer fails on.
+        better: ``max`` if larger values are better, else ``min``.
+        pass_at, maj_at: values of k for additional pass@k and maj@k scores; scores of at least 1 count
+            as right.
+        failed: the score of a sample on which the scorer fails.
     """
 
     name: str
@@ -56,10 +57,10 @@ class Task:
         sampling: the sampling settings.
         samples: completions per problem.
         system: a system prompt, or None.
-        template: text around the problem's question, with ``{problem}`` in it.
-        chat: whether the model's chat template is applied; else it is given plain text.
+        template: the text of a prompt, in which ``{problem}`` stands for the question.
+        chat: whether to apply the model's chat template; else the prompt is plain text.
         preset: the name of the preset that its settings start from, or None.
-        source: the data set on the Hub that its problems are of, with the commit; None for a file.
+        source: the reference of its data set on the Hub, including the commit; None for a file.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Task:
     source: str | None = None
 
     def prompt(self, problem: Problem) -> Prompt:
-        """What a model is given of a problem."""
+        """The model's prompt for a problem."""
         asked = self.template.replace(PROBLEM, problem.question)
         messages: list[Message] = list(problem.messages) or [{"role": "user", "content": asked}]
         if self.system is not None and messages[0]["role"] != "system":
@@ -92,10 +93,10 @@ def make_tasks(
     Args:
         block: the parsed block.
         document, path: the block's document and path, for messages.
-        folder: the folder that its relative paths start at; None for the current one.
+        folder: the folder that the block's relative paths start at; None for the current folder.
 
     Raises:
-        MerganserError: one of its subclasses, by cause, with file and line of what is wrong.
+        MerganserError: one of its subclasses, by cause, with file and line of the mistake.
     """
     made: list[Task] = []
     for index, entry in enumerate(block.tasks):
@@ -116,7 +117,7 @@ def make_tasks(
 def _check_code(
     task: Task, allowed: bool, document: Document, place: tuple[str | int, ...]
 ) -> None:
-    """Refuse to run programs that models write, unless the user allows it."""
+    """Raise if a task runs programs that models write and the user has not allowed it."""
     name = next((metric.name for metric in task.metrics if metric.scorer.runs_code), None)
     if name is not None and not allowed:
         where = (*place, "scorers")
@@ -137,12 +138,12 @@ def load(
     """Return the tasks of a file of tasks, or of a sweep's ``evaluate:`` block.
 
     Args:
-        file: of YAML.
-        kind: :class:`Evaluate`, or one with more keys.
-        allow_code: allow scorers that run programs of models, whatever the file says.
+        file: the path of a YAML file.
+        kind: :class:`Evaluate`, or a subclass with more keys.
+        allow_code: allow scorers that run programs that models write, even if the file does not.
 
     Returns:
-        The block, its tasks, and the file's folder.
+        The block, its tasks, and the folder that its relative paths start at.
 
     Raises:
         MerganserError: one of its subclasses, by cause.
@@ -181,7 +182,7 @@ def _preset(entry: TaskEntry, document: Document, place: tuple[str | int, ...]) 
 def _problems(
     entry: TaskEntry, preset: Preset, document: Document, place: tuple[str | int, ...]
 ) -> Sequence[str]:
-    """The problems of each task that an entry stands for."""
+    """The problems of an entry's tasks, one name, file or reference per task."""
     if entry.problems is not None:
         return [entry.problems]
     if not preset.problems:
@@ -206,7 +207,7 @@ def _load(
     where: tuple[str | int, ...],
     folder: Path,
 ) -> tuple[str, list[Problem], str | None]:
-    """Load problems: their name, the problems, and their data set on the Hub."""
+    """Load problems; return their name, the problems, and the Hub reference (None for a file)."""
     file = folder / os.path.expanduser(problems)  # noqa: PTH111 (which takes unknown homes)
     known = PROBLEM_SETS.get(problems)
     is_file = recipe.exists(str(file))
@@ -305,7 +306,7 @@ def _metrics(
 
 
 def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
-    """Run a scorer on a sample completion, so that a broken scorer fails before any generation."""
+    """Run a scorer on an example completion, so that a faulty scorer fails before any generation."""
     problem = task.problems[0]
     text = f"The answer is \\boxed{{{problem.answer or 1}}}."
     sample = Sample(task.name, problem.id, 0, task.prompt(problem), text, 8, "stop")
@@ -315,10 +316,10 @@ def _try_on_a_completion(scorer: scorers.Scorer, task: Task) -> None:
 
 
 def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:
-    """Ask the scorers whether they can judge problems, before anything is generated.
+    """Check with the scorers' ``check`` functions that they can score the problems.
 
     Raises:
-        MerganserError: what a problem lacks, with file and line.
+        MerganserError: a problem is unsuitable for a scorer; the message has its file and line.
     """
     for metric in metrics:
         if metric.scorer.check is not None:
@@ -360,7 +361,7 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
 
 
 def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
-    """Return all scores of some tasks, in order, and whether more or less of each is better."""
+    """Return the names of all scores of tasks, in order, with ``max`` or ``min`` for the better direction."""
     found: dict[str, Direction] = {}
     for task in tasks:
         prefix = f"{task.name}/" if len(tasks) > 1 else ""
@@ -374,7 +375,7 @@ def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
 
 
 def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """Return the settings of generation and scoring, as plain data for results."""
+    """Return each task's settings of generation and scoring, as plain data for results."""
     return [
         {
             "task": task.name,

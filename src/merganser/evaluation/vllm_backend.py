@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 128
-"""Tokens of a block of vLLM's cache, at most: what a request takes is rounded up to blocks."""
+"""Maximum number of tokens in a block of vLLM's cache; the memory of a request is rounded up to blocks."""
 
 MOST_CACHE = 4 * 2**30
-"""Default bytes of vLLM's cache on a CPU; requests that exceed it wait."""
+"""Default maximum size in bytes of vLLM's cache on a CPU; requests that do not fit wait."""
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the second model runner takes other logits processors
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # V2 has another interface for logits processors
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the result
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for results
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the merge engine's threads need the cores, too
 }
-"""Defaults of environment variables that vLLM reads."""
+"""Default values of environment variables of vLLM."""
 
 Result = TypeVar("Result")
 
@@ -54,20 +54,22 @@ Result = TypeVar("Result")
 class VllmBackend:
     """A backend: a vLLM engine, started without weights; :meth:`load` sets them.
 
-    Prompts, drawn tokens and counts are made as for the transformers engine: vLLM is given tokens,
-    draws by :mod:`merganser.evaluation.vllm_drawing`, and its tokens are decoded here.
+    Encoding, sampling, decoding and token counts are those of the transformers engine: vLLM receives token
+    ids, draws with :mod:`merganser.evaluation.vllm_drawing`, and returns token ids, which ``codec`` decodes.
 
     Args:
-        folder: config and tokenizer of the model, without weights; it must stay there.
-        codec: of the same model.
-        dtype: torch's name of the compute dtype.
+        folder: a folder with the model's config and tokenizer, without weights; it must exist as long
+            as the engine.
+        codec: the model's codec.
+        dtype: torch's name of the compute dtype, such as ``bfloat16``.
         options: the engine's options.
-        length: maximum of tokens in a prompt and its completion.
-        at_once: maximum of simultaneous completions; None for the default.
+        length: maximum number of tokens of a prompt with its completion.
+        at_once: maximum number of simultaneous completions; None for :data:`MOST_AT_ONCE`. The option
+            ``max_num_seqs`` takes precedence.
 
     Raises:
-        InputError: vLLM does not know the model.
-        RecipeError: it refuses an option.
+        InputError: vLLM does not support the model.
+        RecipeError: vLLM rejects an option.
     """
 
     def __init__(
@@ -115,10 +117,10 @@ class VllmBackend:
         self._count_tokens()
 
     def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the weights.
+        """Replace the weights of the engine's model, and clear its prefix cache.
 
         Args:
-            tensors: all tensors, by their names in files.
+            tensors: pairs of name and tensor, for all tensors, named as in the model's files.
 
         Raises:
             InputError: weights of the model are missing.
@@ -130,12 +132,12 @@ class VllmBackend:
                 f"{self.codec.label}: lacks tensor {missing[0]!r}, which vLLM's model needs "
                 f"({len(missing)} missing in all)"
             )
-        # Blocks of the prefix cache were computed with the old weights.
+        # The prefix cache contains keys and values of the old weights.
         if not self._guard(self._engine.reset_prefix_cache):
             raise EngineFailure(f"{self.codec.label}: vLLM keeps blocks of the old weights")
 
     def _send(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[list[str]]:
-        """Load tensors into workers in separate processes."""
+        """Send tensors to workers in other processes; return the missing names by worker."""
         feed = Feed(tensors, self._workers)
         try:
             with feed:
@@ -146,7 +148,7 @@ class VllmBackend:
             raise
 
     def _call(self, method: str, *arguments: Any) -> list[list[str]]:
-        """What a method of ours gives, by worker."""
+        """Call a method of :class:`vllm_worker.Loading` in every worker; return the results by worker."""
         found: list[list[str]] = self._guard(
             lambda: self._engine.collective_rpc(f"merganser_{method}", args=arguments)
         )
@@ -185,16 +187,16 @@ class VllmBackend:
         return text.completion
 
     def close(self) -> None:
-        """Stop the engine and give back its memory."""
+        """Stop the engine and free its memory."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            with suppress(Exception):  # a dead engine cannot stop in good order
+            with suppress(Exception):  # a failed engine may not shut down cleanly
                 engine.engine_core.shutdown()
             del engine
             gc.collect()
 
     def needs(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """Tokens of the longest of some requests and its completion."""
+        """The number of tokens of the longest request with its completion; see :func:`length_of`."""
         return length_of(self.codec, requests, sampling)
 
     def _run(
@@ -205,7 +207,7 @@ class VllmBackend:
         *,
         in_parts: bool = False,
     ) -> Iterator[tuple[int, list[int]]]:
-        """Yield the tokens of each request once it ends, or as they arrive."""
+        """Yield index and token ids of each ended request; with ``in_parts``, its new ids at each step."""
         running: dict[str, int] = {}
         try:
             for index, (row, request) in enumerate(zip(rows, requests, strict=True)):
@@ -225,7 +227,7 @@ class VllmBackend:
                         del running[number]
         finally:
             if running and self._engine is not None:
-                with suppress(Exception):  # a dead engine has nothing to give up
+                with suppress(Exception):  # a failed engine has no requests to abort
                     self._engine.abort_request(list(running))
 
     def _params(
@@ -248,7 +250,7 @@ class VllmBackend:
         )
 
     def _count_tokens(self) -> None:
-        """Report tokens at every step: vLLM itself reports a request when it ends."""
+        """Call ``on_tokens`` at every step; vLLM itself reports a request only when it ends."""
         core = self._engine.engine_core
         get_output = core.get_output
 
@@ -260,7 +262,7 @@ class VllmBackend:
         core.get_output = counted
 
     def _cache_size(self, dtype: str, sequences: int) -> int:
-        """Bytes of keys and values that all completions at once take, within :data:`MOST_CACHE`."""
+        """Bytes of the keys and values of ``sequences`` completions, limited by :data:`MOST_CACHE`."""
         import torch
 
         each = self.codec.key_value_bytes(getattr(torch, dtype).itemsize)
@@ -270,7 +272,7 @@ class VllmBackend:
         return min(wanted, max(each * blocks * BLOCK, most))
 
     def _guard(self, work: Callable[[], Result]) -> Result:
-        """Do something with the engine.
+        """Return the result of ``work``, with its exceptions converted.
 
         Raises:
             EngineFailure: the engine failed.
@@ -284,7 +286,7 @@ class VllmBackend:
 
 
 def length_of(codec: Codec, requests: Sequence[Request], sampling: Sampling) -> int:
-    """Return the tokens of the longest request with its completion, limited by the model's context.
+    """Return the number of tokens of the longest request with its completion, at most the model's context.
 
     Raises:
         InputError: a prompt does not fit the model.
@@ -313,7 +315,7 @@ def _start(vllm: Any, label: str, arguments: Mapping[str, Any]) -> Any:
         raise RecipeError(
             f"engine_options.arguments: vLLM refuses them ({_reason(error)})"
         ) from None
-    except Exception as error:  # whatever a config or a machine can make vLLM raise
+    except Exception as error:  # vLLM may raise any exception
         raise InputError(
             f"{label}: vLLM {vllm_version()} cannot run this model ({_reason(error)}); "
             "engine: transformers may"
@@ -321,10 +323,10 @@ def _start(vllm: Any, label: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _check_known(vllm: Any, codec: Codec) -> None:
-    """Check that vLLM supports the model, and that swapping its weights is tested.
+    """Check that vLLM supports the model, and that replacing its weights is tested.
 
     Raises:
-        InputError: see above.
+        InputError: the model is not supported, or replacing its weights is not tested.
     """
     names = list(codec.config.architectures or [])
     known = vllm.ModelRegistry.get_supported_archs()

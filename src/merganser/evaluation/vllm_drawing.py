@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 KEY = "merganser"
-"""Of a request's ``extra_args``: the seed of its numbers as hexadecimal, temperature and top_p."""
+"""Key in ``extra_args`` of a mapping with ``seed`` (hexadecimal), ``temperature`` and ``top_p``."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """A request that draws, and the tokens that it has so far."""
+    """A sampling request: its random numbers, settings, and generated token ids so far."""
 
     numbers: Any
     temperature: float
@@ -30,21 +30,21 @@ class _Row:
 
 
 class Drawing(LogitsProcessor):
-    """A logits processor that leaves only the drawn token of each sampling request."""
+    """A logits processor that draws the token of each sampling request, and excludes all others."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """No: what is drawn is seldom the most likely token."""
+        """False: the drawn token may differ from the most likely one."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow the requests that join, leave and move."""
+        """Update the rows of requests that join, leave or move within the batch."""
         process_dict_updates(self._rows, batch_update, _row_of)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Edit the logits of the requests that draw."""
+        """Return logits [rows, vocabulary] with -inf for all but the drawn token of sampling requests."""
         groups: dict[tuple[float, float], list[int]] = {}
         for index, row in self._rows.items():
             groups.setdefault((row.temperature, row.top_p), []).append(index)

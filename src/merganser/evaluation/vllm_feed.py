@@ -1,4 +1,4 @@
-"""Tensors from the process that makes them to vLLM's workers in others, over a local socket."""
+"""Send tensors from the merging process to vLLM's worker processes, over a local socket."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     import torch
 
 PATIENCE = 5.0
-"""Seconds to wait for room in the listener's queue."""
+"""Time limit in seconds for connecting to a listener whose queue is full."""
 
 END = b""
-"""The header that follows the last tensor."""
+"""The header after the last tensor."""
 
 
 class Feed:
-    """Sends each tensor to every worker, once all have come; one tensor at a time is in memory here.
+    """Sends each tensor to every worker, after all workers have connected; holds one tensor at a time.
 
     Args:
         tensors: the tensors to send.
         workers: number of workers.
 
     Attributes:
-        address: for :func:`receive`, with the key.
-        failure: the error of the tensors or the sockets, set at the end of the feed.
+        address: the arguments of :func:`receive`: the socket's address, and the key as hexadecimal.
+        failure: the exception that ended the feed, or None.
     """
 
     def __init__(self, tensors: Iterable[tuple[str, torch.Tensor]], workers: int) -> None:
@@ -54,8 +54,8 @@ class Feed:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            # Failed workers never connect. Closing a listener does not end a wait for them; a
-            # connection that breaks off does.
+            # Failed workers never connect. Closing a listener does not interrupt its accept(); a
+            # connection that is closed before authentication does.
             with suppress(OSError), socket.socket(socket.AF_UNIX) as knock:
                 knock.settimeout(PATIENCE)
                 knock.connect(self.address[0])
@@ -82,10 +82,10 @@ class Feed:
 
 
 def receive(address: str, key: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a feed.
+    """Yield the names and tensors of a feed, on the CPU.
 
     Raises:
-        EOFError: the feed broke off.
+        EOFError: the feed ended before its last tensor.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What Merganser adds to vLLM's workers; vLLM imports this module by its name."""
+"""Extension of vLLM's workers that replaces weights; vLLM imports this module by name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Loading:
-    """A worker's part in a change of weights: vLLM makes the worker a subclass of this class.
+    """Methods of a worker that replace its weights; vLLM adds this class to the worker's bases.
 
-    Names begin with ``merganser_``, since vLLM refuses names that its workers have.
+    Method names begin with ``merganser_``, since vLLM rejects names that its workers already have.
     """
 
     get_model: Any
     reload_weights: Any
 
     def merganser_receive(self, address: str, key: str) -> list[str]:
-        """Replace the model's weights by those of a feed in another process.
+        """Replace the model's weights by those of a :class:`vllm_feed.Feed` in another process.
 
         Returns:
-            As :meth:`merganser_load`.
+            See :meth:`merganser_load`.
         """
         return self.merganser_load(vllm_feed.receive(address, key))
 
@@ -33,10 +33,10 @@ class Loading:
         """Replace the model's weights.
 
         Args:
-            tensors: all of them under the names that files have, from one layer after the other.
+            tensors: pairs of name and tensor, for all tensors, named as in files and ordered by layer.
 
         Returns:
-            Parameters of the model that were not among them, and layers that lack a part of theirs.
+            Names of the model's parameters that no tensor set, and of layers that are partly set.
         """
         model = self.get_model()
         wanted = {name for name, _ in model.named_parameters()}
@@ -56,15 +56,15 @@ class Loading:
         finally:
             del model.load_weights
         _pack_tied(model)
-        system.give_back_memory()  # of the tensors' many sizes, glibc would keep a model's worth
+        system.give_back_memory()  # glibc retains freed memory of many sizes, as much as a model
         return sorted((wanted - loaded) | incomplete)
 
 
 def _incomplete(model: torch.nn.Module) -> list[str]:
-    """Layers of which only some tensors came, before vLLM fills them up with anything.
+    """Names of layers for which only some tensors were loaded, before vLLM fills the rest arbitrarily.
 
-    vLLM joins several tensors in one layer, such as a gate and its projection. Vocabularies are
-    padded, so their layers are never full.
+    vLLM joins several tensors in one layer, such as the gate and up projections. Layers with a vocabulary
+    are padded and never filled completely, so they are excluded.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
@@ -77,10 +77,10 @@ def _incomplete(model: torch.nn.Module) -> list[str]:
 
 
 def _pack_tied(model: torch.nn.Module) -> None:
-    """Make copies of tied weights anew.
+    """Renew the packed copies of tied weights.
 
-    vLLM's CPU build computes with a packed copy of a layer's weight. After a reload the copy of a
-    tied head is the old one, since none of the loaded tensors has the head's name.
+    vLLM's CPU build computes with a packed copy of a layer's weight. A reload does not renew the copy of a
+    tied head, since no loaded tensor has the head's name.
     """
     seen: set[int] = set()
     for layer in model.modules():
