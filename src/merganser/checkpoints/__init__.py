@@ -1,7 +1,7 @@
-"""Checkpoints: tensors listed from headers, read by ranges. One format, one file.
+"""Checkpoints: tensors listed from headers and read by ranges, with one module per file format.
 
-``protocol`` says what a checkpoint is, ``opening`` opens them; ``training`` has what training
-frameworks save, ``computed`` tensors that are computed from others when they are read.
+``protocol`` defines the interface of checkpoints, and ``opening`` opens them. ``training`` reads the shards
+of training frameworks, and ``computed`` contains checkpoints whose tensors are computed during reading.
 """
 
 from merganser.checkpoints.formats import open_training as open_training

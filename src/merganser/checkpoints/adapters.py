@@ -1,4 +1,4 @@
-"""Open LoRA adapters: in PEFT's folders, and in the shards of a training step."""
+"""Open LoRA adapters: in folders that PEFT saves, and in the shards of a training step."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _REFUSED = (
     "kasa_config",
     "monteclora_config",
 )
-"""Options of PEFT that make of an adapter something else than is computed here."""
+"""Options of PEFT that change the adapter's computation in unsupported ways."""
 
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to begin an adapter that also change the weights that it is for."""
+"""Values of ``init_lora_weights`` with which PEFT also changes the base model's weights."""
 
 
 def open_adapter(folder: Path) -> Adapter:
     """Open the LoRA adapter in a folder, or in the shards of a training step, reading headers only.
 
     Raises:
-        InputError: when there is none, or it is of another kind.
+        InputError: when there is no adapter, or it is not a supported LoRA adapter.
     """
     label = str(folder)
     settings, weights = _opened(folder, label)
@@ -61,7 +61,7 @@ def open_adapter(folder: Path) -> Adapter:
 
 
 def _opened(folder: Path, label: str) -> tuple[Mapping[str, Any], Checkpoint | None]:
-    """The settings of an adapter, and its tensors where they are in the shards of a training step."""
+    """An adapter's settings, and its tensors if they are in training shards (None for PEFT's files)."""
     if (folder / CONFIG).is_file():
         return read_json(folder / CONFIG), None
     trained = lora_shards.find(folder)
@@ -71,7 +71,7 @@ def _opened(folder: Path, label: str) -> tuple[Mapping[str, Any], Checkpoint | N
 
 
 def _open_weights(folder: Path, label: str) -> Checkpoint:
-    """The tensors of an adapter in PEFT's form."""
+    """Open the weights file of a folder that PEFT saved."""
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder}: holds an {CONFIG} but no weights ({WEIGHTS[0]})")
@@ -83,10 +83,10 @@ def _open_weights(folder: Path, label: str) -> Checkpoint:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Facts about the adapter in a folder.
+    """Return ``rank``, ``alpha`` and the number of ``tensors`` of the adapter in a folder.
 
     Raises:
-        InputError: when there is none, or it is of another kind.
+        InputError: when there is no adapter, or it is not a supported LoRA adapter.
     """
     adapter = open_adapter(folder)
     rank, alpha = adapter.config.get("r", 8), adapter.config.get("lora_alpha", 8)
@@ -94,11 +94,11 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def adapted(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
-    """A model with an adapter on top.
+    """Return a checkpoint of a model with an adapter applied to its weights.
 
     Args:
         checkpoint: the model, dequantised.
-        folder: the adapter's.
+        folder: the adapter's folder.
 
     Raises:
         InputError: when there is no adapter, or it does not fit the model.

@@ -1,4 +1,4 @@
-"""What to do about a folder or file that is not a checkpoint."""
+"""Explain why a folder or file is not a checkpoint, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read ranges of a tensor that consists of blocks: parts of shards, or of other tensors."""
+"""Read ranges of a tensor that consists of blocks, which are parts of files or of other tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPAN = 1 << 16
-"""Bytes to read at once, even if most of them are gaps between the wanted elements."""
+"""Bytes that are read in one call even if most are gaps between the wanted elements."""
 
 
 class Block(Protocol):
-    """A block of a tensor, and where its elements are stored; see :class:`Piece`."""
+    """A block of a tensor, and the location of its stored elements; see :class:`Piece`."""
 
     @property
     def offset(self) -> int:
@@ -26,7 +26,7 @@ class Block(Protocol):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Distance of neighbours along each axis, in stored elements."""
+        """Distance between neighbours along each axis, in stored elements."""
 
     @property
     def origin(self) -> tuple[int, ...]:
@@ -52,7 +52,8 @@ def read_blocks(
         width: bytes per element.
         start: first byte of the range in the tensor.
         into: the buffer to fill.
-        read: fills a buffer with a block's stored bytes from a byte offset on.
+        read: called with a block, a byte offset and a buffer; fills the buffer with the block's stored
+            bytes from that offset on.
     """
     import numpy as np
 
@@ -88,7 +89,7 @@ def _gather(
     width = out.itemsize
     skip = sum(b * s for b, s in zip(begin, block.stride, strict=True))
     span = 1 + sum((n - 1) * s for n, s in zip(out.shape, block.stride, strict=True))
-    if span * width > max(2 * out.nbytes, SPAN):  # mostly gaps: along the widest step, one by one
+    if span * width > max(2 * out.nbytes, SPAN):  # mostly gaps: split along the widest stride
         axis = max(range(out.ndim), key=lambda a: (out.shape[a] > 1, block.stride[a]))
         for k in range(out.shape[axis]):
             at = [b + k * (a == axis) for a, b in enumerate(begin)]

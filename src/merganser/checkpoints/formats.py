@@ -1,4 +1,4 @@
-"""Open weights with the format that recognises them."""
+"""Open weights with the module of the format that recognises them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from merganser import weight_formats
 from merganser.checkpoints.protocol import Checkpoint
 
 TRAINING: tuple[str, ...] = ("training.fsdp", "training.dcp", "training.deepspeed")
-"""Modules of this package that are asked in turn for the shards of a training run."""
+"""Modules of this package that try to open the shards of a training run, in this order."""
 
 
 def open_weights(path: Path, label: str) -> Checkpoint | None:

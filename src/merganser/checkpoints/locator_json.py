@@ -1,4 +1,4 @@
-"""Locators as JSON: a table of them, in which each names others by their places."""
+"""Convert locators to JSON and back: a table in which a locator refers to others by their indices."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from merganser.checkpoints.locators import Locator, TensorAt
 from merganser.tensors import BY_NAME, TensorSpec
 
 MAX_ROWS = 1 << 25
-"""Most rows of a vocabulary, times the models that they may come from."""
+"""Maximum number of a vocabulary's rows times the number of donors."""
 
 Encode = Callable[[Path], str]
 Decode = Callable[[str], Path]
 
 
 class Table:
-    """Locators as JSON, each once.
+    """A table of locators as JSON, in which equal locators share an entry.
 
     Args:
-        path: how a path is written.
+        path: converts a path to its JSON form.
     """
 
     def __init__(self, path: Encode) -> None:
@@ -36,7 +36,7 @@ class Table:
         self._places: dict[int, tuple[Any, int]] = {}
 
     def place(self, locator: Locator) -> int:
-        """The place of a locator in the table, which it is added to if it is not there."""
+        """Return the index of a locator in the table, after adding it if it is missing."""
         if id(locator) not in self._places:
             entry = self._entry(locator)
             if entry not in self.entries:
@@ -85,14 +85,14 @@ class Table:
 
 
 def read_table(entries: Sequence[Mapping[str, Any]], path: Decode) -> list[Locator]:
-    """The locators of a table.
+    """Return the locators of a table, in its order.
 
     Args:
-        entries: the table.
-        path: the path that is written so.
+        entries: the entries of a :class:`Table`.
+        path: converts the JSON form of a path to the path.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError: when it is no such table.
+        ValueError, TypeError, KeyError, IndexError: when the table is invalid.
     """
     read: list[Locator] = []
     for entry in entries:
@@ -204,7 +204,7 @@ def _as_array(value: Any) -> np.ndarray[Any, Any]:
 
 
 def _check_rows(rows: RowMap, donors: int) -> None:
-    """Refuse a map to donors that there are not."""
+    """Raise ValueError for a row map that refers to missing donors or means, or has a wrong shape."""
     if rows.origin.ndim != 1 or rows.row.shape != rows.origin.shape or rows.means.ndim != 2:
         raise ValueError("a row map of another shape")
     origin, row = rows.origin, rows.row

@@ -30,7 +30,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Given:
-    """A checkpoint in memory, which the caller passes under a name."""
+    """A checkpoint in memory, which the caller passes by name."""
 
     name: str
 
@@ -60,7 +60,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class ExpertsNamed:
-    """A checkpoint with its experts under another's names."""
+    """A checkpoint with its experts in the names and layout of the checkpoint ``like``."""
 
     of: Locator
     like: Locator
@@ -68,11 +68,11 @@ class ExpertsNamed:
 
 @dataclass(frozen=True)
 class Rearranged:
-    """A checkpoint with another's elements rearranged.
+    """A checkpoint whose tensors consist of another checkpoint's elements.
 
     Attributes:
-        of: the other.
-        tensors: for each name, the other's tensor of that name, or blocks of its tensors.
+        of: the other checkpoint.
+        tensors: pairs of a name and the equal tensor's name in ``of``, or blocks of its tensors.
         notes: notes for the user.
     """
 
@@ -94,9 +94,9 @@ class GatheredRows:
     """A tensor with rows from stored tensors.
 
     Attributes:
-        name: of the tensor.
-        donors: the stored tensors, as the row map numbers them; None for a model without one.
-        own: index of the donor that it replaces.
+        name: the tensor's name.
+        donors: the stored tensors, indexed by the row map's origins; None for a model without one.
+        own: index of the donor that the tensor replaces.
     """
 
     name: str
@@ -118,10 +118,10 @@ class JoinedLayers:
     """A tensor outside the layers, with one block per layer from stored tensors.
 
     Attributes:
-        name: of the tensor.
+        name: the tensor's name.
         donors: the stored tensors.
-        axes, depths: for each donor, the axis of its blocks, and their number.
-        layers: for each block, the index of its donor and the layer there.
+        axes, depths: the axis of each donor's blocks, and their number.
+        layers: for each block of the result, the index of its donor and the layer there.
     """
 
     name: str

@@ -36,8 +36,8 @@ class ModelCode:
 def find(folder: Path, *configs: str) -> ModelCode:
     """Find the code that a folder's configs name in ``auto_map`` and ``custom_pipelines``.
 
-    With ``config.json`` this includes the code of sentence-transformers modules. Code in another
-    repository (``org/name--module.Class``) is left there.
+    If ``configs`` contains ``config.json``, the result includes the code of sentence-transformers modules.
+    It excludes code in another repository (``org/name--module.Class``).
 
     Raises:
         InputError: when a config or a code file cannot be read.

@@ -15,17 +15,18 @@ from merganser.errors import InputError, reraise_os_errors
 def open_checkpoint(
     folder: str | Path, label: str | None = None, *, weights: Weights = "auto"
 ) -> Checkpoint:
-    """Open a local checkpoint. Only headers are read: names, dtypes, shapes and places of the tensors.
+    """Open a local checkpoint by its headers: names, dtypes, shapes and offsets of the tensors.
 
     Args:
         folder: a Hugging Face model folder, a single file of weights, a step of a training run, or
-            the run itself, for its last step.
+            a training run, of which the last step is opened.
         label: its name in messages; the path if None.
-        weights: ``shards`` or ``huggingface``, for a training step that has both.
+        weights: the weights to open if a training step has both kinds: ``shards``, ``huggingface``, or
+            ``auto``, see :data:`Weights`.
 
     Returns:
-        The checkpoint; ``specs`` lists its tensors, ``read`` fills a buffer with bytes of one. Call its
-        ``close()`` afterwards.
+        The checkpoint: ``specs`` lists its tensors, and ``read`` fills a buffer with bytes of a tensor. The
+        caller must call its ``close()``.
 
     Raises:
         InputError: when there is no checkpoint, or its headers are invalid.
@@ -58,7 +59,7 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
 
 
 def as_numbers(checkpoint: Checkpoint, adapter: Path | None = None) -> Checkpoint:
-    """A checkpoint as the numbers that its model computes with: dequantised, with its adapter applied.
+    """Return a checkpoint of the weights with which the model computes: dequantised, with an adapter applied.
 
     Args:
         checkpoint: an open checkpoint.

@@ -25,8 +25,8 @@ VOCABULARIES: tuple[str, ...] = (
 """Files that may hold a tokenizer's vocabulary; transformers 5 writes the first."""
 
 Weights = Literal["auto", "shards", "huggingface"]
-"""The weights to read of a training step that has both shards and a Hugging Face folder. ``auto`` is
-the named folder's weights if it has any, else the shards, which are more precise."""
+"""The weights to read of a training step with both shards and a Hugging Face folder. ``auto`` reads the
+weights in the named folder if there are any, else the shards, which are more precise."""
 
 
 class Stamp(NamedTuple):
@@ -43,7 +43,7 @@ class Stamp(NamedTuple):
 
 
 class Described(Protocol):
-    """A model's headers and small JSON files: of an open checkpoint, or as data alone."""
+    """A model's headers and small JSON files, of an open checkpoint or as plain data."""
 
     @property
     def label(self) -> str:
@@ -87,7 +87,7 @@ class Described(Protocol):
 
     @property
     def locator(self) -> Locator | None:
-        """The data to open it again; None if only the caller can."""
+        """The data to open it again; None for a checkpoint that cannot be reopened."""
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,16 @@ class Checkpoint(Described, Protocol):
     locator: Locator | None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
-        """Fill a buffer with a tensor's bytes from byte ``start`` on. Several threads may call this at once.
+        """Fill a buffer with a tensor's bytes from byte ``start`` on. This method is thread-safe.
 
         Raises:
             InputError: when the file is shorter than its header says, or cannot be read.
         """
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """Return a tensor's bytes as memory, to save a copy; None if they must be read.
+        """Return ``length`` bytes of a tensor as memory, which saves a copy; None if they must be read.
 
-        The memory is aligned to the size of an element. Writes to it do not reach the file.
+        The memory is aligned to the element size. Writes to it do not change the file.
         """
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ def check_unchanged(checkpoint: Described) -> None:
     """Check that a checkpoint's files have not changed since their headers were read.
 
     Raises:
-        InputError: when one has changed, or is gone.
+        InputError: when a file has changed or is missing.
     """
     for file, stamp in checkpoint.stamps.items():
         try:

@@ -23,14 +23,14 @@ INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 
 NESTS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params", "app")
-"""Keys of a state dict in a file with other contents, tried in this order."""
+"""Keys under which files with other contents store the state dict, tried in this order."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     """Open a folder or file of PyTorch's; None if it is not one.
 
     Raises:
-        InputError: when an index, an archive or a pickle is invalid, or needs more than weights.
+        InputError: when an index, archive or pickle is invalid, or the pickle uses unlisted names.
     """
     if path.is_file():
         if re.search(r"_rank_\d+\.pt$", path.name):
@@ -88,7 +88,7 @@ def state_dict(file: Path, content: Any, leaf: type = PickledTensor) -> tuple[di
         leaf: the type of tensors in it.
 
     Raises:
-        InputError: when there is no state dict, or only a part of one.
+        InputError: when there is no state dict, or an incomplete one.
     """
     nest: list[str] = []
     while isinstance(content, dict):

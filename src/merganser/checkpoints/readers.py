@@ -1,4 +1,4 @@
-"""Open checkpoints by their locators, each once, and close them together."""
+"""Open checkpoints by their locators, once per locator, and close them together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merganser.errors import InputError
 
 
 class Readers(ExitStack):
-    """Open checkpoints, for as long as the ``with`` block lasts.
+    """A context manager that opens checkpoints on demand and closes all at the end of the block.
 
     Args:
         given: checkpoints in memory, by their names in plans.
@@ -29,10 +29,11 @@ class Readers(ExitStack):
         self._open: dict[Any, tuple[Locator, Checkpoint]] = {}
 
     def open(self, model: Described) -> Checkpoint:
-        """The opened checkpoint for a plan's record of its headers.
+        """Return the open checkpoint of the headers in a plan.
 
         Raises:
-            InputError: when it changed, or is in memory and was not passed.
+            NotMergedYet: when the checkpoint is a merge that has not run.
+            InputError: when its files have changed, or it is in memory and was not passed.
         """
         if model.locator is None:
             raise NotMergedYet(f"{model.label}: is planned, but not merged yet")
@@ -40,14 +41,14 @@ class Readers(ExitStack):
             checkpoint = self.at(model.locator)
         except InputError:
             for file in model.stamps:
-                with suppress(OSError):  # a missing file has the format's message
+                with suppress(OSError):  # for a missing file, the original error is raised
                     check_stamp(model, file, Stamp.of(file.stat()))
             raise
         check_same(model, checkpoint)
         return checkpoint
 
     def at(self, locator: Locator) -> Checkpoint:
-        """The checkpoint of a locator; opens it on first use.
+        """Return the checkpoint of a locator, opened on first use.
 
         Raises:
             InputError: when it cannot be opened.
@@ -61,10 +62,10 @@ class Readers(ExitStack):
         return self._open[key][1]
 
     def given(self, name: str) -> Checkpoint:
-        """The checkpoint in memory with a name in plans.
+        """Return the checkpoint in memory that was passed under a name.
 
         Raises:
-            InputError: when there is none.
+            InputError: when none was passed under that name.
         """
         checkpoint = self._given.get(name)
         if checkpoint is None:
@@ -99,7 +100,7 @@ def check_same(model: Described, checkpoint: Checkpoint) -> None:
 
 
 def with_companions(checkpoint: Checkpoint, folder: Path, label: str) -> Checkpoint:
-    """A checkpoint with the config and tokenizer of another folder.
+    """Return a checkpoint with the config and tokenizer of another folder.
 
     Raises:
         InputError: when the folder has no config.

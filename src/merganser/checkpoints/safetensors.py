@@ -31,18 +31,18 @@ MAX_HEADER = 100_000_000
 """The reference implementation's limit on a header's bytes."""
 
 MAX_AXES = 16
-"""More axes than any tensor has."""
+"""Maximum number of axes, above that of any real tensor."""
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 SHARDED = "sharded"
-"""The subfolder in which PyTorch leaves the ranks' parts."""
+"""The subfolder in which PyTorch stores the ranks' parts."""
 
 _OFFSETS = "DCP_SHARDING_INFO"
 
 Origins = Mapping[str, tuple[int, ...]]
-"""The index in its tensor at which each part in a file begins, by the tensor's name."""
+"""For each part in a file, by the tensor's name, the index of its first element in the tensor."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
@@ -111,11 +111,11 @@ def _build(
     )
 
 
-# -- the parts of ranks ------------------------------------------------------------------------------
+# -- parts of ranks ----------------------------------------------------------------------------------
 
 
 def _at(tensor: StoredTensor, origin: tuple[int, ...]) -> StoredTensor:
-    """A part of a tensor, with the index at which it begins."""
+    """A rank's part, placed in its tensor with its first element at index ``origin``."""
     shape = tensor.spec.shape
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     [piece] = tensor.pieces
@@ -179,8 +179,8 @@ def _read_header(
     """Read and check a file's header.
 
     Returns:
-        The tensors in the order of their bytes; and for ranks' parts the index at which each begins,
-        else None.
+        The tensors in the order of their bytes; and the origins of ranks' parts, or None if the file
+        contains complete tensors.
     """
     try:
         with file.open("rb") as stream:

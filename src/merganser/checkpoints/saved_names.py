@@ -1,8 +1,8 @@
 """The names and shapes under which transformers saves a model's tensors.
 
-Since its release 5 they may be others than those of the modules, which are in the shards of a training
-run: ``save_pretrained`` renames, splits, joins and transposes tensors. Its own functions are run here on
-tensors without data that only record where their elements come from, so that the result is theirs.
+Shards of a training run have the names of the modules. Since transformers 5, ``save_pretrained`` may
+rename, split, join and transpose these tensors. This module runs the functions of transformers on tensors
+without data that record the origins of their elements, which gives the exact result.
 
 This module needs torch and transformers, and is imported only where names differ.
 """
@@ -26,12 +26,15 @@ from merganser.tensors import TensorSpec
 
 
 class UntraceableError(Exception):
-    """An operation that does more than move elements, or moves them in a way not known here."""
+    """An operation changes elements, or moves them in an unsupported way."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Region:
-    """A block of a traced tensor: of which tensor, from which element on; see ``SourceBlock``."""
+    """A block of a traced tensor; ``start`` is the index of its first element in ``tensor``.
+
+    See ``SourceBlock``.
+    """
 
     tensor: str
     start: int
@@ -41,11 +44,11 @@ class _Region:
 
 
 Axes = tuple[tuple[int, ...], ...]
-"""The sizes that each axis of a tensor is the product of: its elements move by these."""
+"""The factors of each axis's size; regions are blocks of the grid of all factors."""
 
 
 class _Traced(torch.Tensor):
-    """A tensor without data that knows of which elements it consists."""
+    """A tensor without data that records the origins of its elements."""
 
     axes: Axes
     regions: tuple[_Region, ...]
@@ -63,15 +66,15 @@ class _Traced(torch.Tensor):
 def saved_names(
     config: Mapping[str, Any], specs: Mapping[str, TensorSpec]
 ) -> Sequence[Mapping[str, Rearrangement | str]]:
-    """A model's tensors as ``save_pretrained`` writes them, by what they consist of.
+    """Return the tensors that ``save_pretrained`` writes, by name, in terms of the modules' tensors.
 
     Args:
         config: the model's ``config.json``.
-        specs: its tensors by the names of its modules.
+        specs: dtype and shape of its tensors, by their names in the modules.
 
     Returns:
-        At most two results: for a model that was trained from scratch, and for one that was loaded
-        from a checkpoint whose names have a prefix.
+        At most two mappings: for a model that was trained from scratch, and for one that was loaded
+        from a checkpoint whose names have a prefix. Empty if transformers cannot give the names.
     """
     return _saved_names(json.dumps(config, sort_keys=True, default=str), tuple(specs.items()))
 
@@ -80,12 +83,12 @@ def saved_names(
 def _saved_names(
     config: str, specs: tuple[tuple[str, TensorSpec], ...]
 ) -> list[Mapping[str, Rearrangement | str]]:
-    """See :func:`saved_names`; the points of a sweep ask for the same ones."""
+    """See :func:`saved_names`; cached, since the points of a sweep need the same result."""
     model = _skeleton(json.loads(config))
     results: list[Mapping[str, Rearrangement | str]] = []
     if model is None:
         return results
-    with suppress(Exception):  # whatever others' code raises: these names cannot be had
+    with suppress(Exception):  # code of transformers may raise any exception
         transforms = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
         prefixes = core_model_loading.PrefixChange
         plain = [each for each in transforms if not isinstance(each, prefixes)]
@@ -103,12 +106,12 @@ def _skeleton(config: Mapping[str, Any]) -> Any:
         model_class = getattr(transformers, config["architectures"][0])
         with torch.device("meta"):
             return model_class(settings)
-    except Exception:  # whatever others' code raises
+    except Exception:  # code of transformers may raise any exception
         return None
 
 
 def _decoded(value: Any) -> Any:
-    """A config with the numbers that JSON does not have, which transformers writes as mappings."""
+    """A config with infinities and NaNs, which transformers writes as mappings, as numbers."""
     if isinstance(value, list):
         return [_decoded(each) for each in value]
     if not isinstance(value, Mapping):
@@ -133,10 +136,10 @@ def _reverted(model: Any, specs: Mapping[str, TensorSpec]) -> dict[str, Rearrang
 
 
 def arrangement_of(tensor: _Traced, specs: Mapping[str, TensorSpec]) -> Rearrangement | str:
-    """What a traced tensor consists of; the name of a tensor if it is that one.
+    """Return the blocks of a traced tensor, or the name of the tensor that it equals.
 
     Raises:
-        UntraceableError: when it consists of tensors of several dtypes, or none.
+        UntraceableError: when its elements come from no tensor, or from tensors of several dtypes.
     """
     if not isinstance(tensor, _Traced) or not tensor.regions:
         raise UntraceableError("elements of no tensor")
@@ -155,11 +158,11 @@ def arrangement_of(tensor: _Traced, specs: Mapping[str, TensorSpec]) -> Rearrang
     return Rearrangement(replace(sources[0], shape=shape), grid, tuple(blocks))
 
 
-# -- tensors that are traced -----------------------------------------------------------------------
+# -- traced tensors --------------------------------------------------------------------------------
 
 
 def traced_tensor(name: str, spec: TensorSpec) -> _Traced:
-    """A tensor that operations of PyTorch move the elements of, without their values."""
+    """A traced tensor that consists of all elements of the tensor ``name``."""
     shape = tuple(spec.shape)
     return _made(
         tuple((n,) for n in shape),
@@ -185,12 +188,12 @@ def _strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _first(axes: Axes, dim: int) -> int:
-    """The place in the grid of an axis's first size."""
+    """The index in the grid of the first factor of axis ``dim``."""
     return sum(map(len, axes[:dim]))
 
 
 def _split_size(regions: Sequence[_Region], k: int, inner: int) -> list[_Region]:
-    """Regions of a grid whose size ``k`` is written as two, the second one ``inner``."""
+    """Regions of a grid whose size ``k`` is split into two factors, the second one ``inner``."""
     found = []
     for region in regions:
         at, left, start = region.origin[k], region.size[k], region.start
@@ -213,7 +216,7 @@ def _split_size(regions: Sequence[_Region], k: int, inner: int) -> list[_Region]
 
 
 def _cut(regions: Sequence[_Region], k: int, begin: int, end: int) -> list[_Region]:
-    """The part of a grid from ``begin`` to ``end`` along its size ``k``."""
+    """The parts of regions from ``begin`` to ``end`` along axis ``k`` of the grid."""
     found = []
     for region in regions:
         low = max(region.origin[k], begin)
@@ -226,7 +229,7 @@ def _cut(regions: Sequence[_Region], k: int, begin: int, end: int) -> list[_Regi
     return found
 
 
-# -- what is done to them --------------------------------------------------------------------------
+# -- operations ------------------------------------------------------------------------------------
 
 
 def _same(tensor: _Traced, **_: Any) -> _Traced:
@@ -245,7 +248,7 @@ def _view(tensor: _Traced, shape: Sequence[int]) -> _Traced:
         while left > 1:
             if k == len(sizes) or (left % sizes[k] and sizes[k] % left):
                 raise UntraceableError(f"{list(tensor.shape)} as {list(shape)}")
-            if left % sizes[k]:  # the axis ends within this size
+            if left % sizes[k]:  # the axis ends within this factor
                 regions = _split_size(regions, k, sizes[k] // left)
                 sizes[k : k + 1] = [left, sizes[k] // left]
             left //= sizes[k]
@@ -358,7 +361,7 @@ def _cat(tensors: Sequence[_Traced], dim: int = 0) -> _Traced:
 
 
 def _refined(tensor: _Traced, dim: int, inner: tuple[int, ...]) -> _Traced:
-    """A tensor with an axis written as a first size and the sizes ``inner``."""
+    """A tensor with an axis split into a first factor and the factors ``inner``."""
     if tensor.axes[dim][1:] == inner:
         return tensor
     shape = [*tensor.shape[:dim], -1, *inner, *tensor.shape[dim + 1 :]]

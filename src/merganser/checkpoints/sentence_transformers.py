@@ -1,4 +1,4 @@
-"""Sentence-transformers models: a transformer, with further modules in folders inside its folder.
+"""Sentence-transformers models: a transformer with further modules in subfolders of its folder.
 
 ``modules.json`` lists the folders (``1_Pooling``, ``2_Dense``). Their tensors are named with the
 folder: ``2_Dense/linear.weight``.
@@ -23,7 +23,7 @@ SETTINGS = (MODULES, "config_sentence_transformers.json")
 """Files of the model, besides ``sentence_*_config.json``, whose name contains the transformer's type."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Files of a module's weights, the first preferred."""
+"""Names of a module's weights file, the first one preferred."""
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".vocab")
 """Suffixes of a module's settings and vocabularies."""

@@ -1,7 +1,6 @@
 """Read the small files of a checkpoint: JSON, indices, texts.
 
-They come from the author of the checkpoint, so nothing in them is trusted: size, depth, numbers and
-the targets of links are checked.
+Their author is untrusted, so their size, depth, numbers and targets of links are checked.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from typing import Any
 from merganser.errors import InputError
 
 MAX_BYTES = 64 * 2**20
-"""Greatest size of a JSON file; the largest tokenizers have 35 MB."""
+"""Maximum size of a JSON file in bytes; the largest tokenizers have 35 MB."""
 
 MAX_ENTRIES = 1 << 22
-"""Most entries in all lists and mappings of a file; the largest tokenizers have 2 million."""
+"""Maximum number of entries in all lists and mappings of a file; the largest tokenizers have 2 million."""
 
 MAX_DEPTH = 64
-"""Deepest nesting of lists and mappings."""
+"""Maximum nesting depth of lists and mappings."""
 
 MAX_DIGITS = 40
-"""Most digits of an integer; ``model_max_length`` is often 10^30."""
+"""Maximum number of digits of an integer; ``model_max_length`` is often 10^30."""
 
 MAX_TEXT = 16 * 2**20
-"""Greatest size of a text file, such as a chat template."""
+"""Maximum size in bytes of a text file, such as a chat template."""
 
 Pairs = Callable[[list[tuple[str, Any]]], Any]
 
@@ -133,7 +132,7 @@ def read_index(file: Path) -> dict[str, str]:
 def _is_file(file: Path) -> bool:
     try:
         return file.is_file()
-    except (OSError, ValueError):  # too long a name, or a NUL in it
+    except (OSError, ValueError):  # the name is too long or contains NUL
         return False
 
 
@@ -155,8 +154,8 @@ def read_text(file: Path) -> str:
 def check_link(file: Path) -> None:
     """Check that a file is not a link out of its folder, which could copy any file into an output.
 
-    Links into the blobs of the Hub's cache are allowed, and links to files of the same name, which
-    people make to keep models elsewhere.
+    Links into the blobs of the Hub's cache are allowed, and so are links to files of the same name, with
+    which users store models in another folder.
 
     Raises:
         InputError: for any other link.

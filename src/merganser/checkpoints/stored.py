@@ -1,7 +1,7 @@
 """Read tensors from files by ranges.
 
-In every format a tensor consists of pieces: blocks in a file with a stride along each axis. A
-format's module computes the pieces; this module reads them.
+In every format a tensor consists of pieces, which are blocks in a file with a stride along each axis. The
+module of a format computes the pieces; this module reads them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
 MAX_TENSORS = 1 << 19
-"""Most tensors of a checkpoint; a mixture of 384 experts has 140,000."""
+"""Maximum number of tensors of a checkpoint; a mixture of 384 experts has 140,000."""
 
 MAX_NAME = 512
-"""Most characters of a tensor's name."""
+"""Maximum number of characters of a tensor's name."""
 
 MAX_CUTS = 1 << 20
-"""Most parts into which a tensor's pieces are cut in the check for overlaps."""
+"""Maximum number of parts into which the check for overlaps cuts a tensor's pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +151,10 @@ class StoredCheckpoint:
         notes: Sequence[str] = (),
         header_digest: str | None = None,
     ) -> None:
-        """Take a format's findings.
+        """Create a checkpoint from the headers that a format's module has read.
 
         Args:
-            label, format, config, notes: see the protocol.
+            label, format, config, notes: see :class:`merganser.checkpoints.Checkpoint`.
             home: the opened folder or file.
             tensors: the tensors by name.
             files: the weight files, all below ``home``.
@@ -256,9 +256,9 @@ def _is_run(piece: Piece, grid: tuple[int, ...]) -> bool:
 def _overlap(pieces: Sequence[Piece]) -> bool:
     """Whether any two pieces share an element.
 
-    The tensor is cut into slabs wherever a piece begins or ends along an axis, the slabs along the
-    next axis, and so on; along the last axis comparing neighbours is enough. Shards of a mesh are cut
-    at the same places, so each is in one slab.
+    The tensor is cut into slabs wherever a piece begins or ends along the first axis, the slabs likewise
+    along the next axis, and so on. Along the last axis, neighbours are compared. Shards of a mesh have the
+    same boundaries, so a shard is in one slab only.
 
     Raises:
         ValueError: when the pieces are cut in too many ways to check.
@@ -276,7 +276,7 @@ def _overlap(pieces: Sequence[Piece]) -> bool:
 
 
 def _slabs(pieces: Sequence[Piece], axis: int) -> list[list[Piece]]:
-    """The pieces between any two neighbouring positions at which a piece begins or ends along an axis."""
+    """The pieces in each slab between neighbouring boundaries of pieces along an axis, if several."""
     spans = [(piece.origin[axis], piece.origin[axis] + piece.size[axis]) for piece in pieces]
     places = {at: i for i, at in enumerate(sorted({at for span in spans for at in span}))}
     ranges = [range(places[begin], places[end]) for begin, end in spans]

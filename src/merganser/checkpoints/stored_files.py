@@ -1,4 +1,4 @@
-"""Files of weights, read by ranges from any thread, few of them open at a time."""
+"""Read ranges of weight files from any thread, with a limited number of open files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ POPULATE = 22 if hasattr(os, "RWF_NOWAIT") else 0
 
 
 class Slots:
-    """How many more files the process may hold open; all checkpoints share the count.
+    """A counter that limits the process's open files; all checkpoints share it.
 
     Args:
-        share: the part of the system's limit that may be taken.
+        share: the usable fraction of the system's limit on open files.
     """
 
     def __init__(self, share: float) -> None:
@@ -34,7 +34,7 @@ class Slots:
         self._lock = threading.RLock()  # a mapping may be freed while this thread counts
 
     def take(self) -> bool:
-        """Count one more, unless the limit is reached."""
+        """Take a slot and return True; return False if none is free."""
         with self._lock:
             if self.taken >= self._share * system.most_open_files():
                 return False
@@ -42,20 +42,20 @@ class Slots:
             return True
 
     def give(self) -> None:
-        """Count one less."""
+        """Free a slot."""
         with self._lock:
             self.taken -= 1
 
 
 KEPT = Slots(1 / 4)
-"""Files that stay open between two reads."""
+"""Slots of files that stay open between reads."""
 
 VIEWED = Slots(1 / 4)
-"""Mappings, each of which holds its file open before Python 3.13."""
+"""Slots of memory mappings; before Python 3.13 a mapping occupies a file descriptor."""
 
 
 class _Mapping(mmap.mmap):
-    """A mapping that takes a slot until it is freed."""
+    """A mapping that occupies a slot of :data:`VIEWED` until it is freed."""
 
     counted = False
 
@@ -67,13 +67,12 @@ class _Mapping(mmap.mmap):
 class Files:
     """Read files from any thread.
 
-    A file is opened when it is first needed, and stays open as long as :data:`KEPT` has a slot. Files
-    without one are opened for each read: runs have more steps, and models more shards, than a process
-    may have open files.
+    A file is opened on first use, and stays open if :data:`KEPT` has a free slot. Without a slot it is opened
+    for each read, since checkpoints may have more shards than a process may have open files.
     """
 
     def __init__(self, stamps: Mapping[Path, Stamp]) -> None:
-        """Take the files' stamps at the time their headers were read."""
+        """Create a reader of files that had these stamps when their headers were read."""
         self._stamps = stamps
         self._descriptors: dict[Path, int] = {}
         self._lock = threading.Lock()
@@ -112,8 +111,8 @@ class Files:
         """Memory-map a range of a file that is in the page cache; None if it must be read.
 
         Pages that are not resident are read with ``preadv`` instead, since an I/O error in a mapping
-        kills the process. A file that is truncated while it is mapped would, too; so ranges are short,
-        and MADV_POPULATE_READ confirms that all their pages are resident.
+        kills the process. So does the truncation of a mapped file; therefore ranges are short, and
+        MADV_POPULATE_READ confirms that all their pages are resident.
         """
         descriptor = self._descriptors.get(file)
         if descriptor is None or not POPULATE:
@@ -133,7 +132,7 @@ class Files:
         return memoryview(mapped)[position - begin :]
 
     def _open(self, file: Path) -> tuple[int, bool]:
-        """A file's descriptor, and whether it stays open."""
+        """Open a file; return its descriptor, and whether it stays open."""
         with self._lock:
             descriptor = self._descriptors.get(file)
             if descriptor is not None:
@@ -161,7 +160,7 @@ class Files:
 
 
 def _map(descriptor: int, size: int, offset: int) -> mmap.mmap | None:
-    """Map a range of a file, changes to which stay in memory; None if too many files are open."""
+    """Map a range of a file, copy-on-write; None if too many files are open."""
     if sys.version_info >= (3, 13):
         return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=offset, trackfd=False)
     if not VIEWED.take():

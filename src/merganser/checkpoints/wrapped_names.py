@@ -1,4 +1,4 @@
-"""Names of tensors without the prefixes that wrappers of a model add: parallel, compiled, sharded."""
+"""Remove the prefixes that wrappers of a model (parallel, compiled, sharded) add to tensor names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapp
 
 
 def unwrapped(names: Collection[str], file: Path) -> dict[str, str]:
-    """Return the names of tensors without wrappers' prefixes, by their names in a file.
+    """Return tensor names without wrappers' prefixes, by their names in a file.
 
     Raises:
         InputError: when two tensors would have one name.

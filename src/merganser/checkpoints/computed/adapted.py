@@ -29,14 +29,14 @@ _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 """Model types whose square weights may be stored as [in, out]; for others the shapes decide."""
 
 _OUTER = {"model", "language_model", "transformer", "base_model"}
-"""Parts of names by which versions of a model class differ from the stored names."""
+"""Parts of module names in which an adapter's names and the stored names may differ."""
 
 
 def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """A model with an open adapter.
+    """Return a checkpoint of a model with an open adapter applied to its weights.
 
     Raises:
-        InputError: when it does not fit the model.
+        InputError: when the adapter does not fit the model.
     """
     architecture = infer(checkpoint.specs, checkpoint.config)
     embedding = _embedding(architecture)
@@ -51,8 +51,8 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     tensors = {name: derive(name, changes.get(name)) for name in checkpoint.specs}
     config: Mapping[str, Any] = checkpoint.config
     if embedding and {HEAD, head, embedding} & changes.keys() and _is_tied(checkpoint):
-        # A delta of one does not apply to the other: PEFT's model computes with a separate head and
-        # embedding, although its merged model may tie them again.
+        # A delta of the embedding does not apply to the tied head, nor vice versa: PEFT's model computes
+        # with separate weights, although its merged model may tie them again.
         if head is None:
             tensors[HEAD] = derive(embedding, changes.get(HEAD))
         config = _untied(config)
@@ -106,7 +106,7 @@ def _embedding(architecture: Architecture) -> str | None:
 
 
 def _is_tied(checkpoint: Checkpoint) -> bool:
-    """Whether a model without a stored head uses its embedding."""
+    """Whether a model without a stored head uses its embedding as head."""
     stated = [s.get("tie_word_embeddings") for s in sections(checkpoint.config)]
     classes = str(checkpoint.config.get("architectures"))
     return ties_embeddings(checkpoint.config) or (
@@ -125,7 +125,7 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
 def _derive(
     adapter: Adapter, checkpoint: Checkpoint, change: Change, name: str, factors: Factors
 ) -> Derived:
-    """The computation of a tensor; ``name`` is the model's name for it."""
+    """The computed tensor for a change; ``name`` is the tensor's name in the model."""
     weights, label = adapter.weights, adapter.weights.label
     base_spec = checkpoint.specs[name]
     source, stored = (weights, change.whole) if change.whole else (checkpoint, name)
@@ -183,8 +183,11 @@ def _check_shape(weights: Checkpoint, key: str, shape: tuple[int, ...], name: st
 def _is_transposed(
     adapter: Adapter, checkpoint: Checkpoint, change: Change, shape: tuple[int, ...]
 ) -> bool:
-    """Whether a weight is stored as [in, out]. Its factors decide if it is not square; PEFT
-    itself inspects the module and overrides the config."""
+    """Whether a weight is stored as [in, out].
+
+    If it is not square, the shapes of the factors determine this; PEFT itself inspects the module, and
+    ignores the config.
+    """
     if change.embedding:
         return True
     assert change.a is not None

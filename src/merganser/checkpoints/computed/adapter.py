@@ -18,8 +18,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 MAX_STEPS = 10**9
-"""Maximum number of steps, in the worst case, for matching module names with patterns: some
-seconds."""
+"""Maximum number of worst-case steps for matching module names with patterns; they take some seconds."""
 
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.default)?(?:\.weight)?")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
@@ -33,8 +32,8 @@ class Change:
 
     Attributes:
         module: the module that the adapter names.
-        whole: replaces the model's tensor.
-        a, b: the factors.
+        whole: a complete tensor that replaces the model's.
+        a, b: the low-rank factors.
         embedding: whether the factors belong to an embedding.
         magnitude: DoRA's lengths.
         bias: added to the bias, scaled like the factors' product.
@@ -51,7 +50,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter in files.
+    """An opened adapter.
 
     Attributes:
         folder: its folder.

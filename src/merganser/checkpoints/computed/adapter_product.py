@@ -5,9 +5,9 @@ alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732). DoRA (arXiv:2402.09353) then s
 rows to the length m: (m / |row|) * row. Weights that are stored as [in, out] (GPT-2's Conv1D), and
 embeddings, are changed by the transpose. Full tensors in an adapter replace the model's.
 
-Each number is the sum over the ranks in order, in float64, rounded once to float32 (float64 for
-float64 weights), so its bits do not depend on the range. There is no merged copy; DoRA's lengths
-need complete rows and are computed when the first tile of a tensor is read.
+An element of the product is summed over the ranks in order, in float64, and rounded once to float32
+(float64 for float64 weights), so its bits do not depend on the range. No merged weight is stored. DoRA's lengths
+require complete rows, and are computed when the first tile of a tensor is read.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Product:
     """W + s * B A of one tensor.
 
     Attributes:
-        source: the checkpoint that holds W, and ``name`` its name there.
-        shape: of W, as stored.
-        factors: the adapter's.
-        left, right: names of the factors whose product has W's stored shape; with ``transposed``,
-            their transposes' product has it.
+        source, name: the checkpoint that contains W, and the name of W there.
+        shape: the shape of W, as stored.
+        factors: the adapter's factors.
+        left, right: names of the factors whose product, left times right, has W's stored shape.
+        transposed: whether that holds for the transposes of the stored factors.
         scale: s.
         magnitude: name of DoRA's lengths, or None.
-        lengths: the lengths of W + s * B A by rows, by columns if ``transposed``; computed on first
-            use.
+        lengths: m / length of every row of W + s * B A, or of every column if ``transposed``; computed
+            on first use.
     """
 
     source: Checkpoint
@@ -65,7 +65,7 @@ class Factors:
 
     Attributes:
         weights: the adapter's tensors.
-        right: returns a right factor, cached.
+        right: returns a right factor by name and ``transposed``; results are cached.
     """
 
     def __init__(self, weights: Checkpoint) -> None:
@@ -132,8 +132,7 @@ def fill_product(product: Product, start: int, into: Array) -> None:
 
 
 def _compute(product: Product, start: int, out: Array, by_row: Array, by_column: Array) -> None:
-    """Compute a range of (W + s * B A), with rows and columns scaled, into numbers of any float
-    dtype."""
+    """Compute a range of W + s * B A, scaled by rows and columns, into an array of any float dtype."""
     columns = product.shape[1]
     first, last = start // columns, (start + len(out) - 1) // columns
     weights = read_numbers(product.source, product.name, start, len(out))

@@ -26,8 +26,8 @@ Array = np.ndarray[Any, Any]
 T = TypeVar("T")
 
 SCRATCH = 4
-"""Limit for all wrappers: temporary memory for a range, in multiples of its size, cached factors
-included."""
+"""Limit for a wrapper's temporary memory during reading, in multiples of the range's size; this includes
+cached factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,9 @@ class Derived:
 
     Attributes:
         spec: dtype and shape of the result.
-        fill: fills a uint8 array [count * size] with the bytes of ``count`` elements, from a
-            given element on. It is thread-safe, and a number's bits do not depend on the range.
+        fill: called with the index of the first element and a uint8 array [count * itemsize]; fills the
+            array with the bytes of ``count`` elements. It is thread-safe, and the bits of an element do
+            not depend on the range.
     """
 
     spec: TensorSpec
@@ -45,17 +46,17 @@ class Derived:
 
 
 class DerivedCheckpoint:
-    """See :class:`merganser.checkpoints.Checkpoint`.
+    """A :class:`merganser.checkpoints.Checkpoint` with computed tensors and tensors of another checkpoint.
 
     Args:
-        inner: the source, whose name and folder it keeps.
-        tensors: all of its tensors in order: computed, or a name in ``inner``.
-        config: its ``config.json``.
-        told: whatever else the tensors depend on, for the digest of headers.
+        inner: the source checkpoint; name, folders and files are taken from it.
+        tensors: all tensors by name, in order: a computed tensor, or the name of a tensor in ``inner``.
+        config: the result's ``config.json``.
+        depends_on: a text that identifies the computation, for the digest of headers.
         others: further source checkpoints; they are closed with it.
         format: a description of the storage format.
         notes: further notes for the user, in addition to those of ``inner``.
-        locator: how to open it again; None if an outer checkpoint has it.
+        locator: data to open it again; None if only an outer checkpoint has a locator.
     """
 
     def __init__(
@@ -139,8 +140,10 @@ class DerivedCheckpoint:
 
 
 def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
-    """A tensor's stored bytes from byte ``start`` on, as many as fit the buffer: a view of
-    memory if possible, otherwise the buffer, uint8. Read-only."""
+    """Return a tensor's stored bytes from byte ``start`` on, as many as ``buffer`` has: read-only uint8.
+
+    The result is a view of mapped memory if possible, else the filled buffer.
+    """
     seen = checkpoint.view(name, start, len(buffer)) if len(buffer) else None
     if seen is not None:
         return np.frombuffer(seen, np.uint8)
@@ -150,8 +153,11 @@ def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
 
 
 def cached(function: Callable[..., T], most: int) -> Callable[..., T]:
-    """A function whose ``most`` latest results are cached, for tiles that need more of a tensor than
-    they are. Threads that want the same result wait for one call."""
+    """Return a function that caches the ``most`` latest results of ``function``.
+
+    Threads that need the same result wait for one call. This serves tiles whose computation needs more of
+    a tensor than the tile itself.
+    """
     latest, lock = lru_cache(maxsize=most)(function), threading.Lock()
 
     def call(*arguments: Hashable) -> T:
@@ -162,7 +168,7 @@ def cached(function: Callable[..., T], most: int) -> Callable[..., T]:
 
 
 def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
-    """Elements ``start`` to ``start + count`` of a tensor as stored: uint8 [count * size]."""
+    """Elements ``start`` to ``start + count`` of a tensor as stored: uint8 [count * itemsize]."""
     size = checkpoint.specs[name].dtype.itemsize
     stored = np.empty(count * size, np.uint8)
     if count:

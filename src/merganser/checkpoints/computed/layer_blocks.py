@@ -48,8 +48,9 @@ class Blocks:
 
 
 class JoinedBlocks:
-    """A tensor of blocks from stored tensors of one dtype; of mixed dtypes in float32 (float64 if
-    one has that).
+    """A tensor assembled from the blocks of stored tensors.
+
+    It has the dtype of the stored tensors; if these differ, float32, or float64 if one of them has that.
 
     Args:
         donors: the stored tensors; the result takes name and dtype from the first.
@@ -87,12 +88,12 @@ class JoinedBlocks:
         ]
 
     def digest(self) -> str:
-        """Everything that determines the origin of its blocks."""
+        """A digest of everything that determines the origins of its blocks."""
         donors = [(donor.checkpoint.header_digest, donor.name) for donor in self._donors]
         return repr((donors, list(self._layers)))
 
     def located(self, name: str) -> JoinedLayers:
-        """The origin of its blocks, as data, under its name."""
+        """The origins of its blocks as picklable data, with the tensor's name."""
         donors = (after(TensorAt, donor.checkpoint.locator, donor.name) for donor in self._donors)
         return JoinedLayers(
             name,

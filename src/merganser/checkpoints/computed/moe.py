@@ -3,8 +3,8 @@
 Published checkpoints name each expert's matrices (``mlp.experts.7.gate_proj.weight``; Mixtral's
 ``block_sparse_moe.experts.7.w1.weight``). transformers 5 computes with stacks and can write them,
 as trainers do: ``mlp.experts.gate_up_proj`` [experts, 2 * inner, hidden], an expert's gate above
-its up matrix, and ``mlp.experts.down_proj`` [experts, hidden, inner]. Both hold the same bytes at
-different places, so a range of one consists of ranges of the other.
+its up matrix, and ``mlp.experts.down_proj`` [experts, hidden, inner]. Both layouts contain the same bytes at
+different offsets, so a range of one consists of ranges of the other.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Style:
 
     Attributes:
         block: a layer's name of the block with router and experts.
-        names: of an expert's matrices, as one of ``_NAMES``; None for stacks.
+        names: names of an expert's matrices, an element of ``_NAMES``; None for stacks.
     """
 
     block: str
@@ -65,7 +65,7 @@ class _Layer:
 
 
 def named_like(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
-    """A checkpoint with its experts under another's names; unchanged if it has those names.
+    """Return a checkpoint with its experts in another's names and layout; itself if they already are.
 
     Raises:
         InputError: when its experts cannot be converted to those names.

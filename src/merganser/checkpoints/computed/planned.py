@@ -19,9 +19,9 @@ class NotMergedYet(InputError):
 
 @dataclass
 class PlannedCheckpoint:
-    """See :class:`merganser.checkpoints.Checkpoint`; the weights do not exist yet.
+    """A :class:`merganser.checkpoints.Checkpoint` of a merge that has not run, with headers only.
 
-    ``path`` is the source folder of its tokenizer.
+    ``path`` is the folder from which the merge takes its tokenizer.
     """
 
     label: str
@@ -37,7 +37,7 @@ class PlannedCheckpoint:
     locator: Locator | None = None
 
     def read(self, name: str, start: int, into: memoryview) -> None:
-        """Raise: the weights do not exist yet.
+        """Raise an error, since the weights do not exist yet.
 
         Raises:
             NotMergedYet: always.
@@ -45,8 +45,8 @@ class PlannedCheckpoint:
         raise NotMergedYet(f"{self.label}: is planned, but not merged yet")
 
     def view(self, name: str, start: int, length: int) -> memoryview | None:
-        """No view."""
+        """Return None."""
         return None
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: no file is open."""

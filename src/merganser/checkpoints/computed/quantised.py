@@ -149,7 +149,7 @@ def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
     return next((n for n in (f"{name}_scale_inv", f"{name}_scale") if n in specs), None)
 
 
-# -- what the config says --------------------------------------------------------------------------
+# -- settings in the config ------------------------------------------------------------------------
 
 
 def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class _Grid:
     """Maps elements of a matrix [rows, columns], or of a stack of them, to scales.
 
     Attributes:
-        rows, columns: of one matrix.
+        rows, columns: the shape of one matrix.
         height, width: size of the block that shares a scale.
         down, across: number of scales by rows and by columns of a matrix.
     """

@@ -1,7 +1,7 @@
 """Tensors with the elements of another checkpoint's tensors in another order.
 
-A model class stacks, splits or transposes tensors when loading and saving. Reading needs only
-the location of each tensor's elements.
+A model class stacks, splits or transposes tensors when it loads and saves them. To read such a tensor, the
+locations of its elements suffice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SourceBlock:
         tensor: the other tensor's name.
         offset: byte offset of its first element in that tensor.
         size: its sizes along each axis.
-        stride: distance of neighbours along each axis, in elements of that tensor.
+        stride: distance between neighbours along each axis, in elements of that tensor.
         origin: index of its first element in the new tensor.
     """
 
@@ -42,7 +42,7 @@ class Rearrangement:
 
     Attributes:
         spec: its dtype and shape.
-        grid: the shape that the blocks divide: the tensor's, with axes split further.
+        grid: the shape that the blocks divide: the tensor's shape, with axes possibly split.
         blocks: they do not overlap; elements outside all blocks are zero.
     """
 
@@ -54,10 +54,10 @@ class Rearrangement:
 def rearranged(
     checkpoint: Checkpoint, tensors: Mapping[str, Rearrangement | str], notes: Sequence[str]
 ) -> Checkpoint:
-    """A checkpoint with another's elements.
+    """Return a checkpoint whose tensors consist of another checkpoint's elements.
 
     Args:
-        checkpoint: the other.
+        checkpoint: the checkpoint that stores the elements.
         tensors: each tensor's blocks, or the name of the equal tensor in ``checkpoint``.
         notes: notes for the user.
     """

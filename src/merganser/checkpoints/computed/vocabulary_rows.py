@@ -22,7 +22,7 @@ ZERO, MEAN, FILL = -1, -2, -3
 """Origins of rows that no donor has: zeros, a mean over donors, and the mean of all other rows."""
 
 BLOCK = 2**20
-"""Elements averaged at a time; the sum's bits depend on it."""
+"""Number of elements summed in one step of a mean; the result's rounding depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class RowMap:
     """The origin of every row of a vocabulary.
 
     Attributes:
-        origin: int32 [rows], index of a donor, or ``ZERO``, ``MEAN`` or ``FILL``.
-        row: int32 [rows], the row there; for ``MEAN`` the row of ``means``.
-        means: int32 [m, donors], the rows to average; -1 for donors to skip.
+        origin: int32 [rows]: index of a donor, or ``ZERO``, ``MEAN`` or ``FILL``.
+        row: int32 [rows]: index of the row in the donor; for ``MEAN``, in ``means``.
+        means: int32 [m, donors]: index of the row of each donor to average; -1 to skip a donor.
     """
 
     origin: Array
@@ -86,15 +86,15 @@ def vocabulary_axis(name: str, spec: TensorSpec) -> int:
 
 
 class GatheredTensor:
-    """A tensor with rows (first axis longer than one) from stored tensors.
+    """A tensor whose rows, along its vocabulary axis, come from stored tensors.
 
-    Rows of one dtype are copied. With means, or with donors of different dtypes, all rows are
-    float32 (float64 if a donor has that), and ``spec.narrow`` is the default dtype of results.
+    Rows are copied if all donors have one dtype and there are no means. Otherwise all rows are float32
+    (float64 if a donor has that), and ``spec.narrow`` is the default dtype of results.
 
     Args:
-        donors: the tensors that a map's origins number.
-        own: index of the donor that it replaces.
-        rows: the map; all tensors of a checkpoint have the same.
+        donors: the stored tensors, indexed by the map's origins; None for a model without one.
+        output: index of the donor that the tensor replaces.
+        rows: the row map, which all gathered tensors of a checkpoint share.
 
     Raises:
         InputError: when donors have rows of different sizes.
@@ -143,7 +143,7 @@ class GatheredTensor:
         return hashlib.sha256(f"{self.rows.digest()} {facts}".encode()).hexdigest()
 
     def located(self, name: str) -> GatheredRows:
-        """The origins of its rows, as data, under its name."""
+        """The origins of its rows as picklable data, with the tensor's name."""
         donors = (
             None if d is None else after(TensorAt, d.checkpoint.locator, d.name)
             for d in self._donors

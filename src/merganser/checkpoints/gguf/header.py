@@ -37,9 +37,9 @@ class GgufTensor:
 
     Attributes:
         file: the file.
-        kind: ggml's number of its type.
-        shape: its sizes, outermost first.
-        offset: byte offset in the file.
+        kind: ggml's type number.
+        shape: its shape, outermost axis first.
+        offset: byte offset of its data in the file.
     """
 
     file: Path

@@ -54,7 +54,7 @@ config."""
 
 
 class ModelKeys:
-    """A GGUF file's keys, as they concern tensors."""
+    """A GGUF file's keys that describe its tensors and the model's config."""
 
     def __init__(
         self, file: Path, keys: Mapping[str, Any], entries: Mapping[str, GgufTensor]
@@ -86,7 +86,7 @@ class ModelKeys:
     def _whole(self, name: str, default: int | None = None) -> int:
         value = self._key(name, default)
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
-            value = value[0].item()  # one number per layer
+            value = value[0].item()  # an array with one number per layer
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
             told = (
                 "is missing"

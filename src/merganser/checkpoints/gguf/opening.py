@@ -71,7 +71,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
         model.check(config, given)
     else:
         config = model.config(factors)
-    mine = path.is_dir() or given.is_file()  # otherwise the folder may hold anything
+    mine = path.is_dir() or given.is_file()  # otherwise the folder may contain unrelated files
     folder = beside if mine else home
     made: Path | None = None
     notes = []
@@ -111,7 +111,7 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
 
 
 _made: dict[object, Path] = {}
-"""Temporary folders of this process, by their sources, since a model is opened several times."""
+"""Temporary folders of this process by their sources, reused when a model is opened again."""
 
 
 def _companions(files: Sequence[Path], keys: Mapping[str, Any], beside: Path | None) -> Path | None:

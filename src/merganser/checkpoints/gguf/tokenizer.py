@@ -2,9 +2,9 @@
 
 ``tokenizer.ggml.model`` is ``gpt2`` (byte-level BPE with merges; ``tokenizer.ggml.pre`` only names
 how texts are split into words) or ``llama`` (SentencePiece's BPE: pieces with scores, which
-determine the merges). Token types determine which tokens are matched before splitting. What a name
-in ``pre`` means is llama.cpp's; where the model's original tokenizer is known to do more (NFC, full
-words before merges), the result does so too.
+determine the merges). Token types determine which tokens are matched before splitting. A name in ``pre``
+has llama.cpp's meaning. If the model's original tokenizer is known to do more (NFC normalization, lookup
+of full words before merging), the result does so too.
 """
 
 from __future__ import annotations

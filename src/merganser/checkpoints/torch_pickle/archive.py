@@ -15,7 +15,7 @@ MAX_DIRECTORY = 2**24
 """Maximum size of a zip archive's directory, in bytes; an entry takes about 80."""
 
 MAGIC_OF_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of files by PyTorch before 1.6."""
+"""First bytes of files that PyTorch before 1.6 wrote."""
 
 
 class FilePart(io.RawIOBase):
@@ -32,7 +32,7 @@ class FilePart(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Read bytes; raises for a size beyond that of a real archive's directory."""
+        """Read up to ``size`` bytes; raise an error if ``size`` exceeds :data:`MAX_DIRECTORY`."""
         if size > MAX_DIRECTORY:
             raise zipfile.BadZipFile
         return super().read(size) or b""

@@ -2,7 +2,7 @@
 
 ``.metadata`` is a pickle with the dtype, shape and chunks of every tensor, and with the file and byte
 range of every chunk, which is a complete PyTorch archive. FSDP, accelerate and TorchTitan write this
-format, and Megatron-core does as ``torch_dist``, with other names.
+format; Megatron-core calls it ``torch_dist``, and names tensors differently.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def _names() -> Names:
 
 
 NAMES = _names()
-"""Classes in ``.metadata`` other than tensors."""
+"""Names that the pickle ``.metadata`` may use, in addition to tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
     """Open a folder with a distributed checkpoint of PyTorch; None if it is not one.
 
     Raises:
-        InputError: when files are missing or cut off, or chunks do not join.
+        InputError: when files are missing or truncated, or chunks do not cover a tensor.
     """
     file = path / METADATA
     if not file.is_file():
@@ -177,7 +177,7 @@ def _places(
 
 
 def _check_overlap(folder: Path, places: Sequence[StoredRange]) -> None:
-    """Check that no byte belongs to two chunks, so that reading them takes no longer than the files."""
+    """Check that no byte belongs to two chunks, so that reading all chunks reads no byte twice."""
     for (file, at, length), (other, begin, _) in pairwise(sorted(places)):
         if file == other and begin < at + length:
             raise InputError(f"{folder / METADATA}: two chunks share bytes of {file.name!r}")

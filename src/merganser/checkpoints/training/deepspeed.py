@@ -43,7 +43,7 @@ NAMES: Names = {
     ("__builtin__", "set"): Function(list),
     **torch_pickle.GETATTR,
 }
-"""Classes in these files other than tensors."""
+"""Names that the pickles in these files may use, in addition to tensors."""
 
 
 def open_folder(path: Path, label: str) -> StoredCheckpoint | None:
@@ -124,7 +124,7 @@ def _ranks(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 
 def pattern_name(pattern: re.Pattern[str]) -> str:
-    """The files of a pattern in messages."""
+    """A pattern of file names, as text for messages."""
     return "*_optim_states.pt" if pattern is _OPTIMIZER else "*_model_states.pt"
 
 

@@ -79,7 +79,7 @@ def _names() -> Names:
 
 
 NAMES = _names()
-"""What the pickle of a rank may name in addition to tensors."""
+"""Names that the pickle of a rank may use, in addition to tensors."""
 
 
 EXTRA_NAMES: Names = {
@@ -89,7 +89,7 @@ EXTRA_NAMES: Names = {
     ("numpy.core.multiarray", "_reconstruct"): record("_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"): record("_reconstruct"),
 }
-"""Classes in verl's files of scheduler and random states, which are next to the shards."""
+"""Names in verl's files of scheduler and random states, which are next to the shards."""
 
 
 def open_folder(path: Path, label: str) -> Checkpoint | None:
@@ -168,7 +168,7 @@ def _check_different_steps(folder: Path) -> None:
     for file in sorted(folder.glob("extra_state_*rank_*.pt")):
         try:
             scheduler = torch_pickle.load(file, EXTRA_NAMES).get("lr_scheduler")
-        except (InputError, AttributeError):  # the weights do not depend on it
+        except (InputError, AttributeError):  # the weights do not depend on this file
             continue
         if isinstance(scheduler, dict) and isinstance(scheduler.get("last_epoch"), int):
             steps.setdefault(scheduler["last_epoch"], file)
@@ -207,7 +207,7 @@ def _joined(parts: Sequence[Any]) -> StoredTensor:
     """Join the ranks' parts to one tensor.
 
     Raises:
-        ValueError: when they do not cover it.
+        ValueError: when the parts do not cover the tensor.
     """
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:

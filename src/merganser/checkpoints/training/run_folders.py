@@ -34,7 +34,7 @@ EXPORT_ADAPTER = "export the adapter in PEFT's form and merge BASE+ADAPTER"
 
 
 def companions(folder: Path) -> Path:
-    """The folder with config and tokenizer for a folder of training shards; itself if there is none."""
+    """The folder with config and tokenizer of training shards; the shards' folder if there is no other."""
     for home in (folder, *folder.absolute().parents[:2]):
         for candidate in (home, *(home / name for name in HUGGINGFACE)):
             if (candidate / "config.json").is_file() and (home == folder or _is_model(candidate)):
@@ -72,7 +72,7 @@ def tracked_step(tracker: Path) -> Path:
     names = [f"global_step_{latest}", f"iter_{int(latest):07d}"] if latest.isdecimal() else [latest]
     for name in names:
         step = tracker.parent / name
-        with suppress(OSError, ValueError):  # too long a name, or a NUL in it
+        with suppress(OSError, ValueError):  # the name is too long or contains NUL
             if Path(name).name == name and name not in ("", ".", "..") and step.is_dir():
                 return step
     missing = tracker.parent / names[0][:60]

@@ -1,7 +1,7 @@
-"""Find the weights that a path to a training run means.
+"""Find the weights of a training run by its path.
 
-Layouts of verl (``RUN/global_step_N/actor``), Megatron (``RUN/iter_N``), DeepSpeed and the trainer of
-transformers (``checkpoint-N/global_stepN``).
+The supported layouts are those of verl (``RUN/global_step_N/actor``), Megatron (``RUN/iter_N``), DeepSpeed
+and the trainer of transformers (``checkpoint-N/global_stepN``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from merganser.errors import InputError, RecipeError
 
 @dataclass(frozen=True, slots=True)
 class WeightsLocation:
-    """The place of a reference's weights.
+    """The location of a reference's weights.
 
     Attributes:
         folder: the folder or file.
@@ -44,8 +44,8 @@ def locate(path: Path, weights: Weights) -> WeightsLocation:
     """Find the weights of a path: a model's folder, or a step of a training run.
 
     Args:
-        path: a file, the folder of a model or of a step, or that of a run, for its last step.
-        weights: the weights to read of a step that has both kinds.
+        path: a file, the folder of a model or of a step, or the folder of a run, whose last step is used.
+        weights: the weights to read if a step has both kinds.
 
     Raises:
         InputError: when a run names a step that is missing, or there are no such weights.
@@ -88,7 +88,7 @@ def _contents(shards: Path) -> Contents:
     """The contents of training shards; ``model`` if they cannot be read, since opening reports why."""
     with suppress(InputError):
         if (shards / METADATA).is_file():
-            from merganser.checkpoints.training import dcp  # it brings the reader of pickles
+            from merganser.checkpoints.training import dcp  # it imports the reader of pickles
 
             return dcp.contents(shards)
     return "model"
@@ -97,7 +97,7 @@ def _contents(shards: Path) -> Contents:
 def _beside(
     path: Path, shards: Path, published: Path, contents: Contents, weights: Weights, named: bool
 ) -> WeightsLocation:
-    """The place of a Megatron step's Hugging Face weights, if its shards contain no weights.
+    """The location of a Megatron step's Hugging Face weights, for shards without model weights.
 
     Args:
         path: the path that the user named.
@@ -107,7 +107,7 @@ def _beside(
         named: whether ``path`` is the Hugging Face folder.
 
     Raises:
-        InputError: when the shards are asked for, or the weights are those before the training.
+        InputError: when ``weights`` is ``shards``, or the Hugging Face weights are those before training.
     """
     here, there = _shown(shards, path), _shown(published, path)
     if contents == "optimizer":
