@@ -1,4 +1,4 @@
-"""Models, data sets and publishing on the Hugging Face Hub. Only this room uses the Hub."""
+"""Models, data sets and publishing on the Hugging Face Hub. Only this package accesses the Hub."""
 
 from merganser.hub.datasets import HubFiles, find_parquet
 from merganser.hub.models import (

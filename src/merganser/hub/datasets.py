@@ -23,10 +23,10 @@ class HubFiles:
     """The parquet files of one split of a data set.
 
     Attributes:
-        files: in order.
+        files: paths of the local files, in the order of their rows.
         config: the configuration's name.
         split: the split's name.
-        commit: the commit that they are of.
+        commit: the commit of the data set that contains the files.
     """
 
     files: tuple[Path, ...]
@@ -43,19 +43,19 @@ def find_parquet(
 ) -> HubFiles:
     """Return the parquet files of one split, downloading them if needed.
 
-    Without a revision they are those of the Hub's own conversion, or else of the main branch. A file
-    that is in the Hub's cache is not downloaded again. While ``HF_HUB_OFFLINE`` is set or the Hub is
-    not reached, the cache alone is searched.
+    Without a revision, the files are those of the Hub's parquet conversion; if there is none, of the main
+    branch. Files in the Hub's cache are not downloaded again. If ``HF_HUB_OFFLINE`` is set or the Hub
+    cannot be reached, only the cache is searched.
 
     Args:
         repository: ``org/name``.
-        config: may be left out if there is only one, or one is called ``default``.
-        split: may be left out if there is only one.
+        config: the configuration; None if there is only one, or for the one called ``default``.
+        split: the split; None if there is only one.
         revision: branch, tag or commit.
 
     Raises:
-        InputError: when there is no such data set, configuration or split; the message names those
-            that there are.
+        InputError: when the data set, configuration or split does not exist; the message lists those
+            that exist.
     """
     name = f"hub://{repository}" + (f"@{revision}" if revision else "")
     reached = False
@@ -85,7 +85,7 @@ def _why_not() -> str:
 
 
 def _listed(repository: str, branch: str, name: str) -> list[str] | None:
-    """Files of a branch by the Hub's answer, empty if there is no such branch; None without an answer."""
+    """The Hub's list of the files of a branch, empty if there is no such branch; None without an answer."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -141,7 +141,7 @@ def _cached(repository: str, branch: str) -> list[str]:
 
 
 def _tables(files: Sequence[str]) -> Mapping[tuple[str, str], list[str]]:
-    """Group parquet files by configuration and split, which their paths say.
+    """Group parquet files by configuration and split, according to their paths.
 
     The Hub's conversion writes ``CONFIG/SPLIT/0000.parquet``. Authors write ``data/SPLIT-…``,
     ``SPLIT-…`` or ``CONFIG/SPLIT-…``, where ``…`` is ``00000-of-00001`` or nothing.
@@ -162,7 +162,7 @@ def _tables(files: Sequence[str]) -> Mapping[tuple[str, str], list[str]]:
 
 
 def _chosen(kind: str, wanted: str | None, names: Sequence[str], name: str, where: str) -> str:
-    """The configuration or split to take."""
+    """The wanted configuration or split, or the only or default one."""
     there = list(dict.fromkeys(names))
     if wanted is None and (len(there) == 1 or (kind == "config" and "default" in there)):
         return there[0] if len(there) == 1 else "default"
@@ -211,7 +211,7 @@ def _fetch(
 
 
 def _pattern(file: str) -> str:
-    """What all files of a split are called, so that a missing one is noticed."""
+    """The glob pattern of all files of a split, with which a missing file is detected."""
     path = PurePosixPath(file)
     stem = "*" if path.stem.isdigit() else _SHARD.sub("-[0-9]*-of-*", glob.escape(path.stem))
     return str(PurePosixPath(glob.escape(str(path.parent))) / f"{stem}.parquet")

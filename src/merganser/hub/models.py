@@ -1,4 +1,4 @@
-"""Models on the Hub: found locally, in the Hub's cache, or downloaded."""
+"""Locate models in local folders or the Hub's cache, or download them from the Hub."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SMALL = [
     *("*.json", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "README.md"),
     "mergekit_config.yml",
 ]
-"""Everything except weights: configs, tokenizers, code (copied, never run), the card with its licence,
-and the recipe of a merge."""
+"""Patterns of a model's files without weights: configs, tokenizers, code (copied, never run), the card with
+its licence, and the recipe of a merge."""
 
 _WANTED = [*_SMALL, "*.safetensors"]
 
@@ -32,7 +32,7 @@ _OF_MODULES = "*/pytorch_model.bin"
 """Weights of sentence-transformers modules, which often have no safetensors file."""
 
 _PRECISE = ("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
-"""GGUF's types as they occur in file names, the most precise first."""
+"""GGUF's types as file names contain them, the most precise first."""
 
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -47,13 +47,13 @@ def resolve(
 ) -> Path:
     """Return the local folder of a model, downloading it from the Hub if needed.
 
-    For a repository that has only GGUF files, return the file that is most precise by its name.
-    Nothing is downloaded while ``HF_HUB_OFFLINE`` is set.
+    For a repository with GGUF files only, return the file whose name states the most precise type.
+    With ``HF_HUB_OFFLINE`` set, nothing is downloaded.
 
     Args:
         path: folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        beside: the recipe's folder; relative paths are tried from the current folder, then from it.
+        beside: the recipe's folder; a relative path is resolved in the current folder, then in this one.
         weights: whether to download weights, or only config and tokenizer.
 
     Raises:
@@ -69,7 +69,7 @@ def resolve(
 
 
 def _hint(path: str, beside: Path | None) -> str:
-    """Suggest an existing path that differs from ``path`` by a slip in one name; else an empty text."""
+    """Suggest an existing path whose spelling differs from ``path`` in one name; else an empty text."""
     for home in (Path(), *([] if beside is None else [beside])):
         parts = () if path.startswith("~") else Path(path).parts
         for n, part in enumerate(parts):
@@ -86,7 +86,7 @@ def _hint(path: str, beside: Path | None) -> str:
 
 
 def local_folder(path: str, beside: Path | None = None) -> Path | None:
-    """Return the path as it exists from the current folder, or from the recipe's; None if it does not."""
+    """Return the existing path in the current folder, or in the recipe's; None if neither exists."""
     if exists(path):
         return Path(path).expanduser()
     if beside is not None and exists(str(beside / path)):
@@ -95,7 +95,7 @@ def local_folder(path: str, beside: Path | None = None) -> Path | None:
 
 
 def commit(path: Path | None) -> str | None:
-    """Return the commit of a folder or file in the Hub's cache, read off its path; None elsewhere."""
+    """Return the commit in the path of a folder or file in the Hub's cache; None for other paths."""
     parts = path.parts if path is not None else ()
     for models, snapshots, name in zip(parts, parts[1:], parts[2:], strict=False):
         if models.startswith(("models--", "datasets--")) and snapshots == "snapshots":
@@ -104,7 +104,7 @@ def commit(path: Path | None) -> str | None:
 
 
 def sha256(file: Path) -> str | None:
-    """Return the SHA-256 of a large file in the Hub's cache, read off its blob's name; None elsewhere."""
+    """Return the SHA-256 of a large file in the Hub's cache, from its blob's name; None for other files."""
     try:
         blob = file.readlink()
     except (OSError, ValueError):
@@ -139,7 +139,7 @@ def _from_hub(repository: str, revision: str | None, beside: Path | None, weight
             return folder
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
         if not constants.HF_HUB_OFFLINE:
-            with suppress(Exception):  # without a network, the cached files are the choice
+            with suppress(Exception):  # without a network, choose from the cached files
                 files = list_repo_files(repository, revision=revision)
         parts = chosen_gguf(files, name)
         return fetch([*_SMALL, *parts]) / parts[0] if parts else folder

@@ -17,7 +17,7 @@ class Repository:
     """A repository on the Hub.
 
     Attributes:
-        private: whether only its owners see it.
+        private: whether the repository is private.
         files: paths of its files.
     """
 
@@ -89,8 +89,7 @@ def send(
 ) -> str:
     """Commit files to a repository: all of them, or none.
 
-    Files that the Hub already has are not sent again, so an interrupted push continues when it is
-    repeated.
+    Files that the Hub already has are not uploaded again, so a repeated push continues an interrupted one.
 
     Args:
         repository: its name; created if it does not exist.
@@ -229,7 +228,7 @@ def _first_sentence(error: object) -> str:
 
 
 def model_index(name: str, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return scores in the form of a model card's metadata.
+    """Return scores as the ``model-index`` of a model card's metadata.
 
     Args:
         name: the model's name.

@@ -38,11 +38,11 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """A study's part of a card.
+    """The scores of a study in a model card.
 
     Attributes:
-        section: Markdown below the models.
-        metadata: keys of the front matter.
+        section: Markdown text, placed below the table of models.
+        metadata: additional keys of the front matter.
     """
 
     section: str
@@ -56,7 +56,11 @@ def write_card(
     title: str,
     scores: Scores | None = None,
 ) -> None:
-    """Write ``README.md``; for the arguments see :func:`card`."""
+    """Write the card to ``README.md`` in the output folder; for the arguments see :func:`card`.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
     text = card(manifest, recipe, folder, title, scores)
     files.write_text(folder / NAME, text)
     manifests.restate(folder, NAME)
@@ -76,7 +80,7 @@ def card(
         recipe: the recipe's text.
         folder: the output folder, with its config.
         title: the model's name.
-        scores: its scores in a study, or None.
+        scores: the model's scores in a study, or None.
     """
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
@@ -346,7 +350,7 @@ The same recipe and inputs give the same bytes on any machine: plan `{manifest["
 
 
 def _identity(entry: Mapping[str, Any]) -> str:
-    """What identifies an input: its commits on the Hub, the digest of its contents, or both."""
+    """The identity of an input: its commits on the Hub, the digest of its contents, or both."""
     commits: Mapping[str, str] = entry.get("commits", {})
     links = [
         f"[`{commit[:12]}`](https://huggingface.co/{name}/tree/{commit})"
@@ -361,7 +365,7 @@ def _identity(entry: Mapping[str, Any]) -> str:
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    """An input for people: linked if it is on the Hub, else its short name; never a local path."""
+    """An input's displayed name: a link if it is on the Hub, else its short name; never a local path."""
     if entry["hub"] and not entry["adapter"]:
         return _link(entry["hub"][0])
     own = f"`{_flat(entry['name']).replace('`', '').replace('|', chr(92) + '|')}`"
@@ -378,13 +382,13 @@ def _join(names: list[str]) -> str:
 
 
 def inline(text: str) -> str:
-    """Text that stays on its line and cannot become markup."""
+    """A text on one line, with Markdown and HTML markup escaped."""
     marked = re.sub(r"([\\\[\]`*|])", r"\\\1", _flat(text))
     return marked.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _flat(text: str) -> str:
-    """Text on one line, of a length that people read."""
+    """A text on one line, shortened if it is long."""
     return one_line(" ".join(text.split()))[:300]
 
 

@@ -1,4 +1,4 @@
-"""Digests of models' contents, which depend neither on the place nor on the time of the files.
+"""Digests of models' contents, independent of the paths and times of files.
 
 Digests of tensors are cached in the user's cache folder, by path, size, time and inode of the files.
 """
@@ -20,18 +20,20 @@ from merganser.errors import InputError, reraise_os_errors
 from merganser.planning import Plan, Source
 
 SCHEME = "mg1"
-"""The digest of tensors: see ``docs/output.md``."""
+"""Name of the digest scheme of tensors; see ``docs/output.md``."""
 
 READ = (".json", ".jinja", ".model", ".txt")
-"""Suffixes of files, other than weights, that a model's behaviour may depend on."""
+"""Suffixes of the files, besides weights, that may affect a model's behaviour."""
 
 UNREAD = ("merge_manifest.json", "trainer_state.json")
 
 MOST_REMEMBERED = 256
-"""Most models in the cache."""
+"""Maximum number of models in the cache."""
 
 SETTLED = 2_000_000_000
-"""Age of a file in nanoseconds after which a further change gives it another time, on any file system."""
+"""Minimum age in nanoseconds of a file whose digests are cached.
+
+On file systems with coarse times, a change of a younger file might leave its time as it is."""
 
 
 def digest_of_parts(parts: Mapping[str, str]) -> str:
@@ -49,20 +51,20 @@ def of_weights(source: Source, names: Iterable[str]) -> str:
     """The ``digest`` of an input in a manifest: of its files on the Hub, or of its tensors.
 
     Raises:
-        InputError: when a tensor cannot be read, or changes meanwhile.
+        InputError: when a tensor cannot be read, or its file changes during reading.
     """
     return digest_of_parts(hashes(source) or _tensor_digests(source, names))
 
 
 def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str, str]:
-    """Digests of the models that a plan reads, by reference: of their weights and other files.
+    """Return the digest of each model that a plan reads, of weights and other files, by reference.
 
     Args:
-        plan: an open one.
-        weights: the result of :func:`of_weights` by sources, where it is known; else they are read.
+        plan: the plan.
+        weights: known results of :func:`of_weights` by the index of the source; others are computed.
 
     Raises:
-        InputError: when a model cannot be read, or changes meanwhile.
+        InputError: when a model cannot be read, or its files change during reading.
     """
     parts: dict[str, dict[str, str]] = {name: {} for name in plan.homes.values()}
     read: dict[int, set[str]] = {}
@@ -107,7 +109,7 @@ def _tensor_digests(source: Source, names: Iterable[str]) -> dict[str, str]:
     known = _recalled(file)
     missing = [name for name in wanted if name not in known]
     if missing:
-        from concurrent.futures import ThreadPoolExecutor  # not loaded where all is known
+        from concurrent.futures import ThreadPoolExecutor  # unused if all digests are cached
 
         from merganser.engine.digests import read_digest
 
@@ -151,7 +153,7 @@ def _recalled(file: Path | None) -> dict[str, str]:
 
 
 def _remember(file: Path, digests: Mapping[str, str]) -> None:
-    """Write digests to the cache; a cache that cannot be written only costs time."""
+    """Write digests to the cache, ignoring errors, since the cache only saves time."""
     partial_file = file.with_name(f"{file.name}.{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which small files of the inputs an output gets, and whether it may."""
+"""Check the small files of the inputs that an output receives."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from merganser.release import config, tokenizer
 
 
 def check_links(plans: Iterable[Plan], copy_tokenizer: bool = True) -> None:
-    """Refuse small files that cannot be copied into an output, before any weight is merged.
+    """Check, before any weight is merged, that the small files can be copied into the outputs.
 
     Raises:
-        InputError: when one is a link out of its folder.
+        InputError: when a file is a link out of its folder.
     """
     for plan in plans:
         tokenizers = tokenizer.copied(plan) if copy_tokenizer else []

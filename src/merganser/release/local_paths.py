@@ -24,7 +24,7 @@ _HOMES = frozenset(
     {"home", "root", "Users", "mnt", "data", "tmp", "scratch", "workspace", "work", "opt", "srv"}
     | {"media", "var", "private", "Volumes", "lustre", "gpfs", "nfs", "fsx", "shared", "net"}
 )
-"""First folders of absolute paths; others count if this machine has them."""
+"""Top-level folders that mark a text as an absolute path; so do those that exist on this machine."""
 
 _ABSOLUTE = re.compile(
     r"(?<![\w/:.>)\]-])(?:~|/(?P<top>[\w.-]+)|[A-Za-z]:\\\\?[\w.-]+)(?:[/\\]+[\w.@+=-]+)+"
@@ -46,7 +46,7 @@ def local_paths(
 
     Args:
         files: local files or contents by name.
-        made: the manifest, if there is one.
+        made: the merge's manifest, or None.
     """
     named = public_names.public_names(made) if made else {}
     inputs = sorted((r for r, name in named.items() if r != name and "/" in r), key=len)
@@ -98,7 +98,7 @@ def _text(content: Path | bytes) -> str:
 
 
 def _mentioned(path: str, text: str) -> bool:
-    """Whether a text contains a path, not as a part of a longer word."""
+    """Whether a text contains a path that is not part of a longer word."""
     return re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", text) is not None
 
 

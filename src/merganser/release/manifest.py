@@ -50,13 +50,13 @@ Ancestor = tuple[Plan, Mapping[str, Any]]
 def build(
     plan: Plan, outcome: Outcome, version: str, ancestors: Sequence[Ancestor] = ()
 ) -> dict[str, Any]:
-    """Return the manifest as plain data. Only ``log`` depends on time and place of the merge.
+    """Return the manifest as plain data; only ``log`` depends on the time and place of the merge.
 
     Args:
         plan: the plan of the merge.
         outcome: the engine's digests, counts and effective weights.
         version: the version of Merganser.
-        ancestors: the earlier merges of the same recipe file that made inputs.
+        ancestors: the earlier merges of the same recipe file whose results are inputs.
     """
     reported = outcome.report.warnings if outcome.report else ()
     short = names([*(each for each, _ in ancestors), plan])
@@ -115,7 +115,7 @@ def build(
 
 
 def method_source(plan: Plan) -> dict[str, Any] | None:
-    """The source of a method that is not built in, without its folder; None for built-in methods."""
+    """The source file of a method, without its folder; None for a built-in method."""
     method = plan.method
     if method.origin is None:
         return None
@@ -159,7 +159,7 @@ def _identity(source: Source, name: str) -> dict[str, Any]:
 
 
 def _earlier(plan: Plan, stated: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    """The entry of an earlier merge."""
+    """The manifest's entry for an earlier merge."""
     return {
         "name": plan.recipe.recipe.name,
         **_settings(plan),
@@ -179,7 +179,10 @@ def sha256(data: bytes) -> str:
 
 
 def _input_digests(plan: Plan, outcome: Outcome) -> dict[int, dict[str, str]]:
-    """Digests of the tensors that were read, by source; without sources that have tensors without one."""
+    """Digests of the read tensors by source index and name.
+
+    A source is omitted if the digest of any of its tensors is unknown.
+    """
     digests: dict[int, dict[str, str]] = {}
     unknown: set[int] = set()
     for job, tensor in zip(plan.jobs, outcome.tensors, strict=True):
@@ -252,7 +255,7 @@ def _license(model: Path | None) -> str | None:
     with reraise_os_errors(InputError, "read", readme):
         if not readme.is_file():
             return None
-        with readme.open("rb") as stream:  # a YAML parser could be bombed; one line is enough
+        with readme.open("rb") as stream:  # untrusted YAML may be a bomb; one line suffices
             text = stream.read(2**16).decode("utf-8", "replace").replace("\r\n", "\n")
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     stated = front and re.search(r"^license: *([\"']?)([\w.+-]{1,40})\1 *(#.*)?$", front[1], re.M)
@@ -260,7 +263,7 @@ def _license(model: Path | None) -> str | None:
 
 
 def _conversion(plan: Plan) -> str | None:
-    """How the output converts one model: ``copied``, ``computed``, or None for a real merge."""
+    """The kind of a conversion of one model: ``copied`` or ``computed``; None for a merge."""
     converted = (
         len(plan.sources) == 1
         and plan.method.name == "passthrough"
@@ -298,7 +301,13 @@ def _without_folder(warning: str, plan: Plan) -> str:
 
 
 def write(manifest: dict[str, Any], folder: Path) -> None:
-    """Write the manifest to an output folder that has all other files, with their digests and its own."""
+    """Write the manifest to an output folder, with digests of the other files and of itself.
+
+    All other files must already be in the folder.
+
+    Raises:
+        ResourceError: when a file cannot be read, or the manifest cannot be written.
+    """
     weights = {NAME, *manifest["files"]}
     with reraise_os_errors(ResourceError, "read", folder):
         manifest["companions"] = {
@@ -316,14 +325,14 @@ def _write(manifest: dict[str, Any], folder: Path) -> None:
 
 
 def as_text(manifest: Mapping[str, Any]) -> str:
-    """The text of a manifest, with its own digest in its log."""
+    """The JSON text of a manifest, with its own digest in ``log``."""
     log = {**manifest["log"], "manifest_digest": UNKNOWN}
     text = json.dumps({**manifest, "log": log}, indent=1, ensure_ascii=False) + "\n"
     return text.replace(UNKNOWN, sha256(text.encode()))
 
 
 def restated(manifest: Mapping[str, Any], changed: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return a manifest with the digests of changed files."""
+    """Return a manifest with updated digests of changed files, given by name with their new contents."""
     known = manifest.get("companions", {})
     fresh = {name: sha256(data) for name, data in changed.items() if name in known}
     return {**manifest, "companions": known | fresh} if known else dict(manifest)
@@ -377,7 +386,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _why_none(folder: Path) -> str:
-    """Why a folder has no manifest, and what to do."""
+    """Explain why a folder has no manifest, and what to do."""
     merges = sorted(file.parent.name for file in folder.glob(f"*/{NAME}"))
     if merges:
         return f"it contains merged folders; name one of them, such as {folder / merges[0]}"
@@ -385,5 +394,5 @@ def _why_none(folder: Path) -> str:
 
 
 def tensor_digests(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Digests of all tensors of runs, in a manifest's form."""
+    """Digests of all output tensors of runs by name, in a manifest's form."""
     return {t.name: f"{SCHEME}:{t.digest}" for outcome in outcomes for t in outcome.tensors}

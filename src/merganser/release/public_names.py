@@ -58,8 +58,8 @@ def public_names(manifest: Mapping[str, Any]) -> dict[str, str]:
 def made_public(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return a manifest with public names for references, and without local folders.
 
-    References are replaced where they are values of known keys, and as paths in warnings. Other text
-    stays, even if it contains a short path.
+    References are replaced in the values of known keys, and in warnings if they contain a slash. Other
+    text is unchanged, even if it contains a short path.
     """
     named = public_names(manifest)
     report = manifest.get("effective_weights")
@@ -117,7 +117,7 @@ def recipe_text(plan: Plan, public: Mapping[str, str] | None = None) -> str:
 
 
 def recipe_made_public(parsed: ParsedRecipe, named: Mapping[str, str]) -> str:
-    """Return the text of a recipe with other names for its models."""
+    """Return the text of a recipe in which names replace the models' references."""
     data: Any = copy.deepcopy(dict(parsed.data))
     for path, reference in model_references(parsed.recipe):
         place = data
@@ -130,7 +130,7 @@ def recipe_made_public(parsed: ParsedRecipe, named: Mapping[str, str]) -> str:
 
 
 def _reference(name: str, written: Any) -> Any:
-    """Return a reference with another name, in the form of the original: a text, or a mapping."""
+    """Return a name as a reference in the form of the original: a text, or a mapping."""
     if not isinstance(written, dict):
         return name
     model, _, adapter = name.partition("+")

@@ -96,7 +96,7 @@ def _change(output: OutputTokenizer, folder: Path) -> None:
             edited = edited_settings(output, settings)
             if edited != settings:
                 files.write_json(folder / name, edited)
-    if output.dropped:  # these still list the dropped pieces
+    if output.dropped:  # these files still contain the dropped pieces
         for name in ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model"):
             (folder / name).unlink(missing_ok=True)
     older = folder / "added_tokens.json"

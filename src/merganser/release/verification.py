@@ -13,7 +13,7 @@ from merganser.release.manifest import NAME, UNKNOWN, sha256
 
 
 def is_as_written(manifest: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the manifest is unchanged, by the digest in its log."""
+    """Whether a folder's manifest file has the digest that its log states."""
     stated: str | None = manifest["log"].get("manifest_digest")
     if stated is None:
         return "companions" not in manifest  # older versions wrote neither

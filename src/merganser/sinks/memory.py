@@ -38,14 +38,15 @@ class StateDictSink(Sink):
 
 
 class StreamSink(Sink):
-    """Hands each tensor on once all of it is there, in an order of its own.
+    """A stream of complete tensors, in the order in which they become complete.
 
-    The engine waits while tensors of more than ``ahead`` bytes have not been taken. Memory is bounded
-    by that, by one tensor more, and by the tensors that the engine works on.
+    The engine writes; another thread calls :meth:`take`. The engine waits while the complete tensors that
+    nobody has taken exceed ``ahead`` bytes. Memory holds these, and the tensors that are still incomplete.
 
     Args:
-        specs: all tensors.
-        ahead: bytes of tensors that may wait to be taken.
+        specs: dtype and shape of every tensor.
+        ahead: maximum total size, in bytes, of complete tensors that wait for :meth:`take`; a single
+            larger tensor is accepted if no other waits.
     """
 
     def __init__(self, specs: Mapping[str, TensorSpec], ahead: int = 32 * 2**20) -> None:
@@ -76,7 +77,7 @@ class StreamSink(Sink):
         """See :class:`Sink`.
 
         Raises:
-            MerganserError: nobody takes the tensors any more.
+            MerganserError: when :meth:`stop` has been called.
         """
         with self._changed:
             self._left[name] -= length
@@ -94,10 +95,10 @@ class StreamSink(Sink):
             self._changed.notify_all()
 
     def take(self) -> tuple[str, torch.Tensor] | None:
-        """The next tensor, waiting for it; None once the sink is closed or stopped and all are taken."""
+        """Wait for the next tensor; return its name and the tensor, or None at the end or after a stop."""
         with self._changed:
             while not self._complete and not self._stopped:
-                self._changed.wait(0.2)  # in steps, so that Ctrl-C is heard
+                self._changed.wait(0.2)  # with a timeout, so that Ctrl-C works
             if not self._complete:
                 return None
             name, tensor = self._complete.popleft()
@@ -118,7 +119,7 @@ class StreamSink(Sink):
         self.stop()
 
     def stop(self) -> None:
-        """Take no more: the engine's next tensor fails."""
+        """Discard waiting tensors, and let the engine's next :meth:`commit` of a complete tensor fail."""
         with self._changed:
             self._stopped = True
             self._complete.clear()
@@ -129,7 +130,8 @@ class ModuleSink(StateDictSink):
     """The parameters of a live model on the CPU, changed in place.
 
     Raises:
-        MerganserError: when the model lacks a tensor of the merge, or has it in another dtype or shape.
+        MerganserError: when the model lacks a tensor of the merge, or its tensor has another dtype or
+            shape, is not contiguous, or is not on the CPU.
     """
 
     def __init__(self, module: torch.nn.Module, specs: Mapping[str, TensorSpec]) -> None:
@@ -150,7 +152,7 @@ class ModuleSink(StateDictSink):
 
 
 class LiveSink(Sink):
-    """The tensors of a live model on any device, in any dtype; each range is converted on arrival.
+    """The tensors of a live model on any device and in any dtype; each written range is converted to it.
 
     Raises:
         MerganserError: when a tensor of the model has another shape than the merge's, or is not

@@ -1,4 +1,4 @@
-"""What a sink is, and the two that store nothing."""
+"""The base class of sinks, and two sinks that store nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Sink:
     wants_digests = False
 
     def write(self, name: str, start: int, data: memoryview) -> None:
-        """Receive bytes of a tensor, from byte ``start`` on.
+        """Receive bytes ``start`` to ``start + len(data)`` of the tensor ``name``.
 
         The engine calls this once for each range, in any order and from any thread. It reuses the
         buffer, so a sink copies what it needs later.
@@ -23,14 +23,14 @@ class Sink:
         raise NotImplementedError(f"{type(self).__name__} does not say what write() does")
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
-        """Return memory for these bytes, to save a copy; the engine calls :meth:`commit` once it is filled.
+        """Return writable memory for ``length`` bytes of a tensor, which saves a copy; None to refuse.
 
-        If this returns None, the engine calls :meth:`write`.
+        The engine fills the memory and calls :meth:`commit`. After None it calls :meth:`write`.
         """
         return None
 
     def commit(self, name: str, start: int, length: int) -> None:
-        """Receive the bytes that the engine has written into reserved memory."""
+        """Receive the bytes that the engine has written into the memory of :meth:`reserve`."""
 
     def close(self) -> None:
         """Finish; the engine calls this after the last write."""
@@ -40,13 +40,13 @@ class Sink:
 
 
 class NullSink(Sink):
-    """Discard the output, to measure the engine alone."""
+    """A sink that discards the output, for benchmarks of the engine."""
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """Do nothing."""
 
 
 class DigestSink(NullSink):
-    """Keep only the engine's digests, to compare a merge with one on disk."""
+    """A sink that discards the output, while the engine computes digests to compare with a merge on disk."""
 
     wants_digests = True

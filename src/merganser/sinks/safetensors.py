@@ -1,4 +1,4 @@
-"""The sink of safetensors files."""
+"""A sink that writes safetensors files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merganser.errors import MerganserError, ResourceError
 from merganser.sinks.protocol import Sink
 
 WINDOW = 8 * 2**20
-"""Size of a write in bytes, and its alignment in the file."""
+"""Size in bytes of one write to the disk, and its alignment in the file."""
 
 
 UNOPENED, CLOSED = -1, -2
@@ -43,10 +43,10 @@ class Extents(Protocol):
 
 
 class SafetensorsSink(Sink):
-    """Safetensors files with final names, headers and offsets.
+    """A sink that writes safetensors files with the plan's names, headers and offsets.
 
-    Bytes are collected in aligned windows. A full window is written to the disk, past the page cache
-    where the file system allows it, so that the page cache is left to the inputs.
+    Bytes are collected in aligned windows. A full window is written to the disk, bypassing the page cache
+    if the file system allows it, so that the page cache remains available to the inputs.
     """
 
     wants_digests = True
@@ -77,7 +77,7 @@ class SafetensorsSink(Sink):
         file.write(offset + start, data)
 
     def reserve(self, name: str, start: int, length: int) -> memoryview | None:
-        """See :class:`Sink`. There is memory if the range is inside one window."""
+        """See :class:`Sink`. Returns None for a range that crosses windows."""
         file, offset = self._places[name]
         return file.reserve(offset + start, length)
 
@@ -92,7 +92,7 @@ class SafetensorsSink(Sink):
             file.close()
 
     def abort(self) -> None:
-        """Close the files, complete or not."""
+        """Close all files, including incomplete ones."""
         for file in self._files:
             file.abort()
 
@@ -120,7 +120,7 @@ class _ShardFile:
         self._direct = False
 
     def write(self, position: int, data: memoryview) -> None:
-        """Copy bytes into their windows; ranges never overlap, so copying needs no lock."""
+        """Copy bytes into their windows, without a lock, since ranges never overlap."""
         while len(data):
             part = data[: WINDOW - position % WINDOW]
             view = self.reserve(position, len(part))
@@ -154,7 +154,7 @@ class _ShardFile:
             full = window.missing == 0
             if full:
                 del self._windows[index]
-        if full:  # and no other thread has it any more
+        if full:  # no other thread uses the window now
             self._flush(index, window.buffer)
 
     def _open(self) -> None:

@@ -17,13 +17,13 @@ FILE = "chat_template.jinja"
 """The file that transformers reads first."""
 
 LEGACY_FILE = "chat_template.json"
-"""The file that processors used to be saved with."""
+"""The template file of multimodal processors in older releases of transformers."""
 
 NAMED = Path(__file__).parent / "templates"
 """Folder with one file per named template."""
 
 SHORTEST = 20
-"""A shorter text counts as a typing error, not as a template, as in MergeKit."""
+"""Minimum length of a template in characters; a shorter text is an error in the recipe, as in MergeKit."""
 
 
 def names() -> list[str]:
@@ -40,7 +40,7 @@ def of_model(folder: Path) -> str | None:
     """The default chat template of the model in a folder, or None.
 
     Raises:
-        InputError: when a file that should hold it is broken.
+        InputError: when a file of the template is invalid.
     """
     if (folder / FILE).is_file():
         return read_text(folder / FILE)
@@ -56,7 +56,7 @@ def of_model(folder: Path) -> str | None:
 
 
 def by_name(templates: Sequence[Any]) -> dict[str, str]:
-    """A model's templates by name, from a list of mappings with ``name`` and ``template``; others are skipped."""
+    """Templates by name, from a list of mappings with ``name`` and ``template``; skips other entries."""
     return {
         entry["name"]: entry["template"]
         for entry in templates
@@ -67,7 +67,7 @@ def by_name(templates: Sequence[Any]) -> dict[str, str]:
 
 
 def commonest(templates: Iterable[str | None]) -> str | None:
-    """The most frequent template, the first of equally frequent ones; None if there is none.
+    """The most frequent template, the first one of a tie; None if there is no template.
 
     Templates that differ only in white space at their ends count as one.
     """
@@ -84,7 +84,7 @@ def check(template: str) -> None:
     """Check that a text is a Jinja template.
 
     Raises:
-        ValueError: with the reason, if it is not.
+        ValueError: when it is not; the message is the reason.
     """
     if len(template) < SHORTEST or "{" not in template:
         raise ValueError(

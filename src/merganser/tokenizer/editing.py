@@ -21,7 +21,7 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
     """Return the output's ``tokenizer.json``.
 
     Raises:
-        InputError: when the tokenizers library cannot give every token its id.
+        InputError: when the tokenizers library would assign another id to a token.
     """
     start = output.start
     contents = read_contents(start.folder, start.label)
@@ -42,7 +42,7 @@ def edited_contents(output: OutputTokenizer) -> dict[str, Any]:
     if dict(ids_of(contents, file)) != output.tokens:
         if not isinstance(model["vocab"], dict):
             raise InputError(f"{file}: its ids leave gaps, so that no tokens can be added to it")
-        # The library puts added tokens into gaps, even onto ids in use; pieces keep their ids.
+        # The library assigns added tokens to gaps between ids, even to ids in use; ids of pieces are fixed.
         model["vocab"] |= {token: output.tokens[token] for token in added}
         if dict(ids_by_library(contents, file)) != output.tokens:
             raise InputError(
@@ -61,7 +61,7 @@ def _drop_pieces(model: dict[str, Any], dropped: frozenset[str]) -> None:
 
 
 def _merged(merge: object) -> tuple[str, ...]:
-    """The two parts of a merge and their concatenation; older files have the parts in one text."""
+    """The two parts of a merge and their concatenation; in older files a merge is one text."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         return ()
@@ -69,8 +69,10 @@ def _merged(merge: object) -> tuple[str, ...]:
 
 
 def edited_settings(output: OutputTokenizer, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return ``tokenizer_config.json`` or ``special_tokens_map.json`` with the new added tokens and
-    without dropped ones."""
+    """Return ``tokenizer_config.json`` or ``special_tokens_map.json`` for the output.
+
+    The result contains the new added tokens and lacks the dropped ones.
+    """
     edited = dict(settings)
     decoder = edited.get("added_tokens_decoder")
     if isinstance(decoder, dict):

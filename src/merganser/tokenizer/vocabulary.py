@@ -1,8 +1,8 @@
-"""Read vocabularies of tokenizers, and decide the output's.
+"""Read vocabularies of tokenizers, and determine the output's.
 
-A vocabulary is the ids of tokens and the settings of added tokens, read from ``tokenizer.json`` and
-the small files of its folder. A new tokenizer is an old one with tokens added at its end, as in
-MergeKit; its pieces and merges stay.
+A vocabulary consists of the ids of tokens and the settings of added tokens, read from ``tokenizer.json``
+and the other tokenizer files of a folder. A new tokenizer is a model's tokenizer with tokens appended, as
+in MergeKit; pieces and merges are unchanged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Vocabulary:
         tokens: ids by token, including added tokens.
         added: settings of the added tokens.
         roles: special tokens by role: ``{"bos": "<s>"}``.
-        loose: added tokens that are in other files, not in ``tokenizer.json``.
+        loose: added tokens that only other files list, not ``tokenizer.json``.
     """
 
     label: str
@@ -86,11 +86,11 @@ class OutputTokenizer:
     """The output's tokenizer: a model's, with added, changed and dropped tokens.
 
     Attributes:
-        start: the vocabulary of that model's files.
+        start: the vocabulary of the model's files.
         tokens: ids by token.
-        new: added tokens that the files lack, or have with other settings.
+        new: added tokens that the files lack, or list with other settings.
         dropped: tokens of the files that the output lacks.
-        conflicts: tokens with different settings in several models; the first model's count.
+        conflicts: tokens whose settings differ between models; the first model's settings are used.
     """
 
     start: Vocabulary
@@ -307,15 +307,15 @@ def _special(*settings: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     return roles, list(dict.fromkeys(ordered))
 
 
-# -- making ------------------------------------------------------------------------------------------
+# -- output ------------------------------------------------------------------------------------------
 
 
 def kept(start: Vocabulary, rows: int | None) -> OutputTokenizer:
     """A model's tokenizer, without tokens that have no row in its embedding.
 
     Args:
-        start: the vocabulary.
-        rows: rows of the model's embedding; None if unknown.
+        start: the model's vocabulary.
+        rows: number of rows of the model's embedding; None if unknown.
     """
     if rows is None or start.size <= rows:
         return OutputTokenizer(start, start.tokens)
@@ -329,11 +329,11 @@ def union(
     """Add all tokens of other vocabularies at the end of the base's tokenizer.
 
     Pieces come first, then added tokens, both in the order of the models and of their ids. A token
-    has the settings of the first model that adds it.
+    gets the settings of the first model that adds it.
 
     Args:
         base: the tokenizer to extend.
-        others: vocabularies, with the rows of their models' embeddings.
+        others: vocabularies, each with the number of rows of its model's embedding (None if unknown).
     """
     start = base.start
     first = {t: flags for t, flags in start.added.items() if t in base.tokens}
