@@ -6,8 +6,8 @@ rows to the length m: (m / |row|) * row. Weights that are stored as [in, out] (G
 embeddings, are changed by the transpose. Full tensors in an adapter replace the model's.
 
 An element of the product is summed over the ranks in order, in float64, and rounded once to float32
-(float64 for float64 weights), so its bits do not depend on the range. No merged weight is stored. DoRA's lengths
-require complete rows, and are computed when the first tile of a tensor is read.
+(float64 for float64 weights), so its bits do not depend on the range. No merged weight is stored. DoRA's
+lengths require complete rows, and are computed when the first tile of a tensor is read.
 """
 
 from __future__ import annotations
