@@ -218,7 +218,7 @@ def karcher(
     """The point on the sphere with the smallest sum of squared angles to all models.
 
     It is the Riemannian centre of mass of the unit vectors (Karcher 1977), with the mean of their lengths.
-    Gradient steps in the space that the inputs span compute it from inner products, so they cost nothing.
+    Gradient steps in the space that the inputs span compute it from inner products of the inputs.
     Weights are optional and normalised; MergeKit has none. Inputs whose directions cancel are averaged.
     For several models that are far from each other, as ``slerp`` for two.
     """

@@ -26,8 +26,8 @@ def nearswap(
 ) -> Tensor:
     """The base, moved towards the other model where the two are near: by min(1, t / |x_1 - x_0|).
 
-    Gives a model a tinge of another without its large differences. t has the size of the differences that
-    should be swapped completely.
+    Takes over small differences of the other model and leaves out its large ones. Where a difference is at
+    most t, the result is the other model's value.
     """
     (other,) = tensors
     distance = (other - base).abs()
@@ -138,7 +138,7 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
 
     An element's importance is the size of its change times the divergence of its row, sum(p log(p / q))
     of the rows' softmaxes. It stands out if it exceeds the median by 1.5 times the interquartile range.
-    Takes the most of a fine-tune with the least change. Divergences are computed in float64 and
+    For a base that should change in few places only. Divergences are computed in float64 and
     importances compared in float32. Quartiles are exact; MergeKit estimates those of large tensors from a
     random sample.
     """

@@ -121,8 +121,9 @@ def ties(
 ) -> SparseDeltas:
     """Base plus the mean of the largest changes that have the elected sign at their position.
 
-    The result is x_0 + lambda sum(w_i d_i) / sum(w_i) over those models at a position whose change survives
-    and has the sign of sum(w_i d_i). The share density of each tensor survives, the largest changes. For
+    Of each model's tensor the largest changes stay, the share ``density``; the others become zero. At each
+    position the result is x_0 + lambda sum(w_i d_i) / sum(w_i) over the models whose change stayed and has
+    the elected sign, which is that of sum(w_i d_i) over all models. For
     several fine-tunes of one model that disturb each other. Source: Yadav et al. 2023, "TIES-Merging:
     resolving interference when merging models", arXiv:2306.01708.
     """
@@ -258,13 +259,13 @@ def della_linear(
 def sce(
     *, select_topk: Annotated[float, Range(0.01, 1.0, least=0.0, most=1.0)] = 1.0
 ) -> SparseDeltas:
-    """Base plus the changes where models vary most, weighted by their energies, minority signs erased.
+    """Base plus the changes where models vary most, weighted by their energies.
 
-    The variance of the changes between the models selects positions. The weights are each model's share of
-    the squares of the selected changes. The changes that are left are averaged. For fine-tunes of one model
-    whose weights you do not know. Source: Wan et al. 2024, "FuseChat: knowledge fusion of chat models",
-    arXiv:2408.07990. Where the squares' means add up to less than 1e-6, which is always so after a light
-    fine-tune, MergeKit uses equal weights instead.
+    Only changes with the elected sign at their position count. The variance of the changes between the
+    models selects positions. The weights are each model's share of the squares of the selected changes.
+    For fine-tunes of one model whose weights you do not know. Source: Wan et al. 2024, "FuseChat:
+    knowledge fusion of chat models", arXiv:2408.07990. Where the squares' means add up to less than
+    1e-6, which is always so after a light fine-tune, MergeKit uses equal weights instead.
     """
     keep = MostVaried(select_topk) if select_topk < 1 else ()
     return SparseDeltas(None, keep, elect=True, divide="counted")

@@ -91,7 +91,8 @@ class Claim:
         Raises:
             ClaimLost: another worker has taken over the unit.
         """
-        if not self.is_lost and _read_owner(self.file) != self.owner:
+        taken_over = self.file.with_suffix(".lost").exists()
+        if not self.is_lost and (taken_over or _read_owner(self.file) != self.owner):
             self._lost.set()
         if self.is_lost:
             raise ClaimLost(self.name)
@@ -254,11 +255,18 @@ class Claims:
         return self._clock.stat().st_mtime - touched > self.stale
 
     def _lose(self, name: str, number: int) -> bool:
-        """Mark a claim as lost by renaming it; return True in the one process that succeeds."""
+        """Rename a stale claim; True for the one process that succeeds."""
+        claim, lost = self._claim_file(name, number), self._lost_file(name, number)
         try:
-            self._claim_file(name, number).rename(self._lost_file(name, number))
-        except FileNotFoundError:
+            os.link(claim, lost)  # unlike a rename, it replaces nothing
+        except (FileExistsError, FileNotFoundError):
             return False
+        except OSError:  # the file system has no hard links
+            try:
+                claim.rename(lost)
+            except FileNotFoundError:
+                return False
+        claim.unlink(missing_ok=True)
         return True
 
     def _claim_file(self, name: str, number: int) -> Path:
