@@ -57,6 +57,9 @@ def broken(completion, problem):
 def quoting(completion, problem):
     raise ValueError(completion)
 
+def leaving(completion, problem):
+    raise SystemExit(3)
+
 @scorer("declared", batch=True, better="min")
 def declared(samples, problems):
     return [s.tokens + len(p.question) for s, p in zip(samples, problems)]
@@ -149,6 +152,12 @@ def test_an_exception_shows_the_last_frames(mine: Path) -> None:
     with pytest.raises(ScorerError) as refused:
         judging.judge_all(scorers.get("mine.py:quoting", {}, mine), items("\x1b[2Jgone"))
     assert refused.value.details.endswith("ValueError: \\x1b[2Jgone")
+
+
+def test_a_scorer_that_exits_fails_like_any_other(mine: Path) -> None:
+    with pytest.raises(ScorerError) as refused:
+        judging.judge_all(scorers.get("mine.py:leaving", {}, mine), items("gone"))
+    assert_one_line(str(refused.value), "scorer leaving: failed on", "SystemExit: 3")
 
 
 def test_the_command_shows_the_traceback(mine: Path) -> None:

@@ -60,7 +60,7 @@ def call(
         )
     except MerganserError:
         raise
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         return failure_of(error)
 
 
@@ -94,7 +94,7 @@ def values_of(scorer: Scorer, returned: Any, count: int) -> Values:
     return values
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """Describe an exception of a scorer."""
     reason = " ".join(str(error).split())[:160]
     home = str(Path(__file__).parent)
