@@ -245,6 +245,9 @@ evaluate: {tasks: [{problems: sums.jsonl, scorers: [exact]}], track: wandb}
     assert done.exit_code == 1
     assert_one_line(done.stderr.strip(), "needs wandb", "pip install 'merganser[wandb]'")
     assert not (tmp_path / "out").exists()
+    command = ["sweep", str(file), str(tmp_path / "out"), "--workers", "local:1"]
+    assert "needs wandb" in CliRunner().invoke(cli.main, command).stderr
+    assert not (tmp_path / "out").exists()
     other = CliRunner().invoke(
         cli.main, ["sweep", str(file), str(tmp_path / "out"), "--track", "none"]
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from merganser.cli.options import engine_choice, json_option, methods_option
+from merganser.cli.options import device_options, engine_choice, json_option, methods_option
 from merganser.cli.output import print_json
 from merganser.errors import RecipeError
 
@@ -61,16 +61,7 @@ def _options(command: Command) -> Command:
             ),
             click.option("--system", metavar="TEXT", help="A system prompt."),
             click.option("--raw", is_flag=True, help="Plain text, without the chat template."),
-            click.option(
-                "--device", default="auto", show_default=True, help="Such as cpu or cuda:1."
-            ),
-            click.option(
-                "--dtype",
-                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-                default="auto",
-                show_default=True,
-                help="Compute dtype; auto is float32 on the CPU.",
-            ),
+            device_options,
             engine_choice,
             methods_option,
         ]

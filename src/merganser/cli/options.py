@@ -207,6 +207,20 @@ json_option = click.option(
 )
 
 
+def device_options(command: Command) -> Command:
+    """Add the options for where and in which dtype a model computes."""
+    command = click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Compute dtype; auto is float32 on the CPU.",
+    )(command)
+    return click.option(
+        "--device", default="auto", show_default=True, help="Such as cpu or cuda:1."
+    )(command)
+
+
 def _parse_engine_options(
     _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, Any] | None:

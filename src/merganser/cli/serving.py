@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
-from merganser.cli.options import methods_option
+from merganser.cli.options import device_options, methods_option
 from merganser.cli.output import show_warning
 from merganser.serving import limits
 
@@ -16,17 +17,55 @@ KEY = "MERGANSER_API_KEY"
 """Environment variable with a key, for who does not want it in the list of processes."""
 
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def server_options(command: Command) -> Command:
+    """Add the options that all servers have."""
+    for option in reversed(
+        [
+            click.option(
+                "--host", default="127.0.0.1", show_default=True, help="Address to listen on."
+            ),
+            click.option(
+                "--port", type=click.IntRange(0, 65535), default=limits.PORT, show_default=True
+            ),
+            click.option(
+                "--api-key",
+                "keys",
+                multiple=True,
+                metavar="KEY",
+                help=f"A key that requests must bring; several are possible. {KEY} is one too.",
+            ),
+            click.option(
+                "--max-tokens",
+                type=click.IntRange(1),
+                default=None,
+                help="Longest completion; by default what the model's context leaves.",
+            ),
+            device_options,
+            click.option(
+                "-j",
+                "--threads",
+                type=click.IntRange(1),
+                default=None,
+                help="Threads of the merge.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def all_keys(given: Sequence[str]) -> tuple[str, ...]:
+    """The keys of the command line, and the one of the environment."""
+    own = os.environ.get(KEY)
+    return (*given, *([own] if own else []))
+
+
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=limits.PORT, show_default=True)
-@click.option(
-    "--api-key",
-    "keys",
-    multiple=True,
-    metavar="KEY",
-    help=f"A key that requests must bring; several are possible. {KEY} is one too.",
-)
+@server_options
 @click.option(
     "--allow-origin",
     "origins",
@@ -57,12 +96,6 @@ KEY = "MERGANSER_API_KEY"
     help="Requests that may wait; beyond, the answer is 429.",
 )
 @click.option(
-    "--max-tokens",
-    type=click.IntRange(1),
-    default=None,
-    help="Longest completion; by default what the model's context leaves.",
-)
-@click.option(
     "--batch-size",
     type=click.IntRange(1),
     default=limits.MOST_ROWS,
@@ -77,15 +110,6 @@ KEY = "MERGANSER_API_KEY"
     show_default=True,
     help="Seconds that running requests have when the server is stopped.",
 )
-@click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="What is computed in; auto is float32 on the CPU.",
-)
-@click.option("-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merge.")
 @methods_option
 def serve(models: tuple[str, ...], **options: Any) -> None:
     """Serve MODELs to OpenAI's clients, all from one set of weights.
@@ -102,7 +126,6 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     from merganser.serving.serve import serve as run
 
     gc.enable()
-    own = os.environ.get(KEY)
 
     def tell(url: str, count: int) -> None:
         plural = "" if count == 1 else "s"
@@ -111,5 +134,5 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     def warn(text: str) -> None:
         show_warning(text.replace("give keys", "give --api-key"))
 
-    keys = (*options.pop("keys"), *([own] if own else []))
+    keys = all_keys(options.pop("keys"))
     run(models, keys=keys, on_ready=tell, on_warning=warn, **options)

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from merganser.evaluation import sandbox
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.sandbox import Limits
+from merganser.evaluation.scorer_calls import judge_in_threads
 from merganser.evaluation.scorer_registry import Judgement, scorer
 
 CODE = 1
@@ -96,14 +96,8 @@ def code(
         score = passed / len(cases) if share else float(passed == len(cases))
         return Judgement(score, reason)
 
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as crew:
-        waiting = {crew.submit(judge, place): place for place in range(len(samples))}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            crew.shutdown(cancel_futures=True)
-            raise
+    threads = workers or len(os.sched_getaffinity(0))
+    yield from judge_in_threads(judge, len(samples), threads)
 
 
 def program_of(completion: str) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from merganser.evaluation.endpoint import Endpoint, EndpointTimeout
 from merganser.evaluation.generation import Message, Request, Sampling
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
+from merganser.evaluation.scorer_calls import judge_in_threads
 from merganser.evaluation.scorer_registry import Judgement, scorer
 
 CODE = 1
@@ -149,14 +149,7 @@ def judge(
             return Judgement(None, f"the judge took longer than {timeout:g} s", transient=True)
         return _read(reply, parse, pattern, scale)
 
-    with ThreadPoolExecutor(concurrency) as crew:
-        waiting = {crew.submit(ask, place): place for place in range(len(samples))}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            crew.shutdown(cancel_futures=True)
-            raise
+    yield from judge_in_threads(ask, len(samples), concurrency)
 
 
 def _filled(template: str, sample: Sample, problem: Problem, scale: tuple[float, float]) -> str:

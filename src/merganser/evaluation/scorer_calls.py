@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,28 @@ def call(
         raise
     except (Exception, SystemExit) as error:  # a user's function may raise anything
         return failure_of(error)
+
+
+def judge_in_threads(
+    judge: Callable[[int], Judgement], count: int, threads: int
+) -> Iterator[tuple[int, Judgement]]:
+    """Yield the index and judgement of each of ``count`` samples, in the order in which they end.
+
+    No judgement begins after one has raised an exception.
+
+    Args:
+        judge: judges the sample of an index, in one of ``threads`` threads.
+        count: number of samples.
+        threads: number of simultaneous calls.
+    """
+    with ThreadPoolExecutor(threads) as crew:
+        waiting = {crew.submit(judge, place): place for place in range(count)}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            crew.shutdown(cancel_futures=True)
+            raise
 
 
 def arguments(

@@ -27,7 +27,7 @@ from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.scoring import make_folder
 from merganser.study.served_model import ServedModel
 from merganser.study.watching import OnResults, no_results
-from merganser.tracking import Track
+from merganser.tracking import Track, choose
 from merganser.workers import study_file
 from merganser.workers.claims import TRIES, Claims
 from merganser.workers.crew import Crew, Where, parse
@@ -94,6 +94,7 @@ def sweep_with_workers(
         allow_code=allow_code,
         on_warning=on_warning,
     )
+    choose(track, prepared.block.track)  # what is missing is said before models are scored
     if write:
         prepared.check_ready(writing)
     home = prepared.home
