@@ -51,7 +51,7 @@ def transcript(command: str, folder: Path) -> str:
     )
     if done.returncode != 0:
         sys.exit(f"{command}: exit code {done.returncode}\n{done.stdout}")
-    return f"$ {command}\n" + done.stdout.replace(f"{folder}{os.sep}", "")
+    return f"$ {command}\n{done.stdout}"
 
 
 def main() -> None:

@@ -622,3 +622,14 @@ def test_what_is_wrong_with_a_call_is_one_line(arguments: list[str], message: st
     assert result.exit_code == 2
     assert result.stdout == ""
     assert_one_line(result.stderr.removesuffix("\n"), f"merganser: {message}")
+
+
+def test_outputs_are_named_from_the_current_folder_and_steer_no_terminal(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = CliRunner().invoke(main, ["merge", str(linear), "OUT"])
+    assert "\nOUT: " in first.stdout
+    second = CliRunner().invoke(main, ["merge", str(linear), "red\x1b[31m"])
+    assert "red\\x1b[31m: " in second.stdout
+    assert "\x1b" not in second.stdout

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from merganser import number_format
 from merganser.cli.columns import Column, letter, print_columns, stdout
+from merganser.cli.output import shown_path
 
 if TYPE_CHECKING:
     from merganser.merging.result import MergeResult
@@ -63,7 +64,7 @@ def show_result(result: MergeResult, *, verbose: bool = False) -> None:
             ]
             print_columns(console, columns, "all of these")
     size, seconds = result.plan.output_bytes, result.timings["total_s"]
-    where = f"[bold]{escape(str(result.folder))}[/]: " if result.folder else ""
+    where = f"[bold]{escape(shown_path(result.folder))}[/]: " if result.folder else ""
     console.print(
         f"{where}{result.plan.parameters:,} parameters, {number_format.size(size)} in {seconds:.1f} s "
         f"({number_format.size(size / max(seconds, 1e-9))}/s)",

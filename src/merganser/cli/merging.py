@@ -24,7 +24,7 @@ from merganser.cli.options import (
     tokenizer_option,
     weights_option,
 )
-from merganser.cli.output import print_json, show_warning
+from merganser.cli.output import print_json, show_warning, shown_path
 from merganser.cli.progress import merge_progress
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
 
         for step in steps:
             if step.merged is None:
-                click.echo(f"{step.folder}: is up to date")
+                click.echo(f"{shown_path(step.folder)}: is up to date")
             else:
                 show_result(step.merged, verbose=verbose > 0)
         if not steps:
