@@ -59,8 +59,10 @@ def simplex(results: Results, picture: Picture) -> Any:
     caption = (
         "Each score over the weights of three models: every dot is a merge, brighter where the score is better, "
         "lines join equal scores. Starred: the best, with its weights in the order left, right, top. Ringed: "
-        "chosen. Diamonds: the models themselves."
+        "chosen."
     )
+    if any(entry.role == "expert" for entry in results.entries):
+        caption += " Diamonds: the models themselves."
     return figure and picture("ternary", figure, "Scores over three weights", caption)
 
 
