@@ -57,6 +57,27 @@ def is_cached(descriptor: int, position: int) -> bool:
     return os.preadv(descriptor, [bytearray(1)], position, os.RWF_NOWAIT) != 0
 
 
+def populate(mapped: mmap.mmap, advice: int) -> None:
+    """Advise on a writable mapping as ``mapped.madvise(advice)`` does, which lets no other thread run
+    Python meanwhile.
+
+    Raises:
+        OSError: when the system refuses.
+    """
+    import ctypes
+
+    global _madvise
+    if _madvise is None:
+        _madvise = ctypes.CDLL(None, use_errno=True).madvise
+        _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    if _madvise(address, len(mapped), advice):
+        raise OSError(ctypes.get_errno(), "madvise")
+
+
+_madvise = None
+
+
 def write_through_cache(descriptor: int) -> None:
     """Turn direct I/O off for a file that is open."""
     import fcntl

@@ -23,6 +23,7 @@ class Worker:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
         self._scratch = Scratch()
+        self._undigested: dict[int, Array] = {}  # of a tile's rows
 
     def do(self, tile: Tile) -> int:
         """Measure or merge a tile.
@@ -42,16 +43,16 @@ class Worker:
                 )
             return 0
         written = 0
-        cells = [
-            None if digests is None else digests[begin : begin - (-len(data) // CELL)]
-            for row, data, digests in zip(group.rows, inputs.rows, group.digests, strict=False)
+        self._undigested = {
+            index: digests[begin : begin - (-len(data) // CELL)]
+            for index, (row, data, digests) in enumerate(
+                zip(group.rows, inputs.rows, group.digests, strict=False)
+            )
+            if digests is not None
             for begin in [tile.start * row.size // CELL]
-        ]
+        }
         for batch in group.batches:
-            rows = batch.parts[0].rows
-            digests = [cells[row] for row in rows] if cells else []
-            written += self._combine(batch, inputs, tile.start, count, digests)
-            cells = [None if i in rows else row_cells for i, row_cells in enumerate(cells)]
+            written += self._combine(batch, inputs, tile.start, count)
         for part in group.parts:
             if part.copies:
                 written += self._copy(part, group, inputs, tile.start, count)
@@ -59,10 +60,22 @@ class Worker:
                 written += self._put(part, tile.start, self._compute(part, group, inputs, tile))
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), tile.start, count)
-        for data, row_cells in zip(inputs.rows, cells, strict=False):
-            if row_cells is not None:
-                storage.digest(data, row_cells)
+        for row, cells in self._undigested.items():
+            storage.digest(inputs.rows[row], cells)
         return written
+
+    def _input_digests(self, part: RunningPlan) -> list[Array | None]:
+        """Where a kernel that reads a part's stored inputs is to put their digests; it must, since
+        nobody else will."""
+        return [self._undigested.pop(row, None) for row in part.rows]
+
+    def _output_digests(self, part: RunningPlan, begin: int, size: int) -> Array | None:
+        """The digests of a range of a part's output, for the kernel that writes it."""
+        if part.digests is None:
+            return None
+        first = begin // CELL
+        digests: Array = part.digests[first : first - (-size // CELL)]
+        return digests
 
     def _count_nonfinite(self, part: RunningPlan, inputs: Inputs, start: int, count: int) -> None:
         """Count the inputs' infinities and NaNs, unless the report's sums show that there are none."""
@@ -83,7 +96,6 @@ class Worker:
         inputs: Inputs,
         start: int,
         count: int,
-        digests: Sequence[Array | None],
     ) -> int:
         """Compute a batch with one kernel call, and write its outputs; returns their bytes."""
         first = batch.parts[0]
@@ -100,7 +112,8 @@ class Worker:
             sums = None if part.sums is None else part.sums.at(cells)
             if sums is not None and p:
                 sums = sums._replace(gram=None, differ=None)
-            outputs.append(Output(outs[p], how, part.seed, sums))
+            digests = self._output_digests(part, begin, size)
+            outputs.append(Output(outs[p], how, part.seed, sums, digests))
         taken = inputs.take(first.rows)
         merging.merge(
             kernels_for(taken),
@@ -111,10 +124,10 @@ class Worker:
             dtype.name,
             bool(first.rounding),
             outputs,
-            digests,
+            self._input_digests(first),
         )
         if reserved is not None:
-            self._digest(first, begin, outs[0])
+            self._count_in_output(first, begin, outs[0])
             self._sinks[first.plan].commit(first.job.name, begin, size)
             return size
         return sum(
@@ -138,6 +151,9 @@ class Worker:
                     f"tensor {part.job.name!r} ({part.job.spec.dtype}) cannot be averaged, and differs between "
                     f"{group.rows[part.rows[0]].checkpoint.label} and {group.rows[row].checkpoint.label}"
                 )
+        digests = self._output_digests(part, start * part.job.spec.dtype.itemsize, len(taken))
+        if digests is not None and len(taken):
+            storage.digest(taken, digests)
         return self._put(part, start, taken)
 
     def _compute(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
@@ -170,10 +186,14 @@ class Worker:
         how: How,
     ) -> None:
         sums = None if part.sums is None else part.sums.at(_cells(start, count))
-        output = Output(out, how, part.seed, sums)
-        dtype, stochastic = part.job.spec.dtype.name, bool(part.rounding)
+        dtype, stochastic = part.job.spec.dtype, bool(part.rounding)
+        cells = self._output_digests(part, start * dtype.itemsize, len(out))
+        output = Output(out, how, part.seed, sums, cells)
+        digests = [] if part.job.cast else [*self._input_digests(part), *[None] * how.extra]
         library = kernels_for(inputs)
-        merging.merge(library, inputs, count, start, part.wide, dtype, stochastic, [output])
+        merging.merge(
+            library, inputs, count, start, part.wide, dtype.name, stochastic, [output], digests
+        )
 
     def _in_torch(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         from merganser.engine import reference, torch_numbers
@@ -212,18 +232,17 @@ class Worker:
         self._merge(part, part.stored(inputs), start, count, out, how)
 
     def _put(self, part: RunningPlan, start: int, out: Array) -> int:
-        """Write a tile's output to the sink, with its digest; returns its bytes."""
+        """Write a tile's output, whose digests are known, to the sink; returns its bytes."""
         begin = start * part.job.spec.dtype.itemsize
         if len(out):
-            self._digest(part, begin, out)
+            self._count_in_output(part, begin, out)
             self._sinks[part.plan].write(part.job.name, begin, out.data)
         return len(out)
 
-    def _digest(self, part: RunningPlan, begin: int, out: Array) -> None:
+    def _count_in_output(self, part: RunningPlan, begin: int, out: Array) -> None:
+        """Count an output's infinities and NaNs."""
         if part.digests is None:
             return
-        first = begin // CELL
-        storage.digest(out, part.digests[first : first - (-len(out) // CELL)])
         code = CODES.get(part.job.spec.dtype.name)
         size = part.job.spec.dtype.itemsize
         if code is not None and part.may_be_nonfinite(_cells(begin // size, len(out) // size)):

@@ -26,6 +26,7 @@ class _OutputStruct(ctypes.Structure):
         ("seed", _U64),
         ("share", _F64),
         ("sums", _SumsStruct),
+        ("digests", _PTR),
     )
 
 
@@ -83,6 +84,7 @@ def merge(
                 o.seed,
                 o.how.share,
                 _sums_struct(o.sums, k, cells_of(count)),
+                _digests(o.digests, count * WIDTHS[code]),
             )
             for o, told in zip(outputs, structs, strict=True)
         )
@@ -92,10 +94,7 @@ def merge(
     if digests and len(digests) != len(inputs.rows):
         raise ValueError(f"{len(digests)} digests for {len(inputs.rows)} inputs")
     cells = (ctypes.c_void_p * len(digests))(
-        *(
-            None if each is None else checked(each, np.uint64, cells_of(len(row)))
-            for row, each in zip(inputs.rows, digests, strict=False)
-        )
+        *map(_digests, digests, map(len, inputs.rows))
     )
     tile = _TileStruct(
         inputs.struct(count),
@@ -115,9 +114,18 @@ def merge(
     from merganser.kernels import plain
 
     plain.merge(inputs, count, start, work, dtype, stochastic, outputs)
-    for row, into in zip(inputs.rows, digests, strict=bool(digests)):
+    written = [o.data[: count * WIDTHS[code]] for o in outputs]
+    for row, into in zip(
+        [*inputs.rows[: len(digests)], *written],
+        [*digests, *(o.digests for o in outputs)],
+        strict=True,
+    ):
         if into is not None:
             plain.digest(row, into)
+
+
+def _digests(cells: Array | None, size: int) -> int | None:
+    return None if cells is None else checked(cells, np.uint64, cells_of(size))
 
 
 def _sums_struct(sums: Sums | None, k: int, cells: int) -> _SumsStruct:

@@ -254,9 +254,12 @@ class Output(NamedTuple):
         how: the computation.
         seed: for stochastic rounding.
         sums: incremented; None for no report.
+        digests: uint64 by cells of the output's bytes, filled as by
+            :func:`merganser.kernels.storage.digest`; None for none.
     """
 
     data: Array
     how: How
     seed: int = 0
     sums: Sums | None = None
+    digests: Array | None = None

@@ -17,22 +17,24 @@ struct Plain {
 
 // What an output adds up, by cells; null where it is not wanted.
 struct Sums { double *gram, *differ, *ideal, *cross, *noise; };
-struct Output { void* out; const void* how; u64 seed; double share; Sums sums; };
-// `digests`: of each input, the digests of its cells of bytes, or null; null where none is wanted.
+// `digests`: of the cells of an output's bytes; of each input's in a tile. Null where none is wanted.
+struct Output { void* out; const void* how; u64 seed; double share; Sums sums; u64* digests; };
 struct Tile {
   Inputs in; i64 count, start, wide, code, stochastic, outputs; const Output* output; u64* const* digests;
 };
 
 EXPORT void digest(const u8* data, i64 size, u64* sums, i64 cells);
 
-// Digest the inputs' elements from the first of a cell on, while the cache has them.
-static void digest_inputs(const Tile& tile, i64 from, i64 to) {
-  for (i64 i = 0; i < tile.in.k; ++i) {
-    if (!tile.digests[i]) continue;
-    const i64 width = WIDTHS[tile.in.codes[i]], bytes = (to - from) * width;
-    digest((const u8*)tile.in.rows[i] + from * width, bytes, tile.digests[i] + from * width / CELL,
-           (bytes + CELL - 1) / CELL);
-  }
+// Digest elements from the first of a cell on, inputs' and outputs', while the cache has them.
+static void digest_range(const void* row, i64 width, u64* digests, i64 from, i64 to) {
+  const i64 bytes = (to - from) * width;
+  if (digests) digest((const u8*)row + from * width, bytes, digests + from * width / CELL, (bytes + CELL - 1) / CELL);
+}
+static void digest_all(const Tile& tile, i64 from, i64 to) {
+  for (i64 i = 0; tile.digests && i < tile.in.k; ++i)
+    digest_range(tile.in.rows[i], WIDTHS[tile.in.codes[i]], tile.digests[i], from, to);
+  for (i64 p = 0; p < tile.outputs; ++p)
+    digest_range(tile.output[p].out, WIDTHS[tile.code], tile.output[p].digests, from, to);
 }
 
 // What an output of a tile adds up in W, until it is told to the cell's sums in float64.
@@ -110,9 +112,10 @@ static void round_to(void* out, const W* exact, int n, i64 index, const Output& 
   const W share = (W)output.share;
   const bool wants_ideal = output.sums.ideal;
   Vec<W> noise = report ? report->noise : Vec<W>{};
+  Draws draws(output.seed, index);
   for (int at = 0; at < n; at += LANES) {
     const Vec<W> x = load<W>(exact + at);
-    const Vec<W> stored = put<W, Out, STOCHASTIC>((Out*)out + at, x, index + at, output.seed);
+    const Vec<W> stored = put<W, Out, STOCHASTIC>((Out*)out + at, x, draws);
     if (!report) continue;
     noise = fma(stored - x, stored - x, noise);
     store(report->moved + at, stored - share * load<W>(base + at));
@@ -167,7 +170,7 @@ template <class W, template <class> class Step> struct Walk {
         tell(low / CELL);
       }
       const i64 end = low + n;
-      if (tile.digests && (end % CELL == 0 || end == tile.count)) digest_inputs(tile, low / CELL * CELL, end);
+      if (end % CELL == 0 || end == tile.count) digest_all(tile, low / CELL * CELL, end);
     }
   }
 

@@ -16,25 +16,24 @@ INLINE Vec<float> single(Vec<double> x) {
   return (Vec<float>)(kept ? bits : up ? bits + 1 : bits - 1);
 }
 
-template <class W, class Out, bool STOCHASTIC> INLINE Vec<W> put(void* to, Vec<W> exact, i64 index, u64 seed) {
+template <class W, class Out, bool STOCHASTIC> INLINE Vec<W> put(void* to, Vec<W> exact, Draws& draws) {
   if constexpr (same<Out, bf16>) {
     Vec<float> x = single(exact);
-    Vec<u32> bits = (Vec<u32>)x, near = bits + ((bits >> 16) & 1) + 0x7FFF;
-    if constexpr (STOCHASTIC) {  // up with the probability of the part that is cut off
-      Vec<u32> cut = bits + (convert<u32>(draws(seed, index)) & 0xFFFF);
-      near = (bits & 0x7F800000) == 0x7F800000 ? near : cut;
-    }
-    Vec<u32> half = x != x ? Vec<u32>{} + 0x7FC0 : near >> 16;
+    const Vec<u32> bits = (Vec<u32>)x;
+    Vec<u32> plus;  // what is then cut off leaves the number rounded; infinity has no bits there and stays
+    if constexpr (STOCHASTIC) plus = draws.next().lower() & 0xFFFF;  // up with the probability of the part cut off
+    else plus = ((bits >> 16) & 1) + 0x7FFF;
+    const Vec<u32> half = x != x ? Vec<u32>{} + 0x7FC0 : (bits + plus) >> 16;
     store(to, convert<u16>(half));
     return convert<W>((Vec<float>)(half << 16));
   } else if constexpr (same<Out, f16>) {
     Vec<float> x = single(exact);
     if constexpr (STOCHASTIC) {
-      Vec<u64> drawn = draws(seed, index);
-      Vec<u32> bits = (Vec<u32>)x, cut = (bits + (convert<u32>(drawn) & 0x1FFF)) & 0xFFFFE000;
+      const Drawn drawn = draws.next();
+      Vec<u32> bits = (Vec<u32>)x, cut = (bits + (drawn.lower() & 0x1FFF)) & 0xFFFFE000;
       // Subnormal numbers are steps of 2**-24.
       Vec<double> steps = magnitude(convert<double>(x)) * 16777216.0, below = __builtin_elementwise_floor(steps);
-      Vec<double> drop = convert<double>(drawn >> 11) * (1.0 / 9007199254740992.0);
+      Vec<double> drop = convert<double>(drawn.all() >> 11) * (1.0 / 9007199254740992.0);
       below += drop < steps - below ? Vec<double>{} + 1.0 : Vec<double>{};
       Vec<float> small = convert<float>(below / 16777216.0);
       small = x < 0.0f ? -small : small;
@@ -49,7 +48,7 @@ template <class W, class Out, bool STOCHASTIC> INLINE Vec<W> put(void* to, Vec<W
     Vec<float> x = convert<float>(exact);
     if constexpr (STOCHASTIC && same<W, double>) {
       Vec<u64> mask = Vec<u64>{} + 0x1FFFFFFF, bits = (Vec<u64>)exact;
-      Vec<float> cut = convert<float>((Vec<double>)((bits + (draws(seed, index) & mask)) & ~mask));
+      Vec<float> cut = convert<float>((Vec<double>)((bits + (draws.next().all() & mask)) & ~mask));
       Vec<i32> near = convert<i32>((magnitude(exact) < 1.2e-38) | ((bits & 0x7FF0000000000000) == 0x7FF0000000000000));
       x = near ? x : cut;
     }

@@ -58,9 +58,7 @@ INLINE Vec<i32> lies_in(const Cut& cut, Vec<u32> key) { return (Vec<i32>)(key + 
 INLINE Vec<i32> is_set(const u8* bits, int at) {
   u16 word;
   memcpy(&word, bits + (at >> 3), 2);
-  Vec<i32> lane;
-  for (int l = 0; l < LANES; ++l) lane[l] = 1 << l;
-  return (lane & (i32)word) != 0;
+  return -__builtin_convertvector(__builtin_bit_cast(Truth, word), Vec<i32>);
 }
 
 template <class W> struct Keeper {
@@ -112,10 +110,11 @@ template <class W> struct Keeper {
     u8* bits = own + m * ROW;
     const u64 seed = rules.seeds[m], chance = rules.chances[m];
     const u32 least = (u32)(chance >> 32);
+    Draws draws(seed, index);
     for (int at = 0; at < n; at += LANES) {
-      const Vec<u32> drawn = convert<u32>(draws(seed, index + at) >> 32);  // hardly ever must the lower halves decide
-      u16 word = bits_of(drawn < least);
-      if (bits_of(drawn == least)) word = bits_of(draws(seed, index + at) < chance);
+      const Drawn drawn = draws.next();
+      u16 word = bits_of(drawn.upper() < least);
+      if (bits_of(drawn.upper() == least)) word = bits_of(drawn.all() < chance);  // hardly ever
       if (n - at < LANES) word &= (u16)((1u << (n - at)) - 1);
       memcpy(bits + (at >> 3), &word, 2);
     }

@@ -241,13 +241,13 @@ struct Row {
   // What the draws alone decide; returns in how many places they do not.
   i64 draw_all(i64 place) {
     const u32 low = (u32)(sure >> 32), top = (u32)(hard >> 32);
-    const u64 own = seed;
     u32* __restrict to = open;
     Vec<u32> lane;
     for (int l = 0; l < LANES; ++l) lane[l] = (u32)l;
     i64 count = 0;
+    Draws draws(seed, place);
     for (i64 n = 0; n < length; n += LANES) {
-      const Vec<u32> drawn = convert<u32>(draws(own, place + n) >> 32);
+      const Vec<u32> drawn = draws.next().upper();
       store(high + n, drawn);
       const u16 kept = bits_of(drawn < low);
       memcpy(bits + n / 8, &kept, 2);

@@ -245,14 +245,39 @@ INLINE Vec<u64> counted(u64 first, u64 step) {
   for (int l = 0; l < LANES; ++l) v[l] = first + (u64)l * step;
   return v;
 }
+// 64 random bits of each element, a function of seed and element alone: splitmix64 at its place (Steele et al. 2014),
+// which ends with z ^ (z >> 31).
 template <class V> INLINE V mix(V z) {
   z = (z ^ (z >> 30)) * MIX1;
-  z = (z ^ (z >> 27)) * MIX2;
+  return (z ^ (z >> 27)) * MIX2;
+}
+INLINE u64 draw(u64 seed, i64 index) {
+  const u64 z = mix(seed + ((u64)index + 1) * GOLDEN);
   return z ^ (z >> 31);
 }
-// 64 random bits, a function of seed and element alone: splitmix64 at its place (Steele et al. 2014).
-INLINE Vec<u64> draws(u64 seed, i64 index) { return mix(counted(seed + ((u64)index + 1) * GOLDEN, GOLDEN)); }
-INLINE u64 draw(u64 seed, i64 index) { return mix(seed + ((u64)index + 1) * GOLDEN); }
+// The draws of sixteen elements: all bits, or those of a half, which take fewer steps.
+struct Drawn {
+  Vec<u64> z;
+  INLINE_MEMBER Vec<u64> all() const { return z ^ (z >> 31); }
+  INLINE_MEMBER Vec<u32> upper() const { return half<1>() ^ (half<1>() >> 31); }
+  INLINE_MEMBER Vec<u32> lower() const { return half<0>() ^ (half<1>() << 1) ^ (half<0>() >> 31); }
+  template <int H> INLINE_MEMBER Vec<u32> half() const {
+    typedef u32 Halves __attribute__((vector_size(sizeof z)));
+    const Halves v = (Halves)z;
+    return __builtin_shufflevector(v, v, H, 2 + H, 4 + H, 6 + H, 8 + H, 10 + H, 12 + H, 14 + H, 16 + H, 18 + H, 20 + H,
+                                   22 + H, 24 + H, 26 + H, 28 + H, 30 + H);
+  }
+};
+// The draws from an element on.
+struct Draws {
+  Vec<u64> places;
+  INLINE_MEMBER Draws(u64 seed, i64 index) : places(counted(seed + ((u64)index + 1) * GOLDEN, GOLDEN)) {}
+  INLINE_MEMBER Drawn next() {
+    const Drawn drawn{mix(places)};
+    places += LANES * GOLDEN;
+    return drawn;
+  }
+};
 
 // -- sums that decide coefficients ------------------------------------------------------------------
 
