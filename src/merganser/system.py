@@ -7,11 +7,13 @@ writes a file, outputs go through the page cache, and a lock file names the proc
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Flags for every ``os.open``: child processes do not inherit the file, and Windows does not translate
@@ -57,25 +59,25 @@ def is_cached(descriptor: int, position: int) -> bool:
     return os.preadv(descriptor, [bytearray(1)], position, os.RWF_NOWAIT) != 0
 
 
-def populate(mapped: mmap.mmap, advice: int) -> None:
-    """Advise on a writable mapping as ``mapped.madvise(advice)`` does, which lets no other thread run
-    Python meanwhile.
+def advise(mapped: mmap.mmap, advice: int) -> None:
+    """Advise on a writable mapping, as ``mapped.madvise(advice)`` does, but without the GIL: mapping a
+    tile's pages takes a good part of the time that a merge of it takes.
 
     Raises:
         OSError: when the system refuses.
     """
     import ctypes
 
-    global _madvise
-    if _madvise is None:
-        _madvise = ctypes.CDLL(None, use_errno=True).madvise
-        _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-    if _madvise(address, len(mapped), advice):
+    if _madvise()(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), advice):
         raise OSError(ctypes.get_errno(), "madvise")
 
 
-_madvise = None
+@functools.cache
+def _madvise() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True).madvise
 
 
 def write_through_cache(descriptor: int) -> None:

@@ -126,7 +126,7 @@ class Files:
             mapped = _map(descriptor, size, begin)
             if mapped is None:
                 return None
-            system.populate(mapped, POPULATE)
+            system.advise(mapped, POPULATE)
         except (OSError, ValueError):  # not resident, beyond the end, or not supported
             return None
         return memoryview(mapped)[position - begin :]

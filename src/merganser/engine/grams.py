@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from merganser.engine.budget import TILE
-from merganser.engine.passes import Cut, Measurement, cells_of, numel
+from merganser.engine.passes import BAND, Cut, Measurement, cells_of, numel
 from merganser.engine.running_plan import RunningPlan, Scratch
 from merganser.errors import MerganserError
 from merganser.kernels import CELL, measuring
@@ -136,7 +135,7 @@ class _ColumnGrams:
         inputs = self.part.stored(inputs)
         measuring.measure_columns(inputs, count, self.changes, self.length, start, sums)
         with self._lock:
-            self._waiting[start // TILE] = sums
+            self._waiting[start // BAND] = sums
             while self._next in self._waiting:
                 self.total += self._waiting.pop(self._next)
                 self._next += 1

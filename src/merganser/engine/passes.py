@@ -10,6 +10,10 @@ from merganser.engine.running_plan import RunningPlan, Scratch
 from merganser.kernels import CELL
 from merganser.kernels.arguments import Inputs
 
+BAND = 16 * CELL
+"""Elements of a band, whose sums by column are added up before the next one's; never changed, since
+another size gives other bits."""
+
 Cut = Literal["cells", "bands", "rows"]
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.computed.derived import look
 from merganser.checkpoints.readers import Readers
-from merganser.engine.budget import TILE, tile_of
+from merganser.engine.budget import tile_of
 from merganser.engine.digests import digest_of
 from merganser.engine.effective_weights import MOST_MEASURED, InnerProducts, TensorOutcome
 from merganser.engine.measurements import measurements_of
-from merganser.engine.passes import Measurement, Pass
+from merganser.engine.passes import BAND, Measurement, Pass
 from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES
 from merganser.kernels.arguments import Array, Inputs
@@ -45,12 +45,10 @@ class Batch:
     Attributes:
         parts: parts with common inputs and outputs of the same kind; their reports share the
             inputs' sums.
-        work: the dtype of the computation.
         combinations: one per part.
     """
 
     parts: tuple[RunningPlan, ...]
-    work: np.dtype[Any]
     combinations: tuple[Linear, ...]
 
 
@@ -115,7 +113,7 @@ class Group:
         if cut == "rows":
             length = max(1, self.shape[-1]) if self.shape else 1
             return 8 * length * max(1, self.tile // (8 * length))
-        return TILE if cut == "bands" else self.tile
+        return BAND if cut == "bands" else self.tile
 
     @property
     def _codes(self) -> list[int]:
@@ -335,7 +333,7 @@ def _batches(group: Group) -> Iterator[Batch]:
             first = parts[0].sums
             if part.sums is not None and first is not None:  # gram determines the ideal
                 part.sums = part.sums._replace(gram=first.gram, differ=first.differ, ideal=None)
-        yield Batch(tuple(parts), dtype, tuple(combinations))
+        yield Batch(tuple(parts), tuple(combinations))
 
 
 def _symmetric(lower: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from merganser.engine import steps
 from merganser.engine.running_plan import RunningPlan, Scratch
-from merganser.engine.tiles import Batch, Group, Tile
+from merganser.engine.tiles import Group, Tile
 from merganser.errors import InputError
 from merganser.kernels import CELL, CODES, measuring, merging, storage
 from merganser.kernels.arguments import Array, Inputs
@@ -52,22 +52,25 @@ class Worker:
             for begin in [tile.start * row.size // CELL]
         }
         for batch in group.batches:
-            written += self._combine(batch, inputs, tile.start, count)
+            taken = inputs.take(batch.parts[0].rows)
+            written += self._merge(batch.parts, batch.combinations, taken, tile.start, count)
         for part in group.parts:
             if part.copies:
                 written += self._copy(part, group, inputs, tile.start, count)
             elif not part.fused:
-                written += self._put(part, tile.start, self._compute(part, group, inputs, tile))
+                written += self._compute(part, group, inputs, tile)
             if part.digests is not None and not part.copies:
                 self._count_nonfinite(part, inputs.take(part.rows), tile.start, count)
         for row, cells in self._undigested.items():
             storage.digest(inputs.rows[row], cells)
         return written
 
-    def _input_digests(self, part: RunningPlan) -> list[Array | None]:
-        """Where a kernel that reads a part's stored inputs is to put their digests; it must, since
-        nobody else will."""
-        return [self._undigested.pop(row, None) for row in part.rows]
+    def _input_digests(self, part: RunningPlan, how: How) -> list[Array | None]:
+        """Where a kernel puts the digests of a part's inputs, unless another has, or will, since it
+        does not read what is stored."""
+        if part.job.cast is not None:
+            return []
+        return [*(self._undigested.pop(row, None) for row in part.rows), *[None] * how.extra]
 
     def _output_digests(self, part: RunningPlan, begin: int, size: int) -> Array | None:
         """The digests of a range of a part's output, for the kernel that writes it."""
@@ -90,48 +93,47 @@ class Worker:
         buffer = self._scratch("inputs", np.uint8, len(group.rows), count * group.itemsize)
         return group.read(start, count, buffer)
 
-    def _combine(
+    def _merge(
         self,
-        batch: Batch,
+        parts: Sequence[RunningPlan],
+        hows: Sequence[How],
         inputs: Inputs,
         start: int,
         count: int,
     ) -> int:
-        """Compute a batch with one kernel call, and write its outputs; returns their bytes."""
-        first = batch.parts[0]
-        dtype = first.job.spec.dtype
-        size = count * dtype.itemsize
-        begin = start * dtype.itemsize
-        reserved = self._reserve(first, begin, size) if len(batch.parts) == 1 else None
+        """Compute parts of one kind with one kernel call, and write their outputs; returns their
+        bytes. The inputs are those of each part, and what its step takes behind them."""
+        first = parts[0]
+        dtype, cells = first.job.spec.dtype, _cells(start, count)
+        begin, size = start * dtype.itemsize, count * dtype.itemsize
+        reserved = self._reserve(first, begin, size) if len(parts) == 1 else None
         outs = reserved
         if outs is None:
-            outs = self._scratch("outs", np.uint8, len(batch.parts), size)
-        cells = _cells(start, count)
+            outs = self._scratch("outs", np.uint8, len(parts), size)
         outputs = []
-        for p, (part, how) in enumerate(zip(batch.parts, batch.combinations, strict=True)):
+        for p, (part, how) in enumerate(zip(parts, hows, strict=True)):
             sums = None if part.sums is None else part.sums.at(cells)
             if sums is not None and p:
                 sums = sums._replace(gram=None, differ=None)
             digests = self._output_digests(part, begin, size)
             outputs.append(Output(outs[p], how, part.seed, sums, digests))
-        taken = inputs.take(first.rows)
         merging.merge(
-            kernels_for(taken),
-            taken,
+            kernels_for(inputs),
+            inputs,
             count,
             start,
-            batch.work,
+            first.wide,
             dtype.name,
             bool(first.rounding),
             outputs,
-            self._input_digests(first),
+            self._input_digests(first, hows[0]),
         )
         if reserved is not None:
             self._count_in_output(first, begin, outs[0])
             self._sinks[first.plan].commit(first.job.name, begin, size)
             return size
         return sum(
-            self._put(part, start, out[:size]) for part, out in zip(batch.parts, outs, strict=True)
+            self._put(part, start, out[:size]) for part, out in zip(parts, outs, strict=True)
         )
 
     def _reserve(self, part: RunningPlan, begin: int, size: int) -> Array | None:
@@ -156,44 +158,21 @@ class Worker:
             storage.digest(taken, digests)
         return self._put(part, start, taken)
 
-    def _compute(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
-        """The tile's output in a buffer, for jobs that the kernel for linear combinations does
-        not compute."""
-        count, taken = tile.stop - tile.start, inputs.take(part.rows)
-        out: Array = self._scratch("out", np.uint8, 1, count * part.job.spec.dtype.itemsize)[0]
+    def _compute(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> int:
+        """Compute and write a tile's output, for jobs that the kernel for linear combinations does
+        not compute; returns its bytes."""
+        start, count, taken = tile.start, tile.stop - tile.start, inputs.take(part.rows)
         if part.job.consensus is not None:
-            self._agree(part, taken, tile.start, count, out)
-            return out
+            return self._merge((part,), (_sparse(part),), part.stored(taken), start, count)
         if (step := steps.step_of(part)) is not None:
-            self._merge(part, taken, tile.start, count, out, step)
-            return out
+            return self._merge((part,), (step,), taken, start, count)
         if part.each is not None:
-            exact = self._combine_each(part, group, taken, tile.start, count)
+            exact = self._combine_each(part, group, taken, start, count)
         else:
             exact = self._in_torch(part, group, taken, tile)
         row, code = exact.view(np.uint8), CODES[exact.dtype.name]
         inputs_with_base = Inputs.of((*taken.rows, row), (*taken.codes, code))
-        self._merge(part, inputs_with_base, tile.start, count, out, Given())
-        return out
-
-    def _merge(
-        self,
-        part: RunningPlan,
-        inputs: Inputs,
-        start: int,
-        count: int,
-        out: Array,
-        how: How,
-    ) -> None:
-        sums = None if part.sums is None else part.sums.at(_cells(start, count))
-        dtype, stochastic = part.job.spec.dtype, bool(part.rounding)
-        cells = self._output_digests(part, start * dtype.itemsize, len(out))
-        output = Output(out, how, part.seed, sums, cells)
-        digests = [] if part.job.cast else [*self._input_digests(part), *[None] * how.extra]
-        library = kernels_for(inputs)
-        merging.merge(
-            library, inputs, count, start, part.wide, dtype.name, stochastic, [output], digests
-        )
+        return self._merge((part,), (Given(),), inputs_with_base, start, count)
 
     def _in_torch(self, part: RunningPlan, group: Group, inputs: Inputs, tile: Tile) -> Array:
         from merganser.engine import reference, torch_numbers
@@ -216,21 +195,6 @@ class Worker:
         )
         return exact
 
-    def _agree(self, part: RunningPlan, inputs: Inputs, start: int, count: int, out: Array) -> None:
-        sparse_deltas, facts = part.consensus, part.facts
-        how = Sparse(
-            facts.rules,
-            facts.factors,
-            facts.weights,
-            sparse_deltas.elect,
-            sparse_deltas.divide,
-            float(facts.total_weight),
-            float(part.wide.type(sparse_deltas.scale)),
-            sparse_deltas.agree or 0,
-            np.array(sparse_deltas.slack, part.wide) if sparse_deltas.slack else None,
-        )
-        self._merge(part, part.stored(inputs), start, count, out, how)
-
     def _put(self, part: RunningPlan, start: int, out: Array) -> int:
         """Write a tile's output, whose digests are known, to the sink; returns its bytes."""
         begin = start * part.job.spec.dtype.itemsize
@@ -249,6 +213,22 @@ class Worker:
             count = storage.count_nonfinite(out, code)
             if count:
                 part.nonfinite.append((-1, count))
+
+
+def _sparse(part: RunningPlan) -> Sparse:
+    """The step of a method with sparse deltas."""
+    sparse_deltas, facts = part.consensus, part.facts
+    return Sparse(
+        facts.rules,
+        facts.factors,
+        facts.weights,
+        sparse_deltas.elect,
+        sparse_deltas.divide,
+        float(facts.total_weight),
+        float(part.wide.type(sparse_deltas.scale)),
+        sparse_deltas.agree or 0,
+        np.array(sparse_deltas.slack, part.wide) if sparse_deltas.slack else None,
+    )
 
 
 def _cells(start: int, count: int) -> slice:

@@ -93,9 +93,7 @@ def merge(
         raise ValueError(f"no tile: {k} models, from element {start}")
     if digests and len(digests) != len(inputs.rows):
         raise ValueError(f"{len(digests)} digests for {len(inputs.rows)} inputs")
-    cells = (ctypes.c_void_p * len(digests))(
-        *map(_digests, digests, map(len, inputs.rows))
-    )
+    cells = (ctypes.c_void_p * len(digests))(*map(_digests, digests, map(len, inputs.rows)))
     tile = _TileStruct(
         inputs.struct(count),
         count,
