@@ -25,7 +25,7 @@ PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize sanitize-addresses demo demo-smollm2 demo-vllm studio quick test test-vllm test-latest lock lint slow bench precision torture families docs site clean
+.PHONY: help kernels wheels sanitize sanitize-addresses demo demo-smollm2 demo-vllm studio quick test test-vllm test-ray test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
@@ -35,6 +35,7 @@ help:
 	@echo "make quick          run the laws and the tests of the rooms that a change touches, in a minute"
 	@echo "make test           run all checks and tests"
 	@echo "make test-vllm      run the tests that need vLLM, in $(VLLM)"
+	@echo "make test-ray       run the tests on Ray clusters of this machine"
 	@echo "make test-latest    run the tests with the newest dependencies, in $(LATEST)"
 	@echo "make lock           write $(LOCK) with the newest compatible versions"
 	@echo "make kernels        compile the kernels for this machine"
@@ -98,6 +99,13 @@ demo-vllm: $(VLLM)/.done
 test-vllm: $(VLLM)/.done
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/study/test_vllm.py
 
+$(BIN)/.ray: $(BIN)/.dev
+	$(BIN)/pip install $(LOCKED) --no-compile --editable '.[eval,plot,ray]'
+	@touch $@
+
+test-ray: $(BIN)/.ray
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/workers/test_ray.py
+
 $(BIN)/.serve: $(BIN)/.run
 	$(BIN)/pip install $(LOCKED) --no-compile --editable '.[eval,plot,serve]'
 	@touch $@
@@ -112,7 +120,7 @@ quick: $(BIN)/.dev
 	$(BIN)/python tests/quick.py --base $(BASE)
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not ray"
 
 # torch first: what needs it takes the one that is there.
 test-latest:
@@ -126,12 +134,12 @@ test-latest:
 	$(LATEST)/bin/python docs/families.py --check
 
 # uv resolves for all Pythons and systems at once; it reads metadata and installs nothing. The extra
-# `all` has every extra but those of vLLM, which pins other versions.
+# `all` has every extra but Ray's, and those of vLLM, which pins other versions.
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet uv
 	.venv-lock/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 $(UPGRADE) \
-		--extra all --group dev --group setup --annotation-style line \
+		--extra all --extra ray --group dev --group setup --annotation-style line \
 		--custom-compile-command "make lock" --output-file $(LOCK)
 	@echo "now: make test, and the date of the lock in CHANGELOG.md"
 

@@ -180,6 +180,7 @@ def test_answers_may_be_missing_and_bytes_are_left_out(hub: StandIn) -> None:
         ("hub://org/bad:test", "bad.parquet cannot be read as parquet"),
         ("hub://sums", "are written hub://ORG/NAME[/CONFIG]"),
         ("gsm8", "there is no file"),
+        ("s3://bucket/sums.jsonl", "object stores are not read; mount the bucket"),
         ("gsm8", "did you mean 'gsm8k'?"),
     ],
 )

@@ -620,6 +620,7 @@ def test_arguments_go_before_the_recipe(pair: tuple[Path, Path]) -> None:
     ("path", "part"),
     [
         ("./nowhere", "no such folder"),
+        ("s3://bucket/model", "s3://bucket/model: object stores are not read; mount the bucket"),
         ("../nowhere/at/all", "no such folder"),
         ("/nowhere", "no such folder"),
         ("~nobody-of-that-name/model", "no such folder"),

@@ -18,7 +18,7 @@ from merganser.evaluation.generation import Completion, Request, Sampling
 from merganser.evaluation.statistics import Score
 from merganser.planning import plan
 from merganser.study.live_model import LiveModel
-from merganser.study.progress import Judging, Meter, Scored, Scoring, Turn
+from merganser.study.progress import Judging, Meter, Scored, Scoring, Sharing, Turn
 
 
 def test_a_meter_tells_new_completions_from_reused_ones() -> None:
@@ -71,7 +71,12 @@ def test_lines_say_which_model_how_far_and_the_scores(
     lines.listen(Judging(turn, "quality", 30, 40))
     lines.listen(Scored(turn, {"exact": Score(0.25, 0.1, 0.1, 0.4, 40)}, 40, 30))
     lines.listen(Scored(Turn("b", 4, 4), {"exact": Score(0.5, 0.1, 0.1, 0.4, 40)}, 40, 0))
+    lines.listen(Sharing(3, 12, 2, 1250, 9600))
+    now = 40.0
+    lines.listen(Sharing(3, 12, 2, 1300, 9600))
     said = capsys.readouterr().err
+    assert said.count("models scored") == 1
+    assert "3 of 12 models scored, 2 workers at work: 1,300 of 9,600 completions" in said
     how_far = "model 3 of 4, acc_w0.7: 10 of 40 completions, 50 tokens/s, about 70 s left"
     assert "model 3 of 4, acc_w0.7: quality of 30 of 40 completions" in said
     assert how_far in said  # 30 completions of this model and 40 of the next, 50 tokens each

@@ -88,8 +88,9 @@ def test_a_living_worker_keeps_its_claim_fresh_and_learns_of_its_loss(tmp_path: 
     while claim.file.stat().st_mtime == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert claims.take("unit") is None
-    assert not claims.lose("unit", claim.owner.host, claim.owner.process + 1)
-    assert claims.lose("unit", claim.owner.host, claim.owner.process)
+    assert claims.owner("unit") == claim.owner
+    assert not claims.lose("unit", "another")
+    assert claims.lose("unit", claim.owner.worker)
     while not claim.is_lost and time.monotonic() < deadline:
         time.sleep(0.01)
     assert claim.is_lost
@@ -112,3 +113,30 @@ def test_a_unit_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
     again.fail({"error": "no"})
     assert claims.record("unit") == {"error": "no"}
     assert claims.take("unit") is None
+
+
+def test_a_worker_without_progress_gives_its_claim_up(tmp_path: Path) -> None:
+    claims = Claims(tmp_path, beat=0.01)
+    claim = claims.take("unit")
+    assert claim is not None
+    hung: list[float] = []
+    given_up = threading.Event()
+
+    def on_hang(seconds: float) -> None:
+        hung.append(seconds)
+        given_up.set()
+
+    claim.watch(0.2, on_hang)
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        claim.progress()
+        time.sleep(0.001)
+    assert not given_up.is_set()
+    assert given_up.wait(10)
+    assert hung[0] == pytest.approx(0.21)
+    with pytest.raises(ClaimLost):
+        claim.finish({})
+    [owner] = claims.tried("unit")
+    assert (owner.token, owner.hung) == (claim.owner.token, hung[0])
+    assert "without progress for 0.0035 minutes" in str(owner)
+    assert Claims(tmp_path).take("unit") is not None

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,78 +19,22 @@ from click.testing import CliRunner
 
 import peers
 from merganser import cli
-from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
+from merganser.errors import InputError, MerganserError, OutputExistsError
+from merganser.evaluation.scorer_calls import ScorerError
 from merganser.results import scores as results
+from merganser.study import participants
 from merganser.study.evaluate import evaluate_sweep
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Event, Scored, Scoring
-from merganser.workers import crew, driving, study_file, working
+from merganser.workers import driving, study_file, working
 from merganser.workers.claims import Claims
 from merganser.workers.driving import sweep_with_workers
-from merganser.workers.study_file import FOLDER, StudyFile
+from merganser.workers.study_file import FOLDER
 from merganser.workers.working import Worker, work
 from messages import assert_one_line
+from shared_study import begin, contents, until
 
-SWEEP = """
-name: m_w{{ w }}
-sweep: {w: [0.3, 0.7]}
-merge_method: linear
-models:
-  - {model: ./a, parameters: {weight: "{{ 1 - w }}"}}
-  - {model: ./b, parameters: {weight: "{{ w }}"}}
-dtype: bfloat16
-evaluate:
-  tasks:
-    - problems: sums.jsonl
-      max_tokens: 4
-      scorers: [exact, tokens]
-  keep: none
-"""
 NAMES = ["a", "b", "m_w0.3", "m_w0.7"]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A study's file, and the folder of its results by one process."""
-    folder = tmp_path_factory.mktemp("study")
-    for seed, name in enumerate("ab"):
-        peers.make_model(folder / name, seed=seed, layers=1)
-    lines = [{"problem": f"{n} + 1 =", "answer": str(n + 1), "id": f"n{n}"} for n in range(4)]
-    (folder / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "study.yml").write_text(SWEEP)
-    evaluate_sweep(folder / "study.yml", folder / "alone")
-    return folder / "study.yml", folder / "alone"
-
-
-@pytest.fixture
-def file(made: tuple[Path, Path], tmp_path: Path) -> Path:
-    """The study's file."""
-    return made[0]
-
-
-@pytest.fixture
-def out(made: tuple[Path, Path]) -> Any:
-    """An empty folder for results, as near to the study's file as the one of one process."""
-    folder = made[1].with_name("shared")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def begin(file: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> StudyFile:
-    """Begin a study as a driver does that dies at once."""
-    with monkeypatch.context() as patch:
-        patch.setattr(Worker, "run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            sweep_with_workers(file, out, "join")
-    return study_file.read(out)
 
 
 def test_a_worker_scores_what_one_process_scores(
@@ -127,7 +71,7 @@ def test_a_worker_whose_claim_is_gone_stops_without_writing(
             generated[event.turn.model] = event.generated
         elif not notes and event.done == 3:
             owner = json.loads(next((out / FOLDER).glob("a.1.claim")).read_text())
-            assert claims.lose("a", owner["host"], owner["process"])
+            assert claims.lose("a", owner["worker"])
             notes.append("lost")
             time.sleep(0.3)
         elif notes == ["lost"]:
@@ -215,6 +159,100 @@ def test_two_studies_in_one_folder_do_not_mix(
     claim.release()
 
 
+def test_a_scorer_that_fails_shows_what_it_shows_in_one_process(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The message, the traceback and what stays on disk, whichever process has run the scorer."""
+    folder = tmp_path / "copied"
+    shutil.copytree(made[0].parent, folder)
+    file = folder / "study.yml"
+    (folder / "mine.py").write_text(
+        "def boxed(sample, problem):\n    return {True: 1}['boxed' in sample.completion]\n"
+    )
+    file.write_text(file.read_text().replace("[exact, tokens]", "['mine.py:boxed']"))
+    with pytest.raises(ScorerError) as alone:
+        evaluate_sweep(file, folder / "one")
+    with pytest.raises(ScorerError):
+        sweep_with_workers(file, folder / "out", "join")
+    claims = Claims(folder / "out" / FOLDER)
+    with pytest.raises(MerganserError) as shared:
+        driving._check_all_done(study_file.read(folder / "out"), claims)
+    assert str(alone.value) in str(shared.value)
+    assert "KeyError: False" in alone.value.details
+    assert shared.value.details == alone.value.details
+    [note] = alone.value.__notes__
+    assert shared.value.__notes__ == [note.replace(f"{folder}/one", f"{folder}/out")]
+    assert (folder / "out" / "samples" / "a.jsonl").exists()
+
+
+def test_a_worker_that_hangs_gives_its_model_up(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is free for others; it goes on if it wakes up; three of them are named."""
+    study = begin(file, out, monkeypatch)
+    claims = Claims(out / FOLDER, beat=0.005)
+    become = LiveModel.become
+    notes: list[str] = []
+    hung = threading.Event()
+
+    def hang(self: LiveModel, plan: Any, **options: Any) -> Any:
+        if not notes:
+            assert hung.wait(30)
+        return become(self, plan, **options)
+
+    def on_hang(text: str) -> None:
+        notes.append(text)
+        hung.set()
+
+    monkeypatch.setattr(LiveModel, "become", hang)
+    prepared = study.prepare(out)
+    worker = Worker(prepared, replace(study, stall=1.0), prepared.make_live(None), on_hang=on_hang)
+    worker.run(claims)
+    [note] = notes
+    assert_one_line(note, "no progress on a for 0.0168 minutes")
+    assert sorted(worker.scored) == NAMES
+    [owner] = claims.tried("a")
+    assert owner.hung > 1
+    claims.forget("b")
+    for number in (1, 2, 3):
+        file_of_claim = out / FOLDER / f"b.{number}.lost"
+        file_of_claim.write_text((out / FOLDER / "a.1.lost").read_text())
+    with pytest.raises(MerganserError) as named:
+        driving._check_all_done(study, claims)
+    assert_one_line(
+        str(named.value), "model b: 3 workers died or hung", "without progress for", "--stall"
+    )
+
+
+def test_claims_of_workers_go_with_the_next_run_of_one_process(
+    made: tuple[Path, Path], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, alone = made
+    begin(file, out, monkeypatch)
+    claim = Claims(out / FOLDER).take("a")
+    assert claim is not None
+    evaluate_sweep(file, out)
+    assert (out / FOLDER).exists()  # a worker is at work
+    claim.release()
+    evaluate_sweep(file, out)
+    assert contents(out) == contents(alone)
+
+
+def test_a_study_with_workers_is_planned_once(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[str] = []
+    make_plan = participants.make_plan
+
+    def count(*arguments: Any) -> Any:
+        planned.append("expert")
+        return make_plan(*arguments)
+
+    monkeypatch.setattr(participants, "make_plan", count)
+    sweep_with_workers(file, out, "join")
+    assert planned == ["expert", "expert"]
+
+
 def test_results_that_kill_their_writers_are_given_up(
     file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,34 +263,6 @@ def test_results_that_kill_their_writers_are_given_up(
     assert claims.take(driving.RESULTS) is None
     with pytest.raises(MerganserError, match="3 processes died while they wrote the results"):
         driving._finish(out, claims, lambda: results.read(out))
-
-
-@pytest.mark.parametrize("text", ["local", "local:0", "ray", "local:two", "join:2"])
-def test_slips_in_where_workers_run(text: str) -> None:
-    with pytest.raises(RecipeError, match="none of local:N, local:auto and join"):
-        crew.parse(text)
-
-
-def test_gpus_and_cores_are_shared_out() -> None:
-    def shared(where: str, devices: int, gpus: list[str]) -> list[tuple[str | None, str]]:
-        found = crew.environments(crew.parse(where), devices, None, gpus, 8)
-        return [(e.get("CUDA_VISIBLE_DEVICES"), e["OMP_NUM_THREADS"]) for e in found]
-
-    assert shared("local:auto", 1, ["4", "5"]) == [("4", "4"), ("5", "4")]
-    assert shared("local:auto", 2, ["0", "1", "2", "3", "4"]) == [("0,1", "4"), ("2,3", "4")]
-    assert shared("local:3", 1, ["0", "1"]) == [("0", "2"), ("1", "2"), ("0", "2")]
-    assert shared("local:auto", 1, []) == [(None, "4"), (None, "4")]
-    with pytest.raises(MerganserError, match="needs 2 GPUs, and this machine has 1"):
-        shared("local:1", 2, ["0"])
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.005)
-    raise AssertionError("it did not come")
 
 
 @pytest.mark.slow

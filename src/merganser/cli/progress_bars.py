@@ -22,7 +22,7 @@ from merganser.cli.score_table import score_text
 
 if TYPE_CHECKING:
     from merganser.engine.events import Event
-    from merganser.study.progress import Judging, Scored, Scoring, Turn, Waiting
+    from merganser.study.progress import Judging, Scored, Scoring, Sharing, Turn, Waiting
     from merganser.study.search_loop import Standing
     from merganser.study.search_space import Search
 
@@ -108,16 +108,17 @@ class ScoringLines:
         self.began = self.written = time.monotonic()
         self.first = 0
 
-    def listen(self, event: Scoring | Judging | Scored | Waiting) -> None:
+    def listen(self, event: Scoring | Judging | Scored | Waiting | Sharing) -> None:
         """Show an event of a study."""
-        from merganser.study.progress import Scored, Scoring, Waiting
+        from merganser.study.progress import Scored, Scoring, Sharing, Waiting
 
         if isinstance(event, Waiting):
             line = f"{_turn(event.turn)}: waiting for another process, which scores it"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
-        if event.turn != self.turn:
-            self.turn = event.turn
+        turn = self.turn if isinstance(event, Sharing) else event.turn
+        if turn != self.turn:
+            self.turn = turn
             self.began = self.written = time.monotonic()
             self.first = event.tokens if isinstance(event, Scoring) else 0
         if isinstance(event, Scored):
@@ -131,10 +132,15 @@ class ScoringLines:
             self.written = time.monotonic()
             self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
 
-    def _line(self, event: Scoring | Judging) -> str:
+    def _line(self, event: Scoring | Judging | Sharing) -> str:
         """The current model's line: name, progress, speed, and the time left for all models."""
-        from merganser.study.progress import Judging
+        from merganser.study.progress import Judging, Sharing
 
+        if isinstance(event, Sharing):
+            return (
+                f"{event.scored} of {event.models} models scored, {event.workers} workers at work: "
+                f"{event.done:,} of {event.total:,} completions"
+            )
         if isinstance(event, Judging):
             return (
                 f"{_turn(event.turn)}: {event.scorer} of {event.done} of {event.total} completions"

@@ -51,8 +51,15 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     metavar="WHERE",
-    help="Share the scoring: local:N starts N processes, local:auto one a GPU; join is for any number of processes "
-    "on machines that share OUT.",
+    help="Share the scoring: local:N starts N processes, local:auto one a GPU; ray, ray:N and ray://HOST:PORT start "
+    "them on a Ray cluster; join is for any number of processes on machines that share OUT.",
+)
+@click.option(
+    "--stall",
+    type=click.FloatRange(0),
+    metavar="MINUTES",
+    help="With --workers: give a model to another worker after this time without a token, a judged sample or a "
+    "merged tile; by default 30, 0 for never.",
 )
 @engine_choice
 @code_option
@@ -88,6 +95,8 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         raise click.UsageError(f"--no-write is for evaluation, and {config} has no evaluate: block")
     if options.pop("workers"):
         raise click.UsageError(f"--workers is for evaluation, and {config} has no evaluate: block")
+    if options.pop("stall") is not None:
+        raise click.UsageError("--stall is for --workers")
     engine = [options.pop("engine"), options.pop("engine_options")]
     if any(engine):
         raise click.UsageError(f"--engine is for evaluation, and {config} has no evaluate: block")
@@ -147,11 +156,16 @@ def _sweep_evaluated(
     from merganser.study.evaluate import evaluate_sweep
 
     run: Callable[..., Results] = evaluate_sweep
-    workers = options.pop("workers")
+    workers, stall = options.pop("workers"), options.pop("stall")
     if workers is not None:
         from merganser.workers.driving import sweep_with_workers
+        from merganser.workers.working import leave
 
-        options["workers"], run = workers, sweep_with_workers
+        options |= {"workers": workers, "on_hang": leave}
+        options |= {} if stall is None else {"stall": stall * 60}
+        run = sweep_with_workers
+    elif stall is not None:
+        raise click.UsageError("--stall is for --workers")
 
     with (
         _running_report(out, draw, quiet or as_json) as update,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 import click
@@ -30,10 +31,23 @@ def worker(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
       merganser worker OUT
       sbatch --array=0-7 --gpus=1 --wrap "merganser worker OUT"
     """
-    from merganser.workers.working import work
+    from merganser.errors import MerganserError
+    from merganser.workers.working import REPLACE, leave, work
 
     with scoring_progress(quiet or as_json) as on_progress:
-        scored = work(out, threads=threads, on_progress=on_progress, on_warning=show_warning)
+        try:
+            scored = work(
+                out,
+                threads=threads,
+                on_progress=on_progress,
+                on_warning=show_warning,
+                on_hang=leave,
+            )
+        except MerganserError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(REPLACE) from None
     if as_json:
         print_json({"scored": scored})
     elif not quiet:

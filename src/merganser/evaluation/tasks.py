@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from merganser import recipe, suggestions
+from merganser import hub, recipe, suggestions
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import hub_problems, judging, scorers
 from merganser.evaluation import problems as problem_files
@@ -225,6 +225,7 @@ def _load(
         slip = slip or suggestions.nearest(problems, PROBLEM_SETS)
         hint = f"; did you mean {slip!r}?" if slip else ""
         with document.addressed(where):
+            hub.check_no_url(problems)
             raise InputError(f"{key_name(where)}: there is no file {file}{hint}")
     return file.stem, problem_files.load(file, limit), None
 

@@ -104,6 +104,8 @@ class VllmBackend:
             "logits_processors": ["merganser.evaluation.vllm_drawing:Drawing"],
             "worker_extension_cls": "merganser.evaluation.vllm_worker.Loading",
         }
+        if options.tensor_parallel_size > 1:  # in an actor of Ray, vLLM would start actors
+            arguments["distributed_executor_backend"] = "mp"
         cache = options.kv_cache_gib * 2**30 if options.kv_cache_gib else None
         if _is_on_cpu(vllm):
             arguments["enforce_eager"] = options.enforce_eager is not False

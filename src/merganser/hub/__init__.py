@@ -2,6 +2,7 @@
 
 from merganser.hub.datasets import HubFiles, find_parquet
 from merganser.hub.models import (
+    check_no_url,
     chosen_gguf,
     commit,
     is_hub_id,
@@ -26,6 +27,7 @@ __all__ = [
     "account",
     "benchmark_results",
     "check_name",
+    "check_no_url",
     "chosen_gguf",
     "collect",
     "commit",

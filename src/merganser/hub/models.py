@@ -42,6 +42,20 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.fullmatch(path) is not None and not path.startswith(".") and ".." not in path
 
 
+def check_no_url(path: str) -> None:
+    """Check that a path is none of an object store, such as ``s3://bucket/model``.
+
+    Raises:
+        InputError: it is; weights are read by ranges from files, not through fsspec.
+    """
+    scheme, sign, _ = path.partition("://")
+    if sign and scheme.isalnum():
+        raise InputError(
+            f"{path}: object stores are not read; mount the bucket as a folder (Mountpoint for S3, gcsfuse, "
+            "rclone mount), or copy the files to one"
+        )
+
+
 def resolve(
     path: str, revision: str | None = None, beside: Path | None = None, *, weights: bool = True
 ) -> Path:
@@ -62,6 +76,7 @@ def resolve(
     local = local_folder(path, beside)
     if local is not None:
         return local
+    check_no_url(path)
     if not is_hub_id(path):
         tried = f" (nor in {beside})" if beside is not None and not Path(path).is_absolute() else ""
         raise InputError(f"{path}: no such folder{tried}{_hint(path, beside)}")

@@ -75,13 +75,11 @@ def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str,
         own = parts.setdefault(source.reference.text, {})
         known = (weights or {}).get(index)
         own["weights"] = known or of_weights(source, read.get(index, ()))
-    weight_files = {file for source in plan.sources for file in source.checkpoint.stamps}
     for home, name in plan.homes.items():
         with reraise_os_errors(InputError, "read", home):
-            for file in sorted(home.iterdir()) if home.is_dir() else ():
-                if file not in weight_files and _matters(file):
-                    digest = _of_file(file, Stamp.of(file.stat()))
-                    parts[name][f"{len(parts[name])} {file.name}"] = digest
+            for file in _small_files(plan, home):
+                digest = _of_file(file, Stamp.of(file.stat()))
+                parts[name][f"{len(parts[name])} {file.name}"] = digest
     return {name: digest_of_parts(own) for name, own in parts.items()}
 
 
@@ -89,6 +87,19 @@ def state(plan: Plan, weights: Mapping[int, str] | None = None) -> str:
     """One digest of all models that a plan reads; for the arguments see :func:`of_models`."""
     digests = of_models(plan, weights).values()
     return digest_of_parts({str(index): digest for index, digest in enumerate(digests)})
+
+
+def files_of(plan: Plan) -> list[Path]:
+    """The files that :func:`of_models` reads."""
+    files = [file for source in plan.sources for file in source.checkpoint.stamps]
+    return files + [file for home in plan.homes for file in _small_files(plan, home)]
+
+
+def _small_files(plan: Plan, home: Path) -> list[Path]:
+    """The files of a model, besides weights, that may affect its behaviour."""
+    weights = {file for source in plan.sources for file in source.checkpoint.stamps}
+    files = sorted(home.iterdir()) if home.is_dir() else []
+    return [file for file in files if file not in weights and _matters(file)]
 
 
 def _matters(file: Path) -> bool:

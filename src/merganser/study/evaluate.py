@@ -13,21 +13,34 @@ from merganser.evaluation import tasks as languages
 from merganser.evaluation.engines import EngineName
 from merganser.evaluation.tasks import Task
 from merganser.merging.multistage import up_to_date
-from merganser.merging.options import MergeKeywords, split_options
+from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.planning import Config
 from merganser.publishing import study_cards
-from merganser.recipe.sweep_file import load_points
 from merganser.results import scores as results
 from merganser.results.scores import Entry, Results
 from merganser.study import sharing, sweep
 from merganser.study.live_model import Live
 from merganser.study.participants import SAMPLES, StudyModel, beside_points
-from merganser.study.preparing import Stage, prepare
+from merganser.study.preparing import PreparedStudy, Stage, prepare
 from merganser.study.progress import Listener, Turn, Waiting, ignore
 from merganser.study.scoring import describe, make_folder, measured, score, to_redo
 from merganser.study.served_model import ServedModel
 from merganser.study.watching import OnResults, no_results, watch
 from merganser.tracking import Track, choose
+
+
+class SweepKeywords(MergeKeywords, total=False):
+    """The keywords of :func:`evaluate_sweep`."""
+
+    only: Sequence[str]
+    write: bool
+    engine: EngineName | None
+    engine_options: Mapping[str, Any] | None
+    allow_code: bool
+    track: Track | None
+    on_progress: Listener
+    on_results: OnResults
+    on_warning: Callable[[str], None]
 
 
 def evaluate_sweep(
@@ -78,7 +91,6 @@ def evaluate_sweep(
         MerganserError: one of its subclasses, by cause; existing completions stay on disk.
     """
     planning, writing = split_options(options)
-    threads = writing.threads
     study = prepare(
         config,
         out,
@@ -89,10 +101,44 @@ def evaluate_sweep(
         allow_code=allow_code,
         on_warning=on_warning,
     )
-    document, block, home = study.pattern.document, study.block, study.home
-    tracker = choose(track, block.track)
     if write:
         study.check_ready(writing)
+    found = evaluate_prepared(
+        study,
+        writing,
+        write=write,
+        track=track,
+        on_progress=on_progress,
+        on_results=on_results,
+        on_warning=on_warning,
+    )
+    sharing.remove_idle_claims(study.home)
+    return found
+
+
+def evaluate_prepared(
+    study: PreparedStudy,
+    writing: WriteOptions,
+    *,
+    write: bool,
+    track: Track | None,
+    on_progress: Listener,
+    on_results: OnResults,
+    on_warning: Callable[[str], None],
+) -> Results:
+    """Score the models of a planned study, and write results and chosen points.
+
+    Args:
+        study: the study.
+        writing: options of writing the points.
+        write, track, on_progress, on_results, on_warning: as for :func:`evaluate_sweep`.
+
+    Raises:
+        MerganserError: one of its subclasses, by cause; existing completions stay on disk.
+    """
+    threads = writing.threads
+    document, block, home = study.pattern.document, study.block, study.home
+    tracker = choose(track, block.track)
     with ExitStack() as stack:
         asked, earlier, others, stated = study.asked, study.earlier, study.others, study.stated
         make_folder(home / SAMPLES)
@@ -111,7 +157,7 @@ def evaluate_sweep(
             entries=(),
             places=results.places(home, study.pattern.folder),
         )
-        names = [point.name for point in load_points(config, planning.strictness)]
+        names = study.names
         watching = stack.enter_context(
             watch(
                 frame,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from merganser import engine, extras
+from merganser.engine import events
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation import engines, running
 from merganser.evaluation.codec import Codec
@@ -29,7 +30,7 @@ from merganser.evaluation.statistics import Score
 from merganser.evaluation.tasks import Task
 from merganser.planning import Plan
 from merganser.release import contents
-from merganser.sinks import LiveSink, StateDictSink
+from merganser.sinks import LiveSink, Sink, StateDictSink
 from merganser.study import shell
 
 Computing = Literal["auto", "float32", "bfloat16", "float16"]
@@ -61,6 +62,7 @@ class Live(ABC):
         device: the device of the model.
         computing: the compute dtype.
         plan: the plan whose merge is loaded; None before the first.
+        on_event: called with the progress of each merge.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Live(ABC):
         self.device = device
         self.computing: Computing = dtype
         self.plan: Plan | None = None
+        self.on_event: events.Listener = events.ignore
         self._threads = threads
 
     @property
@@ -217,14 +220,20 @@ class LiveModel(Live):
         """See :meth:`Live.become`."""
         if self._places is not None and self.plan is not None and shell.are_alike(self.plan, plan):
             sink = LiveSink(self._places, shell.specs(plan))
-            [outcome] = engine.run([plan], [sink], threads=self._threads, report=report)
+            outcome = self._merge(plan, sink, report)
             self.plan = plan
             return outcome
         self.close()
         tensors = StateDictSink(shell.specs(plan))
-        [outcome] = engine.run([plan], [tensors], threads=self._threads, report=report)
+        outcome = self._merge(plan, tensors, report)
         self._load(plan, tensors.tensors)
         self.plan = plan
+        return outcome
+
+    def _merge(self, plan: Plan, sink: Sink, report: bool) -> engine.Outcome:
+        [outcome] = engine.run(
+            [plan], [sink], threads=self._threads, report=report, on_event=self.on_event
+        )
         return outcome
 
     def _load(self, plan: Plan, tensors: dict[str, Any]) -> None:

@@ -109,6 +109,7 @@ class PreparedStudy:
         home: the study's folder.
         planned: the requested points, with their plans.
         asked: the requested points as models.
+        names: names of all points of the sweep, in their order.
         earlier: the sweep's other points that an earlier run has scored.
         others: base, experts and references of the requested and the earlier points.
         stated: references whose scores are given in the file.
@@ -124,6 +125,7 @@ class PreparedStudy:
     home: Path
     planned: Sequence[tuple[Point, Plan]]
     asked: Sequence[StudyModel]
+    names: Sequence[str]
     earlier: Sequence[StudyModel]
     others: Sequence[StudyModel]
     stated: Sequence[Entry]
@@ -201,8 +203,9 @@ def prepare(
     warned = {w: m.entry.name for m in reversed(asked) for w in m.plan.warnings}
     for warning, name in warned.items():
         on_warning(f"{name}: {warning}")
+    points = load_points(config, planning.strictness)
     earlier = [
-        point_model(point, plan) for point, plan in _scored_earlier(config, asked, home, planning)
+        point_model(point, plan) for point, plan in _scored_earlier(points, asked, home, planning)
     ]
     others = base_and_experts(block, [*asked, *earlier], pattern.folder, document, planning)
     check_names([*others, *asked])
@@ -218,6 +221,7 @@ def prepare(
         home,
         planned,
         asked,
+        [point.name for point in points],
         earlier,
         others,
         stated,
@@ -225,13 +229,13 @@ def prepare(
 
 
 def _scored_earlier(
-    config: Config, asked: Sequence[StudyModel], home: Path, options: PlanOptions
+    points: Sequence[Point], asked: Sequence[StudyModel], home: Path, options: PlanOptions
 ) -> list[tuple[Point, Plan]]:
     """Return a sweep's other points with completions in ``home``, if they can be planned."""
     names = {model.entry.name for model in asked}
-    points: list[tuple[Point, Plan]] = []
-    for point in load_points(config, options.strictness):
+    planned: list[tuple[Point, Plan]] = []
+    for point in points:
         if point.name not in names and any((home / SAMPLES).glob(f"{point.name}.*")):
             with suppress(MerganserError):
-                points += sweep.plan_all([point], options)
-    return points
+                planned += sweep.plan_all([point], options)
+    return planned

@@ -87,7 +87,26 @@ class Waiting:
     turn: Turn
 
 
-Event = Scoring | Judging | Scored | Waiting
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Workers that this process has started score models.
+
+    Attributes:
+        scored: number of models that are scored.
+        models: number of models that the study scores.
+        workers: number of workers that score a model now.
+        done: number of finished completions of all models.
+        total: number of completions that the tasks require of all models.
+    """
+
+    scored: int
+    models: int
+    workers: int
+    done: int
+    total: int
+
+
+Event = Scoring | Judging | Scored | Waiting | Sharing
 
 Listener = Callable[[Event], None]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +15,12 @@ from merganser.merging.lock import Lock
 
 WAIT = 0.5
 """Seconds between two attempts to take a lock that another process holds."""
+
+CLAIMS = ".claims"
+"""Name of the folder in a study's folder by which workers share it; see :mod:`merganser.workers.claims`."""
+
+STALE = 120.0
+"""Seconds after which a claim that is not touched counts as a dead worker's."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,3 +107,22 @@ def exclusive(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def remove_idle_claims(home: Path) -> None:
+    """Remove the claims in a study's folder that workers left behind, unless one of them is at work.
+
+    Args:
+        home: the study's folder, whose results this process has just written.
+    """
+    folder = home / CLAIMS
+    if not folder.is_dir():
+        return
+    clock = folder / f".clock-{os.getpid()}"  # ages are by the file system's clock
+    with suppress(FileNotFoundError):  # a worker removes its claim, and the last one the folder
+        clock.touch()
+        now = clock.stat().st_mtime
+        if any(now - claim.stat().st_mtime < STALE for claim in folder.glob("*.claim")):
+            clock.unlink()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)

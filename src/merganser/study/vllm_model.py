@@ -104,7 +104,7 @@ class VllmModel(Live):
         self._open(plan)
         running = self._start()
         self.plan = None
-        stream = TensorStream(plan, threads=self._threads, report=report)
+        stream = TensorStream(plan, threads=self._threads, report=report, on_event=self.on_event)
         try:
             running.load(stream)
         except BaseException:

@@ -10,6 +10,9 @@ A claim is created exclusively, so only one worker gets it. A claim that is not 
 is stale: the first worker to rename it to ``.lost`` may claim the unit again. The number in the name
 distinguishes a claim from later ones. Ages are differences of timestamps that the file system wrote, so
 machines' clocks may differ.
+
+A worker that hangs goes on touching its claim, since a thread does it. So the thread also counts the time
+since the last progress, and gives the claim up when that is too long.
 """
 
 from __future__ import annotations
@@ -19,22 +22,26 @@ import os
 import platform
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from merganser import system
+from merganser.study.sharing import STALE
 
 BEAT = 10.0
 """Seconds between two touches of a claim."""
 
-STALE = 120.0
-"""Seconds without a touch after which a claim's worker counts as dead."""
+STALL = 1800.0
+"""Default of the seconds without progress after which a worker hangs."""
 
 TRIES = 3
-"""Number of workers that may die with a unit before it is given up."""
+"""Number of workers that may die or hang with a unit before it is given up."""
+
+WORKER = "MERGANSER_WORKER"
+"""Environment variable with the name of a worker, which the process that started it sets."""
 
 State = Literal["free", "claimed", "done", "failed", "given up"]
 
@@ -51,14 +58,19 @@ class Owner:
         host: the machine's name.
         process: the process id.
         token: a random identifier of the claim.
+        worker: the name by which the process that started the worker knows it.
+        hung: seconds without progress, if that is why the worker gave the claim up.
     """
 
     host: str
     process: int
     token: str
+    worker: str = ""
+    hung: float = 0.0
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}"
+        hung = f", without progress for {self.hung / 60:.3g} minutes" if self.hung else ""
+        return f"process {self.process} on {self.host}{hung}"
 
 
 class Claim:
@@ -70,11 +82,15 @@ class Claim:
         file: the claim's file.
     """
 
-    def __init__(self, claims: Claims, name: str, owner: Owner, file: Path) -> None:
+    def __init__(self, claims: Claims, name: str, number: int, owner: Owner, file: Path) -> None:
         self.name = name
         self.owner = owner
         self.file = file
+        self._number = number
         self._claims = claims
+        self._idle = 0.0
+        self._limit = 0.0
+        self._on_hang: Callable[[float], None] = lambda _: None
         self._over = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claim", daemon=True)
@@ -84,6 +100,21 @@ class Claim:
     def is_lost(self) -> bool:
         """Whether the thread has noticed that another worker has taken over the unit; reads no file."""
         return self._lost.is_set()
+
+    def watch(self, limit: float, on_hang: Callable[[float], None]) -> None:
+        """Give the claim up after a time without a call of :meth:`progress`.
+
+        Args:
+            limit: seconds; 0 for no limit.
+            on_hang: called from the claim's thread, with the seconds, after the claim is given up.
+        """
+        self._on_hang = on_hang
+        self._idle = 0.0
+        self._limit = limit
+
+    def progress(self) -> None:
+        """Note that the worker makes progress."""
+        self._idle = 0.0
 
     def check(self) -> None:
         """Check the file: is the unit still this process's?
@@ -128,14 +159,24 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._over.wait(self._claims.beat):
+            self._idle += self._claims.beat  # unlike a clock, it stops with the process
             try:
                 self.check()
+                if 0 < self._limit < self._idle:
+                    self._give_up(self._idle)
+                    return
                 os.utime(self.file)
             except (ClaimLost, FileNotFoundError):
                 self._lost.set()
                 return
             except OSError:  # a file server is unreachable for a moment; the next beat tries again
                 continue
+
+    def _give_up(self, idle: float) -> None:
+        write_json(self.file, asdict(replace(self.owner, hung=idle)))
+        self._claims.lose_attempt(self.name, self._number)
+        self._lost.set()
+        self._on_hang(idle)
 
 
 class Claims:
@@ -146,6 +187,9 @@ class Claims:
         beat: seconds between two touches of a claim.
         stale: seconds without a touch after which a claim can be taken over.
 
+    Attributes:
+        worker: this worker's name; a random one, unless the environment has one.
+
     Raises:
         OSError: the folder cannot be created.
     """
@@ -154,6 +198,7 @@ class Claims:
         self.folder = folder
         self.beat = beat
         self.stale = stale
+        self.worker = os.environ.get(WORKER) or uuid.uuid4().hex
         folder.mkdir(parents=True, exist_ok=True)
         self._clock = folder / f".clock-{uuid.uuid4().hex}"
 
@@ -179,22 +224,20 @@ class Claims:
         while self.state(name) in ("free", "claimed"):
             number = self._try(name)
             file = self._claim_file(name, number)
-            owner = Owner(platform.node(), os.getpid(), uuid.uuid4().hex)
+            owner = Owner(platform.node(), os.getpid(), uuid.uuid4().hex, self.worker)
             try:
                 descriptor = os.open(
                     file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | system.OPEN_FLAGS, 0o666
                 )
             except FileExistsError:
-                if not self._is_stale(file) or not self._lose(name, number):
+                if not self._is_stale(file) or not self.lose_attempt(name, number):
                     return None
                 continue
             with os.fdopen(descriptor, "w") as stream:
-                json.dump(
-                    {"host": owner.host, "process": owner.process, "token": owner.token}, stream
-                )
+                json.dump(asdict(owner), stream)
             # The unit may have ended between the look at its state and the claim.
             if self._try(name) == number and self.state(name) == "claimed":
-                return Claim(self, name, owner, file)
+                return Claim(self, name, number, owner, file)
             file.unlink(missing_ok=True)
         return None
 
@@ -206,23 +249,23 @@ class Claims:
         return {}
 
     def tried(self, name: str) -> list[Owner]:
-        """Return the workers that died with a unit."""
+        """Return the workers that died or hung with a unit."""
         files = [self._lost_file(name, number) for number in range(1, self._try(name))]
         return [owner for owner in map(_read_owner, files) if owner is not None]
 
-    def lose(self, name: str, host: str, process: int) -> bool:
-        """Mark a worker's claim of a unit as lost, without waiting until it is stale.
+    def owner(self, name: str) -> Owner | None:
+        """Return the worker that has claimed a unit; None if none has, or its claim is not written yet."""
+        return _read_owner(self._claim_file(name, self._try(name)))
+
+    def lose(self, name: str, worker: str) -> bool:
+        """Mark a dead worker's claim of a unit as lost, without waiting until it is stale.
 
         Returns:
             Whether the worker had claimed the unit.
         """
         number = self._try(name)
         owner = _read_owner(self._claim_file(name, number))
-        return (
-            owner is not None
-            and (owner.host, owner.process) == (host, process)
-            and self._lose(name, number)
-        )
+        return owner is not None and owner.worker == worker and self.lose_attempt(name, number)
 
     def forget(self, name: str) -> None:
         """Remove the outcome of a unit, so that it is tried again; a claimed unit does not change."""
@@ -254,8 +297,8 @@ class Claims:
             return False
         return self._clock.stat().st_mtime - touched > self.stale
 
-    def _lose(self, name: str, number: int) -> bool:
-        """Rename a stale claim; True for the one process that succeeds."""
+    def lose_attempt(self, name: str, number: int) -> bool:
+        """Rename the claim of an attempt to ``.lost``; True for the one process that succeeds."""
         claim, lost = self._claim_file(name, number), self._lost_file(name, number)
         try:
             os.link(claim, lost)  # unlike a rename, it replaces nothing

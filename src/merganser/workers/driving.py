@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
 
-from merganser import errors, methods
+from merganser import errors, extras, methods
 from merganser.errors import MerganserError, OutputExistsError, RecipeError
-from merganser.evaluation.engines import EngineName, VllmOptions
+from merganser.evaluation.engines import VllmOptions
 from merganser.evaluation.statistics import Score
-from merganser.merging.options import MergeKeywords, split_options
+from merganser.merging.options import split_options
 from merganser.results import scores as results
 from merganser.results.scores import Results
-from merganser.study.evaluate import evaluate_sweep
+from merganser.study.evaluate import SweepKeywords, evaluate_prepared
 from merganser.study.live_model import Live
 from merganser.study.participants import SAMPLES
 from merganser.study.preparing import PreparedStudy, prepare
-from merganser.study.progress import Event, Listener, Scored, Turn, ignore
-from merganser.study.scoring import make_folder
+from merganser.study.progress import Event, Listener, Scored, Sharing, Turn, ignore
+from merganser.study.scoring import make_folder, to_redo
 from merganser.study.served_model import ServedModel
-from merganser.study.watching import OnResults, no_results
-from merganser.tracking import Track, choose
+from merganser.study.watching import no_results
+from merganser.tracking import choose
 from merganser.workers import study_file
-from merganser.workers.claims import TRIES, Claims
-from merganser.workers.crew import Crew, Where, parse
+from merganser.workers.claims import STALL, TRIES, Claims
+from merganser.workers.crew import Crew, LocalCrew, Where, parse
 from merganser.workers.study_file import FOLDER, StudyFile, units_of
-from merganser.workers.working import WAIT, Worker
+from merganser.workers.working import WAIT, OnHang, Worker, completions_files
 
 RESULTS = ".results"
 """Name of the unit for writing the results."""
+
+LOOK = 10.0
+"""Seconds between two looks for workers that lost their claims, or that another process left."""
+
+HUNG = "if it may take as long between two tokens, give a longer --stall."
+"""The advice on a model without progress."""
+
+CHOICES = ("only", "engine", "engine_options", "allow_code")
+"""The options of a sweep that its plans depend on, and that workers need."""
+
+Warn = Callable[[str], None]
 
 
 def sweep_with_workers(
@@ -43,57 +53,46 @@ def sweep_with_workers(
     out: str | Path,
     workers: str,
     *,
-    only: Sequence[str] = (),
-    write: bool = True,
-    engine: EngineName | None = None,
-    engine_options: Mapping[str, Any] | None = None,
-    allow_code: bool = False,
-    track: Track | None = None,
-    on_progress: Listener = ignore,
-    on_results: OnResults = no_results,
-    on_warning: Callable[[str], None] = lambda _: None,
-    **options: Unpack[MergeKeywords],
+    stall: float = STALL,
+    on_hang: OnHang | None = None,
+    **options: Unpack[SweepKeywords],
 ) -> Results:
     """Evaluate a sweep as :func:`merganser.evaluate_sweep` does, with several workers.
 
-    Once all models are scored, ``evaluate_sweep`` runs, reuses every completion, and writes the
-    results. Further workers on any machine that sees the folder can help: ``merganser worker OUT``.
+    Once all models are scored, this process reads every completion and writes the results. Further
+    workers on any machine that sees the folder can help: ``merganser worker OUT``.
 
     Args:
         config: a file with ``sweep:`` and ``evaluate:`` blocks.
         out: the folder of the study.
-        workers: ``local:N`` starts N processes on this machine, ``local:auto`` one per GPU; ``join``
-            makes this process a worker, together with others that run the same command.
-        only: as for ``evaluate_sweep``.
-        write: as for ``evaluate_sweep``.
-        engine: as for ``evaluate_sweep``.
-        engine_options: as for ``evaluate_sweep``.
-        allow_code: as for ``evaluate_sweep``.
-        track: as for ``evaluate_sweep``.
-        on_progress: as for ``evaluate_sweep``.
-        on_warning: as for ``evaluate_sweep``.
-        on_results: as for ``evaluate_sweep``; called once all models are scored.
-        options: those of :func:`merganser.merge`.
+        workers: ``local:N`` starts N processes on this machine, ``local:auto`` one per GPU; ``ray``,
+            ``ray:N`` and ``ray://HOST:PORT`` start workers on the nodes of a Ray cluster; ``join`` makes this
+            process a worker, together with others that run the same command.
+        stall: seconds without progress after which a worker hangs, and its model goes to another;
+            0 for no limit.
+        on_hang: with ``join``, called with a message, in a thread, when this process hangs; None for
+            ``on_warning``.
+        options: those of ``evaluate_sweep``. ``on_results`` is called once all models are scored.
 
     Returns:
         The results of all entries, as of ``evaluate_sweep``.
 
     Raises:
         OutputExistsError: workers of another study are at work in the folder.
+        InputError: a node of the cluster does not see a file.
         MerganserError: one of its subclasses, by cause; scored models keep their completions.
     """
     where = parse(workers)
-    planning, writing = split_options(options)
-    prepared = prepare(
-        config,
-        out,
-        planning,
-        only=only,
-        engine=engine,
-        engine_options=engine_options,
-        allow_code=allow_code,
-        on_warning=on_warning,
-    )
+    if where.kind == "ray":
+        extras.check("ray", "ray")
+    given: Any = dict(options)
+    choices = {key: given.pop(key) for key in CHOICES if key in given}
+    write, track = given.pop("write", True), given.pop("track", None)
+    on_results = given.pop("on_results", no_results)
+    on_progress: Listener = given.pop("on_progress", ignore)
+    on_warning: Warn = given.pop("on_warning", lambda _: None)
+    planning, writing = split_options(given)
+    prepared = prepare(config, out, planning, on_warning=on_warning, **choices)
     choose(track, prepared.block.track)  # what is missing is said before models are scored
     if write:
         prepared.check_ready(writing)
@@ -102,46 +101,110 @@ def sweep_with_workers(
     with closing(prepared.make_live(writing.threads)) as live:
         if isinstance(live, ServedModel):
             raise RecipeError("workers: the server of engine: endpoint runs its models by itself")
+        for line in to_redo(prepared.models, prepared.seen, live, home):
+            on_warning(line)
         study = StudyFile(
             config=os.path.relpath(config, home),
             cwd=str(Path.cwd()),
-            only=tuple(only),
-            engine=engine,
-            engine_options=dict(engine_options or {}),
-            allow_code=allow_code,
+            only=tuple(choices.get("only", ())),
+            engine=choices.get("engine"),
+            engine_options=dict(choices.get("engine_options") or {}),
+            allow_code=choices.get("allow_code", False),
             planning=asdict(planning),
             methods=tuple(os.path.relpath(file, home) for file in methods.loaded_files()),
             units=units_of(prepared, live),
+            stall=stall,
         )
         with _begun(study, prepared, live) as claims:
-            shown = _Shown(claims, study, on_progress)
-            if where.is_local:
-                _lead(study, prepared, where, claims, writing.threads, shown)
-            else:
-                worker = Worker(prepared, study, live, shown.listen, on_warning)
+            completions = sum(len(task.problems) * task.samples for task in prepared.seen)
+            shown = _Shown(claims, study, completions, on_progress, on_warning)
+            if where.kind == "join":
+                worker = Worker(
+                    prepared, study, live, shown.listen, on_warning, on_hang or on_warning
+                )
                 worker.run(claims)
                 if worker.errors:
                     raise worker.errors[0]
+            elif any(claims.state(name) in ("free", "claimed") for name in study.units):
+                most = len(study.units) * TRIES + TRIES
+                with _crew(where, study, prepared, live, writing.threads, most, shown.warn) as crew:
+                    lead(crew, claims, list(study.units), shown.look)
             live.close()
             _check_all_done(study, claims)
             return _finish(
                 home,
                 claims,
-                lambda: evaluate_sweep(
-                    config,
-                    out,
-                    only=only,
+                lambda: evaluate_prepared(
+                    prepared,
+                    writing,
                     write=write,
-                    engine=engine,
-                    engine_options=engine_options,
-                    allow_code=allow_code,
                     track=track,
                     on_progress=shown.listen,
                     on_results=on_results,
                     on_warning=on_warning,
-                    **options,
                 ),
             )
+
+
+def _crew(
+    where: Where,
+    study: StudyFile,
+    prepared: PreparedStudy,
+    live: Live,
+    threads: int | None,
+    most: int,
+    on_warning: Warn,
+) -> Crew[Any]:
+    """Return the workers that this process starts and stops."""
+    devices = 1
+    if isinstance(prepared.engine, VllmOptions):
+        devices = prepared.engine.tensor_parallel_size
+    home = prepared.home
+    if where.kind == "local":
+        return LocalCrew(home, where.count, devices, threads, most=most, on_warning=on_warning)
+    from merganser.workers.inputs import inputs_of
+    from merganser.workers.ray_crew import RayCrew
+
+    return RayCrew(
+        home,
+        where,
+        devices if live.device.startswith("cuda") else 0,
+        threads,
+        inputs_of(study, prepared),
+        most=most,
+        on_warning=on_warning,
+    )
+
+
+def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[], None]) -> None:
+    """Wait until all units have ended; free the units of workers that die, at once.
+
+    Args:
+        crew: the workers, which have been started.
+        claims: the claims of the units.
+        names: the units.
+        look: called twice a second, and at the end.
+
+    Raises:
+        MerganserError: all workers have ended; the message is the last one's error.
+    """
+    looked = time.monotonic() - LOOK
+    while any(claims.state(name) in ("free", "claimed") for name in names):
+        look()
+        dead = crew.collect()
+        if time.monotonic() - looked >= LOOK:
+            looked = time.monotonic()
+            owners = [claims.owner(name) for name in names]
+            dead += crew.gone({owner.worker for owner in owners if owner})
+            for name in names:
+                for owner in claims.tried(name):
+                    crew.end(owner.worker)  # it lost a claim and goes on: it hangs, or nearly so
+        for worker in dead:
+            for name in names:
+                claims.lose(name, worker)
+        crew.check()
+        time.sleep(WAIT / 2)
+    look()
 
 
 @contextmanager
@@ -189,34 +252,6 @@ def _check_idle(home: Path, claims: Claims) -> None:
             )
 
 
-def _lead(
-    study: StudyFile,
-    prepared: PreparedStudy,
-    where: Where,
-    claims: Claims,
-    threads: int | None,
-    shown: _Shown,
-) -> None:
-    """Start workers on this machine, replace those that die, and wait until all models have ended.
-
-    Raises:
-        MerganserError: no worker can start; the message is the last worker's.
-    """
-    devices = 1
-    if isinstance(prepared.engine, VllmOptions):
-        devices = prepared.engine.tensor_parallel_size
-    names = list(study.units)
-    with Crew(prepared.home, where, devices, threads, most=len(names) * TRIES + TRIES) as crew:
-        while any(claims.state(name) in ("free", "claimed") for name in names):
-            shown.look()
-            for process in crew.collect():
-                for name in names:
-                    claims.lose(name, platform.node(), process)
-            crew.check()
-            time.sleep(WAIT / 2)
-        shown.look()
-
-
 def _check_all_done(study: StudyFile, claims: Claims) -> None:
     """Check that every model was scored.
 
@@ -229,12 +264,19 @@ def _check_all_done(study: StudyFile, claims: Claims) -> None:
         state, record = claims.state(name), claims.record(name)
         if state == "failed":
             kind = getattr(errors, str(record.get("kind")), MerganserError)
-            raise kind(f"model {name}, on {record.get('host')}: {record.get('error')}")
+            failure: MerganserError = kind(
+                f"model {name}, on {record.get('host')}: {record.get('error')}"
+            )
+            failure.details = str(record.get("details", ""))
+            failure.__notes__ = list(record.get("notes", []))
+            raise failure
         if state == "given up":
-            died = ", ".join(map(str, claims.tried(name)))
+            lost = claims.tried(name)
+            hung = any(owner.hung for owner in lost)
             raise MerganserError(
-                f"model {name}: {TRIES} workers died while they scored it ({died}); "
-                "is there enough memory? The others' scores stay; run the command again to try once more"
+                f"model {name}: {TRIES} workers died{' or hung' if hung else ''} while they scored it "
+                f"({'; '.join(map(str, lost))}); {HUNG if hung else 'is there enough memory?'} "
+                "The others' scores stay; run the command again to try once more"
             )
 
 
@@ -271,29 +313,78 @@ def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Resu
 
 
 class _Shown:
-    """Reports every model's scores once, whichever process has scored the model."""
+    """Reports every model's scores or failure once, whichever process has scored the model."""
 
-    def __init__(self, claims: Claims, study: StudyFile, listener: Listener) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        study: StudyFile,
+        completions: int,
+        listener: Listener,
+        on_warning: Warn,
+    ) -> None:
         self._claims = claims
+        self._completions = completions
         self._listener = listener
+        self._on_warning = on_warning
+        self._failures: dict[str, str] = {}
+        self._read: dict[Path, tuple[int, int]] = {}
         names = list(study.units)
         self._turns = {name: Turn(name, n, len(names)) for n, name in enumerate(names, 1)}
         self._seen: set[str] = set()
 
     def look(self) -> None:
-        """Report the scores of models that were done since the last call."""
+        """Report the scores of models that were done since the last call, and those that failed."""
         for name, turn in self._turns.items():
-            if name in self._seen or self._claims.state(name) != "done":
+            state = "seen" if name in self._seen else self._claims.state(name)
+            if state not in ("done", "failed"):
                 continue
             record = self._claims.record(name)
+            if state == "failed" and name not in self._failures:
+                self._failures[name] = str(record.get("error"))
+                self._on_warning(f"{name} cannot be scored: {self._failures[name]}")
             if "scores" in record:
                 scores = {key: Score(**values) for key, values in record["scores"].items()}
                 event = Scored(turn, scores, record["completions"], record["generated"])
                 self._listener(event)
                 self._seen.add(name)
+        if self._listener is not ignore:
+            self._share()
+
+    def _share(self) -> None:
+        """Report the progress of all models together, by the completions that workers have stored."""
+        names = list(self._turns)
+        states = [self._claims.state(name) for name in names]
+        working = [name for name, state in zip(names, states, strict=True) if state == "claimed"]
+        scored = states.count("done")
+        done = scored * self._completions
+        for name in working:
+            files = completions_files(self._claims.folder, name)
+            done += max(map(self._lines, files), default=0)
+        total = len(names) * self._completions
+        self._listener(Sharing(scored, len(names), len(working), done, total))
+
+    def _lines(self, file: Path) -> int:
+        """Return a file's number of lines, reading what is new since the last call."""
+        place, lines = self._read.get(file, (0, 0))
+        with suppress(FileNotFoundError), file.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_size < place:  # it was written anew
+                place = lines = 0
+            stream.seek(place)
+            new = stream.read()
+            place, lines = place + len(new), lines + new.count(b"\n")
+            self._read[file] = place, lines
+        return lines
+
+    def warn(self, text: str) -> None:
+        """Report a worker's error, unless it is a model's, which is reported already."""
+        if not any(failure in text for failure in self._failures.values()):
+            self._on_warning(text)
 
     def listen(self, event: Event) -> None:
         """Report an event of this process."""
+        if isinstance(event, Sharing):
+            return
         name = event.turn.model
         if name in self._seen:
             return

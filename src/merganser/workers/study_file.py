@@ -16,16 +16,16 @@ from merganser import methods
 from merganser.errors import InputError, MerganserError, ResourceError, reraise_os_errors
 from merganser.evaluation import running
 from merganser.planning import PlanOptions
+from merganser.study import sharing
 from merganser.study.live_model import Live
 from merganser.study.preparing import PreparedStudy, prepare
 from merganser.study.scoring import describe
 from merganser.workers.claims import write_json
 
-FOLDER = ".claims"
-"""Name of the claims' folder in a study's folder."""
+FOLDER = sharing.CLAIMS
 
 NAME = "study.json"
-FORMAT = 1
+FORMAT = 2
 
 Units = Mapping[str, Mapping[str, str]]
 """By the name of each model to score: digests, by kind, of everything that its completions depend on."""
@@ -43,6 +43,7 @@ class StudyFile:
         planning: options of planning.
         methods: Python files with merge methods that workers load, relative to the study's folder.
         units: the models to score, with digests.
+        stall: seconds without progress after which a worker gives its model up; 0 for no limit.
     """
 
     config: str
@@ -54,11 +55,12 @@ class StudyFile:
     planning: Mapping[str, Any]
     methods: tuple[str, ...]
     units: Units
+    stall: float
 
     @property
     def digest(self) -> str:
-        """Digest of all attributes except ``cwd``."""
-        fields = {key: value for key, value in asdict(self).items() if key != "cwd"}
+        """Digest of all attributes that scores depend on."""
+        fields = {k: value for k, value in asdict(self).items() if k not in ("cwd", "stall")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def write(self, home: Path) -> None:

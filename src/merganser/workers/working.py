@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from merganser.errors import MerganserError
+from merganser.errors import MerganserError, one_line
 from merganser.evaluation import judgement_file
 from merganser.results.scores import Entry
 from merganser.study.live_model import Live
@@ -29,6 +32,12 @@ WAIT = 1.0
 WORK = "work"
 """Name of the folder with one folder of completions per claim."""
 
+REPLACE = 75
+"""Exit code of a worker that another one should replace: it hangs, or an unexpected error may have spoilt it."""
+
+OnHang = Callable[[str], None]
+"""Called with a message when a worker makes no progress, after its unit is free for others."""
+
 
 def work(
     out: str | Path,
@@ -36,6 +45,7 @@ def work(
     threads: int | None = None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
+    on_hang: OnHang | None = None,
 ) -> list[str]:
     """Score models of a study until none is left, together with any number of other workers.
 
@@ -46,6 +56,8 @@ def work(
         threads: threads of the merge; None for the default.
         on_progress: called with the progress of the completions.
         on_warning: called when another worker has taken over a model.
+        on_hang: called with a message, in a thread, when this worker makes no progress and others may take
+            its model; None for ``on_warning``. A process that nothing else needs should end itself.
 
     Returns:
         The names of the models that this worker scored.
@@ -54,16 +66,33 @@ def work(
         InputError: the folder has no begun study, or this machine has other inputs or versions.
         MerganserError: one of its subclasses, by cause; other workers continue.
     """
-    home = Path(os.path.abspath(out))  # noqa: PTH100
-    study = study_file.read(home)
-    prepared = study.prepare(home)
-    with closing(prepared.make_live(threads)) as live:
-        study.check_same(study_file.units_of(prepared, live))
-        worker = Worker(prepared, study, live, on_progress, on_warning)
+    worker = begin_work(out, threads)
+    worker.on_progress, worker.on_warning = on_progress, on_warning
+    worker.on_hang = on_hang or on_warning
+    with closing(worker.live):
         worker.run()
     if worker.errors:
         raise worker.errors[0]
     return worker.scored
+
+
+def begin_work(out: str | Path, threads: int | None) -> Worker:
+    """Return a worker for the study in a folder, after checking that this machine sees the same study.
+
+    Args:
+        out: the study's folder.
+        threads: threads of the merge; None for the default.
+
+    Raises:
+        InputError: the folder has no begun study, or this machine has other inputs or versions.
+        MerganserError: one of its subclasses, by cause.
+    """
+    home = Path(os.path.abspath(out))  # noqa: PTH100
+    study = study_file.read(home)
+    prepared = study.prepare(home)
+    live = prepared.make_live(threads)
+    study.check_same(study_file.units_of(prepared, live))
+    return Worker(prepared, study, live)
 
 
 @dataclass
@@ -76,6 +105,7 @@ class Worker:
         live: the live model.
         on_progress: called with the progress of the completions.
         on_warning: called when another worker has taken over a model.
+        on_hang: called, in a thread, when this worker makes no progress.
         scored: names of the models that it has scored.
         errors: the errors of models that cannot be scored.
     """
@@ -85,8 +115,15 @@ class Worker:
     live: Live
     on_progress: Listener = ignore
     on_warning: Callable[[str], None] = lambda _: None
+    on_hang: OnHang = lambda _: None
     scored: list[str] = field(default_factory=list)
     errors: list[MerganserError] = field(default_factory=list)
+
+    @property
+    def limit(self) -> float:
+        """Seconds without progress after which a model is given up; 0 for no limit."""
+        # The lm-evaluation-harness reports no progress.
+        return 0.0 if self.prepared.block.lm_eval else self.study.stall
 
     def run(self, claims: Claims | None = None) -> None:
         """Score models until all are done, given up, or failed.
@@ -145,6 +182,8 @@ class _Unit:
 
     def run(self) -> None:
         own = self.folder / WORK / self.name / self.claim.owner.token
+        self.worker.live.on_event = lambda _: self.claim.progress()
+        self.claim.watch(self.worker.limit, self._hang)
         try:
             make_folder(own / SAMPLES)
             self._adopt(own)
@@ -156,6 +195,11 @@ class _Unit:
             shutil.rmtree(own.parent, ignore_errors=True)
         except BaseException as error:
             self._stop(error, own)
+
+    def _hang(self, seconds: float) -> None:
+        self.worker.on_hang(
+            f"no progress on {self.name} for {seconds / 60:.3g} minutes; another worker may take it over"
+        )
 
     def _stop(self, error: BaseException, own: Path) -> None:
         """End the unit after an error; return if the worker can continue with other models."""
@@ -169,19 +213,28 @@ class _Unit:
             return
         with suppress(OSError):
             self._hand_over(own, complete=False)
-        if isinstance(error, Exception):
-            message = f"{type(error).__name__}: {error}"
-            if isinstance(error, MerganserError):
-                message = str(error)
-                self.worker.errors.append(error)
-            kind = type(error).__name__
-            self.claim.fail({"error": message, "kind": kind, "host": platform.node()})
-        self.claim.release()
-        if not isinstance(error, MerganserError):
+        notes = [n.replace(str(own), str(self.stage.home)) for n in getattr(error, "__notes__", [])]
+        error.__notes__ = notes
+        if not isinstance(error, Exception):
+            self.claim.release()
             raise error
-        self.worker.on_warning(f"{self.name} cannot be scored: {error}")
+        known = error if isinstance(error, MerganserError) else _unexpected(error)
+        self.worker.errors.append(known)
+        self.claim.fail(
+            {
+                "error": str(known),
+                "kind": type(known).__name__,
+                "details": known.details,
+                "notes": notes,
+                "host": platform.node(),
+            }
+        )
+        if known is not error:
+            raise error  # the engine, or the whole process, may be spoilt
+        self.worker.on_warning(f"{self.name} cannot be scored: {known}")
 
     def _listen(self, event: Event) -> None:
+        self.claim.progress()
         if self.claim.is_lost:
             raise ClaimLost(self.name)
         if isinstance(event, Scored):
@@ -217,7 +270,33 @@ class _Unit:
             "completions": last.completions if last else 0,
             "generated": last.generated if last else 0,
             "host": platform.node(),
+            "worker": self.claim.owner.worker,
         }
+
+
+def completions_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of completions of a model that is being scored, one for each of its workers so far.
+
+    Args:
+        folder: the claims' folder.
+        name: the model's name.
+    """
+    return list((folder / WORK / name).glob(f"*/{SAMPLES}/{name}.jsonl"))
+
+
+def leave(message: str) -> None:
+    """End this process, which hangs, and print the stacks of its threads: an ``on_hang``."""
+    faulthandler.dump_traceback(sys.stderr)
+    print(f"merganser: {message}", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(REPLACE)
+
+
+def _unexpected(error: Exception) -> MerganserError:
+    """Return an exception that is not Merganser's as one of its errors, with the traceback."""
+    known = MerganserError(f"{type(error).__name__}: {error}")
+    lines = "".join(traceback.format_exception(error)).rstrip().split("\n")
+    known.details = "\n".join(map(one_line, lines))
+    return known
 
 
 def _files(model: StudyModel, home: Path) -> list[Path]:
