@@ -170,7 +170,7 @@ class Crew(ABC, Generic[Member]):
             for place in range(self._count):
                 self._start(place)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.stop(self.members)
             raise
         return self
 

@@ -173,7 +173,10 @@ class RayCrew(Crew[Actor]):
                     f"{len(waiting)} of {len(places)} workers wait for resources of the Ray cluster "
                     f"(each needs {needs}); {len(started)} run"
                 )
-        return super().collect()
+        try:
+            return super().collect()
+        except (RayError, ConnectionError) as error:
+            raise MerganserError(f"the Ray cluster does not answer ({_line(error)})") from None
 
     def kill(self, member: Actor) -> None:
         """See :meth:`Crew.kill`."""
@@ -237,7 +240,6 @@ def connect(address: str | None, on_warning: Callable[[str], None]) -> bool:
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if is_main else None
     common: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False}
@@ -260,7 +262,7 @@ def connect(address: str | None, on_warning: Callable[[str], None]) -> bool:
     except (RayError, RuntimeError, ValueError) as error:  # RuntimeError: other versions
         raise MerganserError(f"Ray: {_line(error)}") from None
     finally:
-        if is_main:
+        if handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own
     return True
 
