@@ -126,17 +126,17 @@ def test_a_worker_without_progress_gives_its_claim_up(tmp_path: Path) -> None:
         hung.append(seconds)
         given_up.set()
 
-    claim.watch(0.2, on_hang)
+    claim.watch(0.3, on_hang)
     deadline = time.monotonic() + 0.5
     while time.monotonic() < deadline:
         claim.progress()
         time.sleep(0.001)
     assert not given_up.is_set()
     assert given_up.wait(10)
-    assert hung[0] == pytest.approx(0.21)
+    assert hung[0] == pytest.approx(0.31, abs=0.015)
     with pytest.raises(ClaimLost):
         claim.finish({})
     [owner] = claims.tried("unit")
     assert (owner.token, owner.hung) == (claim.owner.token, hung[0])
-    assert "without progress for 0.0035 minutes" in str(owner)
+    assert "without progress for 0.005" in str(owner)
     assert Claims(tmp_path).take("unit") is not None

@@ -167,7 +167,7 @@ def test_a_scorer_that_fails_shows_what_it_shows_in_one_process(
     shutil.copytree(made[0].parent, folder)
     file = folder / "study.yml"
     (folder / "mine.py").write_text(
-        "def boxed(sample, problem):\n    return {True: 1}['boxed' in sample.completion]\n"
+        "def boxed(completion, problem):\n    return {True: 1}['boxed' in completion]\n"
     )
     file.write_text(file.read_text().replace("[exact, tokens]", "['mine.py:boxed']"))
     with pytest.raises(ScorerError) as alone:
@@ -209,10 +209,10 @@ def test_a_worker_that_hangs_gives_its_model_up(
     worker = Worker(prepared, replace(study, stall=1.0), prepared.make_live(None), on_hang=on_hang)
     worker.run(claims)
     [note] = notes
-    assert_one_line(note, "no progress on a for 0.0168 minutes")
+    assert_one_line(note, "no progress on a for 0.01", " minutes")
     assert sorted(worker.scored) == NAMES
     [owner] = claims.tried("a")
-    assert owner.hung > 1
+    assert owner.hung > 0.99
     claims.forget("b")
     for number in (1, 2, 3):
         file_of_claim = out / FOLDER / f"b.{number}.lost"

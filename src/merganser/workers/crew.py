@@ -174,21 +174,25 @@ class Crew(ABC, Generic[Member]):
             raise
         return self
 
-    def collect(self) -> list[str]:
-        """Replace the workers that died; return the names of all that have ended since the last call."""
+    def collect(self, on_end: Callable[[str], None]) -> None:
+        """Replace the workers that died since the last call.
+
+        Args:
+            on_end: called with the name of each worker that has ended, before another one replaces it.
+        """
         ends = {worker: self.ended(member) for worker, member in self.members.items()}
         names = [worker for worker, end in ends.items() if end is not None]
         for worker in names:
             del self.members[worker]
             place, end = self._places.pop(worker), ends[worker]
             assert end is not None
+            on_end(worker)
             self._error = end.error or self._error
             if end.died and self._left > 0:
                 self._left -= 1
                 self._start(place)
             elif end.error and self.members:
                 self.on_warning(end.error)
-        return names
 
     def check(self) -> None:
         """Check that at least one worker runs.

@@ -188,20 +188,23 @@ def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[
     Raises:
         MerganserError: all workers have ended; the message is the last one's error.
     """
+
+    def free(worker: str) -> None:
+        for name in names:
+            claims.lose(name, worker)
+
     looked = time.monotonic() - LOOK
     while any(claims.state(name) in ("free", "claimed") for name in names):
         look()
-        dead = crew.collect()
+        crew.collect(free)
         if time.monotonic() - looked >= LOOK:
             looked = time.monotonic()
             owners = [claims.owner(name) for name in names]
-            dead += crew.gone({owner.worker for owner in owners if owner})
+            for worker in crew.gone({owner.worker for owner in owners if owner}):
+                free(worker)
             for name in names:
                 for owner in claims.tried(name):
                     crew.end(owner.worker)  # it lost a claim and goes on: it hangs, or nearly so
-        for worker in dead:
-            for name in names:
-                claims.lose(name, worker)
         crew.check()
         time.sleep(WAIT / 2)
     look()

@@ -161,7 +161,7 @@ class RayCrew(Crew[Actor]):
             return End(True, _line(error))
         return End(record.get("replace", False), record.get("error", ""))
 
-    def collect(self) -> list[str]:
+    def collect(self, on_end: Callable[[str], None]) -> None:
         """See :meth:`Crew.collect`; warns once if workers do not start."""
         if not self._said and time.monotonic() - self._began > LATE:
             self._said = True
@@ -174,7 +174,7 @@ class RayCrew(Crew[Actor]):
                     f"(each needs {needs}); {len(started)} run"
                 )
         try:
-            return super().collect()
+            super().collect(on_end)
         except (RayError, ConnectionError) as error:
             raise MerganserError(f"the Ray cluster does not answer ({_line(error)})") from None
 
