@@ -84,6 +84,7 @@ def main() -> None:
             ("tokenizer_config.json", TOKENIZER_CONFIG),
         ):
             (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        print(f"{name}: written")
 
 
 if __name__ == "__main__":

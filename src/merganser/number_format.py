@@ -33,6 +33,11 @@ def grouped(value: Any, least: int = 0) -> str:
     return f"{value:,}" if is_count else str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 point``, ``1,000 points``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def significant(value: float | None) -> str:
     """Four significant digits."""
     return MISSING if value is None else f"{value:.4g}"

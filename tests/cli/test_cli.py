@@ -606,6 +606,11 @@ def test_a_command_imports_no_other() -> None:
         (["qqq"], "there is no command 'qqq'; see merganser --help"),
         (["--nonesuch"], "no such option '--nonesuch'; see merganser --help"),
         (["merge"], "missing argument 'CONFIG'; see merganser merge --help"),
+        (["power"], "missing argument 'STUDY'; see merganser power --help"),
+        (
+            ["generate", "nonesuch#w=0.7", "hello"],
+            "nonesuch#w=0.7: a point of a sweep begins with the sweep's file, such as sweep.yml#w=0.7",
+        ),
         (
             ["verify", "a", "--agianst", "b"],
             "no such option '--agianst'. Did you mean '--against'?",

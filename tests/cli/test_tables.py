@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 import merganser
 from checkpoints_on_disk import make_model
-from merganser import methods
+from merganser import methods, number_format
 from merganser.cli import columns, method_table, plan_table
 
 
@@ -85,6 +86,25 @@ def test_models_have_letters() -> None:
     ]  # fmt: skip
 
 
+def test_weights_name_their_models() -> None:
+    both = [{"runs/acc": 0.3, "runs/fmt": 0.7}, None, {}, {"runs/acc": 0.5, "runs/fmt": None}]
+    column = columns.weights_column("weights", both)
+    assert column.title == "weights (runs/acc, runs/fmt)"
+    assert column.cells == ["0.300, 0.700", "–", "", "0.500, –"]
+    column = columns.weights_column("weights", [*both, {"runs/len": 1.0}])
+    assert column.title == "weights"
+    assert column.cells[0] == "runs/acc 0.300, runs/fmt 0.700"
+    assert column.cells[4] == "runs/len 1.000"
+    long = columns.weights_column("weights", [{9 * letter: 0.1 for letter in "abcde"}])
+    assert long.title == "weights"
+    assert str(long.cells[0]).startswith("aaaaaaaaa 0.100, bbbbbbbbb 0.100, ")
+
+
+def test_one_is_no_plural() -> None:
+    counts = [number_format.counted(count, "point") for count in (0, 1, 2, 1000)]
+    assert counts == ["0 points", "1 point", "2 points", "1,000 points"]
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, None])
 def test_methods_fit_the_terminal(
     width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -96,6 +116,7 @@ def test_methods_fit_the_terminal(
         method_table.show_methods(known, full=full)
         lines = capsys.readouterr().out.splitlines()
         assert width is None or max(map(len, lines)) <= width
+        assert not [line for line in lines if re.search(r"\b0\+", line)]
         assert not [line for line in lines if "…" in line or "``" in line or line.endswith(" ")]
         words = [line.split()[0] for line in lines if line.strip()]
         for method in known:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 
 from merganser import cli
 from merganser.errors import InputError, RecipeError
-from merganser.evaluation import judgement_file, judging, running, scorers, tasks
+from merganser.evaluation import exit_guard, judgement_file, judging, running, scorers, tasks
 from merganser.evaluation.generation import Completion, Sampling
 from merganser.evaluation.judgement_file import JudgementFile
 from merganser.evaluation.judging import Item
@@ -59,6 +61,10 @@ def quoting(completion, problem):
 
 def leaving(completion, problem):
     raise SystemExit(3)
+
+def vanishing(completion, problem):
+    import os
+    os._exit(4)
 
 @scorer("declared", batch=True, better="min")
 def declared(samples, problems):
@@ -158,6 +164,20 @@ def test_a_scorer_that_exits_fails_like_any_other(mine: Path) -> None:
     with pytest.raises(ScorerError) as refused:
         judging.judge_all(scorers.get("mine.py:leaving", {}, mine), items("gone"))
     assert_one_line(str(refused.value), "scorer leaving: failed on", "SystemExit: 3")
+    with pytest.raises(ScorerError) as refused:
+        judging.judge_all(scorers.get("mine.py:vanishing", {}, mine), items("gone"))
+    assert_one_line(str(refused.value), "scorer vanishing: failed on", "SystemExit: os._exit(4)")
+
+
+def test_other_threads_exit_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(exit_guard, "_leave", left.append)
+    with exit_guard.exit_raises():
+        thread = threading.Thread(target=os._exit, args=(5,))
+        thread.start()
+        thread.join()
+    os._exit(6)
+    assert left == [5, 6]
 
 
 def test_the_command_shows_the_traceback(mine: Path) -> None:

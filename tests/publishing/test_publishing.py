@@ -262,7 +262,7 @@ def test_local_paths_are_shown_and_can_be_taken_out(
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     refused = push(tmp_path / "out", "org/m", "--yes", "-q")
     assert refused.exit_code == 2
-    assert_one_line(refused.stderr.splitlines()[-1], "--public", "--with-paths")
+    assert_one_line(refused.stderr.splitlines()[-1], "--hide-paths", "--with-paths")
     for file in ("README.md", "mergekit_config.yml", "merge_manifest.json"):
         assert f"local path in {file}: {pair[0]}" in refused.stderr
     assert "local path in config.json: /scratch/someone/runs" in refused.stderr

@@ -13,7 +13,7 @@ from merganser import cli
 from merganser.errors import InputError
 from merganser.reports import live
 from merganser.results.scores import Entry, Results, Score
-from merganser.study import search_loop
+from merganser.study import exploration, search_loop
 from merganser.study.search_space import load_search
 from messages import assert_one_line
 
@@ -35,7 +35,7 @@ SEARCH = {
 def tried(folder: Path, count: int) -> None:
     """A history of some candidates, the rest of which were not reached."""
 
-    def score(candidate: search_loop.Candidate) -> dict[str, float]:
+    def score(candidate: exploration.Candidate) -> dict[str, float]:
         if candidate.number > count:
             raise KeyboardInterrupt
         return {"accuracy": candidate.values["w"], "tokens": candidate.values["v"]}

@@ -29,9 +29,10 @@ from merganser.publishing import study_cards
 from merganser.reports import live
 from merganser.results import scores
 from merganser.study import history
+from merganser.study.exploration import Candidate
 from merganser.study.optimisers import Front, Verdict
 from merganser.study.search_axes import Axis
-from merganser.study.search_loop import Candidate, Standing, best, explore, invalid_ends
+from merganser.study.search_loop import Standing, best, explore, invalid_ends
 from merganser.study.search_space import load_search
 from messages import assert_one_line
 from recipe_files import RecipeFile
@@ -163,7 +164,7 @@ def test_the_front_is_filled_where_its_gap_is_widest() -> None:
         positions = chooser.ask()
         asked += [x for (x,) in positions]
         # A cliff between 0.5 and 0.75: that is where points are missing.
-        chooser.tell([Verdict((x,), (-x if x < 0.6 else -x - 9, x), ()) for (x,) in positions])
+        chooser.tell([Verdict((x,), (-x if x < 0.6 else -x - 9, x), (), 0) for (x,) in positions])
     assert asked == [0.0, 0.5, 1.0, 0.75, 0.625, 0.5625]
 
 

@@ -17,9 +17,10 @@ from checkpoints_on_disk import make_model
 from merganser.errors import RecipeError
 from merganser.results.scores import Addition
 from merganser.study import search_loop
+from merganser.study.exploration import Candidate
 from merganser.study.optimisers import Greedy, Verdict
 from merganser.study.search_axes import Axis, Simplex
-from merganser.study.search_loop import Candidate, explore
+from merganser.study.search_loop import explore
 from merganser.study.search_space import load_search
 from messages import assert_one_line
 
@@ -138,7 +139,7 @@ def test_greedy_is_the_published_loop(seed: int, count: int, equal: bool) -> Non
     asked = []
     while positions := own.ask():
         asked += positions
-        own.tell([Verdict(p, (-score(p),), ()) for p in positions])
+        own.tell([Verdict(p, (-score(p),), (), 0) for p in positions])
 
     singles = [tuple(float(i == j) for j in range(count)) for i in range(count)]
     order = sorted(range(count), key=lambda i: -score(singles[i]))

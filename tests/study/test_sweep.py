@@ -268,6 +268,7 @@ def test_the_commands(file: Path, tmp_path: Path) -> None:
     [row] = [line for line in text.splitlines() if "is up to date" in line]
     stored = made["points"][0]["manifest"]["effective_weights"]["models"]
     assert ", ".join(f"{model['effective']:.3f}" for model in stored) in row
+    assert "effective weights (./a, ./b)" in text
     assert "no effective weights" not in text
 
 

@@ -254,8 +254,12 @@ evaluate: {tasks: [{problems: sums.jsonl, scorers: [exact]}], track: wandb}
     assert other.stderr  # it came further: these models have no tokenizer
     assert "wandb" not in other.stderr
     assert tracking.choose("none", "wandb") is None
-    with pytest.raises(MerganserError, match="needs wandb"):
+    with pytest.raises(
+        MerganserError, match=r"needs wandb.*; the file has track: wandb, and track='none'"
+    ):
         tracking.choose(None, "wandb")
+    with pytest.raises(MerganserError, match=r"needs wandb.*wandb\]'$"):
+        tracking.choose("wandb", None)
 
 
 # -- the packages themselves, where they are installed ---------------------------------------------

@@ -84,7 +84,7 @@ def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
     \b
     Examples:
       merganser generate OUT "What is 12 + 30?"
-      merganser generate sweep.yml#w=0.7 "What is 12 + 30?" --with base
+      merganser generate sweep.yml#w=0.7 "What is 12 + 30?" --with runs/acc
     """
     from merganser.chat import talk as talking
     from merganser.cli.answers import AnswerColumns

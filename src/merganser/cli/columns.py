@@ -53,6 +53,9 @@ GAP = 2
 """Spaces between columns."""
 
 
+MOST_NAMES = 40
+"""Characters of models' names in a column's title; longer ones go into its cells."""
+
 NAMES_WORK = "; `SWEEP.yml#NAME` and `--only NAME` take both"
 """Says where the short name of a point can be used."""
 
@@ -136,6 +139,30 @@ def value_text(point: Point | Entry, key: str) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(text, value))}]"
     return "–" if value is None else text(value)
+
+
+def weights_column(title: str, rows: Sequence[Mapping[str, float | None] | None]) -> Column:
+    """A column of the weights of each row's models, which its title or its cells name.
+
+    Args:
+        title: the heading.
+        rows: the weights of each row by model; None for unknown ones.
+    """
+    from merganser import number_format
+    from merganser.recipe.short_names import shorten
+
+    models = list(dict.fromkeys(model for row in rows for model in row or ()))
+    short = dict(zip(models, shorten(models), strict=True)) if models else {}
+    names = ", ".join(short.values())
+    is_alike = all(list(row) == models for row in rows if row)
+    if models and is_alike and len(names) <= MOST_NAMES:
+        short, title = dict.fromkeys(models, ""), f"{title} ({names})"
+
+    def cell(row: Mapping[str, float | None]) -> str:
+        texts = [f"{short[model]} {number_format.decimal(row[model])}" for model in row]
+        return ", ".join(text.strip() for text in texts)
+
+    return Column(title, [number_format.MISSING if row is None else cell(row) for row in rows])
 
 
 class _Unpadded:

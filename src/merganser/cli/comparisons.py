@@ -91,7 +91,7 @@ def compare(
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("study", type=click.Path(path_type=Path))
 @click.option(
     "--detect",
     type=click.FloatRange(min=0, min_open=True),
@@ -100,10 +100,10 @@ def compare(
 )
 @score_option
 @json_option
-def power(results: Path, detect: float | None, scores: tuple[str, ...], as_json: bool) -> None:
+def power(study: Path, detect: float | None, scores: tuple[str, ...], as_json: bool) -> None:
     """Say how many problems or samples it takes to see a difference.
 
-    Reads from the samples of a finished study, or of a small pilot, how much differences vary over problems
+    Reads from the samples of STUDY, which may be a small pilot, how much differences vary over problems
     and over samples. A difference counts as seen that 80 % of studies find, by a test at 5 %.
 
     \b
@@ -114,7 +114,7 @@ def power(results: Path, detect: float | None, scores: tuple[str, ...], as_json:
     from merganser.cli.power_table import show_power
     from merganser.results import power as powers
 
-    powers_found = powers.power(results, scores=scores)
+    powers_found = powers.power(study, scores=scores)
     if as_json:
         print_json([_power_data(power, detect) for power in powers_found])
     else:

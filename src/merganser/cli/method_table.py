@@ -92,5 +92,7 @@ def _list_methods(console: Console, methods: Sequence[Method]) -> None:
 def _count(method: Method) -> str:
     """The number of models that a method takes, as text."""
     least, most = method.models
+    if (least, most) == (0, None):
+        return "any number of models"
     count = str(least) if least == most else f"{least}+" if most is None else f"{least}–{most}"
     return f"{count} model{'' if count == '1' else 's'}"

@@ -224,7 +224,7 @@ def show_points(planned: Sequence[tuple[Point, Plan]], input_bytes: int, passes:
     written = sum(plan.output_bytes for plan in plans)
     times = f" in each of {passes} passes" if passes > 1 else ""
     console.print(
-        f"\n{len(points)} points; reads {number_format.size(input_bytes)}{times}, "
+        f"\n{number_format.counted(len(points), 'point')}; reads {number_format.size(input_bytes)}{times}, "
         f"writes {number_format.size(written)}",
         highlight=False,
     )

@@ -174,7 +174,8 @@ def _scored_line(event: Scored) -> str:
     reuse = f", {reused} of them reused" if 0 < reused < event.completions else ""
     reuse = ", all of them reused" if reused == event.completions > 0 else reuse
     count = f" ({event.completions} completions{reuse})" if event.completions else ""
-    return escape(f"{_turn(event.turn)}: {scores}{count}")
+    by = f" by {event.worker}" if event.worker else ""
+    return escape(f"{_turn(event.turn)}{by}: {scores}{count}")
 
 
 def search_line(standing: Standing, search: Search) -> str:
@@ -183,7 +184,7 @@ def search_line(standing: Standing, search: Search) -> str:
 
     trial = standing.trial
     scores = ", ".join(f"{name} {score_text(trial.scores.get(name))}" for name in search.objectives)
-    scores = f"cannot be merged ({trial.invalid})" if trial.invalid else scores
+    scores = f"no scores ({trial.invalid})" if trial.invalid else scores
     if not standing.best:
         best = "none keeps to the constraints yet"
     elif len(search.objectives) > 1:
@@ -198,5 +199,6 @@ def search_line(standing: Standing, search: Search) -> str:
         else ""
     )
     values = values_text(trial.candidate.values)
-    which = f"candidate {trial.candidate.number} of {standing.budget} ({values})"
+    by = f" by {standing.worker}" if standing.worker else ""
+    which = f"candidate {trial.candidate.number} of {standing.budget}{by} ({values})"
     return f"{which}: {scores}; {best}{left}"

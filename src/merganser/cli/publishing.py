@@ -45,7 +45,9 @@ def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
 @click.option("--private", is_flag=True, help="Make new repositories that only you see.")
 @click.option("--collection", metavar="TITLE", help="Put them into a collection of that title.")
 @click.option("--revision", metavar="BRANCH", help="Push to this branch; it is created if missing.")
-@click.option("--public", is_flag=True, help="Send names in place of local paths.")
+@click.option(
+    "--hide-paths", "--public", "public", is_flag=True, help="Send names in place of local paths."
+)
 @click.option(
     "--with-paths", is_flag=True, help="Send the local paths in card, recipe and manifest."
 )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from merganser import number_format
-from merganser.cli.columns import Column, print_columns, say_shortened, stdout, value_text
+from merganser.cli.columns import (
+    Column,
+    print_columns,
+    say_shortened,
+    stdout,
+    value_text,
+    weights_column,
+)
 
 if TYPE_CHECKING:
     from merganser.evaluation.statistics import Score
@@ -33,11 +40,7 @@ def show_scores(results: Results) -> None:
         ),
     ]
     if any(_is_moved(entry) for entry in results.entries):
-        weights = [
-            ", ".join(map(number_format.decimal, entry.effective.values()))
-            for entry in results.entries
-        ]
-        columns.append(Column("effective", weights))
+        columns.append(weights_column("effective", [entry.effective for entry in results.entries]))
     for name, direction in results.directions.items():
         title = f"{name} {'↑' if direction == 'max' else '↓'}"
         columns.append(score_column(title, [e.scores.get(name) for e in results.entries]))

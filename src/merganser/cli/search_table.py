@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from merganser import number_format
 from merganser.cli.columns import Column, print_columns, say_shortened, stdout, value_text
 from merganser.cli.score_table import score_column
 
@@ -50,9 +51,9 @@ def show_search(result: SearchResult, *, verbose: bool = False) -> None:
     if not result.found.chosen and result.search.limits:
         limits = ", ".join(result.search.limits)
         console.print(f"no candidate keeps to the constraints on {escape(limits)}")
+    tried = number_format.counted(len(result.trials), "candidate")
     console.print(
-        f"\n{len(result.trials)} candidates, {len(points)} of them different, in {result.seconds:.1f} s",
-        highlight=False,
+        f"\n{tried}, {len(points)} of them different, in {result.seconds:.1f} s", highlight=False
     )
 
 
@@ -63,7 +64,6 @@ def show_additions(found: Results, folder: Path) -> None:
         found: the search's results.
         folder: where they are.
     """
-    from merganser import number_format
     from merganser.results import paired
 
     rows = paired.additions(folder)

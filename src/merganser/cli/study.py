@@ -108,9 +108,11 @@ def sweep(config: Path, out: Path, **options: Any) -> None:
         raise click.UsageError(f"--track is for evaluation, and {config} has no evaluate: block")
 
     def tell(points: int, passes: int) -> None:
+        from merganser.number_format import counted
+
         if points and not quiet and not as_json:
             times = "one pass" if passes == 1 else f"{passes} passes"
-            click.echo(f"{points} points, in {times} over the inputs", err=True)
+            click.echo(f"{counted(points, 'point')}, in {times} over the inputs", err=True)
 
     with merge_progress(quiet or as_json) as on_event:
         result = sweeps.sweep(config, out, on_begin=tell, on_event=on_event, **options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from merganser import number_format
-from merganser.cli.columns import Column, print_points, stdout, value_text
+from merganser.cli.columns import Column, print_points, stdout, value_text, weights_column
 from merganser.cli.merge_table import show_result
 from merganser.engine.effective_weights import ModelWeight, why_unknown
 from merganser.errors import MerganserError
@@ -20,7 +20,7 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     """Print a sweep's result, one line per point; with ``verbose`` also the table of each merge."""
     console = stdout()
     points = result.points
-    weights: list[str] = []
+    weights: list[dict[str, float | None] | None] = []
     reasons: dict[str, None] = {}
     for each in points:
         if verbose and each.merged is not None:
@@ -28,14 +28,14 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
         models = _weights(each)
         reason = "the manifest cannot be read" if models is None else why_unknown(models)
         if reason is None:
-            weights.append(", ".join(number_format.decimal(m.effective) for m in models or ()))
+            weights.append({model.model: model.effective for model in models or ()})
         else:
-            weights.append(number_format.MISSING)
+            weights.append(None)
             reasons[reason] = None
     keys = list(dict.fromkeys(key for each in points for key in each.point.values))
     columns = [
         *(Column(key, [value_text(each.point, key) for each in points]) for key in keys),
-        Column("effective weights", weights),
+        weights_column("effective weights", weights),
         Column("", ["is up to date" if each.merged is None else "" for each in points], shared=""),
     ]
     print_points(console, [each.point.name for each in points], columns)
@@ -44,8 +44,9 @@ def show_sweep(result: SweepResult, *, verbose: bool = False) -> None:
     merged = [each for each in result.points if each.merged is not None]
     size = sum(each.plan.output_bytes for each in merged)
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes"
+    all_points = number_format.counted(len(points), "point")
     console.print(
-        f"{len(merged)} of {len(result.points)} points merged, {number_format.size(size)} in {passes} and "
+        f"{len(merged)} of {all_points} merged, {number_format.size(size)} in {passes} and "
         f"{result.seconds:.1f} s",
         highlight=False,
     )

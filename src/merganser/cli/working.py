@@ -51,4 +51,7 @@ def worker(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"scored": scored})
     elif not quiet:
-        click.echo(f"scored {len(scored)} models: {', '.join(scored)}" if scored else "scored none")
+        from merganser.number_format import counted
+
+        names = f": {', '.join(scored)}" if scored else ""
+        click.echo(f"scored {counted(len(scored), 'model')}{names}")

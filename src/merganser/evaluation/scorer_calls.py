@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.errors import MerganserError, one_line
+from merganser.evaluation.exit_guard import exit_raises
 from merganser.evaluation.problems import Problem
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.scorer_registry import Judgement, Scorer
@@ -54,11 +55,10 @@ def call(
         MerganserError: the function raised this.
     """
     try:
-        return values_of(
-            scorer,
-            scorer.function(*arguments(scorer, samples, problems), **scorer.keywords),
-            len(samples),
-        )
+        given = arguments(scorer, samples, problems)
+        with exit_raises():
+            returned = scorer.function(*given, **scorer.keywords)
+        return values_of(scorer, returned, len(samples))
     except MerganserError:
         raise
     except (Exception, SystemExit) as error:  # a user's function may raise anything

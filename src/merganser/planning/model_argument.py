@@ -24,6 +24,13 @@ def find_merge(reference: str) -> tuple[str, Plan] | None:
     point = find_point(reference)
     if point is not None:
         return point.name, make_plan(point.recipe)
+    before, mark, values = reference.rpartition("#")
+    if mark and "=" in values and not Path(reference).exists():
+        near = [f"{before}{suffix}" for suffix in RECIPES if Path(f"{before}{suffix}").is_file()]
+        raise RecipeError(
+            f"{reference}: a point of a sweep begins with the sweep's file, such as "
+            f"{near[0] if near else 'sweep.yml'}#{values}"
+        )
     if reference.endswith(RECIPES) and Path(reference).is_file():
         if is_sweep(reference):
             raise RecipeError(

@@ -48,7 +48,7 @@ def read_history(folder: Path) -> Results:
                 scores={name: Score(**parts) for name, parts in line["scores"].items()},
             )
             for line in tried
-            if "same_as" not in line
+            if "name" in line and "same_as" not in line
         )
         directions = _directions(settings["search"])
     except FileNotFoundError:

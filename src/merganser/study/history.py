@@ -30,6 +30,7 @@ class History:
         folder: contains :data:`NAME`; created if missing.
         settings: everything that determines the candidates and their scores, as plain data; a file with
             other settings is refused.
+        read_only: only read an existing file; other processes may have it open.
 
     Attributes:
         lines: the candidates' lines, as plain data.
@@ -40,17 +41,21 @@ class History:
         ResourceError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, read_only: bool = False
+    ) -> None:
         self.path = folder / NAME
         head = {"format": FORMAT, "digest": digest(settings), "settings": settings}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")  # noqa: PTH123, SIM115 (closed by close)
+            mode = "rb" if read_only else "a+b"
+            self._file = open(self.path, mode)  # noqa: PTH123, SIM115 (closed by close)
         except OSError as error:
             raise ResourceError(f"{self.path}: cannot be written ({error.strerror})") from None
         try:
             try:
-                system.lock(self._file.fileno())
+                if not read_only:
+                    system.lock(self._file.fileno())
             except BlockingIOError:
                 raise OutputExistsError(f"{folder}: another search is running there") from None
             except OSError as error:
@@ -58,7 +63,7 @@ class History:
                     raise
             self._file.seek(0)
             complete, _, torn = self._file.read().rpartition(b"\n")
-            if torn:
+            if torn and not read_only:
                 self._file.truncate(len(complete) + 1 if complete else 0)
             entries = _read(self.path, complete)
             if entries:

@@ -3,14 +3,17 @@ by generation.
 
 An optimiser's next step depends only on its seed and the results that it received, so that an
 interrupted search is replayed from its history. All goals are minimised.
+
+With several workers, results come in one by one and in any order. An :class:`Asynchronous` optimiser
+proposes candidates while it waits for the results of others; the others work by generation.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,11 +37,13 @@ class Verdict:
         goals: one number per objective, less is better; empty if the candidate failed, which ranks it
             after all others.
         missed: the violation of each constraint; 0 if it is satisfied.
+        number: its number among all positions that the optimiser has proposed, from 1.
     """
 
     position: Position
     goals: tuple[float, ...]
     missed: tuple[float, ...]
+    number: int
 
 
 class Optimiser(Protocol):
@@ -49,6 +54,17 @@ class Optimiser(Protocol):
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Receive the results of the last generation, in the order of :meth:`ask`."""
+
+
+@runtime_checkable
+class Asynchronous(Optimiser, Protocol):
+    """Takes results one by one and in any order, and proposes candidates while others have none yet."""
+
+    def ask_early(self) -> list[Position]:
+        """Return one more candidate; none if the results of the others must come first."""
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Receive results, in the order in which they came in."""
 
 
 def optimiser(
@@ -76,8 +92,10 @@ def optimiser(
     match method:
         case "cma-es":
             return CmaEs(axes, population, seed)
-        case "tpe" | "nsga-ii":
-            return Optuna(method, axes, objectives, population or POPULATION, seed)
+        case "tpe":
+            return Tpe(axes, objectives, population or POPULATION, seed)
+        case "nsga-ii":
+            return NsgaII(axes, objectives, population or POPULATION, seed)
         case "random":
             return Random(axes, population or POPULATION, seed)
         case "front":
@@ -127,10 +145,21 @@ class CmaEs:
 
 
 class Optuna:
-    """Optuna's samplers: TPE (Watanabe 2023, arXiv:2304.11127) and NSGA-II (Deb et al. 2002)."""
+    """One of Optuna's samplers.
+
+    Args:
+        sampler: returns the sampler, given the library's module of samplers.
+        axes: the axes of the space.
+        objectives: the number of goals.
+        population: candidates per generation.
+    """
 
     def __init__(
-        self, method: Method, axes: Sequence[Axis], objectives: int, population: int, seed: int
+        self,
+        sampler: Callable[[Any], Any],
+        axes: Sequence[Axis],
+        objectives: int,
+        population: int,
     ) -> None:
         optuna = extras.load("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -144,29 +173,65 @@ class Optuna:
             else distributions.CategoricalDistribution(range(axis.count))
             for i, axis in enumerate(axes)
         }
-        sampler = (
-            optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, population))
-            if method == "tpe"
-            else optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+        self.study = optuna.create_study(
+            sampler=sampler(optuna.samplers), directions=["minimize"] * objectives
         )
-        self.study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)
         self.population = population
         self.trials: list[Any] = []
 
     def ask(self) -> list[Position]:
         """Return one generation of candidates."""
-        self.trials = [self.study.ask(self.space) for _ in range(self.population)]
-        return [tuple(trial.params[key] for key in self.space) for trial in self.trials]
+        return [self._ask_one() for _ in range(self.population)]
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Add the results to Optuna's study."""
-        for trial, verdict in zip(self.trials, verdicts, strict=True):
+        for verdict in verdicts:
+            trial = self.trials[verdict.number - 1]
             for i, missed in enumerate(verdict.missed):
                 trial.set_constraint(f"{i}", missed)
             if verdict.goals:
                 self.study.tell(trial, list(verdict.goals))
             else:
                 self.study.tell(trial, state=self.failed)
+
+    def _ask_one(self) -> Position:
+        trial = self.study.ask(self.space)
+        self.trials.append(trial)
+        return tuple(trial.params[key] for key in self.space)
+
+
+class Tpe(Optuna):
+    """TPE (Watanabe 2023, arXiv:2304.11127).
+
+    Candidates without a result count as bad ones (a constant liar, Ginsbourger et al. 2010), so that
+    candidates that are scored at the same time differ.
+    """
+
+    def __init__(self, axes: Sequence[Axis], objectives: int, population: int, seed: int) -> None:
+        super().__init__(
+            lambda samplers: samplers.TPESampler(
+                seed=seed, n_startup_trials=max(10, population), constant_liar=True
+            ),
+            axes,
+            objectives,
+            population,
+        )
+
+    def ask_early(self) -> list[Position]:
+        """Return one more candidate."""
+        return [self._ask_one()]
+
+
+class NsgaII(Optuna):
+    """NSGA-II (Deb et al. 2002)."""
+
+    def __init__(self, axes: Sequence[Axis], objectives: int, population: int, seed: int) -> None:
+        super().__init__(
+            lambda samplers: samplers.NSGAIISampler(seed=seed, population_size=population),
+            axes,
+            objectives,
+            population,
+        )
 
 
 class Random:
@@ -179,6 +244,10 @@ class Random:
 
     def ask(self) -> list[Position]:
         """Return one generation of candidates."""
+        return [position for _ in range(self.population) for position in self.ask_early()]
+
+    def ask_early(self) -> list[Position]:
+        """Return one more candidate, the same as if the others had results."""
         return [
             tuple(
                 float(self.random.random())
@@ -186,7 +255,6 @@ class Random:
                 else int(self.random.integers(axis.count))
                 for axis in self.axes
             )
-            for _ in range(self.population)
         ]
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
@@ -203,7 +271,8 @@ class Front:
     def __init__(self, axes: Sequence[Axis], first: int) -> None:
         [self.axis] = axes
         self.first = first
-        self.asked: set[float] = set()
+        self.asked: dict[float, None] = {}
+        self.waits_for = 0
         self.found: dict[float, Verdict] = {}
 
     def ask(self) -> list[Position]:
@@ -211,7 +280,16 @@ class Front:
         count = self.axis.count
         if not self.asked:
             ends = np.linspace(0, 1 if count is None else count - 1, self.first)
-            return [(x,) for x in dict.fromkeys(self._place(end) for end in ends)]
+            self.asked = dict.fromkeys(self._place(end) for end in ends)
+            self.waits_for = len(self.asked)
+            return [(x,) for x in self.asked]
+        return self._middle_of_widest_gap()
+
+    def ask_early(self) -> list[Position]:
+        """Return the middle of the widest gap in which no candidate waits; none before the grid is scored."""
+        return [] if self.waits_for > 0 else self._middle_of_widest_gap()
+
+    def _middle_of_widest_gap(self) -> list[Position]:
         places = sorted(self.found)
         if len(places) < 2:
             return []
@@ -227,15 +305,17 @@ class Front:
             range(len(middles)), key=lambda i: (behind[i] and behind[i + 1], -gaps[i], places[i])
         )
         fresh = (middles[i] for i in ranked if middles[i] not in self.asked)
-        return [(place,) for place in itertools.islice(fresh, 1)]
+        chosen = list(itertools.islice(fresh, 1))
+        self.asked |= dict.fromkeys(chosen)
+        return [(place,) for place in chosen]
 
     def _place(self, place: float) -> float:
         return float(round(place, 4)) if self.axis.count is None else int(place)
 
     def tell(self, verdicts: Sequence[Verdict]) -> None:
         """Store the results."""
+        self.waits_for -= len(verdicts)
         for verdict in verdicts:
-            self.asked.add(verdict.position[0])
             if verdict.goals:
                 self.found[verdict.position[0]] = verdict
 

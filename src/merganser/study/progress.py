@@ -68,12 +68,14 @@ class Scored:
         scores: the scores by name.
         completions: number of completions that the scores are computed from.
         generated: number of those that this run has generated; the others are reused.
+        worker: the worker that scored the model; empty for this process.
     """
 
     turn: Turn
     scores: Mapping[str, Score]
     completions: int
     generated: int
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,36 +12,47 @@ from typing import Any, Unpack
 
 from merganser.errors import RecipeError
 from merganser.evaluation import tasks as evaluations
-from merganser.evaluation.engines import EngineName, name_of
+from merganser.evaluation.engines import EngineName
 from merganser.evaluation.tasks import Task
-from merganser.merging.options import MergeKeywords, split_options
+from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.planning import Config, Plan, PlanOptions, make_plan
 from merganser.publishing import study_cards
 from merganser.recipe.sweep_file import Point
-from merganser.release import contents
 from merganser.results import front, scores
 from merganser.results.scores import HELD_OUT, Addition, Entry, Results, Score
 from merganser.study import scoring, search_loop
-from merganser.study.evaluate_block import choose_engine, load_block
-from merganser.study.held_out import split
-from merganser.study.history import INPUTS
-from merganser.study.live import make_live
+from merganser.study.exploration import Candidate, Trial
 from merganser.study.live_model import Live
-from merganser.study.participants import (
-    SAMPLES,
-    StudyModel,
-    base_and_experts,
-    beside_points,
-    stated_references,
-)
+from merganser.study.participants import SAMPLES, StudyModel, beside_points
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
-from merganser.study.search_loop import Candidate, Standing, Trial
-from merganser.study.search_space import Search, load_search
+from merganser.study.search_loop import Explorer, Standing
+from merganser.study.search_preparing import PreparedSearch, prepare_search
+from merganser.study.search_space import Search
 from merganser.study.sweep import MOST_TOGETHER, SweepResult, check_ready, merge_points, plan_all
 from merganser.study.watching import tracked_run
 from merganser.tracking import Track, follow
 from merganser.tracking import choose as choose_tracker
-from merganser.version import VERSION
+
+OnStanding = Callable[[Standing, Search], object]
+"""Called after every scored candidate, with the search's state and the search."""
+
+
+class SearchKeywords(MergeKeywords, total=False):
+    """The keywords of :func:`search`."""
+
+    budget: int | None
+    write: bool
+    engine: EngineName | None
+    engine_options: Mapping[str, Any] | None
+    allow_code: bool
+    track: Track | None
+    on_standing: OnStanding
+    on_progress: Listener
+    on_warning: Callable[[str], None]
+
+
+PREPARING = ("budget", "engine", "engine_options", "allow_code")
+"""The keywords of :func:`prepare_search` among those of :func:`search`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,7 @@ def search(
     engine_options: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     track: Track | None = None,
-    on_standing: Callable[[Standing, Search], object] = lambda _standing, _search: None,
+    on_standing: OnStanding = lambda _standing, _search: None,
     on_progress: Listener = ignore,
     on_warning: Callable[[str], None] = lambda _: None,
     **options: Unpack[MergeKeywords],
@@ -115,54 +126,56 @@ def search(
     Raises:
         MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
     """
-    began = time.perf_counter()
-    home = Path(out)
     planning, writing = split_options(options)
+    prepared = prepare_search(
+        config,
+        out,
+        planning,
+        budget=budget,
+        engine=engine,
+        engine_options=engine_options,
+        allow_code=allow_code,
+        on_warning=on_warning,
+    )
+    return run_search(
+        prepared,
+        writing,
+        write=write,
+        track=track,
+        on_standing=on_standing,
+        on_progress=on_progress,
+        on_warning=on_warning,
+    )
+
+
+def run_search(
+    prepared: PreparedSearch,
+    writing: WriteOptions,
+    *,
+    write: bool = True,
+    track: Track | None = None,
+    on_standing: OnStanding = lambda _standing, _search: None,
+    on_progress: Listener = ignore,
+    on_warning: Callable[[str], None] = lambda _: None,
+    explore: Explorer = search_loop.explore,
+) -> SearchResult:
+    """Run a search that is prepared.
+
+    Args:
+        prepared: the search.
+        writing: options of writing the selected candidates.
+        write, track, on_standing, on_progress, on_warning: as for :func:`merganser.search`.
+        explore: scores the candidates.
+
+    Raises:
+        MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
+    """
+    began = time.perf_counter()
+    wanted, home, planning = prepared.wanted, prepared.home, prepared.planning
+    seen, unseen, others = prepared.seen, prepared.unseen, prepared.others
+    tracker = choose_tracker(track, prepared.block.track)
     threads = writing.threads
-    wanted = load_search(config, planning.strictness)
-    wanted = wanted if budget is None else replace(wanted, budget=budget)
-    document, folder = wanted.pattern.document, wanted.pattern.folder
-    block, tasks = load_block(document, folder, allow_code=allow_code)
-    running_on = choose_engine(block, engine, engine_options)
-    tracker = choose_tracker(track, block.track)
-    if name_of(running_on) == "endpoint":
-        raise document.error(
-            "search: its candidates are new merges, which a server cannot load; use engine: transformers or vllm"
-        )
-    if "keep" in block.model_fields_set:
-        raise document.error(
-            "evaluate.keep: a search takes search.keep instead", ("evaluate", "keep")
-        )
-    if block.held_out is not None:
-        raise document.error(
-            "evaluate.held_out: a search takes search.held_out instead",
-            ("evaluate", "held_out"),
-        )
-    seen, unseen = split(
-        tasks,
-        wanted.held_out,
-        wanted.seed,
-        lambda problem: wanted.error(f"search.held_out: {problem}", "held_out"),
-    )
-    check_scores(wanted, seen)
-    stated = stated_references(block, evaluations.score_names(seen), document)
-    samples = [
-        StudyModel(Entry(point.name, "point"), plan, point)
-        for point, plan in search_loop.plan_samples(wanted, planning)
-    ]
-    others = base_and_experts(block, samples, folder, document, planning)
-    inputs = {
-        name: state for sample in samples for name, state in contents.of_models(sample.plan).items()
-    }
-    for problem in search_loop.invalid_ends(wanted, planning):
-        on_warning(problem)
-    live = make_live(
-        running_on,
-        device=block.device,
-        dtype=block.dtype,
-        threads=threads,
-        batch_size=block.batch_size,
-    )
+    live = prepared.make_live(threads)
 
     def check(planned: Sequence[tuple[Point, Plan]]) -> None:
         if write:
@@ -178,16 +191,11 @@ def search(
 
     with closing(live), follow(tracker, on_warning) as following:
         following.start(tracked_run(_frame(wanted, seen, live, home), home))
-        trials = search_loop.explore(
+        trials = explore(
             wanted,
             partial(stage.score, listener=on_progress, budget=wanted.budget),
             home,
-            settings={
-                "merganser": VERSION,
-                "tasks": evaluations.describe(seen),
-                "engine": live.engine_name,
-                INPUTS: inputs,
-            },
+            settings=prepared.settings(live),
             prepare=stage.prepare,
             on_standing=note,
         )
@@ -205,7 +213,7 @@ def search(
         ]
         for entry in beside:
             following.point(0, entry)
-        all_entries = beside_points([*beside, *stage.entries(tried)], stated)
+        all_entries = beside_points([*beside, *stage.entries(tried)], prepared.stated)
         results = _results(
             wanted, seen, live, all_entries, chosen, home, search_loop.additions(wanted, trials)
         )
@@ -235,23 +243,6 @@ def search(
         if writing.write_card:
             study_cards.rewrite_all(home, results)
     return SearchResult(wanted, trials, results, held_out, written, time.perf_counter() - began)
-
-
-def check_scores(wanted: Search, tasks: Sequence[Task]) -> None:
-    """Check that the tasks have the scores that a search names.
-
-    Raises:
-        RecipeError: with file and line.
-    """
-    there = evaluations.score_names(tasks)
-    for key, names in (("objectives", wanted.objectives), ("constraints", wanted.limits)):
-        for name in names:
-            if name not in there:
-                raise wanted.error(
-                    f"search.{key}.{name}: there is no such score; there are {', '.join(there)}",
-                    key,
-                    name,
-                )
 
 
 def _apart(others: Sequence[StudyModel], names: Collection[str]) -> list[StudyModel]:
@@ -333,7 +324,8 @@ class _Stage:
             self.models = {}
             some = trials[start : start + MOST_TOGETHER]
             for trial in some:
-                if trial.candidate.name not in self.scored and trial.candidate.point is not None:
+                measured = trial.candidate.name in self.scored or trial.weights
+                if not measured and trial.candidate.point is not None:
                     self._plan(trial.candidate.point)
             entries = [self.scored.get(trial.candidate.name, trial.entry) for trial in some]
             scored += self._weighed(entries)

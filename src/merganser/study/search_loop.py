@@ -7,70 +7,37 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from merganser.errors import InputError, RecipeError
+from merganser.errors import RecipeError
 from merganser.planning import Plan, PlanOptions
-from merganser.recipe.sweep_file import Point, Values, flat, values_text
+from merganser.recipe.sweep_file import Point, values_text
 from merganser.results import front
-from merganser.results.scores import Addition, Entry, Score
-from merganser.study import optimisers
+from merganser.results.scores import Addition, Score
+from merganser.study.exploration import Candidate, Exploration, Preparer, Trial, checked, verdict
 from merganser.study.history import History
-from merganser.study.optimisers import Greedy, Verdict
+from merganser.study.optimisers import Greedy
 from merganser.study.search_space import Position, Search
 from merganser.study.sweep import plan_all
 
 Scorer = Callable[["Candidate"], Mapping[str, float | Score]]
 """Returns a candidate's scores by name; a plain number is a score without a standard error."""
 
-Preparer = Callable[[Sequence["Candidate"]], Mapping[int, str]]
-"""Called with the candidates to score next; returns the reasons why some cannot be merged, by number."""
 
+class Explorer(Protocol):
+    """Scores the candidates of a search: :func:`explore`, or with several workers another one."""
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A candidate of a search.
-
-    Attributes:
-        number: counted from 1.
-        position: its position in the space.
-        values: the values of the recipe's keys.
-        point: the point with its recipe; None if the values give no valid recipe.
-        problem: the reason why the recipe is invalid; None if it is valid.
-    """
-
-    number: int
-    position: Position
-    values: Values
-    point: Point | None
-    problem: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique name among all candidates, and name of its folder."""
-        return self.point.name if self.point else f"candidate_{self.number:03d}"
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A candidate that was scored.
-
-    Attributes:
-        candidate: the candidate.
-        scores: the scores by name; empty if the candidate could not be merged.
-        same_as: the number of the earlier candidate with the same values, whose scores are reused; else None.
-        invalid: the reason why it could not be merged; None if it could.
-    """
-
-    candidate: Candidate
-    scores: Mapping[str, Score]
-    same_as: int | None = None
-    invalid: str | None = None
-
-    @property
-    def entry(self) -> Entry:
-        """Return the candidate as an entry of a study's results."""
-        return Entry(self.candidate.name, "point", values=self.candidate.values, scores=self.scores)
+    def __call__(
+        self,
+        search: Search,
+        score: Scorer,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        prepare: Preparer = ...,
+        on_standing: Callable[[Standing], object] = ...,
+    ) -> tuple[Trial, ...]:
+        """See :func:`explore`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +49,14 @@ class Standing:
         budget: the total number of candidates.
         best: the best candidate so far; with several objectives the front.
         seconds_left: estimated seconds until the end.
+        worker: the worker that scored it; empty without workers.
     """
 
     trial: Trial
     budget: int
     best: tuple[Trial, ...]
     seconds_left: float
+    worker: str = ""
 
 
 def explore(
@@ -116,52 +85,44 @@ def explore(
     Raises:
         MerganserError: one of its subclasses, by cause; the scores so far stay in the history.
     """
-    chooser = optimisers.optimiser(
-        search.method,
-        search.axes,
-        objectives=len(search.objectives),
-        population=search.population,
-        seed=search.seed,
-        equal=search.equal,
-    )
-    trials: list[Trial] = []
     spent: list[float] = []
-    with closing(History(folder, {**describe(search), **(settings or {})})) as history:
-        if len(history.lines) > search.budget:
-            raise RecipeError(
-                f"{history.path}: has {len(history.lines)} candidates already, more than the budget of "
-                f"{search.budget}; give a budget of {len(history.lines)} or more"
+    with closing(open_history(search, folder, settings)) as history:
+        state = Exploration(search, history, prepare)
+        while state.open or state.ask():
+            candidate = next(iter(state.open.values()))
+            began = time.monotonic()
+            trial = state.settled(candidate) or Trial(
+                candidate, checked(search, candidate, score(candidate))
             )
-        while len(trials) < search.budget and (positions := chooser.ask()):
-            first = len(trials) + 1
-            generation = [
-                _candidate(search, n, position)
-                for n, position in enumerate(positions[: search.budget - len(trials)], first)
-            ]
-            fresh = [c for c in generation if c.number > len(history.lines)]
-            problems = {c.number: c.problem for c in fresh if c.problem is not None}
-            problems |= prepare([c for c in fresh if c.point is not None])
-            if len(problems) == len(generation) and first == 1:
-                raise search.error(f"search: no candidate can be merged: {problems[1]}", "over")
-            for candidate in generation:
-                if candidate.number <= len(history.lines):
-                    line = history.lines[candidate.number - 1]
-                    trials.append(_recalled(candidate, line, history.path))
-                    continue
-                began = time.monotonic()
-                problem = problems.get(candidate.number)
-                trials.append(
-                    _scored(search, candidate, score, trials)
-                    if problem is None
-                    else Trial(candidate, {}, invalid=problem)
-                )
-                spent.append(time.monotonic() - began)
-                history.append(_line(trials[-1]))
-                left = sum(spent) / len(spent) * (search.budget - len(trials))
-                on_standing(Standing(trials[-1], search.budget, best(search, trials), left))
-            if len(generation) == len(positions):
-                chooser.tell([_verdict(search, trial) for trial in trials[first - 1 :]])
-    return tuple(trials)
+            spent.append(time.monotonic() - began)
+            state.record(trial)
+            on_standing(standing(state, trial, sum(spent) / len(spent)))
+        return state.trials
+
+
+def open_history(
+    search: Search, folder: Path, settings: Mapping[str, Any] | None, *, read_only: bool = False
+) -> History:
+    """Open the history of a search in a folder; the caller closes it.
+
+    Raises:
+        MerganserError: one of its subclasses, by cause.
+    """
+    return History(folder, {**describe(search), **(settings or {})}, read_only=read_only)
+
+
+def standing(state: Exploration, trial: Trial, seconds: float, worker: str = "") -> Standing:
+    """Return the state of a search after a result.
+
+    Args:
+        state: the search's state.
+        trial: the result.
+        seconds: seconds per candidate.
+        worker: the worker that scored the candidate.
+    """
+    trials, budget = state.trials, state.search.budget
+    left = seconds * (budget - len(trials))
+    return Standing(trial, budget, best(state.search, trials), left, worker)
 
 
 _DECIDING = ("over", "from", "again", "equal", "objectives", "constraints")
@@ -235,83 +196,12 @@ def _middle(search: Search) -> Position:
     )
 
 
-def _candidate(search: Search, number: int, position: Position) -> Candidate:
-    values = search.values(position)
-    try:
-        point = search.pattern.point(values, number)
-    except RecipeError as error:
-        return Candidate(number, position, flat(values), None, str(error))
-    return Candidate(number, position, point.values, point)
-
-
-def _scored(search: Search, candidate: Candidate, score: Scorer, earlier: Sequence[Trial]) -> Trial:
-    for trial in earlier:
-        if trial.candidate.values == candidate.values:
-            same = trial.same_as or trial.candidate.number
-            return Trial(candidate, trial.scores, same, trial.invalid)
-    scores = {
-        name: value if isinstance(value, Score) else Score(value, 0.0, value, value, 1)
-        for name, value in score(candidate).items()
-    }
-    for name in [*search.objectives, *search.limits]:
-        if name not in scores:
-            key = "objectives" if name in search.objectives else "constraints"
-            raise search.error(
-                f"search.{key}.{name}: there is no such score; there are {', '.join(scores)}",
-                key,
-                name,
-            )
-        if not abs(scores[name].mean) < float("inf"):
-            raise InputError(f"candidate {candidate.name}: {name} is {scores[name].mean}")
-    return Trial(candidate, scores)
-
-
-def _line(trial: Trial) -> dict[str, Any]:
-    candidate = trial.candidate
-    line: dict[str, Any] = {
-        "candidate": candidate.number,
-        "name": candidate.name,
-        "values": dict(candidate.values),
-    }
-    line["scores"] = {name: score.as_dict() for name, score in trial.scores.items()}
-    facts = {"same_as": trial.same_as, "invalid": trial.invalid}
-    return line | {key: fact for key, fact in facts.items() if fact is not None}
-
-
-def _recalled(candidate: Candidate, line: Mapping[str, Any], path: Path) -> Trial:
-    try:
-        scores = {name: Score(**parts) for name, parts in line["scores"].items()}
-        same = line["candidate"] == candidate.number and line["values"] == candidate.values
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: candidate {candidate.number} cannot be read") from None
-    if not same:
-        raise InputError(
-            f"{path}: candidate {candidate.number} was another one ({values_text(line['values'])}); its "
-            "optimiser was of another version, so choose another OUT"
-        )
-    return Trial(candidate, scores, line.get("same_as"), line.get("invalid"))
-
-
-def _verdict(search: Search, trial: Trial) -> Verdict:
-    if trial.invalid is not None:
-        return Verdict(trial.candidate.position, (), ())
-    means = {name: score.mean for name, score in trial.scores.items()}
-    return Verdict(
-        trial.candidate.position,
-        tuple(
-            -means[name] if direction == "max" else means[name]
-            for name, direction in search.objectives.items()
-        ),
-        tuple(limit.missed(means[name]) for name, limit in search.limits.items()),
-    )
-
-
 def ranked(search: Search, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Return the candidates that satisfy all constraints, best first; with several objectives only the front.
 
     Candidates with equal values count once; ties keep the order of the search.
     """
-    verdicts = [(trial, _verdict(search, trial)) for trial in trials if trial.same_as is None]
+    verdicts = [(trial, verdict(search, trial)) for trial in trials if trial.same_as is None]
     good = [(trial, v) for trial, v in verdicts if v.goals and not any(v.missed)]
     if len(search.objectives) == 1:
         return tuple(trial for trial, _ in sorted(good, key=lambda pair: pair[1].goals))
@@ -336,7 +226,7 @@ def additions(search: Search, trials: Sequence[Trial]) -> tuple[Addition, ...]:
             own = trial.candidate if trial.same_as is None else trials[trial.same_as - 1].candidate
             names[trial.candidate.position] = own.name
         before = chooser.soup
-        chooser.tell([_verdict(search, trial) for trial in tried])
+        chooser.tell([verdict(search, trial) for trial in tried])
         if before and tried[0].scores:
             name, soup = (names[tuple(map(float, p))] for p in (positions[0], before))
             found.append(Addition(name, soup, chooser.soup != before))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from merganser import extras
+from merganser.errors import MerganserError
 
 TrackerName = Literal["trackio", "wandb", "mlflow"]
 
@@ -79,7 +80,11 @@ def choose(track: Track | None, default: TrackerName | None) -> Tracker | None:
         return None
     if not isinstance(name, str):
         return name
-    extras.check(name, name)
+    try:
+        extras.check(name, name)
+    except MerganserError as error:
+        hint = "" if track else f"; the file has track: {name}, and track='none' goes without"
+        raise type(error)(f"{error}{hint}") from None
     module = importlib.import_module(f"merganser.tracking.{name}_runs")
     tracker: Tracker = module.Runs()
     return tracker
