@@ -329,6 +329,12 @@ def vocabulary_size(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def vocabulary_axis(name: str, spec: TensorSpec) -> int:
+    """The axis of a tensor's token rows: the first, except for biases of shape [1, tokens]
+    (BART's), which have the same memory layout as [tokens]."""
+    return int(len(spec.shape) == 2 and spec.shape[0] == 1 and name.endswith("bias"))
+
+
 def ties_embeddings(config: Mapping[str, Any]) -> bool:
     """Whether the config ties the head to the embedding. The top level overrides sections, as in
     transformers."""

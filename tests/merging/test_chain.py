@@ -19,7 +19,7 @@ from checkpoints_on_disk import make_model, tree, write_json
 from merganser import recipe
 from merganser.cli import main
 from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
-from merganser.merging.multistage import plan_all
+from merganser.merging.chain_plans import plan_all
 from merganser.recipe.document import parse_documents
 from merganser.recipe.steps import load_steps
 from merganser.release import manifest

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import merganser
 from checkpoints_on_disk import change_config, make_model
 from merganser.architecture import infer
-from merganser.merging.multistage import plan_all
+from merganser.merging.chain_plans import plan_all
 from merganser.planning import heads
 from merganser.tensors import BY_NAME, TensorSpec
 from peers import different_bits, load

@@ -6,15 +6,16 @@ import base64
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from merganser.checkpoints import locators
 from merganser.checkpoints.computed.rearranged import Rearrangement, SourceBlock
-from merganser.checkpoints.computed.vocabulary_rows import RowMap
 from merganser.checkpoints.locators import Locator, TensorAt
 from merganser.tensors import BY_NAME, TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
+    from merganser.checkpoints.computed.vocabulary_rows import RowMap
 
 MAX_ROWS = 1 << 25
 """Maximum number of a vocabulary's rows times the number of donors."""
@@ -127,6 +128,8 @@ def _read(entry: Mapping[str, Any], read: Sequence[Locator], path: Decode) -> Lo
         return TensorAt(_at(place, read), _text(name))
 
     if kind == "gathered":
+        from merganser.checkpoints.computed.vocabulary_rows import RowMap
+
         gathered = []
         for name, each in entry["tensors"].items():
             donors = tuple(None if value is None else tensor(value) for value in each["donors"])
@@ -188,12 +191,16 @@ def _as_rearrangement(value: Any) -> str | Rearrangement:
     return Rearrangement(spec, grid, blocks)
 
 
-def _array(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _array(array: Array) -> dict[str, Any]:
+    import numpy as np
+
     packed = zlib.compress(np.ascontiguousarray(array, "<i4").tobytes(), 9)
     return {"shape": list(array.shape), "int32": base64.b64encode(packed).decode()}
 
 
-def _as_array(value: Any) -> np.ndarray[Any, Any]:
+def _as_array(value: Any) -> Array:
+    import numpy as np
+
     shape = _numbers(value["shape"])
     size = int(np.prod(shape, dtype=np.int64))
     if size > MAX_ROWS:

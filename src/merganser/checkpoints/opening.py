@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merganser.checkpoints.advice import what_is_there
 from merganser.checkpoints.formats import open_training, open_weights
 from merganser.checkpoints.locators import Folder
 from merganser.checkpoints.protocol import Checkpoint, Weights
@@ -44,6 +43,8 @@ def _opened(path: Path, name: str, weights: Weights) -> Checkpoint:
     opener = open_training if place.shards else open_weights
     checkpoint = opener(place.folder, name)
     if checkpoint is None:
+        from merganser.checkpoints.advice import what_is_there
+
         raise InputError(f"{name}: {what_is_there(place.folder)}")
     if place.shards:
         from merganser.checkpoints.training.lora_shards import merged

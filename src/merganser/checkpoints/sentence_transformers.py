@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
 from merganser.checkpoints.formats import open_weights
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.checkpoints.sidecar_files import MAX_BYTES, check_link, parse_json
 from merganser.errors import InputError
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 MODULES = "modules.json"
 

@@ -262,7 +262,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
       merganser plan sweep.yml
     """
     from merganser import planning
-    from merganser.merging import multistage
+    from merganser.merging.chain_plans import plan_all
     from merganser.recipe import has_block, is_sweep
     from merganser.release.copies import check_links
 
@@ -274,7 +274,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     if has_block(config, "search"):
         _plan_search(config, copy_tokenizer, as_json, verbose, chosen)
         return
-    plans = multistage.plan_all(config, chosen)
+    plans = plan_all(config, chosen)
     check_links((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
         documents = [

@@ -5,6 +5,7 @@ SECTIONS names the file of each command; its tables are in a second file of this
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import os
@@ -108,6 +109,7 @@ class _Program(LazyGroup):
         load_numpy_alone()
         _replace_what_cannot_be_encoded()
         gc.disable()  # importing what a merge needs makes no garbage, and is a fifth faster without
+        atexit.register(gc.freeze)  # the end of the process frees memory without collecting garbage
         try:
             with _stopped_by_sigterm():
                 return super().invoke(ctx)

@@ -5,6 +5,7 @@
 of threads and the sizes of tiles.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from merganser.engine.budget import OVERHEAD as OVERHEAD
@@ -12,24 +13,29 @@ from merganser.engine.budget import TILE as TILE
 from merganser.engine.budget import buffer_bytes as buffer_bytes
 from merganser.engine.budget import default_threads as default_threads
 from merganser.engine.budget import memory_needed as memory_needed
-from merganser.engine.effective_weights import ModelWeight as ModelWeight
-from merganser.engine.effective_weights import Report as Report
-from merganser.engine.effective_weights import TensorOutcome as TensorOutcome
-from merganser.engine.events import Event as Event
-from merganser.engine.events import Finished as Finished
-from merganser.engine.events import Listener as Listener
-from merganser.engine.events import Merged as Merged
-from merganser.engine.events import Started as Started
 
 if TYPE_CHECKING:
+    from merganser.engine.effective_weights import ModelWeight as ModelWeight
+    from merganser.engine.effective_weights import Report as Report
+    from merganser.engine.effective_weights import TensorOutcome as TensorOutcome
+    from merganser.engine.events import Event as Event
+    from merganser.engine.events import Finished as Finished
+    from merganser.engine.events import Listener as Listener
+    from merganser.engine.events import Merged as Merged
+    from merganser.engine.events import Started as Started
     from merganser.engine.running import Outcome as Outcome
     from merganser.engine.running import run as run
 
+_HOMES = {
+    "effective_weights": ("ModelWeight", "Report", "TensorOutcome"),
+    "events": ("Event", "Finished", "Listener", "Merged", "Started"),
+    "running": ("Outcome", "run"),
+}
+"""Names that are imported when they are first used: planning needs neither kernels nor numpy."""
+
 
 def __getattr__(name: str) -> Any:
-    """``run`` and ``Outcome``, imported when they are first used: planning needs no kernels."""
-    if name not in ("run", "Outcome"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from merganser.engine import running
-
-    return getattr(running, name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"merganser.engine.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

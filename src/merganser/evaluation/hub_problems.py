@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from merganser import extras, hub, suggestions
+from merganser import extras, suggestions
 from merganser.errors import InputError, RecipeError
 from merganser.evaluation import problems
 from merganser.evaluation.problems import Problem
+from merganser.hub import datasets
 
 PREFIX = "hub://"
 
@@ -92,7 +93,7 @@ def load(
         MerganserError: when pyarrow is not installed.
     """
     parquet = extras.load("pyarrow.parquet", "eval")
-    found = hub.find_parquet(
+    found = datasets.find_parquet(
         reference.repository, reference.config, reference.split, reference.revision
     )
     settled = replace(reference, config=found.config, split=found.split, revision=found.commit)
@@ -124,7 +125,7 @@ def load(
 
 
 def _rows(
-    parquet: Any, found: hub.HubFiles, name: str
+    parquet: Any, found: datasets.HubFiles, name: str
 ) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
     """Yield the columns and the record of each row, without binary columns such as images."""
     for path in found.files:

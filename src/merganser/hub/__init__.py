@@ -1,6 +1,8 @@
-"""Models, data sets and publishing on the Hugging Face Hub. Only this package accesses the Hub."""
+"""Models, data sets and publishing on the Hugging Face Hub. Only this package accesses the Hub.
 
-from merganser.hub.datasets import HubFiles, find_parquet
+Most commands need models alone; ``datasets`` and ``publishing`` are imported where they are used.
+"""
+
 from merganser.hub.models import (
     check_no_url,
     chosen_gguf,
@@ -10,33 +12,13 @@ from merganser.hub.models import (
     resolve,
     sha256,
 )
-from merganser.hub.publishing import (
-    Repository,
-    account,
-    benchmark_results,
-    check_name,
-    collect,
-    look,
-    model_index,
-    send,
-)
 
 __all__ = [
-    "HubFiles",
-    "Repository",
-    "account",
-    "benchmark_results",
-    "check_name",
     "check_no_url",
     "chosen_gguf",
-    "collect",
     "commit",
-    "find_parquet",
     "is_hub_id",
     "local_folder",
-    "look",
-    "model_index",
     "resolve",
-    "send",
     "sha256",
 ]

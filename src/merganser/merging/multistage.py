@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from merganser.checkpoints import open_checkpoint
-from merganser.checkpoints.computed.planned import NotMergedYet, PlannedCheckpoint
+from merganser.checkpoints.computed.planned import NotMergedYet
 from merganser.engine.events import Listener
 from merganser.errors import InputError, OutputExistsError
+from merganser.merging.chain_plans import as_planned, plan_steps
 from merganser.merging.dry_run import run_dry
 from merganser.merging.folders import check_output
 from merganser.merging.merge import write_merge
@@ -20,10 +20,9 @@ from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.merging.output_folder import check_space, clear_finished
 from merganser.merging.result import MergeResult
 from merganser.planning import Config, Plan, PlanOptions, make_plan
-from merganser.recipe import ParsedRecipe, load_all, model_references
+from merganser.recipe import ParsedRecipe, load_all
 from merganser.recipe.steps import Step, ancestors, folder_name, load_steps
 from merganser.release import contents, manifest
-from merganser.release.config import edited_config
 from merganser.sinks import Sink
 from merganser.version import VERSION
 
@@ -48,71 +47,6 @@ class StepResult:
         if self.merged is not None:
             return f"StepResult({self.merged!r})"
         return f"StepResult({str(self.folder)!r}, up to date)"
-
-
-def plan_all(
-    config: Config,
-    options: PlanOptions = PlanOptions(),  # noqa: B008  # frozen
-) -> list[tuple[Step, Plan | None]]:
-    """Plan all merges of a file, including those with inputs that are not merged yet.
-
-    The plan is None if it needs results of an earlier merge: a merge that aligns vocabularies or
-    chooses a chat template from inputs whose tokenizers do not exist yet, and every merge that
-    builds on such a merge.
-
-    Args:
-        config: a recipe, or a file with several.
-        options: of :func:`merganser.plan`.
-
-    Raises:
-        MerganserError: as :func:`merganser.plan`.
-    """
-    return _plan_steps(load_steps(config, options.strictness), options)
-
-
-def _plan_steps(steps: Sequence[Step], options: PlanOptions) -> list[tuple[Step, Plan | None]]:
-    planned: dict[str, PlannedCheckpoint] = {}
-    plans: list[tuple[Step, Plan | None]] = []
-    for step in steps:
-        plan = None
-        if _can_be_planned(step, planned):
-            given = {name: planned[name] for name in step.needs}
-            plan = make_plan(step.parsed, options, checkpoints=given)
-            if step.name is not None:
-                planned[step.name] = _planned(plan, step.name)
-        plans.append((step, plan))
-    return plans
-
-
-def _can_be_planned(step: Step, planned: Mapping[str, PlannedCheckpoint]) -> bool:
-    """Whether a step's inputs are known, including tokenizers if it uses them."""
-    if not planned.keys() >= set(step.needs):
-        return False
-    written = step.parsed.recipe
-    asks = written.tokenizer or written.tokenizer_source or written.chat_template
-    outside = model_references([written.tokenizer, written.tokenizer_source])
-    return not asks or (
-        all(planned[name].path is not None for name in step.needs)
-        and not any(reference.path in planned for _, reference in outside)
-    )
-
-
-def _planned(plan: Plan, name: str) -> PlannedCheckpoint:
-    """Return the checkpoint that a plan will produce, with the digest of its headers."""
-    shards = sorted(plan.shards, key=lambda shard: shard.file)
-    headers = b"".join(shard.header[8:] for shard in shards)
-    tokenizer = plan.sources[plan.donor].checkpoint.path
-    if plan.tokenizer is not None:
-        output = plan.tokenizer.output
-        tokenizer = None if output.changed else output.start.folder
-    return PlannedCheckpoint(
-        name,
-        tokenizer if plan.chat_template is None else None,
-        {job.name: job.spec for job in plan.jobs},
-        edited_config(plan),
-        {shard.file: shard.size for shard in shards},
-        hashlib.sha256(headers).hexdigest(),
-    )
 
 
 def merge_all(
@@ -156,7 +90,7 @@ def merge_all(
         result = StepResult(steps[0], folder, merged.plan, merged)
         on_step(result)
         return [result]
-    plans = {step.name: plan for step, plan in _plan_steps(steps, planning)}
+    plans = {step.name: plan for step, plan in plan_steps(steps, planning)}
     intermediate = Path(os.path.abspath(intermediate_dir or f"{folder}.intermediate"))  # noqa: PTH100
     if intermediate.is_relative_to(folder) or folder.is_relative_to(intermediate):
         raise OutputExistsError(
@@ -280,7 +214,7 @@ def up_to_date(folder: Path, plan: Plan) -> bool:
         existing = open_checkpoint(folder)
     except InputError:
         return False
-    wanted = _planned(plan, "")
+    wanted = as_planned(plan, "")
     return (
         stated["merganser"] == VERSION
         and stated["plan"] == plan.digest

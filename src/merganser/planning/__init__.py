@@ -5,7 +5,6 @@ each output tensor, ``jobs`` resolves parameters and dtypes. ``plan_data`` is th
 ``plan_json`` writes it as JSON, ``plan_loading`` reads it back.
 """
 
-from merganser.planning.depth import restacked as restacked
 from merganser.planning.options import MemoryKeywords as MemoryKeywords
 from merganser.planning.options import PlanKeywords as PlanKeywords
 from merganser.planning.options import PlanOptions as PlanOptions

@@ -26,7 +26,7 @@ from merganser.checkpoints.computed.vocabulary_rows import (
 from merganser.errors import InputError
 from merganser.planning.inputs import Inputs, Opener
 from merganser.planning.plan_data import OpenSource, TokenizerEdit
-from merganser.planning.vocabularies import truncated, vocabulary_tensors
+from merganser.planning.vocabularies import vocabulary_tensors
 from merganser.recipe import ModelReference, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
 from merganser.tokenizer.editing import map_token_ids
@@ -75,35 +75,6 @@ class TokenizedModel:
     vocabulary: Vocabulary
     tensors: tuple[str, ...]
     rows: int | None
-
-
-def align_vocabularies(
-    inputs: Inputs, opener: Opener, truncate: bool
-) -> tuple[Inputs, TokenizerEdit | None, int | None]:
-    """Align the inputs' vocabularies as the recipe asks.
-
-    Args:
-        inputs: the models.
-        opener: opens the models that token rules name and the recipe does not merge.
-        truncate: cut vocabularies of different sizes to the shortest if the recipe has no
-            ``tokenizer``.
-
-    Returns:
-        The inputs with the output's rows, the tokenizer and the number of rows; each of the last
-        two is None if the output takes the donor's.
-
-    Raises:
-        RecipeError: when a rule for a token cannot be applied.
-        InputError: when a model's tokenizer is missing or corrupt.
-    """
-    recipe = opener.parsed.recipe
-    if recipe.tokenizer is not None or recipe.tokenizer_source is not None:
-        aligned = Aligner(inputs, opener).align()
-        return inputs.with_sources(aligned.sources), aligned.tokenizer, aligned.rows
-    if not truncate:
-        return inputs, None, None
-    sources, rows = truncated(inputs.sources)
-    return inputs.with_sources(sources), None, rows
 
 
 class Aligner:
@@ -400,6 +371,33 @@ class Aligner:
         if generation is not None and generation.is_file():
             map_token_ids(read_json(generation), new_id)
         return moved
+
+
+def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
+    """The sources with their vocabularies cut to the shortest, and its number of rows (None if no
+    source has a vocabulary)."""
+    names = [vocabulary_tensors(source) for source in sources]
+    sizes = [
+        source.checkpoint.specs[matrices[0]].shape[0] if matrices else None
+        for source, matrices in zip(sources, names, strict=True)
+    ]
+    known = [size for size in sizes if size is not None]
+    if not known:
+        return tuple(sources), None
+    least = min(known)
+    first = RowMap(
+        np.zeros(least, np.int32), np.arange(least, dtype=np.int32), np.zeros((0, 1), np.int32)
+    )
+    cut = []
+    for source, matrices, size in zip(sources, names, sizes, strict=True):
+        if size is not None and size > least:
+            tensors = {
+                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first)
+                for name in matrices
+            }
+            source = replace(source, checkpoint=gathered(source.checkpoint, tensors))
+        cut.append(source)
+    return tuple(cut), least
 
 
 def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from merganser.architecture import Place, lends_embedding, stated_tie
 from merganser.checkpoints import Checkpoint, Stamp
-from merganser.checkpoints.computed.derived import look
 from merganser.checkpoints.computed.planned import NotMergedYet
 from merganser.modules import DECODER, DEFAULT, SHARED, TEXT
 from merganser.planning.plan_data import OpenSource, Source
@@ -111,6 +108,10 @@ def same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 def _equal(checkpoint: Checkpoint, one: str, other: str, size: int) -> bool:
+    import numpy as np
+
+    from merganser.checkpoints.computed.derived import look
+
     first, second = (np.empty(min(BLOCK, size), np.uint8) for _ in range(2))
     for start in range(0, size, BLOCK):
         a = look(checkpoint, one, start, first[: size - start])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks, joined
 from merganser.errors import RecipeError
 from merganser.modules import DEFAULT
 from merganser.planning.plan_data import OpenSource
@@ -91,6 +90,8 @@ def _joined(
     sources: Sequence[OpenSource], first: int, module: str, layers: Sequence[tuple[int, int]]
 ) -> OpenSource:
     """A source whose blocks per layer come from the layers of several sources."""
+    from merganser.checkpoints.computed.layer_blocks import Blocks, JoinedBlocks, joined
+
     source = sources[first]
     tensors: dict[str, JoinedBlocks] = {}
     order = list(dict.fromkeys((first, *(s for s, _ in layers))))

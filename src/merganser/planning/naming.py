@@ -15,7 +15,6 @@ from typing import Any
 
 from merganser.architecture import infer, keys, vocabulary_sizes
 from merganser.checkpoints import Checkpoint
-from merganser.checkpoints.computed.moe import named_like as with_experts_like
 from merganser.checkpoints.computed.rearranged import Rearrangement, SourceBlock, rearranged
 from merganser.checkpoints.training.run_folders import holds_shards
 from merganser.errors import InputError
@@ -108,6 +107,10 @@ def _named_like(checkpoint: Checkpoint, target: Checkpoint, refuse: bool) -> Che
 
 def _settled(checkpoint: Checkpoint, target: Checkpoint) -> Checkpoint | None:
     """A checkpoint under the target's names; None without evidence."""
+    if checkpoint.specs.keys() == target.specs.keys():
+        return checkpoint
+    from merganser.checkpoints.computed.moe import named_like as with_experts_like
+
     if not _differ(checkpoint, target):
         return with_experts_like(checkpoint, target)
     try:

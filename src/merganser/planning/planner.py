@@ -12,7 +12,6 @@ from merganser.checkpoints import Checkpoint
 from merganser.errors import InputError, reraise_os_errors
 from merganser.methods import Method
 from merganser.planning import unused_settings
-from merganser.planning.alignment import align_vocabularies
 from merganser.planning.companions import (
     check_modules,
     different_modules,
@@ -20,7 +19,6 @@ from merganser.planning.companions import (
     module_folders,
     tokens_without_rows,
 )
-from merganser.planning.depth import restacked
 from merganser.planning.digest import plan_digest
 from merganser.planning.heads import changed_tie
 from merganser.planning.inputs import (
@@ -40,7 +38,7 @@ from merganser.planning.options import PlanKeywords, PlanOptions
 from merganser.planning.parameter_checks import check_settings
 from merganser.planning.plan_data import Arithmetic, OpenSource, Plan, TensorJob, TokenizerEdit
 from merganser.planning.shards import deal, folder_of
-from merganser.planning.vocabularies import chosen_template
+from merganser.planning.vocabularies import align_vocabularies, chosen_template
 from merganser.recipe import Config, ParsedRecipe
 from merganser.tensors import DType, TensorSpec
 
@@ -104,7 +102,8 @@ def make_plan(
         unused_settings.check_filters(method, blocks, inputs.index, jobs, warnings)
         donor = inputs.sources[inputs.donor]
         layers = {module: tuple(made_of) for module, made_of in layout.layers.items()}
-        restacked(donor.checkpoint.config, inputs.sources, inputs.donor, layers)
+        if layers:
+            _check_stacks(inputs, layers)
         warnings.add(layout.omissions.warnings(inputs, maker.alone))
         warnings.add(_warnings_of_donor(inputs, tokenizer, rows))
         tied = not any(g.place.role == "head" and g.place.vocabulary for g in groups)
@@ -175,6 +174,16 @@ def _check_jobs(jobs: Sequence[TensorJob], options: PlanOptions) -> None:
     name, count = Counter(job.name for job in jobs).most_common(1)[0]
     if count > 1:
         raise InputError(f"two inputs give the output tensor {name!r}")
+
+
+def _check_stacks(
+    inputs: Inputs, layers: Mapping[str, tuple[tuple[tuple[int, int], ...], ...]]
+) -> None:
+    """Check that the donor's config can describe the stacked layers."""
+    from merganser.planning.depth import restacked
+
+    donor = inputs.sources[inputs.donor]
+    restacked(donor.checkpoint.config, inputs.sources, inputs.donor, layers)
 
 
 def _warnings_of_donor(

@@ -1,28 +1,16 @@
-"""Vocabularies of inputs merged without token alignment: which tensors have one row per token,
-truncation to the shortest, and the chat template."""
+"""Vocabularies of the inputs: which tensors have one row per token, whether they are aligned, and
+the chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
-from merganser.architecture import vocabulary_size
-from merganser.checkpoints.computed.vocabulary_rows import (
-    Donor,
-    GatheredTensor,
-    RowMap,
-    gathered,
-    vocabulary_axis,
-)
+from merganser.architecture import vocabulary_axis, vocabulary_size
 from merganser.planning.heads import token_embedding
-from merganser.planning.plan_data import OpenSource, Source
+from merganser.planning.inputs import Inputs, Opener
+from merganser.planning.plan_data import OpenSource, Source, TokenizerEdit
 from merganser.recipe import ParsedRecipe
 from merganser.tokenizer import chat_templates
-
-Array = np.ndarray[Any, Any]
 
 
 def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str | None:
@@ -48,31 +36,37 @@ def chosen_template(parsed: ParsedRecipe, sources: Sequence[OpenSource]) -> str 
     return given
 
 
-def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], int | None]:
-    """The sources with their vocabularies cut to the shortest, and its number of rows (None if no
-    source has a vocabulary)."""
-    names = [vocabulary_tensors(source) for source in sources]
-    sizes = [
-        source.checkpoint.specs[matrices[0]].shape[0] if matrices else None
-        for source, matrices in zip(sources, names, strict=True)
-    ]
-    known = [size for size in sizes if size is not None]
-    if not known:
-        return tuple(sources), None
-    least = min(known)
-    first = RowMap(
-        np.zeros(least, np.int32), np.arange(least, dtype=np.int32), np.zeros((0, 1), np.int32)
-    )
-    cut = []
-    for source, matrices, size in zip(sources, names, sizes, strict=True):
-        if size is not None and size > least:
-            tensors = {
-                name: GatheredTensor([Donor(source.checkpoint, name)], 0, first)
-                for name in matrices
-            }
-            source = replace(source, checkpoint=gathered(source.checkpoint, tensors))
-        cut.append(source)
-    return tuple(cut), least
+def align_vocabularies(
+    inputs: Inputs, opener: Opener, truncate: bool
+) -> tuple[Inputs, TokenizerEdit | None, int | None]:
+    """Align the inputs' vocabularies as the recipe asks.
+
+    Args:
+        inputs: the models.
+        opener: opens the models that token rules name and the recipe does not merge.
+        truncate: cut vocabularies of different sizes to the shortest if the recipe has no
+            ``tokenizer``.
+
+    Returns:
+        The inputs with the output's rows, the tokenizer and the number of rows; each of the last
+        two is None if the output takes the donor's.
+
+    Raises:
+        RecipeError: when a rule for a token cannot be applied.
+        InputError: when a model's tokenizer is missing or corrupt.
+    """
+    recipe = opener.parsed.recipe
+    if recipe.tokenizer is not None or recipe.tokenizer_source is not None:
+        from merganser.planning.alignment import Aligner
+
+        aligned = Aligner(inputs, opener).align()
+        return inputs.with_sources(aligned.sources), aligned.tokenizer, aligned.rows
+    if not truncate:
+        return inputs, None, None
+    from merganser.planning.alignment import truncated
+
+    sources, rows = truncated(inputs.sources)
+    return inputs.with_sources(sources), None, rows
 
 
 def vocabulary_tensors(source: Source) -> tuple[str, ...]:

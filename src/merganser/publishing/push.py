@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser import hub, recipe
+from merganser import recipe
 from merganser.engine.events import Listener, ignore
 from merganser.errors import InputError, MerganserError, RecipeError, reraise_os_errors
+from merganser.hub import publishing
 from merganser.merging.verify import verify
 from merganser.publishing import study_cards
 from merganser.release import card, local_paths, manifest
@@ -94,7 +95,7 @@ class State:
     """
 
     account: str
-    repositories: Mapping[str, hub.Repository | None]
+    repositories: Mapping[str, publishing.Repository | None]
 
     def stale(self, package: Package) -> list[str]:
         """Weight files on the Hub that the package does not have; the push deletes them."""
@@ -157,7 +158,7 @@ def prepare(
     organisation, _, title = name.partition("/")
     names = {folder: f"{organisation}/{folder.name}" for folder in folders}
     for repository in names.values():
-        hub.check_name(repository)
+        publishing.check_name(repository)
     packages = tuple(_pack(folder, names[folder], public_names, on_event) for folder in folders)
     shown = collection or title or study or home.resolve().name
     return Publication(packages, private, revision, shown)
@@ -170,9 +171,9 @@ def look(publication: Publication) -> State:
         MerganserError: when there is no token, the Hub cannot be reached, or a repository exists and is
             public, but ``private`` is set.
     """
-    account = hub.account()
+    account = publishing.account()
     there = {
-        package.repository: hub.look(package.repository, publication.revision)
+        package.repository: publishing.look(package.repository, publication.revision)
         for package in publication.packages
     }
     for name, repository in there.items():
@@ -260,7 +261,7 @@ def send(publication: Publication, state: State, *, progress: bool = True) -> Pu
     """
     commits = {}
     for package in publication.packages:
-        commits[package.repository] = hub.send(
+        commits[package.repository] = publishing.send(
             package.repository,
             package.files,
             private=publication.private,
@@ -272,7 +273,7 @@ def send(publication: Publication, state: State, *, progress: bool = True) -> Pu
     address = None
     if publication.collection is not None:
         namespace = publication.packages[0].repository.partition("/")[0]
-        address = hub.collect(
+        address = publishing.collect(
             publication.collection, namespace, list(commits), private=publication.private
         )
     return Published(commits, address)
@@ -315,7 +316,7 @@ def _is_partial(folder: Path) -> bool:
 
 
 def _pack(folder: Path, repository: str, public_names: bool, on_event: Listener) -> Package:
-    hub.check_name(repository)
+    publishing.check_name(repository)
     if _is_partial(folder):
         raise InputError(f"{folder}: is an unfinished merge; merge it again, then push it")
     facts = manifest.read(folder)

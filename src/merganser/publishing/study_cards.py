@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from merganser import extras, hub, number_format, recipe
+from merganser import extras, number_format, recipe
 from merganser.errors import (
     InputError,
     MerganserError,
@@ -18,6 +18,7 @@ from merganser.errors import (
     ResourceError,
     reraise_os_errors,
 )
+from merganser.hub import publishing
 from merganser.release import card, files, manifest
 from merganser.release.card import Scores, inline
 from merganser.results import scores as studies
@@ -113,7 +114,9 @@ def rewrite(
             }
             for name, (dataset, task) in named.items()
         ]
-        data = yaml.safe_dump(hub.benchmark_results(entries), sort_keys=False, allow_unicode=True)
+        data = yaml.safe_dump(
+            publishing.benchmark_results(entries), sort_keys=False, allow_unicode=True
+        )
         files.write_text(home / EVAL_RESULTS, data)
     files.write_text(home / card.NAME, text(home, facts, place=place))
     manifest.restate(home, card.NAME)
@@ -143,7 +146,7 @@ def text(
 
 def _scores(folder: Path, title: str, place: StudyEntry) -> Scores:
     entry = place.entry
-    metadata = {"model-index": hub.model_index(title, list(_metrics(place.results, entry)))}
+    metadata = {"model-index": publishing.model_index(title, list(_metrics(place.results, entry)))}
     picture = ""
     if (folder / PICTURE).is_file():
         picture = f"\n![The front of the study, with this model marked]({PICTURE})\n"

@@ -9,7 +9,7 @@ from typing import Any
 from merganser.architecture import VOCABULARY_KEYS, vocabulary_size
 from merganser.checkpoints import model_code, read_json, sentence_transformers
 from merganser.modules import sections
-from merganser.planning import Plan, restacked
+from merganser.planning import Plan
 from merganser.planning.companions import PROCESSORS
 from merganser.release import files
 from merganser.tokenizer.editing import map_token_ids
@@ -41,7 +41,10 @@ def edited_config(plan: Plan) -> dict[str, Any]:
         config["architectures"] = [donor.reference.architecture]
     if plan.tie_word_embeddings is not None:
         _set_tie(config, parts, plan.tie_word_embeddings)
-    config = restacked(config, plan.sources, plan.donor, plan.layers)
+    if plan.layers:
+        from merganser.planning.depth import restacked
+
+        config = restacked(config, plan.sources, plan.donor, plan.layers)
     if plan.vocabulary is not None and plan.vocabulary != vocabulary_size(config):
         _set_vocabulary(config, plan.vocabulary)
     return with_token_ids(plan, config)

@@ -15,14 +15,17 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.checkpoints.computed.derived import Array, cached, read_numbers
+from merganser.checkpoints.computed.derived import cached, read_numbers
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.kernels import storage
 from merganser.tensors import FLOAT64
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 KEPT_FACTORS = 4
 """Number of right factors to cache."""

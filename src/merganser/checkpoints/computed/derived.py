@@ -2,7 +2,8 @@
 
 A wrapper (dequantisation, adapters, renamed experts) takes a checkpoint and returns one. Headers
 alone determine its tensors. A range of a tensor is computed from ranges of its sources, so
-memory use stays small, and readers see no difference from stored tensors.
+memory use stays small, and readers see no difference from stored tensors. Planning needs only the
+headers, so numpy is imported where tensors are read.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from merganser.checkpoints.locators import Locator
 from merganser.checkpoints.protocol import Checkpoint, Stamp
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
 T = TypeVar("T")
 
 SCRATCH = 4
@@ -104,6 +107,8 @@ class DerivedCheckpoint:
         if isinstance(tensor, str):
             self._inner.read(tensor, start, into)
             return
+        import numpy as np
+
         size, stop = tensor.spec.dtype.itemsize, start + len(into)
         first, last = start // size, -(-stop // size)
         if first == last:
@@ -146,6 +151,8 @@ def look(checkpoint: Checkpoint, name: str, start: int, buffer: Array) -> Array:
     """
     seen = checkpoint.view(name, start, len(buffer)) if len(buffer) else None
     if seen is not None:
+        import numpy as np
+
         return np.frombuffer(seen, np.uint8)
     if len(buffer):
         checkpoint.read(name, start, buffer.data)
@@ -169,6 +176,8 @@ def cached(function: Callable[..., T], most: int) -> Callable[..., T]:
 
 def read_stored(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
     """Elements ``start`` to ``start + count`` of a tensor as stored: uint8 [count * itemsize]."""
+    import numpy as np
+
     size = checkpoint.specs[name].dtype.itemsize
     stored = np.empty(count * size, np.uint8)
     if count:
@@ -182,6 +191,8 @@ def read_numbers(checkpoint: Checkpoint, name: str, start: int, count: int) -> A
     Raises:
         InputError: when its dtype is not a float of 16 bits or more.
     """
+    import numpy as np
+
     dtype = checkpoint.specs[name].dtype
     stored = read_stored(checkpoint, name, start, count)
     if dtype.name == "bfloat16":

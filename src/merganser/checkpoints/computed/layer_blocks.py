@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from merganser.checkpoints.computed.derived import (
-    Array,
     Derived,
     DerivedCheckpoint,
     read_numbers,
@@ -24,6 +24,9 @@ from merganser.checkpoints.locators import Joined, JoinedLayers, TensorAt, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
 from merganser.checkpoints.locators import ExpertsNamed, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 _BLOCKS = "mlp|block_sparse_moe|feed_forward|moe"
 _SINGLE = re.compile(rf"(.+)\.({_BLOCKS})\.experts\.(\d+)\.(\w+)\.weight")

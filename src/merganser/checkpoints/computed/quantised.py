@@ -9,32 +9,21 @@ half first) a byte, and ``NAME_scales`` uint8 [experts, rows, groups], a power o
 numbers. As transformers has it, the tensor is their transpose, [experts, 32 * groups, rows].
 
 Reading gives float32, rounded once if the product with the scale is inexact. Other formats (GPTQ,
-AWQ, bitsandbytes, integers) raise an error.
+AWQ, bitsandbytes, integers) raise an error. Here the headers decide how tensors are stored;
+:mod:`dequantising` computes their numbers.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from merganser.checkpoints.computed.derived import (
-    Array,
-    Derived,
-    DerivedCheckpoint,
-    cached,
-    read_numbers,
-    read_stored,
-)
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
 from merganser.checkpoints.locators import Dequantised, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
-from merganser.kernels import storage
 from merganser.modules import sections
 from merganser.tensors import BY_NAME, FLOAT32, TensorSpec
 
@@ -49,9 +38,6 @@ METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4")
 BLOCK = (128, 128)
 """Default number of rows and columns that share a scale."""
 
-KEPT_MATRICES = 4
-"""Number of experts' mxfp4 matrices to cache."""
-
 _FOREIGN = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_zero_point|SCB|W_q|qscales|codebooks|bitmask)$"
     r"|\.(absmax|quant_map|quant_state\.\w+)$"
@@ -65,24 +51,6 @@ _ACTIVATION_SCALE = re.compile(
 """Names of scales for activations and caches, which a merge ignores."""
 
 _WEIGHT_SCALE = re.compile(r"(_scale_inv|\bweight_scale|_proj_scales)$")
-
-_POWERS = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
-"""Values of a byte as an exponent (e8m0)."""
-
-_NIBBLES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
-@functools.cache
-def _eights(name: str) -> Array:
-    """The numbers of the 256 codes of an fp8 type: float32 [256]."""
-    codes = np.arange(256, dtype=np.uint16)
-    if name == "float8_e5m2":  # the upper half of a float16
-        return np.array((codes << 8).view(np.float16), np.float32)
-    exponent, mantissa = (codes >> 3 & 15).astype(np.int32), (codes & 7).astype(np.float32)
-    size = np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
-    size[codes & 127 == 127] = np.nan
-    return np.array(np.where(codes < 128, size, -size), np.float32)
-
 
 _EIGHTS = ("float8_e4m3fn", "float8_e5m2")
 
@@ -222,52 +190,15 @@ def _block_sizes(stated: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 # -- fp8 -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """Maps elements of a matrix [rows, columns], or of a stack of them, to scales.
-
-    Attributes:
-        rows, columns: the shape of one matrix.
-        height, width: size of the block that shares a scale.
-        down, across: number of scales by rows and by columns of a matrix.
-    """
-
-    rows: int
-    columns: int
-    height: int
-    width: int
-    down: int
-    across: int
-
-    def scale_row(self, row: Any) -> Any:
-        """The row of scales for a row of the stack of matrices."""
-        return row // self.rows * self.down + row % self.rows // self.height
-
-
-def _grid(spec: TensorSpec, scale: TensorSpec, blocks: list[tuple[int, int]]) -> _Grid | None:
-    """The grid of a tensor's scale; None if the shapes do not fit."""
-    *stack, rows, columns = (1, 1, *spec.shape) if len(spec.shape) < 2 else spec.shape
-    if scale.numel == 1:
-        lines = math.prod(stack) * rows
-        return _Grid(max(lines, 1), columns, max(lines, 1), columns, 1, 1)
-    if scale.shape in ((*stack,), (*stack, 1, 1)):
-        return _Grid(rows, columns, rows, columns, 1, 1)
-    if scale.shape in ((*stack, rows), (*stack, rows, 1)):
-        return _Grid(rows, columns, 1, columns, rows, 1)
-    for height, width in blocks:
-        down, across = -(-rows // height), -(-columns // width)
-        if scale.shape == (*stack, down, across):
-            return _Grid(rows, columns, height, width, down, across)
-    return None
-
-
 def _from_eights(
     checkpoint: Checkpoint, name: str, scale: str | None, blocks: list[tuple[int, int]]
 ) -> Derived:
+    from merganser.checkpoints.computed import dequantising
+
     spec = checkpoint.specs[name]
     grid = None
     if scale is not None:
-        grid = _grid(spec, checkpoint.specs[scale], blocks)
+        grid = dequantising.grid_of(spec, checkpoint.specs[scale], blocks)
         if grid is None:
             raise InputError(
                 f"{checkpoint.label}: {scale!r} is {checkpoint.specs[scale]}, which fits tensor {name!r} "
@@ -275,44 +206,8 @@ def _from_eights(
             )
     return Derived(
         TensorSpec(FLOAT32, spec.shape, _BFLOAT16),
-        functools.partial(_fill_eights, checkpoint, name, scale, grid),
+        functools.partial(dequantising.fill_eights, checkpoint, name, scale, grid),
     )
-
-
-def _fill_eights(
-    checkpoint: Checkpoint,
-    name: str,
-    scale: str | None,
-    grid: _Grid | None,
-    start: int,
-    into: Array,
-) -> None:
-    numbers = into.view(np.float32)
-    codes = read_stored(checkpoint, name, start, len(numbers))
-    table = _eights(checkpoint.specs[name].dtype.name)
-    if scale is None or grid is None:
-        np.take(table, codes, out=numbers, mode="clip")
-        return
-    first, last = start // grid.columns, (start + len(numbers) - 1) // grid.columns
-    top, bottom = grid.scale_row(first), grid.scale_row(last)
-    scales = _scales(checkpoint, scale, top * grid.across, (bottom - top + 1) * grid.across)
-    storage.look_up(
-        codes,
-        table,
-        scales.reshape(-1, grid.across),
-        grid.scale_row(np.arange(first, last + 1)) - top,
-        grid.width,
-        grid.columns,
-        start - first * grid.columns,
-        numbers,
-    )
-
-
-def _scales(checkpoint: Checkpoint, name: str, start: int, count: int) -> Array:
-    """A range of scales, float32 [count]."""
-    if checkpoint.specs[name].dtype.name in ("uint8", "float8_e8m0fnu"):
-        return _POWERS[read_stored(checkpoint, name, start, count)]
-    return read_numbers(checkpoint, name, start, count).astype(np.float32, copy=False)
 
 
 # -- mxfp4 -----------------------------------------------------------------------------------------
@@ -333,50 +228,9 @@ def _from_fours(checkpoint: Checkpoint, name: str) -> Derived:
             f"{checkpoint.label}: {blocks!r} ({spec}) and {scales!r} ({of_scales}) do not fit each "
             "other as mxfp4 does: [experts, rows, groups, 16] and [experts, rows, groups]"
         )
+    from merganser.checkpoints.computed import dequantising
+
     experts, rows, groups, _ = spec.shape
     shape = (experts, 32 * groups, rows)
-    matrix = cached(functools.partial(_read_matrix, checkpoint, blocks, scales), KEPT_MATRICES)
-    size = 32 * groups * rows
-    return Derived(
-        TensorSpec(FLOAT32, shape, _BFLOAT16), functools.partial(_fill_fours, matrix, size)
-    )
-
-
-def _read_matrix(
-    checkpoint: Checkpoint, blocks: str, scales: str, expert: int
-) -> tuple[Array, Array]:
-    """An expert's matrix as stored: pairs of 4-bit numbers uint8 [rows, 16 * groups], and exponents
-    uint8 [rows, groups]. A tile of the transpose needs part of every row."""
-    _, rows, groups, _ = checkpoint.specs[blocks].shape
-    count = rows * groups
-    pairs = read_stored(checkpoint, blocks, expert * count * 16, count * 16)
-    powers = read_stored(checkpoint, scales, expert * count, count)
-    return pairs.reshape(rows, 16 * groups), powers.reshape(rows, groups)
-
-
-def _fill_fours(
-    matrix: Callable[[int], tuple[Array, Array]], size: int, start: int, into: Array
-) -> None:
-    """A range of the experts' transposes, of ``size`` numbers each."""
-    numbers = into.view(np.float32)
-    done = 0
-    while done < len(numbers):
-        expert, within = divmod(start + done, size)
-        count = min(len(numbers) - done, size - within)
-        _fill_of_matrix(*matrix(expert), within, numbers[done : done + count])
-        done += count
-
-
-def _fill_of_matrix(pairs: Array, powers: Array, start: int, numbers: Array) -> None:
-    """A range of the transpose of one matrix: pairs uint8 [rows, 16 g], powers uint8 [rows, g]."""
-    rows = len(pairs)
-    first, last = start // rows // 2, (start + len(numbers) - 1) // rows // 2  # columns of pairs
-    columns = np.ascontiguousarray(pairs[:, first : last + 1].T)
-    block = np.empty((last + 1 - first, 2, rows), np.float32)
-    block[:, 0] = _NIBBLES[columns & 15]
-    block[:, 1] = _NIBBLES[columns >> 4]
-    group = np.arange(first, last + 1) // 16
-    scales = _POWERS[powers[:, group[0] : group[-1] + 1].T]
-    block *= scales[group - group[0]][:, None]
-    skipped = start - 2 * first * rows
-    numbers[:] = block.reshape(-1)[skipped : skipped + len(numbers)]
+    fill = dequantising.filler_of_fours(checkpoint, blocks, scales)
+    return Derived(TensorSpec(FLOAT32, shape, _BFLOAT16), fill)

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from merganser.checkpoints.blocks import read_blocks
-from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
 from merganser.checkpoints.locators import Rearranged, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 
 @dataclass(frozen=True, slots=True)

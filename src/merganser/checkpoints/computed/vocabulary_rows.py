@@ -9,14 +9,19 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from merganser.checkpoints.computed.derived import Array, Derived, DerivedCheckpoint, read_numbers
+from merganser.architecture import vocabulary_axis
+from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint, read_numbers
 from merganser.checkpoints.locators import Gathered, GatheredRows, TensorAt, after
 from merganser.checkpoints.protocol import Checkpoint
 from merganser.errors import InputError
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 ZERO, MEAN, FILL = -1, -2, -3
 """Origins of rows that no donor has: zeros, a mean over donors, and the mean of all other rows."""
@@ -77,12 +82,6 @@ class Donor:
     def row(self) -> tuple[int, ...]:
         """The shape of one row."""
         return self.spec.shape[self.axis + 1 :]
-
-
-def vocabulary_axis(name: str, spec: TensorSpec) -> int:
-    """The axis of a tensor's token rows: the first, except for biases of shape [1, tokens]
-    (BART's), which have the same memory layout as [tokens]."""
-    return int(len(spec.shape) == 2 and spec.shape[0] == 1 and name.endswith("bias"))
 
 
 class GatheredTensor:
