@@ -4,7 +4,8 @@ sources.
 The compiler is clang from the PyPI package ``ziglang``, the same on every platform. It needs no
 system compiler, and one machine builds for all others. ``MERGANSER_CLANG`` names another clang,
 which builds for this machine only: AddressSanitizer needs a library that ``ziglang`` lacks. The package's
-build runs this file too, so it imports nothing of the package.
+build runs this file too, so it imports nothing of the package, and merges find libraries by it, so
+it imports what compiling needs only then.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "source"
 BUILT = HERE / "built"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merganser" / "kernels"
+
+
+def _cache() -> Path | None:
+    """The user's folder for caches; None for a user without a home."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return None
+
+
+HOME_CACHE = _cache()
+CACHE = HOME_CACHE and HOME_CACHE / "merganser" / "kernels"
 """Cache of libraries by the digest of their sources, shared by all checkouts."""
 
 LEVELS = {"x86_64": ("x86_64_v4", "x86_64_v3"), "aarch64": ("neon",)}
@@ -42,6 +54,10 @@ OPTIONS = (
     "-Wall", "-Werror", "-Wno-psabi", "-Wno-nan-infinity-disabled",
 )
 # fmt: on
+
+
+TIMEOUT = 600
+"""Seconds that compiling one file may take."""
 
 
 def this_platform() -> str | None:
@@ -75,28 +91,42 @@ def build(system: str, into: Path = BUILT, extra: Sequence[str] = ()) -> list[Pa
         extra: more options for the compiler.
 
     Raises:
-        RuntimeError: when the compiler is missing or fails.
+        RuntimeError: when the compiler is missing or fails, or the folder cannot be written.
     """
     if checks := os.environ.get("MERGANSER_SANITIZE"):
         extra = [*extra, f"-fsanitize={checks}", "-fno-sanitize-recover=all"]
     clang = os.environ.get("MERGANSER_CLANG", "")
-    key = hashlib.sha256(" ".join([source_digest(), system, clang, *extra]).encode()).hexdigest()[
-        :16
-    ]
+    sources = source_digest()
+    facts = " ".join([sources, system, clang, *extra])
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     names = [file_name(level, system) for level in LEVELS[TARGETS[system][0]]]
     mark = into / f"{system}.txt"
-    if all((into / n).exists() for n in names) and mark.exists() and mark.read_text() == key:
-        return [into / name for name in names]
-    cached = CACHE / (key if extra or clang else source_digest())
-    if not all((cached / name).exists() for name in names):
-        import tempfile  # needed for building only, so not loaded for merges
+    try:
+        if all((into / n).exists() for n in names) and mark.exists() and mark.read_text() == key:
+            return [into / name for name in names]
+        cached = CACHE and CACHE / (key if extra or clang else sources)
+        with _temporary_folder() as folder:
+            if cached is not None and all((cached / name).exists() for name in names):
+                libraries = [cached / name for name in names]
+            else:
+                libraries = _compile_all(system, clang, extra, folder)
+                if cached is not None:
+                    with suppress(OSError):  # without the cache, every checkout compiles
+                        _place(libraries, cached)
+            mark.unlink(missing_ok=True)
+            placed = _place(libraries, into)
+        mark.write_text(key)
+    except OSError as error:
+        raise RuntimeError(f"the kernels cannot be built: {error}") from None
+    return placed
 
-        with tempfile.TemporaryDirectory() as folder:
-            _place(_compile_all(system, extra, Path(folder)), cached)
-    mark.unlink(missing_ok=True)
-    libraries = _place([cached / name for name in names], into)
-    mark.write_text(key)
-    return libraries
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _place(files: Sequence[Path], folder: Path) -> list[Path]:
@@ -111,16 +141,15 @@ def _place(files: Sequence[Path], folder: Path) -> list[Path]:
     return [folder / file.name for file in files]
 
 
-def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
-    """The libraries for all levels of a platform."""
+def _compile_all(system: str, clang: str, extra: Sequence[str], folder: Path) -> list[Path]:
+    """The libraries for all levels of a platform; ``clang`` is empty for that of ``ziglang``."""
     from concurrent.futures import ThreadPoolExecutor
 
     architecture, target, _ = TARGETS[system]
-    clang = os.environ.get("MERGANSER_CLANG")
-    if (
-        clang
-    ):  # it names the processor by another option, and its targets have no version of the C library
+    if clang:  # it names the processor by another option, and the target has no C library's version
         target = f"{architecture}-linux-gnu"
+    compiler = [clang] if clang else [sys.executable, "-m", "ziglang", "cc"]
+    environment = os.environ | ({} if clang else _zig_cache(folder))
     common = ["-target", target, *OPTIONS, f'-DSTAMP="{source_digest()}"', *extra]
     if "windows" not in system:
         common.append("-fPIC")
@@ -129,7 +158,8 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
         made = folder / f"{level}-{source.stem}.o"
         march = f"-march={level.replace('_', '-')}"
         processor = march if clang and architecture == "x86_64" else f"-mcpu={PROCESSORS[level]}"
-        _compile(*common, processor, "-c", str(source), "-o", str(made))
+        options = [*common, processor, "-c", str(source), "-o", str(made)]
+        _run([*compiler, *options], environment)
         return str(made)
 
     libraries = []
@@ -141,17 +171,34 @@ def _compile_all(system: str, extra: Sequence[str], folder: Path) -> list[Path]:
         for level, made in objects.items():
             library = folder / file_name(level, system)
             files = [future.result() for future in made]
-            _compile("-target", target, "-shared", "-s", *extra, *files, "-o", str(library))
+            options = ["-target", target, "-shared", "-s", *extra, *files, "-o", str(library)]
+            _run([*compiler, *options], environment)
             libraries.append(library)
     return libraries
 
 
-def _compile(*arguments: str) -> None:
+def _zig_cache(folder: Path) -> dict[str, str]:
+    """Environment variables that move zig's cache into ``folder`` if the user's cannot be written:
+    zig waits for it forever."""
+    if HOME_CACHE is not None:
+        with suppress(OSError):
+            (HOME_CACHE / "zig").mkdir(parents=True, exist_ok=True)
+            if os.access(HOME_CACHE / "zig", os.W_OK):
+                return {}
+    return {"ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     import subprocess
 
-    clang = os.environ.get("MERGANSER_CLANG")
-    compiler = [clang] if clang else [sys.executable, "-m", "ziglang", "cc"]
-    done = subprocess.run([*compiler, *arguments], capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the kernels cannot be compiled within {TIMEOUT} seconds") from None
+    if "No module named ziglang" in done.stderr:
+        raise RuntimeError("the kernels cannot be compiled without a compiler: pip install ziglang")
     if done.returncode:
         raise RuntimeError(f"the kernels cannot be compiled: {done.stderr.strip()[-2000:]}")
 

@@ -92,14 +92,32 @@ def _libraries() -> list[tuple[str, Path]]:
     if system is None:
         return []
     has = _processor_flags()
-    folders = (build.BUILT, build.CACHE / build.source_digest())
     return [
         (level, path)
         for level in build.LEVELS[build.TARGETS[system][0]]
         if has is None or has >= _FLAGS[level]
-        for folder in folders
+        for folder in _folders()
         if (path := folder / build.file_name(level, system)).exists()
     ]
+
+
+def _folders() -> list[Path]:
+    """Where libraries may be."""
+    cached = [] if build.CACHE is None else [build.CACHE / build.source_digest()]
+    return [build.BUILT, *cached]
+
+
+def _reason() -> str:
+    """Why there is no library for this processor."""
+    system = build.this_platform()
+    if system is None:
+        return "there are none for this platform"
+    levels = build.LEVELS[build.TARGETS[system][0]]
+    names = [build.file_name(level, system) for level in levels]
+    if any((folder / name).exists() for folder in _folders() for name in names):
+        return f"this processor is older than {levels[-1]}"
+    places = " or ".join(str(folder) for folder in _folders())
+    return f"none are in {places}; python -m merganser.kernels.build builds them"
 
 
 def _state() -> tuple[ctypes.CDLL | None, str]:
@@ -113,13 +131,11 @@ def _state() -> tuple[ctypes.CDLL | None, str]:
 def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
     if wanted == "none":
         return None, f"numpy: {VARIABLE} is none"
-    if build.this_platform() is None:
-        return None, "there are none for this platform"
     found = _libraries()
     if wanted is not None and wanted not in (level for level, _ in found):
         names = ", ".join(level for level, _ in found) or "no levels"
         return None, f"{VARIABLE}: {wanted!r} is none of {names}"
-    reason = "none are built for this processor: python -m merganser.kernels.build"
+    reason = _reason() if not found else ""
     for level, path in found:
         if wanted is not None and level != wanted:
             continue
@@ -145,6 +161,8 @@ def _check(library: ctypes.CDLL) -> str | None:
     if build.SOURCE.exists() and stamp() != build.source_digest().encode():
         return "is built from other sources: python -m merganser.kernels.build"
     for name, kinds in SIGNATURES.items():
+        if not hasattr(library, name):
+            return f"has no function {name}: python -m merganser.kernels.build"
         getattr(library, name).argtypes = [_KINDS[kind] for kind in kinds]
     library.count_nonfinite.restype = ctypes.c_int64
     return self_test.problem(library)
