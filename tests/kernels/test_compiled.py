@@ -600,6 +600,12 @@ def test_a_library_that_is_of_other_sources_or_wrong_is_not_used(
     with monkeypatch.context() as patched:
         patched.setattr(build, "source_digest", lambda: "other")
         assert is_refused("is built from other sources")
+    with monkeypatch.context() as patched:
+        patched.setitem(library.SIGNATURES, "no_such_kernel", "p")
+        assert is_refused("has no function no_such_kernel")
+    with monkeypatch.context() as patched:
+        patched.setattr(library, "_processor_flags", lambda: {"sse2"})
+        assert is_refused("this processor is older than")
 
 
 def test_a_library_that_does_not_load_is_not_used(built: Path) -> None:
@@ -608,7 +614,7 @@ def test_a_library_that_does_not_load_is_not_used(built: Path) -> None:
     assert is_refused("does not load")
     for path in list(built.iterdir()):
         path.unlink()
-    assert is_refused("none are built")
+    assert is_refused(f"none are in {built} or {built.parent / 'none'}")
 
 
 def test_without_kernels_a_merge_has_the_same_bytes(

@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from merganser.kernels import MOST, build, self_test
 from merganser.kernels.arguments import Inputs
+from merganser.kernels.steps import How
 
 VARIABLE = "MERGANSER_KERNELS"
 """Environment variable: an instruction level instead of the best one, or ``none`` for numpy."""
@@ -24,7 +25,7 @@ _FLAGS = {
 }
 
 SIGNATURES = {
-    **dict.fromkeys(("linear", "sparse", "given", "nearswap", "ram", "fusion"), "p"),
+    **{step.kernel: "p" for step in get_args(How)},
     "measure": "piip",
     "measure_rows": "piiiipp",
     "measure_columns": "piiiip",
