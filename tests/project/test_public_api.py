@@ -19,9 +19,9 @@ import torch
 import merganser
 from checkpoints_on_disk import make_model
 from command_line import commands
-from merganser import hub
 from merganser.cli.flag_names import in_flags
 from merganser.evaluation.statistics import Score
+from merganser.hub import publishing
 from merganser.results.scores import Entry, Results
 from merganser.sinks import NullSink
 from recipe_files import RecipeFile
@@ -239,7 +239,7 @@ def test_a_card_is_written_anew_and_local_paths_are_not_sent(
     def asked(*_: object, **__: object) -> None:
         raise AssertionError("the Hub is asked")
 
-    monkeypatch.setattr(hub, "account", asked)
+    monkeypatch.setattr(publishing, "account", asked)
     models = [
         {"model": str(make_model(tmp_path / name)), "parameters": {"weight": 1}} for name in "ab"
     ]
