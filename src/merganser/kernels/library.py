@@ -141,6 +141,7 @@ def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
         if wanted is not None and level != wanted:
             continue
         try:
+            _check_end(path)
             library = ctypes.CDLL(str(path))
         except OSError as error:
             reason = f"{path.name} does not load: {error}"
@@ -150,6 +151,21 @@ def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
             continue
         return library, level
     return None, reason
+
+
+def _check_end(path: Path) -> None:
+    """Check that a library for Linux is complete: loading a part of one kills the process.
+
+    Raises:
+        OSError: when the file ends before the table of its sections.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    table, size, count = (
+        int.from_bytes(header[begin:end], "little") for begin, end in ((40, 48), (58, 60), (60, 62))
+    )
+    if header[:4] == b"\x7fELF" and path.stat().st_size < table + size * count:
+        raise OSError("the file is not complete")
 
 
 def _check(library: ctypes.CDLL) -> str | None:
