@@ -4,6 +4,7 @@
     python bench/serving.py soak                                 # 1,000 requests over nine points at random
     python bench/serving.py gone                                 # 200 clients that go away
     python bench/serving.py memory                               # one model, and nine points of two
+    python bench/serving.py slider [--models DIR --dtype bfloat16]  # a slider moves: plan, swap, first token
 
 Models are random, of Qwen2's shape. The server is a process of its own; its processor time is compared, which
 other programs on the machine change little. One line of JSON for each result.
@@ -79,16 +80,16 @@ def make_study(folder: Path, layers: int, hidden: int, vocabulary: int) -> Path:
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: its address, and the process."""
-    command = [sys.executable, "-m", "merganser", "serve", *map(str, arguments), "--port", "0"]
+def serving(*arguments: object, what: str = "serve") -> Iterator[tuple[str, int]]:
+    """A server or a studio in a process of its own: its address, and the process."""
+    command = [sys.executable, "-m", "merganser", what, *map(str, arguments), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
-    if not line.startswith("serving"):
+    if " at http" not in line:
         sys.exit(line + process.stderr.read())
     try:
-        yield line.split(" at ")[1].split(";")[0], process.pid
+        yield line.split(" at ")[1].split(";")[0].rstrip("/"), process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(60)
@@ -116,9 +117,9 @@ class Client:
         self.port = int(port)
         self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, **asked: Any) -> tuple[int, Any]:
+    async def ask(self, path: str = "/v1/completions", **asked: Any) -> tuple[int, Any]:
         """Status and body of an answer."""
-        reader, _writer = await self.send(**asked)
+        reader, _writer = await self.send(path, **asked)
         status = int((await reader.readline()).split()[1])
         length = 0
         while (line := await reader.readline()) != b"\r\n":
@@ -126,13 +127,15 @@ class Client:
             length = int(value) if name.lower() == b"content-length" else length
         return status, json.loads(await reader.readexactly(length))
 
-    async def send(self, **asked: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def send(
+        self, path: str = "/v1/completions", **asked: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a question."""
         if self.streams is None:
             self.streams = await asyncio.open_connection(self.host, self.port)
         body = json.dumps(asked).encode()
         head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nX-Merganser: studio\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self.streams[1].write(head.encode() + body)
@@ -391,8 +394,14 @@ def gone(folder: Path, options: argparse.Namespace) -> None:
 
 def in_memory(folder: Path, options: argparse.Namespace) -> None:
     """Compare a server of one model with one of nine points."""
-    study = make_study(folder, options.layers, options.hidden, options.vocabulary)
-    size = (folder / "a" / "model.safetensors").stat().st_size * 2 // 2**20
+    if options.models is None:
+        study = make_study(folder, options.layers, options.hidden, options.vocabulary)
+    else:
+        for name in "ab":
+            (folder / name).symlink_to(options.models / name)
+        study = folder / "sweep.yml"
+        study.write_text(SWEEP)
+    size = (folder / "a" / "model.safetensors").stat().st_size // 2**20
 
     async def visit(url: str, names: list[str]) -> None:
         client = Client(url)
@@ -403,21 +412,103 @@ def in_memory(folder: Path, options: argparse.Namespace) -> None:
         ("one model", [folder / "a"], ["a"]),
         ("nine points", [study], POINTS),
     ):
-        with serving(*given) as (url, pid):
+        with serving(*given, "--dtype", options.dtype) as (url, pid):
             asyncio.run(visit(url, names))
-            show(what=what, float32_mb=size, mb=memory(pid))
+            show(what=what, bfloat16_mb=size, dtype=options.dtype, mb=memory(pid))
+
+
+BLEND = """merge_method: linear
+models:
+- {{model: a, parameters: {{weight: {}}}}}
+- {{model: b, parameters: {{weight: {}}}}}
+"""
+
+
+def copy_seconds(size: int) -> tuple[float, float]:
+    """Seconds, and processor seconds, to copy that many bytes in memory with all threads."""
+    part = min(size, 2**29)
+    source, target = (torch.full((part,), n, dtype=torch.uint8) for n in range(2))
+    target.copy_(source)
+    began, spent = time.perf_counter(), processor_seconds()
+    for _ in range(3):
+        target.copy_(source)
+    scale = size / part / 3
+    return scale * (time.perf_counter() - began), scale * (processor_seconds() - spent)
+
+
+def slider(folder: Path, options: argparse.Namespace) -> None:
+    """Move a slider: what the studio's page asks, until the first word; and the same blend asked again."""
+    home = options.models
+    if home is None:
+        home = folder
+        for seed, name in enumerate("ab"):
+            make_model(folder / name, seed, options.layers, options.hidden, options.vocabulary)
+    [weights] = (home / "a").glob("*.safetensors")
+    size = weights.stat().st_size
+    [prompt] = questions(1)
+
+    async def first_word(client: Client, model: str) -> float:
+        began = time.perf_counter()
+        asked = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 2}
+        reader, _ = await client.send(stream=True, **asked)
+        await reader.readuntil(b'"text":')
+        seconds = time.perf_counter() - began
+        await reader.readuntil(b"[DONE]\n\n")
+        await reader.readuntil(b"0\r\n\r\n")
+        return seconds
+
+    async def run(url: str, pid: int) -> list[dict[str, float]]:
+        client = Client(url)
+        found = []
+        for number in range(options.rounds + 2):
+            weight = 0.5 + 0.01 * number
+            text = BLEND.format(round(1 - weight, 2), weight)
+            before, spent = metrics(url), processor_seconds(pid)
+            began = time.perf_counter()
+            status, body = await client.ask("/studio/blend", text=text, live=True)
+            planned = time.perf_counter() - began
+            if status != 200 or body["error"]:
+                raise SystemExit(str(body))
+            waited = await first_word(client, body["model"])
+            cpu = processor_seconds(pid) - spent
+            swap = metrics(url)["merganser_swap_seconds_sum"] - before["merganser_swap_seconds_sum"]
+            spent = processor_seconds(pid)
+            again = await first_word(client, body["model"])
+            cpu_again = processor_seconds(pid) - spent
+            if number > 1:  # the first loads the model
+                found.append({"plan": planned, "swap": swap, "first_token": planned + waited,
+                              "prompt_alone": again, "cpu": cpu, "cpu_of_prompt_alone": cpu_again})  # fmt: skip
+        return found
+
+    with serving(home, "--dtype", options.dtype, what="studio") as (url, pid):
+        rounds = asyncio.run(run(url + "/v1", pid))
+        used = memory(pid)
+    wall, cpu = copy_seconds(size)
+    figures = {
+        f"{key}_ms": round(1000 * statistics.median(r[key] for r in rounds), 1) for key in rounds[0]
+    }
+    show(
+        what="slider", model_mb=size // 2**20, dtype=options.dtype, rounds=len(rounds), **figures,
+        most_first_token_ms=round(1000 * max(r["first_token"] for r in rounds), 1),
+        copy_of_model_ms=round(1000 * wall, 1), copy_of_model_cpu_ms=round(1000 * cpu, 1),
+        load=round(os.getloadavg()[0], 1), mb=used,
+    )  # fmt: skip
 
 
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    ways = {"overhead": overhead, "soak": soak, "gone": gone, "memory": in_memory}
+    ways = {"overhead": overhead, "soak": soak, "gone": gone, "memory": in_memory, "slider": slider}
     parser.add_argument("what", choices=ways)
     for name, value in {
         "layers": 8, "hidden": 512, "vocabulary": 8192, "tokens": 64, "rounds": 5,
         "requests": 1000, "clients": 64,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--models", type=Path, help="Folder with the models a and b, for slider and memory."
+    )
+    parser.add_argument("--dtype", default="auto", help="What the server computes in.")
     parser.add_argument("--turn", type=float, default=2.0)
     parser.add_argument("--longest", type=float, default=20.0)
     parser.add_argument("--without", nargs="*", default=[], help="Ways of overhead to leave out.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import selectors
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -280,3 +281,99 @@ def test_under_chance_nobody_gets_wrong_weights_and_nobody_is_left(
         assert results.count("done") > 20
 
     run(scenario)
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next event, so that hours take milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__(selectors.DefaultSelector())
+        self.now = 0.0
+        wait = self._selector.select  # type: ignore[attr-defined]
+
+        def jump(timeout: float | None = None) -> Any:
+            assert timeout is not None, "nothing will ever happen again"
+            self.now += timeout + 1e-9  # as in any clock, no two moments are one
+            return wait(0)
+
+        self._selector.select = jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now
+
+
+POINTS = "abcdefghi"
+SWAP = 1.5
+"""Seconds of a swap at 1.8 B."""
+
+
+def waits_of(
+    requests: list[tuple[float, str, float]], *, turn: float, longest: float | None
+) -> list[float]:
+    """The time until each request is admitted, in seconds.
+
+    Args:
+        requests: when each comes, for which point, and how many seconds of its point's turns it needs.
+        turn, longest: of the gate.
+    """
+
+    async def scenario() -> list[float]:
+        clock = asyncio.get_running_loop().time
+        turns = {point: asyncio.Event() for point in POINTS}
+
+        async def become(point: str) -> None:
+            for each in turns.values():
+                each.clear()
+            await asyncio.sleep(SWAP)
+            turns[point].set()
+
+        gate = Gate(become, turn=turn, longest=longest)
+
+        async def ask(when: float, point: str, needs: float) -> float:
+            await asyncio.sleep(when)
+            began = clock()
+            async with gate.admitted(point):
+                waited = clock() - began
+                while needs > 0:  # the engine works for it only in turns of its point
+                    await turns[point].wait()
+                    await asyncio.sleep(0.25)
+                    needs -= 0.25
+            return waited
+
+        found = await asyncio.gather(*(ask(*each) for each in requests))
+        assert not gate.inside
+        assert not gate.waiting
+        return found
+
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        return runner.run(scenario())
+
+
+def busy(seed: int) -> list[tuple[float, str, float]]:
+    """Three minutes of requests, half of them for one point, some of them longer than a turn may be."""
+    chance = random.Random(seed)
+    return [
+        (
+            chance.uniform(0, 180),
+            "a" if chance.random() < 0.5 else chance.choice(POINTS),
+            chance.choice([0.25, 1.0, 1.0, 3.0, 30.0]),
+        )
+        for _ in range(240)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("turn", "longest"), [(2.0, 5.0), (0.3, 2.0)])
+def test_the_wait_is_bounded_by_the_turns_of_the_other_points(
+    seed: int, turn: float, longest: float
+) -> None:
+    """The running turn's rest and its swap, and those of the points between: nine at most."""
+    worst = max(waits_of(busy(seed), turn=turn, longest=longest))
+    assert worst <= len(POINTS) * (longest + SWAP)
+    assert worst > 4 * (longest + SWAP), "the gate was hardly used"
+
+
+def test_without_the_rule_the_wait_is_not_bounded() -> None:
+    """The bound above is the rule's: long answers hold the others up."""
+    waits = waits_of(busy(0), turn=2.0, longest=None)
+    assert max(waits) > len(POINTS) * (5.0 + SWAP)

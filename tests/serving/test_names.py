@@ -79,8 +79,22 @@ def test_single_models_beside_a_study(study: Path, tmp_path: Path) -> None:
     )
     catalogue = Catalogue([str(recipe), f"{study}#w=0.3"])
     assert list(catalogue.models) == ["half", "m_w0.3"]
-    with pytest.raises(RecipeError, match=r"two models are called 'm_w0\.3'"):
-        Catalogue([str(study), f"{study}#w=0.3"])
+    (tmp_path / "a").symlink_to(folder / "b")
+    with pytest.raises(RecipeError, match="two models are called 'a'"):
+        Catalogue([str(study), str(tmp_path / "a")])
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["study-first", "study-last"])
+def test_a_model_that_is_given_twice_is_one(study: Path, tmp_path: Path, order: int) -> None:
+    """By whatever path, and as its study describes it."""
+    (tmp_path / "a").symlink_to(study.parent / "a")
+    given = [str(study), str(tmp_path / "a"), f"{study}#w=0.3"]
+    catalogue = Catalogue(given[::order])
+    assert set(catalogue.models) == set(Catalogue([str(study)]).models)
+    expert, point = catalogue.models["a"], catalogue.models["m_w0.3"]
+    assert (expert.role, point.values) == ("expert", {"w": 0.3})
+    assert catalogue.find(str(tmp_path / "a")) is expert
+    assert catalogue.find(f"{study}#w=0.3") is catalogue.find("sweep#m_w0.3") is point
 
 
 def test_the_folder_of_a_study_has_its_scores(study: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,3 +139,28 @@ def test_sigterm_lets_a_stream_end_and_then_the_process(study: Path) -> None:
         assert running.wait(20) == 0
         assert running.stderr is not None
         assert running.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once_in_one_line(study: Path) -> None:
+    with process(study) as (running, url):
+        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            streams = [
+                client.completions.create(
+                    model="m_w0.3",
+                    prompt="1",
+                    temperature=1.5,
+                    max_tokens=100_000,
+                    stream=True,
+                    n=8,
+                )
+                for _ in range(2)
+            ]
+            for stream in streams:
+                next(iter(stream))
+            for _ in range(2):
+                running.send_signal(signal.SIGINT)
+                time.sleep(0.3)
+            assert running.wait(10) == 130
+        assert running.stderr is not None
+        assert_one_line(running.stderr.read().strip(), "merganser: interrupted; the requests that")

@@ -20,9 +20,10 @@ from merganser.evaluation import drawing
 from merganser.evaluation.generation import Completion, EngineFailure, Request, Sampling
 from merganser.serving import transformers_engine
 from merganser.serving.batches import Batch, Reading
-from merganser.serving.generation import Increment, Wanted
+from merganser.serving.generation import Increment, TokenScore, Wanted
 from merganser.serving.names import Catalogue, Served
 from merganser.serving.roomy_cache import RoomyLayer
+from merganser.serving.rows import joined
 from merganser.serving.transformers_engine import TransformersEngine
 from merganser.study.live_model import LiveModel
 from served_study import Alone
@@ -96,6 +97,49 @@ def test_rows_that_join_and_leave_get_what_each_gets_alone(
         assert completion == alone.answer(served.plan, prompt, sampling(number))
         assert "".join(part.text for part in parts) == completion.text
         assert (len(parts) > 1) == (number % 3 == 0 and completion.tokens > 1)
+
+
+def test_requests_that_come_together_are_read_together(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = catalogue.models["m_w0.3"]
+    sizes: list[int] = []
+    begin = Reading.__init__
+
+    def noted(reading: Reading, forward: Any, rows: Sequence[Any], piece: int) -> None:
+        sizes.append(len(rows))
+        begin(reading, forward, rows, piece)
+
+    monkeypatch.setattr(Reading, "__init__", noted)
+
+    async def scenario() -> None:
+        async with running() as engine:
+            await engine.become(served)
+
+            async def later(number: int) -> None:
+                for _ in range(2 * number):  # as if read from connections one after the other
+                    await asyncio.sleep(0)
+                await ask(engine, served, PROMPTS[number], Sampling(max_tokens=2))
+
+            await asyncio.gather(*map(later, range(5)))
+
+    run(scenario)
+    assert sizes == [5]
+
+
+def test_parts_that_have_come_are_sent_as_one() -> None:
+    last = Completion("ab cd", 3, "stop")
+    scores = [TokenScore(number, 0.0) for number in range(3)]
+    parts: list[tuple[int, Any]] = [
+        (1, Increment("x")),
+        (0, Increment("a", [scores[0]])),
+        (0, Increment("b ", [scores[1]])),
+        (0, Increment("cd", [scores[2]], last)),
+    ]
+    assert joined(parts) == [(1, Increment("x")), (0, Increment("ab cd", tuple(scores), last))]
+    assert joined(parts[:1]) == parts[:1]
+    with pytest.raises(ResourceError):
+        joined([*parts, (1, ResourceError("no memory"))])
 
 
 FAMILIES: dict[str, Any] = {

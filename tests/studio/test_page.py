@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,12 +50,25 @@ def write_study(folder: Path) -> None:
     scores.write(Results(HOSTILE, "text", directions, {}, tuple(entries)), folder)  # type: ignore[arg-type]
 
 
+def write_hostile_model(folder: Path) -> None:
+    """A model all of whose words are markup."""
+    shutil.copytree(folder / "b", folder / "loud")
+    file = folder / "loud" / "tokenizer.json"
+    data = json.loads(file.read_text())
+    words = data["model"]["vocab"].items()
+    data["model"]["vocab"] = {
+        word if word.startswith("<") else f"{HOSTILE}{number}": number for word, number in words
+    }
+    file.write_text(json.dumps(data))
+
+
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """A studio on loopback."""
     write_study(folder / "study")
     (folder / "<b>bold<i>.yml").write_text(HOSTILE)
     (folder / "a" / "README.md").write_text(f"# {HOSTILE}\n\n[x](javascript:alert(1)) {HOSTILE}\n")
+    write_hostile_model(folder)
     ready = threading.Event()
     urls: list[str] = []
 
@@ -193,3 +208,92 @@ def test_every_screen(address: str, folder: Path) -> None:
         assert [
             url for url in page.requests if url not in own and not url.startswith("data:")
         ] == []
+
+
+def texts(page: browser.Browser, selector: str) -> list[str]:
+    """The texts of elements."""
+    found = f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)"
+    return list(page.run(found))
+
+
+def exported(page: browser.Browser, name: str) -> list[dict[str, Any]]:
+    """The lines of a file that a button saves."""
+    page.run(
+        "window.saved = null; URL.createObjectURL = (blob) => "
+        "{ blob.text().then((text) => { window.saved = text; }); return 'data:,'; };"
+    )
+    click(page, name)
+    page.until("window.saved !== null")
+    return [json.loads(line) for line in page.run("window.saved").splitlines()]
+
+
+def test_talk_compares_answers_also_blind(address: str) -> None:
+    """A model whose words are markup answers too."""
+    with browser.browser() as page:
+        page.look(1280, 900)
+        page.open(address + "#talk")
+        page.until("document.getElementById('main').dataset.screen === 'talk'")
+        page.until("document.querySelector('input[type=range]')")
+        write(page, "textarea", "1 + 2")
+        write(page, "input[type=number][max='100000']", "8", "change")
+        write(page, "select[aria-label='Another model as a column']", "loud", "change")
+
+        blind = (
+            "[...document.querySelectorAll('.check')].find(e => e.textContent.startsWith('Blind'))"
+        )
+        page.run(f"{blind}.click()")
+        click(page, "Ask")
+        page.until("document.querySelectorAll('.answer footer button').length === 4", 120)
+        assert texts(page, ".answer h3") == [f"Answer {letter}" for letter in "ABCD"]
+        assert page.run("getComputedStyle(document.getElementById('queue')).visibility") == "hidden"
+        assert not texts(page, "#main tbody tr")
+        answers = texts(page, ".answer pre")
+        assert any("<script>" in answer for answer in answers)
+        check(page)
+        page.run("document.querySelectorAll('.answer footer button')[1].click()")
+        page.until(
+            "document.querySelectorAll('.answer h3')[1].textContent.startsWith('Answer B · ')"
+        )
+        titles = [title.split(" · ", 1)[1] for title in texts(page, ".answer h3")]
+        assert {"a", "b", "loud"} < set(titles)
+        assert (
+            page.run("getComputedStyle(document.getElementById('queue')).visibility") == "visible"
+        )
+        assert sorted(texts(page, "#choices tbody td:nth-child(2)")) == ["0", "0", "0", "1"]
+        click(page, "Ask")
+        page.until("document.querySelectorAll('.answer footer button').length === 4", 120)
+        click(page, "None is better")
+        page.until("document.querySelectorAll('[aria-label=History] tbody tr').length === 2")
+        assert set(texts(page, "#choices tbody td:nth-child(3)")) == {"2"}
+        check(page)
+
+        first, second = exported(page, "Export as JSONL")
+        name = titles[1] if titles[1] in ("a", "b", "loud") else "this blend"
+        assert first["choice"]["chosen"] == name
+        assert (
+            set(first["choice"]["shown"])
+            == {"a", "b", "loud", "this blend"}
+            == set(first["answers"])
+        )
+        assert second["choice"]["chosen"] is None
+
+        # Two answers of the blend, word by word.
+        page.run(f"{blind}.click()")
+        write(page, "input[type=range]", "0.9")
+        page.until("document.querySelector('fieldset input[type=number]').value === '0.9'")
+        click(page, "Ask")
+        page.until("document.querySelectorAll('[aria-label=History] tbody tr').length === 3", 120)
+        page.run("document.querySelectorAll('.answer.this footer button')[0].click()")
+        for number in (3, 1):
+            page.run(f"document.querySelector('[aria-label=\"Compare number {number}\"]').click()")
+        click(page, "Compare the chosen")
+        older, newer = texts(page, ".answer pre")
+        entries = exported(page, "Export as JSONL")
+        assert [entries[i]["answers"]["this blend"]["text"] for i in (0, 2)] == [older, newer]
+        assert older != newer
+        marks = page.run("document.querySelectorAll('.answer mark').length")
+        assert 0 < marks <= len(newer.split())
+        problems = exported(page, "Export as problem set")
+        assert problems == [{"id": "1", "prompt": "1 + 2", "answer": newer}]
+        check(page)
+        assert page.problems == []

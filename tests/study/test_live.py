@@ -66,19 +66,44 @@ def test_scores_in_memory_are_those_of_the_written_folder(models: Path) -> None:
     assert found["tokens"].problems == 6
 
 
-def test_the_parameters_are_those_of_the_written_folder(models: Path) -> None:
-    """Also after it was another merge, in place."""
-    live = LiveModel()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_parameters_are_those_of_the_written_folder(models: Path, dtype: Any) -> None:
+    """Also after it was another merge, in place; in the dtype of the merge the engine writes them."""
+    live = LiveModel(dtype=dtype)
     live.become(plan(linear(models, 0.25)))
     module = live.module
     outcome = live.become(plan(linear(models, 0.75)))
     assert live.module is module
     assert outcome.report is not None
     merganser.merge(linear(models, 0.75), models / "m")
-    written = AutoModelForCausalLM.from_pretrained(models / "m", dtype=torch.float32)
+    assert_holds(live, models / "m", dtype)
+
+
+def assert_holds(live: LiveModel, folder: Path, dtype: str = "float32") -> None:
+    """The live model's parameters are those of a folder."""
+    written = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     found = live.module.state_dict()
     for name, tensor in written.state_dict().items():
         assert torch.equal(tensor, found[name]), name
+
+
+def test_experts_of_one_base_take_turns_in_one_model(tmp_path: Path) -> None:
+    """Their files besides weights are equal; a tokenizer of its own is loaded anew."""
+    for seed, name in enumerate("ab"):
+        peers.make_model(tmp_path / name, seed=seed)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"_name_or_path": "mine"}))
+    live = LiveModel()
+    live.become(alone(tmp_path / "a"))
+    module = live.module
+    live.become(alone(tmp_path / "b"))
+    assert live.module is module
+    assert_holds(live, tmp_path / "b")
+    settings = tmp_path / "a" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"mine": True}))
+    live.become(alone(tmp_path / "a"))
+    assert live.module is not module
+    assert_holds(live, tmp_path / "a")
 
 
 def test_another_shape_is_loaded_anew(tmp_path: Path) -> None:

@@ -173,8 +173,8 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _leave_if_at_work() -> None:
-    """End the process at once if a thread is in the middle of a long tile."""
-    if any(thread.name.startswith("merge-") for thread in threading.enumerate()):
+    """End the process at once if a thread is in the middle of a long tile, or of a model's step."""
+    if any(thread.name.startswith(("merge-", "serving-")) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)

@@ -31,6 +31,17 @@ class Codec:
         self.end_tokens = list(end_tokens)
         self.config = config
         self.label = label
+        self._single: dict[int, str] = {}
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, without special tokens; texts of single tokens are remembered."""
+        if len(tokens) != 1:
+            return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        [token] = tokens
+        if token not in self._single:
+            text = self.tokenizer.decode([token], skip_special_tokens=True)
+            self._single[token] = str(text)
+        return self._single[token]
 
     def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The token ids of a prompt; a conversation is formatted with the chat template.
@@ -110,7 +121,7 @@ class Codec:
         """The completion in generated token ids, cut off at the first end token or stop text."""
         ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
         own = list(tokens if ended is None else tokens[:ended])
-        text = str(self.tokenizer.decode(own, skip_special_tokens=True))
+        text = self.decode(own)
         cuts = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         count = len(own) + (ended is not None)
         if cuts:
@@ -122,7 +133,7 @@ class Codec:
     def _shortest(self, tokens: Sequence[int], kept: str, stops: Sequence[str]) -> int:
         """The number of tokens up to and including the one that completes a stop text."""
         for count in range(1, len(tokens) + 1):
-            text = self.tokenizer.decode(tokens[:count], skip_special_tokens=True)
+            text = self.decode(tokens[:count])
             if len(text) > len(kept) and any(stop in text for stop in stops):
                 return count
         return len(tokens)

@@ -78,8 +78,7 @@ def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str,
     for home, name in plan.homes.items():
         with reraise_os_errors(InputError, "read", home):
             for file in _small_files(plan, home):
-                digest = _of_file(file, Stamp.of(file.stat()))
-                parts[name][f"{len(parts[name])} {file.name}"] = digest
+                parts[name][f"{len(parts[name])} {file.name}"] = digest_of_file(file)
     return {name: digest_of_parts(own) for name, own in parts.items()}
 
 
@@ -105,6 +104,16 @@ def _small_files(plan: Plan, home: Path) -> list[Path]:
 def _matters(file: Path) -> bool:
     index = file.name.endswith(".index.json")
     return file.suffix in READ and not index and file.name not in UNREAD and file.is_file()
+
+
+def digest_of_file(file: Path) -> str:
+    """The SHA-256 of a file, computed once for each of its stamps.
+
+    Raises:
+        InputError: when it cannot be read.
+    """
+    with reraise_os_errors(InputError, "read", file):
+        return _of_file(file, Stamp.of(file.stat()))
 
 
 @lru_cache(maxsize=4096)

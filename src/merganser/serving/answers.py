@@ -42,6 +42,8 @@ class Form(ABC):
             "model": model,
             "system_fingerprint": fingerprint,
         }
+        # Streams repeat this with every token.
+        self._begin = b"data: " + as_json({"object": self.part, **self._head})[:-1] + b',"choices":'
 
     def complete(
         self, parts: Sequence[Sequence[Increment]], usage: Mapping[str, int]
@@ -65,8 +67,8 @@ class Form(ABC):
             usage: the numbers of tokens, in the last event; else None.
             counts: whether the stream ends with an event that has ``usage``.
         """
-        data = {"object": self.part, **self._head, "choices": list(choices)}
-        return as_event(data | ({"usage": usage and dict(usage)} if counts else {}))
+        end = b',"usage":' + as_json(usage and dict(usage)) if counts else b""
+        return self._begin + as_json(choices) + end + b"}\n\n"
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         """Return the choices of the event that begins a completion; empty if the API has no such event."""
@@ -195,9 +197,12 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def as_json(data: Any) -> bytes:
     """Return data as the JSON bytes of a response body."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return _encode(data).encode("utf-8")
 
 
 def as_event(data: Any) -> bytes:

@@ -100,13 +100,6 @@ class Catalogue:
             opened = self._open(reference)
             if len(opened) == 1:
                 self._references[reference] = opened[0]
-            for served in opened:
-                if served.name in self.models:
-                    raise RecipeError(
-                        f"{reference}: two models are called {served.name!r}; serve them separately, or give "
-                        "the recipes other names"
-                    )
-                self.models[served.name] = served
 
     def find(self, name: str) -> Served:
         """Return the model with a name.
@@ -136,15 +129,15 @@ class Catalogue:
     def _open(self, reference: str) -> list[Served]:
         folder = Path(reference)
         if (folder / results.JSON_NAME).is_file():
-            return self._add(_labels(reference), *_read_results(folder))
+            return self._add(reference, *_read_results(folder))
         if reference.endswith(RECIPES) and folder.is_file() and is_sweep(reference):
-            return self._add(_labels(reference), *_read_sweep(reference))
+            return self._add(reference, *_read_sweep(reference))
         name, plan = find(reference)
-        return [Served(name, plan)]
+        return [self._register(reference, Served(name, plan))]
 
-    def _add(
-        self, labels: Sequence[str], pattern: Pattern, models: Sequence[Served]
-    ) -> list[Served]:
+    def _add(self, reference: str, pattern: Pattern, listed: Sequence[Served]) -> list[Served]:
+        models = [self._register(reference, served) for served in listed]
+        labels = _labels(reference)
         document: Any = pattern.document
         grids = (
             read_grids(document, document.data["sweep"], pattern.folder)
@@ -153,7 +146,27 @@ class Catalogue:
         )
         by_name = {model.name: model for model in models}
         self._studies.append(_Study(labels, pattern, grids, by_name))
-        return list(models)
+        return models
+
+    def _register(self, reference: str, served: Served) -> Served:
+        """Add a model, and return it; a model that is given twice is one, as its study describes it.
+
+        Raises:
+            RecipeError: another model has its name.
+        """
+        known = self.models.get(served.name)
+        if known is not None:
+            if not _are_same(known.plan, served.plan):
+                raise RecipeError(
+                    f"{reference}: two models are called {served.name!r}; serve them separately, or give "
+                    "the recipes other names"
+                )
+            if served.role is None or known.role is not None:
+                return known
+            for name, model in self._references.items():
+                self._references[name] = served if model is known else model
+        self.models[served.name] = served
+        return served
 
     def _point(self, study: _Study, name: str, fragment: str) -> Served:
         """Return the point for ``w=0.73``, on the grid or between its points."""
@@ -180,6 +193,22 @@ class Catalogue:
                 continue
             return Served(name, make_plan(point.recipe), "point", point.values)
         raise UnknownModel(f"{name[:200]}: {problem}")
+
+
+def _are_same(one: Plan, other: Plan) -> bool:
+    """Whether two plans give the same model from the same files, however their recipes name these."""
+    if one.digest == other.digest:
+        return True
+    how = [(p.jobs, p.shards, p.arithmetic, p.rounding, p.chat_template) for p in (one, other)]
+    files = [
+        [
+            {file.resolve(): stamp for file, stamp in source.checkpoint.stamps.items()}
+            for source in plan.all_sources
+        ]
+        for plan in (one, other)
+    ]
+    plain = one.tokenizer is None and other.tokenizer is None and one.rounding == "nearest"
+    return plain and how[0] == how[1] and files[0] == files[1]
 
 
 def _labels(reference: str) -> list[str]:

@@ -96,3 +96,21 @@ class Row:
     def _take_scores(self) -> Sequence[TokenScore]:
         scores, self._scores = self._scores, []
         return scores
+
+
+def joined(parts: Sequence[tuple[int, Answer]]) -> list[tuple[int, Increment]]:
+    """Return the parts of each completion that have come as one part: a slow client gets few large ones.
+
+    Raises:
+        Exception: the first error among them.
+    """
+    found: dict[int, Increment] = {}
+    for index, part in parts:
+        if isinstance(part, Exception):
+            raise part
+        before = found.get(index)
+        if before is not None:
+            scores = (*before.scores, *part.scores)
+            part = Increment(before.text + part.text, scores, part.completion)
+        found[index] = part
+    return list(found.items())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -22,6 +24,10 @@ from merganser.serving.service import Service
 KEEP_ALIVE = 75
 """Seconds until an idle connection is closed: longer than clients' timeouts, so that no client sends
 a request on a connection that the server has closed."""
+
+
+MOST_SECONDS_TO_CUT_OFF = 2
+"""Seconds that running requests have to fail after a second signal; a long prefill may take more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_is_fault)
         self._service = service
         self._on_ready = on_ready
         self._listening = _bind(address)
@@ -107,8 +114,16 @@ class Server(uvicorn.Server):
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
     def serve_until_stopped(self) -> None:
-        """Serve until SIGTERM, Ctrl-C or :meth:`stop`."""
+        """Serve until SIGTERM, Ctrl-C or :meth:`stop`.
+
+        Raises:
+            KeyboardInterrupt: a second signal has cut off the requests that ran.
+        """
         self.run(sockets=[self._listening])
+        if self.force_exit:
+            error = KeyboardInterrupt()
+            error.add_note("the requests that ran are cut off")
+            raise error
 
     def stop(self) -> None:
         """Refuse new requests, and end once the others are answered; a second call ends at once."""
@@ -121,6 +136,13 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_ready(self.url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer the requests that run; after a second signal, cut them off."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._service.close(), MOST_SECONDS_TO_CUT_OFF)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -138,6 +160,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop as :meth:`stop` does, for any signal."""
         self.stop()
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether a log record is no request that the server's end has cut off."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _bind(address: Address) -> socket.socket:

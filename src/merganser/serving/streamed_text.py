@@ -31,6 +31,7 @@ class StreamedText:
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._tokens: list[int] = []
+        self._before = ""  # the text of the tokens from _first to _read
         self._first = 0  # the first token that is decoded again
         self._read = 0  # tokens whose text is in ``text``
         self._sent = 0
@@ -38,12 +39,12 @@ class StreamedText:
     def add(self, token: int) -> None:
         """Decode the next token."""
         self._tokens.append(token)
-        before = self._decode(self._tokens[self._first : self._read])
-        after = self._decode(self._tokens[self._first :])
-        if len(after) <= len(before) or after.endswith(HALF_A_LETTER):
+        after = self._codec.decode(self._tokens[self._first :])
+        if len(after) <= len(self._before) or after.endswith(HALF_A_LETTER):
             return
-        self._append(after[len(before) :])
+        self._append(after[len(self._before) :])
         self._first, self._read = self._read, len(self._tokens)
+        self._before = self._codec.decode(self._tokens[self._first :])
 
     def take(self) -> str:
         """Return the text that may be sent, and was not returned by an earlier call."""
@@ -74,6 +75,3 @@ class StreamedText:
             if any(stop.startswith(end) for stop in self._stops):
                 return length
         return 0
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._codec.tokenizer.decode(list(tokens), skip_special_tokens=True))

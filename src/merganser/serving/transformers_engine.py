@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from merganser import engine
 from merganser.errors import MerganserError, ResourceError
+from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import EngineFailure
 from merganser.evaluation.inference import (
     MEMORY_SHARE,
@@ -26,7 +27,7 @@ from merganser.serving.batches import Batch, Forward, Reading, choose
 from merganser.serving.generation import EngineState, Facts, Increment, Wanted
 from merganser.serving.limits import MOST_ROWS
 from merganser.serving.names import Served
-from merganser.serving.rows import Answer, Row
+from merganser.serving.rows import Answer, Row, joined
 from merganser.study.live_model import LiveModel
 
 PIECE = 2048
@@ -36,6 +37,10 @@ STOPPED = "the engine has stopped"
 
 READ_TOGETHER = 4096
 """Maximum tokens of several prompts that are read at once, padding included."""
+
+ITERATIONS = 3
+"""Iterations of the event loop for which arrived requests wait for others: one to read a request, one to
+start its task, one to spare. They take microseconds if nothing arrives."""
 
 AHEAD = 256
 """Tokens of a completion that memory is reserved for; a longer completion may have to wait again."""
@@ -106,6 +111,7 @@ class TransformersEngine:
         self._budget = self._token_bytes = 0
         self._tokens = self._prompt_tokens = 0
         self._outbox: list[tuple[Row, Answer]] = []
+        self._arrived: list[tuple[Served, list[Row]]] = []
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
@@ -132,22 +138,28 @@ class TransformersEngine:
         self, model: Served, wanted: Sequence[Wanted]
     ) -> AsyncGenerator[tuple[int, Increment]]:
         """See :class:`merganser.serving.generation.Engine`."""
-        parts: asyncio.Queue[tuple[int, Answer]] = asyncio.Queue()
+        parts: list[tuple[int, Answer]] = []
+        arrived = asyncio.Event()
         codec = self._facts[model].codec
 
         def listener(index: int) -> Callable[[Answer], None]:
-            return lambda part: parts.put_nowait((index, part))
+            def take(part: Answer) -> None:
+                parts.append((index, part))
+                arrived.set()
+
+            return take
 
         rows = [Row(each, codec, listener(index)) for index, each in enumerate(wanted)]
-        self._post(partial(self._add, model, rows))
+        self._arrive(model, rows)
         try:
             left = len(rows)
             while left:
-                index, part = await parts.get()
-                if isinstance(part, Exception):
-                    raise part
-                left -= part.completion is not None
-                yield index, part
+                await arrived.wait()
+                arrived.clear()
+                now, parts[:] = joined(parts), []
+                for index, part in now:
+                    left -= part.completion is not None
+                    yield index, part
         finally:
             for row in rows:
                 row.cancelled = True
@@ -159,8 +171,51 @@ class TransformersEngine:
         self._stopping = True
         if self._thread.is_alive():
             self._commands.put(lambda: None)
-            await asyncio.to_thread(self._thread.join)
+            while self._thread.is_alive():  # a join in a thread could not be cancelled
+                await asyncio.sleep(0.005)
         self._live.close()
+
+    def _arrive(self, model: Served, rows: list[Row]) -> None:
+        """Hand rows to the thread, together with those of other requests that have come by now.
+
+        Their prompts are then read at once, and they take their steps together. Requests that wait in
+        the connections' buffers reach this in the next iterations of the event loop, so the hand-over
+        waits until an iteration brought none.
+
+        Raises:
+            EngineFailure: the engine has stopped.
+        """
+        if not self.is_alive:
+            raise EngineFailure(STOPPED)
+        if not self._arrived:
+            self._defer(1, ITERATIONS)
+        self._arrived.append((model, rows))
+
+    def _defer(self, known: int, iterations: int) -> None:
+        """Hand over the arrived rows after some iterations of the event loop without new ones."""
+
+        def later() -> None:
+            count = len(self._arrived)
+            if count > known:
+                self._defer(count, ITERATIONS)
+            elif iterations > 1:
+                self._defer(count, iterations - 1)
+            else:
+                self._hand_over()
+
+        asyncio.get_running_loop().call_soon(later)
+
+    def _hand_over(self) -> None:
+        arrived, self._arrived = self._arrived, []
+
+        def add() -> None:
+            for model, rows in arrived:
+                self._add(model, rows)
+
+        try:
+            self._post(add)
+        except EngineFailure as error:
+            _deliver([(row, error) for _, rows in arrived for row in rows])
 
     def _post(self, command: Callable[[], None]) -> None:
         """Queue a command that the thread runs between two steps."""
@@ -226,7 +281,8 @@ class TransformersEngine:
         if model in self._failed:
             self._fail(rows, self._failed[model])
         else:
-            self._stations.setdefault(model, _Station()).waiting.extend(rows)
+            wanted = (row for row in rows if not row.cancelled)
+            self._stations.setdefault(model, _Station()).waiting.extend(wanted)
 
     def _sweep(self) -> None:
         """Drop cancelled rows."""
@@ -262,7 +318,7 @@ class TransformersEngine:
         self._token_bytes = codec.key_value_bytes(size)
         self._budget = int(MEMORY_SHARE * (free_memory(self._live.device) + self._cached_bytes()))
         if known is None:
-            known = self._facts[model] = _facts(codec, outcome)
+            known = self._facts[model] = _facts(codec, outcome, model.name)
         return known
 
     def _work(self) -> None:
@@ -415,10 +471,11 @@ def _settle(done: Future[Facts], work: Callable[[], Facts]) -> None:
         done.set_exception(error)
 
 
-def _facts(codec: Any, outcome: engine.Outcome) -> Facts:
+def _facts(codec: Codec, outcome: engine.Outcome, name: str) -> Facts:
+    """Return the facts of a model; messages about its prompts have its name, whichever was loaded first."""
     models = outcome.report.models if outcome.report is not None else ()
     return Facts(
-        codec,
+        Codec(codec.tokenizer, codec.end_tokens, codec.config, name),
         codec.context,
         codec.config.get_text_config().vocab_size,
         {m.model: m.requested for m in models if m.requested is not None},

@@ -165,6 +165,7 @@ class LiveSink(Sink):
         import torch
 
         self._flat: dict[str, torch.Tensor | None] = {}
+        self._bytes: dict[str, Any] = {}
         self._dtypes = {name: getattr(torch, spec.dtype.name) for name, spec in specs.items()}
         for name, spec in specs.items():
             tensor = tensors[name]
@@ -175,6 +176,17 @@ class LiveSink(Sink):
                     f"the live model's tensor {name!r} is {list(tensor.shape)}, the merge's {spec}"
                 )
             self._flat[name] = None if tensor is None else tensor.detach().view(-1)
+            if (
+                tensor is not None
+                and tensor.device.type == "cpu"
+                and tensor.dtype == self._dtypes[name]
+            ):
+                self._bytes[name] = _bytes_of(tensor)
+
+    def reserve(self, name: str, start: int, length: int) -> memoryview | None:
+        """See :class:`Sink`. The engine writes into tensors on the CPU that need no conversion."""
+        own = self._bytes.get(name)
+        return None if own is None else own[start : start + length]
 
     def write(self, name: str, start: int, data: memoryview) -> None:
         """See :class:`Sink`. Tensors that the model lacks are discarded."""

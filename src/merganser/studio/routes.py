@@ -37,6 +37,7 @@ PAGE = {
             "blend.js",
             "jobs.js",
             "talk.js",
+            "history.js",
             "study.js",
             "differences.js",
             "publish.js",

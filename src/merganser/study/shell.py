@@ -12,7 +12,11 @@ from merganser.errors import InputError
 from merganser.evaluation.codec import Codec
 from merganser.planning import Plan
 from merganser.release import config as configs
+from merganser.release import contents
 from merganser.release import tokenizer as tokenizers
+
+UNREAD = ("_name_or_path", "transformers_version")
+"""Keys of a config that do not affect the model."""
 
 
 def make(plan: Plan, folder: Path) -> Codec:
@@ -56,17 +60,38 @@ def specs(plan: Plan) -> Mapping[str, Any]:
 
 
 def are_alike(one: Plan, other: Plan) -> bool:
-    """Whether two plans give models with equal tensor specs, config and tokenizer."""
+    """Whether two plans give models with equal tensor specs, config and tokenizer.
+
+    Their files may be in different folders: experts of one base have equal ones.
+
+    Raises:
+        InputError: when a file cannot be read.
+    """
     if one is other:
         return True
     return (
         specs(one) == specs(other)
-        and configs.edited_config(one) == configs.edited_config(other)
-        and one.sources[one.donor].folders == other.sources[other.donor].folders
+        and _config(one) == _config(other)
         and one.chat_template == other.chat_template
         and one.tokenizer is None
         and other.tokenizer is None
+        and (
+            one.sources[one.donor].folders == other.sources[other.donor].folders
+            or _small_files(one) == _small_files(other)
+        )
     )
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    """Return the config of a merge, without what does not affect the model."""
+    found = configs.edited_config(plan)
+    return {key: value for key, value in found.items() if key not in UNREAD}
+
+
+def _small_files(plan: Plan) -> dict[str, str]:
+    """Return the digest of each file of a merge besides weights and config, by name."""
+    files = [*configs.copied(plan), *tokenizers.copied(plan)]
+    return {file.name: contents.digest_of_file(file) for file in files}
 
 
 def quiet(transformers: Any) -> ExitStack:

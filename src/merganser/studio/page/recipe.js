@@ -1,5 +1,4 @@
 // The blend that all screens share: controls and text, each made from the other.
-import { debounce } from "./elements.js";
 import { send } from "./server.js";
 
 export const blend = {
@@ -52,14 +51,12 @@ async function plan() {
   return found;
 }
 
-const later = debounce(() => settle(), 30);
-
 // The controls have changed: write the text, and plan it.
 export function controlsChanged() {
   blend.text = written(blend.controls);
   blend.model = null;
   tell("text");
-  later();
+  settle();
 }
 
 // The text has changed: plan it, and show what the controls can.
@@ -73,7 +70,17 @@ export async function textChanged(text) {
   tell("plan");
 }
 
-async function settle() { if (await plan()) tell("plan"); }
+// Plan the newest text at once; of those that come while one is planned, only the last follows.
+let planning = false;
+let changed = false;
+async function settle() {
+  changed = true;
+  if (planning) return;
+  planning = true;
+  try {
+    while (changed) { changed = false; if (await plan()) tell("plan"); }
+  } finally { planning = false; }
+}
 
 // The name of the blend in the API, once it is planned.
 export async function live() {

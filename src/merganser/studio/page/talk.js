@@ -1,16 +1,12 @@
 // Talk: the same prompt answered by base, experts, this blend, and pinned ones.
-import { button, checkbox, commandLine, debounce, element, field, number, save, say, select, short, shortName } from "./elements.js";
+import { button, checkbox, commandLine, element, field, number, say, select, short, shortName } from "./elements.js";
 import { weights } from "./blend.js";
+import { history, kept, nextNumber, remember, rightAnswer } from "./history.js";
 import { blend, live, textChanged, watch } from "./recipe.js";
-import { read, send, stream } from "./server.js";
+import { send, stream } from "./server.js";
 
-const MOST = 200; // entries of the history
-const kept = { prompt: "What is 12 + 30?", tokens: 128, temperature: 0, seed: 1, form: "chat", follow: false, chosen: null, pins: [], entries: [], right: {} };
-try { Object.assign(kept, JSON.parse(sessionStorage.getItem("talk") ?? "{}")); } catch { /* a broken memory is none */ }
-function remember() {
-  kept.entries = kept.entries.slice(-MOST);
-  try { sessionStorage.setItem("talk", JSON.stringify(kept)); } catch { kept.entries = kept.entries.slice(-20); }
-}
+const MOST_PATIENCE = 200; // milliseconds
+let pace = 0; // milliseconds from the last question to its first word
 
 // What a blend is called for people: its weights, or its method.
 function label() {
@@ -27,9 +23,9 @@ function label() {
 function column(title, kind) {
   const text = element("pre", { tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Answer of " + title });
   const told = element("footer", { role: "status" }, "");
-  const head = element("header", {}, element("h3", {}, title));
-  const box = element("article", { class: "answer " + kind }, head, text, told);
-  return { box, text, told, head };
+  const name = element("h3", {}, title);
+  const box = element("article", { class: "answer " + kind }, element("header", {}, name), text, told);
+  return { box, text, told, name };
 }
 
 async function ask(model, into, signal) {
@@ -71,14 +67,53 @@ function candidates(library) {
   return found;
 }
 
+function shuffled(all) {
+  const found = [...all];
+  for (let i = found.length - 1; i > 0; i--) {
+    const j = Math.floor(Math.random() * (i + 1));
+    [found[i], found[j]] = [found[j], found[i]];
+  }
+  return found;
+}
+
+// Columns without names, in an order of chance. Their texts come together, since who is first, and
+// how fast, would say who it is; so would the server's line at the top of the page.
+async function askBlind(wanted, columns, announced, signal) {
+  document.body.dataset.blind = "";
+  const order = shuffled(wanted);
+  const made = order.map((_, index) => column("Answer " + String.fromCharCode(65 + index), "blind"));
+  columns.replaceChildren(...made.map((each) => each.box));
+  for (const each of made) { each.told.textContent = "comes with the others …"; each.told.classList.add("busy"); }
+  let count = 0;
+  const found = await Promise.all(order.map(async ({ model }) => {
+    const answer = await ask(model, column("", ""), signal);
+    announced.textContent = `${++count} of ${order.length} answers are there …`;
+    return answer;
+  }));
+  made.forEach((each, index) => {
+    each.text.textContent = found[index].text;
+    each.told.classList.remove("busy");
+    each.told.textContent = found[index].error ? "no answer" : `${found[index].tokens} tokens`;
+  });
+  return { order, made, found };
+}
+
 export function screen(library) {
   let running = null;
+  let pending = null; // puts a blind comparison into the history, without a choice
   const columns = element("div", { class: "columns" });
   const announced = element("p", { class: "quiet", role: "status", "aria-live": "polite" });
-  const history = element("div", {});
+  const verdict = element("div", { class: "row" });
   const equal = element("div", {});
   const prompt = element("textarea", { rows: "3", value: kept.prompt, oninput: () => { kept.prompt = prompt.value; remember(); } });
   prompt.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(); });
+
+  const past = history({
+    column,
+    show: (boxes, alone) => { if (alone) columns.replaceChildren(...boxes); else columns.append(...boxes); boxes[0]?.scrollIntoView({ block: "nearest" }); },
+    back: async (entry) => { await textChanged(entry.recipe); prompt.value = kept.prompt = entry.prompt; remember(); drawSliders(); showPicks(); },
+    changed: () => showPicks(),
+  });
 
   const picks = element("div", { class: "row", role: "group", "aria-label": "Columns" });
   const showPicks = () => {
@@ -99,89 +134,115 @@ export function screen(library) {
       picks.append(element("div", { class: "field small" }, extra));
     }
     for (const pin of kept.pins) {
-      const drop = button("Unpin " + pin.label, () => { kept.pins = kept.pins.filter((each) => each !== pin); remember(); showPicks(); });
+      const drop = button("Unpin " + pin.label, () => { kept.pins = kept.pins.filter((each) => each !== pin); remember(); showPicks(); past.draw(); });
       picks.append(drop);
     }
   };
 
+  // Who answers: { model, title, kind, key }, where the key is unique among them.
+  async function askedFor(name, title, onlyBlend) {
+    const wanted = [{ model: name, title: "this blend · " + title, kind: "this", key: "this blend" }];
+    if (onlyBlend) return wanted;
+    const others = candidates(library);
+    for (const path of kept.chosen ?? [...others.keys()]) {
+      if (others.has(path) || library.models.includes(path)) wanted.push({ model: path, title: others.get(path) ?? shortName(path), kind: "", key: shortName(path) });
+    }
+    const pins = await Promise.all(kept.pins.map((pin) => send("/studio/blend", { text: pin.recipe, live: true }).catch(() => null)));
+    kept.pins.forEach((pin, index) => {
+      const model = pins[index]?.model;
+      if (model && !wanted.some((each) => each.model === model)) wanted.push({ model, title: "pinned · " + pin.label, kind: "pin", key: pin.label });
+    });
+    const taken = new Set();
+    for (const each of wanted) {
+      const plain = each.key;
+      for (let count = 2; taken.has(each.key); count++) each.key = `${plain} (${count})`;
+      taken.add(each.key);
+    }
+    return wanted;
+  }
+
   async function run(onlyBlend = false) {
     running?.abort();
+    pending?.();
+    delete document.body.dataset.blind;
     const mine = (running = new AbortController());
     stopIt.disabled = false;
     announced.textContent = "Asking …";
+    verdict.replaceChildren();
     let name;
     try { name = await live(); } catch (error) { say(error.message); announced.textContent = ""; stopIt.disabled = true; return; }
     if (mine.signal.aborted) return;
     const title = label();
-    const entry = { number: (kept.entries.at(-1)?.number ?? 0) + 1, label: title, recipe: blend.text, digest: blend.plan?.digest ?? null,
-      prompt: kept.prompt, settings: { max_tokens: kept.tokens, temperature: kept.temperature, seed: kept.seed, form: kept.form }, answers: {} };
-    const others = candidates(library);
-    const wanted = [[name, "this blend · " + title, "this", "this blend"]];
-    if (!onlyBlend) {
-      const chosen = kept.chosen ?? [...others.keys()];
-      for (const path of chosen) if (others.has(path) || library.models.includes(path)) wanted.push([path, others.get(path) ?? shortName(path), "", shortName(path)]);
-      for (const pin of kept.pins) {
-        const found = await send("/studio/blend", { text: pin.recipe, live: true }).catch(() => null);
-        if (found?.model && found.model !== name) wanted.push([found.model, "pinned · " + pin.label, "pin", pin.label]);
-      }
-    }
-    const made = wanted.map(([, shown, kind]) => column(shown, kind));
-    if (onlyBlend && columns.querySelector(".this")) columns.querySelector(".this").replaceWith(made[0].box);
-    else columns.replaceChildren(...made.map((each) => each.box));
-    await Promise.all(wanted.map(async ([model, , , key], index) => {
-      const found = await ask(model, made[index], mine.signal);
-      entry.answers[key] = found;
-      if (!found.error) {
-        const right = button("Right answer", () => {
-          kept.right[entry.prompt] = found.text;
-          remember();
-          say("Kept as this prompt's right answer, for the problem set.");
-        }, "plain");
-        right.setAttribute("aria-label", "Right answer: that of " + made[index].head.textContent);
-        made[index].told.append(" ", right);
-      }
-    }));
+    const entry = { number: nextNumber(), label: title, recipe: blend.text, digest: blend.plan?.digest ?? null, prompt: kept.prompt,
+      settings: { max_tokens: kept.tokens, temperature: kept.temperature, seed: kept.seed, form: kept.form }, answers: {} };
+    const wanted = await askedFor(name, title, onlyBlend);
+    if (mine !== running) return;
+    if (kept.blind && wanted.length > 1) await compareBlind(entry, wanted, mine);
+    else await compareOpenly(entry, wanted, mine, onlyBlend);
     if (mine !== running) return;
     stopIt.disabled = true;
-    announced.textContent = `${wanted.length === 1 ? "The blend has" : `${wanted.length} models have`} answered.`;
-    equal.replaceChildren(commandLine(`merganser generate RECIPE.yml ${quote(kept.prompt)} --max-tokens ${kept.tokens} --temperature ${kept.temperature} --seed ${kept.seed}`));
-    kept.entries.push(entry);
-    remember();
-    showHistory();
+    equal.replaceChildren(commandLine(`merganser generate RECIPE.yml ${quote(entry.prompt)} --max-tokens ${entry.settings.max_tokens} --temperature ${entry.settings.temperature} --seed ${entry.settings.seed}`));
   }
 
-  const showHistory = () => {
-    if (!kept.entries.length) { history.replaceChildren(element("p", { class: "quiet" }, "Each question adds a line here: the blend, the prompt, and its answers.")); return; }
-    const rows = kept.entries.toReversed().map((entry) => {
-      const back = button("Back to this", async () => { await textChanged(entry.recipe); prompt.value = kept.prompt = entry.prompt; remember(); drawSliders(); showPicks(); }, "plain");
-      back.setAttribute("aria-label", "Back to this: number " + entry.number);
-      const pinned = kept.pins.some((pin) => pin.recipe === entry.recipe);
-      const pin = button(pinned ? "Pinned" : "Pin", () => { if (!pinned) kept.pins.push({ label: entry.label, recipe: entry.recipe }); remember(); showPicks(); showHistory(); }, "plain");
-      pin.setAttribute("aria-pressed", String(pinned));
-      const show = button("Show", () => {
-        const made = Object.entries(entry.answers).map(([title, found]) => {
-          const each = column(title === "this blend" ? `number ${entry.number} · ${entry.label}` : title, title === "this blend" ? "this" : "");
-          each.text.textContent = found.text;
-          each.told.textContent = found.error ?? `${found.tokens} tokens · ${entry.prompt.slice(0, 60)}`;
-          return each.box;
-        });
-        columns.append(...made);
-        made[0]?.scrollIntoView({ block: "nearest" });
-      }, "plain");
-      show.setAttribute("aria-label", "Show number " + entry.number + " beside the others");
-      const found = entry.answers["this blend"];
-      return element("tr", {}, element("td", { class: "number" }, String(entry.number)), element("th", { scope: "row" }, entry.label),
-        element("td", {}, entry.prompt.slice(0, 80)), element("td", {}, (found?.text ?? "").slice(0, 120)), element("td", {}, back, pin, show));
+  function record(entry) {
+    entry.number = nextNumber();
+    kept.entries.push(entry);
+    remember();
+    past.draw();
+  }
+
+  async function compareOpenly(entry, wanted, mine, onlyBlend) {
+    const made = wanted.map((each) => column(each.title, each.kind));
+    if (onlyBlend && columns.querySelector(".this")) columns.querySelector(".this").replaceWith(made[0].box);
+    else columns.replaceChildren(...made.map((each) => each.box));
+    await Promise.all(wanted.map(async ({ model, key }, index) => {
+      const found = await ask(model, made[index], mine.signal);
+      entry.answers[key] = found;
+      if (!found.error) made[index].told.append(" ", rightAnswer(entry, found, made[index].name.textContent));
+    }));
+    if (mine !== running) return;
+    if (onlyBlend) pace = entry.answers["this blend"].first_ms ?? pace;
+    announced.textContent = `${wanted.length === 1 ? "The blend has" : `${wanted.length} models have`} answered.`;
+    record(entry);
+  }
+
+  async function compareBlind(entry, wanted, mine) {
+    const { order, made, found } = await askBlind(wanted, columns, announced, mine.signal);
+    if (mine !== running) return;
+    order.forEach(({ key }, index) => { entry.answers[key] = found[index]; });
+    const answered = order.filter((_, index) => !found[index].error);
+    const reveal = (chosen) => {
+      pending = null;
+      delete document.body.dataset.blind;
+      verdict.replaceChildren();
+      order.forEach((each, index) => {
+        const { box, name, told } = made[index];
+        const best = each.key === chosen;
+        name.append(" · " + each.title);
+        box.classList.remove("blind");
+        box.classList.toggle("this", best);
+        told.replaceChildren(found[index].error ?? `${best ? "chosen · " : ""}${found[index].tokens} tokens · seed ${entry.settings.seed}`);
+        if (!found[index].error) told.append(" ", rightAnswer(entry, found[index], each.title));
+      });
+      record(entry);
+    };
+    const choose = (chosen) => {
+      entry.choice = { shown: answered.map(({ key }) => key), chosen };
+      const title = order.find(({ key }) => key === chosen)?.title;
+      announced.textContent = title ? "Chosen: " + title + "." : "No answer is better; the names are shown.";
+      reveal(chosen);
+    };
+    if (answered.length < 2 || mine.signal.aborted) { announced.textContent = "Fewer than two models have answered."; reveal(null); return; }
+    pending = () => reveal(null);
+    made.forEach(({ told, name }, index) => {
+      if (found[index].error) return;
+      const best = button("This one is better", () => choose(order[index].key));
+      best.setAttribute("aria-label", name.textContent + " is better");
+      told.append(" ", best);
     });
-    const heads = ["No.", "Blend", "Prompt", "Its answer", "Do"].map((text) => element("th", { scope: "col" }, text));
-    history.replaceChildren(
-      element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "History" },
-        element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, rows))),
-      element("div", { class: "row" },
-        button("Export as JSONL", () => save("studio-history.jsonl", kept.entries.map((entry) => JSON.stringify(entry)).join("\n") + "\n")),
-        button("Export as problem set", exportProblems),
-        button("Clear", () => { kept.entries = []; kept.right = {}; remember(); showHistory(); }, "plain")));
-  };
+    verdict.replaceChildren(button("None is better", () => choose(null)));
+    announced.textContent = "Which answer is best? The names are shown after the choice.";
+  }
 
   const sliderBox = element("fieldset", { class: "panel" });
   let sliders = { show: () => {} };
@@ -190,7 +251,12 @@ export function screen(library) {
     if (blend.controls) { sliders = weights(); sliderBox.append(sliders.box); }
     else sliderBox.append(element("p", { class: "quiet" }, "A recipe without controls; change it on the screen Blend."));
   };
-  const follow = debounce(() => { if (kept.follow && columns.childElementCount) run(true); }, 10);
+  // A slider that still moves need not swap the weights at each of its places, where a swap is slow.
+  let timer;
+  const follow = () => {
+    clearTimeout(timer);
+    if (kept.follow && !kept.blind && columns.childElementCount) timer = setTimeout(() => run(true), Math.min(MOST_PATIENCE, pace / 10));
+  };
   const stop = watch((what) => {
     if (what === "text") sliders.show();
     if (what === "controls") { drawSliders(); showPicks(); }
@@ -201,26 +267,25 @@ export function screen(library) {
   stopIt.disabled = true;
   drawSliders();
   showPicks();
-  showHistory();
+  const following = checkbox("Ask the blend anew when a slider moves", kept.follow, (on) => { kept.follow = on; remember(); });
+  const blinding = checkbox("Blind: shuffle the columns, and name them after a choice", kept.blind, (on) => {
+    kept.blind = on;
+    following.firstChild.disabled = on;
+    remember();
+  });
+  following.firstChild.disabled = kept.blind;
   const settings = element("div", { class: "row" },
     field("Tokens at most", number(kept.tokens, { min: 1, max: 100000 }, (value) => { kept.tokens = Math.max(1, Math.round(value)); remember(); }), true),
     field("Temperature", number(kept.temperature, { min: 0, max: 5, step: 0.1 }, (value) => { kept.temperature = value; remember(); }), true),
     field("Seed", number(kept.seed, { min: 0, step: 1 }, (value) => { kept.seed = Math.round(value); remember(); }), true),
     field("Ask as", select([["chat", "chat"], ["text", "plain text"]], kept.form, (value) => { kept.form = value; remember(); }), true),
-    checkbox("Ask the blend anew when a slider moves", kept.follow, (on) => { kept.follow = on; remember(); }));
+    following, blinding);
   const view = element("div", {}, element("h1", {}, "Talk"),
     sliderBox,
     element("div", { class: "panel" }, field("Prompt (Ctrl+Enter asks)", prompt), element("p", {}), settings, picks,
-      element("div", { class: "row" }, button("Ask", () => run(), "main"), stopIt, announced), equal),
-    columns, element("h2", {}, "History"), history);
-  return { view, leave: () => { stop(); running?.abort(); } };
+      element("div", { class: "row" }, button("Ask", () => run(), "main"), stopIt, announced), verdict, equal),
+    columns, past.view);
+  return { view, leave: () => { stop(); running?.abort(); pending?.(); delete document.body.dataset.blind; } };
 }
 
 function quote(text) { return "'" + text.replaceAll("'", "'\\''") + "'"; }
-
-// Prompts as problems; the right answers are those that were marked.
-function exportProblems() {
-  const prompts = [...new Set(kept.entries.map((entry) => entry.prompt))];
-  const lines = prompts.map((prompt, index) => JSON.stringify({ id: String(index + 1), prompt, ...(prompt in kept.right ? { answer: kept.right[prompt] } : {}) }));
-  save("problems.jsonl", lines.join("\n") + "\n");
-}
