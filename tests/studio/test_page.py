@@ -51,13 +51,14 @@ def write_study(folder: Path) -> None:
 
 
 def write_hostile_model(folder: Path) -> None:
-    """A model all of whose words are markup."""
+    """A model most of whose digits are markup."""
     shutil.copytree(folder / "b", folder / "loud")
     file = folder / "loud" / "tokenizer.json"
     data = json.loads(file.read_text())
-    words = data["model"]["vocab"].items()
+    markup = HOSTILE.replace(" ", "Ġ")  # as a byte-level vocabulary writes it
     data["model"]["vocab"] = {
-        word if word.startswith("<") else f"{HOSTILE}{number}": number for word, number in words
+        markup + word if word in "03456789" else word: number
+        for word, number in data["model"]["vocab"].items()
     }
     file.write_text(json.dumps(data))
 
@@ -232,7 +233,7 @@ def test_talk_compares_answers_also_blind(address: str) -> None:
     with browser.browser() as page:
         page.look(1280, 900)
         page.open(address + "#talk")
-        page.until("document.getElementById('main').dataset.screen === 'talk'")
+        page.until("document.getElementById('main')?.dataset.screen === 'talk'")
         page.until("document.querySelector('input[type=range]')")
         write(page, "textarea", "1 + 2")
         write(page, "input[type=number][max='100000']", "8", "change")
