@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE,
         )
         super().__init__(config)
-        logging.getLogger("uvicorn.error").addFilter(_is_fault)
+        logging.getLogger("uvicorn.error").addFilter(self._is_fault)
         self._service = service
         self._on_ready = on_ready
         self._listening = _bind(address)
@@ -142,7 +142,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._service.close(), MOST_SECONDS_TO_CUT_OFF)
+                await asyncio.wait_for(self.lifespan.shutdown(), MOST_SECONDS_TO_CUT_OFF)
+
+    def _is_fault(self, record: logging.LogRecord) -> bool:
+        """Whether a log record is more than that the server's end has cut off a request."""
+        cut_off = record.exc_info is not None and isinstance(
+            record.exc_info[1], asyncio.CancelledError
+        )
+        return not (self.force_exit or cut_off)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -160,11 +167,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop as :meth:`stop` does, for any signal."""
         self.stop()
-
-
-def _is_fault(record: logging.LogRecord) -> bool:
-    """Whether a log record is no request that the server's end has cut off."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _bind(address: Address) -> socket.socket:
