@@ -26,6 +26,8 @@ Study:
                                     the same by several processes or machines
     work(out)                       score models of such a study, as one of its workers
     search(file, out)               search the best values of any parameters
+    search_with_workers(file, out, workers)
+                                    the same by several processes or machines
     compare(study)                  test which models of a study are better than which
     power(study)                    how many problems it takes to see a difference
     diff(a, b)                      how two models differ
@@ -105,6 +107,7 @@ if TYPE_CHECKING:
     from merganser.study.search import search as search
     from merganser.study.sweep import sweep as sweep
     from merganser.workers.driving import sweep_with_workers as sweep_with_workers
+    from merganser.workers.searching import search_with_workers as search_with_workers
     from merganser.workers.working import work as work
 
 _HOMES = {
@@ -145,6 +148,7 @@ _HOMES = {
     "reproduce": "merganser.merging.reproduce",
     "run": "merganser.engine",
     "search": "merganser.study.search",
+    "search_with_workers": "merganser.workers.searching",
     "serve": "merganser.serving.serve",
     "sweep": "merganser.study.sweep",
     "sweep_with_workers": "merganser.workers.driving",

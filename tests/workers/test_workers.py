@@ -176,7 +176,7 @@ def test_a_scorer_that_fails_shows_what_it_shows_in_one_process(
         sweep_with_workers(file, folder / "out", "join")
     claims = Claims(folder / "out" / FOLDER)
     with pytest.raises(MerganserError) as shared:
-        driving._check_all_done(study_file.read(folder / "out"), claims)
+        driving.check_all_done(study_file.read(folder / "out"), claims)
     assert str(alone.value) in str(shared.value)
     assert "KeyError: False" in alone.value.details
     assert shared.value.details == alone.value.details
@@ -218,7 +218,7 @@ def test_a_worker_that_hangs_gives_its_model_up(
         file_of_claim = out / FOLDER / f"b.{number}.lost"
         file_of_claim.write_text((out / FOLDER / "a.1.lost").read_text())
     with pytest.raises(MerganserError) as named:
-        driving._check_all_done(study, claims)
+        driving.check_all_done(study, claims)
     assert_one_line(
         str(named.value), "model b: 3 workers died or hung", "without progress for", "--stall"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +27,48 @@ from merganser.cli.progress import merge_progress, scoring_progress
 
 if TYPE_CHECKING:
     from merganser.results.scores import Results
+    from merganser.study.search import SearchResult
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def workers_options(command: Command) -> Command:
+    """Add the options that share the scoring among workers."""
+    for option in reversed(
+        [
+            click.option(
+                "--workers",
+                metavar="WHERE",
+                help="Share the scoring: local:N starts N processes, local:auto one a GPU; ray, ray:N and "
+                "ray://HOST:PORT start them on a Ray cluster; join is for any number of processes on machines "
+                "that share OUT.",
+            ),
+            click.option(
+                "--stall",
+                type=click.FloatRange(0),
+                metavar="MINUTES",
+                help="With --workers: give a model to another worker after this time without a token, a judged "
+                "sample or a merged tile; by default 30, 0 for never.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _has_workers(options: dict[str, Any]) -> bool:
+    """Replace the options of workers by arguments of ``…_with_workers``, if there are workers."""
+    workers, stall = options.pop("workers"), options.pop("stall")
+    if workers is None:
+        if stall is not None:
+            raise click.UsageError("--stall is for --workers")
+        return False
+    from merganser.workers.working import leave
+
+    options |= {"workers": workers, "on_hang": leave}
+    options |= {} if stall is None else {"stall": stall * 60}
+    return True
 
 
 @click.command()
@@ -48,19 +90,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-write", is_flag=True, help="Score the points of CONFIG's evaluate: block; write no model."
 )
-@click.option(
-    "--workers",
-    metavar="WHERE",
-    help="Share the scoring: local:N starts N processes, local:auto one a GPU; ray, ray:N and ray://HOST:PORT start "
-    "them on a Ray cluster; join is for any number of processes on machines that share OUT.",
-)
-@click.option(
-    "--stall",
-    type=click.FloatRange(0),
-    metavar="MINUTES",
-    help="With --workers: give a model to another worker after this time without a token, a judged sample or a "
-    "merged tile; by default 30, 0 for never.",
-)
+@workers_options
 @engine_choice
 @code_option
 @track_option
@@ -158,16 +188,10 @@ def _sweep_evaluated(
     from merganser.study.evaluate import evaluate_sweep
 
     run: Callable[..., Results] = evaluate_sweep
-    workers, stall = options.pop("workers"), options.pop("stall")
-    if workers is not None:
+    if _has_workers(options):
         from merganser.workers.driving import sweep_with_workers
-        from merganser.workers.working import leave
 
-        options |= {"workers": workers, "on_hang": leave}
-        options |= {} if stall is None else {"stall": stall * 60}
         run = sweep_with_workers
-    elif stall is not None:
-        raise click.UsageError("--stall is for --workers")
 
     with (
         _running_report(out, draw, quiet or as_json) as update,
@@ -206,6 +230,7 @@ def _sweep_evaluated(
 @public_option
 @card_option
 @tokenizer_option
+@workers_options
 @engine_choice
 @code_option
 @track_option
@@ -221,6 +246,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
     Examples:
       merganser search search.yml OUT
       merganser search search.yml OUT --budget 200
+      merganser search search.yml OUT --workers local:auto
     """
     from merganser.reports import live
     from merganser.study import search as searches
@@ -228,6 +254,11 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
     prepare(options)
     silent = quiet or as_json
+    run: Callable[..., SearchResult] = searches.search
+    if _has_workers(options):
+        from merganser.workers.searching import search_with_workers
+
+        run = search_with_workers
 
     def show_standing(standing: Any, wanted: Any) -> None:
         if not silent:
@@ -241,7 +272,7 @@ def search(config: Path, out: Path, no_write: bool, draw: bool, **options: Any) 
         scoring_progress(silent) as on_progress,
         merge_progress(silent) as on_event,
     ):
-        result = searches.search(
+        result = run(
             config,
             out,
             write=not no_write,

@@ -22,8 +22,8 @@ from merganser.cli.progress import scoring_progress
 def worker(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
     """Score models of the study in OUT, together with other workers.
 
-    The study is begun by merganser sweep CONFIG OUT --workers …, on this machine or on one that shares the
-    folder. The worker checks that it sees the same inputs and versions, takes a model that nobody has,
+    The study is begun by merganser sweep or search CONFIG OUT --workers …, on this machine or on one that
+    shares the folder. The worker checks that it sees the same inputs and versions, takes a model that nobody has,
     and ends when none is left. It runs the study's file and the files of --methods that the study names.
 
     \b

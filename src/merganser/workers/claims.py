@@ -213,6 +213,11 @@ class Claims:
             return "given up"
         return "claimed" if self._claim_file(name, number).exists() else "free"
 
+    def is_alive(self, name: str) -> bool:
+        """Whether a worker that is alive has claimed a unit."""
+        file = self._claim_file(name, self._try(name))
+        return file.exists() and not self._is_stale(file)
+
     def take(self, name: str) -> Claim | None:
         """Claim a unit; return None if another worker has claimed it, or it has ended.
 

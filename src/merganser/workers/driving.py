@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from merganser import errors, extras, methods
 from merganser.errors import MerganserError, OutputExistsError, RecipeError
 from merganser.evaluation.engines import VllmOptions
 from merganser.evaluation.statistics import Score
+from merganser.evaluation.tasks import Task
 from merganser.merging.options import split_options
 from merganser.results import scores as results
 from merganser.results.scores import Results
@@ -24,6 +25,7 @@ from merganser.study.participants import SAMPLES
 from merganser.study.preparing import PreparedStudy, prepare
 from merganser.study.progress import Event, Listener, Scored, Sharing, Turn, ignore
 from merganser.study.scoring import make_folder, to_redo
+from merganser.study.search_preparing import PreparedSearch
 from merganser.study.served_model import ServedModel
 from merganser.study.watching import no_results
 from merganser.tracking import choose
@@ -31,7 +33,7 @@ from merganser.workers import study_file
 from merganser.workers.claims import STALL, TRIES, Claims
 from merganser.workers.crew import Crew, LocalCrew, Where, parse
 from merganser.workers.study_file import FOLDER, StudyFile, units_of
-from merganser.workers.working import WAIT, OnHang, Worker, completions_files
+from merganser.workers.working import WAIT, OnHang, Worker, completions_files, worker_text
 
 RESULTS = ".results"
 """Name of the unit for writing the results."""
@@ -104,6 +106,7 @@ def sweep_with_workers(
         for line in to_redo(prepared.models, prepared.seen, live, home):
             on_warning(line)
         study = StudyFile(
+            kind="sweep",
             config=os.path.relpath(config, home),
             cwd=str(Path.cwd()),
             only=tuple(choices.get("only", ())),
@@ -115,9 +118,9 @@ def sweep_with_workers(
             units=units_of(prepared, live),
             stall=stall,
         )
-        with _begun(study, prepared, live) as claims:
-            completions = sum(len(task.problems) * task.samples for task in prepared.seen)
-            shown = _Shown(claims, study, completions, on_progress, on_warning)
+        with begun(study, prepared, live) as claims:
+            names = list(study.units)
+            shown = Shown(claims, names, completions_of(prepared.seen), on_progress, on_warning)
             if where.kind == "join":
                 worker = Worker(
                     prepared, study, live, shown.listen, on_warning, on_hang or on_warning
@@ -127,10 +130,12 @@ def sweep_with_workers(
                     raise worker.errors[0]
             elif any(claims.state(name) in ("free", "claimed") for name in study.units):
                 most = len(study.units) * TRIES + TRIES
-                with _crew(where, study, prepared, live, writing.threads, most, shown.warn) as crew:
-                    lead(crew, claims, list(study.units), shown.look)
+                with make_crew(
+                    where, study, prepared, live, writing.threads, most, shown.warn
+                ) as crew:
+                    lead(crew, claims, names, shown.look)
             live.close()
-            _check_all_done(study, claims)
+            check_all_done(study, claims)
             return _finish(
                 home,
                 claims,
@@ -146,10 +151,10 @@ def sweep_with_workers(
             )
 
 
-def _crew(
+def make_crew(
     where: Where,
     study: StudyFile,
-    prepared: PreparedStudy,
+    prepared: PreparedStudy | PreparedSearch,
     live: Live,
     threads: int | None,
     most: int,
@@ -182,7 +187,7 @@ def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[
     Args:
         crew: the workers, which have been started.
         claims: the claims of the units.
-        names: the units.
+        names: the units; ``look`` may change this list.
         look: called twice a second, and at the end.
 
     Raises:
@@ -211,7 +216,9 @@ def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[
 
 
 @contextmanager
-def _begun(study: StudyFile, prepared: PreparedStudy, live: Live) -> Iterator[Claims]:
+def begun(
+    study: StudyFile, prepared: PreparedStudy | PreparedSearch, live: Live
+) -> Iterator[Claims]:
     """Write the study's file, or join its workers if it exists; yield the claims.
 
     Models that are scored already are marked as done; failures of an earlier run are removed.
@@ -255,7 +262,7 @@ def _check_idle(home: Path, claims: Claims) -> None:
             )
 
 
-def _check_all_done(study: StudyFile, claims: Claims) -> None:
+def check_all_done(study: StudyFile, claims: Claims) -> None:
     """Check that every model was scored.
 
     Raises:
@@ -266,21 +273,41 @@ def _check_all_done(study: StudyFile, claims: Claims) -> None:
     for name in study.units:
         state, record = claims.state(name), claims.record(name)
         if state == "failed":
-            kind = getattr(errors, str(record.get("kind")), MerganserError)
-            failure: MerganserError = kind(
-                f"model {name}, on {record.get('host')}: {record.get('error')}"
-            )
-            failure.details = str(record.get("details", ""))
-            failure.__notes__ = list(record.get("notes", []))
-            raise failure
+            raise failure_of(f"model {name}", record)
         if state == "given up":
-            lost = claims.tried(name)
-            hung = any(owner.hung for owner in lost)
             raise MerganserError(
-                f"model {name}: {TRIES} workers died{' or hung' if hung else ''} while they scored it "
-                f"({'; '.join(map(str, lost))}); {HUNG if hung else 'is there enough memory?'} "
-                "The others' scores stay; run the command again to try once more"
+                f"model {name}: {deaths(claims, name)} The others' scores stay; run the command again to "
+                "try once more"
             )
+
+
+def failure_of(what: str, record: Mapping[str, Any]) -> MerganserError:
+    """Return the error that a worker recorded.
+
+    Args:
+        what: the unit that cannot be scored.
+        record: the unit's record.
+    """
+    kind = getattr(errors, str(record.get("kind")), MerganserError)
+    failure: MerganserError = kind(f"{what}, on {record.get('host')}: {record.get('error')}")
+    failure.details = str(record.get("details", ""))
+    failure.__notes__ = list(record.get("notes", []))
+    return failure
+
+
+def deaths(claims: Claims, name: str) -> str:
+    """Return who died with a unit that is given up, and what to do about it."""
+    lost = claims.tried(name)
+    hung = any(owner.hung for owner in lost)
+    return (
+        f"{TRIES} workers died{' or hung' if hung else ''} while they scored it "
+        f"({'; '.join(map(str, lost))}); {HUNG if hung else 'is there enough memory?'}"
+    )
+
+
+def completions_of(tasks: Sequence[Task]) -> int:
+    """Return the number of completions that tasks require of a model."""
+    return sum(len(task.problems) * task.samples for task in tasks)
 
 
 def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Results:
@@ -315,13 +342,13 @@ def _finish(home: Path, claims: Claims, evaluate: Callable[[], Results]) -> Resu
         time.sleep(WAIT)
 
 
-class _Shown:
+class Shown:
     """Reports every model's scores or failure once, whichever process has scored the model."""
 
     def __init__(
         self,
         claims: Claims,
-        study: StudyFile,
+        names: Sequence[str],
         completions: int,
         listener: Listener,
         on_warning: Warn,
@@ -332,9 +359,9 @@ class _Shown:
         self._on_warning = on_warning
         self._failures: dict[str, str] = {}
         self._read: dict[Path, tuple[int, int]] = {}
-        names = list(study.units)
         self._turns = {name: Turn(name, n, len(names)) for n, name in enumerate(names, 1)}
         self._seen: set[str] = set()
+        self._candidates: Callable[[], tuple[Sequence[str], int, int]] = lambda: ((), 0, 0)
 
     def look(self) -> None:
         """Report the scores of models that were done since the last call, and those that failed."""
@@ -348,24 +375,43 @@ class _Shown:
                 self._on_warning(f"{name} cannot be scored: {self._failures[name]}")
             if "scores" in record:
                 scores = {key: Score(**values) for key, values in record["scores"].items()}
-                event = Scored(turn, scores, record["completions"], record["generated"])
+                event = Scored(
+                    turn,
+                    scores,
+                    record["completions"],
+                    record["generated"],
+                    worker_text(record),
+                )
                 self._listener(event)
                 self._seen.add(name)
-        if self._listener is not ignore:
-            self._share()
+        self._share(*self._candidates())
 
-    def _share(self) -> None:
-        """Report the progress of all models together, by the completions that workers have stored."""
-        names = list(self._turns)
-        states = [self._claims.state(name) for name in names]
-        working = [name for name, state in zip(names, states, strict=True) if state == "claimed"]
-        scored = states.count("done")
+    def follow(self, candidates: Callable[[], tuple[Sequence[str], int, int]]) -> None:
+        """Count the candidates of a search too.
+
+        Args:
+            candidates: returns the names of those that await scores, the number of those that have some, and
+                the number of all.
+        """
+        self._candidates = candidates
+
+    def _share(self, candidates: Sequence[str], scored: int, budget: int) -> None:
+        """Report the progress of all models together, by the completions that workers have stored.
+
+        See :meth:`follow` for the arguments.
+        """
+        if self._listener is ignore:
+            return
+        states = {name: self._claims.state(name) for name in (*self._turns, *candidates)}
+        working = [name for name, state in states.items() if state == "claimed"]
+        scored += sum(states[name] == "done" for name in self._turns)
         done = scored * self._completions
         for name in working:
             files = completions_files(self._claims.folder, name)
             done += max(map(self._lines, files), default=0)
-        total = len(names) * self._completions
-        self._listener(Sharing(scored, len(names), len(working), done, total))
+        models = len(self._turns) + budget
+        total = models * self._completions
+        self._listener(Sharing(scored, models, len(working), done, total))
 
     def _lines(self, file: Path) -> int:
         """Return a file's number of lines, reading what is new since the last call."""

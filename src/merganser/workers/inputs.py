@@ -13,6 +13,7 @@ from merganser import hub
 from merganser.evaluation.tasks import Task
 from merganser.release import contents
 from merganser.study.preparing import PreparedStudy
+from merganser.study.search_preparing import PreparedSearch
 from merganser.workers import study_file
 from merganser.workers.study_file import FOLDER, StudyFile
 
@@ -39,7 +40,7 @@ class Input:
     repository: str = ""
 
 
-def inputs_of(study: StudyFile, prepared: PreparedStudy) -> list[Input]:
+def inputs_of(study: StudyFile, prepared: PreparedStudy | PreparedSearch) -> list[Input]:
     """Return the files that a worker reads: the study's, its problems, scorers, methods and models.
 
     Args:
@@ -51,7 +52,7 @@ def inputs_of(study: StudyFile, prepared: PreparedStudy) -> list[Input]:
     own += [home / file for file in study.methods]
     own += _of_tasks(prepared.seen)
     files = dict.fromkeys(Path(os.path.normpath(file)) for file in own)
-    for model in prepared.models:
+    for model in study_file.models_of(prepared):
         files |= dict.fromkeys(file.absolute() for file in contents.files_of(model.plan))
     return [_input(file) for file in files if file.is_file()]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from merganser import methods
 from merganser.errors import InputError, MerganserError, ResourceError, reraise_os_errors
@@ -18,8 +18,10 @@ from merganser.evaluation import running
 from merganser.planning import PlanOptions
 from merganser.study import sharing
 from merganser.study.live_model import Live
+from merganser.study.participants import StudyModel
 from merganser.study.preparing import PreparedStudy, prepare
 from merganser.study.scoring import describe
+from merganser.study.search_preparing import PreparedSearch, prepare_search
 from merganser.workers.claims import write_json
 
 FOLDER = sharing.CLAIMS
@@ -36,6 +38,7 @@ class StudyFile:
     """The description of a study for its workers.
 
     Attributes:
+        kind: whether the file is a sweep's or a search's.
         config: the study's YAML file, relative to the study's folder.
         cwd: the working directory of the command, which some relative paths start at.
         only: conditions on the points.
@@ -46,6 +49,7 @@ class StudyFile:
         stall: seconds without progress after which a worker gives its model up; 0 for no limit.
     """
 
+    kind: Literal["sweep", "search"]
     config: str
     cwd: str
     only: tuple[str, ...]
@@ -74,7 +78,7 @@ class StudyFile:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, {"format": FORMAT, "digest": self.digest, **asdict(self)})
 
-    def prepare(self, home: Path) -> PreparedStudy:
+    def prepare(self, home: Path) -> PreparedStudy | PreparedSearch:
         """Plan the study on this machine.
 
         Raises:
@@ -91,13 +95,18 @@ class StudyFile:
         with _on_this_machine(host):
             for file in self.methods:
                 methods.load_file(os.path.normpath(home / file))
+            where = (os.path.normpath(config), home, PlanOptions(**self.planning))
+            engine: Any = self.engine
+            options = self.engine_options or None
+            if self.kind == "search":
+                return prepare_search(
+                    *where, engine=engine, engine_options=options, allow_code=self.allow_code
+                )
             return prepare(
-                os.path.normpath(config),
-                home,
-                PlanOptions(**self.planning),
+                *where,
                 only=self.only,
-                engine=self.engine,  # type: ignore[arg-type]
-                engine_options=self.engine_options or None,
+                engine=engine,
+                engine_options=options,
                 allow_code=self.allow_code,
             )
 
@@ -153,7 +162,8 @@ def read(home: Path) -> StudyFile:
         return StudyFile(**record)
     except FileNotFoundError:
         raise InputError(
-            f"{home}: no study with workers was begun there; begin one by merganser sweep, with `--workers join`"
+            f"{home}: no study with workers was begun there; begin one by merganser sweep or merganser "
+            "search, with `--workers join`"
         ) from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
@@ -170,8 +180,10 @@ def is_current(home: Path, study: StudyFile) -> bool:
         return False
 
 
-def units_of(study: PreparedStudy, live: Live) -> Units:
+def units_of(study: PreparedStudy | PreparedSearch, live: Live) -> Units:
     """Return the models to score, with digests of everything that their completions depend on.
+
+    Of a search also the merges at the middle of its ranges, which depend on the same inputs as candidates.
 
     Raises:
         InputError: an input cannot be read.
@@ -196,8 +208,15 @@ def units_of(study: PreparedStudy, live: Live) -> Units:
             **common,
             **versions,
         }
-        for model in study.models
+        for model in models_of(study)
     }
+
+
+def models_of(study: PreparedStudy | PreparedSearch) -> list[StudyModel]:
+    """Return the models to score; of a search base, experts, and the merges at the middle of its ranges."""
+    if isinstance(study, PreparedSearch):
+        return [*study.others, *study.samples]
+    return study.models
 
 
 def _short(text: str) -> str:

@@ -9,10 +9,11 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from merganser.errors import MerganserError, one_line
 from merganser.evaluation import judgement_file
@@ -22,7 +23,9 @@ from merganser.study.participants import SAMPLES, StudyModel
 from merganser.study.preparing import PreparedStudy, Stage, harness_file
 from merganser.study.progress import Event, Listener, Scored, Turn, ignore
 from merganser.study.scoring import make_folder
+from merganser.study.search_preparing import PreparedSearch
 from merganser.workers import study_file
+from merganser.workers.candidates import OpenCandidates, take_place
 from merganser.workers.claims import Claim, ClaimLost, Claims
 from merganser.workers.study_file import FOLDER, StudyFile
 
@@ -73,6 +76,9 @@ def work(
         worker.run()
     if worker.errors:
         raise worker.errors[0]
+    home, candidates = worker.prepared.home, worker.candidates
+    if candidates and study_file.is_current(home, worker.study) and not candidates.have_ended:
+        on_warning(f"{home}: no process leads the search now; run its command again to go on")
     return worker.scored
 
 
@@ -92,7 +98,10 @@ def begin_work(out: str | Path, threads: int | None) -> Worker:
     prepared = study.prepare(home)
     live = prepared.make_live(threads)
     study.check_same(study_file.units_of(prepared, live))
-    return Worker(prepared, study, live)
+    worker = Worker(prepared, study, live)
+    if isinstance(prepared, PreparedSearch):
+        worker.candidates = OpenCandidates(prepared, study.digest)
+    return worker
 
 
 @dataclass
@@ -108,9 +117,10 @@ class Worker:
         on_hang: called, in a thread, when this worker makes no progress.
         scored: names of the models that it has scored.
         errors: the errors of models that cannot be scored.
+        candidates: the candidates of a search; None for a sweep.
     """
 
-    prepared: PreparedStudy
+    prepared: PreparedStudy | PreparedSearch
     study: StudyFile
     live: Live
     on_progress: Listener = ignore
@@ -118,6 +128,7 @@ class Worker:
     on_hang: OnHang = lambda _: None
     scored: list[str] = field(default_factory=list)
     errors: list[MerganserError] = field(default_factory=list)
+    candidates: OpenCandidates | None = None
 
     @property
     def limit(self) -> float:
@@ -126,7 +137,7 @@ class Worker:
         return 0.0 if self.prepared.block.lm_eval else self.study.stall
 
     def run(self, claims: Claims | None = None) -> None:
-        """Score models until all are done, given up, or failed.
+        """Score models until all are done, given up, or failed; those of a search, until it has ended.
 
         Waits while other workers score the last models, because one of them may die.
         """
@@ -135,29 +146,40 @@ class Worker:
         models = self.prepared.models
         turns = [Turn(m.entry.name, n, len(models)) for n, m in enumerate(models, 1)]
         stage = self.prepared.stage(self.live)
+        others = list(zip(models, turns, strict=True))
+        place: Claim | None = None
         try:
-            while True:
-                before, left = len(self.scored), False
-                if not study_file.is_current(self.prepared.home, self.study):
-                    return  # the study has ended, or another one has begun in the folder
-                for model, turn in zip(models, turns, strict=True):
+            place = take_place(claims) if self.candidates else None
+            while study_file.is_current(self.prepared.home, self.study):
+                left = self.candidates is not None and self.candidates.may_grow(claims)
+                unit: _Unit | None = None
+                for model, turn in [*(self.candidates.turns() if self.candidates else ()), *others]:
                     claim = claims.take(model.entry.name)
-                    if claim is None:
-                        pass
-                    elif study_file.is_current(self.prepared.home, self.study):
-                        _Unit(stage, model, turn, claim, folder, self).run()
-                    else:
-                        claim.release()
+                    if claim is not None:
+                        unit = _Unit(stage, model, turn, claim, folder, self)
+                        break  # then look again: candidates come before base and experts
                     left = left or claims.state(model.entry.name) in ("free", "claimed")
-                if not left:
+                if unit is None and not left:
                     return
-                if len(self.scored) == before:
-                    time.sleep(WAIT)
+                if unit is None:
+                    time.sleep(WAIT if self.candidates is None else WAIT / 4)
+                elif study_file.is_current(self.prepared.home, self.study):
+                    unit.run()
+                else:  # the study has ended, or another one has begun in the folder
+                    unit.claim.release()
         except FileNotFoundError:
             if folder.exists():
                 raise
         finally:
+            if place is not None:
+                place.release()
             claims.close()
+
+    def unit(self, name: str) -> Mapping[str, str]:
+        """Return what the scores of a model depend on."""
+        if self.candidates is None or name in self.study.units:
+            return self.study.units[name]
+        return self.candidates.unit(name)
 
 
 @dataclass
@@ -265,13 +287,24 @@ class _Unit:
     def _record(self, entry: Entry) -> dict[str, object]:
         last = self._last
         return {
-            "unit": self.worker.study.units[self.name],
+            "unit": self.worker.unit(self.name),
             "scores": {name: asdict(score) for name, score in entry.scores.items()},
             "completions": last.completions if last else 0,
             "generated": last.generated if last else 0,
             "host": platform.node(),
             "worker": self.claim.owner.worker,
+            "process": os.getpid(),
+            "weights": dict(entry.weights),
+            "effective": dict(entry.effective),
         }
+
+
+def worker_text(record: Mapping[str, Any]) -> str:
+    """Return the worker that wrote a record, as text; empty if it is unknown."""
+    if "process" not in record:
+        return ""
+    host = record.get("host")
+    return f"process {record['process']}" + (f" on {host}" if host != platform.node() else "")
 
 
 def completions_files(folder: Path, name: str) -> list[Path]:
