@@ -48,6 +48,16 @@ def write_at(descriptor: int, data: memoryview | bytes, position: int) -> int:
         return os.write(descriptor, data)
 
 
+def is_hole(descriptor: int, begin: int, end: int) -> bool:
+    """Whether a file has no data in a range, which then reads as zeros; False where the system cannot say."""
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        return os.lseek(descriptor, begin, os.SEEK_DATA) >= end
+    except OSError as error:
+        return error.errno == errno.ENXIO  # there is no data until the end of the file
+
+
 def is_cached(descriptor: int, position: int) -> bool:
     """Whether the byte at a position is in the page cache; False where the system cannot say.
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from merganser import system
 from merganser.errors import MerganserError, ResourceError
 from merganser.sinks.protocol import Sink
@@ -18,6 +20,8 @@ from merganser.sinks.protocol import Sink
 WINDOW = 8 * 2**20
 """Size in bytes of one write to the disk, and its alignment in the file."""
 
+SECTOR = 4096
+"""Alignment of direct I/O in the file."""
 
 UNOPENED, CLOSED = -1, -2
 
@@ -46,7 +50,8 @@ class SafetensorsSink(Sink):
     """A sink that writes safetensors files with the plan's names, headers and offsets.
 
     Bytes are collected in aligned windows. A full window is written to the disk, bypassing the page cache
-    if the file system allows it, so that the page cache remains available to the inputs.
+    if the file system allows it, so that the page cache remains available to the inputs. A window of
+    zeros is left as a hole in the file.
     """
 
     wants_digests = True
@@ -56,6 +61,7 @@ class SafetensorsSink(Sink):
         folder: Path,
         shards: Sequence[Extents],
         on_file: Callable[[str], None] = lambda _: None,
+        part: tuple[int, int] | None = None,
     ) -> None:
         """Prepare the files; each is created when its first byte arrives.
 
@@ -63,8 +69,10 @@ class SafetensorsSink(Sink):
             folder: the folder of the files.
             shards: the layout of each file.
             on_file: called with the name of each complete and synced file, from any thread.
+            part: write only these bytes of a file, (begin, end); other processes write the others, or
+                have written the same. ``begin`` is a multiple of :data:`SECTOR`.
         """
-        self._files = [_ShardFile(folder, shard, on_file) for shard in shards]
+        self._files = [_ShardFile(folder, shard, on_file, part) for shard in shards]
         self._places = {
             name: (file, offset)
             for file, shard in zip(self._files, shards, strict=True)
@@ -106,13 +114,21 @@ class _Window:
 class _ShardFile:
     """One output file. It is open only between its first and last byte, since a merge may have many."""
 
-    def __init__(self, folder: Path, shard: Extents, on_file: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shard: Extents,
+        on_file: Callable[[str], None],
+        part: tuple[int, int] | None,
+    ) -> None:
         self.path = folder / shard.file
         self._name = shard.file
         self._on_file = on_file
         self.size = shard.size
         self._header = shard.header
-        self._remaining = shard.size
+        self._is_part = part is not None
+        self._begin, self._end = part or (0, shard.size)
+        self._remaining = self._end - self._begin
         self._windows: dict[int, _Window] = {}
         self._spare: list[mmap.mmap] = []
         self._lock = threading.RLock()
@@ -141,9 +157,15 @@ class _ShardFile:
             window = self._windows.get(index)
             if window is None:
                 buffer = self._spare.pop() if self._spare else system.buffer(WINDOW)
-                window = _Window(buffer, min(WINDOW, self.size - index * WINDOW))
+                begin, end = self._range(index)
+                window = _Window(buffer, end - begin)
                 self._windows[index] = window
         return memoryview(window.buffer)[within : within + length]
+
+    def _range(self, index: int) -> tuple[int, int]:
+        """A window's bytes in the file."""
+        begin = index * WINDOW
+        return max(begin, self._begin), min(begin + WINDOW, self._end)
 
     def commit(self, position: int, length: int) -> None:
         """Count a filled range; the last range of a window writes the window to the disk."""
@@ -158,7 +180,8 @@ class _ShardFile:
             self._flush(index, window.buffer)
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.OPEN_FLAGS
+        flags = os.O_WRONLY | os.O_CREAT | system.OPEN_FLAGS
+        flags |= 0 if self._is_part else os.O_EXCL
         try:
             if "/" in self._name:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,20 +195,15 @@ class _ShardFile:
                 self._descriptor = os.open(self.path, flags & ~os.O_EXCL, 0o666)
         except OSError as error:
             raise _cannot_write(self.path, error) from None
-        self.write(0, memoryview(self._header))
+        if self._begin == 0:
+            self.write(0, memoryview(self._header))
 
     def _flush(self, index: int, buffer: mmap.mmap) -> None:
-        begin = index * WINDOW
-        length = min(WINDOW, self.size - begin)
-        padded = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE if self._direct else length
-        view = memoryview(buffer)[:padded]
-        position = begin
+        begin, end = self._range(index)
+        view = memoryview(buffer)[begin - index * WINDOW : end - index * WINDOW]
         try:
-            while len(view):
-                count = system.write_at(self._descriptor, view, position)
-                if count == 0:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                view, position = view[count:], position + count
+            if not (_is_zero(view) and system.is_hole(self._descriptor, begin, end)):
+                self._write_out(view, begin, buffer)
         except OSError as error:
             if (
                 error.errno == errno.EINVAL and self._direct
@@ -196,11 +214,30 @@ class _ShardFile:
             raise _cannot_write(self.path, error) from None
         with self._lock:
             self._spare.append(buffer)
-            self._remaining -= length
+            self._remaining -= end - begin
             done = self._remaining == 0
         if done:
             self._finish()
         return None
+
+    def _write_out(self, view: memoryview, position: int, buffer: mmap.mmap) -> None:
+        """Write a window. Direct I/O takes complete sectors: the end of the file is padded, and cut off
+        by :meth:`_finish`, or written through the page cache, if another process may be writing."""
+        odd = len(view) % SECTOR if self._direct else 0
+        if odd and self._is_part:
+            _write_all(self._descriptor, view[:-odd], position)
+            flags = os.O_WRONLY | system.OPEN_FLAGS
+            cached = os.open(self.path, flags)
+            try:
+                _write_all(cached, view[-odd:], position + len(view) - odd)
+            finally:
+                os.close(cached)
+        elif odd:
+            start = position % WINDOW
+            padded = memoryview(buffer)[start : start + len(view) + SECTOR - odd]
+            _write_all(self._descriptor, padded, position)
+        else:
+            _write_all(self._descriptor, view, position)
 
     def _finish(self) -> None:
         try:
@@ -224,6 +261,21 @@ class _ShardFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = CLOSED
+
+
+def _write_all(descriptor: int, data: memoryview, position: int) -> None:
+    while len(data):
+        count = system.write_at(descriptor, data, position)
+        if count == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        data, position = data[count:], position + count
+
+
+def _is_zero(window: memoryview) -> bool:
+    """Whether all bytes are zero; real weights show in the first ones that they are not."""
+    if any(window[:64]) or any(window[-8:]):
+        return False
+    return not np.frombuffer(window, np.uint64, len(window) // 8).any()
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError:
