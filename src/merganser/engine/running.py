@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from merganser.checkpoints import Checkpoint
@@ -51,6 +52,7 @@ def run(
     digest_inputs: bool = False,
     made: Sequence[Mapping[str, TensorOutcome]] | None = None,
     checkpoints: Mapping[str, Checkpoint] | None = None,
+    readers: Readers | None = None,
     on_tensor: Callable[[int, TensorOutcome], None] = lambda _index, _outcome: None,
     on_event: Listener = ignore,
 ) -> list[Outcome]:
@@ -66,6 +68,7 @@ def run(
         digest_inputs: whether to compute digests of all input tensors.
         made: for each plan the results of finished tensors, by name; these are skipped.
         checkpoints: checkpoints in memory, by their names in recipes.
+        readers: the inputs, open for several runs; None to open and close them here.
         on_tensor: called from any thread with each finished tensor and the index of its plan.
         on_event: called with progress events.
 
@@ -85,8 +88,8 @@ def run(
     threads, tile = within(memory, threads or default_threads(plans), tile, plans)
     made = made or [{} for _ in plans]
     to_do = [j for p, known in zip(plans, made, strict=True) for j in p.jobs if j.name not in known]
-    with Readers(checkpoints) as readers:
-        crew = Crew(plans, sinks, readers, tile, report, digest_inputs, made, on_tensor, on_event)
+    with nullcontext(readers) if readers is not None else Readers(checkpoints) as opened:
+        crew = Crew(plans, sinks, opened, tile, report, digest_inputs, made, on_tensor, on_event)
         on_event(Started(sum(job.spec.nbytes for job in to_do), len(to_do), threads))
         try:
             crew.run(threads)

@@ -41,12 +41,27 @@ def convert(
     Raises:
         MerganserError: as :func:`merganser.merge` does.
     """
+    config, lent = conversion(source, base, dtype, options.get("weights") or "auto")
+    return merge(config, out, resume=resume, checkpoints=lent, **options)
+
+
+def conversion(
+    source: str | Path, base: str | Path | None, dtype: str | None, weights: Weights
+) -> tuple[dict[str, Any], dict[str, Checkpoint] | None]:
+    """Return a conversion as a recipe, with its open checkpoint if another model lends its companions.
+
+    Args:
+        source, base, dtype: as for :func:`convert`.
+        weights: which weights of a training step are read.
+
+    Raises:
+        MerganserError: the source or the base cannot be opened.
+    """
     config: dict[str, Any] = {"merge_method": "passthrough", "models": [{"model": str(source)}]}
     config |= {"dtype": dtype} if dtype is not None else {}
-    lent = None
-    if base is not None:
-        lent = _with_companions(str(source), str(base), options.get("weights") or "auto")
-    return merge(config, out, resume=resume, checkpoints=lent, **options)
+    if base is None:
+        return config, None
+    return config, _with_companions(str(source), str(base), weights)
 
 
 def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from merganser.version import VERSION
 
 INDEX = "model.safetensors.index.json"
 
+Runner = Callable[[Partial, WriteOptions, Callable[[engine.TensorOutcome], None]], engine.Outcome]
+"""Writes the remaining files of an unfinished folder in other processes, and passes on every outcome of a
+tensor. An error of theirs is raised here."""
+
 
 def write_folders(
     plans: Mapping[Path, Plan],
@@ -30,6 +35,7 @@ def write_folders(
     leftover: Leftover = "refuse",
     ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
+    runner: Runner | None = None,
 ) -> list[MergeResult]:
     """Run plans in one pass, each into a folder that appears when it is complete.
 
@@ -39,6 +45,7 @@ def write_folders(
         leftover: how to treat unfinished merges.
         ancestors: plans and manifests of the merges that produced inputs.
         checkpoints: checkpoints in memory; see :func:`merganser.engine.run`.
+        runner: writes each folder's files with other processes; None for this process, in one pass.
 
     Returns:
         A result per plan; the timings are those of the run.
@@ -61,6 +68,7 @@ def write_folders(
                     force=options.force,
                     leftover=leftover,
                     digest_inputs=options.digest_inputs,
+                    shared=runner is not None,
                 )
             )
 
@@ -72,17 +80,23 @@ def write_folders(
         for partial in partials:
             for tensor in partial.known.values() if options.on_nonfinite == "error" else ():
                 _check_nonfinite(plans[partial.folder], tensor)
-        outcomes = engine.run(
-            list(plans.values()),
-            [partial.sink() for partial in partials],
-            threads=options.threads,
-            memory=options.memory,
-            digest_inputs=options.digest_inputs,
-            made=[partial.known for partial in partials],
-            checkpoints=checkpoints,
-            on_tensor=take_note,
-            on_event=options.on_event,
-        )
+        if runner is not None:
+            outcomes = [
+                runner(partial, options, functools.partial(take_note, index))
+                for index, partial in enumerate(partials)
+            ]
+        else:
+            outcomes = engine.run(
+                list(plans.values()),
+                [partial.sink() for partial in partials],
+                threads=options.threads,
+                memory=options.memory,
+                digest_inputs=options.digest_inputs,
+                made=[partial.known for partial in partials],
+                checkpoints=checkpoints,
+                on_tensor=take_note,
+                on_event=options.on_event,
+            )
         merged = time.perf_counter()
         for partial, outcome in zip(partials, outcomes, strict=True):
             facts = _finish_folder(

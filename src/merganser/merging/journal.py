@@ -14,15 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from merganser import system
 from merganser.engine import TensorOutcome
-from merganser.engine.digests import read_digest
-from merganser.engine.effective_weights import InnerProducts
 from merganser.errors import ResourceError
-from merganser.planning import Plan, Shard
-from merganser.tensors import TensorSpec
+from merganser.merging.recorded_outcomes import are_stored, entry_of, outcome_of
+from merganser.planning import Plan
 from merganser.version import VERSION
 
 
@@ -116,9 +112,13 @@ class Journal:
                 tensors = self.finished[shard.file]
                 if digest_inputs and not all(outcome["inputs"] for outcome in tensors.values()):
                     continue
-                if _is_complete(folder / shard.file, shard, tensors, specs):
+                if set(tensors) == set(shard.offsets) and are_stored(
+                    folder / shard.file, shard, tensors, specs
+                ):
                     complete[shard.file] = tensors
-                    known |= {name: _outcome(name, specs[name], tensors[name]) for name in tensors}
+                    known |= {
+                        name: outcome_of(name, specs[name], tensors[name]) for name in tensors
+                    }
         self.finished = complete
         return known
 
@@ -148,7 +148,7 @@ class Journal:
     def note_tensor(self, outcome: TensorOutcome) -> None:
         """Record a finished tensor's outcome."""
         with self._lock:
-            self._tensors[outcome.name] = _entry(outcome)
+            self._tensors[outcome.name] = entry_of(outcome)
             self._note(self._homes[outcome.name], outcome.name)
 
     def note_file(self, name: str) -> None:
@@ -197,68 +197,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _is_complete(
-    path: Path, shard: Shard, tensors: Mapping[str, Any], specs: Mapping[str, TensorSpec]
-) -> bool:
-    """Whether a file has the plan's header, and its tensors have the recorded digests."""
-    if set(tensors) != set(shard.offsets):
-        return False
-    try:
-        with path.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size != shard.size:
-                return False
-            if stream.read(len(shard.header)) != shard.header:
-                return False
-            for name, offset in shard.offsets.items():
-
-                def read(start: int, into: memoryview, offset: int = offset) -> None:
-                    stream.seek(offset + start)
-                    if stream.readinto(into) != len(into):
-                        raise OSError("cut off")
-
-                if read_digest(specs[name], read) != tensors[name]["digest"]:
-                    return False
-    except OSError:
-        return False
-    return True
-
-
-def _entry(outcome: TensorOutcome) -> dict[str, Any]:
-    measured = outcome.measurement
-    return {
-        "digest": outcome.digest,
-        "sources": outcome.sources,
-        "measurement": measured
-        and [
-            measured.gram.tolist(),
-            measured.ideal.tolist(),
-            measured.cross.tolist(),
-            measured.differ.tolist(),
-            measured.share,
-            measured.noise,
-        ],
-        "nonfinite": outcome.nonfinite,
-        "inputs": outcome.inputs,
-    }
-
-
-def _outcome(name: str, spec: TensorSpec, entry: Mapping[str, Any]) -> TensorOutcome:
-    measured = None
-    if entry["measurement"] is not None:
-        *arrays, share, noise = entry["measurement"]
-        gram, ideal, cross, differ = (np.array(array, np.float64) for array in arrays)
-        measured = InnerProducts(gram, ideal, cross, differ, share, noise)
-    return TensorOutcome(
-        name,
-        spec,
-        entry["digest"],
-        tuple(entry["sources"]),
-        measured,
-        tuple(entry["nonfinite"]),
-        tuple(entry["inputs"]),
-    )
 
 
 def files_of(complete: Sequence[str], plan: Plan) -> int:

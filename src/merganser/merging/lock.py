@@ -10,6 +10,10 @@ from merganser import system
 from merganser.errors import OutputExistsError
 
 
+class LockedError(OutputExistsError):
+    """Another process writes the output."""
+
+
 class Lock:
     """A file that one process locks at a time. The lock ends with the process.
 
@@ -21,7 +25,7 @@ class Lock:
         """Acquire the lock.
 
         Raises:
-            OutputExistsError: when another process has it.
+            LockedError: when another process has it.
             OSError: when the file cannot be created.
         """
         self.file = file
@@ -82,7 +86,7 @@ class Lock:
     def _refuse(self, hint: str) -> None:
         number, host = self._holder()
         who = f" (process {number} on {host})" if number else ""
-        raise OutputExistsError(f"{self.file.parent}: another merge{who} is writing there{hint}")
+        raise LockedError(f"{self.file.parent}: another merge{who} is writing there{hint}")
 
     def release(self, *, unlink: bool = True) -> None:
         """Release the lock.

@@ -11,7 +11,7 @@ from typing import Unpack
 
 from merganser.checkpoints import Checkpoint
 from merganser.merging import output_folder
-from merganser.merging.folders import check_output, write_folders
+from merganser.merging.folders import Runner, check_output, write_folders
 from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.merging.output_folder import Leftover
 from merganser.merging.result import MergeResult
@@ -65,6 +65,7 @@ def write_merge(
     resume: bool | None = False,
     ancestors: Sequence[manifest.Ancestor] = (),
     checkpoints: Mapping[str, Checkpoint] | None = None,
+    runner: Runner | None = None,
 ) -> MergeResult:
     """Merge as :func:`merge` does, with the options as two objects.
 
@@ -73,6 +74,7 @@ def write_merge(
         planning, writing: the options.
         ancestors: plans and manifests of the merges that produced inputs; the output lists their
             recipes before this one.
+        runner: writes the files with other processes; see :data:`merganser.merging.folders.Runner`.
 
     Raises:
         TypeError: when ``config`` is a plan and there are planning options.
@@ -97,6 +99,7 @@ def write_merge(
         leftover=_leftover(writing.force, resume),
         ancestors=ancestors,
         checkpoints=checkpoints,
+        runner=runner,
     )
     plan_s, total_s = planned - began, time.perf_counter() - began
     timings = result.timings | {"plan_s": round(plan_s, 3), "total_s": round(total_s, 3)}

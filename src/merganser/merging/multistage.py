@@ -14,7 +14,7 @@ from merganser.engine.events import Listener
 from merganser.errors import InputError, OutputExistsError
 from merganser.merging.chain_plans import as_planned, plan_steps
 from merganser.merging.dry_run import run_dry
-from merganser.merging.folders import check_output
+from merganser.merging.folders import Runner, check_output
 from merganser.merging.merge import write_merge
 from merganser.merging.options import MergeKeywords, WriteOptions, split_options
 from merganser.merging.output_folder import check_space, clear_finished
@@ -57,6 +57,7 @@ def merge_all(
     redo: bool = False,
     resume: bool | None = False,
     on_step: Callable[[StepResult], None] = lambda _: None,
+    runner: Runner | None = None,
     **options: Unpack[MergeKeywords],
 ) -> list[StepResult]:
     """Merge all recipes of a file, each after its inputs.
@@ -73,6 +74,7 @@ def merge_all(
         resume: like ``force``, as in :func:`merganser.merge`, for the output. Unfinished
             intermediate results are resumed if they are the same merge.
         on_step: called with each finished result.
+        runner: writes the files with other processes; see :data:`merganser.merging.folders.Runner`.
         options: those of :func:`merganser.merge`.
 
     Returns:
@@ -86,7 +88,9 @@ def merge_all(
     steps = load_steps(config, planning.strictness)
     folder = Path(os.path.abspath(out))  # noqa: PTH100
     if len(steps) == 1:
-        merged = write_merge(steps[0].parsed, folder, planning, writing, resume=resume)
+        merged = write_merge(
+            steps[0].parsed, folder, planning, writing, resume=resume, runner=runner
+        )
         result = StepResult(steps[0], folder, merged.plan, merged)
         on_step(result)
         return [result]
@@ -135,6 +139,7 @@ def merge_all(
                     for name in ancestors(step, steps)
                 ],
                 resume=resume if step.final else None,
+                runner=runner,
             )
             result = StepResult(step, target, merged.plan, merged)
         on_step(result)

@@ -5,6 +5,7 @@ An unfinished merge is stored in ``OUT.partial``:
 
     lock            held by the running process
     journal.jsonl   the merge's identity, and its finished files
+    shared/         results of units, if several processes write the merge
     new/            the future output folder
     old/            the folder that it replaces, between two renames
 
@@ -19,13 +20,14 @@ import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from merganser import number_format, system
 from merganser.engine import TensorOutcome
 from merganser.errors import InputError, OutputExistsError, ResourceError, reraise_os_errors
 from merganser.merging.journal import Journal, difference, files_of
 from merganser.merging.lock import Lock
+from merganser.merging.shared_folder import SHARED, check_no_workers, complete_files
 from merganser.planning import DISK_MARGIN, Plan
 from merganser.sinks import SafetensorsSink
 
@@ -75,7 +77,7 @@ def _is_ours(partial: Path) -> bool:
     if not partial.is_dir():
         return False
     names = {entry.name for entry in partial.iterdir()}
-    return names <= {LOCK, JOURNAL, NEW, OLD, f"{Path(JOURNAL).stem}.new"}
+    return names <= {LOCK, JOURNAL, NEW, OLD, SHARED, f"{Path(JOURNAL).stem}.new"}
 
 
 @reraise_os_errors(ResourceError, "looked at", "the output")
@@ -132,16 +134,22 @@ def check_space(plans: Mapping[Path, Plan]) -> None:
 
 
 def _written(folder: Path, plan: Plan) -> int:
-    """Return the bytes of an unfinished output: of its finished files, which stay, if it is the plan's;
-    otherwise of all files, which will be deleted."""
+    """Return the bytes of an unfinished output: of finished files, which stay if it is the plan's, and
+    what others take on the disk, which will be deleted, or are being written."""
     partial = partial_of(folder)
     if not partial.is_dir():
         return 0
     journal = Journal(partial / JOURNAL)
+    finished: dict[str, Any] = {}
     if journal.stated is not None and difference(journal.stated, plan) is None:
-        return files_of(tuple(journal.finished), plan)
-    files = [entry for entry in (partial / NEW).rglob("*") if entry.is_file()]
-    return sum(512 * entry.stat().st_blocks for entry in files)
+        finished = journal.finished
+    others = 0
+    for entry in (partial / NEW).rglob("*"):
+        if entry.relative_to(partial / NEW).as_posix() not in finished:
+            with suppress(FileNotFoundError):  # another process has just finished the folder
+                status = entry.stat()
+                others += 512 * status.st_blocks if entry.is_file() else 0
+    return files_of(tuple(finished), plan) + others
 
 
 def clear_finished(folder: Path) -> None:
@@ -154,7 +162,7 @@ def clear_finished(folder: Path) -> None:
             return
         lock = Lock(partial / LOCK)
         try:
-            for name in (OLD, JOURNAL):
+            for name in (OLD, SHARED, JOURNAL):
                 _remove(partial / name)
         finally:
             lock.release()
@@ -170,6 +178,7 @@ class Partial:
     Attributes:
         folder: the output folder.
         new: the folder where files are written.
+        shared: the folder for what workers share.
         known: results for tensors of finished files, by name.
         journal: records finished files.
     """
@@ -182,6 +191,7 @@ class Partial:
         force: bool,
         leftover: Leftover,
         digest_inputs: bool = False,
+        shared: bool = False,
     ) -> None:
         """Acquire a new folder or an unfinished one.
 
@@ -191,6 +201,7 @@ class Partial:
             force: whether the output folder may be replaced.
             leftover: how to treat an unfinished merge.
             digest_inputs: whether resumed files need their inputs' digests.
+            shared: whether other processes write files too; those of the same merge go on with it.
 
         Raises:
             OutputExistsError: when another process works there, the folder must not be replaced, or
@@ -203,6 +214,7 @@ class Partial:
         self._leftover = leftover
         self._path = partial_of(folder)
         self.new = self._path / NEW
+        self.shared = self._path / SHARED
         self._made = [parent for parent in self._path.parents if not parent.exists()]
         try:
             self._lock = self._locked()
@@ -218,7 +230,7 @@ class Partial:
                 raise OutputExistsError(
                     f"{folder}: exists and is not empty; give force=True to replace it"
                 )
-            self.known = self._take_over(leftover, digest_inputs)
+            self.known = self._take_over(leftover, digest_inputs, shared)
             self.journal.begin(plan)
             system.sync(self._path)
         except BaseException as error:
@@ -240,14 +252,17 @@ class Partial:
                 return Lock(self._path / LOCK)
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    def _take_over(self, leftover: Leftover, digest_inputs: bool) -> dict[str, TensorOutcome]:
-        """Delete its content, except finished files to resume from."""
+    def _take_over(
+        self, leftover: Leftover, digest_inputs: bool, shared: bool
+    ) -> dict[str, TensorOutcome]:
+        """Delete its content, except finished files to resume from, and files that workers write."""
         stated = self.journal.stated
         if stated is not None and leftover == "refuse":
             raise OutputExistsError(
                 f"{self._path}: is an unfinished merge, with {self._count()} complete; give "
                 "resume=True to finish it, or force=True to start over"
             )
+        same = False
         if stated is None or leftover == "discard":
             self.journal.finished = {}
         elif (reason := difference(stated, self.plan)) is not None:
@@ -256,11 +271,19 @@ class Partial:
                     f"{self._path}: cannot be resumed: {reason}; give force=True to start over"
                 )
             self.journal.finished = {}
+        else:
+            same = True
+            self.journal.finished |= complete_files(self.shared, self.plan)
+        if not (same and shared):
+            check_no_workers(self.shared)
+            _remove(self.shared)
         self.new.mkdir(exist_ok=True)
         known = self.journal.verify_finished(self.plan, self.new, digest_inputs)
+        files = [shard.file for shard in self.plan.shards]
+        stays = files if same and shared else list(self.journal.finished)
         for entry in list(self.new.rglob("*")):
             name = entry.relative_to(self.new).as_posix()
-            complete = any(f"{file}/".startswith(f"{name}/") for file in self.journal.finished)
+            complete = any(f"{file}/".startswith(f"{name}/") for file in stays)
             if not complete and os.path.lexists(entry):
                 _remove(entry)
         return known
@@ -321,7 +344,8 @@ class Partial:
         Returns:
             A clause about the remaining files; None if there are none.
         """
-        if not self.journal.finished or not self._inputs_are_the_same():
+        units = self.shared.is_dir() and any(self.shared.glob("*.result"))
+        if not (self.journal.finished or units) or not self._inputs_are_the_same():
             self._remove()
             return None
         self.journal.close()
@@ -339,7 +363,7 @@ class Partial:
     def _remove(self) -> None:
         try:
             self.journal.close()
-            for entry in (self.new, self._path / OLD, self._path / JOURNAL):
+            for entry in (self.shared, self.new, self._path / OLD, self._path / JOURNAL):
                 _remove(entry)
         finally:
             self._lock.release()
