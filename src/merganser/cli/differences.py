@@ -31,6 +31,12 @@ from merganser.cli.output import print_json
     help="Round both to this dtype, such as that of a merge, before elements that differ and units in the "
     "last place are counted; by default the wider of both.",
 )
+@click.option(
+    "--share",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Share the tensors with other processes, on any machines, that run the same command with this FOLDER.",
+)
 @json_option
 def diff(
     first: str,
@@ -40,6 +46,7 @@ def diff(
     figure: Path | None,
     rank: bool,
     ulp: str | None,
+    share: Path | None,
     as_json: bool,
 ) -> None:
     """Show how the models A and B differ.
@@ -52,6 +59,7 @@ def diff(
       merganser diff acc accfmt
       merganser diff acc accfmt --base base --figure difference.png
       merganser diff sweep.yml#w=0.7 acc
+      merganser diff acc accfmt --share shared/diff   # on every machine
     """
     from merganser import extras
     from merganser.differences import diff as diffs
@@ -59,7 +67,14 @@ def diff(
     if figure is not None and figure.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise click.UsageError(f"--figure {figure}: the name must end in .png, .svg or .pdf")
     figures = extras.load("merganser.reports.figures", "plot") if figure else None
-    difference = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
+    if share is not None:
+        from merganser.workers.shared_diff import diff_with_others
+
+        difference = diff_with_others(
+            first, second, share, base=base, threads=threads, rank=rank, ulp=ulp
+        )
+    else:
+        difference = diffs.diff(first, second, base=base, threads=threads, rank=rank, ulp=ulp)
     if figures and figure:
         figures.save(figures.layers(difference.cells(), f"{first} → {second}"), figure)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -214,6 +214,7 @@ def diff(
     threads: int | None = None,
     rank: bool = False,
     ulp: str | None = None,
+    runner: Callable[[Comparison], list[TensorDiff]] | None = None,
 ) -> Diff:
     """Compare two models tensor by tensor, reading each byte once.
 
@@ -228,6 +229,7 @@ def diff(
         ulp: bfloat16, float16 or float32: round both models to it before counting different elements and
             units in the last place, as a merge of that dtype would store them; None for the wider of
             both dtypes, or float32. Norms and cosines are of the unrounded numbers.
+        runner: compares the tensors together with other processes; None for this process alone.
 
     Returns:
         The differences of all tensors, which can be aggregated by layer and by role.
@@ -244,10 +246,40 @@ def diff(
         names, skipped = _common(models)
         if not names:
             raise InputError(f"{first} and {second} have no tensor in common that can be compared")
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as crew:
+        comparison = Comparison(tuple(models), tuple(names), ulp, rank, threads)
+        tensors = runner(comparison) if runner else comparison.compare(comparison.names)
+    return Diff(tuple(tensors), base is not None, skipped, rank, ulp)
+
+
+ULPS = ("bfloat16", "float16", "float32")
+"""Dtypes for the units in the last place, whatever the models' dtypes."""
+
+ComparedModel = tuple[Checkpoint, Architecture]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Open models, and the tensors to compare.
+
+    Attributes:
+        models: A, B, and their base if there is one.
+        names: each tensor's names in all models.
+        ulp, rank, threads: as for :func:`diff`.
+    """
+
+    models: tuple[ComparedModel, ...]
+    names: tuple[tuple[str, ...], ...]
+    ulp: str | None
+    rank: bool
+    threads: int | None
+
+    def compare(self, names: Sequence[tuple[str, ...]]) -> list[TensorDiff]:
+        """Compare some tensors, reading each byte once."""
+        models = list(self.models)
+        with ThreadPoolExecutor(self.threads or os.cpu_count() or 1) as crew:
             tensors = [_begin(models, own) for own in names]
             tiles = [
-                crew.submit(_compare, models, own, start, ulp, *arrays)
+                crew.submit(_compare, models, own, start, self.ulp, *arrays)
                 for own, (_, *arrays) in zip(names, tensors, strict=True)
                 for start in range(0, models[0][0].specs[own[0]].numel, TILE)
             ]
@@ -257,23 +289,11 @@ def diff(
             except BaseException:
                 crew.shutdown(cancel_futures=True)
                 raise
-        found = [_rank(models, own) if rank else None for own in names]
-    return Diff(
-        tuple(
+        ranks = [_rank(models, own) if self.rank else None for own in names]
+        return [
             TensorDiff(name, role, layer, numel, counts.sum(axis=0), sums.sum(axis=0), each)
-            for ((name, role, layer, numel), sums, counts), each in zip(tensors, found, strict=True)
-        ),
-        base is not None,
-        skipped,
-        rank,
-        ulp,
-    )
-
-
-ULPS = ("bfloat16", "float16", "float32")
-"""Dtypes for the units in the last place, whatever the models' dtypes."""
-
-ComparedModel = tuple[Checkpoint, Architecture]
+            for ((name, role, layer, numel), sums, counts), each in zip(tensors, ranks, strict=True)
+        ]
 
 
 def _open(name: str | ModelReference, stack: ExitStack) -> ComparedModel:
