@@ -279,6 +279,75 @@ def _sparse_70b() -> Family:
     )
 
 
+def _sparse_671b() -> Family:
+    """The shape of DeepSeek-V3 in bfloat16 and 5 GB shards: 45,000 tensors; takes no disk."""
+    hidden, heads, latent, low_rank = 7168, 128, 512, 1536
+    config = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_COMMON,
+        "attention_bias": False,
+        "first_k_dense_replace": 3,
+        "hidden_size": hidden,
+        "intermediate_size": 18432,
+        "kv_lora_rank": latent,
+        "max_position_embeddings": 163840,
+        "moe_intermediate_size": 2048,
+        "moe_layer_freq": 1,
+        "n_group": 8,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "num_attention_heads": heads,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 61,
+        "num_key_value_heads": heads,
+        "q_lora_rank": low_rank,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_group": 4,
+        "topk_method": "noaux_tc",
+        "v_head_dim": 128,
+        "vocab_size": 129280,
+    }
+    tensors: dict[str, Shape] = {"model.embed_tokens.weight": (129280, hidden)}
+    for index in range(61):
+        layer = f"model.layers.{index}"
+        tensors |= {
+            f"{layer}.self_attn.q_a_proj.weight": (low_rank, hidden),
+            f"{layer}.self_attn.q_a_layernorm.weight": (low_rank,),
+            f"{layer}.self_attn.q_b_proj.weight": (heads * 192, low_rank),
+            f"{layer}.self_attn.kv_a_proj_with_mqa.weight": (latent + 64, hidden),
+            f"{layer}.self_attn.kv_a_layernorm.weight": (latent,),
+            f"{layer}.self_attn.kv_b_proj.weight": (heads * 256, latent),
+            f"{layer}.self_attn.o_proj.weight": (hidden, heads * 128),
+        }
+        if index < 3:
+            tensors |= _gated_mlp(f"{layer}.mlp", hidden, 18432)
+        else:
+            tensors[f"{layer}.mlp.gate.weight"] = (256, hidden)
+            tensors[f"{layer}.mlp.gate.e_score_correction_bias"] = (256,)
+            for expert in range(256):
+                tensors |= _gated_mlp(f"{layer}.mlp.experts.{expert}", hidden, 2048)
+            tensors |= _gated_mlp(f"{layer}.mlp.shared_experts", hidden, 2048)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{layer}.{norm}.weight"] = (hidden,)
+    tensors["model.norm.weight"] = (hidden,)
+    tensors["lm_head.weight"] = (129280, hidden)
+    return Family(
+        "sparse-671b",
+        config,
+        tensors,
+        members=("a", "b"),
+        sparse=True,
+        shard_bytes=5 * 10**9,
+    )
+
+
 def _fsdp(name: str, of: Family) -> Family:
     """Two experts of a family as training steps of 8 ranks."""
     return replace(of, name=name, members=("a", "b"), ranks=8)
@@ -290,6 +359,7 @@ FAMILIES: dict[str, Family] = {
         _tiny(),
         _moe(),
         _sparse_70b(),
+        _sparse_671b(),
         _qwen2_1_5b(),
         _five(),
         _fsdp("fsdp-0.1b", _tiny()),

@@ -11,6 +11,8 @@ Merge:
     reproduce(model)                make a published merge again, and compare every tensor
     convert(model, out)             write any readable model as a Hugging Face folder
     merge_all(file, out)            several recipes that use each other's results
+    merge_with_workers(file, out, workers)
+                                    the same, with files shared among processes or machines
 
 In memory:
     merge_state_dicts(models, method)   merge dicts of tensors
@@ -107,6 +109,7 @@ if TYPE_CHECKING:
     from merganser.study.search import search as search
     from merganser.study.sweep import sweep as sweep
     from merganser.workers.driving import sweep_with_workers as sweep_with_workers
+    from merganser.workers.merge_driver import merge_with_workers as merge_with_workers
     from merganser.workers.searching import search_with_workers as search_with_workers
     from merganser.workers.working import work as work
 
@@ -140,6 +143,7 @@ _HOMES = {
     "merge_method": "merganser.methods",
     "merge_state_dicts": "merganser.merging.in_memory",
     "merge_tensors": "merganser.merging.in_memory",
+    "merge_with_workers": "merganser.workers.merge_driver",
     "open_checkpoint": "merganser.checkpoints",
     "plan": "merganser.planning",
     "power": "merganser.results.power",

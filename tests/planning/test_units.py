@@ -23,8 +23,9 @@ KB = 1000
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Twelve matrices of two pages, an empty tensor and an odd one, in three files."""
     folder = tmp_path_factory.mktemp("units")
-    tensors = {f"layers.{i:02}.w": torch.zeros(64, 64, dtype=torch.bfloat16) for i in range(12)}
-    tensors |= {"z.empty": torch.zeros(0), "z.odd": torch.zeros(7)}
+    tensors = {f"layers.{i:02}.w": torch.zeros(64, 64) for i in range(12)}
+    tensors |= {"layers.11.x": torch.zeros(0), "layers.11.y": torch.zeros(7)}
+    tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     save_file(tensors, folder / "a.safetensors")
     models = [{"model": str(folder / "a.safetensors"), "parameters": {"weight": 1}}]
     return merganser.plan({"merge_method": "linear", "models": models}, shard_size="45kB")
@@ -74,9 +75,11 @@ def test_a_part_is_the_plan_of_its_tensors_alone(plan: Plan) -> None:
         assert replace(part, jobs=plan.jobs, shards=plan.shards) == plan
 
 
-@pytest.mark.parametrize("workers", [2, 4, 8])
-def test_workers_of_one_speed_get_equal_shares_of_70_b(plan: Plan, workers: int) -> None:
-    """Four workers that each take the next unit write 141 GB within a tenth of each other."""
+@pytest.mark.parametrize(("workers", "most"), [(2, 1.05), (4, 1.1), (8, 1.2)])
+def test_workers_of_one_speed_get_equal_shares_of_70_b(
+    plan: Plan, workers: int, most: float
+) -> None:
+    """Workers that each take the next unit write 141 GB: four of them within a tenth of each other."""
     hidden, wide, sizes = 8192, 28672, []
     for _ in range(80):
         sizes += [hidden * hidden, hidden * 1024, hidden * 1024, hidden * hidden]
@@ -97,4 +100,4 @@ def test_workers_of_one_speed_get_equal_shares_of_70_b(plan: Plan, workers: int)
         heapq.heappush(free, (done + unit.size, who))
     shares = [done for done, _ in free]
     assert sum(shares) == large.output_bytes > 141e9
-    assert max(shares) < 1.1 * min(shares)
+    assert max(shares) < most * min(shares)

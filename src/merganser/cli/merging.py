@@ -12,6 +12,7 @@ from merganser.cli.mergekit_flags import explain_mergekit_flags, mergekit_flags
 from merganser.cli.options import (
     card_option,
     json_option,
+    merge_workers_option,
     methods_option,
     parse_memory,
     prepare,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     default=True,
     help="Whether to keep intermediate results that are up to date.",
 )
+@merge_workers_option
 @mergekit_flags
 @json_option
 def merge(config: Path | None, out: Path | None, **options: Any) -> None:
@@ -88,13 +90,14 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
       merganser merge recipe.yml OUT --rounding stochastic --seed 1
       merganser merge recipe.yml OUT --arithmetic mergekit
       merganser merge --plan plan.json OUT
+      merganser merge recipe.yml OUT --workers join
     """
     from merganser.merging import multistage
     from merganser.merging.dry_run import run_dry
 
     explain_mergekit_flags(options)
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
-    sink = options.pop("sink")
+    sink, workers = options.pop("sink"), options.pop("workers")
     plan_file, root = options.pop("plan_file"), options.pop("root")
     if plan_file is not None:
         if out is not None:
@@ -108,8 +111,16 @@ def merge(config: Path | None, out: Path | None, **options: Any) -> None:
         raise click.UsageError(
             "give the output folder OUT" if out is None else f"--sink {sink} takes no OUT"
         )
+    if workers is not None and out is None:
+        raise click.UsageError(f"--workers shares out the files of OUT; --sink {sink} has none")
     prepare(options)
     where = {"intermediate_dir": options.pop("intermediate_dir"), "redo": not options.pop("lazy")}
+    if workers is not None and out is not None:
+        from merganser.cli.shared_merging import merge_shared
+
+        planned = config if plan_file is None else _load_plan(config, root, options)
+        merge_shared(planned, out, workers, as_json, quiet, verbose, **where, **options)
+        return
     with merge_progress(quiet or as_json) as on_event:
         if out is not None:
             if plan_file is None:
@@ -207,6 +218,7 @@ def _load_plan(file: Path, root: Path | None, options: dict[str, Any]) -> Plan:
 @resume_option
 @public_option
 @card_option
+@merge_workers_option
 @json_option
 def convert(source: str, out: Path, **options: Any) -> None:
     """Write the model SOURCE as a Hugging Face folder OUT.
@@ -220,28 +232,46 @@ def convert(source: str, out: Path, **options: Any) -> None:
       merganser convert base+runs/lora OUT
       merganser convert model.gguf OUT
     """
+    from merganser.merging.convert import conversion
     from merganser.merging.convert import convert as convert_model
-    from merganser.planning.vocabularies import vocabulary_tensors
-    from merganser.tokenizer.vocabulary import has_tokenizer
 
     as_json, quiet, verbose = options.pop("as_json"), options.pop("quiet"), options.pop("verbose")
+    workers, base = options.pop("workers"), options.pop("base")
     parse_memory(options)
+    if workers is not None:
+        from merganser.cli.shared_merging import merge_shared
+
+        planned, lent = conversion(source, base, options.pop("dtype"), options["weights"])
+        shared = merge_shared(
+            planned, out, workers, as_json, quiet, verbose, checkpoints=lent, **options
+        )
+        for result in shared.results:
+            _warn_of_companions(result, out, base)
+        return
     with merge_progress(quiet or as_json) as on_event:
-        result = convert_model(source, out, on_event=on_event, **options)
+        result = convert_model(source, out, base=base, on_event=on_event, **options)
     for warning in result.warnings:
         show_warning(warning)
-    lacking = [] if (out / "config.json").is_file() else ["config.json"]
-    words = vocabulary_tensors(result.plan.sources[result.plan.donor])
-    lacking += ["tokenizer"] if words and not has_tokenizer(out) else []
-    if lacking and options["base"] is None:
-        what = " and ".join(lacking)
-        show_warning(f"{out}: lacks {what}; --base MODEL lends them")
+    _warn_of_companions(result, out, base)
     if as_json:
         print_json({"out": str(out), "timings": result.timings, **result.manifest})
     elif not quiet:
         from merganser.cli.merge_table import show_result
 
         show_result(result, verbose=verbose > 0)
+
+
+def _warn_of_companions(result: MergeResult, out: Path, base: str | None) -> None:
+    """Warn of a conversion without config or tokenizer."""
+    from merganser.planning.vocabularies import vocabulary_tensors
+    from merganser.tokenizer.vocabulary import has_tokenizer
+
+    lacking = [] if (out / "config.json").is_file() else ["config.json"]
+    words = vocabulary_tensors(result.plan.sources[result.plan.donor])
+    lacking += ["tokenizer"] if words and not has_tokenizer(out) else []
+    if lacking and base is None:
+        what = " and ".join(lacking)
+        show_warning(f"{out}: lacks {what}; --base MODEL lends them")
 
 
 @click.command()

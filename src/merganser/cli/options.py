@@ -202,6 +202,13 @@ resume_option = click.option(
     help="Go on with the unfinished merge in OUT.partial, from its finished files.",
 )
 
+merge_workers_option = click.option(
+    "--workers",
+    metavar="WHERE",
+    help="Share the output files among processes: local:N starts N, local:auto one for four cores, ray, ray:N and "
+    "ray://HOST:PORT on a Ray cluster; join is for any number of processes on machines that share OUT.",
+)
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
 )

@@ -51,7 +51,8 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
     "Study": {
         "sweep": _command("study:sweep", "Merge all points of the sweep CONFIG in one pass."),
         "worker": _command(
-            "working:worker", "Score models of the study in OUT, together with other workers."
+            "working:worker",
+            "Score models of a study, or write parts of a merge, with others.",
         ),
         "search": _command("study:search", "Search the best values of CONFIG's parameters."),
         "eval": _command("evaluation:evaluate", "Score MODEL on the tasks of the file TASKS."),

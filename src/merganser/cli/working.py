@@ -20,17 +20,37 @@ from merganser.cli.progress import scoring_progress
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
 @json_option
 def worker(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
-    """Score models of the study in OUT, together with other workers.
+    """Score models of a study, or write parts of a merge, with others.
 
-    The study is begun by merganser sweep or search CONFIG OUT --workers …, on this machine or on one that
-    shares the folder. The worker checks that it sees the same inputs and versions, takes a model that nobody has,
-    and ends when none is left. It runs the study's file and the files of --methods that the study names.
+    merganser sweep or search CONFIG OUT --workers … begins a study, merganser merge CONFIG OUT --workers … a
+    merge, on this machine or on one that shares the folder. The worker checks that it sees the same inputs
+    and versions, takes a model or a part of a file that nobody has, and ends when none is left. It runs the
+    study's file and the files of --methods that the study or the merge names.
 
     \b
     Examples:
       merganser worker OUT
       sbatch --array=0-7 --gpus=1 --wrap "merganser worker OUT"
     """
+    from merganser.workers.merge_worker import work_on_merge
+
+    units = work_on_merge(out, threads=threads, on_warning=show_warning, on_hang=_leave)
+    if units is not None:
+        from merganser.cli.shared_merging import show_written
+
+        show_written(units, out, as_json, quiet)
+        return
+    _score(out, threads, quiet, as_json)
+
+
+def _leave(message: str) -> None:
+    from merganser.workers.working import leave
+
+    leave(message)
+
+
+def _score(out: Path, threads: int | None, quiet: bool, as_json: bool) -> None:
+    """Score models of the study in a folder."""
     from merganser.errors import MerganserError
     from merganser.workers.working import REPLACE, leave, work
 

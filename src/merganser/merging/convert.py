@@ -41,12 +41,12 @@ def convert(
     Raises:
         MerganserError: as :func:`merganser.merge` does.
     """
-    config, lent = conversion(source, base, dtype, options.get("weights") or "auto")
+    config, lent = conversion(source, base, dtype, options.get("weights"))
     return merge(config, out, resume=resume, checkpoints=lent, **options)
 
 
 def conversion(
-    source: str | Path, base: str | Path | None, dtype: str | None, weights: Weights
+    source: str | Path, base: str | Path | None, dtype: str | None, weights: Weights | None
 ) -> tuple[dict[str, Any], dict[str, Checkpoint] | None]:
     """Return a conversion as a recipe, with its open checkpoint if another model lends its companions.
 
@@ -61,7 +61,7 @@ def conversion(
     config |= {"dtype": dtype} if dtype is not None else {}
     if base is None:
         return config, None
-    return config, _with_companions(str(source), str(base), weights)
+    return config, _with_companions(str(source), str(base), weights or "auto")
 
 
 def _with_companions(source: str, base: str, weights: Weights) -> dict[str, Checkpoint]:

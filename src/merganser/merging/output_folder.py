@@ -274,7 +274,7 @@ class Partial:
         else:
             same = True
             self.journal.finished |= complete_files(self.shared, self.plan)
-        if not (same and shared):
+        if self.shared.exists() and not (same and shared):
             check_no_workers(self.shared)
             _remove(self.shared)
         self.new.mkdir(exist_ok=True)

@@ -82,7 +82,7 @@ def environments(
 
     Args:
         count: the number of workers; None for one per GPU, or per :data:`CORES` cores.
-        devices: GPUs that one worker needs.
+        devices: GPUs that one worker needs; 0 for workers that use none.
         threads: threads per worker; None for an equal share of the cores.
         gpus: the machine's GPUs.
         cores: number of the machine's cores.
@@ -90,7 +90,8 @@ def environments(
     Raises:
         ResourceError: there are GPUs, but fewer than one worker needs.
     """
-    sets = [gpus[i : i + devices] for i in range(0, len(gpus) - devices + 1, devices)]
+    gpus = gpus if devices else []
+    sets = [gpus[i : i + devices] for i in range(0, len(gpus) - devices + 1, max(1, devices))]
     if gpus and not sets:
         raise ResourceError(f"a worker needs {devices} GPUs, and this machine has {len(gpus)}")
     count = count or len(sets) or max(1, cores // CORES)
@@ -237,9 +238,10 @@ class LocalCrew(Crew[Process]):
     Args:
         home: the study's folder.
         count: number of workers; None for one per GPU, or per :data:`CORES` cores.
-        devices: number of GPUs per worker.
+        devices: number of GPUs per worker; 0 for workers that use none.
         threads: threads per worker; None for an equal share of the cores.
         most, on_warning: as for :class:`Crew`.
+        logs: the folder of the workers' output; None for that of a study's claims.
     """
 
     def __init__(
@@ -251,8 +253,11 @@ class LocalCrew(Crew[Process]):
         *,
         most: int,
         on_warning: Callable[[str], None],
+        logs: Path | None = None,
     ) -> None:
-        self._environments = environments(count, devices, threads, visible_gpus(), system.cores())
+        gpus = visible_gpus() if devices else []
+        self._environments = environments(count, devices, threads, gpus, system.cores())
+        self._logs = logs or home / FOLDER
         super().__init__(len(self._environments), most=most, on_warning=on_warning)
         self._home = home
         self._started = 0
@@ -260,7 +265,7 @@ class LocalCrew(Crew[Process]):
     def start(self, worker: str, place: int) -> Process:
         """See :meth:`Crew.start`."""
         self._started += 1
-        log = self._home / FOLDER / f"worker-{os.getpid()}-{self._started}.log"
+        log = self._logs / f"worker-{os.getpid()}-{self._started}.log"
         environment = self._environments[place]
         threads = environment["OMP_NUM_THREADS"]
         command = [sys.executable, "-m", "merganser", "worker", str(self._home), "-j", threads]

@@ -41,7 +41,7 @@ RESULTS = ".results"
 LOOK = 10.0
 """Seconds between two looks for workers that lost their claims, or that another process left."""
 
-HUNG = "if it may take as long between two tokens, give a longer --stall."
+HUNG = "if it may take as long between two tokens, give more seconds, such as stall=7200."
 """The advice on a model without progress."""
 
 CHOICES = ("only", "engine", "engine_options", "allow_code")
@@ -198,8 +198,11 @@ def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[
         for name in names:
             claims.lose(name, worker)
 
+    def left() -> bool:
+        return any(claims.state(name) in ("free", "claimed") for name in names)
+
     looked = time.monotonic() - LOOK
-    while any(claims.state(name) in ("free", "claimed") for name in names):
+    while left():
         look()
         crew.collect(free)
         if time.monotonic() - looked >= LOOK:
@@ -210,7 +213,8 @@ def lead(crew: Crew[Any], claims: Claims, names: Sequence[str], look: Callable[[
             for name in names:
                 for owner in claims.tried(name):
                     crew.end(owner.worker)  # it lost a claim and goes on: it hangs, or nearly so
-        crew.check()
+        if left():  # workers may have ended since, because all is done
+            crew.check()
         time.sleep(WAIT / 2)
     look()
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser import hub
+from merganser import hub, methods
 from merganser.evaluation.tasks import Task
+from merganser.planning import Plan
 from merganser.release import contents
 from merganser.study.preparing import PreparedStudy
 from merganser.study.search_preparing import PreparedSearch
@@ -55,6 +56,17 @@ def inputs_of(study: StudyFile, prepared: PreparedStudy | PreparedSearch) -> lis
     for model in study_file.models_of(prepared):
         files |= dict.fromkeys(file.absolute() for file in contents.files_of(model.plan))
     return [_input(file) for file in files if file.is_file()]
+
+
+def inputs_of_merge(file: Path, plan: Plan) -> list[Input]:
+    """Return the files that a worker of a merge reads.
+
+    Args:
+        file: the merge's file in the shared folder.
+        plan: the plan.
+    """
+    files = [file, *methods.loaded_files(), *(f.absolute() for f in contents.files_of(plan))]
+    return [_input(each) for each in dict.fromkeys(files) if each.is_file()]
 
 
 def _of_tasks(tasks: Iterable[Task]) -> Iterator[Path]:

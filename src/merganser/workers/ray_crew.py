@@ -63,12 +63,13 @@ class RayCrew(Crew[Actor]):
     that every node sees the study's files.
 
     Args:
-        home: the study's folder.
+        home: the study's or the merge's folder.
         where: the number of workers and the cluster's address.
         gpus: GPUs per worker; 0 for workers on CPUs.
         threads: threads per worker; None for a share of the node's cores.
         inputs: the study's files.
         most, on_warning: as for :class:`Crew`.
+        scores: whether the workers score models, for which GPUs are of use.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class RayCrew(Crew[Actor]):
         *,
         most: int,
         on_warning: Callable[[str], None],
+        scores: bool = True,
     ) -> None:
         super().__init__(0, most=most, on_warning=on_warning)
+        self._scores = scores
         self._home = home
         self._where = where
         self._gpus = gpus
@@ -99,7 +102,7 @@ class RayCrew(Crew[Actor]):
         try:
             nodes = find_nodes()
             self._count, self._cores = shared(nodes, self._where.count, self._gpus, self._threads)
-            if not self._gpus and any(node.gpus for node in nodes):
+            if self._scores and not self._gpus and any(node.gpus for node in nodes):
                 self.on_warning(
                     "the study runs on CPUs, as this process does; to use the cluster's GPUs, start it "
                     "on a machine with one"
