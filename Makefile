@@ -25,13 +25,14 @@ PROSE = README.md CHANGELOG.md CONTRIBUTING.md $(wildcard bench/*.md examples/*/
 
 WHEELS := linux-x86_64 linux-aarch64 macos-aarch64 macos-x86_64 windows-x86_64
 
-.PHONY: help kernels wheels sanitize sanitize-addresses demo demo-smollm2 demo-vllm studio quick test test-vllm test-ray test-latest lock lint slow bench precision torture families docs site clean
+.PHONY: help kernels wheels sanitize sanitize-addresses demo demo-smollm2 demo-vllm studio test-studio quick test test-vllm test-ray test-latest lock lint slow bench precision torture families docs site clean
 
 help:
 	@echo "make demo           train three small experts by reinforcement learning, sweep, score, report"
 	@echo "make demo-smollm2   merge SmolLM2-135M-Instruct with a fine-tune of it, and let them chat"
 	@echo "make demo-vllm      run the demo's first study through vLLM, and compare it with transformers"
 	@echo "make studio         open the studio on the demo's experts, which it trains first"
+	@echo "make test-studio    go through the studio in Chromium, and check it with axe-core (needs npm)"
 	@echo "make quick          run the laws and the tests of the rooms that a change touches, in a minute"
 	@echo "make test           run all checks and tests"
 	@echo "make test-vllm      run the tests that need vLLM, in $(VLLM)"
@@ -113,6 +114,14 @@ $(BIN)/.serve: $(BIN)/.run
 # Training takes minutes the first time; experts and problems are those of `make demo`.
 studio: $(BIN)/.serve
 	$(BIN)/python examples/demo/studio.py $(DEMO)
+
+# axe-core is no dependency, and no copy of it is here: its licence is another.
+AXE := build/axe/node_modules/axe-core/axe.min.js
+$(AXE):
+	npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4
+
+test-studio: $(BIN)/.dev $(BIN)/.serve $(AXE)
+	OMP_NUM_THREADS=1 MERGANSER_AXE=$(AXE) $(BIN)/python -m pytest -m slow tests/studio/test_page.py
 
 # `make quick BASE=REV` compares with another revision than main.
 BASE ?= main

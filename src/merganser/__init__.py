@@ -46,6 +46,7 @@ Publish:
 
 Look up:
     inspect(model)                  a model's fact sheet
+    list_models(text)               models in the Hub's cache, or on the Hub
     load_recipe(config)             read and check a recipe
     open_checkpoint(folder)         names, dtypes, shapes and bytes of any readable model
 
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from merganser.differences.diff import diff as diff
     from merganser.engine import run as run
     from merganser.errors import MerganserError as MerganserError
+    from merganser.hub.catalogue import list_models as list_models
     from merganser.merging.convert import convert as convert
     from merganser.merging.in_memory import blend as blend
     from merganser.merging.in_memory import merge_state_dicts as merge_state_dicts
@@ -135,6 +137,7 @@ _HOMES = {
     "evaluate_sweep": "merganser.study.evaluate",
     "generate": "merganser.chat.talk",
     "inspect": "merganser.release.fact_sheet",
+    "list_models": "merganser.hub.catalogue",
     "load_methods": "merganser.methods:load_file",
     "load_plan": "merganser.planning.plan_loading",
     "load_recipe": "merganser.recipe:load",

@@ -101,7 +101,7 @@ def test_every_public_name_is_there_typed_and_documented() -> None:
 
 def test_all_that_the_command_line_does_is_in_python() -> None:
     same = {"eval": "evaluate", "chat": "LiveModel", "methods": "merge_method", "schema": "Recipe"}
-    same |= {"worker": "work"}
+    same |= {"worker": "work", "models": "list_models"}
     for command in commands().keys() - {"studio"}:  # a page, for people
         assert same.get(command, command) in dir(merganser)
 

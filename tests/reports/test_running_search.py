@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from merganser import cli
 from merganser.errors import InputError
 from merganser.reports import live
+from merganser.results import scores
 from merganser.results.scores import Entry, Results, Score
 from merganser.study import exploration, search_loop
 from merganser.study.search_space import load_search
@@ -91,6 +92,18 @@ def test_a_study_that_stops_says_so_on_its_page(
     assert "data-every" not in text
     assert "the study has stopped" in text
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+
+
+def test_a_sweep_that_runs_has_a_report_too(tmp_path: Path) -> None:
+    score = {"exact": Score(0.5, 0.1, 0.4, 0.6, 9)}
+    found = Results("study", "", {"exact": "max"}, {}, (Entry("m", "point", scores=score),))
+    scores.write_partial(found, 3, tmp_path)
+    assert live.is_running(tmp_path)
+    run = CliRunner().invoke(cli.main, ["report", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    assert "1 of 3 models scored" in (tmp_path / "report.html").read_text()
+    scores.write(found, tmp_path)
+    assert not live.is_running(tmp_path)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import browser
+import merganser
 from merganser.evaluation import samples
 from merganser.evaluation.samples import Sample
 from merganser.evaluation.statistics import Score
@@ -27,6 +29,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(browser.program() is None, reason="no Chromium is installed"),
 ]
+
+EVEN = """merge_method: linear
+models:
+- {model: a, parameters: {weight: 0.5}}
+- {model: b, parameters: {weight: 0.5}}
+"""
 
 HOSTILE = "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
 
@@ -68,7 +76,9 @@ def address(folder: Path) -> Iterator[str]:
     """A studio on loopback."""
     write_study(folder / "study")
     (folder / "<b>bold<i>.yml").write_text(HOSTILE)
-    (folder / "a" / "README.md").write_text(f"# {HOSTILE}\n\n[x](javascript:alert(1)) {HOSTILE}\n")
+    merge(folder / "merged_before", folder)
+    readme = folder / "merged_before" / "README.md"
+    readme.write_text(f"{readme.read_text()}\n# {HOSTILE}\n\n[x](javascript:alert(1)) {HOSTILE}\n")
     write_hostile_model(folder)
     ready = threading.Event()
     urls: list[str] = []
@@ -87,11 +97,39 @@ def address(folder: Path) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-def click(page: browser.Browser, text: str) -> None:
-    found = (
-        f"[...document.querySelectorAll('button')].find(b => b.textContent === {json.dumps(text)})"
+def merge(out: Path, folder: Path) -> None:
+    """Write a merge of the folder's models."""
+    models = [{"model": str(folder / name), "parameters": {"weight": 0.5}} for name in "ab"]
+    merganser.merge({"merge_method": "linear", "models": models}, out)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[browser.Browser]:
+    """The page in a browser, opened."""
+    with browser.browser() as made:
+        made.look(1280, 900)
+        made.open(address)
+        made.until("document.querySelector('#recipe')?.value")
+        made.until("document.querySelector('.tiles')")
+        yield made
+        assert made.problems == []
+        assert made.bytes < 2_000_000
+        others = [url for url in made.requests if not url.startswith((address, "data:"))]
+        assert others == []  # no request leaves the machine, nor goes to another of its servers
+
+
+def find(text: str) -> str:
+    """A button by its text or name."""
+    wanted = json.dumps(text)
+    return (
+        f"[...document.querySelectorAll('button')].find(b => b.checkVisibility() && "
+        f"[b.textContent, b.getAttribute('aria-label')].includes({wanted}))"
     )
-    page.run(f"{found}.click()")
+
+
+def click(page: browser.Browser, text: str) -> None:
+    page.until(f"{find(text)} && !{find(text)}.disabled")
+    page.run(f"{find(text)}.click()")
 
 
 def go(page: browser.Browser, screen: str) -> None:
@@ -106,8 +144,34 @@ def write(page: browser.Browser, selector: str, value: str, event: str = "input"
     )
 
 
+def labelled(page: browser.Browser, label: str, value: str, event: str = "input") -> None:
+    """Set the control with a label."""
+    find_control = (
+        f"[...document.querySelectorAll('main label')].find(l => l.textContent === {json.dumps(label)}"
+        " && l.checkVisibility()).control"
+    )
+    page.run(
+        f"(() => {{ const e = {find_control}; e.value = {json.dumps(value)}; "
+        f"e.dispatchEvent(new Event('{event}')); }})()"
+    )
+
+
+def press(page: browser.Browser, key: str, code: int) -> None:
+    for kind in ("keyDown", "keyUp"):
+        page.call(
+            "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+        )
+
+
+REACHABLE = (
+    "[...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex=\"0\"]')]"
+    ".filter(e => e.checkVisibility() && !e.disabled)"
+)
+
+
 def check(page: browser.Browser) -> None:
-    """No screen is wider than a narrow window, has an element of a text, or a control without a name."""
+    """Every screen shows texts as text, names its controls, fits a narrow window, can be used by keyboard,
+    and has no violation of accessibility in light, dark and narrow."""
     assert page.run("document.querySelectorAll('main img, main script, main b').length") == 0
     assert "hacked" not in page.run("document.title")
     nameless = page.run(
@@ -115,100 +179,216 @@ def check(page: browser.Browser) -> None:
         "!e.labels?.length && !e.getAttribute('aria-label')).map(e => e.outerHTML)"
     )
     assert nameless == []
-    page.look(360, 800)
-    assert page.run("document.documentElement.scrollWidth <= window.innerWidth")
+    for width, dark in ((1280, False), (1280, True), (360, False), (360, True)):
+        page.look(width, 900, dark=dark)
+        assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), width
+        violations(page, f"{width} {'dark' if dark else 'light'}")
     page.look(1280, 900)
+    by_keyboard(page)
 
 
-def test_every_screen(address: str, folder: Path) -> None:
+def violations(page: browser.Browser, where: str) -> None:
+    """Check the page with axe-core, where there is a copy of it."""
+    file = os.environ.get("MERGANSER_AXE")
+    if file is None:
+        return
+    if not page.run("typeof axe === 'object'"):
+        page.run(Path(file).read_text(encoding="utf-8") + "; void 0")
+    found = page.run(
+        "axe.run(document, {resultTypes: ['violations']}).then(r => r.violations.map(v => "
+        "v.id + ': ' + v.nodes.slice(0, 3).map(n => n.target + ' ' + n.failureSummary).join(' | ')))"
+    )
+    assert found == [], where
+
+
+def by_keyboard(page: browser.Browser) -> None:
+    """Reach everything by Tab, and see where the focus is."""
+    count = page.run(f"{REACHABLE}.length")
+    page.run("void (document.activeElement.blur(), window.seen = new Set(), window.bare = [])")
+    page.run("void document.querySelector('.skip').focus()")
+    note = (
+        "(() => { const e = document.activeElement; seen.add(e); const s = getComputedStyle(e), "
+        "p = getComputedStyle(e.closest('.code') ?? e); "
+        "if (s.outlineStyle === 'none' && p.outlineStyle === 'none' && !(e instanceof SVGElement)) "
+        "bare.push(e.outerHTML.slice(0, 200)); })()"
+    )
+    page.run(note)
+    for _ in range(count + 5):
+        press(page, "Tab", 9)
+        page.run(note)
+    missed = page.run(f"{REACHABLE}.filter(e => !seen.has(e)).map(e => e.outerHTML.slice(0, 200))")
+    assert missed == []
+    assert page.run("bare") == []
+
+
+def test_the_page_is_ready_soon(address: str) -> None:
     with browser.browser() as page:
-        page.look(1280, 900)
         began = time.monotonic()
         page.open(address)
-        page.until("document.querySelector('#recipe')?.value")
-        assert time.monotonic() - began < 20
-        page.until("document.querySelector('.facts')")
-        check(page)
+        page.until("document.querySelector('#recipe')?.value && document.querySelector('.slider')")
+        assert time.monotonic() - began < 10
 
-        # A slider changes the text, and the text the sliders.
-        write(page, "input[type=range]", "0.8")
-        page.until("document.querySelector('#recipe').value.includes('weight: 0.8')")
-        assert "weight: 0.2" in page.run("document.querySelector('#recipe').value")
-        text = (
-            "merge_method: linear\nmodels:\n- {model: b, parameters: {weight: 0.3}}\n- {model: a}\n"
-        )
-        write(page, "#recipe", text + "parametres: {}\n")
-        page.until("document.querySelector('#recipe-problem').textContent.startsWith('Line 5')")
-        write(page, "#recipe", text.replace("model: a", "model: a, parameters: {weight: 0.7}"))
-        page.until("document.querySelector('input[type=range]').value === '0.3'")
-        page.until("document.querySelector('#recipe-problem').textContent === ''")
 
-        # The blend and its models answer as OpenAI's API does.
-        go(page, "talk")
-        write(page, "textarea", "1 + 2")
-        write(page, "input[type=number][max='100000']", "8", "change")
-        click(page, "Ask")
-        page.until("document.querySelectorAll('tbody tr').length === 1", 120)
-        answers = page.run("[...document.querySelectorAll('.answer pre')].map(e => e.textContent)")
-        assert len(answers) == 3
-        assert len(set(answers)) == 3
-        assert all(answers)
-        click(page, "Pin")
-        page.run("document.querySelector('input[type=range]').value = 0.9")
-        page.run("document.querySelector('input[type=range]').dispatchEvent(new Event('input'))")
-        click(page, "Ask")
-        page.until("document.querySelectorAll('tbody tr').length === 2")
-        assert page.run("document.querySelectorAll('.answer').length") == 4
-        pinned = page.run(
-            "[...document.querySelectorAll('.answer.pin pre')].map(e => e.textContent)"
-        )
-        assert pinned == answers[:1]
-        click(page, "Back to this")
-        check(page)
+def test_blend(page: browser.Browser) -> None:
+    go(page, "blend")
+    check(page)
+    write(page, "input[type=range]", "0.8")
+    page.until("document.querySelector('#recipe').value.includes('weight: 0.8')")
+    assert "weight: 0.2" in page.run("document.querySelector('#recipe').value")
+    text = "merge_method: linear\nmodels:\n- {model: b, parameters: {weight: 0.3}}\n- {model: a}\n"
+    write(page, "#recipe", text + "parametres: {}\n")
+    page.until("document.querySelector('#recipe-problem').textContent.startsWith('Line 5')")
+    check(page)
+    write(page, "#recipe", text.replace("model: a", "model: a, parameters: {weight: 0.7}"))
+    page.until("document.querySelector('input[type=range]').value === '0.3'")
+    page.until("document.querySelector('#recipe-problem').textContent === ''")
+    click(page, "Blend now")
+    page.until("document.querySelectorAll('.bars tr').length === 2", 120)
 
-        go(page, "study")
-        page.until("document.querySelectorAll('circle.mark').length === 2")
-        before = page.run("document.querySelectorAll('.answer').length")
-        page.run("document.querySelector('circle.mark[aria-pressed=false]').focus()")
-        for kind in ("keyDown", "keyUp"):
-            page.call(
-                "Input.dispatchKeyEvent",
-                type=kind,
-                key="Enter",
-                code="Enter",
-                windowsVirtualKeyCode=13,
-            )
-        page.until(f"document.querySelectorAll('.answer').length === {before + 1}")
-        assert HOSTILE in page.run("document.querySelector('.answer pre').textContent")
-        check(page)
 
-        go(page, "differences")
-        click(page, "Compare")
-        page.until("document.querySelector('table.heat td')", 120)
-        check(page)
+def test_a_curve_is_drawn_by_keyboard(page: browser.Browser) -> None:
+    go(page, "blend")
+    write(
+        page,
+        "#recipe",
+        EVEN,
+    )
+    page.until(
+        "document.querySelector('#recipe-problem').textContent === '' && document.querySelector('.tiles')"
+    )
+    click(page, "By layer: a curve for a")
+    page.until("document.querySelectorAll('.handle').length === 5")
+    page.run("void document.querySelector('.handle').focus()")
+    press(page, "ArrowRight", 39)
+    press(page, "ArrowUp", 38)
+    press(page, "Home", 36)
+    press(page, "ArrowUp", 38)
+    page.until(
+        "document.querySelector('#recipe').value.includes('weight: [0.5, 0.01, 0.5, 0.5, 0.5]')"
+    )
+    click(page, "Add a point: a")
+    page.until("document.querySelectorAll('.handle').length === 6")
+    page.until(
+        "document.querySelector('.handle').getAttribute('aria-valuetext').includes('layer 1 of')"
+    )
+    check(page)
+    click(page, "Even: one value for all layers, a")
+    page.until("document.querySelectorAll('.handle').length === 0")
 
-        go(page, "publish")
-        write(page, "main select", "a", "change")
-        page.until("document.querySelector('.card h2, .card h1')")
-        assert HOSTILE in page.run("document.querySelector('.card').textContent")
-        check(page)
 
-        go(page, "blend")
-        write(page, "main input[type=text]", "written")
-        click(page, "Write")
-        page.until(
-            "[...document.querySelectorAll('#jobs li')].some(e => e.textContent.includes('write written: done'))",
-            120,
-        )
-        assert (folder / "written" / "config.json").is_file()
-        check(page)
+def test_talk(page: browser.Browser) -> None:
+    go(page, "talk")
+    write(page, "main textarea", "1 + 2")
+    write(page, "input[type=number][max='100000']", "8", "change")
+    click(page, "Ask")
+    page.until("document.querySelectorAll('[aria-label=History] tbody tr').length === 1", 120)
+    answers = page.run("[...document.querySelectorAll('.answer pre')].map(e => e.textContent)")
+    assert len(answers) == 3
+    assert len(set(answers)) == 3
+    assert all(answers)
+    click(page, "Pin")
+    page.run("document.querySelector('input[type=range]').value = 0.9")
+    page.run("document.querySelector('input[type=range]').dispatchEvent(new Event('input'))")
+    click(page, "Ask")
+    page.until("document.querySelectorAll('[aria-label=History] tbody tr').length === 2")
+    assert page.run("document.querySelectorAll('.answer').length") == 4
+    pinned = page.run("[...document.querySelectorAll('.answer.pin pre')].map(e => e.textContent)")
+    assert pinned == answers[:1]
+    page.run(
+        "[...document.querySelectorAll('button')].find(b => b.textContent === 'Back to this').click()"
+    )
+    check(page)
 
-        assert page.problems == []
-        assert page.bytes < 2_000_000
-        own = [url for url in page.requests if url.startswith(address)]
-        assert [
-            url for url in page.requests if url not in own and not url.startswith("data:")
-        ] == []
+
+def test_a_study_is_read(page: browser.Browser) -> None:
+    go(page, "study")
+    page.until("document.querySelectorAll('circle.mark[role=button]').length === 2")
+    before = page.run("document.querySelectorAll('.answer').length")
+    page.run("document.querySelector('circle.mark[aria-pressed=false]').focus()")
+    press(page, "Enter", 13)
+    page.until(f"document.querySelectorAll('.answer').length === {before + 1}")
+    assert page.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    assert HOSTILE in page.run("document.querySelector('.answer pre').textContent")
+    check(page)
+
+
+def test_a_study_grows_stops_and_goes_on(page: browser.Browser, folder: Path) -> None:
+    go(page, "study")
+    page.until("document.querySelector('.form')")
+    page.run("void (document.querySelector('.form').open = true)")
+    labelled(page, "Step", "0.02", "change")
+    labelled(page, "Tokens at most", "64", "change")
+    page.until("document.querySelector('.summary').textContent.includes('41 merges')")
+    click(page, "Multi-SLERP")
+    page.until("document.querySelector('.summary').textContent.includes('82 merges')")
+    click(page, "Multi-SLERP")
+    page.until("document.querySelector('.summary').textContent.includes('41 merges')")
+    labelled(page, "Name, below the studio's folder", "swept")
+    check(page)
+    click(page, "Run the study")
+    page.until("document.querySelectorAll('circle.mark[role=button]').length > 2", 120)
+    early = page.run("document.querySelectorAll('circle.mark[role=button]').length")
+    page.until(f"document.querySelectorAll('circle.mark[role=button]').length > {early}", 120)
+    click(page, "Stop")
+    page.until("document.querySelector('.state').textContent.startsWith('Stopped')")
+    assert (folder / "swept" / "results.partial.json").is_file()
+    check(page)
+    click(page, "Resume")
+    page.until("document.querySelectorAll('circle.mark[role=button]').length === 43", 240)
+    page.until("!document.querySelector('progress')", 60)
+    assert (folder / "swept" / "results.json").is_file()
+    assert not (folder / "swept" / "results.partial.json").exists()
+    page.until("document.querySelector('a.button')?.textContent === 'Open the report'")
+    click(page, "Blend a")
+    page.until("document.getElementById('main').dataset.screen === 'blend'")
+
+
+def test_differences(page: browser.Browser) -> None:
+    go(page, "differences")
+    check(page)
+    labelled(page, "Third", "merged_before", "change")
+    labelled(page, "Count rounding in", "bfloat16", "change")
+    click(page, "Compare")
+    page.until("document.querySelectorAll('main .chips button').length === 3", 120)
+    assert page.run("document.querySelectorAll('table.heat td').length") > 4
+    assert "Both rounded to bfloat16" in page.run("document.querySelector('main').textContent")
+    page.run("document.querySelectorAll('main .chips button')[2].click()")
+    page.until("document.querySelectorAll('main .chips button')[2].ariaPressed === 'true'")
+    check(page)
+
+
+def test_publish(page: browser.Browser, folder: Path) -> None:
+    go(page, "publish")
+    check(page)
+    labelled(page, "Merge", "merged_before", "change")
+    page.until("document.querySelector('.card h2, .card h1')")
+    assert HOSTILE in page.run("document.querySelector('.card').textContent")
+    labelled(page, "Repository", "org/name")
+    page.until("document.querySelector('.repository').textContent.startsWith('org/name')")
+    click(page, "Show what will be public")
+    page.until("document.querySelector('main table tbody th')?.textContent", 120)
+    assert "started without --network" in page.run("document.querySelector('main').textContent")
+    check(page)
+
+
+def test_a_blend_is_written(page: browser.Browser, folder: Path) -> None:
+    go(page, "blend")
+    write(
+        page,
+        "#recipe",
+        EVEN,
+    )
+    page.until(
+        "document.querySelector('#recipe-problem').textContent === '' && document.querySelector('.tiles')"
+    )
+    labelled(page, "Name, below the studio's folder", "written")
+    click(page, "Write")
+    page.until(
+        "[...document.querySelectorAll('#jobs li')].some(e => e.textContent.includes('write written: done'))",
+        120,
+    )
+    assert (folder / "written" / "config.json").is_file()
+    check(page)
 
 
 def texts(page: browser.Browser, selector: str) -> list[str]:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import TypeAdapter
 
 from merganser.planning import make_plan
-from merganser.recipe.sweep_file import load_points
 from merganser.results import scores
 from merganser.results.scores import Entry, Results
-from merganser.studio.commands import Asked, Command
+from merganser.studio.commands import Command
 from merganser.studio.jobs import Jobs
 from merganser.studio.routes import HEADER, OPEN, PAGE
 from studio_client import RECIPE, Client
@@ -79,14 +77,14 @@ def test_a_recipe_is_planned_as_by_the_command_line(client: Client, folder: Path
     [
         (RECIPE.replace("weight: 0.75", "weigth: 1"), 6, "did you mean 'weight'"),
         (RECIPE.replace("linear", "tis"), 1, "did you mean 'ties'"),
-        (RECIPE.replace("model: b", "model: ../secret"), 5, "outside"),
-        (RECIPE.replace("model: b", "model: way_out"), 5, "outside"),
-        (RECIPE.replace("model: b", "model: a+../secret"), 5, "outside"),
-        (RECIPE.replace("model: b", "model: org/model"), 5, "does not exist below"),
-        (RECIPE.replace("model: b", "model: b@main"), 5, "Hub"),
-        (RECIPE + "base_model: /etc\n", 7, "outside"),
-        (RECIPE + "tokenizer_source: ../secret\n", 7, "outside"),
-        (RECIPE.replace("model: b", "run: ../secret\n    steps: [1]"), 5, "outside"),
+        (RECIPE.replace("model: b", "model: ../secret"), 5, "is not below"),
+        (RECIPE.replace("model: b", "model: way_out"), 5, "is not below"),
+        (RECIPE.replace("model: b", "model: a+../secret"), 5, "is not below"),
+        (RECIPE.replace("model: b", "model: org/model"), 5, "is not below"),
+        (RECIPE.replace("model: b", "model: b@main"), 5, "is not below"),
+        (RECIPE + "base_model: /etc\n", 7, "is not below"),
+        (RECIPE + "tokenizer_source: ../secret\n", 7, "is not below"),
+        (RECIPE.replace("model: b", "run: ../secret\n    steps: [1]"), 5, "is not below"),
         ("models: [", 1, "YAML"),
     ],
 )
@@ -111,11 +109,38 @@ def test_nothing_outside_of_the_folder_is_read(client: Client, place: str) -> No
         {"kind": "publish", "folder": place, "repository": "org/name"},
         {"kind": "merge", "text": RECIPE, "name": place},
         {"kind": "again", "name": place},
+        {"kind": "report", "name": place},
     ):
         assert client.post("/studio/jobs", asked).status == 400
     assert client.post("/studio/save", {"text": RECIPE, "name": f"{place}/x"}).status == 400
     reply = client.post("/v1/completions", {"model": place, "prompt": "1", "max_tokens": 1})
     assert reply.status in (400, 404)
+
+
+def test_all_places_that_are_not_the_studios_get_one_answer(client: Client) -> None:
+    answers = set()
+    for place in (
+        "../secret",
+        "../nowhere",
+        "/etc",
+        "/nowhere/at/all",
+        "way_out",
+        "missing",
+        "..",
+        "org/name",
+    ):
+        for kind in ("study", "answers", "report", "file", "card"):
+            suffix = ".yml" if kind == "file" else ""
+            reply = client.get(f"/studio/{kind}?place={place}{suffix}")
+            answers.add(
+                (kind, reply.status, reply.body.decode().replace(place, "X").replace("X.yml", "X"))
+            )
+        posted = client.post(
+            "/studio/blend", {"text": RECIPE.replace("model: b", f"model: {place}")}
+        )
+        answers.add(("blend", posted.status, posted.body.decode().replace(place, "X")))
+    by_kind = {kind: sum(answer[0] == kind for answer in answers) for kind, _, _ in answers}
+    assert set(by_kind.values()) == {1}, answers
 
 
 def test_pages_of_other_sites_can_change_nothing(client: Client) -> None:
@@ -199,29 +224,10 @@ def test_a_model_may_not_link_out_of_the_folder(client: Client) -> None:
     (linked / "config.json").unlink()
     (linked / "config.json").symlink_to(root.parent / "secret" / "config.json")
     found = client.post("/studio/blend", {"text": text, "live": True}).data
-    assert "outside" in found["error"]["message"]
+    assert "is not below" in found["error"]["message"]
     for file in linked.iterdir():
         file.unlink()
     linked.rmdir()
-
-
-def test_a_sweep_is_made_of_a_blend(client: Client) -> None:
-    root = client.library.root
-    asked = {
-        "kind": "sweep", "text": RECIPE, "name": "swept", "step": 0.25, "low": 0.25, "high": 0.75,
-        "problems": "problems.jsonl", "scorers": ["exact", "tokens"],
-    }  # fmt: skip
-    command = TypeAdapter(Asked).validate_python(asked).command(client.library)
-    assert command.words == ["sweep", "swept.yml", "swept", "--no-write"]
-    points = load_points(root / "swept.yml")
-    assert [point.values["w"] for point in points] == [0.25, 0.5, 0.75]
-    [first, second] = points[2].recipe.recipe.models or []
-    assert str(first.parameters["weight"].rules[0].value) == "0.75"
-    assert str(second.parameters["weight"].rules[0].value) == "0.25"
-    assert (root / "swept.yml").read_text().count("problems.jsonl") == 1
-    (root / "swept.yml").unlink()
-    for wrong in ({"problems": "../secret"}, {"scorers": ["os.system"]}, {"step": 0.0}, {"low": 5}):
-        assert client.post("/studio/jobs", asked | wrong).status == 400
 
 
 def test_a_point_of_a_study_becomes_the_blend(client: Client) -> None:

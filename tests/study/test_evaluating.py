@@ -32,7 +32,7 @@ from merganser.reports import live, page
 from merganser.reports.distances import measure
 from merganser.results import scores as results
 from merganser.results.paired import compare
-from merganser.results.scores import Entry
+from merganser.results.scores import Entry, Results
 from merganser.study import participants, sharing
 from merganser.study.evaluate import evaluate_sweep
 from merganser.study.evaluate_model import evaluate, judge_again
@@ -141,13 +141,15 @@ class Noting:
 def test_base_experts_and_points_are_scored_and_one_is_written(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tracker, so_far = Noting(), []
-    found = evaluate_sweep(
-        file,
-        out,
-        track=tracker,
-        on_results=lambda found, total: so_far.append(([e.name for e in found.entries], total)),
-    )
+    written: list[bool] = []
+
+    def note(found: Results, total: int) -> None:
+        so_far.append(([e.name for e in found.entries], total))
+        written.append(results.read_partial(out) == (found, total))
+
+    found = evaluate_sweep(file, out, track=tracker, on_results=note)
     assert results.read(out) == found
+    assert written == [True] * 5
     assert so_far == [([e.name for e in found.entries[:n]], 5) for n in range(1, 6)]
     assert tracker.steps == ["start", 0, 0, 0, 1, 2, "results.csv", "finished"]
     assert tracker.metrics["effective_w"] == found.points[1].effective["./b"]

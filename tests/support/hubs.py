@@ -122,6 +122,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.create(json.loads(body))
             case "POST", ["api", "validate-yaml"]:
                 self.answer({"errors": [], "warnings": []})
+            case "GET", ["api", "models"]:
+                self.search(parse_qs(parts.query)["search"][0])
             case "GET", ["api", "models", org, name, *rest] if rest[:1] != ["tree"]:
                 self.info(f"{org}/{name}", "/".join(rest[1:]) if rest else "main")
             case "POST", ["api", "models", org, name, "branch", branch]:
@@ -138,6 +140,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.commit(f"{org}/{name}", branch, body)
             case "GET", ["api", "datasets", org, name, *rest]:
                 self.dataset(f"datasets/{org}/{name}", rest)
+            case "GET", ["api", "models"]:
+                self.search(parse_qs(parts.query)["search"][0])
             case "GET", ["api", "models", org, name, "tree", commit]:
                 self.tree(f"{org}/{name}", commit)
             case (("GET" | "HEAD"), ["datasets", org, name, "resolve", *rest]):
@@ -159,6 +163,16 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_one
+
+    def search(self, text: str) -> None:
+        """Models whose names contain a text."""
+        names = [name for name in self.hub.repos if text.lower() in name.lower()]
+        facts = {
+            "downloads": 5,
+            "gated": False,
+            "safetensors": {"parameters": {"F32": 7}, "total": 7},
+        }
+        self.answer([{"id": name, **facts, "library_name": "transformers"} for name in names])
 
     def create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization'] or ACCOUNT}/{asked['name']}"

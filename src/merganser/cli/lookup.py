@@ -1,4 +1,4 @@
-"""Commands that look things up: inspect, methods, schema."""
+"""Commands that look things up: inspect, models, methods, schema."""
 
 from __future__ import annotations
 
@@ -29,6 +29,32 @@ def inspect(model: str, weights: Weights | None, as_json: bool) -> None:
     from merganser.cli.fact_sheet_table import show_facts
 
     show_facts(sheet)
+
+
+@click.command()
+@click.argument("text", required=False)
+@json_option
+def models(text: str | None, as_json: bool) -> None:
+    """List the models in the Hub's cache, or search the Hub for TEXT.
+
+    With TEXT the most downloaded models whose names contain it. Only such a search uses the network.
+
+    \b
+    Examples:
+      merganser models
+      merganser models qwen2.5-1.5b
+    """
+    from dataclasses import asdict
+
+    from merganser.hub import catalogue
+
+    listed = catalogue.list_models(text)
+    if as_json:
+        print_json([asdict(model) for model in listed])
+        return
+    from merganser.cli.model_table import show_models
+
+    show_models(listed, searched=text)
 
 
 @click.command("methods")

@@ -88,6 +88,9 @@ SECTIONS: Mapping[str, Mapping[str, LazyCommand]] = {
         "inspect": _command(
             "lookup:inspect", "Show the fact sheet of MODEL: a folder, a file or a Hub id."
         ),
+        "models": _command(
+            "lookup:models", "List the models in the Hub's cache, or search the Hub for TEXT."
+        ),
         "methods": _command(
             "lookup:list_methods", "List the merge methods, or describe the method NAME."
         ),

@@ -377,7 +377,7 @@ def report(
     """Draw the results of a study on one page that opens offline.
 
     Reads OUT/results.json and the completions; writes OUT/report.html, which needs no other file, and
-    OUT/figures. For a search that still runs it writes the page with what is scored so far.
+    OUT/figures. For a sweep or a search that still runs it writes the page with what is scored so far.
 
     \b
     Examples:
@@ -399,9 +399,10 @@ def report(
     from merganser.reports import page as reports
 
     if live.is_running(folder):
-        page = live.write(live.read_history(folder), folder)
+        so_far, total = live.read_running(folder)
+        page = live.write(so_far, folder, total=total)
         if page is None:
-            raise MerganserError(f"{folder}: the search has scored no candidate yet")
+            raise MerganserError(f"{folder}: no model is scored yet")
         written = [page]
     else:
         written = reports.write(folder, x=x, y=y, distances=distances, threads=threads)

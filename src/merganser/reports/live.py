@@ -14,7 +14,15 @@ import yaml
 
 from merganser.errors import InputError
 from merganser.reports import page
-from merganser.results.scores import JSON_NAME, Direction, Entry, Results, Score
+from merganser.results.scores import (
+    JSON_NAME,
+    PARTIAL_NAME,
+    Direction,
+    Entry,
+    Results,
+    Score,
+    read_partial,
+)
 
 HISTORY = "history.jsonl"
 
@@ -59,8 +67,20 @@ def read_history(folder: Path) -> Results:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a folder has a search without results yet."""
-    return (folder / HISTORY).is_file() and not (folder / JSON_NAME).is_file()
+    """Whether a folder has a search or a sweep without final results yet."""
+    begun = (folder / HISTORY).is_file() or (folder / PARTIAL_NAME).is_file()
+    return begun and not (folder / JSON_NAME).is_file()
+
+
+def read_running(folder: Path) -> tuple[Results, int | None]:
+    """Return the results so far of a search or a sweep, and how many models it scores if that is known.
+
+    Raises:
+        InputError: they are missing or broken.
+    """
+    if (folder / PARTIAL_NAME).is_file():
+        return read_partial(folder)
+    return read_history(folder), None
 
 
 def _directions(block: Mapping[str, Any]) -> dict[str, Direction]:

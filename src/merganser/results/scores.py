@@ -26,6 +26,9 @@ __all__ = ["Direction", "Entry", "Results", "Role", "Score", "as_csv", "read", "
 
 JSON_NAME = "results.json"
 CSV_NAME = "results.csv"
+PARTIAL_NAME = "results.partial.json"
+"""Name of the file with the results so far of a study that runs, or was stopped."""
+
 FORMAT = 1
 
 HELD_OUT = "held_out"
@@ -166,11 +169,35 @@ def write(results: Results, folder: Path) -> None:
     Raises:
         ResourceError: when they cannot be written.
     """
-    record = {"format": FORMAT, **asdict(results)}
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, content in ((JSON_NAME, text), (CSV_NAME, as_csv(results))):
+    for name, content in ((JSON_NAME, _as_json(results)), (CSV_NAME, as_csv(results))):
         with reraise_os_errors(ResourceError, "written", folder / name):
             (folder / name).write_text(content, encoding="utf-8")
+    with reraise_os_errors(ResourceError, "removed", folder / PARTIAL_NAME):
+        (folder / PARTIAL_NAME).unlink(missing_ok=True)
+
+
+def write_partial(results: Results, total: int, folder: Path) -> None:
+    """Write the results so far of a running study into ``results.partial.json``, in one step.
+
+    :func:`write` removes the file.
+
+    Args:
+        results: the results so far.
+        total: number of models that the study scores.
+        folder: the study's folder, which exists.
+
+    Raises:
+        ResourceError: when it cannot be written.
+    """
+    new = folder / f".{PARTIAL_NAME}.new"
+    with reraise_os_errors(ResourceError, "written", folder / PARTIAL_NAME):
+        new.write_text(_as_json(results, total=total), encoding="utf-8")
+        new.replace(folder / PARTIAL_NAME)
+
+
+def _as_json(results: Results, **more: Any) -> str:
+    record = {"format": FORMAT, **more, **asdict(results)}
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def remove(folder: Path) -> None:
@@ -190,7 +217,20 @@ def read(folder: Path) -> Results:
     Raises:
         InputError: the file is missing, or has another format; the message names the first wrong key.
     """
-    path = folder / JSON_NAME
+    return _read(folder / JSON_NAME, partial=False)[0]
+
+
+def read_partial(folder: Path) -> tuple[Results, int]:
+    """Return the results so far of a study that runs or was stopped, and how many models it scores.
+
+    Raises:
+        InputError: as for :func:`read`.
+    """
+    return _read(folder / PARTIAL_NAME, partial=True)
+
+
+def _read(path: Path, *, partial: bool) -> tuple[Results, int]:
+    """Read a file of results; if they are partial, also how many models the study scores."""
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"),
@@ -207,6 +247,7 @@ def read(folder: Path) -> Results:
         raise InputError(f"{path}: not the results of a study")
     if content.pop("format") != FORMAT:
         raise InputError(f"{path}: was written by another version of Merganser; evaluate again")
+    total = content.pop("total", 0) if partial else 0
     try:
         results = TypeAdapter(Results).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -221,7 +262,7 @@ def read(folder: Path) -> Results:
     tasks = results.settings.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise InputError(f"{path}: settings.tasks: must be a list of mappings")
-    return results
+    return results, total if isinstance(total, int) else 0
 
 
 def _number(text: str) -> float:

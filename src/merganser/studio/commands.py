@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from merganser.errors import RecipeError
-from merganser.evaluation import scorer_registry
-from merganser.recipe.document import parse_document
-from merganser.studio import recipes
+from merganser.results.scores import JSON_NAME, PARTIAL_NAME
+from merganser.studio import recipes, study_files
 from merganser.studio.library import Library
-
-MOST_POINTS = 500
+from merganser.studio.sweeps import Axes, make
+from merganser.studio.sweeps import Given as _Asked
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
@@ -29,15 +27,17 @@ class Command:
         title: a short description.
         words: the arguments, without the program.
         result: whether stdout is JSON for the page.
+        network: whether the command may use the network if the studio may, or cannot run without.
+        kind: the kind of request that it answers.
+        folder: the folder that it writes; None if it writes none.
     """
 
     title: str
     words: Sequence[str]
     result: bool = False
-
-
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    network: Literal["none", "allowed", "needed"] = "none"
+    kind: str = ""
+    folder: str | None = None
 
 
 class Merge(_Asked):
@@ -52,83 +52,40 @@ class Merge(_Asked):
         recipes.read_plan(self.text, library)
         library.new(self.name)
         library.save(f"{self.name}.yml", self.text)
-        return Command(f"write {self.name}", ["merge", f"{self.name}.yml", self.name])
+        words = ["merge", f"{self.name}.yml", self.name]
+        return Command(f"write {self.name}", words, kind=self.kind, folder=self.name)
 
 
-class Sweep(_Asked):
-    """Merge and score a blend's models at many weights."""
+class Sweep(Axes):
+    """Merge and score a blend's models at many weights, by one or several methods."""
 
     kind: Literal["sweep"]
-    text: str
     name: str
-    step: float = Field(0.1, ge=0.01, le=0.5)
-    low: float = Field(0.1, ge=-4, le=4)
-    high: float = Field(0.9, ge=-4, le=4)
-    problems: str
-    scorers: list[str] = Field(min_length=1, max_length=16)
-    samples: int = Field(1, ge=1, le=64)
-    temperature: float = Field(0.0, ge=0, le=5)
-    max_tokens: int = Field(256, ge=1, le=1_000_000)
 
     def command(self, library: Library) -> Command:
         """See :func:`command_of`."""
         recipes.read_plan(self.text, library)
-        library.inside(self.problems)
-        if unknown := next((s for s in self.scorers if s not in scorer_registry.names()), None):
-            raise RecipeError(f"scorers: there is no {unknown[:60]!r}")
-        if not 1 <= (self.high - self.low) / self.step + 1 <= MOST_POINTS:
-            raise RecipeError(f"the sweep must have 1 to {MOST_POINTS} points")
+        file = make(self, library)
         library.new(self.name)
-        text = yaml.safe_dump(self._study(), sort_keys=False, allow_unicode=True, width=100)
-        library.save(f"{self.name}.yml", text)
-        return Command(f"sweep {self.name}", ["sweep", f"{self.name}.yml", self.name, "--no-write"])
-
-    def _study(self) -> dict[str, Any]:
-        data = parse_document(self.text).data
-        models = data.get("models") if isinstance(data, dict) else None
-        if not isinstance(data, dict) or not isinstance(models, list) or len(models) < 2:
-            raise RecipeError("a sweep over weights needs a recipe with two or more models")
-        names = [f"m{number}" for number in range(1, len(models) + 1)]
-        if len(models) == 2:
-            weights = ["{{ w }}", "{{ 1 - w }}"]
-            axis: Mapping[str, Any] = {"from": self.low, "to": self.high, "step": self.step}
-            point = "w{{ w }}"
-        else:
-            weights = [f"{{{{ w.{name} }}}}" for name in names]
-            axis = {"simplex": names, "step": self.step}
-            point = "_".join(f"{name}{{{{ w.{name} }}}}" for name in names)
-        swept = [
-            {**entry, "parameters": {**(entry.get("parameters") or {}), "weight": weight}}
-            for entry, weight in zip(models, weights, strict=True)
-        ]
-        task = {
-            "problems": self.problems,
-            "samples": self.samples,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "scorers": list(self.scorers),
-        }
-        evaluate: dict[str, Any] = {"tasks": [task]}
-        if isinstance(data.get("base_model"), str):
-            evaluate = {"base": data["base_model"], **evaluate}
-        rest = {key: value for key, value in data.items() if key not in ("name", "models")}
-        return {"name": point, "sweep": {"w": dict(axis)}, **rest, "models": swept} | {
-            "evaluate": evaluate
-        }
+        library.save(f"{self.name}.yml", file.text)
+        return _sweep(self.name, network=file.network)
 
 
 class Again(_Asked):
-    """Resume a stopped study."""
+    """Run the file of a study, or resume it where it stopped: ``NAME.yml`` into the folder ``NAME``.
+
+    With ``write`` the merges that its rule chooses are written too.
+    """
 
     kind: Literal["again"]
     name: str
+    write: bool = False
 
     def command(self, library: Library) -> Command:
         """See :func:`command_of`."""
-        library.inside(f"{self.name}.yml")
-        return Command(
-            f"sweep {self.name}", ["sweep", f"{_plain(self.name)}.yml", self.name, "--no-write"]
-        )
+        library.output(self.name)
+        network = study_files.check(f"{self.name}.yml", library)
+        return _sweep(_plain(self.name), network=network, write=self.write)
 
 
 class Differences(_Asked):
@@ -138,38 +95,98 @@ class Differences(_Asked):
     first: str
     second: str
     base: str | None = None
+    ulp: Literal["bfloat16", "float16", "float32"] | None = None
 
     def command(self, library: Library) -> Command:
         """See :func:`command_of`."""
         chosen = [self.first, self.second, *([self.base] if self.base else [])]
         for model in chosen:
-            recipes.read_model(model, library)
+            _check_readable(model, library)
         words = ["diff", _plain(self.first), _plain(self.second)]
-        if self.base:
-            words += ["--base", _plain(self.base)]
-        return Command(f"compare {self.first} with {self.second}", [*words, "--json"], result=True)
+        words += ["--base", _plain(self.base)] if self.base else []
+        words += ["--ulp", self.ulp] if self.ulp else []
+        title = f"compare {self.first} with {self.second}"
+        return Command(title, [*words, "--json"], result=True, kind=self.kind)
+
+
+def _check_readable(model: str, library: Library) -> None:
+    """Check that a model, or all models of a recipe, are the library's.
+
+    Raises:
+        MerganserError: a model is missing, broken, or elsewhere.
+    """
+    if not model.endswith((".yml", ".yaml")):
+        recipes.read_model(model, library)
+        return
+    text = library.inside(model).read_text(encoding="utf-8", errors="replace")
+    recipes.read_plan(text, library)
+
+
+class Report(_Asked):
+    """Draw the report of a study, as it is published."""
+
+    kind: Literal["report"]
+    name: str
+
+    def command(self, library: Library) -> Command:
+        """See :func:`command_of`."""
+        if not any(library.has(f"{self.name}/{file}") for file in (JSON_NAME, PARTIAL_NAME)):
+            library.inside(f"{self.name}/{JSON_NAME}")
+        return Command(f"report on {self.name}", ["report", _plain(self.name)], kind=self.kind)
 
 
 class Publish(_Asked):
-    """List the files that publishing a folder would upload."""
+    """List what publishing a folder would make public; with ``send``, publish it."""
 
     kind: Literal["publish"]
     folder: str
     repository: str
     private: bool = True
     public: bool = True
+    send: bool = False
 
     def command(self, library: Library) -> Command:
         """See :func:`command_of`."""
         library.model(self.folder)
         if not _REPOSITORY.fullmatch(self.repository):
             raise RecipeError(f"{self.repository[:100]!r} is no ORG/NAME")
-        words = ["push", _plain(self.folder), self.repository, "--dry-run"]
+        words = ["push", _plain(self.folder), self.repository]
         words += ["--private"] * self.private + ["--public"] * self.public
-        return Command(f"show what {self.folder} would publish", words)
+        if self.send:
+            title = f"publish {self.folder}"
+            return Command(title, [*words, "--yes"], network="needed", kind="push")
+        title = f"show what {self.folder} would publish"
+        return Command(title, [*words, "--dry-run", "--json"], result=True, kind=self.kind)
 
 
-Asked = Merge | Sweep | Again | Differences | Publish
+class Search(_Asked):
+    """Search the Hub for models."""
+
+    kind: Literal["search"]
+    text: str = Field(min_length=1, max_length=100)
+
+    def command(self, library: Library) -> Command:
+        """See :func:`command_of`."""
+        words = ["models", "--json", "--", self.text]
+        title = f"search the Hub for {self.text}"
+        return Command(title, words, result=True, network="needed", kind=self.kind)
+
+
+class Fetch(_Asked):
+    """Download a model from the Hub into its cache."""
+
+    kind: Literal["fetch"]
+    repository: str
+
+    def command(self, library: Library) -> Command:
+        """See :func:`command_of`."""
+        if not _REPOSITORY.fullmatch(self.repository):
+            raise RecipeError(f"{self.repository[:100]!r} is no ORG/NAME")
+        title = f"download {self.repository}"
+        return Command(title, ["inspect", self.repository], network="needed", kind=self.kind)
+
+
+Asked = Merge | Sweep | Again | Differences | Report | Publish | Search | Fetch
 
 
 def command_of(asked: Asked, library: Library) -> Command:
@@ -179,6 +196,17 @@ def command_of(asked: Asked, library: Library) -> Command:
         MerganserError: an input is missing or wrong, or an output exists already.
     """
     return asked.command(library)
+
+
+def _sweep(name: str, *, network: bool, write: bool = False) -> Command:
+    """Return the command that scores a study's models; ``network`` allows it to fetch public problems."""
+    return Command(
+        f"sweep {name}",
+        ["sweep", f"{name}.yml", name, *([] if write else ["--no-write"])],
+        network="allowed" if network else "none",
+        kind="sweep",
+        folder=name,
+    )
 
 
 def _plain(path: str) -> str:

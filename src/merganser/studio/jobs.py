@@ -10,13 +10,13 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from merganser.errors import ResourceError
+from merganser.errors import RecipeError, ResourceError
 from merganser.studio.commands import Command
 
 MOST_RUNNING = 4
@@ -27,6 +27,11 @@ MOST_LINES = 200
 
 MOST_RESULT = 16 * 2**20
 """Maximum size of a command's JSON result, in bytes."""
+
+NO_NETWORK = "the studio was started without --network"
+
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""Environment of commands that may not use the network."""
 
 State = Literal["running", "done", "failed", "stopped"]
 
@@ -62,6 +67,8 @@ class Job:
             "title": self.command.title,
             "command": shown(self.command.words),
             "state": self.state,
+            "kind": self.command.kind,
+            "folder": self.command.folder,
             "seconds": round(seconds, 2),
             "lines": list(self.lines),
         }
@@ -73,15 +80,23 @@ class Jobs:
 
     Args:
         folder: the commands' working directory.
+        online: the environment variables with which commands may use the network; None if no command
+            may.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, online: Mapping[str, str] | None = None) -> None:
         self._folder = folder
+        self._online = online
         self._jobs: dict[int, Job] = {}
         self._count = 0
 
     def __iter__(self) -> Any:
         return iter(self._jobs.values())
+
+    @property
+    def has_network(self) -> bool:
+        """Whether commands that need the network may use it."""
+        return self._online is not None
 
     def get(self, number: int) -> Job | None:
         """Return the job with a number; None if there is none."""
@@ -91,8 +106,11 @@ class Jobs:
         """Start a command.
 
         Raises:
+            RecipeError: the command needs the network, which the studio may not use.
             ResourceError: too many commands are running.
         """
+        if command.network == "needed" and self._online is None:
+            raise RecipeError(f"{command.title}: {NO_NETWORK}")
         if sum(job.state == "running" for job in self) >= MOST_RUNNING:
             raise ResourceError(f"{MOST_RUNNING} commands run already; wait for one, or stop it")
         self._count += 1
@@ -100,10 +118,12 @@ class Jobs:
         self._jobs[job.number] = job
         for number in [n for n, kept in self._jobs.items() if kept.state != "running"][:-MOST_KEPT]:
             del self._jobs[number]
+        allowed = self._online if command.network != "none" else None
+        environment = {**os.environ, **(OFFLINE if allowed is None else allowed)}
         job.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "merganser", *command.words,
             cwd=self._folder,
-            env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+            env={**environment, "COLUMNS": "100", "NO_COLOR": "1"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

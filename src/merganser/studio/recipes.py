@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from merganser import methods, planning, recipe
+from merganser import engine, methods, planning, recipe
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.planning import Plan
 from merganser.recipe.document import KeyPath, parse_document
@@ -33,10 +33,10 @@ class Problem:
 
 
 def read_plan(text: str, library: Library) -> Plan:
-    """Return the plan of a recipe whose models are all below the library's root.
+    """Return the plan of a recipe whose models are all the library's.
 
     Raises:
-        MerganserError: the recipe is wrong, or a model is missing, broken, or outside the root.
+        MerganserError: the recipe is wrong, or a model is missing, broken, or elsewhere.
     """
     document = parse_document(text, FILE)
     for path, folder in _runs(document.data, ()):
@@ -52,10 +52,10 @@ def read_plan(text: str, library: Library) -> Plan:
 
 
 def read_model(text: str, library: Library) -> Plan:
-    """Return the plan that reproduces a model below the library's root unchanged.
+    """Return the plan that reproduces one of the library's models unchanged.
 
     Raises:
-        MerganserError: the model is missing, broken, or outside the root.
+        MerganserError: the model is missing, broken, or elsewhere.
     """
     try:
         located = library.located(parse_reference(text))
@@ -68,14 +68,14 @@ def read_model(text: str, library: Library) -> Plan:
 
 
 def check_places(plan: Plan, library: Library) -> None:
-    """Check that all files of a plan are below the root.
+    """Check that all files of a plan are the library's.
 
     Raises:
-        InputError: a file is outside the root.
+        InputError: a file is elsewhere.
     """
     for source in plan.all_sources:
         for file in source.checkpoint.stamps:
-            library.inside(str(file))
+            library.readable(file, source.reference.text)
 
 
 def problem_of(error: MerganserError) -> Problem:
@@ -135,6 +135,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "dtype": plan.dtype.name,
         "input_bytes": plan.input_bytes,
         "output_bytes": plan.output_bytes,
+        "memory": engine.memory_needed(plan),
         "files": len(plan.shards),
         "method": plan.method_name,
         "layers": {module: len(layers) for module, layers in plan.layers.items()},

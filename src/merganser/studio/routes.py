@@ -16,31 +16,38 @@ from starlette.routing import BaseRoute, Route
 
 from merganser import methods
 from merganser.errors import MerganserError
-from merganser.evaluation import scorer_registry
+from merganser.evaluation.presets import PRESETS, PROBLEM_SETS
 from merganser.recipe.document import parse_document
 from merganser.serving.answers import as_json
 from merganser.serving.wire import BadRequest
-from merganser.studio import commands, recipes, studies
+from merganser.studio import commands, recipes, studies, sweeps
 from merganser.studio.blends import Blends
+from merganser.studio.estimates import Estimates
 from merganser.studio.jobs import Jobs, shown
 from merganser.studio.library import Library
 
 PAGE = {
     "index.html": "text/html",
     "studio.css": "text/css",
+    "screens.css": "text/css",
     **dict.fromkeys(
         (
             "main.js",
             "server.js",
             "elements.js",
+            "controls.js",
             "recipe.js",
             "blend.js",
             "jobs.js",
             "talk.js",
             "history.js",
             "study.js",
+            "front.js",
+            "sweep.js",
             "differences.js",
             "publish.js",
+            "card.js",
+            "hub.js",
         ),
         "text/javascript",
     ),
@@ -82,6 +89,8 @@ class _Save(BaseModel):
     name: str
 
 
+_AXES = TypeAdapter(sweeps.Axes)
+
 _ASKED: TypeAdapter[commands.Asked] = TypeAdapter(
     Annotated[commands.Asked, Field(discriminator="kind")]
 )
@@ -102,6 +111,8 @@ class Studio:
         self.library = library
         self.blends = blends
         self.jobs = jobs
+        self._estimates = Estimates(library)
+        self._merged: list[str] = []
 
     @property
     def routes(self) -> list[BaseRoute]:
@@ -128,14 +139,34 @@ class Studio:
             get("jobs/{number:int}", self._job),
             post("blend", self._blend),
             post("save", self._save),
+            post("sweep", self._sweep),
             post("jobs", self._start),
             post("jobs/{number:int}/stop", self._stop),
         ]
 
     async def _contents(self, _request: Request) -> Response:
-        found = await asyncio.to_thread(self.library.contents)
-        known = {"root": self.library.root.name, "scorers": scorer_registry.names()}
-        return _json(asdict(found) | known)
+        return _json(await asyncio.to_thread(self._listed))
+
+    def _listed(self) -> dict[str, Any]:
+        found = self.library.contents()
+        self._merged = found.merged
+        return asdict(found) | {
+            "root": self.library.root.name,
+            "network": self.jobs.has_network,
+            "scorers": sweeps.offered_scorers(),
+            "sets": [
+                {"name": name, "title": each.title, "size": each.size}
+                for name, each in PROBLEM_SETS.items()
+            ],
+            "presets": {
+                name: {
+                    "settings": dict(preset.settings),
+                    "problems": preset.problems,
+                    "scorers": preset.scorers,
+                }
+                for name, preset in PRESETS.items()
+            },
+        }
 
     async def _blend(self, request: Request) -> Response:
         asked = await _body(request, TypeAdapter(_Text))
@@ -150,7 +181,8 @@ class Studio:
             return answer | {"error": asdict(recipes.problem_of(error))}
         if asked.live:
             answer["model"] = self.blends.add(plan).name
-        return answer | {"plan": recipes.facts_of(plan)}
+        estimate = self._estimates.of(plan, self._merged)
+        return answer | {"plan": recipes.facts_of(plan) | {"estimate": estimate}}
 
     async def _save(self, request: Request) -> Response:
         asked = await _body(request, TypeAdapter(_Save))
@@ -158,6 +190,14 @@ class Studio:
         await asyncio.to_thread(parse_document, asked.text, recipes.FILE)
         await asyncio.to_thread(self.library.save, name, asked.text)
         return _json({"saved": name, "command": shown(["plan", name])})
+
+    async def _sweep(self, request: Request) -> Response:
+        asked = await _body(request, _AXES)
+        try:
+            made = await asyncio.to_thread(sweeps.make, asked, self.library)
+        except MerganserError as error:
+            return _json({"error": str(error)})
+        return _json(asdict(made) | {"error": None})
 
     async def _file(self, request: Request) -> Response:
         place = _place(request)
@@ -177,7 +217,8 @@ class Studio:
             return file.read(MOST_TEXT).decode("utf-8", "replace")
 
     async def _study(self, request: Request) -> Response:
-        return _json(await asyncio.to_thread(studies.describe, _place(request), self.library))
+        place, seen = _place(request), request.query_params.get("seen", "")
+        return _json(await asyncio.to_thread(studies.describe, place, self.library, seen))
 
     async def _answers(self, request: Request) -> Response:
         found = await asyncio.to_thread(studies.answers, _place(request), self.library)
@@ -230,7 +271,12 @@ async def _page(request: Request) -> Response:
 async def _methods(_request: Request) -> Response:
     def listed() -> list[Mapping[str, Any]]:
         found = (methods.get(name) for name in methods.names())
-        return [methods.describe(method) for method in found if method is not None]
+        return [
+            methods.describe(method)
+            | {"sweep": {count: sweeps.use_of(method, count) for count in (2, 3)}}
+            for method in found
+            if method is not None
+        ]
 
     return _json({"methods": await asyncio.to_thread(listed)})
 

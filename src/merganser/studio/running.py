@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from merganser.serving.limits import Limits
 from merganser.serving.server import Address, Server
@@ -42,6 +42,9 @@ def make_server(
     live: LiveModel,
     limits: Limits,
     on_ready: Callable[[str], None] = lambda _url: None,
+    *,
+    hub_cache: bool = False,
+    online: Mapping[str, str] | None = None,
 ) -> Server:
     """Return a studio's server; it listens once it is run.
 
@@ -51,14 +54,17 @@ def make_server(
         live: the model in memory.
         limits: the limits of the server.
         on_ready: called with the page's address once the server listens.
+        hub_cache: whether the page may read the models of the Hub's cache.
+        online: the environment variables with which commands may use the network; None if no command
+            may.
 
     Raises:
         InputError: there is no such folder.
         ResourceError: the address is in use, or does not belong to this machine.
     """
-    library = Library(folder)
+    library = Library(folder, hub_cache=hub_cache)
     blends = Blends(library)
-    jobs = Jobs(library.root)
+    jobs = Jobs(library.root, online)
     page = Studio(library, blends, jobs)
     token = f"#token={address.keys[0]}" if address.keys else ""
 

@@ -10,6 +10,9 @@ from merganser import extras
 from merganser.serving.limits import PORT, Limits
 from merganser.study.live_model import Computing, LiveModel
 
+OFFLINE = "HF_HUB_OFFLINE"
+"""Environment variable with which huggingface_hub does not use the network; set in the studio's process."""
+
 TURN = 0.3
 """Seconds in which requests join a turn: short, since people who compare models alternate between them."""
 
@@ -24,12 +27,14 @@ def studio(
     device: str = "auto",
     dtype: Computing = "auto",
     threads: int | None = None,
+    hub_cache: bool = True,
+    network: bool = False,
     on_ready: Callable[[str], None] = lambda _url: None,
 ) -> None:
     """Serve a page to blend the models below a folder, chat with the blends, and run studies, until Ctrl-C.
 
-    The same address serves OpenAI's API. The page reads and writes only below the folder, and nothing is
-    downloaded from the Hub.
+    The same address serves OpenAI's API. The page writes only below the folder, and reads only there and
+    the models of the Hub's cache. Without ``network`` it asks nothing of the Hub.
 
     Args:
         folder: the folder of models, recipes and studies.
@@ -41,13 +46,17 @@ def studio(
         device: as of :class:`merganser.LiveModel`.
         dtype: as of :class:`merganser.LiveModel`.
         threads: as of :class:`merganser.LiveModel`.
+        hub_cache: whether the page may read the models of the Hub's cache.
+        network: whether the page's buttons may search the Hub, download models and problems, and publish;
+            ``HF_HUB_OFFLINE`` still forbids it.
         on_ready: called with the page's address once it can be opened.
 
     Raises:
         MerganserError: the folder is missing, the address cannot be listened on, or the extra ``serve``
             is not installed.
     """
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    online = {OFFLINE: os.environ.get(OFFLINE, "")} if network else None
+    os.environ[OFFLINE] = "1"
     extras.check("transformers", "eval")
     server = extras.load("merganser.serving.server", "serve")
     running = extras.load("merganser.studio.running", "serve")
@@ -56,4 +65,7 @@ def studio(
         address = server.Address(host, port, [secrets.token_urlsafe(24)])
     live = LiveModel(device=device, dtype=dtype, threads=threads)
     limits = Limits(max_tokens=max_tokens, turn=TURN)
-    running.make_server(folder, address, live, limits, on_ready).serve_until_stopped()
+    made = running.make_server(
+        folder, address, live, limits, on_ready, hub_cache=hub_cache, online=online
+    )
+    made.serve_until_stopped()

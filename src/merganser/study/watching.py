@@ -1,4 +1,4 @@
-"""Report a running sweep: scores to a tracker, and the results so far to a callback."""
+"""Report a running sweep: scores to a tracker, and the results so far to a file and a callback."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class Watch:
         following: the logging with a tracker.
         on_results: called after each model.
         total: how many models the study scores.
+        home: the folder that gets the results so far; None if another process writes them.
         entries: the entries scored so far, by name.
     """
 
@@ -52,6 +53,7 @@ class Watch:
     following: Following
     on_results: OnResults
     total: int
+    home: Path | None = None
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def scored(self, entry: Entry) -> None:
@@ -59,9 +61,10 @@ class Watch:
         self.entries[entry.name] = entry
         self.following.point(self._number(entry), entry)
         entries = sorted(self.entries.values(), key=lambda each: self.order.index(each.name))
-        self.on_results(
-            replace(self.frame, entries=tuple(beside_points(entries, self.stated))), self.total
-        )
+        so_far = replace(self.frame, entries=tuple(beside_points(entries, self.stated)))
+        if self.home is not None:
+            scores.write_partial(so_far, self.total, self.home)
+        self.on_results(so_far, self.total)
 
     def held_out(self, entries: Sequence[Entry]) -> None:
         """Report scores on held-out problems."""
@@ -85,7 +88,8 @@ def watch(
     on_results: OnResults,
     on_warning: Callable[[str], None],
 ) -> Iterator[Watch]:
-    """Watch a sweep. If several processes share it, one of them reports the scores.
+    """Watch a sweep. If several processes share it, one of them reports the scores, and writes the results
+    so far into ``results.partial.json``.
 
     Args:
         frame: the study's results without entries.
@@ -98,7 +102,8 @@ def watch(
         listener = on_results if is_first else no_results
         with follow(tracker if is_first else None, on_warning) as following:
             following.start(tracked_run(frame, home))
-            yield Watch(frame, order, points, stated, following, listener, total)
+            place = home if is_first else None
+            yield Watch(frame, order, points, stated, following, listener, total, place)
             following.finish([home / scores.CSV_NAME])
 
 

@@ -1,61 +1,125 @@
-// Differences: two models by layer and kind of tensor.
-import { button, element, facts, field, select, shortName } from "./elements.js";
+// Differences: two or three models by layer and kind of tensor, and what rounding keeps.
+import { button, element, field, nothing, percent, select, short, shortName, tiles } from "./elements.js";
+import { modelOptions } from "./hub.js";
 import { start } from "./jobs.js";
 import { blend } from "./recipe.js";
 
-let result = null;
+let results = []; // of the last comparison: { first, second, data }
+let figure = "relative";
+let pair = 0;
 
-function cells(data, figure) {
+const FIGURES = {
+  changed: "elements that differ", distance: "distance", relative: "distance, relative to the first",
+  relative_a: "first's change, relative to the base", relative_b: "second's change, relative to the base",
+  cosine: "cosine of both changes", same_sign: "equal signs where both changed", interference: "interference: what cancels in the sum",
+  effective_rank: "effective rank",
+};
+const SHARES = new Set(["changed", "same_sign", "interference"]);
+const shown = (name, value) => value === null || value === undefined ? "–" : SHARES.has(name) ? percent(value) : short(value);
+
+function cells(data, name, most) {
   const kinds = Object.keys(data.cells);
   const layers = [...new Set(kinds.flatMap((kind) => Object.keys(data.cells[kind])))];
   layers.sort((a, b) => (a === "–") - (b === "–") || Number(a) - Number(b));
-  const all = kinds.flatMap((kind) => Object.values(data.cells[kind]).map((cell) => cell[figure])).filter((value) => value !== null && value !== undefined);
-  const most = Math.max(...all.map(Math.abs), 1e-12);
   const rows = kinds.map((kind) => element("tr", {}, element("th", { scope: "row" }, kind), ...layers.map((layer) => {
-    const value = data.cells[kind][layer]?.[figure];
-    if (value === undefined || value === null) return element("td", { class: "number quiet" }, "");
-    const cell = element("td", { class: "number" }, Number(value).toPrecision(2));
-    cell.style.backgroundColor = `rgba(var(--heat), ${((0.45 * Math.abs(value)) / most).toFixed(3)})`;
+    const value = data.cells[kind][layer]?.[name];
+    if (value === undefined || value === null) return element("td", { class: "number none-here" }, "");
+    const cell = element("td", { class: "number", title: `${kind}, ${layer === "–" ? "outside the layers" : "layer " + layer}: ${shown(name, value)}` }, shown(name, value));
+    const share = most ? Math.abs(value) / most : 0;
+    cell.style.backgroundColor = `rgba(var(${value < 0 ? "--cold" : "--heat"}), ${(0.42 * share).toFixed(3)})`;
     return cell;
   })));
-  return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Heat map of " + figure.replaceAll("_", " ") },
+  return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Heat map of " + FIGURES[name] },
     element("table", { class: "heat" },
-      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Kind"), layers.map((layer) => element("th", { scope: "col", class: "number" }, layer === "–" ? "outside" : layer)))),
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Kind"), layers.map((layer) => element("th", { scope: "col", class: "number" }, layer === "–" ? "outside" : "layer " + layer)))),
       element("tbody", {}, rows)));
 }
 
+const largest = (name) => Math.max(...results.flatMap(({ data }) => Object.values(data.cells).flatMap((row) => Object.values(row).map((cell) => Math.abs(cell[name] ?? 0)))), 1e-12);
+
+// How far elements are apart in units in the last place: those at 0 are what rounding has made equal.
+function rounding(data) {
+  const counts = Object.entries(data.ulps);
+  const total = counts.reduce((sum, [, count]) => sum + count, 0);
+  if (!total) return null;
+  const to = data.ulp_dtype ? `Both rounded to ${data.ulp_dtype}` : "As the models are stored";
+  const equal = data.ulps["0"] / total;
+  const rest = counts.filter(([name, count]) => name === "0" || count > 0);
+  return element("section", { class: "panel" }, element("h2", {}, "What rounding keeps"),
+    element("p", {}, `${to}, ${percent(equal)} of ${total.toLocaleString("en")} elements are equal; ${percent(1 - equal)} keep a difference.`),
+    element("table", { class: "bars" }, element("caption", {}, "Elements by their difference in units in the last place"),
+      element("tbody", {}, rest.map(([name, count]) => {
+        const bar = element("span", { class: "bar" });
+        bar.style.width = `${(100 * count) / total}%`;
+        return element("tr", {}, element("th", { scope: "row" }, name === "0" ? "0, equal" : name), element("td", {}, bar), element("td", { class: "number" }, percent(count / total)));
+      }))));
+}
+
 export function screen(library) {
-  const options = library.models.map((path) => [path, path]);
   const used = blend.controls?.models.map((each) => each.model) ?? [];
-  const given = { first: used[0] ?? library.models[0], second: used[1] ?? library.models[1] ?? library.models[0], base: blend.controls?.base ?? "" };
-  const shown = element("div", { "aria-live": "polite" });
+  const all = [...library.models, ...library.cached];
+  const recipes = library.recipes.filter((path) => !library.sweeps.includes(path));
+  const options = (empty) => {
+    const listed = modelOptions(library, used, empty);
+    return recipes.length ? [...listed, { label: "Recipes, merged in memory", options: recipes.map((path) => [path, path]) }] : listed;
+  };
+  const given = { models: [used[0] ?? all[0], used[1] ?? all[1] ?? all[0], used[2] ?? ""], base: blend.controls?.base ?? all.find((path) => /(^|[/_-])base/.test(shortName(path))) ?? "", ulp: "" };
+  const out = element("div", { "aria-live": "polite" });
   const draw = () => {
-    if (!result) return;
-    const names = Object.keys(result.data.whole).filter((name) => result.data.whole[name] !== null);
-    result.figure = names.includes(result.figure) ? result.figure : names.includes("relative") ? "relative" : names[0];
-    shown.replaceChildren(element("h2", {}, result.title),
-      element("div", { class: "row" }, field("Figure", select(names.map((name) => [name, name.replaceAll("_", " ")]), result.figure, (name) => { result.figure = name; draw(); }))),
-      cells(result.data, result.figure),
-      facts(names.map((name) => [name.replaceAll("_", " "), Number(result.data.whole[name]).toPrecision(4)])));
-    const skipped = Object.entries(result.data.skipped);
-    if (skipped.length) shown.append(element("p", { class: "warning" }, `${skipped.length} tensors were not compared: ${skipped[0][0]} (${skipped[0][1]})`));
+    if (!results.length) {
+      out.replaceChildren(nothing("Nothing compared yet", "Choose two or three models. With their base you also see how far their changes agree, and how much cancels when they are merged."));
+      return;
+    }
+    pair = Math.min(pair, results.length - 1);
+    const { data } = results[pair];
+    const names = Object.keys(data.whole).filter((name) => data.whole[name] !== null);
+    if (!names.includes(figure)) figure = names.includes("relative") ? "relative" : names[0];
+    const tabs = results.length < 2 ? null : element("div", { class: "chips", role: "group", "aria-label": "Which two" }, results.map((each, index) => {
+      const tab = button(`${shortName(each.first)} → ${shortName(each.second)}`, () => { pair = index; draw(); out.querySelectorAll(".chips button")[index].focus(); }, "chip");
+      tab.setAttribute("aria-pressed", String(index === pair));
+      return tab;
+    }));
+    const select_ = select(names.map((name) => [name, FIGURES[name] ?? name]), figure, (name) => { figure = name; draw(); out.querySelector("select").focus(); });
+    const skipped = Object.entries(data.skipped);
+    const most = largest(figure);
+    const scale = element("p", { class: "key" }, element("span", { class: "ramp", "aria-hidden": "true" }), `0 to ${shown(figure, most)}${results.length > 1 ? ", the same in all pairs" : ""}`);
+    out.replaceChildren(...[
+      tabs,
+      element("h2", {}, `${shortName(results[pair].first)} → ${shortName(results[pair].second)}`),
+      tiles(names.map((name) => [FIGURES[name] ?? name, shown(name, data.whole[name])])),
+      element("section", { class: "panel" }, element("div", { class: "head" }, element("h2", {}, "By layer and kind"), field("Figure", select_)), scale, cells(data, figure, most)),
+      rounding(data),
+      skipped.length ? element("p", { class: "warning" }, `${skipped.length} tensor${skipped.length === 1 ? " was" : "s were"} not compared: ${skipped[0][0]} (${skipped[0][1]})${skipped.length > 1 ? " and others" : ""}.`) : null,
+    ].filter(Boolean));
   };
   const compare = button("Compare", async () => {
-    shown.replaceChildren(element("p", { class: "quiet", role: "status" }, "Reading both models …"));
-    const asked = { kind: "diff", first: given.first, second: given.second, base: given.base || null };
-    const job = await start(asked, (ended) => {
-      if (ended.state !== "done") { shown.replaceChildren(element("p", { class: "problem" }, ended.lines.at(-1) ?? ended.state)); return; }
-      result = { data: ended.result, title: `${shortName(asked.first)} → ${shortName(asked.second)}`, figure: result?.figure };
-      draw();
-    });
-    if (!job) shown.replaceChildren();
+    const chosen = given.models.filter(Boolean);
+    const pairs = chosen.flatMap((first, i) => chosen.slice(i + 1).map((second) => [first, second]));
+    out.replaceChildren(element("p", { class: "quiet busy", role: "status" }, `Reading ${chosen.length} models …`));
+    compare.disabled = true;
+    const found = [];
+    let failure = null;
+    for (const [first, second] of pairs) {
+      await new Promise((done) => {
+        start({ kind: "diff", first, second, base: given.base || null, ulp: given.ulp || null }, (ended) => {
+          if (ended.state === "done") found.push({ first, second, data: ended.result });
+          else failure ??= ended.lines.at(-1) ?? ended.state;
+          done();
+        }).then((job) => { if (!job) { failure ??= ""; done(); } });
+      });
+      if (failure !== null) break;
+    }
+    compare.disabled = false;
+    if (failure === null) { results = found; pair = 0; draw(); } else out.replaceChildren(element("p", { class: "problem" }, failure || "The models were not compared."));
   }, "main");
   draw();
+  const pick = (index, empty) => select(options(empty), given.models[index], (path) => { given.models[index] = path; });
   return { view: element("div", {}, element("h1", {}, "Differences"),
-    element("p", { class: "note" }, "How far two models are from each other, and with a base how far their changes agree."),
-    element("div", { class: "row" },
-      field("First", select(options, given.first, (path) => { given.first = path; })),
-      field("Second", select(options, given.second, (path) => { given.second = path; })),
-      field("Base", select([["", "none"], ...options], given.base, (path) => { given.base = path; })), compare),
-    shown) };
+    element("section", { class: "panel" },
+      element("div", { class: "row" },
+        field("First", pick(0, null)), field("Second", pick(1, null)), field("Third", pick(2, "none")),
+        field("Base", select(options("none"), given.base, (path) => { given.base = path; }))),
+      element("div", { class: "row" },
+        field("Count rounding in", select([["", "as stored"], ["bfloat16", "bfloat16"], ["float16", "float16"], ["float32", "float32"]], given.ulp, (name) => { given.ulp = name; })), compare)),
+    out) };
 }

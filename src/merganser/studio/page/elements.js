@@ -34,12 +34,16 @@ export function checkbox(label, checked, onchange) {
   return element("label", { class: "check" }, input, element("span", {}, label));
 }
 
+// Options are [value, text], or groups of them: { label, options }.
 export function select(options, chosen, onchange) {
   const made = element("select", { onchange: () => onchange(made.value) });
-  for (const [value, text] of options) {
+  const choice = ([value, text]) => {
     const option = element("option", { value }, text);
     option.selected = value === chosen;
-    made.append(option);
+    return option;
+  };
+  for (const each of options) {
+    made.append(Array.isArray(each) ? choice(each) : element("optgroup", { label: each.label }, each.options.map(choice)));
   }
   return made;
 }
@@ -58,6 +62,31 @@ export function button(text, onclick, kind = "") {
 export function facts(pairs) {
   return element("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+}
+
+// Numbers that matter, in tiles.
+export function tiles(pairs) {
+  return element("dl", { class: "tiles" }, pairs.filter(([, value]) => value !== null && value !== "").map(([name, value, more]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value, more ? element("span", { class: "quiet" }, more) : null))));
+}
+
+// Choices of which several can hold, each a button that stays down.
+export function chips(label, options, chosen, onchange) {
+  return element("div", { class: "chips", role: "group", "aria-label": label }, options.map(([value, text, hint]) => {
+    const chip = button(text, () => {
+      if (chosen.has(value)) chosen.delete(value); else chosen.add(value);
+      chip.setAttribute("aria-pressed", String(chosen.has(value)));
+      onchange();
+    }, "chip");
+    chip.setAttribute("aria-pressed", String(chosen.has(value)));
+    if (hint) chip.title = hint;
+    return chip;
+  }));
+}
+
+// An empty place, with what to do about it.
+export function nothing(title, text, ...more) {
+  return element("div", { class: "nothing" }, element("p", {}, element("strong", {}, title)), element("p", {}, text), ...more);
 }
 
 // A command line, with a button that copies it.
@@ -82,6 +111,16 @@ export function bytes(count) {
   let unit = 0;
   while (count >= 1000 && unit < units.length - 1) { count /= 1000; unit += 1; }
   return (unit ? count.toPrecision(3) : count) + " " + units[unit];
+}
+
+export function duration(seconds) {
+  if (seconds < 1) return "under a second";
+  if (seconds < 90) return `about ${Math.round(seconds)} s`;
+  return seconds < 5400 ? `about ${Math.round(seconds / 60)} min` : `about ${(seconds / 3600).toPrecision(2)} h`;
+}
+
+export function percent(share, digits = 3) {
+  return share === null || share === undefined ? "–" : short(100 * share, digits) + " %";
 }
 
 export function short(value, digits = 3) {

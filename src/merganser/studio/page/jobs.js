@@ -5,14 +5,20 @@ import { read, send } from "./server.js";
 const seen = new Map(); // number → [element, state, lines]
 const waiting = new Map(); // number → what to do when it has ended
 const running = new Set();
-export const ends = new EventTarget(); // an event "end" for each command that has ended
+let newest = [];
+// Events "begin" and "end" for each command that has begun or ended, and "library" once it is read anew.
+export const ends = new EventTarget();
 let timer = null;
+
+export function states() { return newest; }
 
 // Start a command; calls onEnd with the job, once it has ended.
 export async function start(asked, onEnd = () => {}) {
   try {
     const job = await send("/studio/jobs", asked);
     waiting.set(job.job, onEnd);
+    newest = [...newest, job];
+    ends.dispatchEvent(new CustomEvent("begin", { detail: job }));
     await update();
     return job;
   } catch (error) {
@@ -21,16 +27,22 @@ export async function start(asked, onEnd = () => {}) {
   }
 }
 
+export async function stop(number) {
+  await send(`/studio/jobs/${number}/stop`).catch((error) => say(error.message));
+  await update();
+}
+
 export async function update() {
   clearTimeout(timer);
-  const { jobs } = await read("/studio/jobs").catch(() => ({ jobs: [] }));
+  const { jobs } = await read("/studio/jobs").catch(() => ({ jobs: newest }));
+  newest = jobs;
   document.getElementById("commands").hidden = !jobs.length;
   const list = document.getElementById("jobs");
   for (const job of jobs) {
     const key = job.state + job.lines.length + (job.lines.at(-1) ?? "");
     const known = seen.get(job.job);
     if (known?.key === key) continue;
-    const made = show(job);
+    const made = show(job, known?.made.querySelector("details")?.open);
     if (known) known.made.replaceWith(made);
     else list.prepend(made);
     seen.set(job.job, { made, key });
@@ -45,22 +57,28 @@ export async function update() {
   if (jobs.some((job) => job.state === "running") || waiting.size) timer = setTimeout(update, 700);
 }
 
-function show(job) {
-  const line = element("div", { class: "row" },
-    element("strong", { role: "status" }, `${job.title}: ${job.state}${job.state === "running" ? " …" : ` after ${job.seconds.toFixed(1)} s`}`));
+const WORDS = { running: "running …", done: "done", failed: "failed", stopped: "stopped" };
+
+function show(job, opened) {
+  const after = job.state === "running" ? "" : ` after ${job.seconds.toFixed(1)} s`;
+  const line = element("div", { class: "row" }, element("span", { role: "status" }, element("strong", {}, job.title), `: ${WORDS[job.state]}${after}`));
   if (job.state === "running") {
-    const stop = button("Stop", async () => { await send(`/studio/jobs/${job.job}/stop`).catch((error) => say(error.message)); update(); });
-    stop.setAttribute("aria-label", "Stop: " + job.title);
-    line.append(stop);
+    const end = button("Stop", () => stop(job.job));
+    end.setAttribute("aria-label", "Stop: " + job.title);
+    line.append(end);
   }
-  const swept = /^merganser sweep (\S+)\.yml /.exec(job.command);
-  if (swept && (job.state === "stopped" || job.state === "failed")) {
-    line.append(button("Go on", () => start({ kind: "again", name: swept[1] })));
+  if (job.kind === "sweep" && (job.state === "stopped" || job.state === "failed")) {
+    const again = button("Resume", () => start({ kind: "again", name: job.folder }));
+    again.setAttribute("aria-label", "Resume: " + job.title);
+    line.append(again);
   }
   const made = element("li", { class: job.state }, line, commandLine(job.command));
   if (job.lines.length) {
-    const text = element("pre", { tabindex: "0" }, job.lines.join("\n"));
-    made.append(text);
+    const text = element("pre", { tabindex: "0", role: "group", "aria-label": `Output of command ${job.job}` }, job.lines.join("\n"));
+    const details = element("details", {}, element("summary", {}, job.lines.at(-1)), text);
+    details.open = opened ?? job.state === "failed";
+    details.addEventListener("toggle", () => { text.scrollTop = text.scrollHeight; });
+    made.append(details);
     requestAnimationFrame(() => { text.scrollTop = text.scrollHeight; });
   }
   return made;

@@ -1,5 +1,5 @@
 // The page: its screens by the address's #, and what the server does at this moment.
-import { element, say } from "./elements.js";
+import { commandLine, element, nothing, say } from "./elements.js";
 import { ends, update } from "./jobs.js";
 import { blend } from "./recipe.js";
 import { read } from "./server.js";
@@ -59,9 +59,10 @@ async function begin() {
   }
   document.getElementById("root").textContent = library.root;
   if (library.cut_off) say("There is more below the folder than is listed; give a folder further down.");
-  if (!library.models.length) {
-    document.getElementById("main").replaceChildren(element("h1", {}, "No models"),
-      element("p", {}, "Below this folder is no model: a folder with config.json and weights, or a training run. Start the studio on another one, as in: merganser studio runs"));
+  if (!library.models.length && !library.cached.length) {
+    document.getElementById("main").replaceChildren(element("h1", {}, "Blend"), nothing("No models here",
+      "Below this folder is no model: a folder with config.json and weights, or a training run. Start the studio on a folder that has some:",
+      commandLine("merganser studio runs")));
     return;
   }
   blendScreen.begin(library);

@@ -1,89 +1,107 @@
-// Publish: the card, and what would be public. Sending is the printed command's.
-import { button, checkbox, commandLine, element, field, say, select } from "./elements.js";
+// Publish: the card as the Hub shows it, what will be public, and the push itself where the network is allowed.
+import { button, bytes, checkbox, commandLine, element, field, nothing, select, tiles } from "./elements.js";
+import { card } from "./card.js";
 import { start } from "./jobs.js";
 import { read } from "./server.js";
 
-// Parts of a line: code, bold, links as text. A card is a text of strangers: it becomes no markup.
-function inline(text) {
-  return text.split(/(`[^`]+`|\*\*[^*]+\*\*|\*[^*\s][^*]*\*|!?\[[^\]]*\]\([^)]*\))/).map((part) => {
-    if (/^`[^`]+`$/.test(part)) return element("code", {}, part.slice(1, -1));
-    if (/^\*\*[^*]+\*\*$/.test(part)) return element("strong", {}, part.slice(2, -2));
-    if (/^\*[^*]+\*$/.test(part)) return element("em", {}, part.slice(1, -1));
-    const link = /^!?\[([^\]]*)\]\(([^)]*)\)$/.exec(part);
-    if (link) return element("span", { title: link[2] }, link[1] + (part.startsWith("!") ? " (picture)" : ""));
-    return part;
-  });
-}
+const given = { folder: "", repository: "", private: true, public: true };
 
-export function card(text) {
-  const box = element("div", { class: "card", role: "document", "aria-label": "The card", tabindex: "0" });
-  let lines = text.split("\n");
-  if (lines[0] === "---") {
-    const end = lines.indexOf("---", 1);
-    if (end > 0) {
-      box.append(element("details", {}, element("summary", {}, "What the Hub reads of the card"), element("pre", {}, lines.slice(1, end).join("\n"))));
-      lines = lines.slice(end + 1);
+// What a dry run has listed.
+function listed(data) {
+  return data.repositories.map((repository) => {
+    const files = Object.entries(repository.files);
+    const total = files.reduce((sum, [, size]) => sum + size, 0);
+    const licenses = Object.entries(repository.licenses);
+    const paths = repository.local_paths;
+    const box = element("section", { class: "panel" }, element("h2", {}, `What will be ${data.private ? "sent" : "public"}`),
+      tiles([["Repository", repository.name, data.private ? "private" : "public"], ["Files", String(files.length)], ["Size", bytes(total)]]));
+    if (paths.length) {
+      box.append(element("p", { class: "warning" }, `${paths.length} local path${paths.length === 1 ? "" : "s"} would be sent, such as ${paths[0].path} in ${paths[0].file}. Tick "Names in place of local paths".`));
     }
-  }
-  while (lines.length) {
-    const line = lines.shift();
-    if (line.startsWith("```")) {
-      const body = [];
-      while (lines.length && !lines[0].startsWith("```")) body.push(lines.shift());
-      lines.shift();
-      box.append(element("pre", { tabindex: "0" }, body.join("\n")));
-    } else if (/^#{1,6} /.test(line)) {
-      box.append(element("h" + Math.min(4, line.indexOf(" ") + 1), {}, inline(line.replace(/^#+ /, ""))));
-    } else if (line.startsWith("|")) {
-      const rows = [line];
-      while (lines[0]?.startsWith("|")) rows.push(lines.shift());
-      const parts = rows.filter((row) => !/^\|[\s:|-]+\|?$/.test(row)).map((row) => row.replace(/^\||\|\s*$/g, "").split("|"));
-      box.append(element("table", {}, element("tbody", {}, parts.map((row, index) =>
-        element("tr", {}, row.map((cell) => element(index ? "td" : "th", {}, inline(cell.trim()))))))));
-    } else if (/^[-*] /.test(line)) {
-      const items = [line];
-      while (/^[-*] /.test(lines[0] ?? "")) items.push(lines.shift());
-      box.append(element("ul", {}, items.map((item) => element("li", {}, inline(item.slice(2))))));
-    } else if (line.trim()) {
-      const paragraph = [line];
-      while (lines[0]?.trim() && !/^(#|\||```|[-*] )/.test(lines[0])) paragraph.push(lines.shift());
-      box.append(element("p", {}, inline(paragraph.join(" "))));
-    }
-  }
-  return box;
+    box.append(
+      element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Files" }, element("table", {},
+        element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "File"), element("th", { scope: "col", class: "number" }, "Size"))),
+        element("tbody", {}, files.map(([name, size]) => element("tr", {}, element("th", { scope: "row" }, name), element("td", { class: "number" }, bytes(size))))))),
+      licenses.length ? element("p", { class: "note" }, "Licences of the parents: " + licenses.map(([name, license]) => `${name}: ${license ?? "none stated"}`).join("; ")) : null);
+    return box;
+  });
 }
 
 export function screen(library) {
-  const given = { folder: "", repository: "", private: true, public: true };
   const preview = element("div", { "aria-live": "polite" });
   const seen = element("div", { "aria-live": "polite" });
   const command = element("div", {});
+  const act = element("div", {});
+  let text = null;
+  let looked = ""; // the command whose dry run is shown
+
   const words = () => ["merganser", "push", given.folder || "FOLDER", given.repository || "ORG/NAME", ...(given.private ? ["--private"] : []), ...(given.public ? ["--public"] : [])].join(" ");
-  const show = () => command.replaceChildren(commandLine(words()));
-  const chosen = select([["", "choose …"], ...library.models.map((path) => [path, path])], "", async (place) => {
-    given.folder = place;
-    show();
-    preview.replaceChildren();
-    if (!place) return;
-    try {
-      const { text } = await read("/studio/card", { place });
-      preview.replaceChildren(element("h2", {}, "Card"), card(text));
-    } catch (error) { preview.replaceChildren(element("p", { class: "quiet" }, "It has no card: only merges that Merganser wrote are published.")); }
-  });
-  const name = element("input", { type: "text", placeholder: "org/name", oninput: () => { given.repository = name.value.trim(); show(); } });
+  const drawCard = () => {
+    if (text === null) preview.replaceChildren(nothing(given.folder ? "No card" : "No folder is chosen", given.folder ? "Only merges that Merganser wrote have a card and can be published." : "The card of a merge is shown here as the Hub shows it."));
+    else preview.replaceChildren(card(text, given.repository, given.private));
+  };
+  const change = () => {
+    command.replaceChildren(commandLine(words()));
+    drawCard();
+    if (looked !== words()) { looked = ""; act.replaceChildren(); seen.replaceChildren(); }
+  };
+  const push = () => {
+    act.replaceChildren(element("p", { class: "quiet busy", role: "status" }, "Sending …"));
+    start({ kind: "publish", ...given, send: true }, (ended) => {
+      const good = ended.state === "done";
+      act.replaceChildren(element("p", { class: good ? "full" : "problem", role: "status" }, good ? "Published: " : "Not published: ", ended.lines.at(-1) ?? ended.state));
+    }).then((job) => { if (!job) act.replaceChildren(); });
+  };
+  const confirm = () => {
+    const yes = button(`Yes, send it to ${given.repository}`, push, "main");
+    act.replaceChildren(element("div", { class: "panel ask", role: "group", "aria-label": "Confirm" },
+      element("p", {}, `Everything above goes to ${given.repository} on the Hub${given.private ? ", as a private repository" : ", for everybody to see"}.`),
+      element("div", { class: "row" }, yes, button("No", offer))));
+    yes.focus();
+  };
+  const offer = () => {
+    if (!library.network) {
+      act.replaceChildren(element("p", { class: "note" }, "Offline: the studio was started without --network. The command above sends it; it asks first."));
+      return;
+    }
+    act.replaceChildren(element("div", { class: "row" }, button("Push …", confirm, "main")));
+  };
   const look = button("Show what will be public", async () => {
-    if (!given.folder || !given.repository) { say("Choose a folder, and give the repository's name."); return; }
-    seen.replaceChildren(element("p", { class: "quiet", role: "status" }, "Looking …"));
-    const job = await start({ kind: "publish", ...given }, (ended) =>
-      seen.replaceChildren(element("h2", {}, ended.state === "done" ? "This would be sent" : "This cannot be sent"), element("pre", { tabindex: "0" }, ended.lines.join("\n"))));
+    if (!given.folder) { chosen.focus(); return; }
+    if (!given.repository) { name.focus(); return; }
+    const asked = words();
+    act.replaceChildren();
+    seen.replaceChildren(element("p", { class: "quiet busy", role: "status" }, "Checking every file …"));
+    const job = await start({ kind: "publish", ...given }, (ended) => {
+      if (asked !== words()) return;
+      if (ended.state !== "done") { seen.replaceChildren(element("p", { class: "problem" }, ended.lines.at(-1) ?? ended.state)); return; }
+      looked = asked;
+      seen.replaceChildren(...listed(ended.result));
+      offer();
+    });
     if (!job) seen.replaceChildren();
   }, "main");
-  show();
-  return { view: element("div", {}, element("h1", {}, "Publish"),
-    element("div", { class: "row" }, field("Folder", chosen), field("Repository", name)),
+  const options = [["", "choose …"], ...library.merged.map((path) => [path, path])];
+  const chosen = select(options, library.merged.includes(given.folder) ? given.folder : "", async (place) => {
+    given.folder = place;
+    text = null;
+    change();
+    if (!place) return;
+    try { text = (await read("/studio/card", { place })).text; } catch { text = null; }
+    if (place === given.folder) drawCard();
+  });
+  const name = element("input", { type: "text", placeholder: "org/name", autocomplete: "off", spellcheck: "false", value: given.repository, oninput: () => { given.repository = name.value.trim(); change(); } });
+  change();
+  if (chosen.value) chosen.dispatchEvent(new Event("change"));
+  const form = element("section", { class: "panel" },
+    element("div", { class: "row" }, field("Merge", chosen), field("Repository", name)),
     element("div", { class: "row" },
-      checkbox("Private", given.private, (on) => { given.private = on; show(); }),
-      checkbox("Names in place of local paths", given.public, (on) => { given.public = on; show(); }), look),
-    element("p", { class: "note" }, "The studio sends nothing. This command does; it shows everything once more, and asks:"),
-    command, seen, preview) };
+      checkbox("Private", given.private, (on) => { given.private = on; change(); }),
+      checkbox("Names in place of local paths", given.public, (on) => { given.public = on; change(); })),
+    element("div", { class: "row" }, look), command);
+  if (!library.merged.length) {
+    return { view: element("div", {}, element("h1", {}, "Publish"), nothing("Nothing to publish yet", "Write a blend first: only merges that Merganser wrote have a card and a manifest.",
+      element("p", {}, element("a", { href: "#blend" }, "Go to Blend")))) };
+  }
+  return { view: element("div", {}, element("h1", {}, "Publish"), element("div", { class: "split" }, element("div", {}, form, seen, act), preview)) };
 }

@@ -22,19 +22,28 @@ async function answer(response) {
   throw new Error(data.error?.message ?? "the server answered " + response.status);
 }
 
+async function ask(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The studio does not answer; does its command still run?");
+  }
+}
+
 export async function read(path, query = {}) {
   const words = new URLSearchParams(query).toString();
-  return answer(await fetch(path + (words ? "?" + words : ""), { headers: headers() }));
+  return answer(await ask(path + (words ? "?" + words : ""), { headers: headers() }));
 }
 
 export async function send(path, body = {}) {
   const kind = { "Content-Type": "application/json", "X-Merganser": "studio" };
-  return answer(await fetch(path, { method: "POST", headers: headers(kind), body: JSON.stringify(body) }));
+  return answer(await ask(path, { method: "POST", headers: headers(kind), body: JSON.stringify(body) }));
 }
 
 // The parts of a streamed answer: calls onText with each text; returns finish, tokens and digest.
 export async function stream(path, body, onText, signal) {
-  const response = await fetch(path, {
+  const response = await ask(path, {
     method: "POST", signal, headers: headers({ "Content-Type": "application/json" }),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
   });

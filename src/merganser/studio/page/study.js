@@ -1,197 +1,198 @@
-// Study: the front of a study, its completions side by side, and sweeps of the blend.
-import { button, checkbox, commandLine, drawn, element, field, number, say, select, short } from "./elements.js";
-import { ends, start } from "./jobs.js";
-import { blend, textChanged } from "./recipe.js";
+// Study: the front of a study, which grows while it runs; its completions side by side; sweeps of the blend.
+import { button, commandLine, element, field, nothing, say, select, short } from "./elements.js";
+import { front, isChosen, legend, scores } from "./front.js";
+import { ends, start, states, stop } from "./jobs.js";
+import { textChanged, watch } from "./recipe.js";
 import { hasToken, read } from "./server.js";
+import { sweepForm } from "./sweep.js";
 
-const WIDTH = 720, HEIGHT = 420, LEFT = 60, BOTTOM = 46, TOP = 14, RIGHT = 20;
+const EVERY = 900; // milliseconds between two looks at a study that runs
+let last = ""; // the study that was open
 
-function ticks(low, high) {
-  const span = high - low || 1;
-  const step = 10 ** Math.floor(Math.log10(span / 4));
-  const wide = [1, 2, 5, 10].map((by) => by * step).find((size) => span / size <= 6);
-  const found = [];
-  for (let value = Math.ceil(low / wide) * wide; value <= high + wide / 1e6; value += wide) found.push(Number(value.toPrecision(12)));
-  return found;
-}
-
-function front(study, x, y, picked, toggle) {
-  const shown = study.entries.filter((entry) => entry.scores[x] && entry.scores[y]);
-  const picture = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": `${y} against ${x}, ${shown.length} models` });
-  if (!shown.length) return picture;
-  const limits = (name) => {
-    const all = shown.map((entry) => entry.scores[name].mean);
-    const [low, high] = [Math.min(...all), Math.max(...all)];
-    const more = (high - low || Math.abs(high) || 1) * 0.08;
-    return [low - more, high + more];
-  };
-  const [[x0, x1], [y0, y1]] = [limits(x), limits(y)];
-  const across = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDTH - LEFT - RIGHT);
-  const down = (value) => HEIGHT - BOTTOM - ((value - y0) / (y1 - y0)) * (HEIGHT - BOTTOM - TOP);
-  for (const value of ticks(x0, x1)) {
-    picture.append(drawn("line", { class: "grid", x1: across(value), x2: across(value), y1: TOP, y2: HEIGHT - BOTTOM }),
-      drawn("text", { x: across(value), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, short(value)));
-  }
-  for (const value of ticks(y0, y1)) {
-    picture.append(drawn("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: down(value), y2: down(value) }),
-      drawn("text", { x: LEFT - 8, y: down(value) + 4, "text-anchor": "end" }, short(value)));
-  }
-  const arrow = { max: " ↑", min: " ↓" };
-  picture.append(drawn("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, x + (arrow[study.directions[x]] ?? "")),
-    drawn("text", { x: 14, y: HEIGHT / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${HEIGHT / 2})` }, y + (arrow[study.directions[y]] ?? "")));
-  for (const entry of shown) {
-    const [a, b] = [entry.scores[x], entry.scores[y]];
-    if (a.error) picture.append(drawn("line", { class: "bar", x1: across(a.mean - a.error), x2: across(a.mean + a.error), y1: down(b.mean), y2: down(b.mean) }));
-    if (b.error) picture.append(drawn("line", { class: "bar", x1: across(a.mean), x2: across(a.mean), y1: down(b.mean - b.error), y2: down(b.mean + b.error) }));
-    const kind = entry.role === "point" ? "" : entry.role === "expert" || entry.role === "base" ? entry.role : "other";
-    const open = () => toggle(entry.name);
-    const words = `${entry.short}, ${entry.role}: ${x} ${short(a.mean)}, ${y} ${short(b.mean)}`;
-    const mark = drawn("circle", {
-      class: `mark ${kind} ${entry.front ? "" : "dominated"} ${picked.includes(entry.name) ? "on" : ""}`, cx: across(a.mean), cy: down(b.mean), r: 8,
-      tabindex: "0", role: "button", "aria-pressed": String(picked.includes(entry.name)), "aria-label": words, "data-name": entry.name, onclick: open,
-      onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(); } },
-    }, drawn("title", {}, words));
-    picture.append(mark);
-  }
-  return picture;
-}
-
-function scores(study, picked, toggle) {
-  const names = Object.keys(study.directions);
-  const rows = study.entries.map((entry) => element("tr", { class: picked.includes(entry.name) ? "picked" : "" },
-    element("th", { scope: "row" }, checkbox(entry.short + (entry.chosen ? " ‡" : ""), picked.includes(entry.name), () => toggle(entry.name))),
-    element("td", {}, entry.role),
-    ...names.map((name) => element("td", { class: "number" }, entry.scores[name] ? `${short(entry.scores[name].mean)} ± ${short(entry.scores[name].error, 2)}` : "–"))));
-  const head = element("tr", {}, element("th", { scope: "col" }, "Model"), element("th", { scope: "col" }, "Role"),
-    ...names.map((name) => element("th", { scope: "col", class: "number" }, name)));
-  return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Scores" },
-    element("table", {}, element("thead", {}, head), element("tbody", {}, rows)));
-}
-
-function sideBySide(problems, picked, study) {
-  const box = element("div", {});
-  const shownAt = { index: 0 };
+function sideBySide(problems, picked, study, at) {
   const answers = element("div", { class: "columns", "aria-live": "polite" });
-  const question = element("pre", { tabindex: "0" });
+  const question = element("pre", { tabindex: "0", class: "question" });
   const names = new Map(study.entries.map((entry) => [entry.name, entry.short]));
+  const count = problems.length;
   const show = () => {
-    const problem = problems[shownAt.index];
+    const problem = problems[at.index];
     question.textContent = problem.question + (problem.answer === null ? "" : "\n\nRight answer: " + problem.answer);
     const listed = problem.completions.filter((each) => picked.includes(each.name));
     answers.replaceChildren(...listed.map((each) => element("article", { class: "answer" },
-      element("header", {}, element("h3", {}, names.get(each.name) ?? each.name)),
+      element("header", {}, element("h3", { title: each.name }, names.get(each.name) ?? each.name)),
       element("pre", { tabindex: "0" }, each.text),
       element("footer", {}, Object.entries(each.scores).map(([name, value]) =>
         element("span", { class: value === 1 ? "full" : value === 0 ? "none" : "" }, `${name} ${short(value)} · `)),
       `${each.tokens} tokens${each.cut ? ", cut off" : ""}`))));
   };
-  const chosen = select(problems.map((problem, index) => [String(index), problem.title + ": " + problem.question.slice(0, 60)]), "0",
-    (index) => { shownAt.index = Number(index); show(); });
-  box.append(field("Problem", chosen), element("p", {}), question, element("p", {}), answers);
+  if (at.index >= count) at.index = 0;
+  const chosen = select(problems.map((problem, index) => [String(index), problem.title + ": " + problem.question.slice(0, 80)]), String(at.index),
+    (index) => { at.index = Number(index); show(); });
+  const step = (by) => { at.index = (at.index + by + count) % count; chosen.value = String(at.index); show(); };
   show();
-  return box;
+  return element("div", {}, element("div", { class: "row" }, field("Problem", chosen), button("Previous", () => step(-1)), button("Next", () => step(1))), question, answers);
 }
 
-function sweepForm(library) {
-  const given = { name: "", step: 0.1, low: 0.1, high: 0.9, problems: library.problems[0] ?? "", samples: 1, temperature: 0, tokens: 128, scorers: new Set(["exact", "tokens"]) };
-  const set = (key) => (value) => { given[key] = value; };
-  if (!library.problems.length) return element("p", { class: "quiet" }, "A study needs problems: a .jsonl file below the folder, one problem a line (Talk exports one).");
-  const two = () => blend.controls?.models.length === 2;
-  const name = element("input", { type: "text", placeholder: "my-study", oninput: () => set("name")(name.value.trim()) });
-  const go = button("Run", () => {
-    if (!given.name) { name.focus(); say("Give the study a name first."); return; }
-    start({ kind: "sweep", text: blend.text, name: given.name, step: given.step, low: given.low, high: given.high, problems: given.problems,
-      scorers: [...given.scorers], samples: given.samples, temperature: given.temperature, max_tokens: given.tokens });
-  }, "main");
-  const scorers = element("details", {}, element("summary", {}, "Scorers"), element("div", { class: "row" },
-    library.scorers.map((each) => checkbox(each, given.scorers.has(each), (on) => { if (on) given.scorers.add(each); else given.scorers.delete(each); }))));
-  return element("div", {},
-    element("p", { class: "note" }, two()
-      ? "The first model's weight w goes from one end to the other, the second has 1 − w."
-      : "All weights that add up to 1, in steps."),
-    element("div", { class: "row" }, field("Name", name),
-      two() ? field("From", number(given.low, { step: 0.05 }, set("low")), true) : null,
-      two() ? field("To", number(given.high, { step: 0.05 }, set("high")), true) : null,
-      field("Step", number(given.step, { min: 0.01, max: 0.5, step: 0.01 }, set("step")), true)),
-    element("div", { class: "row" },
-      field("Problems", select(library.problems.map((path) => [path, path]), given.problems, set("problems"))),
-      field("Samples", number(1, { min: 1, max: 64 }, (value) => set("samples")(Math.round(value))), true),
-      field("Temperature", number(0, { min: 0, max: 5, step: 0.1 }, set("temperature")), true),
-      field("Tokens at most", number(128, { min: 1 }, (value) => set("tokens")(Math.round(value))), true)),
-    scorers, element("p", {}), go);
+// What a study is about to do, does or did; and what can be done about it.
+function state(place, study, job, total) {
+  const scored = study?.entries.filter((entry) => Object.keys(entry.scores).length).length ?? 0;
+  const runs = job?.state === "running";
+  const row = element("div", { class: "state" });
+  if (runs || (study && total !== null)) {
+    const bar = element("progress", { max: total || 1, value: scored, "aria-label": "Models that are scored" });
+    bar.value = scored;
+    row.append(element("p", { role: "status" }, element("strong", {}, runs ? "Running" : "Stopped"), total ? `: ${scored} of ${total} models are scored` : ": being planned"), bar);
+  }
+  const act = element("div", { class: "row" });
+  if (runs) act.append(button("Stop", () => stop(job.job)));
+  else if (!study || total !== null) act.append(button(study ? "Resume" : "Run", () => start({ kind: "again", name: place }), "main"));
+  const unwritten = study && total === null && !runs ? study.entries.filter((entry) => entry.chosen && !entry.folder) : [];
+  if (unwritten.length) {
+    const which = unwritten.every((entry) => entry.chosen === "all") ? "" : "chosen ";
+    act.append(button(`Write the ${unwritten.length} ${which}merge${unwritten.length === 1 ? "" : "s"}`, () => start({ kind: "again", name: place, write: true })));
+  }
+  if (study && !runs) act.append(button("Draw the report", () => start({ kind: "report", name: place })));
+  if (study?.report && !hasToken()) {
+    act.append(element("a", { class: "button", href: "/studio/report?" + new URLSearchParams({ place }), target: "_blank", rel: "noopener" }, "Open the report"));
+  } else if (study?.report) act.append(element("span", { class: "quiet" }, `Its report is ${place}/report.html.`));
+  row.append(act);
+  return row;
 }
 
 export function screen(library) {
   const picked = [];
+  const at = { index: 0 };
+  const standing = element("div", {});
   const shown = element("div", {});
-  let current = null;
-  const open = async (place) => {
-    current = null;
-    shown.replaceChildren(element("p", { class: "quiet", role: "status" }, "Reading …"));
+  let current = null, timer = null, gone = false;
+
+  const runFiles = () => library.sweeps.filter((path) => path.endsWith(".yml")).map((path) => path.slice(0, -4));
+  const places = () => [...new Set([...library.studies, ...runFiles(), ...states().filter((job) => job.folder && job.kind === "sweep").map((job) => job.folder)])].sort();
+  const jobOf = (place) => states().filter((job) => job.kind === "sweep" && job.folder === place).at(-1);
+
+  let told = ""; // what the state's line shows, which is not drawn anew in vain
+  const drawState = () => {
+    const { place, study } = current;
+    const job = jobOf(place);
+    const now = JSON.stringify([place, job?.job, job?.state, study?.version, study?.report]);
+    if (now === told) return;
+    told = now;
+    standing.replaceChildren(state(place, study, job, study?.total ?? null));
+  };
+  const look = async () => {
+    clearTimeout(timer);
+    const { place } = current;
+    const mine = current;
     try {
-      const study = await read("/studio/study", { place });
-      const { problems } = study.entries.some((entry) => entry.samples) ? await read("/studio/answers", { place }) : { problems: [] };
-      current = { place, study, problems };
-      picked.splice(0, picked.length, ...study.entries.filter((entry) => entry.chosen || entry.role === "expert").map((entry) => entry.name).slice(0, 3));
-      const names = Object.keys(study.directions);
-      current.x = names[0];
-      current.y = names[1] ?? names[0];
-      draw();
-    } catch (error) { shown.replaceChildren(element("p", { class: "problem" }, error.message)); }
+      const study = await read("/studio/study", { place, seen: current.study?.version ?? "" });
+      if (gone || mine !== current) return;
+      if (study.entries) {
+        const known = new Set(current.study?.entries.map((entry) => entry.name));
+        const fresh = new Set(current.study ? study.entries.map((entry) => entry.name).filter((name) => !known.has(name)) : []);
+        const { problems } = study.entries.some((entry) => entry.samples) ? await read("/studio/answers", { place }) : { problems: [] };
+        if (gone || mine !== current) return;
+        const first = !current.study;
+        Object.assign(current, { study, problems });
+        const names = Object.keys(study.directions);
+        current.x ??= names[0];
+        current.y ??= names[1] ?? names[0];
+        if (first) picked.push(...study.entries.filter((entry) => isChosen(entry) || entry.role === "expert").map((entry) => entry.name).slice(0, 3));
+        draw(fresh);
+      } else if (!current.study) {
+        shown.replaceChildren(jobOf(place)?.state === "running" ? element("p", { class: "quiet busy" }, "The first model is being scored …")
+          : nothing("Not run yet", `${place}.yml describes this study. Run it, and its front grows here.`));
+      }
+    } catch (error) {
+      if (gone || mine !== current) return;
+      if (!current.study) shown.replaceChildren(element("p", { class: "problem" }, error.message));
+    }
+    drawState();
+    if (jobOf(place)?.state === "running") timer = setTimeout(look, EVERY);
+  };
+  const open = (place) => {
+    last = place;
+    picked.splice(0);
+    at.index = 0;
+    current = { place, study: null, problems: [] };
+    told = "";
+    standing.replaceChildren();
+    shown.replaceChildren(element("p", { class: "quiet", role: "status" }, "Reading …"));
+    look();
   };
   const toggle = (name) => {
-    const at = picked.indexOf(name);
-    if (at < 0) picked.push(name); else picked.splice(at, 1);
-    const held = document.activeElement?.dataset?.name;
+    const index = picked.indexOf(name);
+    if (index < 0) picked.push(name); else picked.splice(index, 1);
     draw();
-    if (held) shown.querySelector(`[data-name="${CSS.escape(held)}"]`)?.focus();
   };
-  const draw = () => {
-    const { place, study, problems } = current;
+  const figure = element("section", { class: "panel" });
+  const table = element("div", {});
+  const reading = element("div", {});
+  const draw = (fresh) => {
+    const { place, study } = current;
+    const held = document.activeElement;
+    const marked = figure.contains(held) ? held.dataset.name : null;
+    const row = table.contains(held) && held.closest("tbody") ? held.closest("tr").rowIndex : -1;
     const names = Object.keys(study.directions).map((name) => [name, name]);
-    const report = !study.report ? null : hasToken()
-      ? element("p", { class: "note" }, `Its report is ${place}/report.html.`)
-      : element("p", {}, element("a", { href: "/studio/report?" + new URLSearchParams({ place }), target: "_blank", rel: "noopener" }, "The report, as it will be published"));
-    shown.replaceChildren(
+    figure.replaceChildren(
       element("div", { class: "row" },
-        field("Across", select(names, current.x, (name) => { current.x = name; draw(); }), true),
-        field("Up", select(names, current.y, (name) => { current.y = name; draw(); }), true)),
-      element("div", { class: "split" },
-        element("div", {}, element("div", { class: "picture" }, front(study, current.x, current.y, picked, toggle)),
-          element("p", { class: "note" }, "Blue: merges, pale where another is better in all. Orange: experts, green: base, pink: compared with. Click points to compare their completions."), report),
-        scores(study, picked, toggle)),
-      element("div", { class: "row" }, study.entries.filter((entry) => picked.includes(entry.name)).map((entry) => {
-        const take = button("Blend " + entry.short, async () => {
-          try {
-            await textChanged((await read("/studio/recipe", { place, name: entry.name })).text);
-            location.hash = "#blend";
-          } catch (error) { say(error.message); }
-        });
-        return take;
-      })),
-      element("h2", {}, "Completions side by side"),
+        field("Across", select(names, current.x, (name) => { current.x = name; draw(); })),
+        field("Up", select(names, current.y, (name) => { current.y = name; draw(); }))),
+      element("div", { class: "picture" }, front(study, current.x, current.y, picked, toggle, fresh)), legend(),
+      element("p", { class: "note" }, "Click points, or press Enter on them, to read their completions below."));
+    const { scrollTop } = table.firstElementChild ?? {};
+    table.replaceChildren(scores(study, picked, toggle));
+    if (scrollTop) table.firstElementChild.scrollTop = scrollTop;
+    if (!fresh || !reading.contains(held)) drawReading();
+    if (!figure.isConnected) {
+      shown.replaceChildren(element("div", { class: "split wider" }, figure, table), reading, commandLine(`merganser report ${place}`));
+    }
+    if (marked) figure.querySelector(`[data-name="${CSS.escape(marked)}"]`)?.focus();
+    else if (row >= 0) table.querySelector("table").rows[row]?.querySelector("input")?.focus();
+  };
+  const drawReading = () => {
+    const { place, study, problems } = current;
+    const takes = study.entries.filter((entry) => picked.includes(entry.name)).map((entry) => button("Blend " + entry.short, async () => {
+      try {
+        await textChanged((await read("/studio/recipe", { place, name: entry.name })).text);
+        location.hash = "#blend";
+      } catch (error) { say(error.message); }
+    }));
+    reading.replaceChildren(element("h2", {}, "Completions side by side"),
       !problems.length ? element("p", { class: "quiet" }, "This study has no completions.")
-        : picked.length ? sideBySide(problems, picked, study) : element("p", { class: "quiet" }, "Choose models in the figure or in the table."),
-      commandLine(`merganser report ${place}`));
+        : picked.length ? sideBySide(problems, picked, study, at) : nothing("No model is chosen", "Choose points in the figure, or models in the table."),
+      element("div", { class: "row after" }, takes));
   };
-  const chosen = select([...(library.studies.length ? [] : [["", "none below the folder"]]), ...library.studies.map((path) => [path, path])], library.studies[0] ?? "", (place) => { if (place) open(place); });
-  // After a command: studies that are new, and the one that it has gone on with.
-  let last = null;
+
+  const chosen = select([], "", (place) => { if (place) open(place); });
   const list = () => {
-    const before = chosen.value;
-    chosen.replaceChildren(...(library.studies.length ? library.studies : [""]).map((path) => element("option", { value: path }, path || "none below the folder")));
-    const wanted = last && library.studies.includes(last) ? last : library.studies.includes(before) ? before : library.studies[0];
-    chosen.value = wanted ?? "";
-    if (wanted && (wanted === last || wanted !== before)) open(wanted);
-    last = null;
+    const all = places();
+    const running = states().find((job) => job.kind === "sweep" && job.state === "running")?.folder;
+    const wanted = [last, running, library.studies[0], all[0]].find((place) => place && all.includes(place)) ?? "";
+    chosen.replaceChildren(...all.map((path) => element("option", { value: path }, library.studies.includes(path) ? path : path + " (not run yet)")));
+    chosen.value = wanted;
+    picker.hidden = !all.length;
+    if (!all.length) {
+      standing.replaceChildren();
+      shown.replaceChildren(nothing("No study yet", "A study scores merges at many weights, and shows which are best. Make one from the blend below."));
+    } else if (current?.place !== wanted) open(wanted);
+    else look();
   };
-  const ended = (event) => { last = /^merganser sweep \S+\.yml (\S+)/.exec(event.detail.command)?.[1] ?? null; };
-  ends.addEventListener("end", ended);
+  const picker = element("div", { class: "row" }, field("Study", chosen));
+  const began = (event) => { if (event.detail.kind === "sweep") { last = event.detail.folder; list(); } };
+  ends.addEventListener("begin", began);
   ends.addEventListener("library", list);
-  if (library.studies.length) open(library.studies[0]);
-  const view = element("div", {}, element("h1", {}, "Study"),
-    element("div", { class: "row" }, field("Study", chosen)), shown,
-    element("section", { class: "panel" }, element("h2", {}, "Sweep the blend"), sweepForm(library)));
-  const leave = () => { ends.removeEventListener("end", ended); ends.removeEventListener("library", list); };
+  list();
+  const { box, redraw } = sweepForm(library);
+  const form = element("details", { class: "panel form" }, element("summary", {}, element("h2", {}, "New study: sweep the blend")), box);
+  form.open = !library.studies.length;
+  const unwatch = watch((what) => { if (what === "controls") redraw(); });
+  const view = element("div", {}, element("h1", {}, "Study"), picker, standing, shown, form);
+  const leave = () => {
+    gone = true;
+    clearTimeout(timer);
+    unwatch();
+    ends.removeEventListener("begin", began);
+    ends.removeEventListener("library", list);
+  };
   return { view, leave };
 }
