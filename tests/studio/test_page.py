@@ -205,14 +205,14 @@ def by_keyboard(page: browser.Browser) -> None:
     """Reach everything by Tab, and see where the focus is."""
     count = page.run(f"{REACHABLE}.length")
     page.run("void (document.activeElement.blur(), window.seen = new Set(), window.bare = [])")
-    page.run("void document.querySelector('.skip').focus()")
+    page.run("void (document.querySelector('.skip').focus(), seen.add(document.activeElement))")
     note = (
         "(() => { const e = document.activeElement; seen.add(e); const s = getComputedStyle(e), "
         "p = getComputedStyle(e.closest('.code') ?? e); "
-        "if (s.outlineStyle === 'none' && p.outlineStyle === 'none' && !(e instanceof SVGElement)) "
+        "if (e !== document.body && s.outlineStyle === 'none' && p.outlineStyle === 'none' "
+        "&& !(e instanceof SVGElement)) "
         "bare.push(e.outerHTML.slice(0, 200)); })()"
     )
-    page.run(note)
     for _ in range(count + 5):
         press(page, "Tab", 9)
         page.run(note)

@@ -89,8 +89,11 @@ class Library:
         Raises:
             InputError: the path is not below the root.
         """
-        path = self.root / text
-        if not path.resolve().is_relative_to(self.root):
+        try:
+            path = (self.root / text).resolve()
+        except (OSError, ValueError, RuntimeError):
+            raise _absent(text) from None
+        if not path.is_relative_to(self.root):
             raise _absent(text)
         return path
 

@@ -1,5 +1,5 @@
 // Blend: choose models, a method and its parameters; the recipe and the plan beside them.
-import { button, bytes, commandLine, debounce, duration, element, field, nothing, say, select, short, shortName, tiles } from "./elements.js";
+import { button, bytes, commandLine, debounce, duration, element, field, nothing, say, select, short, shortName, shortNames, tiles } from "./elements.js";
 import { control, holdsSum, onRedraw, weights } from "./controls.js";
 import { hubPanel, modelOptions } from "./hub.js";
 import { start } from "./jobs.js";
@@ -9,7 +9,8 @@ export { weights };
 
 // A first blend: the base, if one is there, and the first two models that are not it.
 export function begin(library) {
-  const all = [...library.models, ...library.cached];
+  const own = library.models.filter((path) => !library.merged.includes(path));
+  const all = [...(own.length > 1 ? own : library.models), ...library.cached];
   const base = all.find((path) => /(^|[/_-])base/.test(shortName(path)));
   const experts = all.filter((path) => path !== base);
   const chosen = (experts.length > 1 ? experts : all).slice(0, 2);
@@ -91,7 +92,7 @@ function controlsPanel(library, redraw) {
     element("div", { class: "row" },
       field("Method", select([...blend.methods.values()].map((each) => [each.name, each.title]), controls.method, (name) => { changeMethod(name, library); change(); })),
       base,
-      field("Result in", select(["", "bfloat16", "float16", "float32"].map((name) => [name, name || "as the models"]), controls.dtype ?? "", (name) => { controls.dtype = name || null; change(); }), true)),
+      field("Result in", select(["", "bfloat16", "float16", "float32"].map((name) => [name, name || "as stored"]), controls.dtype ?? "", (name) => { controls.dtype = name || null; change(); }), true)),
     element("p", { class: "note" }, found.summary + paper)), modelList(library, change, insert));
   const first = found.parameters.find((each) => each.per_model && each.type === "float");
   const sliders = weights();
@@ -99,7 +100,8 @@ function controlsPanel(library, redraw) {
     const group = element("fieldset", { class: "panel" }, element("legend", {}, parameter.name === "weight" ? "Weights" : parameter.name));
     if (parameter === first) group.append(sliders.box);
     else {
-      controls.models.forEach((each) => group.append(control(parameter, shortName(each.model), each.parameters[parameter.name],
+      const names = shortNames(controls.models.map((each) => each.model));
+      controls.models.forEach((each, index) => group.append(control(parameter, names[index], each.parameters[parameter.name],
         (value) => { each.parameters[parameter.name] = value; controlsChanged(); },
         (value) => { each.parameters[parameter.name] = value; change(); })));
     }
@@ -163,10 +165,10 @@ function effective(pairs, measure) {
     return element("div", { class: "row" }, element("span", { class: "quiet" }, "Effective weights are measured once the blend is in memory."), button("Blend now", measure));
   }
   return element("table", { class: "bars" }, element("caption", {}, "Effective weights: what rounding leaves of each model"),
-    element("tbody", {}, pairs.map(([model, weight]) => {
+    element("tbody", {}, pairs.map(([model, weight], index) => {
       const bar = element("span", { class: "bar" });
       bar.style.width = `${Math.max(0, Math.min(1, weight)) * 100}%`;
-      return element("tr", {}, element("th", { scope: "row", title: model }, shortName(model)), element("td", {}, bar), element("td", { class: "number" }, short(weight, 4)));
+      return element("tr", {}, element("th", { scope: "row", title: model }, shortNames(pairs.map(([each]) => each))[index]), element("td", {}, bar), element("td", { class: "number" }, short(weight, 4)));
     })));
 }
 
@@ -182,7 +184,7 @@ function planFacts(pairs, measure) {
     ["Reads", bytes(plan.input_bytes), "each byte once"],
     ["Writes", bytes(plan.output_bytes), `${plan.files} file${plan.files === 1 ? "" : "s"}`],
     ["Memory", bytes(plan.memory), "to write it"],
-    estimate ? ["Time, estimated", duration(estimate.seconds), `${bytes(estimate.rate)}/s, from ${estimate.source}`] : ["Time", "–", "too small, or nothing measured yet"],
+    estimate ? ["Time, estimated", duration(estimate.seconds), `${bytes(estimate.rate)}/s, from ${estimate.source}`] : ["Time", "–", "too little to measure by"],
   ]), effective(pairs, measure));
   for (const warning of plan.warnings) box.append(element("p", { class: "warning" }, warning));
   return box;

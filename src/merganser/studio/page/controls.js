@@ -1,5 +1,5 @@
 // Controls of a method's parameters: sliders, choices, and curves over the layers.
-import { button, checkbox, drawn, element, field, fresh, number, select, short, shortName } from "./elements.js";
+import { button, checkbox, drawn, element, field, fresh, number, select, short, shortNames } from "./elements.js";
 import { blend, controlsChanged, method, round, setParameter } from "./recipe.js";
 
 const POINTS = 5; // of a new curve
@@ -160,8 +160,9 @@ export function weights() {
   const parameter = method()?.parameters.find((each) => each.per_model && each.type === "float");
   if (!parameter) return { box, show: () => {} };
   const numbers = () => blend.controls.models.every((each) => typeof each.parameters[parameter.name] === "number");
+  const names = shortNames(blend.controls.models.map((each) => each.model));
   blend.controls.models.forEach((each, index) => {
-    const row = control(parameter, shortName(each.model), each.parameters[parameter.name],
+    const row = control(parameter, names[index], each.parameters[parameter.name],
       (value) => setParameter(index, parameter.name, value, hold && parameter.name === "weight" && numbers()),
       (value) => { each.parameters[parameter.name] = value; controlsChanged(); redraw(); });
     rows.push(row);

@@ -1,5 +1,5 @@
 // Differences: two or three models by layer and kind of tensor, and what rounding keeps.
-import { button, element, field, nothing, percent, select, short, shortName, tiles } from "./elements.js";
+import { button, element, field, nothing, percent, select, short, shortName, shortNames, tiles } from "./elements.js";
 import { modelOptions } from "./hub.js";
 import { start } from "./jobs.js";
 import { blend } from "./recipe.js";
@@ -35,6 +35,7 @@ function cells(data, name, most) {
       element("tbody", {}, rows)));
 }
 
+const GROUPS = [["equal", ["0"]], ["1 unit", ["1"]], ["2 units", ["2"]], ["3 to 16", ["3-4", "5-8", "9-16"]], ["17 to 256", ["17-32", "33-64", "65-128", "129-256"]]];
 const largest = (name) => Math.max(...results.flatMap(({ data }) => Object.values(data.cells).flatMap((row) => Object.values(row).map((cell) => Math.abs(cell[name] ?? 0)))), 1e-12);
 
 // How far elements are apart in units in the last place: those at 0 are what rounding has made equal.
@@ -44,14 +45,15 @@ function rounding(data) {
   if (!total) return null;
   const to = data.ulp_dtype ? `Both rounded to ${data.ulp_dtype}` : "As the models are stored";
   const equal = data.ulps["0"] / total;
-  const rest = counts.filter(([name, count]) => name === "0" || count > 0);
+  const rows = GROUPS.map(([title, names]) => [title, names.reduce((sum, name) => sum + data.ulps[name], 0)]);
+  rows.push(["more", total - rows.reduce((sum, [, count]) => sum + count, 0)]);
   return element("section", { class: "panel" }, element("h2", {}, "What rounding keeps"),
     element("p", {}, `${to}, ${percent(equal)} of ${total.toLocaleString("en")} elements are equal; ${percent(1 - equal)} keep a difference.`),
     element("table", { class: "bars" }, element("caption", {}, "Elements by their difference in units in the last place"),
-      element("tbody", {}, rest.map(([name, count]) => {
+      element("tbody", {}, rows.map(([name, count]) => {
         const bar = element("span", { class: "bar" });
         bar.style.width = `${(100 * count) / total}%`;
-        return element("tr", {}, element("th", { scope: "row" }, name === "0" ? "0, equal" : name), element("td", {}, bar), element("td", { class: "number" }, percent(count / total)));
+        return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, bar), element("td", { class: "number" }, percent(count / total)));
       }))));
 }
 
@@ -74,8 +76,11 @@ export function screen(library) {
     const { data } = results[pair];
     const names = Object.keys(data.whole).filter((name) => data.whole[name] !== null);
     if (!names.includes(figure)) figure = names.includes("relative") ? "relative" : names[0];
+    const names_ = new Map(); // short names of the models
+    const paths = [...new Set(results.flatMap(({ first, second }) => [first, second]))];
+    shortNames(paths).forEach((name, index) => names_.set(paths[index], name));
     const tabs = results.length < 2 ? null : element("div", { class: "chips", role: "group", "aria-label": "Which two" }, results.map((each, index) => {
-      const tab = button(`${shortName(each.first)} → ${shortName(each.second)}`, () => { pair = index; draw(); out.querySelectorAll(".chips button")[index].focus(); }, "chip");
+      const tab = button(`${names_.get(each.first)} → ${names_.get(each.second)}`, () => { pair = index; draw(); out.querySelectorAll(".chips button")[index].focus(); }, "chip");
       tab.setAttribute("aria-pressed", String(index === pair));
       return tab;
     }));
@@ -85,8 +90,8 @@ export function screen(library) {
     const scale = element("p", { class: "key" }, element("span", { class: "ramp", "aria-hidden": "true" }), `0 to ${shown(figure, most)}${results.length > 1 ? ", the same in all pairs" : ""}`);
     out.replaceChildren(...[
       tabs,
-      element("h2", {}, `${shortName(results[pair].first)} → ${shortName(results[pair].second)}`),
-      tiles(names.map((name) => [FIGURES[name] ?? name, shown(name, data.whole[name])])),
+      element("h2", {}, `${names_.get(results[pair].first)} → ${names_.get(results[pair].second)}`),
+      tiles(names.map((name) => [FIGURES[name] ?? name, shown(name, data.whole[name])]), "few"),
       element("section", { class: "panel" }, element("div", { class: "head" }, element("h2", {}, "By layer and kind"), field("Figure", select_)), scale, cells(data, figure, most)),
       rounding(data),
       skipped.length ? element("p", { class: "warning" }, `${skipped.length} tensor${skipped.length === 1 ? " was" : "s were"} not compared: ${skipped[0][0]} (${skipped[0][1]})${skipped.length > 1 ? " and others" : ""}.`) : null,

@@ -65,8 +65,8 @@ export function facts(pairs) {
 }
 
 // Numbers that matter, in tiles.
-export function tiles(pairs) {
-  return element("dl", { class: "tiles" }, pairs.filter(([, value]) => value !== null && value !== "").map(([name, value, more]) =>
+export function tiles(pairs, kind = "") {
+  return element("dl", { class: "tiles " + kind }, pairs.filter(([, value]) => value !== null && value !== "").map(([name, value, more]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value, more ? element("span", { class: "quiet" }, more) : null))));
 }
 
@@ -120,7 +120,9 @@ export function duration(seconds) {
 }
 
 export function percent(share, digits = 3) {
-  return share === null || share === undefined ? "–" : short(100 * share, digits) + " %";
+  if (share === null || share === undefined) return "–";
+  const text = short(100 * share, digits);
+  return text === "100" && share < 1 ? "over 99.9 %" : text + " %";
 }
 
 export function short(value, digits = 3) {
@@ -136,6 +138,18 @@ export function save(name, text, kind = "application/jsonl") {
 export function debounce(action, wait) {
   let timer;
   return (...all) => { clearTimeout(timer); timer = setTimeout(() => action(...all), wait); };
+}
+
+// Short names of several models, without the ending that all share: acc and accfmt.
+export function shortNames(paths) {
+  const names = paths.map(shortName);
+  const different = [...new Set(names)];
+  if (different.length < 2) return names;
+  const parts = different.map((name) => name.split(/(?=[_-])/));
+  let count = 0;
+  while (parts.every((each) => each.length > count + 1 && each.at(-1 - count) === parts[0].at(-1 - count))) count += 1;
+  const cut = (name) => name.split(/(?=[_-])/).slice(0, count ? -count : undefined).join("");
+  return new Set(different.map(cut)).size === different.length ? names.map(cut) : names;
 }
 
 // A path's last part that says something, as Merganser names models.
