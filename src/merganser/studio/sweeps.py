@@ -139,12 +139,13 @@ def make(axes: Axes, library: Library) -> SweepFile:
     Raises:
         MerganserError: the recipe has fewer than two models, a method does not fit, or a task is wrong.
     """
-    data = parse_document(axes.text).data
-    models = data.get("models") if isinstance(data, dict) else None
-    alone = isinstance(models, list) and len(models) == 1
-    if alone and data.get("merge_method") == "slerp" and "base_model" in data:
+    given = parse_document(axes.text).data
+    data = given if isinstance(given, dict) else {}
+    listed = data.get("models")
+    models = list(listed) if isinstance(listed, list) else []
+    if len(models) == 1 and data.get("merge_method") == "slerp" and "base_model" in data:
         models = [{"model": data["base_model"]}, *models]
-    if not isinstance(data, dict) or not isinstance(models, list) or len(models) < 2:
+    if len(models) < 2:
         raise RecipeError("a sweep over weights needs a recipe with two or more models")
     if controls_of(axes.text) is None:
         raise RecipeError(
