@@ -16,6 +16,8 @@ from merganser.studio.library import Library
 from merganser.studio.sweeps import Axes, make
 from merganser.studio.sweeps import Given as _Asked
 
+NO_NETWORK = "the studio was started without --network"
+
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merganser.errors import RecipeError, ResourceError
-from merganser.studio.commands import Command
+from merganser.studio.commands import NO_NETWORK, Command
 
 MOST_RUNNING = 4
 
@@ -27,8 +27,6 @@ MOST_LINES = 200
 
 MOST_RESULT = 16 * 2**20
 """Maximum size of a command's JSON result, in bytes."""
-
-NO_NETWORK = "the studio was started without --network"
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """Environment of commands that may not use the network."""
