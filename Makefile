@@ -98,7 +98,7 @@ demo-vllm: $(VLLM)/.done
 	$(VLLM)/bin/python examples/demo/through_vllm.py $(DEMO)
 
 test-vllm: $(VLLM)/.done
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/study/test_vllm.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/study/test_vllm.py tests/serving/test_vllm_serving.py
 
 $(BIN)/.ray: $(BIN)/.dev
 	$(BIN)/pip install $(LOCKED) --no-compile --editable '.[eval,plot,ray]'

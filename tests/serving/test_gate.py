@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from merganser.errors import InputError
-from merganser.serving.gate import Gate, GateClosed, QueueFull
+from merganser.serving.gate import EngineGone, Gate, GateClosed, QueueFull
 
 
 class Weights:
@@ -377,3 +377,127 @@ def test_without_the_rule_the_wait_is_not_bounded() -> None:
     """The bound above is the rule's: long answers hold the others up."""
     waits = waits_of(busy(0), turn=2.0, longest=None)
     assert max(waits) > len(POINTS) * (5.0 + SWAP)
+
+
+# -- several engines -------------------------------------------------------------------------------
+
+
+def test_points_go_to_engines_that_have_them_and_others_to_idle_ones() -> None:
+    async def scenario() -> None:
+        engines = [Weights(), Weights()]
+        gate = Gate(*(engine.become for engine in engines), turn=0.0)
+        guests = [Guest(gate, point) for point in "abab"]
+        await spin()
+        assert all(guest.is_in for guest in guests)
+        assert [engine.swaps for engine in engines] == [["a"], ["b"]]
+        assert gate.loaded == ["a", "b"]
+        third = Guest(gate, "c")
+        await spin()
+        assert not third.is_in
+        for guest in (guests[1], guests[3]):
+            await guest.go()
+        await spin()
+        assert third.is_in
+        assert engines[1].swaps == ["b", "c"]
+        assert gate.inside == {"a": 2, "c": 1}
+        for guest in (guests[0], guests[2], third):
+            await guest.go()
+
+    run(scenario)
+
+
+def test_a_busy_point_is_loaded_into_an_idle_engine() -> None:
+    """While its requests still come, and where many wait for its first load."""
+
+    async def scenario() -> None:
+        for burst in (False, True):
+            engines = [Weights(), Weights()]
+            gate = Gate(*(engine.become for engine in engines))
+            guests = []
+            for _ in range(12):
+                guests.append(Guest(gate, "a"))
+                await spin(0 if burst else 8)
+            await spin(20)
+            assert all(guest.is_in for guest in guests)
+            assert [engine.swaps for engine in engines] == [["a"], ["a"]]
+            assert min(lane.load for lane in gate._lanes) >= 4
+            for guest in guests:
+                await guest.go()
+
+    run(scenario)
+
+
+def test_an_engine_that_is_gone_leaves_its_points_to_the_others() -> None:
+    async def scenario() -> None:
+        good = Weights()
+
+        async def gone(_point: str) -> None:
+            raise EngineGone("it is gone")
+
+        gate = Gate(gone, good.become, turn=0.0)
+        guests = [Guest(gate, point) for point in "ab"]
+        await spin(20)
+        assert sum(guest.is_in for guest in guests) == 1
+        for guest in sorted(guests, key=lambda guest: not guest.is_in):
+            await guest.go()
+        assert sorted(good.swaps) == ["a", "b"]
+        alone = Gate(gone, turn=0.0)
+        for _ in range(2):
+            with pytest.raises(EngineGone):
+                await Guest(alone, "a").task
+
+    run(scenario)
+
+
+def test_an_engine_that_lost_its_weights_loads_them_again() -> None:
+    async def scenario() -> None:
+        weights = Weights()
+        gate = Gate(weights.become)
+        await Guest(gate, "a").go()
+        gate.reload(0)
+        assert gate.loaded == [None]
+        await spin()
+        assert weights.swaps == ["a", "a"]
+        assert gate.loaded == ["a"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("longest", [None, 0.002], ids=["drained", "interrupted"])
+@pytest.mark.parametrize("seed", range(10))
+def test_under_chance_several_engines_give_no_wrong_weights_and_leave_nobody(
+    seed: int, longest: float | None
+) -> None:
+    chance = random.Random(seed)
+
+    async def visit(gate: Gate[str], engines: list[Weights], point: str, steps: int) -> str:
+        async with gate.admitted(point) as number:
+            for _ in range(steps):
+                tries = 0
+                while engines[number].point != point:
+                    assert longest is not None
+                    tries += 1
+                    assert tries < 20_000
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        return "done"
+
+    async def scenario() -> None:
+        engines = [Weights() for _ in range(3)]
+        gate = Gate(*(engine.become for engine in engines), turn=0.001, longest=longest)
+        tasks = []
+        for _ in range(80):
+            point, steps = chance.choice("aaabcde"), chance.randrange(12)
+            tasks.append(asyncio.create_task(visit(gate, engines, point, steps)))
+            if chance.random() < 0.3:
+                await spin(chance.randrange(8))
+            if chance.random() < 0.2:
+                chance.choice(tasks).cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not gate.inside
+        assert not gate.waiting
+        for result in results:
+            assert result == "done" or isinstance(result, asyncio.CancelledError), result
+        assert results.count("done") > 20
+
+    run(scenario)

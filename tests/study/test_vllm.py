@@ -13,7 +13,6 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import merganser
-import peers
 from merganser.errors import InputError, MerganserError, RecipeError
 from merganser.evaluation.engines import VllmOptions
 from merganser.evaluation.generation import Request, Sampling
@@ -22,6 +21,7 @@ from merganser.study import evaluate
 from merganser.study.live_model import LiveModel
 from merganser.study.progress import Scored
 from merganser.study.vllm_model import VllmModel
+from vllm_models import SHAPES, linear, make_models
 
 pytestmark = [
     pytest.mark.vllm,
@@ -29,38 +29,9 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # vLLM's own
 ]
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2": {
-        **{"hidden_size": 128, "head_dim": 32, "max_window_layers": 3},
-        **{"sliding_window": None, "use_sliding_window": False},
-    },
-    "llama": {"hidden_size": 128, "head_dim": 32},
-    "gpt2": {"n_embd": 128, "n_head": 4},
-}
-"""With a head of its own, a tied one, and weights that are transposed; vLLM's kernels want wide heads."""
-
 QUESTIONS = [f"what is {a} + {b} =" for a in range(6) for b in range(2)]
 GREEDY = Sampling(max_tokens=10)
 DRAWN = Sampling(1.0, 0.9, max_tokens=10, seed=3)
-
-
-def make_models(folder: Path, family: str, dtype: str = "bfloat16") -> Path:
-    for seed, name in enumerate("ab"):
-        peers.make_model(folder / name, family, seed=seed, dtype=dtype, **SHAPES[family])
-        file = folder / name / "config.json"
-        config = json.loads(file.read_text())
-        if "layer_types" in config:  # vLLM's Qwen2 has one kind of attention in all layers
-            config["layer_types"] = ["full_attention"] * config["num_hidden_layers"]
-            file.write_text(json.dumps(config))
-    return folder
-
-
-def linear(folder: Path, weight: float, dtype: str = "bfloat16") -> dict[str, Any]:
-    models = [
-        {"model": str(folder / "a"), "parameters": {"weight": weight}},
-        {"model": str(folder / "b"), "parameters": {"weight": 1 - weight}},
-    ]
-    return {"merge_method": "linear", "models": models, "dtype": dtype}
 
 
 def chats(samples: int = 1) -> list[Request]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from checkpoints_on_disk import make_model, shapes
 from merganser.evaluation.engines import TransformersOptions
 from merganser.evaluation.generation import Completion, Prompt, Request, Sampling
 from merganser.planning import Plan
+from merganser.serving.base_service import BaseService
 from merganser.serving.server import Address, Server
-from merganser.serving.service import Service
 from merganser.study.live_model import LiveModel
 
 SWEEP = """
@@ -72,7 +73,7 @@ class Running:
     """A server in a thread."""
 
     url: str
-    service: Service
+    service: Any
     server: Server
     thread: threading.Thread
 
@@ -83,8 +84,8 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def start(service: Service, address: Address) -> Running:
-    """Run a server in a thread."""
+def start(service: BaseService, address: Address, seconds: float = 20) -> Running:
+    """Run a server in a thread, and wait until it listens."""
     ready = threading.Event()
     urls: list[str] = []
 
@@ -95,5 +96,5 @@ def start(service: Service, address: Address) -> Running:
     server = Server(service, address, tell)
     thread = threading.Thread(target=server.serve_until_stopped, daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(seconds)
     return Running(urls[0], service, server, thread)

@@ -245,16 +245,19 @@ def _parse_engine_options(
     return parsed or None
 
 
+engine_options = click.option(
+    "--engine-option",
+    "engine_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_parse_engine_options,
+    help="An option of the engine, such as max_model_len=4096 of vllm, url=… of endpoint.",
+)
+
+
 def engine_choice(command: Command) -> Command:
     """Add the options that choose the engine that runs models."""
-    command = click.option(
-        "--engine-option",
-        "engine_options",
-        multiple=True,
-        metavar="KEY=VALUE",
-        callback=_parse_engine_options,
-        help="An option of the engine, such as max_model_len=4096 of vllm, url=… of endpoint.",
-    )(command)
+    command = engine_options(command)
     return click.option(
         "--engine",
         type=click.Choice(["transformers", "vllm", "endpoint"]),

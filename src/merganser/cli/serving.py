@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from merganser.cli.options import device_options, methods_option
+from merganser.cli.options import device_options, engine_options, methods_option
 from merganser.cli.output import show_warning
 from merganser.serving import limits
 
@@ -110,6 +110,21 @@ def all_keys(given: Sequence[str]) -> tuple[str, ...]:
     show_default=True,
     help="Seconds that running requests have when the server is stopped.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What generates: transformers in this process, or vLLM's own server.",
+)
+@engine_options
+@click.option(
+    "--replicas",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of vLLM servers, each with GPUs (or a share of the cores) of its own.",
+)
 @methods_option
 def serve(models: tuple[str, ...], **options: Any) -> None:
     """Serve MODELs to OpenAI's clients, all from one set of weights.
@@ -122,6 +137,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     Examples:
       merganser serve sweep.yml
       merganser serve OUT runs/acc --port 9000
+      merganser serve sweep.yml --engine vllm --replicas 4
     """
     from merganser.serving.serve import serve as run
 
@@ -134,5 +150,8 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     def warn(text: str) -> None:
         show_warning(text.replace("give keys", "give --api-key"))
 
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
     keys = all_keys(options.pop("keys"))
-    run(models, keys=keys, on_ready=tell, on_warning=warn, **options)
+    run(models, keys=keys, on_ready=tell, on_warning=warn, on_note=note, **options)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from merganser import extras
 from merganser.errors import InputError, MerganserError, RecipeError
-from merganser.evaluation import drawing
+from merganser.evaluation import drawing, vllm_settings
 from merganser.evaluation.codec import Codec, TextStream
 from merganser.evaluation.engines import VllmOptions, vllm_version
 from merganser.evaluation.generation import (
@@ -26,27 +26,16 @@ from merganser.evaluation.generation import (
     Sampling,
     ignore_tokens,
 )
-from merganser.evaluation.inference import MEMORY_SHARE, MOST_AT_ONCE, free_memory
 from merganser.evaluation.vllm_feed import Feed
 
 if TYPE_CHECKING:
     import torch
 
-BLOCK = 128
-"""Maximum number of tokens in a block of vLLM's cache; the memory of a request is rounded up to blocks."""
-
-MOST_CACHE = 4 * 2**30
-"""Default maximum size in bytes of vLLM's cache on a CPU; requests that do not fit wait."""
-
-ENVIRONMENT = {
+IN_PROCESS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # V2 has another interface for logits processors
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for results
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the merge engine's threads need the cores, too
 }
-"""Default values of environment variables of vLLM."""
+"""Further default values of environment variables."""
 
 Result = TypeVar("Result")
 
@@ -90,29 +79,16 @@ class VllmBackend:
         vllm = _import()
         if not options.unchecked:
             _check_known(vllm, codec)
-        sequences = options.max_num_seqs or at_once or MOST_AT_ONCE
-        arguments: dict[str, Any] = {
-            "model": str(folder),
-            "load_format": "dummy",
-            "generation_config": "vllm",
-            "trust_remote_code": False,
-            "dtype": dtype,
-            "tensor_parallel_size": options.tensor_parallel_size,
-            "max_model_len": length,
-            "max_num_seqs": sequences,
-            "enforce_eager": options.enforce_eager,
-            "logits_processors": ["merganser.evaluation.vllm_drawing:Drawing"],
-            "worker_extension_cls": "merganser.evaluation.vllm_worker.Loading",
-        }
-        if options.tensor_parallel_size > 1:  # in an actor of Ray, vLLM would start actors
-            arguments["distributed_executor_backend"] = "mp"
-        cache = options.kv_cache_gib * 2**30 if options.kv_cache_gib else None
-        if _is_on_cpu(vllm):
-            arguments["enforce_eager"] = options.enforce_eager is not False
-            cache = cache or self._cache_size(dtype, sequences)
-        arguments["enforce_eager"] = bool(arguments["enforce_eager"])
-        if cache is not None:
-            arguments["kv_cache_memory_bytes"] = int(cache)
+        arguments = vllm_settings.engine_arguments(
+            folder,
+            codec,
+            dtype=dtype,
+            options=options,
+            length=length,
+            at_once=at_once,
+            on_cpu=_is_on_cpu(vllm),
+        )
+        arguments["logits_processors"] = ["merganser.evaluation.vllm_drawing:Drawing"]
         self._engine = _start(vllm, codec.label, arguments | options.arguments)
         self._sampling_params = vllm.SamplingParams
         self._kinds = vllm.sampling_params.RequestOutputKind
@@ -263,16 +239,6 @@ class VllmBackend:
 
         core.get_output = counted
 
-    def _cache_size(self, dtype: str, sequences: int) -> int:
-        """Bytes of the keys and values of ``sequences`` completions, limited by :data:`MOST_CACHE`."""
-        import torch
-
-        each = self.codec.key_value_bytes(getattr(torch, dtype).itemsize)
-        blocks = -(-self.length // BLOCK) + 1
-        wanted = each * blocks * BLOCK * sequences
-        most = min(MOST_CACHE, int(MEMORY_SHARE * free_memory("cpu")))
-        return min(wanted, max(each * blocks * BLOCK, most))
-
     def _guard(self, work: Callable[[], Result]) -> Result:
         """Return the result of ``work``, with its exceptions converted.
 
@@ -299,7 +265,7 @@ def length_of(codec: Codec, requests: Sequence[Request], sampling: Sampling) -> 
 
 
 def _import() -> Any:
-    for name, value in ENVIRONMENT.items():
+    for name, value in (vllm_settings.ENVIRONMENT | IN_PROCESS).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -337,18 +303,7 @@ def _check_known(vllm: Any, codec: Codec) -> None:
         raise InputError(
             f"{codec.label}: vLLM {vllm_version()} does not know {what}; use engine: transformers"
         )
-    config = codec.config.get_text_config()
-    for key, kind in (
-        ("kv_lora_rank", "latent attention"),
-        ("num_experts", "experts"),
-        ("num_local_experts", "experts"),
-        ("n_routed_experts", "experts"),
-    ):
-        if getattr(config, key, None):
-            raise InputError(
-                f"{codec.label}: swapped weights of models with {kind} are not tested in vLLM; use "
-                "engine: transformers, or give the engine option unchecked=true"
-            )
+    vllm_settings.check_tested(codec)
 
 
 def _is_on_cpu(vllm: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import Completion
 from merganser.serving.generation import Increment, TokenScore
+from merganser.serving.tool_calls import ToolCalls
 
 LEAST = -9999.0
 """The log-probability of an impossible token: JSON has no infinity."""
@@ -27,15 +28,19 @@ class Form(ABC):
         fingerprint: identifies the weights that answered.
         codec: decodes tokens to text.
         scored: whether the client asked for log-probabilities.
+        calls: whether calls of tools in the text are parsed.
     """
 
     prefix: str
     whole: str
     part: str
 
-    def __init__(self, model: str, fingerprint: str, codec: Codec, *, scored: bool) -> None:
+    def __init__(
+        self, model: str, fingerprint: str, codec: Codec, *, scored: bool, calls: bool = False
+    ) -> None:
         self.codec = codec
         self.scored = scored
+        self.calls = calls
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -91,6 +96,12 @@ class ChatForm(Form):
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
+    def __init__(
+        self, model: str, fingerprint: str, codec: Codec, *, scored: bool, calls: bool = False
+    ) -> None:
+        super().__init__(model, fingerprint, codec, scored=scored, calls=calls)
+        self._parsers: dict[int, ToolCalls] = {}
+
     def opening(self, index: int) -> list[dict[str, Any]]:
         """See :class:`Form`."""
         delta = {"role": "assistant", "content": ""}
@@ -98,20 +109,39 @@ class ChatForm(Form):
 
     def added(self, index: int, part: Increment) -> dict[str, Any]:
         """See :class:`Form`."""
+        text, finish = part.text, part.completion.finish if part.completion else None
+        delta: dict[str, Any] = {}
+        if self.calls:
+            parser = self._parsers.setdefault(index, ToolCalls())
+            before = len(parser.calls)
+            text = parser.add(text) + (parser.finish() if finish else "")
+            if new := parser.calls[before:]:
+                delta["tool_calls"] = [{"index": before + i, **call} for i, call in enumerate(new)]
+            finish = "tool_calls" if finish == "stop" and parser.calls else finish
+        if text:
+            delta["content"] = text
         return {
             "index": index,
-            "delta": {"content": part.text} if part.text else {},
+            "delta": delta,
             "logprobs": self._scores(part.scores),
-            "finish_reason": part.completion.finish if part.completion else None,
+            "finish_reason": finish,
         }
 
     def _choice(self, index: int, parts: Sequence[Increment]) -> dict[str, Any]:
         completion = completion_of(parts)
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+        finish: str = completion.finish
+        if self.calls:
+            parser = ToolCalls()
+            text = parser.add(completion.text) + parser.finish()
+            if parser.calls:
+                message |= {"content": text or None, "tool_calls": parser.calls}
+                finish = "tool_calls" if finish == "stop" else finish
         return {
             "index": index,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": message,
             "logprobs": self._scores([score for part in parts for score in part.scores]),
-            "finish_reason": completion.finish,
+            "finish_reason": finish,
         }
 
     def _scores(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
@@ -139,8 +169,10 @@ class TextForm(Form):
 
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, fingerprint: str, codec: Codec, *, scored: bool) -> None:
-        super().__init__(model, fingerprint, codec, scored=scored)
+    def __init__(
+        self, model: str, fingerprint: str, codec: Codec, *, scored: bool, calls: bool = False
+    ) -> None:
+        super().__init__(model, fingerprint, codec, scored=scored, calls=calls)
         self._offsets: dict[int, int] = {}
 
     def added(self, index: int, part: Increment) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from starlette.routing import BaseRoute, Route
 
 from merganser.errors import MerganserError
 from merganser.serving.answers import as_event, as_json
+from merganser.serving.base_service import BaseService
 from merganser.serving.gate import GateClosed
-from merganser.serving.service import Service
 from merganser.serving.wire import (
     AnyRequest,
     BadRequest,
@@ -33,7 +33,6 @@ from merganser.serving.wire import (
     CompletionRequest,
     error_body,
     kind_of,
-    parse,
 )
 
 Scope = MutableMapping[str, Any]
@@ -49,7 +48,7 @@ log = logging.getLogger("merganser.serving")
 
 
 def make_app(
-    service: Service,
+    service: BaseService,
     *,
     keys: Sequence[str] = (),
     origins: Sequence[str] = (),
@@ -78,10 +77,11 @@ def make_app(
     middleware.append(Middleware(guard, keys=keys, hosts=hosts, is_open=is_open))
 
     async def health(_request: Request) -> Response:
-        alive = service.engine.is_alive and not service.draining
-        return _json({"status": "ok" if alive else "stopping"}, 200 if alive else 503)
+        found, takes_requests = await service.health()
+        return _json(found, 200 if takes_requests else 503)
 
     async def metrics(_request: Request) -> Response:
+        await service.refresh()
         body, kind = service.metrics.render()
         return Response(body, media_type=kind)
 
@@ -111,6 +111,7 @@ def make_app(
             Route("/v1/models/{name:path}", model),
             Route("/v1/chat/completions", generate(service, ChatRequest), methods=["POST"]),
             Route("/v1/completions", generate(service, CompletionRequest), methods=["POST"]),
+            *service.routes,
             *routes,
         ],
         middleware=middleware,
@@ -165,7 +166,7 @@ class _Guard:
 class _Generate:
     """A route that generates completions, and stops when the client disconnects."""
 
-    def __init__(self, service: Service, kind: type[AnyRequest]) -> None:
+    def __init__(self, service: BaseService, kind: type[AnyRequest]) -> None:
         self.service = service
         self.kind = kind
         self.route = "chat" if kind is ChatRequest else "text"
@@ -226,8 +227,7 @@ class _Generate:
             raise BadRequest("the body did not arrive in time", status=408) from None
 
     async def _answer(self, body: bytes, reply: _Reply) -> None:
-        request = parse(body, self.kind)
-        async with aclosing(self.service.answer(request)) as parts:
+        async with aclosing(self.service.reply(body, self.kind)) as parts:
             async for part in parts:
                 if isinstance(part, bytes):
                     await reply.stream(part)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from merganser import engine
 from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import Completion, Sampling
 from merganser.serving.names import Served
@@ -97,6 +98,18 @@ class Facts:
     vocabulary: int
     weights: Mapping[str, float] = field(default_factory=dict)
     effective: Mapping[str, float] = field(default_factory=dict)
+
+
+def facts_of(codec: Codec, outcome: engine.Outcome, name: str) -> Facts:
+    """Return the facts of a model; messages about its prompts have its name, whichever was loaded first."""
+    models = outcome.report.models if outcome.report is not None else ()
+    return Facts(
+        Codec(codec.tokenizer, codec.end_tokens, codec.config, name),
+        codec.context,
+        codec.config.get_text_config().vocab_size,
+        {m.model: m.requested for m in models if m.requested is not None},
+        {m.model: m.effective for m in models if m.effective is not None},
+    )
 
 
 class Engine(Protocol):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from merganser import extras
+from merganser.errors import RecipeError
+from merganser.evaluation import engines
+from merganser.evaluation.engines import VllmOptions
 from merganser.serving.limits import (
     DRAIN_SECONDS,
     LONGEST_TURN,
@@ -34,11 +38,15 @@ def serve(
     max_tokens: int | None = None,
     batch_size: int = MOST_ROWS,
     drain_seconds: int = DRAIN_SECONDS,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    engine_options: Mapping[str, Any] | None = None,
+    replicas: int = 1,
     device: str = "auto",
     dtype: Computing = "auto",
     threads: int | None = None,
     on_ready: Callable[[str, int], None] = lambda _url, _models: None,
     on_warning: Callable[[str], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Serve models by OpenAI's API, all from one set of weights, until Ctrl-C or SIGTERM.
 
@@ -59,29 +67,58 @@ def serve(
         max_tokens: most tokens of a completion; None for what the model's context leaves.
         batch_size: number of completions at once.
         drain_seconds: seconds that running requests have when the server is stopped.
+        engine: what generates: transformers in this process, or vLLM's own server in a process of its own,
+            which gets requests as they are.
+        engine_options: options of the engine; see :class:`merganser.evaluation.engines.VllmOptions`.
+        replicas: number of vLLM servers, each with GPUs, or a share of the cores, of its own.
         device: as of :class:`merganser.LiveModel`.
         dtype: as of :class:`merganser.LiveModel`.
         threads: as of :class:`merganser.LiveModel`.
         on_ready: called with the server's address and the number of models once it listens.
         on_warning: called with each warning.
+        on_note: called with a line on how models with LoRA adapters are served.
 
     Raises:
         MerganserError: when a model cannot be served, the address cannot be listened on, or the extra
             ``serve`` is not installed.
     """
-    extras.check("transformers", "eval")
+    options = engines.read_options(engine, engine_options or {})
+    engines.check_installed(options)
+    if replicas > 1 and not isinstance(options, VllmOptions):
+        raise RecipeError("--replicas: the transformers engine has one; give --engine vllm")
     server = extras.load("merganser.serving.server", "serve")
-    engines = extras.load("merganser.serving.transformers_engine", "serve")
+    module = extras.load("merganser.serving.transformers_engine", "serve")
     address = server.Address(host, port, keys, origins, drain_seconds)
     catalogue = Catalogue([models] if isinstance(models, str) else models, grid_only=grid_only)
     if not address.is_loopback and not keys:
         on_warning(f"everybody who reaches {host} can ask; give keys")
-    live = LiveModel(device=device, dtype=dtype, threads=threads)
     limits = Limits(
         waiting=max_waiting, max_tokens=max_tokens, turn=turn, longest_turn=longest_turn
     )
-    service = Service(catalogue, engines.TransformersEngine(live, most_rows=batch_size), limits)
     count = len(catalogue.models)
-    listening = server.Server(service, address, lambda url: on_ready(url, count))
+
+    def tell(url: str) -> None:
+        on_ready(url, count)
+
+    if isinstance(options, VllmOptions):
+        if longest_turn != LONGEST_TURN:
+            on_warning("--longest-turn: vLLM pauses no requests; --max-tokens bounds a turn")
+        forwarding = extras.load("merganser.serving.vllm_engine", "serve")
+        service = forwarding.make(
+            catalogue,
+            options,
+            limits,
+            replicas=replicas,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            batch_size=batch_size,
+            on_note=on_note,
+        )
+        server.Server(service, address, tell).serve_until_stopped()
+        return
+    live = LiveModel(device=device, dtype=dtype, threads=threads)
+    service = Service(catalogue, module.TransformersEngine(live, most_rows=batch_size), limits)
+    listening = server.Server(service, address, tell)
     asyncio.run(service.warm_up())
     listening.serve_until_stopped()

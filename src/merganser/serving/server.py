@@ -18,8 +18,8 @@ from starlette.routing import BaseRoute
 
 from merganser.errors import ResourceError
 from merganser.serving.app import LOOPBACK, make_app
+from merganser.serving.base_service import BaseService
 from merganser.serving.limits import DRAIN_SECONDS, PORT
-from merganser.serving.service import Service
 
 KEEP_ALIVE = 75
 """Seconds until an idle connection is closed: longer than clients' timeouts, so that no client sends
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        service: Service,
+        service: BaseService,
         address: Address,
         on_ready: Callable[[str], None] = lambda _url: None,
         *,
@@ -132,7 +132,19 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and call ``on_ready``."""
+        """Start the engine, listen, and call ``on_ready``."""
+        starting = asyncio.create_task(self._service.start())
+        while not starting.done() and not self.should_exit:
+            await asyncio.wait({starting}, timeout=0.1)
+        if self.should_exit:
+            starting.cancel()
+        try:
+            await starting
+        except BaseException as error:
+            await self._service.close()
+            if isinstance(error, asyncio.CancelledError):
+                return
+            raise
         await super().startup(sockets)
         if self.started:
             self._on_ready(self.url)

@@ -7,21 +7,19 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from merganser.errors import InputError, RecipeError
+from merganser.errors import InputError
 from merganser.evaluation import drawing
 from merganser.evaluation.codec import PromptTooLong
 from merganser.evaluation.generation import Request, Sampling
 from merganser.serving.answers import DONE, ChatForm, Form, TextForm, completion_of, usage_of
-from merganser.serving.gate import Gate, QueueFull
-from merganser.serving.generation import Engine, Facts, Increment, Wanted
+from merganser.serving.base_service import BaseService
+from merganser.serving.generation import Engine, Increment, Wanted
 from merganser.serving.limits import Limits
-from merganser.serving.metrics import Metrics
-from merganser.serving.names import Catalogue, Served, UnknownModel
-from merganser.serving.wire import AnyRequest, BadRequest, ChatRequest
+from merganser.serving.names import Catalogue, Served
+from merganser.serving.tool_calls import are_calls_of
+from merganser.serving.wire import AnyRequest, BadRequest, ChatRequest, parse
 
 INLINE = 20_000
 """Prompts of at most this many characters are tokenized in the event loop; longer ones in a thread."""
@@ -33,40 +31,20 @@ LEAST_TEMPERATURE = 1e-3
 """Lower temperatures count as 0: logits divided by them overflow."""
 
 
-class Service:
-    """Answers requests with the models of a catalogue.
+class Service(BaseService):
+    """Answers requests with an engine in this process.
 
     Args:
         catalogue: the models.
         engine: generates the completions.
         limits: the limits of the server.
-
-    Attributes:
-        draining: whether the server is stopping, and refuses new requests.
-        metrics: the server's metrics.
     """
 
     def __init__(self, catalogue: Catalogue, engine: Engine, limits: Limits = Limits()) -> None:  # noqa: B008  # frozen
-        self.catalogue = catalogue
+        super().__init__(
+            catalogue, engine, [self._become], limits, longest_turn=limits.longest_turn
+        )
         self.engine = engine
-        self.limits = limits
-        self.draining = False
-        self.created = int(time.time())
-        self.gate: Gate[Served] = Gate(
-            self._become,
-            turn=limits.turn,
-            longest=limits.longest_turn,
-            most_waiting=limits.waiting,
-            on_swap=lambda seconds: self.metrics.add_swap(seconds),
-        )
-        self.metrics = Metrics(
-            engine.name,
-            running=lambda: engine.state.running,
-            held=lambda: engine.state.held,
-            waiting=lambda: {model.name: n for model, n in self.gate.waiting.items()},
-            tokens=lambda: (engine.state.tokens, engine.state.prompt_tokens),
-        )
-        self._facts: WeakKeyDictionary[Served, Facts] = WeakKeyDictionary()
 
     async def warm_up(self) -> None:
         """Load the first model, so that its errors appear before the first request.
@@ -77,21 +55,9 @@ class Service:
         async with self.gate.admitted(next(iter(self.catalogue.models.values()))):
             pass
 
-    async def find(self, name: str) -> Served:
-        """Return the model with a name.
-
-        Raises:
-            BadRequest: there is no such model, or its recipe is not a valid merge.
-        """
-        try:
-            if name in self.catalogue.models:
-                return self.catalogue.models[name]
-            return await asyncio.to_thread(self.catalogue.find, name)
-        except UnknownModel as error:
-            message, code = str(error), "model_not_found"
-            raise BadRequest(message, status=404, param="model", code=code) from None
-        except RecipeError as error:
-            raise BadRequest(str(error), param="model") from None
+    def reply(self, body: bytes, kind: type[AnyRequest]) -> AsyncGenerator[bytes | dict[str, Any]]:
+        """See :class:`BaseService`."""
+        return self.answer(parse(body, kind))
 
     async def answer(self, request: AnyRequest) -> AsyncGenerator[bytes | dict[str, Any]]:
         """Yield the answer to a request: one JSON object, or the events of a stream.
@@ -103,85 +69,36 @@ class Service:
             MerganserError: the engine fails.
         """
         began = time.monotonic()
-        if self.draining:
-            raise BadRequest("the server stops", status=503, headers={"Retry-After": "5"})
+        self.check_open()
         prompts = request.prompts
         served = await self.find(request.model)
-        try:
-            async with self.gate.admitted(served):
-                self.metrics.add_wait(time.monotonic() - began)
-                codec = self._facts[served].codec
-                rows = [await self._encode(served, prompt, request) for prompt in prompts]
-                wanted = [
-                    self._wanted(request, served, prompt, row, sample)
-                    for prompt, row in zip(prompts, rows, strict=True)
-                    for sample in range(request.n or 1)
-                ]
-                kind: type[Form] = ChatForm if isinstance(request, ChatRequest) else TextForm
-                scored = request.top is not None
-                form = kind(request.model, served.plan.digest, codec, scored=scored)
-                prompt_tokens = sum(map(len, rows))
-                async with aclosing(self.engine.generate(served, wanted)) as parts:
-                    if request.stream:
-                        async for event in _events(request, form, parts, wanted, prompt_tokens):
-                            yield event
-                        complete = None
-                    else:
-                        complete = await _complete(form, parts, wanted, prompt_tokens)
-        except QueueFull as error:
-            after = str(int(self.limits.turn) + 1)
-            raise BadRequest(
-                str(error), status=429, code="queue_full", headers={"Retry-After": after}
-            ) from None
+        async with self.turn(served, began):
+            codec = self.facts[served].codec
+            rows = [await self._encode(served, prompt, request) for prompt in prompts]
+            wanted = [
+                self._wanted(request, served, prompt, row, sample)
+                for prompt, row in zip(prompts, rows, strict=True)
+                for sample in range(request.n or 1)
+            ]
+            kind: type[Form] = ChatForm if isinstance(request, ChatRequest) else TextForm
+            scored = request.top is not None
+            template = getattr(codec.tokenizer, "chat_template", None)
+            calls = bool(request.functions) and are_calls_of(template)
+            form = kind(request.model, served.plan.digest, codec, scored=scored, calls=calls)
+            prompt_tokens = sum(map(len, rows))
+            async with aclosing(self.engine.generate(served, wanted)) as parts:
+                if request.stream:
+                    async for event in _events(request, form, parts, wanted, prompt_tokens):
+                        yield event
+                    complete = None
+                else:
+                    complete = await _complete(form, parts, wanted, prompt_tokens)
         if complete is not None:
             yield complete
         self.metrics.add_answer(time.monotonic() - began)
 
-    def models(self) -> dict[str, Any]:
-        """Return the list of all models, in OpenAI's form."""
-        return {
-            "object": "list",
-            "data": [self.describe(m) for m in self.catalogue.models.values()],
-        }
-
-    def describe(self, served: Served) -> dict[str, Any]:
-        """Return a model in OpenAI's form, with its values, weights and scores where they are known."""
-        facts = self._facts.get(served)
-        return {
-            "id": served.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "merganser",
-            "digest": served.plan.digest,
-            "recipe": served.plan.recipe.document.text,
-            "role": served.role,
-            "values": dict(served.values),
-            "scores": {name: asdict(score) for name, score in served.scores.items()},
-            "weights": dict(facts.weights) if facts else None,
-            "effective": dict(facts.effective) if facts else None,
-        }
-
-    def state(self) -> dict[str, Any]:
-        """Return the server's work at this moment, as plain data."""
-        current = self.gate.current
-        return {
-            "engine": self.engine.name,
-            "draining": self.draining,
-            "current": self.describe(current) if current else None,
-            "swaps": self.gate.swaps,
-            "inside": {model.name: n for model, n in self.gate.inside.items()},
-            "waiting": {model.name: n for model, n in self.gate.waiting.items()},
-            "completions": asdict(self.engine.state),
-        }
-
-    async def close(self) -> None:
-        """Cancel everything that runs."""
-        self.draining = True
-        self.gate.close()
-        await self.engine.close()
-
     async def _become(self, served: Served) -> None:
-        self._facts[served] = await self.engine.become(served)
+        self.facts[served] = await self.engine.become(served)
 
     async def _encode(self, served: Served, prompt: Any, request: AnyRequest) -> Sequence[int]:
         """Return the ids of a prompt's tokens, after checking that the context has room for a completion.
@@ -189,7 +106,7 @@ class Service:
         Raises:
             BadRequest: the model does not accept the prompt.
         """
-        facts = self._facts[served]
+        facts = self.facts[served]
         codec, context = facts.codec, facts.context
         if _is_tokens(prompt):
             row: Sequence[int] = prompt
@@ -228,7 +145,7 @@ class Service:
     def _wanted(
         self, request: AnyRequest, served: Served, prompt: Any, row: Sequence[int], sample: int
     ) -> Wanted:
-        context = self._facts[served].context
+        context = self.facts[served].context
         limits = [request.limit, self.limits.max_tokens, MOST_TOKENS]
         if context is not None:
             limits.append(context - len(row))

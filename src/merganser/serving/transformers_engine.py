@@ -13,9 +13,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from merganser import engine
 from merganser.errors import MerganserError, ResourceError
-from merganser.evaluation.codec import Codec
 from merganser.evaluation.generation import EngineFailure
 from merganser.evaluation.inference import (
     MEMORY_SHARE,
@@ -24,7 +22,7 @@ from merganser.evaluation.inference import (
     release_memory,
 )
 from merganser.serving.batches import Batch, Forward, Reading, choose
-from merganser.serving.generation import EngineState, Facts, Increment, Wanted
+from merganser.serving.generation import EngineState, Facts, Increment, Wanted, facts_of
 from merganser.serving.limits import MOST_ROWS
 from merganser.serving.names import Served
 from merganser.serving.rows import Answer, Row, joined
@@ -318,7 +316,7 @@ class TransformersEngine:
         self._token_bytes = codec.key_value_bytes(size)
         self._budget = int(MEMORY_SHARE * (free_memory(self._live.device) + self._cached_bytes()))
         if known is None:
-            known = self._facts[model] = _facts(codec, outcome, model.name)
+            known = self._facts[model] = facts_of(codec, outcome, model.name)
         return known
 
     def _work(self) -> None:
@@ -469,15 +467,3 @@ def _settle(done: Future[Facts], work: Callable[[], Facts]) -> None:
         done.set_result(work())
     except BaseException as error:
         done.set_exception(error)
-
-
-def _facts(codec: Codec, outcome: engine.Outcome, name: str) -> Facts:
-    """Return the facts of a model; messages about its prompts have its name, whichever was loaded first."""
-    models = outcome.report.models if outcome.report is not None else ()
-    return Facts(
-        Codec(codec.tokenizer, codec.end_tokens, codec.config, name),
-        codec.context,
-        codec.config.get_text_config().vocab_size,
-        {m.model: m.requested for m in models if m.requested is not None},
-        {m.model: m.effective for m in models if m.effective is not None},
-    )

@@ -222,11 +222,11 @@ class CompletionRequest(_Common):
 AnyRequest = ChatRequest | CompletionRequest
 
 
-def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
-    """Return the request in a body.
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body.
 
     Raises:
-        BadRequest: the body is not a valid request; the message names the first wrong key.
+        BadRequest: the body is something else.
     """
     try:
         data = json.loads(body, parse_constant=_refuse)
@@ -237,6 +237,16 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
         raise BadRequest(f"the body is not valid JSON ({str(error)[:100]})") from None
     if not isinstance(data, dict):
         raise BadRequest("the body is not a JSON object")
+    return data
+
+
+def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
+    """Return the request in a body.
+
+    Raises:
+        BadRequest: the body is not a valid request; the message names the first wrong key.
+    """
+    data = read_object(body)
     try:
         request = kind.model_validate(data)
     except ValidationError as error:

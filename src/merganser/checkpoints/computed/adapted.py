@@ -17,7 +17,7 @@ from merganser.checkpoints.computed.adapter_product import (
     fill_whole,
 )
 from merganser.checkpoints.computed.derived import Derived, DerivedCheckpoint
-from merganser.checkpoints.protocol import Checkpoint
+from merganser.checkpoints.protocol import Checkpoint, Described
 from merganser.errors import InputError
 from merganser.modules import sections
 from merganser.tensors import FLOAT32, FLOAT64, TensorSpec
@@ -40,7 +40,7 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """
     architecture = infer(checkpoint.specs, checkpoint.config)
     embedding = _embedding(architecture)
-    changes = _matched(adapter, checkpoint, embedding)
+    changes = find_changes(adapter, checkpoint, embedding)
     heads = (n for n, p in architecture.places.items() if p.role == "head" and p.vocabulary)
     head = next(heads, None)
     factors = Factors(adapter.weights)
@@ -67,8 +67,14 @@ def applied(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     )
 
 
-def _matched(adapter: Adapter, checkpoint: Checkpoint, embedding: str | None) -> dict[str, Change]:
-    """The adapter's deltas, by the model's tensor names."""
+def find_changes(
+    adapter: Adapter, checkpoint: Described, embedding: str | None
+) -> dict[str, Change]:
+    """The adapter's deltas, by the model's tensor names.
+
+    Raises:
+        InputError: when the adapter does not fit the model.
+    """
     label = adapter.weights.label
     places: dict[str, list[str]] = {}
     for name in checkpoint.specs:
@@ -105,7 +111,7 @@ def _embedding(architecture: Architecture) -> str | None:
     )
 
 
-def _is_tied(checkpoint: Checkpoint) -> bool:
+def _is_tied(checkpoint: Described) -> bool:
     """Whether a model without a stored head uses its embedding as head."""
     stated = [s.get("tie_word_embeddings") for s in sections(checkpoint.config)]
     classes = str(checkpoint.config.get("architectures"))
@@ -150,7 +156,7 @@ def _derive(
     shape = spec.shape
     if len(shape) != 2:
         raise InputError(f"{label}: {change.a!r} is for {name!r}, which is not a matrix ({spec})")
-    transposed = _is_transposed(adapter, checkpoint, change, shape)
+    transposed = is_transposed(adapter, checkpoint, change, shape)
     outer, inner = shape[::-1] if transposed else shape
     _check_shape(weights, change.a, (rank, inner), name)
     _check_shape(weights, change.b, (outer, rank), name)
@@ -180,8 +186,8 @@ def _check_shape(weights: Checkpoint, key: str, shape: tuple[int, ...], name: st
         )
 
 
-def _is_transposed(
-    adapter: Adapter, checkpoint: Checkpoint, change: Change, shape: tuple[int, ...]
+def is_transposed(
+    adapter: Adapter, checkpoint: Described, change: Change, shape: tuple[int, ...]
 ) -> bool:
     """Whether a weight is stored as [in, out].
 
