@@ -509,7 +509,7 @@ def test_a_full_queue_says_when_to_come_again(
     app: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.service.gate, "_most_waiting", 0)
-    monkeypatch.setattr(app.service.gate, "current", None)
+    monkeypatch.setattr(app.service.gate._lanes[0], "current", None)
     status, headers, _ = answer = app("POST", "/v1/completions", json.dumps(TEXT).encode())
     assert status == 429
     assert int(headers["retry-after"]) > 0

@@ -277,7 +277,7 @@ def test_a_process_is_ready_is_killed_and_says_why_it_ended(
             await vllm_server.start(given(tmp_path, fail=True))
         assert str(raised.value) == (
             "the model: vllm 0 cannot serve this model (ValueError: no such kernel); "
-            "--engine transformers may"
+            "engine='transformers' may"
         )
 
     asyncio.run(scenario())

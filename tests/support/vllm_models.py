@@ -42,6 +42,15 @@ def linear(folder: Path, weight: float, dtype: str = "bfloat16") -> dict[str, An
     return {"merge_method": "linear", "models": models, "dtype": dtype}
 
 
+def name_all_tokens(folder: Path) -> None:
+    """Give every token of the models in a folder a word, so that texts tell answers apart."""
+    for file in folder.glob("*/tokenizer.json"):
+        tokenizer = json.loads(file.read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary |= {f"w{token}": token for token in range(len(vocabulary), peers.VOCABULARY)}
+        file.write_text(json.dumps(tokenizer))
+
+
 CALL = '{"name":"add","arguments":{"a":1}}'
 
 

@@ -122,12 +122,12 @@ def shares_of(replicas: int, parallel: int, on_cpu: bool) -> list[Share]:
             return [Share()]
         cores = sorted(os.sched_getaffinity(0))
         if replicas > len(cores):
-            raise RecipeError(f"--replicas: there are {len(cores)} cores for {replicas} replicas")
+            raise RecipeError(f"replicas: there are {len(cores)} cores for {replicas} replicas")
         return [Share(cores=cores[number::replicas]) for number in range(replicas)]
     devices = _visible_gpus()
     if replicas * parallel > len(devices):
         raise RecipeError(
-            f"--replicas: {replicas} replicas of {parallel} GPU{'s' * (parallel > 1)} need "
+            f"replicas: {replicas} replicas of {parallel} GPU{'s' * (parallel > 1)} need "
             f"{replicas * parallel} GPUs, and there are {len(devices)}"
         )
     groups = [devices[n * parallel : (n + 1) * parallel] for n in range(replicas)]

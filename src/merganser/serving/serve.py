@@ -85,7 +85,7 @@ def serve(
     options = engines.read_options(engine, engine_options or {})
     engines.check_installed(options)
     if replicas > 1 and not isinstance(options, VllmOptions):
-        raise RecipeError("--replicas: the transformers engine has one; give --engine vllm")
+        raise RecipeError("replicas: the transformers engine has one; give engine='vllm'")
     server = extras.load("merganser.serving.server", "serve")
     module = extras.load("merganser.serving.transformers_engine", "serve")
     address = server.Address(host, port, keys, origins, drain_seconds)
@@ -102,7 +102,7 @@ def serve(
 
     if isinstance(options, VllmOptions):
         if longest_turn != LONGEST_TURN:
-            on_warning("--longest-turn: vLLM pauses no requests; --max-tokens bounds a turn")
+            on_warning("longest_turn: vLLM pauses no requests; max_tokens bounds a turn")
         forwarding = extras.load("merganser.serving.vllm_engine", "serve")
         service = forwarding.make(
             catalogue,

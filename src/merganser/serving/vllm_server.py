@@ -174,7 +174,7 @@ class ServerProcess:
                         await asyncio.wait_for(self._ended.wait(), POLL)
         raise InputError(
             f"{self._label}: {self._engine} cannot serve this model ({self._reason()}); "
-            "--engine transformers may"
+            "engine='transformers' may"
         )
 
     async def stop(self) -> None:
