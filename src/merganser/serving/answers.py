@@ -109,7 +109,8 @@ class ChatForm(Form):
 
     def added(self, index: int, part: Increment) -> dict[str, Any]:
         """See :class:`Form`."""
-        text, finish = part.text, part.completion.finish if part.completion else None
+        text = part.text
+        finish: str | None = part.completion.finish if part.completion else None
         delta: dict[str, Any] = {}
         if self.calls:
             parser = self._parsers.setdefault(index, ToolCalls())

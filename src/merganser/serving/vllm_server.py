@@ -139,7 +139,7 @@ class ServerProcess:
         }
         flags = flags_of({**given.arguments, **own})
         cores = ",".join(map(str, given.cores)) or "all"
-        environment = vllm_settings.ENVIRONMENT | os.environ | ENVIRONMENT | given.devices
+        environment = {**vllm_settings.ENVIRONMENT, **os.environ, **ENVIRONMENT, **given.devices}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, cores, *flags],
