@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from merganser.checkpoints.adapters import open_adapter
 from merganser.checkpoints.computed.adapted import find_changes, is_transposed
 from merganser.checkpoints.computed.adapter import Adapter, Change
-from merganser.checkpoints.computed.derived import Array, read_numbers
+from merganser.checkpoints.computed.derived import read_numbers
 from merganser.checkpoints.protocol import Described
 from merganser.errors import InputError
+
+if TYPE_CHECKING:
+    from merganser.checkpoints.computed.derived import Array
 
 
 @dataclass(frozen=True)
