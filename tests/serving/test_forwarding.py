@@ -206,8 +206,13 @@ def test_a_model_that_cannot_be_started_ends_the_start(catalogue: Catalogue) -> 
 
     setting = ServerSetting("vllm 0", VllmOptions(), True, lambda _plan: "float32", start=refuse)
     service = Forwarding(catalogue, Fleet(setting, [Share()]), Limits())
-    with pytest.raises(InputError, match="no such architecture"):
-        asyncio.run(service.start())
+
+    async def scenario() -> None:
+        with pytest.raises(InputError, match="no such architecture"):
+            await service.start()
+        await service.close()
+
+    asyncio.run(scenario())
 
 
 def test_arguments_become_flags() -> None:

@@ -121,7 +121,7 @@ def words(text: str | None) -> str:
     return (text or "").replace(" ", "")
 
 
-def settle(condition: Callable[[], bool], seconds: float = 120) -> None:
+def settle(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -249,9 +249,8 @@ def test_killed_it_is_started_again(
     with pytest.raises(openai.APIError, match="ask again"):
         for _ in stream:
             pass
-    settle(lambda: httpx.get(f"{url}/health").status_code == 503, 30)
+    settle(lambda: replica.restarts == before + 1)
     settle(lambda: httpx.get(f"{url}/health").status_code == 200)
-    assert httpx.get(f"{url}/health").json()["replicas"][0]["restarts"] == before + 1
     found = client.chat.completions.create(
         model="b", messages=chat(QUESTIONS[0]), temperature=0, max_tokens=10
     )
