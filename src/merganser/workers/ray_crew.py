@@ -225,6 +225,7 @@ class RayCrew(Crew[Actor]):
         if self._connected:
             self._connected = False
             ray.shutdown()
+            _print_deaths(True)
 
 
 def connect(address: str | None, on_warning: Callable[[str], None]) -> bool:
@@ -265,9 +266,18 @@ def connect(address: str | None, on_warning: Callable[[str], None]) -> bool:
     except (RayError, RuntimeError, ValueError) as error:  # RuntimeError: other versions
         raise MerganserError(f"Ray: {_line(error)}") from None
     finally:
+        _print_deaths(False)
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own
     return True
+
+
+def _print_deaths(enabled: bool) -> None:
+    """Choose whether Ray prints the deaths of workers: it does so on stdout, where our results go."""
+    with suppress(ImportError):  # there is no public switch
+        from ray._private import worker
+
+        worker._worker_logs_enabled = enabled
 
 
 def find_nodes() -> list[Node]:
