@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def test_after_the_driver_is_killed_the_command_goes_on(
 ) -> None:
     """The claims of its workers, which die with it, are free at once."""
     file, alone = made
-    driver = make_context().Process(target=drive, args=(file, out, "ray:2"))
+    driver = make_context().Process(target=drive, args=(file, out, "ray:2"), daemon=True)
     driver.start()
     owner_of_a_claim(out)
     driver.kill()
@@ -264,7 +265,7 @@ def test_after_kills_at_random_moments_through_ray_the_results_are_the_same(
     kills = {"worker": 0, "driver": 0}
     finished = 0
     while sum(kills.values()) < 30 or not finished:
-        driver = context.Process(target=drive, args=(file, out, "ray:2"))
+        driver = context.Process(target=drive, args=(file, out, "ray:2"), daemon=True)
         driver.start()
         while driver.is_alive():
             driver.join(draw.uniform(0, 3))
@@ -277,14 +278,15 @@ def test_after_kills_at_random_moments_through_ray_the_results_are_the_same(
                 driver.kill()
                 kills["driver"] += 1
             else:
-                os.kill(victim["process"], signal.SIGKILL)
-                kills["worker"] += 1
+                with suppress(ProcessLookupError):
+                    os.kill(victim["process"], signal.SIGKILL)
+                    kills["worker"] += 1
         driver.join()
         if not (out / FOLDER).exists() and (out / "results.json").exists():
             assert contents(out) == contents(alone)
             shutil.rmtree(out)
             finished += 1
-    print(f"kills: {kills}; {finished} studies ended")
+        print(f"kills: {kills}; {finished} studies ended", flush=True)
 
 
 def read(file: Path) -> str:
