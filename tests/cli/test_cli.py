@@ -56,6 +56,27 @@ def printed(*arguments: str | Path, code: int = 0) -> Any:
     return json.loads(run(*arguments, "--json", code=code).stdout)
 
 
+# -- names that are easily mistyped ----------------------------------------------------------------
+
+
+def test_a_path_that_looks_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "./-a" not in refusal("inspect", "-a", code=2)
+    (tmp_path / "-a").mkdir()
+    assert "write ./-a if you mean the path" in refusal("inspect", "-a", code=2)
+
+
+def test_a_device_that_torch_does_not_know(tmp_path: Path) -> None:
+    message = refusal("generate", make_model(tmp_path / "a"), "hi", "--device", "gpu", code=2)
+    assert "device: 'gpu' is not available (devices are auto, cpu" in message
+
+
+def test_a_weight_that_is_not_a_number_is_named_once(tmp_path: Path) -> None:
+    models = [{"model": "a", "parameters": {"weight": "nan"}}]
+    (tmp_path / "r.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    assert refusal("plan", tmp_path / "r.yml", code=2).endswith("nan is not a finite number")
+
+
 # -- what commands print ---------------------------------------------------------------------------
 
 
@@ -614,6 +635,10 @@ def test_a_command_imports_no_other() -> None:
         (
             ["verify", "a", "--agianst", "b"],
             "no such option '--agianst'. Did you mean '--against'?",
+        ),
+        (
+            ["merge", "a", ""],
+            "invalid value for '[OUT]': the name is empty; see merganser merge --help",
         ),
         (
             ["merge", "a", "b", "-j", "0"],

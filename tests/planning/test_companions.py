@@ -45,6 +45,28 @@ def average(*folders: Path, **more: Any) -> dict[str, Any]:
     return {"merge_method": "linear", "models": models, **more}
 
 
+# -- config and tokenizer --------------------------------------------------------------------------
+
+
+def test_a_first_model_without_a_config_is_named(tmp_path: Path) -> None:
+    a, b = make_model(tmp_path / "a"), make_model(tmp_path / "b", seed=1)
+    (a / "config.json").unlink()
+    [warning] = plan(average(a, b)).warnings
+    assert_one_line(warning, f"{a} has no config.json", f"{b} has one")
+    assert plan(average(b, a)).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+@pytest.mark.parametrize("padding", [0, 2**20])
+def test_a_broken_file_is_not_copied(tmp_path: Path, name: str, padding: int) -> None:
+    a, b = make_model(tmp_path / "a"), make_model(tmp_path / "b", seed=1)
+    (a / name).write_text('{"version": "1.0", ' + " " * padding)
+    with pytest.raises(InputError) as error:
+        merge(average(a, b), tmp_path / "out")
+    assert_one_line(str(error.value), str(a / name), "not readable as JSON")
+    assert not list(tmp_path.glob("out*"))
+
+
 # -- code ------------------------------------------------------------------------------------------
 
 

@@ -49,9 +49,13 @@ def find(folder: Path, *configs: str) -> ModelCode:
         for module in _modules(read_json(folder / name))
     ]
     if "config.json" in configs:  # the class of a module may also belong to an installed package
-        own = {kind.partition(".")[0] for kind in module_classes(folder) if kind.count(".") == 1}
-        own = {module for module in own if _MODULE.fullmatch(module)}
-        to_read += [(each, MODULES) for each in sorted(own) if (folder / f"{each}.py").is_file()]
+        own_modules = {
+            kind.partition(".")[0] for kind in module_classes(folder) if kind.count(".") == 1
+        }
+        own_modules = {module for module in own_modules if _MODULE.fullmatch(module)}
+        to_read += [
+            (each, MODULES) for each in sorted(own_modules) if (folder / f"{each}.py").is_file()
+        ]
     files: dict[Path, None] = {}
     missing: dict[tuple[str, str], None] = {}
     while to_read:

@@ -136,11 +136,11 @@ def _joined(
     if all(n.startswith("model.") for n in plain) and any(
         n.startswith("model.model.") for n in plain
     ):
-        names = {name: own.removeprefix("model.") for name, own in names.items()}
+        names = {name: short.removeprefix("model.") for name, short in names.items()}
     joined = {}
-    for name, own in parts.items():
-        pieces = [piece for part in own for piece in part.pieces]
-        dtypes = {part.spec.dtype for part in own}
+    for name, rank_parts in parts.items():
+        pieces = [piece for part in rank_parts for piece in part.pieces]
+        dtypes = {part.spec.dtype for part in rank_parts}
         try:
             if len(dtypes) > 1 or len({len(piece.size) for piece in pieces}) > 1:
                 raise ValueError("they differ in dtype or number of axes")
@@ -186,6 +186,8 @@ def _read_header(
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
+            if size == 0:
+                raise InputError(f"{file}: is empty")
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise InputError(
                     f"{file}: its header is longer than the file; the file is cut off, or not safetensors"

@@ -194,7 +194,7 @@ def _first(axes: Axes, dim: int) -> int:
 
 def _split_size(regions: Sequence[_Region], k: int, inner: int) -> list[_Region]:
     """Regions of a grid whose size ``k`` is split into two factors, the second one ``inner``."""
-    found = []
+    split: list[_Region] = []
     for region in regions:
         at, left, start = region.origin[k], region.size[k], region.start
         while left:
@@ -202,7 +202,7 @@ def _split_size(regions: Sequence[_Region], k: int, inner: int) -> list[_Region]
             count = left // inner * inner if whole else min(left, inner - at % inner)
             size = (count // inner, inner) if whole else (1, count)
             step = region.stride[k]
-            found.append(
+            split.append(
                 _Region(
                     region.tensor,
                     start,
@@ -212,12 +212,12 @@ def _split_size(regions: Sequence[_Region], k: int, inner: int) -> list[_Region]
                 )
             )
             at, left, start = at + count, left - count, start + count * step
-    return found
+    return split
 
 
 def _cut(regions: Sequence[_Region], k: int, begin: int, end: int) -> list[_Region]:
     """The parts of regions from ``begin`` to ``end`` along axis ``k`` of the grid."""
-    found = []
+    cut = []
     for region in regions:
         low = max(region.origin[k], begin)
         high = min(region.origin[k] + region.size[k], end)
@@ -225,8 +225,8 @@ def _cut(regions: Sequence[_Region], k: int, begin: int, end: int) -> list[_Regi
             start = region.start + (low - region.origin[k]) * region.stride[k]
             size = (*region.size[:k], high - low, *region.size[k + 1 :])
             origin = (*region.origin[:k], low - begin, *region.origin[k + 1 :])
-            found.append(replace(region, start=start, size=size, origin=origin))
-    return found
+            cut.append(replace(region, start=start, size=size, origin=origin))
+    return cut
 
 
 # -- operations ------------------------------------------------------------------------------------

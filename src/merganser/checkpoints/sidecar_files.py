@@ -6,6 +6,7 @@ Their author is untrusted, so their size, depth, numbers and targets of links ar
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from merganser.errors import InputError
 
 MAX_BYTES = 64 * 2**20
 """Maximum size of a JSON file in bytes; the largest tokenizers have 35 MB."""
+
+SMALL = 2**20
+"""Maximum size in bytes of a JSON file that is parsed only to check it."""
 
 MAX_ENTRIES = 1 << 22
 """Maximum number of entries in all lists and mappings of a file; the largest tokenizers have 2 million."""
@@ -83,6 +87,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds no JSON object")
     return data
+
+
+def check_json(file: Path) -> None:
+    """Check that a JSON file can be parsed; of a file above 1 MiB only that it is not cut off.
+
+    Raises:
+        InputError: when it is not JSON, or cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            if file.stat().st_size <= SMALL:
+                parse_json(stream.read())
+                return
+            stream.seek(-64, os.SEEK_END)
+            if not stream.read().rstrip().endswith((b"}", b"]")):
+                raise ValueError("the file is cut off")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: not readable as JSON ({str(error)[:120]})") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

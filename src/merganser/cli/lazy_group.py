@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -116,6 +117,8 @@ def _usage_errors_on_one_line() -> Iterator[None]:
         root = path = "merganser"
         if error.ctx is not None:
             root, path = error.ctx.find_root().command_path, error.ctx.command_path
+        if isinstance(error, click.NoSuchOption) and Path(error.option_name).exists():
+            message += f"; write ./{error.option_name} if you mean the path"
         ending = "" if message.endswith("?") else f"; see {path} --help"
         click.echo(one_line(f"{root}: {message}{ending}"), err=True)
         raise click.exceptions.Exit(error.exit_code) from None

@@ -10,6 +10,7 @@ import click
 
 from merganser.cli.mergekit_flags import explain_mergekit_flags, mergekit_flags
 from merganser.cli.options import (
+    OutputPath,
     card_option,
     json_option,
     merge_workers_option,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), required=False)
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("out", type=OutputPath(), required=False)
 @recipe_options
 @click.option(
     "--plan",
@@ -200,7 +201,7 @@ def _load_plan(file: Path, root: Path | None, options: dict[str, Any]) -> Plan:
 
 @click.command()
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutputPath())
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -294,7 +295,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
     from merganser import planning
     from merganser.merging.chain_plans import plan_all
     from merganser.recipe import has_block, is_sweep
-    from merganser.release.copies import check_links
+    from merganser.release.copies import check_copies
 
     prepare(options)
     chosen = planning.PlanOptions(**options)
@@ -305,7 +306,7 @@ def plan(config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, **opt
         _plan_search(config, copy_tokenizer, as_json, verbose, chosen)
         return
     plans = plan_all(config, chosen)
-    check_links((plan for _, plan in plans if plan), copy_tokenizer)
+    check_copies((plan for _, plan in plans if plan), copy_tokenizer)
     if as_json:
         documents = [
             {
@@ -338,14 +339,14 @@ def _plan_sweep(
     from merganser import planning
     from merganser.cli.plan_table import show_plan, show_point, show_points
     from merganser.recipe import has_block
-    from merganser.release.copies import check_links
+    from merganser.release.copies import check_copies
     from merganser.study import sweep as sweeps
     from merganser.study.evaluate_block import check_block
 
     planned = sweeps.plan_points(config, options=options)
     if has_block(config, "evaluate"):
         check_block(config, options.strictness)
-    check_links((plan for _, plan in planned), copy_tokenizer)
+    check_copies((plan for _, plan in planned), copy_tokenizer)
     total = sweeps.input_bytes([plan for _, plan in planned])
     passes = sweeps.count_passes([plan for _, plan in planned])
     if as_json:
@@ -367,13 +368,13 @@ def _plan_search(
     config: Path, copy_tokenizer: bool, as_json: bool, verbose: bool, options: PlanOptions
 ) -> None:
     from merganser import planning
-    from merganser.release.copies import check_links
+    from merganser.release.copies import check_copies
     from merganser.study import search_loop
     from merganser.study.search_space import load_search
 
     search = load_search(config, options.strictness)
     planned = search_loop.plan_samples(search, options)
-    check_links((plan for _, plan in planned), copy_tokenizer)
+    check_copies((plan for _, plan in planned), copy_tokenizer)
     if as_json:
         samples = [{"values": point.values, **planning.describe(plan)} for point, plan in planned]
         print_json({**search_loop.describe(search), "budget": search.budget, "samples": samples})

@@ -13,6 +13,19 @@ from merganser.errors import RecipeError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class OutputPath(click.Path):
+    """The path of an output folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, which must not be empty: that would be the current folder."""
+        if not str(value):
+            self.fail("the name is empty", param, ctx)
+        return Path(super().convert(value, param, ctx))
+
+
 def _load_methods(
     _context: click.Context, _option: click.Parameter, files: tuple[Path, ...]
 ) -> None:

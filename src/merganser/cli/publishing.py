@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from merganser.cli.options import json_option
+from merganser.cli.options import OutputPath, json_option
 from merganser.cli.output import print_json
 from merganser.cli.progress import merge_progress
 from merganser.errors import RecipeError
@@ -40,7 +40,7 @@ def card(folder: Path, benchmarks: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutputPath())
 @click.argument("name", metavar="ORG/NAME")
 @click.option("--private", is_flag=True, help="Make new repositories that only you see.")
 @click.option("--collection", metavar="TITLE", help="Put them into a collection of that title.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from merganser.cli.options import (
+    OutputPath,
     card_option,
     code_option,
     engine_choice,
@@ -73,7 +74,7 @@ def _has_workers(options: dict[str, Any]) -> bool:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutputPath())
 @recipe_options
 @running_options
 @click.option(
@@ -221,7 +222,7 @@ def _sweep_evaluated(
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=OutputPath())
 @recipe_options
 @running_options
 @click.option("--budget", type=click.IntRange(1), help="How many candidates, in place of CONFIG's.")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from merganser.cli.options import json_option
+from merganser.cli.options import OutputPath, json_option
 from merganser.cli.output import print_json, show_warning
 from merganser.cli.progress import scoring_progress
 
 
 @click.command()
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("out", type=OutputPath())
 @click.option(
     "-j", "--threads", type=click.IntRange(1), default=None, help="Threads of the merges."
 )

@@ -26,9 +26,9 @@ _BLOCK = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)```", re.DOTALL)
 
 
 def _identify(parameters: Mapping[str, Any], _beside: Path | None) -> Mapping[str, Any]:
-    kept = ("tests", "share", "timeout", "memory_mb", "processes")
+    names = ("tests", "share", "timeout", "memory_mb", "processes")
     return {
-        **{name: parameters[name] for name in kept},
+        **{name: parameters[name] for name in names},
         "python": platform.python_version(),
         "lacking": list(sandbox.lacking()),
         "code": CODE,

@@ -86,7 +86,7 @@ class Codec:
                 "problems as plain text"
             )
         try:
-            found = self.tokenizer.apply_chat_template(
+            encoded = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=True,
@@ -98,7 +98,7 @@ class Codec:
             raise InputError(
                 f"{self.label}: its chat template refuses a prompt ({reason})"
             ) from None
-        return found["input_ids"]
+        return encoded["input_ids"]
 
     @property
     def context(self) -> int | None:
@@ -120,21 +120,21 @@ class Codec:
     def completion(self, tokens: Sequence[int], sampling: Sampling) -> Completion:
         """The completion in generated token ids, cut off at the first end token or stop text."""
         ended = next((i for i, token in enumerate(tokens) if token in self.end_tokens), None)
-        own = list(tokens if ended is None else tokens[:ended])
-        text = self.decode(own)
+        before_end = list(tokens if ended is None else tokens[:ended])
+        text = self.decode(before_end)
         cuts = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
-        count = len(own) + (ended is not None)
+        count = len(before_end) + (ended is not None)
         if cuts:
             # In a batch, padding follows a stop text if other completions are longer.
-            count = self._shortest(own, text[: min(cuts)], sampling.stop)
+            count = self._shortest(before_end, text[: min(cuts)], sampling.stop)
             return Completion(text[: min(cuts)], count, "stop")
         return Completion(text, count, "length" if ended is None else "stop")
 
-    def _shortest(self, tokens: Sequence[int], kept: str, stops: Sequence[str]) -> int:
+    def _shortest(self, tokens: Sequence[int], shown: str, stops: Sequence[str]) -> int:
         """The number of tokens up to and including the one that completes a stop text."""
         for count in range(1, len(tokens) + 1):
             text = self.decode(tokens[:count])
-            if len(text) > len(kept) and any(stop in text for stop in stops):
+            if len(text) > len(shown) and any(stop in text for stop in stops):
                 return count
         return len(tokens)
 

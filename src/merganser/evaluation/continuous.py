@@ -93,13 +93,13 @@ class ContinuousInference(Inference):
             for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
                 manager.add_request(list(row), request_id=str(index), max_new_tokens=length)
             for _ in rows:
-                found: Any = manager.get_result(timeout=PATIENCE)
-                if found is None or found.error is not None:
-                    reason = "no answer" if found is None else str(found.error)
+                result: Any = manager.get_result(timeout=PATIENCE)
+                if result is None or result.error is not None:
+                    reason = "no answer" if result is None else str(result.error)
                     raise EngineFailure(
                         f"{self.codec.label}: transformers' continuous batching failed ({reason})"
                     )
-                yield int(found.request_id), list(found.generated_tokens)
+                yield int(result.request_id), list(result.generated_tokens)
         finally:
             manager.stop(block=True, hard_stop=True)
             self.model.set_attn_implementation(before)

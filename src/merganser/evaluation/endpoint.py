@@ -206,8 +206,8 @@ class Endpoint:
                 return read(urllib.request.urlopen(asked, timeout=self.timeout))
             except urllib.error.HTTPError as error:
                 with error:
-                    told = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
-                    problem = f"says {error.code}: {told}"
+                    reply = " ".join(error.read(2000).decode("utf-8", "replace").split())[:200]
+                    problem = f"says {error.code}: {reply}"
                     after = error.headers.get("Retry-After", "")
                 if error.code not in BUSY:
                     break

@@ -162,9 +162,9 @@ def score(task: HarnessTask, results: Any) -> Score:
     values = [row.get(task.metric) for row in rows]
     mean = float(metrics[key])
     if values and all(isinstance(value, int | float) for value in values):
-        own = summarize([float(value) for value in values])
-        if abs(own.mean - mean) < 1e-9:
-            return own
+        computed = summarize([float(value) for value in values])
+        if abs(computed.mean - mean) < 1e-9:
+            return computed
     error = metrics.get(f"{task.metric}_stderr,{task.filter}")
     error = float(error) if isinstance(error, int | float) else 0.0
     low, high = mean - Z * error, mean + Z * error

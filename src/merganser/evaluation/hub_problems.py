@@ -93,14 +93,16 @@ def load(
         MerganserError: when pyarrow is not installed.
     """
     parquet = extras.load("pyarrow.parquet", "eval")
-    found = datasets.find_parquet(
+    hub_files = datasets.find_parquet(
         reference.repository, reference.config, reference.split, reference.revision
     )
-    settled = replace(reference, config=found.config, split=found.split, revision=found.commit)
-    name = f"{PREFIX}{reference.repository}:{found.split}"
+    settled = replace(
+        reference, config=hub_files.config, split=hub_files.split, revision=hub_files.commit
+    )
+    name = f"{PREFIX}{reference.repository}:{hub_files.split}"
     loaded: list[Problem] = []
     question, answer = "", reference.answer
-    for row, (columns, record) in enumerate(_rows(parquet, found, name)):
+    for row, (columns, record) in enumerate(_rows(parquet, hub_files, name)):
         if row == 0:
             question = _column(reference.question, QUESTIONS, columns, name) or ""
             answer = _column(reference.answer, ANSWERS, columns, name)
@@ -125,10 +127,10 @@ def load(
 
 
 def _rows(
-    parquet: Any, found: datasets.HubFiles, name: str
+    parquet: Any, hub_files: datasets.HubFiles, name: str
 ) -> Iterator[tuple[Sequence[str], dict[str, Any]]]:
     """Yield the columns and the record of each row, without binary columns such as images."""
-    for path in found.files:
+    for path in hub_files.files:
         try:
             with parquet.ParquetFile(path) as file:
                 texts = [f.name for f in file.schema_arrow if "binary" not in str(f.type)]

@@ -82,7 +82,7 @@ class Inference:
             chosen = order[:size]
             try:
                 with torch.inference_mode():
-                    found = self._complete(
+                    completions = self._complete(
                         [rows[i] for i in chosen],
                         [requests[i] for i in chosen],
                         sampling,
@@ -100,7 +100,7 @@ class Inference:
                 release_memory()
                 continue
             order = order[size:]
-            yield from zip(chosen, found, strict=True)
+            yield from zip(chosen, completions, strict=True)
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the text of the prompt's first sample in parts, as it is generated.
@@ -119,9 +119,9 @@ class Inference:
         if (context := self.codec.context) is not None:
             room = min(sampling.max_tokens, context - len(row))
             sampling = replace(sampling, max_tokens=room)
-        told: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
+        steps: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
         closed = threading.Event()
-        feed = _Feed(told, closed)
+        feed = _Feed(steps, closed)
 
         def work() -> None:
             import torch
@@ -132,21 +132,21 @@ class Inference:
             except _Closed:
                 pass
             except BaseException as error:
-                told.put(error)
-            told.put(None)
+                steps.put(error)
+            steps.put(None)
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         text = TextStream(self.codec, sampling)
         try:
-            while (found := told.get()) is not None:
-                if isinstance(found, BaseException):
-                    if is_out_of_memory(found):
+            while (item := steps.get()) is not None:
+                if isinstance(item, BaseException):
+                    if is_out_of_memory(item):
                         raise ResourceError(
                             f"{self.codec.label}: there is not enough memory"
                         ) from None
-                    raise found
-                yield text.add(found)
+                    raise item
+                yield text.add(item)
             yield text.finish()
             return text.completion
         finally:
@@ -226,8 +226,8 @@ class _Closed(Exception):
 class _Feed:
     """The ``streamer`` that transformers calls with new tokens: first the prompt, then one at a time."""
 
-    def __init__(self, told: queue.SimpleQueue[Any], closed: threading.Event) -> None:
-        self.told = told
+    def __init__(self, items: queue.SimpleQueue[Any], closed: threading.Event) -> None:
+        self.items = items
         self.closed = closed
         self.begun = False
 
@@ -235,7 +235,7 @@ class _Feed:
         if self.closed.is_set():
             raise _Closed
         if self.begun:
-            self.told.put([int(token) for token in tokens.flatten()])
+            self.items.put([int(token) for token in tokens.flatten()])
         self.begun = True
 
     def end(self) -> None: ...
@@ -279,9 +279,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error reports insufficient memory of the machine or the GPU."""
     import torch
 
-    told = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "out of memory" in told or "can't allocate memory" in told
+        "out of memory" in message or "can't allocate memory" in message
     )
 
 

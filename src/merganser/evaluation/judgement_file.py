@@ -138,16 +138,16 @@ def _read(path: Path) -> list[StoredJudgement]:
         return []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: judgements cannot be read ({str(error)[:120]})") from None
-    found: list[StoredJudgement] = []
+    judgements: list[StoredJudgement] = []
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
             fields = json.loads(text)
             judgement = Judgement(fields.pop("score"), fields.pop("note"), fields.pop("reply"))
-            found.append(StoredJudgement(**fields, judgement=judgement))
+            judgements.append(StoredJudgement(**fields, judgement=judgement))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if number == len(lines):  # an interrupted run may leave an incomplete last line
                 break
             raise InputError(f"{path}:{number}: no judgement ({str(error)[:80]})") from None
-    return found
+    return judgements

@@ -81,27 +81,29 @@ def judge_all(
         ScorerError: the scorer's function raised an exception.
         MerganserError: the scorer raised this, or gave no judgement for a sample.
     """
-    found: dict[int, Judgement] = {}
+    judgements: dict[int, Judgement] = {}
     keys = [_key(scorer, item) if scorer.identity else "" for item in items]
     if file is not None and scorer.identity:
-        found = {i: known for i, key in enumerate(keys) if (known := file.known(key)) is not None}
-        for i, known in found.items():
+        judgements = {
+            i: known for i, key in enumerate(keys) if (known := file.known(key)) is not None
+        }
+        for i, known in judgements.items():
             file.keep(_record(items[i], name, keys[i], known))
-    missing = [i for i in range(len(items)) if i not in found]
+    missing = [i for i in range(len(items)) if i not in judgements]
 
     def done(place: int, judgement: Judgement) -> None:
-        found[missing[place]] = judgement
+        judgements[missing[place]] = judgement
         if file is not None and (scorer.identity or judgement.note):
             key = "" if judgement.transient else keys[missing[place]]
             file.add(_record(items[missing[place]], name, key, judgement))
         if scorer.identity:
-            on_judged(name, len(found), len(items))
+            on_judged(name, len(judgements), len(items))
 
     if missing:
         _run(scorer, [items[i] for i in missing], done)
-    if len(found) != len(items):
+    if len(judgements) != len(items):
         raise MerganserError(f"scorer {scorer.name}: gave no score for some samples")
-    return [found[i] for i in range(len(items))]
+    return [judgements[i] for i in range(len(items))]
 
 
 def _record(item: Item, name: str, key: str, judgement: Judgement) -> StoredJudgement:
@@ -134,8 +136,8 @@ def _run(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
         _run_with_timeout(scorer, items, done, scorer.timeout)
     else:
         for unit in _units(scorer, items):
-            own = [items[i] for i in unit]
-            _settle(scorer, unit, own, scorer_calls.call(scorer, *_split(own)), done)
+            chosen = [items[i] for i in unit]
+            _settle(scorer, unit, chosen, scorer_calls.call(scorer, *_split(chosen)), done)
 
 
 def _units(scorer: Scorer, items: Sequence[Item]) -> Iterator[list[int]]:
@@ -160,17 +162,17 @@ def _settle(
     scorer: Scorer,
     unit: Sequence[int],
     items: Sequence[Item],
-    found: scorer_calls.Values | Failure | None,
+    outcome: scorer_calls.Values | Failure | None,
     done: Done,
 ) -> None:
-    """Pass the judgements of one call to ``done``; ``found`` is None if the call exceeded its time limit."""
-    if isinstance(found, Failure):
+    """Pass the judgements of one call to ``done``; ``outcome`` is None if the call exceeded its time limit."""
+    if isinstance(outcome, Failure):
         first = items[0]
         raise scorer_calls.scorer_error(
-            scorer, found, first.problem, first.index, [item.sample for item in items]
+            scorer, outcome, first.problem, first.index, [item.sample for item in items]
         )
     late = Judgement(None, f"took longer than {scorer.timeout:g} s" if scorer.timeout else "")
-    values = [late] * len(unit) if found is None else found
+    values = [late] * len(unit) if outcome is None else outcome
     for place, value in zip(unit, values, strict=True):
         done(place, value if isinstance(value, Judgement) else Judgement(value))
 
@@ -178,9 +180,9 @@ def _settle(
 def _run_with_timeout(scorer: Scorer, items: Sequence[Item], done: Done, timeout: float) -> None:
     with closing(ScorerProcess(scorer)) as process:
         for unit in _units(scorer, items):
-            own = [items[i] for i in unit]
-            found = process.call(*_split(own), timeout * len(own))
-            _settle(scorer, unit, own, found, done)
+            chosen = [items[i] for i in unit]
+            outcome = process.call(*_split(chosen), timeout * len(chosen))
+            _settle(scorer, unit, chosen, outcome, done)
 
 
 def _stream(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
@@ -194,22 +196,22 @@ async def _run_async(scorer: Scorer, items: Sequence[Item], done: Done) -> None:
     gate = asyncio.Semaphore(scorer.concurrency)
 
     async def score(unit: list[int]) -> None:
-        own = [items[i] for i in unit]
+        chosen = [items[i] for i in unit]
         limit = None if scorer.timeout is None else scorer.timeout * len(unit)
-        found: scorer_calls.Values | Failure | None
+        outcome: scorer_calls.Values | Failure | None
         async with gate:
             clock = asyncio.timeout(limit)
             try:
                 async with clock:
                     returned = await scorer.function(
-                        *scorer_calls.arguments(scorer, *_split(own)), **scorer.keywords
+                        *scorer_calls.arguments(scorer, *_split(chosen)), **scorer.keywords
                     )
-                found = scorer_calls.values_of(scorer, returned, len(unit))
+                outcome = scorer_calls.values_of(scorer, returned, len(unit))
             except MerganserError:
                 raise
             except Exception as error:
-                found = None if clock.expired() else scorer_calls.failure_of(error)
-        _settle(scorer, unit, own, found, done)
+                outcome = None if clock.expired() else scorer_calls.failure_of(error)
+        _settle(scorer, unit, chosen, outcome, done)
 
     async with asyncio.TaskGroup() as group:
         for unit in _units(scorer, items):

@@ -171,10 +171,10 @@ def _read(
     """The judgement in a reply; without a score if the reply cannot be parsed."""
     for form in (pattern,) if pattern is not None else _PATTERNS[parse]:
         flags = re.NOFLAG if pattern is not None else re.IGNORECASE
-        found = re.findall(form, reply, flags)
-        if not found:
+        matches = re.findall(form, reply, flags)
+        if not matches:
             continue
-        word = str(found[-1]).strip()
+        word = str(matches[-1]).strip()
         if parse == "verdict":
             value = {"yes": 1.0, "no": 0.0}.get(word.lower())
             return Judgement(value, "" if value is not None else UNPARSABLE, reply)

@@ -130,11 +130,11 @@ def from_record(
     answer = given[0] if given else None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise InputError(f"{address}: the answer is a text or a number")
-    own = record.get("id", default_id)
-    if isinstance(own, bool) or not isinstance(own, str | int):
+    identifier = record.get("id", default_id)
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
         raise InputError(f"{address}: id is a text or a whole number")
     answer = None if answer is None else str(answer)
-    return Problem(str(own), question, messages, answer, record, address)
+    return Problem(str(identifier), question, messages, answer, record, address)
 
 
 def _messages(entries: list[Any], key: str, address: str) -> tuple[Message, ...]:

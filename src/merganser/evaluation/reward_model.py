@@ -146,8 +146,8 @@ class _RewardModel:
         transformers = extras.load("transformers", "eval")
         gpu = torch.cuda.is_available()
         self.device = ("cuda" if gpu else "cpu") if device == "auto" else device
-        own = "float32" if self.device == "cpu" else "auto"
-        computing = own if dtype == "auto" else dtype
+        default = "float32" if self.device == "cpu" else "auto"
+        computing = default if dtype == "auto" else dtype
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
             self.model = transformers.AutoModelForSequenceClassification.from_pretrained(

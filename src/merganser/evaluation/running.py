@@ -68,37 +68,39 @@ def evaluate(
     Raises:
         MerganserError: one of its subclasses, by cause.
     """
-    wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
+    wanted = {place: (prompt, digest) for place, prompt, digest in _wanted(tasks, key)}
     there = _there(samples, wanted)
-    found = {place: each for place, each in there.items() if each.key == wanted[place][1]}
-    kept = len(found)
-    on_progress(kept, len(wanted))
-    with _appending(samples, list(found.values())) as add:
+    samples_by_place = {
+        place: each for place, each in there.items() if each.key == wanted[place][1]
+    }
+    reused = len(samples_by_place)
+    on_progress(reused, len(wanted))
+    with _appending(samples, list(samples_by_place.values())) as add:
         for task in tasks:
-            places = [p for p in wanted if p[0] == task.name and p not in found]
+            places = [p for p in wanted if p[0] == task.name and p not in samples_by_place]
             if not places:
                 continue
             answers = {problem.id: problem.answer for problem in task.problems}
             requests = [Request(wanted[place][0], place[2]) for place in places]
             for index, completion in backend(requests, task.sampling):
                 place = places[index]
-                prompt, own = wanted[place]
-                found[place] = Sample(
+                prompt, digest = wanted[place]
+                samples_by_place[place] = Sample(
                     *place,
                     prompt,
                     completion.text,
                     completion.tokens,
                     completion.finish,
                     answer=answers[place[1]],
-                    key=own,
+                    key=digest,
                 )
-                add(found[place])
-                on_progress(len(found), len(wanted))
-            if lost := [place for place in places if place not in found]:
+                add(samples_by_place[place])
+                on_progress(len(samples_by_place), len(wanted))
+            if lost := [place for place in places if place not in samples_by_place]:
                 raise InputError(f"task {task.name}: the backend gave no answer to {lost[0][1]!r}")
     try:
         with judgements_beside(samples) as file:
-            judged = judge(tasks, [found[place] for place in wanted], file, on_judged)
+            judged = judge(tasks, [samples_by_place[place] for place in wanted], file, on_judged)
     except MerganserError as error:
         if samples is not None:
             error.add_note(
@@ -107,7 +109,7 @@ def evaluate(
         raise
     if samples is not None:
         kept_samples.write(judged.samples, samples)
-    return Evaluation(scores(tasks, judged), judged.samples, len(wanted) - kept)
+    return Evaluation(scores(tasks, judged), judged.samples, len(wanted) - reused)
 
 
 def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> Counter[str]:
@@ -119,7 +121,7 @@ def to_redo(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path) -> 
     Raises:
         InputError: the file cannot be read.
     """
-    wanted = {place: (prompt, own) for place, prompt, own in _wanted(tasks, key)}
+    wanted = {place: (prompt, digest) for place, prompt, digest in _wanted(tasks, key)}
     labels = [*key, "the prompt or the sampling", "the revision of the problems"]
     return Counter(
         _changed(each.key, wanted[place][1], labels)
@@ -139,14 +141,14 @@ def is_complete(tasks: Sequence[Task], *, key: Mapping[str, str], samples: Path)
     Raises:
         InputError: the file cannot be read.
     """
-    wanted = {place: own for place, _, own in _wanted(tasks, key)}
+    wanted = {place: digest for place, _, digest in _wanted(tasks, key)}
     there = _there(samples, wanted)
     return len(there) == len(wanted) and all(each.key == wanted[p] for p, each in there.items())
 
 
 def digest_of(tasks: Sequence[Task]) -> str:
     """A digest of the completions that tasks require: problems, prompts and sampling."""
-    wanted = [(*place, own) for place, _, own in _wanted(tasks, {})]
+    wanted = [(*place, digest) for place, _, digest in _wanted(tasks, {})]
     return _short(json.dumps(wanted))
 
 
@@ -163,9 +165,9 @@ def _there(samples: Path | None, wanted: Collection[SampleKey]) -> dict[SampleKe
     """The stored completions of the wanted samples, valid or outdated."""
     if samples is None or not samples.is_file():
         return {}
-    kept = kept_samples.read(samples, cut_off=True)
-    found = {(each.task, each.problem, each.sample): each for each in kept}
-    return {place: each for place, each in found.items() if place in wanted}
+    stored = kept_samples.read(samples, cut_off=True)
+    by_place = {(each.task, each.problem, each.sample): each for each in stored}
+    return {place: each for place, each in by_place.items() if place in wanted}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +213,11 @@ def judge(
         ]
         columns: dict[str, list[float]] = {}
         for metric in task.metrics:
-            found = judge_all(metric.scorer, items, file, metric.name, on_judged)
-            columns[metric.name] = [metric.failed if j.score is None else j.score for j in found]
-            if reasons := Counter(j.note for j in found if j.score is None):
+            judgements = judge_all(metric.scorer, items, file, metric.name, on_judged)
+            columns[metric.name] = [
+                metric.failed if j.score is None else j.score for j in judgements
+            ]
+            if reasons := Counter(j.note for j in judgements if j.score is None):
                 failed[task.name, metric.name] = dict(sorted(reasons.items()))
         judged += [
             replace(item.sample, scores={name: column[i] for name, column in columns.items()})
@@ -240,31 +244,31 @@ def _groups(task: Task, samples: Sequence[Sample]) -> list[tuple[Problem, list[S
 
 def scores(tasks: Sequence[Task], judged: Judged) -> dict[str, Score]:
     """The mean scores of judged samples, by the names of :func:`merganser.evaluation.tasks.score_names`."""
-    found: dict[str, Score] = {}
+    all_scores: dict[str, Score] = {}
     for task in tasks:
         groups = [group for _, group in _groups(task, judged.samples)]
         prefix = f"{task.name}/" if len(tasks) > 1 else ""
         for metric in task.metrics:
             failed = judged.failed.get((task.name, metric.name), {})
-            found |= {
+            all_scores |= {
                 prefix + name: replace(score, failed=failed)
                 for name, score in _scores(metric, groups).items()
             }
-    assert list(found) == list(score_names(tasks))
-    return found
+    assert list(all_scores) == list(score_names(tasks))
+    return all_scores
 
 
 def _scores(metric: Metric, groups: Sequence[Sequence[Sample]]) -> dict[str, Score]:
     values = [[sample.scores[metric.name] for sample in group] for group in groups]
-    found = {metric.name: summarize([sum(v) / len(v) for v in values])}
+    named = {metric.name: summarize([sum(v) / len(v) for v in values])}
     verdicts = [[value >= 1.0 for value in v] for v in values]
     for k in metric.pass_at:
-        found[f"{metric.name}_pass@{k}"] = summarize([pass_at(k, v) for v in verdicts])
+        named[f"{metric.name}_pass@{k}"] = summarize([pass_at(k, v) for v in verdicts])
     for k in metric.maj_at:
         answers = [[answer_of(sample.completion) for sample in group] for group in groups]
         votes = [maj_at(k, a, v) for a, v in zip(answers, verdicts, strict=True)]
-        found[f"{metric.name}_maj@{k}"] = summarize(votes)
-    return found
+        named[f"{metric.name}_maj@{k}"] = summarize(votes)
+    return named
 
 
 def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleKey, Prompt, str]]:
@@ -281,9 +285,9 @@ def _wanted(tasks: Sequence[Task], key: Mapping[str, str]) -> list[tuple[SampleK
             settings |= {"top_p": 1.0, "seed": 0}
         for problem in task.problems:
             prompt = task.prompt(problem)
-            own = model + _short(json.dumps([settings, prompt], sort_keys=True))
-            own += "" if task.source is None else f"-{_short(task.source)}"
-            wanted += [((task.name, problem.id, i), prompt, own) for i in range(task.samples)]
+            digest = model + _short(json.dumps([settings, prompt], sort_keys=True))
+            digest += "" if task.source is None else f"-{_short(task.source)}"
+            wanted += [((task.name, problem.id, i), prompt, digest) for i in range(task.samples)]
     return wanted
 
 

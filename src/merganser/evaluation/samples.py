@@ -166,10 +166,10 @@ def read_verdicts(file: Path) -> list[Verdict]:
         parts.append(text[tokens:end])
         lines += 1
     parts.append(text[end:])
-    found = _VERDICT.findall(b"".join(parts))
+    matches = _VERDICT.findall(b"".join(parts))
     parsed = _Parsed()
     try:
-        verdicts = [Verdict(parsed[t], parsed[p], int(n), parsed[s]) for t, p, n, s in found]
+        verdicts = [Verdict(parsed[t], parsed[p], int(n), parsed[s]) for t, p, n, s in matches]
     except (ValueError, RecursionError):
         verdicts = []
     if len(verdicts) != lines or text[end:].strip():

@@ -70,15 +70,15 @@ def _serve(which: dict[str, Any]) -> None:
     _say(out, {})
     for text in sys.stdin:
         samples, problems = json.loads(text)
-        found = scorer_calls.call(
+        outcome = scorer_calls.call(
             scorer,
             [Sample(**each) for each in samples],
             [Problem(**{**each, "messages": tuple(each["messages"])}) for each in problems],
         )
-        if isinstance(found, Failure):
-            _say(out, {"failure": asdict(found)})
+        if isinstance(outcome, Failure):
+            _say(out, {"failure": asdict(outcome)})
         else:
-            _say(out, {"values": [_plain(each) for each in found]})
+            _say(out, {"values": [_plain(each) for each in outcome]})
 
 
 def _plain(value: float | Judgement) -> Any:

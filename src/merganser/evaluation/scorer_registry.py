@@ -191,9 +191,9 @@ def get(
         chosen = _imported(reference, beside)
     else:
         hint = suggestions.suggest(reference, names())
-        own = ", and your own as module:function or file.py:function"
+        custom = ", and your own as module:function or file.py:function"
         raise RecipeError(
-            f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else own}"
+            f"there is no scorer {reference!r}; {hint}{'' if hint.endswith('?') else custom}"
         )
     if batch is not None:
         if not chosen.plain and batch != chosen.batch:

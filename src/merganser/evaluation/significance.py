@@ -161,10 +161,10 @@ def _shares(weights: Sequence[float]) -> Array:
 def _variances(part: Array, rates: bool) -> Array:
     """Squared standard errors of the row means: float64 [models]."""
     count = part.shape[1]
-    found: Array = part.var(axis=1, ddof=1) / count
+    variances: Array = part.var(axis=1, ddof=1) / count
     if rates:
-        found[np.ptp(part, axis=1) == 0] = 1 / (count + 2) ** 2
-    return found
+        variances[np.ptp(part, axis=1) == 0] = 1 / (count + 2) ** 2
+    return variances
 
 
 # -- permutation ---------------------------------------------------------------------------------
@@ -218,8 +218,11 @@ def family(
         adjusted += _reaches(top[:, None], observed[1]).sum(axis=0)
         largest.append(top)
         total += len(signs)
-    own = 0 if exact else 1  # the observed signs count as a flip; enumeration includes them
-    single, adjusted = (single + own) / (total + own), (adjusted + own) / (total + own)
+    observed = 0 if exact else 1  # the observed signs count as a flip; enumeration includes them
+    single, adjusted = (
+        (single + observed) / (total + observed),
+        (adjusted + observed) / (total + observed),
+    )
     square = float(np.quantile(np.concatenate(largest), 1 - LEVEL, method="higher"))
     critical = max(math.sqrt(square), t_quantile(max(1, sum(counts) - len(counts))))
     return Family(
@@ -234,10 +237,10 @@ def _statistics(
     mean, variance = np.zeros(()), np.zeros(())
     start = 0
     for part, share, count in zip(parts, shares, counts, strict=True):
-        own = signs[:, start : start + part.shape[1]] @ part.T / count
+        means = signs[:, start : start + part.shape[1]] @ part.T / count
         power = (part**2).sum(axis=1) / count
-        mean = mean + share * own
-        variance = variance + share**2 * np.maximum(power - own**2, 1e-12 * power) / (count - 1)
+        mean = mean + share * means
+        variance = variance + share**2 * np.maximum(power - means**2, 1e-12 * power) / (count - 1)
         start += part.shape[1]
     squares = np.divide(mean**2, variance, out=np.zeros_like(mean), where=variance > 0)
     return np.abs(mean), squares
@@ -304,9 +307,9 @@ def _tails(differences: Array, grain: int) -> tuple[float, float] | None:
     sizes, times = np.unique(np.abs(steps[steps != 0]), return_counts=True)
     chances = np.ones(1)
     for size, count in zip(sizes.tolist(), times.tolist(), strict=True):
-        own = np.zeros(size * count + 1)
-        own[::size] = _binomial(count)
-        chances = np.convolve(chances, own)
+        distribution = np.zeros(size * count + 1)
+        distribution[::size] = _binomial(count)
+        chances = np.convolve(chances, distribution)
     # Index i of the distribution stands for the sum 2 i - total.
     sums = np.abs(2 * np.arange(len(chances)) - (len(chances) - 1))
     seen = abs(int(steps.sum()))

@@ -47,8 +47,8 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain data; without ``failed`` if that is empty."""
-        found = asdict(self)
-        return found if self.failed else {k: v for k, v in found.items() if k != "failed"}
+        fields = asdict(self)
+        return fields if self.failed else {k: v for k, v in fields.items() if k != "failed"}
 
 
 def summarize(values: Sequence[float]) -> Score:

@@ -218,8 +218,8 @@ def _load(
             raise document.error(f"{key_name(where)}: {error}", where) from None
         pattern = None if known is None else known.answer_pattern
         with document.addressed(where):
-            found, settled = hub_problems.load(reference, limit, pattern)
-        return reference.name if known is None else problems, found, str(settled)
+            loaded, settled = hub_problems.load(reference, limit, pattern)
+        return reference.name if known is None else problems, loaded, str(settled)
     if not is_file:
         slip = suggestions.nearest_in(file.parent, file.name)
         slip = slip or suggestions.nearest(problems, PROBLEM_SETS)
@@ -250,11 +250,11 @@ def _task(
         )
     metrics = _metrics(entry, preset, document, place, folder)
     where = (*place, "preset" if entry.problems is None else "problems")
-    name, found, source = _load(problems, entry.limit, document, where, folder)
-    check(metrics, found)
+    name, loaded, source = _load(problems, entry.limit, document, where, folder)
+    check(metrics, loaded)
     task = Task(
         entry.name or name,
-        tuple(found),
+        tuple(loaded),
         tuple(metrics),
         Sampling(stop=tuple(entry.stop), seed=entry.seed, **settings),
         entry.samples,
@@ -329,7 +329,7 @@ def check(metrics: Sequence[Metric], problems: Sequence[Problem]) -> None:
 
 
 def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
-    found = scorers.get(
+    scorer = scorers.get(
         entry.scorer,
         entry.parameters,
         folder,
@@ -343,17 +343,17 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
                 raise RecipeError(
                     f"{key}: {k} of {samples} samples is impossible; give samples: {k} or more"
                 )
-    if found.name == "length" and found.group and samples < 2:
+    if scorer.name == "length" and scorer.group and samples < 2:
         raise RecipeError("length compares the samples of a problem: give samples: 2 or more")
-    better = entry.better or found.better
-    if entry.failed is None and better == "min" and (found.timeout or found.identity):
+    better = entry.better or scorer.better
+    if entry.failed is None and better == "min" and (scorer.timeout or scorer.identity):
         raise RecipeError(
-            f"scorer {found.name}: less of it is better, so say what a sample scores that it fails on: "
+            f"scorer {scorer.name}: less of it is better, so say what a sample scores that it fails on: "
             "failed: NUMBER"
         )
     return Metric(
-        entry.name or found.name,
-        found,
+        entry.name or scorer.name,
+        scorer,
         better,
         tuple(entry.pass_at),
         tuple(entry.maj_at),
@@ -363,16 +363,16 @@ def _metric(entry: ScorerEntry, samples: int, folder: Path) -> Metric:
 
 def score_names(tasks: Sequence[Task]) -> dict[str, Direction]:
     """Return the names of all scores of tasks, in order, with ``max`` or ``min`` for the better direction."""
-    found: dict[str, Direction] = {}
+    directions: dict[str, Direction] = {}
     for task in tasks:
         prefix = f"{task.name}/" if len(tasks) > 1 else ""
         for metric in task.metrics:
-            found[prefix + metric.name] = metric.better
+            directions[prefix + metric.name] = metric.better
             for k in metric.pass_at:
-                found[f"{prefix}{metric.name}_pass@{k}"] = "max"
+                directions[f"{prefix}{metric.name}_pass@{k}"] = "max"
             for k in metric.maj_at:
-                found[f"{prefix}{metric.name}_maj@{k}"] = "max"
-    return found
+                directions[f"{prefix}{metric.name}_maj@{k}"] = "max"
+    return directions
 
 
 def describe(tasks: Sequence[Task]) -> list[dict[str, Any]]:

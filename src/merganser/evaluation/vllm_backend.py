@@ -127,10 +127,10 @@ class VllmBackend:
 
     def _call(self, method: str, *arguments: Any) -> list[list[str]]:
         """Call a method of :class:`vllm_worker.Loading` in every worker; return the results by worker."""
-        found: list[list[str]] = self._guard(
+        completions: list[list[str]] = self._guard(
             lambda: self._engine.collective_rpc(f"merganser_{method}", args=arguments)
         )
-        return found
+        return completions
 
     def __call__(
         self,
@@ -211,10 +211,10 @@ class VllmBackend:
     def _params(
         self, row: Sequence[int], request: Request, sampling: Sampling, in_parts: bool
     ) -> Any:
-        own: dict[str, Any] = {}
+        draws: dict[str, Any] = {}
         if sampling.temperature > 0:
-            own["seed"] = f"{drawing.seed_of(request, sampling):x}"
-            own |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+            draws["seed"] = f"{drawing.seed_of(request, sampling):x}"
+            draws |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
         return self._sampling_params(
             temperature=0.0,
             max_tokens=max(1, min(sampling.max_tokens, self.length - len(row))),
@@ -224,7 +224,7 @@ class VllmBackend:
             include_stop_str_in_output=True,
             detokenize=bool(sampling.stop),
             output_kind=self._kinds.DELTA if in_parts else self._kinds.FINAL_ONLY,
-            extra_args={"merganser": own} if own else None,
+            extra_args={"merganser": draws} if draws else None,
         )
 
     def _count_tokens(self) -> None:
@@ -233,9 +233,9 @@ class VllmBackend:
         get_output = core.get_output
 
         def counted() -> Any:
-            found = get_output()
-            self._on_tokens(sum(len(each.new_token_ids) for each in found.outputs))
-            return found
+            output = get_output()
+            self._on_tokens(sum(len(each.new_token_ids) for each in output.outputs))
+            return output
 
         core.get_output = counted
 

@@ -56,8 +56,8 @@ class Drawing(LogitsProcessor):
 
 
 def _row_of(params: SamplingParams, _prompt: list[int] | None, tokens: list[int]) -> _Row | None:
-    own = (params.extra_args or {}).get(KEY)
-    if own is None:
+    settings = (params.extra_args or {}).get(KEY)
+    if settings is None:
         return None
-    numbers = drawing.numbers_of(int(own["seed"], 16), params.max_tokens or 0)
-    return _Row(numbers, own["temperature"], own["top_p"], tokens)
+    numbers = drawing.numbers_of(int(settings["seed"], 16), params.max_tokens or 0)
+    return _Row(numbers, settings["temperature"], settings["top_p"], tokens)

@@ -91,11 +91,11 @@ def receive(address: str, key: str) -> Iterator[tuple[str, torch.Tensor]]:
 
     with Client(address, authkey=bytes.fromhex(key)) as connection:
         while (header := connection.recv_bytes()) != END:
-            told = json.loads(header)
-            tensor = torch.empty(told["shape"], dtype=getattr(torch, told["dtype"]))
+            facts = json.loads(header)
+            tensor = torch.empty(facts["shape"], dtype=getattr(torch, facts["dtype"]))
             if tensor.numel():
                 connection.recv_bytes_into(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            yield told["name"], tensor
+            yield facts["name"], tensor
 
 
 def _packed(name: str, tensor: torch.Tensor) -> tuple[bytes, Any]:

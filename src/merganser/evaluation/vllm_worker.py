@@ -68,12 +68,12 @@ def _incomplete(model: torch.nn.Module) -> list[str]:
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    found = []
+    names = []
     for name, layer in model.named_modules():
         info = get_layerwise_info(layer)
         if info.can_load() and 0 < info.load_numel < (info.load_numel_total or 0):
-            found += [] if hasattr(layer, "num_embeddings_padded") else [name]
-    return found
+            names += [] if hasattr(layer, "num_embeddings_padded") else [name]
+    return names
 
 
 def _pack_tied(model: torch.nn.Module) -> None:

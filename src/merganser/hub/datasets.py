@@ -68,7 +68,7 @@ def find_parquet(
             continue
         where = "" if listed else " in the Hub's cache"
         config = _chosen("config", config, [c for c, _ in tables], name, where)
-        splits = [own for c, own in tables if c == config]
+        splits = [split for c, split in tables if c == config]
         split = _chosen("split", split, splits, f"{name}, config {config}", where)
         return _fetch(repository, branch, tables[config, split], config, split, name, not listed)
     if reached:

@@ -134,7 +134,7 @@ def _load(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
         return None, f"numpy: {VARIABLE} is none"
     found = _libraries()
     if wanted is not None and wanted not in (level for level, _ in found):
-        names = ", ".join(level for level, _ in found) or "no levels"
+        names = ", ".join(["none", *(level for level, _ in found)])
         return None, f"{VARIABLE}: {wanted!r} is none of {names}"
     reason = _reason() if not found else ""
     for level, path in found:

@@ -18,7 +18,7 @@ from merganser.merging.result import MergeResult, all_warnings, timings_of
 from merganser.planning import Plan
 from merganser.planning.made_folders import with_made_folders
 from merganser.release import card, config, files, manifest, public_names, tokenizer
-from merganser.release.copies import check_links
+from merganser.release.copies import check_copies
 from merganser.version import VERSION
 
 INDEX = "model.safetensors.index.json"
@@ -60,7 +60,7 @@ def write_folders(
     manifests: list[dict[str, Any]] = []
     try:
         for folder, plan in plans.items():
-            check_links([plan], options.copy_tokenizer)
+            check_copies([plan], options.copy_tokenizer)
             partials.append(
                 Partial(
                     folder,

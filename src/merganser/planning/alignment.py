@@ -295,12 +295,12 @@ class Aligner:
         else:
             named = rule.source.token if isinstance(rule.source, ModelTokenSource) else token
             assert named is not None
-            found = model.vocabulary.tokens.get(named)
-            if found is None:
+            token_id = model.vocabulary.tokens.get(named)
+            if token_id is None:
                 raise self.parsed.error(
                     f"{key_name(path)}: {reference} has no token {named!r}", path
                 )
-            number = found
+            number = token_id
         if not 0 <= number < (model.rows or 0):
             raise self.parsed.error(
                 f"{key_name(path)}: the embedding of {reference} has no row {number} "
@@ -352,18 +352,18 @@ class Aligner:
         def new_id(key: str, number: int) -> int | None:
             if number not in names:
                 return number
-            found = output.tokens.get(names[number])
-            if found is None:
+            changed = output.tokens.get(names[number])
+            if changed is None:
                 role = key.removesuffix("_token_id")
-                found = output.tokens.get(roles.get(role, ""))
+                changed = output.tokens.get(roles.get(role, ""))
                 self.warn(
                     (self.key,),
                     f"{key} was {names[number]!r}, which the tokenizer lacks; it is "
-                    + (f"{roles[role]!r} now" if found is not None else "left out"),
+                    + (f"{roles[role]!r} now" if changed is not None else "left out"),
                 )
-            if found != number:
-                moved[key, number] = found
-            return found
+            if changed != number:
+                moved[key, number] = changed
+            return changed
 
         source = self.sources[self.donor].checkpoint
         map_token_ids(dict(source.config), new_id)
@@ -400,12 +400,12 @@ def truncated(sources: Sequence[OpenSource]) -> tuple[tuple[OpenSource, ...], in
     return tuple(cut), least
 
 
-def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:
+def _defaults(row_in_model: Array, base: int | None, forced: Array) -> tuple[Array, Array, Array]:
     """Default rows for models that lack a token: the only owner's row, else the base's, else the
     mean of all owners' rows; zeros if no model has it.
 
     Args:
-        own: int32 [models, rows], for each output row the row in each model; -1 if it has none.
+        row_in_model: int32 [models, rows], for each output row the row in each model; -1 if it has none.
         base: index of the base model, or None.
         forced: bool [rows], rows that all models take.
 
@@ -413,20 +413,20 @@ def _defaults(own: Array, base: int | None, forced: Array) -> tuple[Array, Array
         int32 [rows], the origin of each output row: index of a model, MEAN or ZERO. int32 [rows], the
         row there; for MEAN the index in the third array. int32 [m, models], the rows to average.
     """
-    has = own >= 0
+    has = row_in_model >= 0
     owners = has.sum(axis=0)
-    origin = np.full(own.shape[1], ZERO, np.int32)
-    row = np.zeros(own.shape[1], np.int32)
+    origin = np.full(row_in_model.shape[1], ZERO, np.int32)
+    row = np.zeros(row_in_model.shape[1], np.int32)
     one = np.where(owners == 1, has.argmax(axis=0), -1)
     if base is not None:
         one = np.where((owners > 1) & has[base], base, one)
     picked = np.flatnonzero(one >= 0)
     origin[picked] = one[picked]
-    row[picked] = own[one[picked], picked]
-    shared = np.flatnonzero((owners > 1) & ((owners < len(own)) | forced) & (one < 0))
+    row[picked] = row_in_model[one[picked], picked]
+    shared = np.flatnonzero((owners > 1) & ((owners < len(row_in_model)) | forced) & (one < 0))
     origin[shared] = MEAN
     row[shared] = np.arange(len(shared))
-    return origin, row, np.ascontiguousarray(own[:, shared].T)
+    return origin, row, np.ascontiguousarray(row_in_model[:, shared].T)
 
 
 def _donor_of(rule: TokenRule) -> ModelReference | None:
@@ -442,8 +442,8 @@ def _donor_of(rule: TokenRule) -> ModelReference | None:
 def _lends_head(source: OpenSource, name: str, place: Place) -> bool:
     """Whether a model's embedding serves as a head that other models have. If so, tokens of
     other models need one row for the embedding and one for the head."""
-    own = source.architecture
-    has_none = own.key(name) not in own.names
+    architecture = source.architecture
+    has_none = architecture.key(name) not in architecture.names
     head = place.role == "head" and place.vocabulary
     return head and has_none and lends_embedding(source.checkpoint.config)
 
@@ -452,11 +452,13 @@ def _counterpart(donor: TokenizedModel, name: str, place: Place) -> Donor | None
     """A donor's counterpart of another model's tensor: the tensor of that name, or the embedding
     that serves as the head."""
     source = donor.source
-    own = source.architecture.names.get(source.architecture.key(name))
-    if own is None and _lends_head(source, name, place):
+    tensor = source.architecture.names.get(source.architecture.key(name))
+    if tensor is None and _lends_head(source, name, place):
         places = source.architecture.places
-        own = next((each for each in donor.tensors if places[each].role == "embedding"), None)
-    return Donor(source.checkpoint, own) if own in donor.tensors and own is not None else None
+        tensor = next((each for each in donor.tensors if places[each].role == "embedding"), None)
+    return (
+        Donor(source.checkpoint, tensor) if tensor in donor.tensors and tensor is not None else None
+    )
 
 
 def _some(tokens: Iterable[str]) -> str:

@@ -113,6 +113,19 @@ def _same(one: Path, other: Path) -> bool:
     return bool(settings[0] == settings[1])
 
 
+def missing_config(sources: Sequence[Source], donor: Source) -> Iterator[str]:
+    """A warning if the donor's folder lacks ``config.json`` while another model has one."""
+    folder = donor.checkpoint.path
+    if folder is None or donor.checkpoint.config:
+        return
+    others = [source.reference for source in sources if source.checkpoint.config]
+    if others:
+        yield (
+            f"{donor.reference} has no config.json, so the output has none and cannot be loaded; "
+            f"{others[0]} has one: copy it into the folder of {donor.reference}, or into the output"
+        )
+
+
 def missing_code(donor: Source) -> Iterator[str]:
     """A line for each code file that the donor's configs name and its folder lacks."""
     folder = donor.checkpoint.path

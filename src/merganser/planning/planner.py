@@ -16,6 +16,7 @@ from merganser.planning.companions import (
     check_modules,
     different_modules,
     missing_code,
+    missing_config,
     module_folders,
     tokens_without_rows,
 )
@@ -191,7 +192,11 @@ def _warnings_of_donor(
 ) -> list[str]:
     """Warnings about files that the output lacks or takes from the donor alone."""
     donor = inputs.sources[inputs.donor]
-    warnings = [*missing_code(donor), *different_modules(inputs.sources, donor)]
+    warnings = [
+        *missing_config(inputs.sources, donor),
+        *missing_code(donor),
+        *different_modules(inputs.sources, donor),
+    ]
     return warnings if tokenizer is not None else [*warnings, *tokens_without_rows(donor, rows)]
 
 

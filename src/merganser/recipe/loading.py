@@ -358,7 +358,7 @@ def invalid(document: Document, entry: Any, inside: tuple[str | int, ...] = ()) 
     elif entry["type"] != "extra_forbidden" and not isinstance(entry.get("input"), dict | list):
         message = f"{message[0].lower()}{message[1:]}"
         given = repr(entry.get("input"))
-        if given not in message:
+        if given not in message and not message.startswith(f"{entry.get('input')} "):
             message += f", found {given[:80]}"
     name = key_name(path)
     return document.error(f"{name}: {message}" if name else message, path)

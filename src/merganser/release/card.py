@@ -176,8 +176,8 @@ def _overview(manifest: Mapping[str, Any]) -> str:
 def _method(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
     """The method's title and paper; from the manifest if the method is not built in."""
     name = manifest["method"]
-    if own := manifest.get("method_source"):
-        return inline(own["title"]), own["paper"]
+    if source := manifest.get("method_source"):
+        return inline(source["title"]), source["paper"]
     known = methods.get(name, manifest["arithmetic"])
     return (known.title, known.paper) if known else (name, None)
 
@@ -245,13 +245,13 @@ def _rows(manifest: Mapping[str, Any]) -> Iterable[_Row]:
     report = manifest["effective_weights"]
     measured = {m["model"]: m for m in report["models"]} if report else {}
     for entry in manifest["inputs"]:
-        found = measured.get(entry["reference"], {})
+        numbers = measured.get(entry["reference"], {})
         yield _Row(
             _name(entry),
             "base" if entry["base"] else "",
-            found.get("given"),
-            found.get("requested"),
-            found.get("effective"),
+            numbers.get("given"),
+            numbers.get("requested"),
+            numbers.get("effective"),
         )
 
 
@@ -324,15 +324,17 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
         options += f" --rounding {rounding} --seed {manifest['seed']}"
     if manifest["tensor_names"] != "same":
         options += f" --tensor-{manifest['tensor_names']}"
-    own = _own_methods(manifest)
-    packages = dict.fromkeys(f" {each['package']}" for each in own.values() if each["package"])
+    custom_methods = _own_methods(manifest)
+    packages = dict.fromkeys(
+        f" {each['package']}" for each in custom_methods.values() if each["package"]
+    )
     files = dict.fromkeys(
         f" --methods {shlex.quote(each['file'])}"
-        for each in own.values()
+        for each in custom_methods.values()
         if not each["package"] and each["file"].endswith(".py")
     )
     needs, options = "".join(packages), options + "".join(files)
-    source = "".join(f"\n{_source(name, each)}\n" for name, each in own.items())
+    source = "".join(f"\n{_source(name, each)}\n" for name, each in custom_methods.items())
     return f"""## Reproduce
 
 ```
@@ -368,9 +370,9 @@ def _name(entry: Mapping[str, Any]) -> str:
     """An input's displayed name: a link if it is on the Hub, else its short name; never a local path."""
     if entry["hub"] and not entry["adapter"]:
         return _link(entry["hub"][0])
-    own = f"`{_flat(entry['name']).replace('`', '').replace('|', chr(92) + '|')}`"
+    shown = f"`{_flat(entry['name']).replace('`', '').replace('|', chr(92) + '|')}`"
     linked = " with ".join(map(_link, entry["hub"]))
-    return f"{own} ({linked})" if linked else own
+    return f"{shown} ({linked})" if linked else shown
 
 
 def _link(name: str) -> str:

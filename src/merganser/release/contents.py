@@ -72,14 +72,14 @@ def of_models(plan: Plan, weights: Mapping[int, str] | None = None) -> dict[str,
         for each in job.reads:
             read.setdefault(each.source, set()).add(each.name)
     for index, source in enumerate(plan.sources):
-        own = parts.setdefault(source.reference.text, {})
+        model_parts = parts.setdefault(source.reference.text, {})
         known = (weights or {}).get(index)
-        own["weights"] = known or of_weights(source, read.get(index, ()))
+        model_parts["weights"] = known or of_weights(source, read.get(index, ()))
     for home, name in plan.homes.items():
         with reraise_os_errors(InputError, "read", home):
             for file in _small_files(plan, home):
                 parts[name][f"{len(parts[name])} {file.name}"] = digest_of_file(file)
-    return {name: digest_of_parts(own) for name, own in parts.items()}
+    return {name: digest_of_parts(model_parts) for name, model_parts in parts.items()}
 
 
 def state(plan: Plan, weights: Mapping[int, str] | None = None) -> str:

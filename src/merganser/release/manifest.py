@@ -238,12 +238,12 @@ def licenses(manifest: Mapping[str, Any]) -> dict[str, str | None]:
     """The licence of every model and adapter that was merged, by name; None if its card has none."""
     licenses: dict[str, str | None] = {}
     for entry in manifest["inputs"]:
-        name, own = entry["name"], entry.get("license")
+        name, license_of_entry = entry["name"], entry.get("license")
         if entry.get("adapter"):
-            licenses[f"{name} (model)"] = own
+            licenses[f"{name} (model)"] = license_of_entry
             licenses[f"{name} (adapter)"] = entry.get("adapter_license")
         else:
-            licenses[name] = own
+            licenses[name] = license_of_entry
     return licenses
 
 

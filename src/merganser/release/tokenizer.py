@@ -44,8 +44,8 @@ def copied(plan: Plan) -> list[Path]:
     if model is None:
         return []
     more = sorted((model / _MORE_TEMPLATES).glob("*.jinja"))
-    own = [model / name for name in FILES if (model / name).is_file()]
-    return [*own, *more, *model_code.find(model, SETTINGS).files]
+    tokenizer_files = [model / name for name in FILES if (model / name).is_file()]
+    return [*tokenizer_files, *more, *model_code.find(model, SETTINGS).files]
 
 
 def write_tokenizer(plan: Plan, folder: Path) -> list[str]:

@@ -235,8 +235,8 @@ def entry(source: str, title: str = "") -> tuple[str, str]:
     if re.fullmatch(r"\d{4}\.\d{4,5}", source):
         text = _arxiv(key, "", title or f"arXiv:{source}", 2000 + int(source[:2]), source)
         return key, text
-    found = f"@misc{{{key},\n  key = {{{key}}},\n  title = {{{{{title or source}}}}},\n"
-    return key, found + f"  howpublished = {{\\url{{{source}}}}},\n}}"
+    entry = f"@misc{{{key},\n  key = {{{key}}},\n  title = {{{{{title or source}}}}},\n"
+    return key, entry + f"  howpublished = {{\\url{{{source}}}}},\n}}"
 
 
 def _arxiv(key: str, author: str, title: str, year: int, number: str) -> str:

@@ -334,5 +334,7 @@ def find_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:100]
+        if reason.startswith("Expected one of"):  # and all that torch has ever known
+            reason = "devices are auto, cpu, mps, cuda, and cuda:1 for the second GPU"
         raise RecipeError(f"device: {name!r} is not available ({reason})") from None
     return name

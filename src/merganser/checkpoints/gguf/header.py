@@ -62,6 +62,8 @@ class _Stream:
         return InputError(f"{self.file}: {what}")
 
     def take(self, count: int) -> bytes:
+        if not self.size:
+            raise self.wrong("is empty")
         if count > self.size - self.position:
             raise self.wrong("its header is longer than the file; the file is cut off, or not GGUF")
         if self.position + count > MAX_HEADER:
@@ -149,10 +151,10 @@ def _entries(
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
         raise stream.wrong(f"general.alignment is {str(alignment)[:40]!r}")
     start = -(-stream.position // alignment) * alignment
-    found: dict[str, GgufTensor] = {}
+    tensors: dict[str, GgufTensor] = {}
     end = 0
     for name, shape, kind, offset in sorted(infos, key=lambda info: info[3]):
-        if name in found:
+        if name in tensors:
             raise stream.wrong(f"has tensor {name!r} twice")
         if offset < end:
             raise stream.wrong(f"the bytes of tensor {name!r} overlap others")
@@ -162,8 +164,8 @@ def _entries(
                 f"is cut off within tensor {name!r} ({stream.size} bytes of at least {start + end}); "
                 "fetch it again"
             )
-        found[name] = GgufTensor(stream.file, kind, shape, start + offset)
-    return found
+        tensors[name] = GgufTensor(stream.file, kind, shape, start + offset)
+    return tensors
 
 
 def _bytes_of(stream: _Stream, name: str, shape: tuple[int, ...], kind: int) -> int:

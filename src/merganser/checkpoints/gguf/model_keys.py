@@ -88,12 +88,12 @@ class ModelKeys:
         if isinstance(value, np.ndarray) and len(value) and (value == value[0]).all():
             value = value[0].item()  # an array with one number per layer
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            told = (
+            reason = (
                 "is missing"
                 if value is None
                 else "is not a positive whole number that fits all layers"
             )
-            raise self._wrong(f"{self.kind}.{name} {told}")
+            raise self._wrong(f"{self.kind}.{name} {reason}")
         return value
 
     def _real(self, name: str, default: float | None = None) -> float | None:
@@ -200,13 +200,13 @@ class ModelKeys:
         """The config of scaled rotary positions."""
         how = str(self._key("rope.scaling.type", "none"))[:40]
         if factors is not None:
-            found = _llama3(factors, head, theta)
-            if found is None:
+            scaling = _llama3(factors, head, theta)
+            if scaling is None:
                 raise self._wrong(
                     f"it scales rotary positions by a table ({FACTORS}) that config.json cannot be derived "
                     "from; put the model's config.json into the same folder"
                 )
-            return found
+            return scaling
         if how == "none":
             return None
         factor = self._real("rope.scaling.factor")

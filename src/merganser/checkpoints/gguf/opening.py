@@ -54,9 +54,9 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     keys: dict[str, Any] = {}
     entries: dict[str, GgufTensor] = {}
     for number, file in enumerate(files):
-        own, tensors = read_header(file)
-        keys = keys or own
-        _check_part(file, own, number, len(files))
+        part_keys, tensors = read_header(file)
+        keys = keys or part_keys
+        _check_part(file, part_keys, number, len(files))
         for name, entry in tensors.items():
             if name in entries:
                 raise InputError(f"{file}: tensor {name!r} is also in {entries[name].file.name}")
@@ -99,13 +99,15 @@ def open_folder(path: Path, label: str) -> Checkpoint | None:
     kinds = [
         ggml.FORMATS[entry.kind].name for entry in entries.values() if entry.kind in ggml.FORMATS
     ]
-    told = ", ".join(dict.fromkeys(sorted(kinds, key=lambda kind: (-kinds.count(kind), kind))))
+    kinds_by_count = ", ".join(
+        dict.fromkeys(sorted(kinds, key=lambda kind: (-kinds.count(kind), kind)))
+    )
     opened = DerivedCheckpoint(
         stored,
         tensors_of,
         config,
         repr([(name, entry.kind) for name, entry in entries.items()]),
-        format=f"GGUF ({told})" if told else "GGUF",
+        format=f"GGUF ({kinds_by_count})" if kinds_by_count else "GGUF",
     )
     return opened
 
@@ -155,18 +157,18 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         first = path
     else:
-        found = [file for file in sorted(path.glob(f"*{SUFFIX}")) if file.is_file()]
+        parts = [file for file in sorted(path.glob(f"*{SUFFIX}")) if file.is_file()]
         starts = [
-            file for file in found if (m := _SPLIT.fullmatch(file.name)) is None or int(m[2]) == 1
+            file for file in parts if (m := _SPLIT.fullmatch(file.name)) is None or int(m[2]) == 1
         ]
         if len(starts) > 1:
             names = ", ".join(file.name for file in starts[:3])
             raise InputError(
                 f"{path}: holds several GGUF models ({names} …); name one of the files"
             )
-        if not found:
+        if not parts:
             return []
-        first = (starts or found)[0]
+        first = (starts or parts)[0]
     split = _SPLIT.fullmatch(first.name)
     if split is None:
         return [first]

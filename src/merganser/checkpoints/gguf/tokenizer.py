@@ -202,14 +202,14 @@ def _implied(
         for number, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind == NORMAL
     }
-    found = []
+    merges = []
     for piece, number in pieces.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in pieces and right in pieces:
                 order = -float(scores[number]), -len(left), -len(right), number, pieces[left]
-                found.append((order, left, right))
-    return [(left, right) for _, left, right in sorted(found)]
+                merges.append((order, left, right))
+    return [(left, right) for _, left, right in sorted(merges)]
 
 
 def _add(made: Tokenizer, tokens: Sequence[str], kinds: Sequence[int], special: set[int]) -> None:
@@ -251,14 +251,14 @@ def _begin_and_end(
 
 def _templates(keys: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates: the default one, and named ones."""
-    found = {}
+    files = {}
     prefix = "tokenizer.chat_template"
     for key, template in keys.items():
         if not isinstance(template, str):
             continue
         if key == prefix:
-            found["chat_template.jinja"] = template
+            files["chat_template.jinja"] = template
         elif re.fullmatch(re.escape(prefix) + r"\.\w{1,80}", key):
             name = key.removeprefix(f"{prefix}.")
-            found[f"additional_chat_templates/{name}.jinja"] = template
-    return found
+            files[f"additional_chat_templates/{name}.jinja"] = template
+    return files

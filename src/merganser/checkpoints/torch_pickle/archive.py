@@ -98,17 +98,17 @@ def find_parts(
     file: Path, entries: Mapping[str, tuple[int, int]]
 ) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
     """The pickle, and the storages by key."""
-    found = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(found) != 1:
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
         raise InputError(f"{file}: is a zip archive that PyTorch did not write")
-    prefix = found[0].removesuffix("data.pkl")
+    prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in entries:
         raise InputError(f"{file}: is a TorchScript program; save its state_dict() instead")
     order = entries.get(f"{prefix}byteorder")
     if order is not None and order[1] != len("little"):
         raise InputError(f"{file}: was written on a big-endian machine, which is not supported")
     inside = f"{prefix}data/"
-    return entries[found[0]], {
+    return entries[pickles[0]], {
         name.removeprefix(inside): place
         for name, place in entries.items()
         if name.startswith(inside)

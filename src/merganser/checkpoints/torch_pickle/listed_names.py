@@ -31,8 +31,8 @@ def number(value: Any) -> int:
         ValueError: when it is not an integer in range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        told = repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__
-        raise ValueError(f"{told} is not a size")
+        shown = repr(value)[:20] if isinstance(value, int | float | str) else type(value).__name__
+        raise ValueError(f"{shown} is not a size")
     return value
 
 
@@ -111,9 +111,9 @@ def _getattr(*asked: Any) -> Any:
             return cls.members[name]()
         case [cls, name, *_]:
             named = isinstance(name, str)
-            told = f"the attribute {name[:40]!r}" if named else "a nameless attribute"
+            target = f"the attribute {name[:40]!r}" if named else "a nameless attribute"
             owner = repr(cls) if isinstance(cls, Named) else f"a {type(cls).__name__}"
-            raise UnlistedName(f"{told} of {owner}")
+            raise UnlistedName(f"{target} of {owner}")
         case _:
             raise UnlistedName("an attribute of nothing")
 

@@ -42,16 +42,16 @@ class PickledTensor:
         Raises:
             InputError: when the file cannot be read.
         """
-        found = []
+        elements = []
         try:
             with self.file.open("rb") as stream:
                 for index in itertools.product(*map(range, self.size)):
                     step = sum(i * s for i, s in zip(index, self.stride, strict=True))
                     stream.seek(self.offset + step * self.dtype.itemsize)
-                    found.append(stream.read(self.dtype.itemsize))
+                    elements.append(stream.read(self.dtype.itemsize))
         except OSError as error:
             raise InputError(f"{self.file}: cannot be read ({error.strerror})") from None
-        return b"".join(found)
+        return b"".join(elements)
 
     def integers(self) -> list[int]:
         """The elements of a small tensor of integers, such as a mesh of ranks, in order.

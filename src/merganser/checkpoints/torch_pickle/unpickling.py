@@ -185,11 +185,11 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a name; raises for names that are not listed."""
-        found = self._names.get((module, name))
-        if found is None:
+        stand_in = self._names.get((module, name))
+        if stand_in is None:
             asked = f"{module}.{name}"[:100]
             raise UnlistedName(asked if asked.isprintable() else ascii(asked))
-        return found
+        return stand_in
 
     def persistent_load(self, pid: Any) -> Storage:
         """Find a storage: ``("storage", type, key, device, number of elements)``."""

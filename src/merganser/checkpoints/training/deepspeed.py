@@ -151,10 +151,10 @@ def _vectors(files: Sequence[Path], groups: Sequence[Any]) -> tuple[int, list[li
         stage = state["zero_stage"]
         stages.add(stage.arguments[0] if isinstance(stage, torch_pickle.Record) else stage)
         key = "fp32_flat_groups" if stages == {3} else "single_partition_of_fp32_groups"
-        own = state[key]
-        if not all(isinstance(v, PickledTensor) and len(v.size) == 1 for v in own):
+        vectors_of_rank = state[key]
+        if not all(isinstance(v, PickledTensor) and len(v.size) == 1 for v in vectors_of_rank):
             raise ValueError(f"{file.name} holds no flat vectors")
-        vectors.append(own)
+        vectors.append(vectors_of_rank)
     if len(stages) > 1 or not stages <= {1, 2, 3}:
         raise ValueError(f"they are of the stages {stages}")
     return stages.pop(), vectors
@@ -220,8 +220,8 @@ def _of_stage_2(
     state: Mapping[str, Any],
 ) -> Named:
     paddings = state.get("param_alignment_paddings") or [None] * len(shapes)
-    for own, (group, padding) in enumerate(zip(shapes, paddings, strict=True)):
-        ranks = [rank[own] for rank in vectors]
+    for index, (group, padding) in enumerate(zip(shapes, paddings, strict=True)):
+        ranks = [rank[index] for rank in vectors]
         pieces, offset = _joined(ranks), 0
         available = sum(vector.size[0] for vector in ranks)
         for index, (name, stated) in enumerate(group.items()):
@@ -243,8 +243,8 @@ def _of_stage_3(
     vectors: Sequence[Sequence[PickledTensor]],
     _state: Mapping[str, Any],
 ) -> Named:
-    ranks = [_joined(own) for own in vectors]
-    available = {sum(vector.size[0] for vector in own) for own in vectors}
+    ranks = [_joined(parts) for parts in vectors]
+    available = {sum(vector.size[0] for vector in parts) for parts in vectors}
     dtype, offset = vectors[0][0].dtype, 0
     for name, stated in ((name, shape) for group in shapes for name, shape in group.items()):
         spec = TensorSpec(dtype, _shape(stated))

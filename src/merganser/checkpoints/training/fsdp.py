@@ -255,10 +255,10 @@ def _of_dtensors(parts: Sequence[Record]) -> tuple[tuple[int, ...], Placed]:
     for coordinate, rank in zip(itertools.product(*map(range, mesh_shape)), ranks, strict=True):
         if rank >= len(parts):
             raise ValueError(f"its mesh has a rank {rank} of {len(parts)}")
-        own = parts[rank].fields["_spec"].fields
-        if tuple(own["tensor_meta"].arguments[0]) != shape:
-            raise ValueError(f"rank {rank} has it as {list(own['tensor_meta'].arguments[0])}")
-        if [(type(p), p.fields.get("dim")) for p in own["placements"]] != kinds:
+        rank_spec = parts[rank].fields["_spec"].fields
+        if tuple(rank_spec["tensor_meta"].arguments[0]) != shape:
+            raise ValueError(f"rank {rank} has it as {list(rank_spec['tensor_meta'].arguments[0])}")
+        if [(type(p), p.fields.get("dim")) for p in rank_spec["placements"]] != kinds:
             raise ValueError(f"rank {rank} has it in another placement")
         origin, size = [0] * len(shape), list(shape)
         replica = False
