@@ -142,13 +142,13 @@ def _read(entry: Mapping[str, Any], read: Sequence[Locator], path: Decode) -> Lo
     if kind == "joined":
         joined = []
         for name, each in entry["tensors"].items():
-            donors = tuple(tensor(value) for value in each["donors"])
+            donor_tensors = tuple(tensor(value) for value in each["donors"])
             axes, depths = (tuple(map(_number, each[key])) for key in ("axes", "depths"))
             layers = tuple((_number(donor), _number(layer)) for donor, layer in each["layers"])
-            fits = len(donors) == len(axes) == len(depths) and all(depths)
-            if not fits or any(d >= len(donors) or n >= depths[d] for d, n in layers):
+            fits = len(donor_tensors) == len(axes) == len(depths) and all(depths)
+            if not fits or any(d >= len(donor_tensors) or n >= depths[d] for d, n in layers):
                 raise ValueError("layers of no donor")
-            joined.append(locators.JoinedLayers(name, donors, axes, depths, layers))
+            joined.append(locators.JoinedLayers(name, donor_tensors, axes, depths, layers))
         return locators.Joined(of, tuple(joined))
     raise ValueError(f"kind {str(kind)[:40]!r}")
 

@@ -23,7 +23,7 @@ class OutputPath(click.Path):
         """Return the path, which must not be empty: that would be the current folder."""
         if not str(value):
             self.fail("the name is empty", param, ctx)
-        return Path(super().convert(value, param, ctx))
+        return Path(str(super().convert(value, param, ctx)))
 
 
 def _load_methods(

@@ -218,10 +218,10 @@ def family(
         adjusted += _reaches(top[:, None], observed[1]).sum(axis=0)
         largest.append(top)
         total += len(signs)
-    observed = 0 if exact else 1  # the observed signs count as a flip; enumeration includes them
+    extra = 0 if exact else 1  # the observed signs count as a flip; enumeration includes them
     single, adjusted = (
-        (single + observed) / (total + observed),
-        (adjusted + observed) / (total + observed),
+        (single + extra) / (total + extra),
+        (adjusted + extra) / (total + extra),
     )
     square = float(np.quantile(np.concatenate(largest), 1 - LEVEL, method="higher"))
     critical = max(math.sqrt(square), t_quantile(max(1, sum(counts) - len(counts))))
