@@ -94,7 +94,7 @@ def test_commands_of_the_network_are_those_of_a_terminal(client: Client) -> None
     assert words({"kind": "search", "text": "-x"}) == ["models", "--json", "--", "-x"]
     assert words({"kind": "fetch", "repository": "org/name"}) == ["inspect", "org/name"]
     push = {"kind": "publish", "folder": "a", "repository": "org/name"}
-    ends = ["push", "a", "org/name", "--private", "--public"]
+    ends = ["push", "a", "org/name", "--private", "--hide-paths"]
     assert words(push) == [*ends, "--dry-run", "--json"]
     assert words(push | {"send": True}) == [*ends, "--yes"]
     assert words({"kind": "diff", "first": "a", "second": "b", "ulp": "bfloat16"}) == [

@@ -153,7 +153,7 @@ class Publish(_Asked):
         if not _REPOSITORY.fullmatch(self.repository):
             raise RecipeError(f"{self.repository[:100]!r} is no ORG/NAME")
         words = ["push", _plain(self.folder), self.repository]
-        words += ["--private"] * self.private + ["--public"] * self.public
+        words += ["--private"] * self.private + ["--hide-paths"] * self.public
         if self.send:
             title = f"publish {self.folder}"
             return Command(title, [*words, "--yes"], network="needed", kind="push")

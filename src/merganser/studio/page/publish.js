@@ -35,7 +35,7 @@ export function screen(library) {
   let text = null;
   let looked = ""; // the command whose dry run is shown
 
-  const words = () => ["merganser", "push", given.folder || "FOLDER", given.repository || "ORG/NAME", ...(given.private ? ["--private"] : []), ...(given.public ? ["--public"] : [])].join(" ");
+  const words = () => ["merganser", "push", given.folder || "FOLDER", given.repository || "ORG/NAME", ...(given.private ? ["--private"] : []), ...(given.public ? ["--hide-paths"] : [])].join(" ");
   const drawCard = () => {
     if (text === null) preview.replaceChildren(nothing(given.folder ? "No card" : "No folder is chosen", given.folder ? "Only merges that Merganser wrote have a card and can be published." : "The card of a merge is shown here as the Hub shows it."));
     else preview.replaceChildren(card(text, given.repository, given.private));
