@@ -18,8 +18,8 @@ from merganser.engine.fusion import find_bound
 from merganser.engine.grams import measure_grams
 from merganser.engine.passes import Cut, Measurement, cells_of, numel
 from merganser.engine.running_plan import Facts, RunningPlan, Scratch
-from merganser.engine.thresholds import HIGHEST, Sample, Selection, find_cuts
-from merganser.kernels import CELL, LANES, measuring, selecting
+from merganser.engine.thresholds import Sample, Selection, find_cuts
+from merganser.kernels import CELL, measuring, selecting
 from merganser.kernels import rules as rule
 from merganser.kernels.arguments import Array, Inputs
 from merganser.methods import Largest, MostVaried, Random, Ranked
@@ -91,31 +91,22 @@ def _settle_consensus(
     first = parts[0]
     models = len(first.rows) - 1
     wishes: dict[RunningPlan, list[list[Selection | None]]] = {}
-    selections: dict[tuple[int, int], Selection] = {}
+    selections: dict[tuple[int, float], Selection] = {}
 
     def select(what: int, rank: int) -> Selection | None:
         if rank <= 0 or rank >= size:
             return None
         return selections.setdefault((what, rank), Selection(what, rank, size))
 
-    varied = None
-    if any(isinstance(part.consensus.keep, MostVaried) for part in parts):
-        varied = _Varied(first, size)
-        yield varied
     for part in parts:
         keep = part.consensus.keep
         part.facts = facts = Facts.of(part, size)
         if isinstance(keep, MostVaried):
-            assert varied is not None
-            rank = int(varied.total * keep.share)
-            wishes[part] = [[None, None] for _ in range(models)]
-            wishes[part].append([None, select(rule.VARIANCE, rank)])
-            if rank <= 0:
-                facts.rules = facts.rules._replace(kinds=np.full(models, rule.NOTHING))
-            elif rank >= size:
-                facts.rules = facts.rules._replace(kinds=np.full(models, rule.ALL))
-            else:
-                facts.rules.kinds[-1] = rule.BETWEEN
+            key = rule.VARIANCE, keep.share
+            if size:
+                selections.setdefault(key, Selection(rule.VARIANCE, 0, size, keep.share))
+            wishes[part] = [*([None, None] for _ in range(models)), [None, selections.get(key)]]
+            facts.rules.kinds[-1] = rule.BETWEEN
             continue
         wishes[part] = []
         for i, keep_rule in enumerate(keep):
@@ -135,6 +126,11 @@ def _settle_consensus(
             wishes[part].append(wish)
     yield from find_cuts(list(selections.values()), first, size, sample)
     for part, wished in wishes.items():
+        if isinstance(part.consensus.keep, MostVaried):
+            rank = wished[-1][1].rank if wished[-1][1] else 0  # known now
+            if not 0 < rank < size:
+                kinds = np.full(models, rule.NOTHING if rank <= 0 else rule.ALL)
+                part.facts.rules = part.facts.rules._replace(kinds=kinds)
         for i, pair in enumerate(wished[: len(part.facts.rules.kinds)]):
             for c, selection in enumerate(pair):
                 if selection is not None:
@@ -182,36 +178,6 @@ def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
     facts.factors = (weights * factors).astype(dtype)
     total = float(weights.sum())
     facts.total_weight = dtype.type(total if abs(total) >= 1e-8 else 1.0)
-
-
-class _Varied:
-    """Counts the positions where the deltas differ between models."""
-
-    cut: Cut = "cells"
-
-    def __init__(self, part: RunningPlan, size: int) -> None:
-        self.part = part
-        self.total = 0
-        self._lock = threading.Lock()
-
-    def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        zero = np.zeros(1, np.uint32)  # above the bracket [0, 0] is every key but zero
-        above, fill = np.zeros(1, np.int64), np.zeros(1, np.int64)
-        selecting.tally(
-            self.part.stored(inputs),
-            count,
-            self.part.wide,
-            np.array([rule.VARIANCE]),
-            zero,
-            zero,
-            np.array([[0, HIGHEST + 1]], np.uint32),
-            above,
-            np.zeros((1, 2, -(-count // CELL)), np.int64),
-            scratch("found", np.uint32, 1, count + LANES),
-            fill,
-        )
-        with self._lock:
-            self.total += int(above[0])
 
 
 class _Ranks:

@@ -24,7 +24,8 @@ HIGHEST = int(rule.ABSENT) - 1
 
 
 class Selection:
-    """An exact search for the ``rank`` greatest keys of a tensor.
+    """An exact search for the ``rank`` greatest keys of a tensor, or for a share of those that are not
+    zero, which the first pass counts.
 
     A sample brackets the threshold. A pass counts the keys above the bracket and collects those
     inside; if the bracket misses the threshold, it moves and the pass repeats. Frequent keys are
@@ -32,7 +33,7 @@ class Selection:
 
     Attributes:
         what: the model of the deltas, or VARIANCE.
-        rank: number of keys to select.
+        rank: number of keys to select; until the first pass ends, an estimate if a share is given.
         low, high: the bracket, inclusive.
         guesses: two keys to count by cells: the likeliest cut, and a frequent key.
         cut: the smallest selected key, once known.
@@ -42,9 +43,11 @@ class Selection:
             cells; then None.
     """
 
-    def __init__(self, what: int, rank: int, size: int) -> None:
+    def __init__(self, what: int, rank: int, size: int, share: float | None = None) -> None:
         self.what = what
         self.rank = rank
+        self._size = size
+        self._share = share
         self.low, self.high = 0, HIGHEST
         self.guesses = (0, HIGHEST + 1)
         self.cut: int | None = None
@@ -62,6 +65,8 @@ class Selection:
     def bracket(self, keys: Array, size: int) -> None:
         """Narrow the bracket to five standard deviations around the rank in a sample of the tensor's
         keys, which is in descending order."""
+        if self._share is not None:
+            self.rank = int(self._share * np.count_nonzero(keys) / len(keys) * size)
         share = self.rank / size
         place = min(len(keys) - 1, int(share * len(keys)))
         margin = 8 + int(5 * (len(keys) * share * (1 - share)) ** 0.5)
@@ -71,7 +76,7 @@ class Selection:
         near = keys[max(0, place - margin) : place + margin + 1]
         others, counts = np.unique(near[near != guess], return_counts=True)
         frequent = int(others[counts.argmax()]) if len(others) else HIGHEST + 1
-        self.guesses = (guess, frequent)
+        self.guesses = (guess, frequent if self._share is None or guess == 0 else 0)
 
     def take(self, above: int, equal: Array, cells: slice, keys: Array) -> None:
         """Add a tile's counts and collected keys; any thread may call it."""
@@ -83,6 +88,13 @@ class Selection:
 
     def settle(self) -> None:
         """Finish a pass: find the cut, or move the bracket."""
+        if self._share is not None:
+            zeros = int(self._equal[self.guesses.index(0)].sum())
+            self.rank = int((self._size - zeros) * self._share)
+            self._share = None
+            if not 0 < self.rank < self._size:
+                self.cut = HIGHEST + 1
+                return
         keys = np.sort(np.concatenate([np.zeros(0, np.uint32), *self._found]))[::-1]
         wanted = self.rank - self._above
         counted = [
