@@ -16,7 +16,7 @@ import numpy as np
 from merganser.engine import steps
 from merganser.engine.fusion import find_bound
 from merganser.engine.grams import measure_grams
-from merganser.engine.passes import Cut, Measurement, cells_of, numel
+from merganser.engine.passes import Cut, Measurement, cells_of, numel, rows_of_cells
 from merganser.engine.running_plan import Facts, RunningPlan, Scratch
 from merganser.engine.thresholds import Sample, Selection, find_cuts
 from merganser.kernels import CELL, measuring, selecting
@@ -26,9 +26,10 @@ from merganser.methods import Largest, MostVaried, Random, Ranked
 
 
 def measurements_of(
-    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
+    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample, tile: int
 ) -> list[Measurement]:
-    """All measurements for a group's parts; parts that need the same one share it."""
+    """All measurements for a group's parts, in tiles of about so many elements; parts that need the
+    same one share it."""
     grams: dict[Any, list[RunningPlan]] = {}
     consensus: dict[Any, list[RunningPlan]] = {}
     measurements: list[Measurement] = []
@@ -46,7 +47,7 @@ def measurements_of(
         elif part.method.fused == "arcee_fusion":
             measurements.append(find_bound(part, shape))
     measurements += [measure_grams(alike, shape, key[-1]) for key, alike in grams.items()]
-    measurements += [_settle_consensus(alike, shape, sample) for alike in consensus.values()]
+    measurements += [_settle_consensus(alike, shape, sample, tile) for alike in consensus.values()]
     return measurements
 
 
@@ -83,7 +84,7 @@ class _Counts:
 
 
 def _settle_consensus(
-    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample
+    parts: Sequence[RunningPlan], shape: tuple[int, ...], sample: Sample, tile: int
 ) -> Measurement:
     """Decide which deltas the parts keep, and with which factors: thresholds first, then masks by
     rank, then norms; parts share common results."""
@@ -138,41 +139,50 @@ def _settle_consensus(
                     part.facts.rules.allowed[i, c] = selection.allowed
                     part.facts.rules.present[i, c] = selection.present
     for part in parts:
-        if rule.MASKED in part.facts.rules.kinds:
+        rules, norms, measured = part.facts.rules, _norms_of(part, size), False
+        if rule.MASKED in rules.kinds:
             part.facts.make_room(size)
-            yield _Ranks(part, shape)
-    for part in parts:
-        yield from _weigh(part, size, models)
+            ranks = _Ranks(part, shape, norms, tile)
+            yield ranks
+            measured = ranks.cut == "rows of cells"
+        if norms is not None and not measured:
+            drawn = rules.kinds == rule.DRAWN
+            if drawn.any():
+                part.facts.make_room(size)
+            yield norms
+            rules.kinds[drawn] = rule.MASKED  # the pass stored its draws as masks
+        _weigh(part, norms)
 
 
-def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
+def _norms_of(part: RunningPlan, size: int) -> _Norms | None:
+    """A pass for the norms that a part's weights or factors depend on, if they do."""
+    sparse_deltas = part.consensus
+    if sparse_deltas.weights is None:
+        return _Norms(part, size, rule.L2)
+    if sparse_deltas.rescale is not None and np.any(part.facts.rules.kinds != rule.ALL):
+        return _Norms(part, size, rule.NORMS[sparse_deltas.rescale])
+    return None
+
+
+def _weigh(part: RunningPlan, norms: _Norms | None) -> None:
     """Set a part's weights (given, or shares of the squares of all kept deltas) and its factors
     (weights times given factors, or times ratios of norms that rescale the kept deltas)."""
     sparse_deltas, facts = part.consensus, part.facts
-    weights = (
-        np.ones(models)
-        if sparse_deltas.weights is None
-        else np.array(sparse_deltas.weights, np.float64)
-    )
+    models = len(part.rows) - 1
     factors = np.array(sparse_deltas.factors or (1.0,) * models)
-    sparse = np.any(facts.rules.kinds != rule.ALL)
     if sparse_deltas.weights is None:
-        norms = _Norms(part, size, rule.L2)
-        yield norms
+        assert norms is not None
         energies = norms.joined()[:, 1]
         total = energies.sum()
         weights = energies / total if total > 0 else np.full(models, 1.0 / models)
-    elif sparse_deltas.rescale is not None and sparse:
-        drawn = facts.rules.kinds == rule.DRAWN
-        if drawn.any():
-            facts.make_room(size)
-        norms = _Norms(part, size, rule.NORMS[sparse_deltas.rescale])
-        yield norms
-        facts.rules.kinds[drawn] = rule.MASKED  # the pass stored its draws as masks
-        before, after = norms.joined().T
-        factors = np.divide(before, after, out=np.ones(models), where=(after > 0) & (before > 0))
-        if sparse_deltas.rescale == "l2":
-            factors = np.sqrt(factors)
+    else:
+        weights = np.array(sparse_deltas.weights, np.float64)
+        if norms is not None:
+            before, after = norms.joined().T
+            kept = (after > 0) & (before > 0)
+            factors = np.divide(before, after, out=np.ones(models), where=kept)
+            if sparse_deltas.rescale == "l2":
+                factors = np.sqrt(factors)
     dtype = part.wide
     facts.weights = weights.astype(dtype)
     facts.factors = (weights * factors).astype(dtype)
@@ -181,16 +191,26 @@ def _weigh(part: RunningPlan, size: int, models: int) -> Measurement:
 
 
 class _Ranks:
-    """Draws masks by the deltas' ranks in their rows."""
+    """Draws masks by the deltas' ranks in their rows, and sums the norms of what they keep where
+    tiles of complete rows are tiles of complete cells too."""
 
     cut: Cut = "rows"
 
-    def __init__(self, part: RunningPlan, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, part: RunningPlan, shape: tuple[int, ...], norms: _Norms | None, tile: int
+    ) -> None:
         self.part = part
         self.length = max(1, shape[-1]) if shape else 1
+        self.norms = norms
+        if norms is not None and rows_of_cells(self.length) <= 2 * tile:
+            self.cut = "rows of cells"
 
     def add(self, inputs: Inputs, start: int, count: int, scratch: Scratch) -> None:
-        inputs = self.part.stored(inputs)
+        self._draw(self.part.stored(inputs), start, count)
+        if self.norms is not None and self.cut == "rows of cells":
+            self.norms.add(inputs, start, count, scratch)
+
+    def _draw(self, inputs: Inputs, start: int, count: int) -> None:
         facts, keep = self.part.facts, self.part.consensus.keep
         assert not isinstance(keep, MostVaried)
         for i, ranked in enumerate(keep):

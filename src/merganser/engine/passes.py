@@ -14,7 +14,7 @@ BAND = 16 * CELL
 """Elements of a band, whose sums by column are added up before the next one's; never changed, since
 another size gives other bits."""
 
-Cut = Literal["cells", "bands", "rows"]
+Cut = Literal["cells", "bands", "rows", "rows of cells"]
 
 
 class Pass(Protocol):
@@ -23,7 +23,8 @@ class Pass(Protocol):
     Attributes:
         part: one of the parts that it serves; it determines the inputs to read.
         cut: the granularity of tiles: ``cells`` in multiples of cells, ``bands`` of a fixed
-            number of cells, ``rows`` in complete rows, in multiples of eight.
+            number of cells, ``rows`` in complete rows, in multiples of eight, ``rows of cells`` the
+            same in multiples of cells.
     """
 
     part: RunningPlan
@@ -39,6 +40,11 @@ Measurement = Iterator[Pass]
 def numel(shape: tuple[int, ...]) -> int:
     """Number of elements of a tensor."""
     return math.prod(shape)
+
+
+def rows_of_cells(length: int) -> int:
+    """The fewest elements that are both complete rows, in multiples of eight, and complete cells."""
+    return math.lcm(8 * length, CELL)
 
 
 def cells_of(start: int, count: int) -> slice:

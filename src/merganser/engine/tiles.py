@@ -15,7 +15,7 @@ from merganser.engine.budget import tile_of
 from merganser.engine.digests import digest_of
 from merganser.engine.effective_weights import MOST_MEASURED, InnerProducts, TensorOutcome
 from merganser.engine.measurements import measurements_of
-from merganser.engine.passes import BAND, Measurement, Pass
+from merganser.engine.passes import BAND, Measurement, Pass, rows_of_cells
 from merganser.engine.running_plan import RunningPlan, seed_of
 from merganser.kernels import CELL, CODES
 from merganser.kernels.arguments import Array, Inputs
@@ -83,7 +83,7 @@ class Group:
         One thread at a time calls this, when all tiles of the previous round are done.
         """
         if self._measuring is None:
-            self._measuring = measurements_of(self.parts, self.shape, self._sample)
+            self._measuring = measurements_of(self.parts, self.shape, self._sample, self.tile)
         for measurement in self._measuring:
             following = next(measurement, None)
             if following is not None:
@@ -110,9 +110,10 @@ class Group:
         """Elements per tile in a pass with this granularity."""
         if merging and any(part.whole for part in self.parts):
             return max(1, self.numel)
-        if cut == "rows":
+        if cut.startswith("rows"):
             length = max(1, self.shape[-1]) if self.shape else 1
-            return 8 * length * max(1, self.tile // (8 * length))
+            least = 8 * length if cut == "rows" else rows_of_cells(length)
+            return least * max(1, self.tile // least)
         return BAND if cut == "bands" else self.tile
 
     @property

@@ -174,7 +174,8 @@ EXPORT void count_shared(const Inputs* in, i64 count, i64 wide, double epsilon, 
 // -- ranks in a row -----------------------------------------------------------------------------------
 
 constexpr int SHIFT = 19, BINS = 256;  // of a row's keys: 32 octaves below its greatest, by three bits of the mantissa
-constexpr int SOME = 16;  // keys whose ranks are counted out one by one; for more of them all are sorted
+constexpr int TURNS = 4;  // counts of a bin, in turn, as most keys may be of one bin
+constexpr int SOME = 48;  // keys whose ranks are counted out one by one; for more of them all are sorted
 
 INLINE u64 threshold(double chance) {  // draws below it come with this probability
   if (chance >= 1.0) return ~0ull;
@@ -198,34 +199,35 @@ static Relations relate(const u32* words, i64 n, u32 word) {
 
 struct Ranks { i64 rows, length; double density, epsilon; u64 seed; i64 start; u8* mask; };
 
-// A row whose changes are ranked. Most draws are so low or so high that they decide whatever the rank; for the others
-// a histogram of the changes that are not zero tells the ranks where the keys of a bin are all the same; elsewhere it
-// narrows them down, and only where the draw falls between is the rank counted out.
+// A row whose changes are ranked. Those that are zero share a rank. Of the others, most draws are so low or so high
+// that they decide whatever the rank; where they do not, a histogram of the keys narrows the ranks down, and only where
+// the draw falls between is the rank counted out.
 struct Row {
   struct Bin {
-    i64 begin;            // the rank of its least key
+    i64 begin;       // the rank of its least key
     u32 count;
-    u32 known;            // one of its keys whose threshold has been found
-    u64 sure, hard;       // draws below are kept, or are not from here on, whatever the key in the bin
-    u64 limit;            // the threshold of the known one
+    u32 known;       // one of its keys whose threshold has been found
+    u64 sure, hard;  // draws below are kept, or are not from here on, whatever the key in the bin
+    u64 limit;       // the threshold of the known one
   };
   i64 length;
   double lowest, step;
-  u64 seed, sure, hard;      // the same whatever the rank
+  u64 seed;
+  u64 zero;        // draws below it are kept where nothing has changed
+  u64 sure, hard;  // as in a bin, whatever the key that is not zero
+  i64 filled;      // how many keys are not zero
+  u32 greatest;    // of them
   u32 *keys, *others, *ordered, *high;  // others: those that are not zero; high: the upper halves of draws
-  u32* open;                 // places where the rank decides
-  u8* bits;                  // what is kept
+  u32* open;                            // places where the rank decides
+  u8* bits;                             // what is kept
   i32 floor;
   Bin bins[BINS];
-  u64 zero;                  // draws below it are kept where nothing has changed
 
   void begin(const Ranks& r, Room& room) {
     length = r.length;
     step = length > 1 ? 2.0 * r.epsilon / (double)(length - 1) : 0.0;
     lowest = length > 1 ? r.density - r.epsilon : r.density;
     seed = r.seed;
-    const u64 first = threshold(chance(0)), last = threshold(chance((double)(length - 1)));
-    sure = first < last ? first : last, hard = first < last ? last : first;
     const i64 n = length + 2 * LANES;
     keys = room.take<u32>(n), others = room.take<u32>(n), ordered = room.take<u32>(n), high = room.take<u32>(n);
     open = room.take<u32>(n), bits = room.take<u8>(n / 8 + 8);
@@ -238,62 +240,63 @@ struct Row {
     return bin > 0 ? bin : 0;
   }
 
-  // What the draws alone decide; returns in how many places they do not.
+  // Sets apart the keys that are not zero, and sets the thresholds that hold for all of them, and for zeros.
+  void part() {
+    Vec<u32> most = {};
+    filled = 0;
+    for (i64 n = length; n < length + LANES; ++n) keys[n] = 0;
+    for (i64 n = 0; n < length; n += LANES) {
+      const Vec<u32> key = load<u32>(keys + n);
+      most = __builtin_elementwise_max(most, key);
+      filled += pick(key, bits_of(key != 0), others + filled);
+    }
+    greatest = __builtin_reduce_max(most);
+    zero = chance_of(0, length - filled);
+    const u64 first = threshold(chance((double)(length - filled))), last = threshold(chance((double)(length - 1)));
+    sure = first < last ? first : last, hard = first < last ? last : first;
+  }
+
+  // What the draws decide by these thresholds; returns in how many places they do not.
   i64 draw_all(i64 place) {
-    const u32 low = (u32)(sure >> 32), top = (u32)(hard >> 32);
+    const Vec<u32> none = {}, low = none + (u32)(sure >> 32), top = none + (u32)(hard >> 32);
+    const Vec<u32> at_zero = none + (u32)(zero >> 32);
     u32* __restrict to = open;
     Vec<u32> lane;
     for (int l = 0; l < LANES; ++l) lane[l] = (u32)l;
     i64 count = 0;
     Draws draws(seed, place);
     for (i64 n = 0; n < length; n += LANES) {
-      const Vec<u32> drawn = draws.next().upper();
+      const Vec<u32> drawn = draws.next().upper(), key = load<u32>(keys + n);
       store(high + n, drawn);
-      const u16 kept = bits_of(drawn < low);
+      const u16 kept = bits_of(drawn < (key != 0 ? low : at_zero));
       memcpy(bits + n / 8, &kept, 2);
-      u32 rest = (u16)~(kept | bits_of(drawn > top));
+      u32 rest = (u16)~(kept | bits_of(drawn > (key != 0 ? top : at_zero)));
       if (length - n < LANES) rest &= (1u << (length - n)) - 1;
       count += pick(lane + (u32)n, rest, to + count);
     }
     return count;
   }
 
-  // Sorts keys that are not zero into bins, and sets the bins' thresholds.
+  // Counts the keys that are not zero by bins, and sets the bins' thresholds.
   void sort() {
-    Vec<u32> most = {};
-    i64 count = 0;
-    for (i64 n = length; n < length + LANES; ++n) keys[n] = 0;
-    for (i64 n = 0; n < length; n += LANES) {
-      const Vec<u32> key = load<u32>(keys + n);
-      most = __builtin_elementwise_max(most, key);
-      count += pick(key, bits_of(key != 0), others + count);
-    }
-    const i32 top = (i32)(__builtin_reduce_max(most) >> SHIFT);
+    const i32 top = (i32)(greatest >> SHIFT);
     floor = top > BINS - 1 ? top - (BINS - 1) : 0;
-    struct { u32 count, any, none; } tallies[2][BINS] = {};  // in turn, as most keys may be of one bin
-    for (i64 n = 0; n < count; ++n) {
-      const u32 key = others[n];
-      auto& tally = tallies[n & 1][bin_of(key)];
-      tally.count += 1, tally.any |= key, tally.none |= ~key;
-    }
-    i64 below = length - count;
-    zero = chance_of(0, below);
+    u32 counts[TURNS][BINS] = {};
+    for (i64 n = 0; n < filled; ++n) counts[n % TURNS][bin_of(others[n])] += 1;
+    i64 below = length - filled;
     for (int b = 0; b < BINS; ++b) {
       Bin& bin = bins[b];
-      bin.count = tallies[0][b].count + tallies[1][b].count;
+      bin.begin = below, bin.count = bin.known = 0;
+      for (const auto& turn : counts) bin.count += turn[b];
       if (!bin.count) continue;
-      const u32 any = tallies[0][b].any | tallies[1][b].any, none = tallies[0][b].none | tallies[1][b].none;
-      bin.begin = below;
-      bin.known = any & none ? 0 : any;
-      if (bin.known) bin.limit = bin.sure = bin.hard = chance_of(below, bin.count);
-      else bin.sure = threshold(chance((double)below)), bin.hard = threshold(chance((double)(below + bin.count - 1)));
+      bin.sure = threshold(chance((double)below));
       below += bin.count;
+      bin.hard = threshold(chance((double)(below - 1)));
     }
-    filled = count;
   }
-  i64 filled;  // how many keys are not zero
 
   void decide(i64 place) {
+    part();
     i64 left = draw_all(place), near = 0;
     if (!left) return;
     sort();
