@@ -14,12 +14,14 @@ from merganser import engine, methods
 from merganser.checkpoints import Checkpoint
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.engine import buffer_bytes
+from merganser.engine.digests import read_digest
 from merganser.engine.events import Event, Finished, Merged, Started
 from merganser.errors import InputError, MerganserError, ResourceError
 from merganser.kernels import CELL
 from merganser.methods import registry
 from merganser.planning import Plan
 from merganser.sinks import DigestSink, NullSink, Sink, StateDictSink
+from merganser.tensors import TensorSpec
 
 Models = dict[str, dict[str, torch.Tensor]]
 
@@ -49,13 +51,24 @@ def planned(found: Models, method: str = "linear", **recipe: Any) -> Plan:
         for name, w in zip(found, weights, strict=False)
     ]
     data = {"merge_method": method, "models": entries, **recipe}
-    if method in ("task_arithmetic", "slerp"):
+    if method in BASED:
         data["base_model"] = next(iter(found))
         entries[0].pop("parameters")
+        data["parameters"] = BASED[method]
     if method == "slerp":
         data["models"], data["parameters"] = entries[:2], {"t": 0.3}
     return merganser.plan(data, checkpoints=in_memory(found), arithmetic=arithmetic)
 
+
+BASED = {
+    "task_arithmetic": {},
+    "slerp": {},
+    "ties": {"density": 0.3, "weight": 0.6},
+    "della": {"density": 0.5, "epsilon": 0.1, "weight": 0.6},
+    "sce": {"select_topk": 0.5},
+    "ram": {},
+}
+"""Methods whose base is the first model, with their parameters."""
 
 IN_MEMORY: dict[str, Checkpoint] = {}
 """The checkpoints of the test's plans, by their names in recipes."""
@@ -90,15 +103,37 @@ def test_threads_tiles_and_budget_do_not_change_a_bit(method: str, dtype: str) -
         assert same(merged(plan, **options), expected)
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp"])
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "della", "sce", "ram"])
 def test_report_and_digests_do_not_depend_on_tiles(method: str) -> None:
-    plan = planned(models(step=1e-3), method, dtype="bfloat16")
-    found = []
+    """For ``della`` rows of 96 make complete cells in the larger tiles alone."""
+    found = models(step=1e-3)
+    for state in found.values():
+        state["narrow"] = state["big"].reshape(-1)[: 96 * 3000].reshape(3000, 96)
+    plan = planned(found, method, dtype="bfloat16")
+    outcomes = []
     for tile, threads in ((CELL, 5), (16 * CELL, 1)):
-        [outcome] = run([plan], [DigestSink()], tile=tile, threads=threads)
+        options: dict[str, Any] = {"tile": tile, "threads": threads, "digest_inputs": True}
+        [outcome] = run([plan], [DigestSink()], **options)
         assert outcome.report is not None
-        found.append((outcome.report.as_dict(), [t.digest for t in outcome.tensors]))
-    assert found[0] == found[1]
+        digests = [(t.digest, t.inputs) for t in outcome.tensors]
+        outcomes.append((outcome.report.as_dict(), digests))
+    assert outcomes[0] == outcomes[1]
+    tensors = merged(plan)
+    for job, (digest, inputs) in zip(plan.jobs, outcomes[0][1], strict=True):
+        assert digest == digest_of_bytes(job.spec, tensors[job.name])
+        stored = [found[plan.sources[read.source].reference.text][job.name] for read in job.reads]
+        spec = IN_MEMORY["m0"].specs[job.name]
+        assert list(inputs) == [digest_of_bytes(spec, tensor) for tensor in stored]
+
+
+def digest_of_bytes(spec: TensorSpec, tensor: torch.Tensor) -> str:
+    """A tensor's digest from its bytes alone."""
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    def read(start: int, into: memoryview) -> None:
+        into[:] = data[start : start + len(into)]
+
+    return read_digest(spec, read)
 
 
 def test_many_plans_in_one_pass_are_each_as_if_alone() -> None:

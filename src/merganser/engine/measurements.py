@@ -106,7 +106,8 @@ def _settle_consensus(
             key = rule.VARIANCE, keep.share
             if size:
                 selections.setdefault(key, Selection(rule.VARIANCE, 0, size, keep.share))
-            wishes[part] = [*([None, None] for _ in range(models)), [None, selections.get(key)]]
+            wishes[part] = [[None, None] for _ in range(models)]
+            wishes[part].append([None, selections.get(key)])
             facts.rules.kinds[-1] = rule.BETWEEN
             continue
         wishes[part] = []
