@@ -94,7 +94,7 @@ def serving(
         batch_size=32,
         on_note=notes.append,
     )
-    running = start(service, Address(port=0), seconds=300)
+    running = start(service, Address(port=0), seconds=600)
     assert len(notes) == (service.family is not None)
     return running, service
 
@@ -108,7 +108,7 @@ def server(study: Path) -> Iterator[tuple[Running, Forwarding]]:
 
 @pytest.fixture(scope="module")
 def client(server: tuple[Running, Forwarding]) -> Iterator[OpenAI]:
-    with OpenAI(base_url=server[0].url, api_key="none", max_retries=0, timeout=120) as made:
+    with OpenAI(base_url=server[0].url, api_key="none", max_retries=0, timeout=300) as made:
         yield made
 
 
@@ -211,7 +211,7 @@ def test_mixed_requests_get_each_point_s_own_answers(
 
     async def all_of_them() -> None:
         async with openai.AsyncOpenAI(
-            base_url=running.url, api_key="none", max_retries=0, timeout=120
+            base_url=running.url, api_key="none", max_retries=0, timeout=300
         ) as client:
             await asyncio.gather(*(ask(client, number) for number in range(120)))
 
@@ -285,7 +285,7 @@ def test_sigterm_lets_a_stream_end_and_then_all_processes(study: Path) -> None:
     with process(study) as (running, url):
         children = descendants(running.pid)
         assert len(children) >= 2
-        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=300) as client:
             stream = client.completions.create(
                 model="a", prompt="1", max_tokens=240, stream=True, extra_body={"ignore_eos": True}
             )
@@ -295,7 +295,7 @@ def test_sigterm_lets_a_stream_end_and_then_all_processes(study: Path) -> None:
                 if number == 0:
                     running.send_signal(signal.SIGTERM)
         assert finishes == ["length"]
-        assert running.wait(30) == 0
+        assert running.wait(120) == 0
         assert running.stderr is not None
         assert running.stderr.read() == ""
     settle(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 20)
@@ -314,7 +314,7 @@ def test_tool_calls_are_parsed(tmp_path: Path, study: Path) -> None:
     """By vLLM, of a model that makes one, and in a stream; another model of the study answers in text."""
     make_models(tmp_path, "qwen2", "float32")
     make_caller(tmp_path / "a", ["<tool_call>", CALL, "</tool_call>"])
-    make_caller(tmp_path / "b", ["1", "+", "2"])
+    make_caller(tmp_path / "b", ["+", "2"])
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "b" / name).write_bytes((tmp_path / "a" / name).read_bytes())
     running, _ = serving(
@@ -322,7 +322,7 @@ def test_tool_calls_are_parsed(tmp_path: Path, study: Path) -> None:
         enable_auto_tool_choice=True,
         tool_call_parser="hermes",
     )
-    with OpenAI(base_url=running.url, api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=running.url, api_key="none", max_retries=0, timeout=300) as client:
         asked: dict[str, Any] = {
             "messages": chat("1"), "tools": [TOOL], "tool_choice": "auto", "temperature": 0,
         }  # fmt: skip
@@ -332,7 +332,7 @@ def test_tool_calls_are_parsed(tmp_path: Path, study: Path) -> None:
         assert call.type == "function"
         assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 1})
         [choice] = client.chat.completions.create(model="b", **asked).choices
-        assert words(choice.message.content) == "1+2"
+        assert words(choice.message.content) == "+2"
         assert not choice.message.tool_calls
         parts = [
             part
@@ -370,7 +370,7 @@ def test_lora_experts_are_served_all_at_once(tmp_path: Path, alone: Alone) -> No
 
     async def all_of_them() -> None:
         async with openai.AsyncOpenAI(
-            base_url=running.url, api_key="none", max_retries=0, timeout=120
+            base_url=running.url, api_key="none", max_retries=0, timeout=300
         ) as client:
             await asyncio.gather(*(ask(client, name) for name in names * 2))
 
@@ -381,7 +381,7 @@ def test_lora_experts_are_served_all_at_once(tmp_path: Path, alone: Alone) -> No
 
 def test_two_replicas_share_the_points(study: Path, alone: Alone) -> None:
     running, service = serving([str(study)], replicas=2)
-    with OpenAI(base_url=running.url, api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=running.url, api_key="none", max_retries=0, timeout=300) as client:
         for name in ("m_w0.2", "m_w0.6", "m_w0.2", "m_w0.6"):
             wanted = alone.answer(service.catalogue.models[name].plan, chat(QUESTIONS[0]), GREEDY)
             found = client.chat.completions.create(

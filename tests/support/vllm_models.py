@@ -55,7 +55,7 @@ CALL = '{"name":"add","arguments":{"a":1}}'
 
 
 def make_caller(folder: Path, words: list[str]) -> None:
-    """Make a model of a folder say fixed words after a prompt, as a chain from each word to the next.
+    """Make a model of a folder say fixed words after "1", as a chain from each word to the next.
 
     Its layers add nothing, so that the last token alone decides the next one.
     """
@@ -72,7 +72,7 @@ def make_caller(folder: Path, words: list[str]) -> None:
     embedding, head = tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
     embedding.copy_(torch.eye(*embedding.shape))
     head.zero_()
-    chain = [vocabulary[word] for word in ("<|assistant|>", *words, "</s>")]
+    chain = [vocabulary[word] for word in ("1", *words, "</s>")]
     for now, following in itertools.pairwise(chain):
         head[following, now] = 1.0
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
