@@ -10,6 +10,7 @@ import yaml
 
 from merganser.errors import InputError
 from merganser.recipe import Document
+from merganser.recipe.short_names import POINTS, shorten
 from merganser.recipe.sweep_file import pattern_of
 from merganser.results import completions, front, interpolation, scores
 from merganser.results.scores import Results
@@ -40,7 +41,9 @@ def describe(place: str, library: Library, seen: str = "") -> dict[str, Any]:
         return {"version": version}
     folder = library.inside(place)
     best = {entry.name for entry in front.non_dominated(found.entries, found.directions)}
+    points = [entry.name for entry in found.points]
     short = interpolation.short_names(found)
+    short |= dict(zip(points, shorten(points, POINTS), strict=True))
     return {
         "version": version,
         "total": total,

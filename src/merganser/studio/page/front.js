@@ -70,10 +70,13 @@ export function front(study, x, y, picked, toggle, fresh = new Set()) {
 // Whether the study's rule preferred an entry to others.
 export function isChosen(entry) { return Boolean(entry.chosen) && entry.chosen !== "all"; }
 
-export function legend() {
+export function legend(study) {
+  const roles = new Set(study.entries.map((entry) => entry.role));
+  const others = study.entries.some((entry) => !["point", "expert", "base"].includes(entry.role));
   const key = (kind, text) => element("span", {}, drawn("svg", { viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" },
     drawn("circle", { class: "mark " + kind, cx: 8, cy: 8, r: 6 })), text);
-  return element("p", { class: "key" }, key("", "merge on the front"), key("dominated", "another is better in all"), key("expert", "expert"), key("base", "base"), key("other", "compared with"));
+  return element("p", { class: "key" }, key("", "merge on the front"), key("dominated", "another is better in all"),
+    roles.has("expert") ? key("expert", "expert") : "", roles.has("base") ? key("base", "base") : "", others ? key("other", "compared with") : "");
 }
 
 export function scores(study, picked, toggle) {
@@ -88,6 +91,6 @@ export function scores(study, picked, toggle) {
   const head = element("tr", {}, element("th", { scope: "col" }, "Model"), element("th", { scope: "col" }, "Role"),
     ...names.map((name) => element("th", { scope: "col", class: "number" }, name)));
   const box = element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Scores" },
-    element("table", {}, element("thead", {}, head), element("tbody", {}, rows)));
+    element("table", { class: "scores" }, element("thead", {}, head), element("tbody", {}, rows)));
   return study.entries.some(isChosen) ? element("div", {}, box, element("p", { class: "note" }, "‡ chosen by the study's rule.")) : box;
 }

@@ -84,7 +84,9 @@ async function settle() {
 
 // The name of the blend in the API, once it is planned.
 export async function live() {
-  if (!blend.model) await plan();
+  for (let tries = 0; tries < 20 && !blend.model; tries++) { // a newer plan may come between
+    if (await plan()) break;
+  }
   if (!blend.model) throw new Error(blend.error?.message ?? "the recipe is not ready");
   return blend.model;
 }

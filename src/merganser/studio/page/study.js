@@ -22,8 +22,8 @@ function sideBySide(problems, picked, study, at) {
       element("header", {}, element("h3", { title: each.name }, names.get(each.name) ?? each.name)),
       element("pre", { tabindex: "0" }, each.text),
       element("footer", {}, Object.entries(each.scores).map(([name, value]) =>
-        element("span", { class: value === 1 ? "full" : value === 0 ? "none" : "" }, `${name} ${short(value)} · `)),
-      `${each.tokens} tokens${each.cut ? ", cut off" : ""}`))));
+        element("span", { class: value === 1 ? "full" : value === 0 ? "none" : "" }, `${name} ${short(value)}`)),
+      "tokens" in each.scores ? null : element("span", {}, `${each.tokens} tokens`), each.cut ? element("span", {}, "cut off") : null))));
   };
   if (at.index >= count) at.index = 0;
   const chosen = select(problems.map((problem, index) => [String(index), problem.title + ": " + problem.question.slice(0, 80)]), String(at.index),
@@ -137,14 +137,14 @@ export function screen(library) {
       element("div", { class: "row" },
         field("Across", select(names, current.x, (name) => { current.x = name; draw(); })),
         field("Up", select(names, current.y, (name) => { current.y = name; draw(); }))),
-      element("div", { class: "picture" }, front(study, current.x, current.y, picked, toggle, fresh)), legend(),
+      element("div", { class: "picture" }, front(study, current.x, current.y, picked, toggle, fresh)), legend(study),
       element("p", { class: "note" }, "Click points, or press Enter on them, to read their completions below."));
     const { scrollTop } = table.firstElementChild ?? {};
     table.replaceChildren(scores(study, picked, toggle));
     if (scrollTop) table.firstElementChild.scrollTop = scrollTop;
     if (!fresh || !reading.contains(held)) drawReading();
     if (!figure.isConnected) {
-      shown.replaceChildren(element("div", { class: "split wider" }, figure, table), reading, commandLine(`merganser report ${place}`));
+      shown.replaceChildren(element("div", { class: "split wider" }, figure, table), reading, element("div", { class: "after" }, commandLine(`merganser report ${place}`)));
     }
     if (marked) figure.querySelector(`[data-name="${CSS.escape(marked)}"]`)?.focus();
     else if (row >= 0) table.querySelector("table").rows[row]?.querySelector("input")?.focus();
@@ -168,7 +168,8 @@ export function screen(library) {
     const all = places();
     const running = states().find((job) => job.kind === "sweep" && job.state === "running")?.folder;
     const wanted = [last, running, library.studies[0], all[0]].find((place) => place && all.includes(place)) ?? "";
-    chosen.replaceChildren(...all.map((path) => element("option", { value: path }, library.studies.includes(path) ? path : path + " (not run yet)")));
+    const suffix = (path) => jobOf(path)?.state === "running" ? " (running)" : library.studies.includes(path) ? "" : " (not run yet)";
+    chosen.replaceChildren(...all.map((path) => element("option", { value: path }, path + suffix(path))));
     chosen.value = wanted;
     picker.hidden = !all.length;
     if (!all.length) {
@@ -177,7 +178,7 @@ export function screen(library) {
     } else if (current?.place !== wanted) open(wanted);
     else look();
   };
-  const picker = element("div", { class: "row" }, field("Study", chosen));
+  const picker = element("div", { class: "which" }, field("Study", chosen));
   const began = (event) => { if (event.detail.kind === "sweep") { last = event.detail.folder; list(); } };
   ends.addEventListener("begin", began);
   ends.addEventListener("library", list);
@@ -186,7 +187,7 @@ export function screen(library) {
   const form = element("details", { class: "panel form" }, element("summary", {}, element("h2", {}, "New study: sweep the blend")), box);
   form.open = !library.studies.length;
   const unwatch = watch((what) => { if (what === "controls") redraw(); });
-  const view = element("div", {}, element("h1", {}, "Study"), picker, standing, shown, form);
+  const view = element("div", {}, element("h1", {}, "Study"), element("div", { class: "top" }, picker, standing), shown, form);
   const leave = () => {
     gone = true;
     clearTimeout(timer);
