@@ -255,7 +255,8 @@ def test_a_curve_is_drawn_by_keyboard(page: browser.Browser) -> None:
         EVEN,
     )
     page.until(
-        "document.querySelector('#recipe-problem').textContent === '' && document.querySelector('.tiles')"
+        "document.querySelector('#recipe-problem').textContent === '' && "
+        "document.querySelector('input[type=range]').value === '0.5'"
     )
     click(page, "By layer: a curve for a")
     page.until("document.querySelectorAll('.handle').length === 5")
@@ -348,7 +349,7 @@ def test_differences(page: browser.Browser) -> None:
     go(page, "differences")
     check(page, keyboard=True)
     labelled(page, "Third", "merged_before", "change")
-    labelled(page, "Count rounding in", "bfloat16", "change")
+    labelled(page, "Round both to", "bfloat16", "change")
     click(page, "Compare")
     page.until("document.querySelectorAll('main .chips button').length === 3", 120)
     assert page.run("document.querySelectorAll('table.heat td').length") > 4
@@ -380,7 +381,8 @@ def test_a_blend_is_written(page: browser.Browser, folder: Path) -> None:
         EVEN,
     )
     page.until(
-        "document.querySelector('#recipe-problem').textContent === '' && document.querySelector('.tiles')"
+        "document.querySelector('#recipe-problem').textContent === '' && "
+        "document.querySelector('input[type=range]').value === '0.5'"
     )
     labelled(page, "Name, below the studio's folder", "written")
     click(page, "Write")

@@ -125,6 +125,6 @@ export function screen(library) {
         field("First", pick(0, null)), field("Second", pick(1, null)), field("Third", pick(2, "none")),
         field("Base", select(options("none"), given.base, (path) => { given.base = path; }))),
       element("div", { class: "row" },
-        field("Count rounding in", select([["", "as stored"], ["bfloat16", "bfloat16"], ["float16", "float16"], ["float32", "float32"]], given.ulp, (name) => { given.ulp = name; })), compare)),
+        field("Round both to", select([["", "as stored"], ["bfloat16", "bfloat16"], ["float16", "float16"], ["float32", "float32"]], given.ulp, (name) => { given.ulp = name; }), true), compare)),
     out) };
 }

@@ -22,7 +22,7 @@ function label() {
 
 function column(title, kind) {
   const text = element("pre", { tabindex: "0", role: "log", "aria-live": "off", "aria-label": "Answer of " + title });
-  const told = element("footer", { role: "status" }, "");
+  const told = element("footer", { "aria-live": "polite" }, "");
   const name = element("h3", {}, title);
   const box = element("article", { class: "answer " + kind }, element("header", {}, name), text, told);
   return { box, text, told, name };
@@ -284,7 +284,7 @@ export function screen(library) {
     sliderBox,
     element("div", { class: "panel" }, field("Prompt (Ctrl+Enter asks)", prompt), element("p", {}), settings, picks,
       element("div", { class: "row" }, button("Ask", () => run(), "main"), stopIt, announced), verdict, equal),
-    columns, past.view);
+    element("h2", { class: "unseen" }, "Answers"), columns, past.view);
   return { view, leave: () => { stop(); running?.abort(); pending?.(); delete document.body.dataset.blind; } };
 }
 
