@@ -19,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import merganser
 from merganser.errors import InputError, MerganserError
 from merganser.results import scores as results
 from merganser.study.progress import Event, Scored
 from merganser.workers import driving, working
 from merganser.workers.claims import Claims
 from merganser.workers.driving import sweep_with_workers
+from merganser.workers.searching import search_with_workers
 from merganser.workers.study_file import FOLDER
 from messages import assert_one_line
 from shared_study import begin, contents, until
@@ -102,6 +105,29 @@ def test_two_nodes_write_the_bytes_of_one_process(
     assert found == results.read(alone)
     assert sorted(scored_by) == ["a", "b", "m_w0.3", "m_w0.7"]
     assert all(worker.startswith("ray-") for worker in scored_by.values())
+
+
+SEARCH = {
+    "method": "random",
+    "over": {"w": {"from": 0, "to": 1}},
+    "objectives": {"tokens": "max"},
+    "budget": 5,
+    "keep": 0,
+}
+
+
+def test_two_nodes_score_the_candidates_of_a_search(
+    made: tuple[Path, Path], out: Path, second: Any
+) -> None:
+    study, _ = made
+    recipe = yaml.safe_load(study.read_text())
+    del recipe["sweep"], recipe["name"], recipe["evaluate"]["keep"]
+    file, alone = study.with_name("search.yml"), out.with_name("searched")
+    file.write_text(yaml.safe_dump({**recipe, "search": SEARCH}))
+    merganser.search(file, alone)
+    found = search_with_workers(file, out, "ray", threads=1)
+    assert found.found == results.read(alone)
+    assert contents(out / "samples") == contents(alone / "samples")
 
 
 def test_a_killed_actor_s_model_goes_to_another(
