@@ -443,8 +443,8 @@ def slider(folder: Path, options: argparse.Namespace) -> None:
         home = folder
         for seed, name in enumerate("ab"):
             make_model(folder / name, seed, options.layers, options.hidden, options.vocabulary)
-    [weights] = (home / "a").glob("*.safetensors")
-    size = weights.stat().st_size
+    weights = [file for file in (home / "a").rglob("*") if file.suffix in (".safetensors", ".pt")]
+    size = sum(file.stat().st_size for file in weights)
     [prompt] = questions(1)
 
     async def first_word(client: Client, model: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -400,6 +401,23 @@ def test_weights_that_cannot_be_read_fail_their_rows_and_the_next_model_is_right
             return first
 
     assert run(scenario) == alone.answer(good.plan, "1 + 2", how)
+
+
+def test_a_loaded_model_is_no_work_for_the_garbage_collector(catalogue: Catalogue) -> None:
+    served = catalogue.models["m_w0.4"]
+
+    async def scenario(freezes: bool) -> int:
+        async with running() as engine:
+            engine.freezes = freezes
+            await engine.become(served)
+            assert engine._live.module is not None
+            return sum(each is engine._live.module for each in gc.get_objects())
+
+    try:
+        assert run(lambda: scenario(False)) == 1
+        assert run(lambda: scenario(True)) == 0
+    finally:
+        gc.unfreeze()
 
 
 def test_a_closed_engine_fails_what_runs(catalogue: Catalogue) -> None:

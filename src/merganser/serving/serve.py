@@ -118,7 +118,9 @@ def serve(
         server.Server(service, address, tell).serve_until_stopped()
         return
     live = LiveModel(device=device, dtype=dtype, threads=threads)
-    service = Service(catalogue, module.TransformersEngine(live, most_rows=batch_size), limits)
+    own = module.TransformersEngine(live, most_rows=batch_size)
+    own.freezes = True
+    service = Service(catalogue, own, limits)
     listening = server.Server(service, address, tell)
     asyncio.run(service.warm_up())
     listening.serve_until_stopped()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import queue
 import threading
 from collections import deque
@@ -94,7 +95,13 @@ class TransformersEngine:
     Args:
         live: the model in memory.
         most_rows: maximum number of simultaneous completions.
+
+    Attributes:
+        freezes: whether the garbage collector skips a loaded model and the libraries; for a process that
+            only serves.
     """
+
+    freezes = False
 
     def __init__(self, live: LiveModel, *, most_rows: int = MOST_ROWS) -> None:
         self.name = live.engine_name
@@ -303,6 +310,8 @@ class TransformersEngine:
             codec = self._live.backend.codec
             if self._forward is None or self._forward.module is not self._live.module:
                 self._forward = Forward(self._live.module, codec.padding, codec.label)
+                if self.freezes:
+                    _forget_long_lived()
         except BaseException as error:
             # Some weights may already be overwritten: the next model is loaded from scratch.
             self._forward = None
@@ -467,3 +476,14 @@ def _settle(done: Future[Facts], work: Callable[[], Facts]) -> None:
         done.set_result(work())
     except BaseException as error:
         done.set_exception(error)
+
+
+def _forget_long_lived() -> None:
+    """Take the libraries' and the model's objects out of later garbage collections.
+
+    There are about a million of them, and a collection of all stops the server for 0.3 s. Those of the
+    model before, which may be garbage now, are collected first.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

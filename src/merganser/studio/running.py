@@ -24,10 +24,15 @@ class StudioService(Service):
         live: the model in memory.
         limits: the limits of the server.
         jobs: the commands.
+        freezes: see :class:`merganser.serving.transformers_engine.TransformersEngine`.
     """
 
-    def __init__(self, blends: Blends, live: LiveModel, limits: Limits, jobs: Jobs) -> None:
-        super().__init__(blends, TransformersEngine(live), limits)
+    def __init__(
+        self, blends: Blends, live: LiveModel, limits: Limits, jobs: Jobs, *, freezes: bool = False
+    ) -> None:
+        own = TransformersEngine(live)
+        own.freezes = freezes
+        super().__init__(blends, own, limits)
         self._jobs = jobs
 
     async def close(self) -> None:
@@ -45,6 +50,7 @@ def make_server(
     *,
     hub_cache: bool = False,
     online: Mapping[str, str] | None = None,
+    freezes: bool = False,
 ) -> Server:
     """Return a studio's server; it listens once it is run.
 
@@ -57,6 +63,7 @@ def make_server(
         hub_cache: whether the page may read the models of the Hub's cache.
         online: the environment variables with which commands may use the network; None if no command
             may.
+        freezes: see :class:`StudioService`.
 
     Raises:
         InputError: there is no such folder.
@@ -71,5 +78,5 @@ def make_server(
     def tell(url: str) -> None:
         on_ready(f"{url.removesuffix('/v1')}/{token}")
 
-    service = StudioService(blends, live, limits, jobs)
+    service = StudioService(blends, live, limits, jobs, freezes=freezes)
     return Server(service, address, tell, routes=page.routes, open_paths=OPEN)

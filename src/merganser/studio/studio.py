@@ -66,6 +66,13 @@ def studio(
     live = LiveModel(device=device, dtype=dtype, threads=threads)
     limits = Limits(max_tokens=max_tokens, turn=TURN)
     made = running.make_server(
-        folder, address, live, limits, on_ready, hub_cache=hub_cache, online=online
+        folder,
+        address,
+        live,
+        limits,
+        on_ready,
+        hub_cache=hub_cache,
+        online=online,
+        freezes=True,
     )
     made.serve_until_stopped()

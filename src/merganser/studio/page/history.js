@@ -2,7 +2,7 @@
 import { button, checkbox, element, save, say, short } from "./elements.js";
 
 const MOST = 200; // entries
-const MOST_WORDS = 600; // of an answer that is compared word by word
+const MOST_WORDS = 1500; // of an answer that is compared word by word
 
 export const kept = { prompt: "What is 12 + 30?", tokens: 128, temperature: 0, seed: 1, form: "chat", follow: false, blind: false, chosen: null, pins: [], entries: [], right: {} };
 try { Object.assign(kept, JSON.parse(sessionStorage.getItem("talk") ?? "{}")); } catch { /* a broken memory is none */ }
@@ -35,7 +35,7 @@ export function counts(entries) {
 
 function table(heads, rows, label) {
   return element("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label },
-    element("table", {}, element("thead", {}, element("tr", {}, heads.map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, rows)));
+    element("table", {}, element("thead", {}, element("tr", {}, heads.map(([text, kind]) => element("th", { scope: "col", class: kind }, text)))), element("tbody", {}, rows)));
 }
 
 function countTable() {
@@ -48,12 +48,12 @@ function countTable() {
   const blind = kept.entries.filter((entry) => entry.choice).length;
   return element("section", { id: "choices" }, element("h2", {}, "Choices"),
     element("p", { class: "note" }, `${blind} blind comparison${blind === 1 ? "" : "s"}; in ${none} no answer was better.`),
-    table(["Model", "Chosen", "Shown", "Share"], rows, "Choices"));
+    table([["Model"], ["Chosen", "number"], ["Shown", "number"], ["Share", "number"]], rows, "Choices"));
 }
 
 // The words of a text that another one does not have in the same order, marked.
 export function marked(text, other) {
-  const [mine, theirs] = [text, other].map((each) => each.split(/(?<=\s)/));
+  const [mine, theirs] = [text, other].map((each) => each.match(/[\p{L}\p{N}_]+\s*|[^\p{L}\p{N}_]\s*/gu) ?? []);
   if (mine.length > MOST_WORDS || theirs.length > MOST_WORDS) return [text];
   const rest = Array.from({ length: mine.length + 1 }, () => new Uint16Array(theirs.length + 1));
   for (let i = mine.length - 1; i >= 0; i--) {
@@ -130,7 +130,7 @@ export function history({ column, show, back, changed }) {
     compareIt.disabled = chosen.size < 2;
     const rows = kept.entries.toReversed().map((entry) => row(entry, compareIt));
     view.replaceChildren(...[countTable(), element("h2", {}, "History"),
-      table(["", "No.", "Blend", "Prompt", "Its answer", "Do"], rows, "History"),
+      table([["Compare"], ["No.", "number"], ["Blend"], ["Prompt"], ["Its answer"], ["Do"]], rows, "History"),
       element("div", { class: "row" }, compareIt,
         button("Export as JSONL", () => save("studio-history.jsonl", kept.entries.map((entry) => JSON.stringify(entry)).join("\n") + "\n")),
         button("Export as problem set", exportProblems),

@@ -93,7 +93,9 @@ async function askBlind(wanted, columns, announced, signal) {
   made.forEach((each, index) => {
     each.text.textContent = found[index].text;
     each.told.classList.remove("busy");
-    each.told.textContent = found[index].error ? "no answer" : `${found[index].tokens} tokens`;
+    const like = found.findIndex((other) => !other.error && other.text === found[index].text);
+    const same = like < index && like >= 0 ? ` · the same as ${made[like].name.textContent}` : "";
+    each.told.textContent = found[index].error ? "no answer" : `${found[index].tokens} tokens${same}`;
   });
   return { order, made, found };
 }
