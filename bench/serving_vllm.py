@@ -33,11 +33,13 @@ class Direct(Client):
         super().__init__("http://localhost:0")
         self.path = path
 
-    async def send(self, **asked: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def send(
+        self, path: str = "/v1/completions", **asked: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Send a question."""
         if self.streams is None:
             self.streams = await asyncio.open_unix_connection(self.path)
-        return await super().send(**asked)
+        return await super().send(path, **asked)
 
 
 def family(pid: int) -> list[int]:

@@ -89,10 +89,10 @@ def rank_in(family: AdapterFamily, plan: Plan) -> int:
     rank = 1
     for job in plan.jobs:
         _coefficients(plan, job)
-        if own := [changed[read.source][read.name] for read in _reads(job, changed)]:
+        if ranks := [changed[read.source][read.name] for read in _reads(job, changed)]:
             if job.role in ("embedding", "head"):
                 raise NoAdapter(f"adapters change {job.name!r}, which has a vocabulary")
-            rank = max(rank, sum(own))
+            rank = max(rank, sum(ranks))
     return rank
 
 
@@ -172,10 +172,12 @@ def _coefficients(plan: Plan, job: TensorJob) -> list[float]:
     shares = job.combination.shares if job.combination is not None else ()
     if len(shares) != len(job.reads) or not all(np.ndim(share) == 0 for share in shares):
         raise NoAdapter(f"{plan.method_name} is not linear in the models")
-    found = [float(share) for share in shares]
-    if abs(sum(found) - 1) > SUM_ERROR:
-        raise NoAdapter(f"the coefficients of {job.name!r} add up to {sum(found):.6g}, not to 1")
-    return found
+    coefficients = [float(share) for share in shares]
+    if abs(sum(coefficients) - 1) > SUM_ERROR:
+        raise NoAdapter(
+            f"the coefficients of {job.name!r} add up to {sum(coefficients):.6g}, not to 1"
+        )
+    return coefficients
 
 
 def _files(plan: Plan) -> list[Path]:

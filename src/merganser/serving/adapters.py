@@ -135,13 +135,6 @@ def family_of(catalogue: Catalogue) -> tuple[AdapterFamily | None, str | None]:
     return family, None
 
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's option ``max_lora_rank``."""
-
-MOST_ADAPTERS = 16
-"""Default maximum number of different adapters in one batch; each takes memory of the largest rank."""
-
-
 def adapter_arguments(family: AdapterFamily, count: int) -> dict[str, Any]:
     """Return the arguments of engines that serve a family of adapters.
 

@@ -194,12 +194,12 @@ class Forwarding(BaseService):
 def _prepared(data: Mapping[str, Any], replica: Replica, adapter: str | None) -> dict[str, Any]:
     """Return a request as vLLM gets it."""
     assert replica.codec is not None
-    found = {**data, "model": adapter or vllm_server.NAME}
+    request = {**data, "model": adapter or vllm_server.NAME}
     if not data.get("ignore_eos"):
         # vLLM was started without the model's generation config, whose defaults are not OpenAI's.
         ends = [*(data.get("stop_token_ids") or ()), *replica.codec.end_tokens]
-        found["stop_token_ids"] = list(dict.fromkeys(ends))
-    return found
+        request["stop_token_ids"] = list(dict.fromkeys(ends))
+    return request
 
 
 def _edited(name: str, digest: str, answer: Any) -> Any:

@@ -138,11 +138,11 @@ class Gate(Generic[Point]):
     @property
     def inside(self) -> dict[Point, int]:
         """The number of admitted requests by point."""
-        found: dict[Point, int] = {}
+        counts: dict[Point, int] = {}
         for lane in self._lanes:
             for point, count in lane.inside.items():
-                found[point] = found.get(point, 0) + count
-        return found
+                counts[point] = counts.get(point, 0) + count
+        return counts
 
     @property
     def waiting(self) -> dict[Point, int]:

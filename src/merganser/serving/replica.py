@@ -305,12 +305,12 @@ class Replica:
         feed.__enter__()
         try:
             request = {"method": "merganser_receive", "args": list(feed.address)}
-            found = json.loads(await self.call("/collective_rpc", request))["results"]
+            missing_names = json.loads(await self.call("/collective_rpc", request))["results"]
         except BaseException as error:
             await asyncio.to_thread(feed.__exit__, type(error), error, error.__traceback__)
             raise
         await asyncio.to_thread(feed.__exit__, None, None, None)
-        if missing := sorted({name for names in found for name in names}):
+        if missing := sorted({name for names in missing_names for name in names}):
             raise InputError(
                 f"{self.codec.label}: lacks tensor {missing[0]!r}, which vLLM's model needs "
                 f"({len(missing)} missing in all)"

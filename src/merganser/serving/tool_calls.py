@@ -31,28 +31,28 @@ class ToolCalls:
     def add(self, text: str) -> str:
         """Add a part of the completion; return text that belongs to no call."""
         self._rest += text
-        found = ""
+        outside = ""
         while True:
             before, begin, after = self._rest.partition(BEGIN)
             if not begin:
                 break
             inside, end, rest = after.partition(END)
             if not end:
-                found += before.rstrip()
+                outside += before.rstrip()
                 self._rest = self._rest[len(before.rstrip()) :]
-                return self._trimmed(found)
+                return self._trimmed(outside)
             call = _read(inside)
             if call is None:
-                found += before + begin + inside + end
+                outside += before + begin + inside + end
             else:
-                found += before.rstrip()
+                outside += before.rstrip()
                 self.calls.append(call)
                 self._follows_call = True
             self._rest = rest
         held = self._held_back()
-        found += self._rest[: len(self._rest) - held]
+        outside += self._rest[: len(self._rest) - held]
         self._rest = self._rest[len(self._rest) - held :]
-        return self._trimmed(found)
+        return self._trimmed(outside)
 
     def finish(self) -> str:
         """Return the rest of the text: a call that does not end, or white space."""

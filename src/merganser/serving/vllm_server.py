@@ -131,13 +131,13 @@ class ServerProcess:
         self._engine, self._label = given.engine, given.label
         self._log = given.socket.with_suffix(".log")
         self.socket.unlink(missing_ok=True)
-        own: dict[str, Any] = {
+        listening: dict[str, Any] = {
             "uds": str(given.socket),
             "served_model_name": NAME,
             "disable_uvicorn_access_log": True,
             "uvicorn_log_level": "error",
         }
-        flags = flags_of({**given.arguments, **own})
+        flags = flags_of({**given.arguments, **listening})
         cores = ",".join(map(str, given.cores)) or "all"
         environment = {**vllm_settings.ENVIRONMENT, **os.environ, **ENVIRONMENT, **given.devices}
         with self._log.open("wb") as log:
