@@ -341,6 +341,8 @@ class _Lookout:
         while not state.open and state.ask():
             self._record()
         workers = len(open_candidates.places(self._claims))
+        if not self._results and not workers:
+            self._began = time.monotonic()  # the start of the workers does not count
         while state.open and len(state.to_score) < workers and state.ask_early():
             self._record()
         candidates = state.to_score
