@@ -172,6 +172,8 @@ def _compile_all(system: str, clang: str, extra: Sequence[str], folder: Path) ->
             library = folder / file_name(level, system)
             files = [future.result() for future in made]
             options = ["-target", target, "-shared", "-s", *extra, *files, "-o", str(library)]
+            if "macos" in system:  # instead of the temporary folder's name
+                options.append(f"-Wl,-install_name,@rpath/{library.name}")
             _run([*compiler, *options], environment)
             libraries.append(library)
     return libraries
