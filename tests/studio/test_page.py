@@ -271,7 +271,7 @@ def test_a_curve_is_drawn_by_keyboard(page: browser.Browser) -> None:
     click(page, "Add a point: a")
     page.until("document.querySelectorAll('.handle').length === 6")
     page.until(
-        "document.querySelector('.handle').getAttribute('aria-valuetext').includes('layer 1 of')"
+        "document.querySelector('.handle').getAttribute('aria-valuetext').includes('point 1 of 6')"
     )
     check(page, keyboard=True)
     click(page, "Even: one value for all layers, a")

@@ -75,7 +75,8 @@ function controlsPanel(library, redraw) {
   const panel = element("div", {});
   const { controls } = blend;
   if (!controls) {
-    panel.append(nothing("This recipe is text only", "It has slices, modules, filters, or an unknown method. Edit its text, or open another recipe."));
+    panel.append(blend.error ? nothing("The recipe has a problem", "The controls come back once its text is mended.")
+      : nothing("This recipe is text only", "It has slices, modules or filters. Edit its text, or open another recipe."));
     return { panel, show: () => {} };
   }
   const found = method();
