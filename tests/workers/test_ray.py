@@ -22,12 +22,15 @@ import pytest
 import yaml
 
 import merganser
+import split_merges
 from merganser.errors import InputError, MerganserError
+from merganser.merging.merge import merge
 from merganser.results import scores as results
 from merganser.study.progress import Event, Scored
 from merganser.workers import driving, working
 from merganser.workers.claims import Claims
 from merganser.workers.driving import sweep_with_workers
+from merganser.workers.merge_driver import merge_with_workers
 from merganser.workers.searching import search_with_workers
 from merganser.workers.study_file import FOLDER
 from messages import assert_one_line
@@ -128,6 +131,19 @@ def test_two_nodes_score_the_candidates_of_a_search(
     found = search_with_workers(file, out, "ray", threads=1)
     assert found.found == results.read(alone)
     assert contents(out / "samples") == contents(alone / "samples")
+
+
+def test_a_merge_is_written_by_the_nodes(tmp_path: Path, second: Any) -> None:
+    home = split_merges.make_models(tmp_path)
+    recipe, out = split_merges.write_recipe(home), home / "out"
+    options: Any = {"shard_size": split_merges.SHARDS, "write_card": False}
+    merge(recipe, out, **options)
+    alone = split_merges.contents(out)
+    shutil.rmtree(out)
+    shared = merge_with_workers(recipe, out, "ray:2", unit_bytes=split_merges.UNIT, **options)
+    assert split_merges.contents(out) == alone
+    assert shared.shares
+    assert not any(worker.startswith(f"process {os.getpid()} ") for worker in shared.shares)
 
 
 def test_a_killed_actor_s_model_goes_to_another(
