@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,20 @@ from checkpoints_on_disk import make_model
 from merganser import cli, methods
 from merganser.checkpoints.state_dict import MemoryCheckpoint
 from merganser.engine.events import Started
-from merganser.errors import InputError, MerganserError, OutputExistsError, RecipeError
+from merganser.errors import InputError, OutputExistsError, RecipeError
 from merganser.merging import output_folder
 from merganser.merging.merge import merge
 from merganser.merging.options import WriteOptions
 from merganser.merging.output_folder import Partial, partial_of
 from merganser.merging.verify import verify
 from merganser.planning.units import Unit, split
-from merganser.workers import merge_driver, merge_job, merge_worker
+from merganser.workers import merge_job, merge_worker
 from merganser.workers.claims import Claim, Claims
 from merganser.workers.merge_driver import merge_with_workers
 from merganser.workers.merge_job import MergeJob
 from merganser.workers.merge_worker import MergeWorker, shared_folder_of, work_on_merge
 from messages import assert_one_line
-from split_merges import SHARDS, UNIT, contents, make_models, write_recipe
+from split_merges import SHARDS, UNIT, contents, join, join_hastily, make_models, write_recipe
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "linear": {},
@@ -71,11 +72,6 @@ def out(home: Path) -> Iterator[Path]:
     yield home / "out"
     for folder in (home / "out", partial_of(home / "out")):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def join(recipe: Path, out: Path, **options: Any) -> merge_driver.SharedMerge:
-    options = {"unit_bytes": UNIT, "shard_size": SHARDS, "write_card": False} | options
-    return merge_with_workers(recipe, out, "join", **options)
 
 
 def begin(recipe: Path, out: Path) -> MergeJob:
@@ -334,57 +330,61 @@ def test_processes_on_this_machine(
     assert contents(out) == alone
 
 
-def join_hastily(recipe: Path, out: Path, slowly: float) -> None:
-    """Join a merge, in a process that takes others for dead after a second."""
-    import time
-
-    defaults = Claims.__init__.__kwdefaults__
-    assert defaults is not None
-    defaults.update(beat=0.1, stale=1.0)
-    merge_worker.WAIT = merge_driver.WAIT = 0.02
-    run = merge_worker.engine.run
-
-    def pause(*arguments: Any, **options: Any) -> Any:
-        time.sleep(slowly)
-        return run(*arguments, **options)
-
-    merge_worker.engine.run = pause
-    for _ in range(3):  # a unit may have been given up
-        try:
-            join(recipe, out, threads=1)
-            return
-        except MerganserError as error:
-            if "workers died" not in str(error):
-                raise
+def start_two(context: Any, recipe: Path, out: Path) -> list[Any]:
+    """Start two processes that write one merge, and wait until they begin."""
+    events = [context.Event() for _ in range(2)]
+    processes = [
+        context.Process(target=join_hastily, args=(recipe, out, 0.02, event)) for event in events
+    ]
+    for process in processes:
+        process.start()
+    for event in events:
+        assert event.wait(100)
+    return processes
 
 
-def kill_at_random(recipe: Path, out: Path, alone: Mapping[str, Any], kills: int, seed: int) -> int:
-    """Kill processes of which each is worker and may be driver; return how many merges ended."""
+def read_if_there(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def kill_at_random(
+    recipe: Path, out: Path, alone: Mapping[str, Any], kills: int, seed: int
+) -> dict[str, int]:
+    """Kill processes of which each is worker and may be driver, within the time that a merge takes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["merganser.workers.merge_driver", "merganser.engine.running"])
+    context.set_forkserver_preload(["split_merges", "merganser.engine.running"])
     draw = random.Random(seed)
-    killed = finished = 0
-    while killed < kills or not finished:
-        processes = [
-            context.Process(target=join_hastily, args=(recipe, out, 0.02)) for _ in range(2)
-        ]
+    counts = dict.fromkeys(("kills", "of drivers", "with a part in hand", "merges"), 0)
+    span = 0.0
+    while counts["kills"] < kills or not counts["merges"]:
+        processes = start_two(context, recipe, out)
+        began = time.monotonic()
         for process in processes:
-            process.start()
-        for process in processes:
-            process.join(draw.uniform(0, 0.6) if killed < kills else 100)
+            wait = draw.uniform(0, span) if span and counts["kills"] < kills else 100.0
+            process.join(wait)
             if process.is_alive():
+                driver = read_if_there(partial_of(out) / output_folder.LOCK)
+                claims = "".join(map(read_if_there, shared_folder_of(out).glob("*.claim")))
                 process.kill()
-                killed += 1
+                counts["kills"] += 1
+                counts["of drivers"] += driver.startswith(f"{process.pid} ")
+                counts["with a part in hand"] += f'"process": {process.pid},' in claims
             process.join()
+        span = span or time.monotonic() - began
         if out.exists() and not partial_of(out).exists():
             assert contents(out) == alone
             shutil.rmtree(out)
-            finished += 1
-    return finished
+            counts["merges"] += 1
+    return counts
 
 
 def test_a_few_kills(recipe: Path, out: Path, alone: dict[str, Any]) -> None:
-    assert kill_at_random(recipe, out, alone, kills=3, seed=1)
+    counts = kill_at_random(recipe, out, alone, kills=2, seed=1)
+    assert counts["kills"] == 2
+    assert counts["merges"]
 
 
 @pytest.mark.slow
@@ -392,4 +392,7 @@ def test_after_kills_at_random_moments_the_bytes_are_the_same(
     recipe: Path, out: Path, alone: dict[str, Any]
 ) -> None:
     """Thirty kills of processes that write, join, finish, or wait."""
-    assert kill_at_random(recipe, out, alone, kills=30, seed=0)
+    counts = kill_at_random(recipe, out, alone, kills=30, seed=0)
+    assert counts["merges"]
+    assert counts["of drivers"]
+    assert counts["with a part in hand"]
