@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from checkpoints_on_disk import make_model, tree
 from merganser import system
+from merganser.checkpoints.stored_files import POPULATE
 from recipe_files import RecipeFile
 
 BARE = """
@@ -132,3 +134,18 @@ def test_freed_memory_goes_back() -> None:
     before = resident()  # what is freed between blocks that stay is still there
     system.give_back_memory()
     assert resident() < before - 30_000_000
+
+
+@pytest.mark.skipif(not POPULATE, reason="only Linux maps pages ahead")
+def test_advice_on_a_mapping_is_taken_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * mmap.PAGESIZE)
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as mapped,
+    ):
+        system.advise(mapped, POPULATE)
+        assert mapped[:2] == b"xx"
+        with pytest.raises(OSError, match="madvise") as refusal:
+            system.advise(mapped, 12345)
+        assert refusal.value.errno == errno.EINVAL
