@@ -74,6 +74,8 @@ def test_lines_say_which_model_how_far_and_the_scores(
     lines.listen(Sharing(3, 12, 2, 1250, 9600))
     now = 40.0
     lines.listen(Sharing(3, 12, 2, 1300, 9600))
+    now = 50.0
+    lines.listen(Sharing(3, 12, 2, 1300, 9600))
     said = capsys.readouterr().err
     assert said.count("models scored") == 1
     assert "3 of 12 models scored, 2 workers at work: 1,300 of 9,600 completions" in said

@@ -206,8 +206,9 @@ def test_a_node_that_does_not_see_a_file_is_named_before_anything_starts(
         with pytest.raises(InputError) as refused:
             sweep_with_workers(file, out, "ray", threads=1)
     finally:
-        os.killpg(node.pid, signal.SIGKILL)
+        os.killpg(node.pid, signal.SIGTERM)
         node.wait()
+        until(lambda: alive() == before)
     assert_one_line(str(refused.value), "node ", f"does not see {file.parent}/b/", "more files")
     assert not list((out / FOLDER).glob("*.claim"))
     assert not list((out / FOLDER).glob("*.done"))

@@ -105,6 +105,7 @@ class ScoringLines:
         self.console = Console(stderr=True)
         self.status: Any = None
         self.turn: Turn | None = None
+        self.last = ""
         self.began = self.written = time.monotonic()
         self.first = 0
 
@@ -129,8 +130,10 @@ class ScoringLines:
                 self.status.start()
             self.status.update(Text(self._line(event), no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self.written > LINE_SECONDS:
-            self.written = time.monotonic()
-            self.console.print(self._line(event), highlight=False, markup=False, soft_wrap=True)
+            line = self._line(event)
+            if line != self.last:  # many workers may make no progress for a while
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.written, self.last = time.monotonic(), line
 
     def _line(self, event: Scoring | Judging | Sharing) -> str:
         """The current model's line: name, progress, speed, and the time left for all models."""

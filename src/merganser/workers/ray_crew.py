@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -100,14 +100,13 @@ class RayCrew(Crew[Actor]):
     def __enter__(self) -> RayCrew:
         self._connected = connect(self._where.address, self.on_warning)
         try:
-            nodes = find_nodes()
+            nodes = check_nodes(find_nodes(), self._inputs, self.on_warning)
             self._count, self._cores = shared(nodes, self._where.count, self._gpus, self._threads)
             if self._scores and not self._gpus and any(node.gpus for node in nodes):
                 self.on_warning(
                     "the study runs on CPUs, as this process does; to use the cluster's GPUs, start it "
                     "on a machine with one"
                 )
-            check_nodes(nodes, self._inputs, self.on_warning)
         except BaseException:
             self._disconnect()
             raise
@@ -297,37 +296,49 @@ def find_nodes() -> list[Node]:
 
 def check_nodes(
     nodes: Sequence[Node], inputs: Sequence[Input], on_warning: Callable[[str], None]
-) -> None:
-    """Check that every node sees the files of a study.
+) -> list[Node]:
+    """Check that every node sees the files of a study; return the nodes that answer.
+
+    Args:
+        nodes: the nodes.
+        inputs: the files.
+        on_warning: called for a node that does not answer, and for one that has to download a model.
 
     Raises:
         InputError: a node lacks a file or has another one of that path.
-        MerganserError: a node lacks Merganser, or does not answer.
+        MerganserError: a node lacks Merganser, or none answers.
     """
     look = ray.remote(make_look())
     files = ray.put([asdict(each) for each in inputs])
-    looks = {
-        node.name: look.options(
+    looks = [
+        look.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
         ).remote(files)
         for node in nodes
-    }
-    for name, answer in looks.items():
+    ]
+    answering: list[Node] = []
+    failure = ""
+    for node, answer in zip(nodes, looks, strict=True):
         try:
             found = ray.get(answer, timeout=LATE)
-        except GetTimeoutError:
-            raise MerganserError(f"node {name} does not answer for {LATE:.0f} s") from None
-        except RayError as error:
-            raise MerganserError(f"node {name}: {_line(error)}") from None
-        message = refusal(name, found)
-        if message:
+        except RayTaskError as error:
+            raise MerganserError(f"node {node.name}: {_line(error)}") from None
+        except RayError as error:  # it has just died
+            failure = f"node {node.name} does not answer ({_line(error)})"
+            on_warning(f"{failure}; it gets no worker unless it comes back")
+            continue
+        if message := refusal(node.name, found):
             kind = MerganserError if found["lacking"] else InputError
             raise kind(message)
         if found["download"]:
             on_warning(
-                f"node {name} has to download {', '.join(found['download'])} from the Hub first: not in "
-                "its cache"
+                f"node {node.name} has to download {', '.join(found['download'])} from the Hub first: "
+                "not in its cache"
             )
+        answering.append(node)
+    if nodes and not answering:
+        raise MerganserError(failure)
+    return answering
 
 
 def _terminate(member: Actor) -> None:
