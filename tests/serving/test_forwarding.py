@@ -89,6 +89,7 @@ def test_tools_reach_the_engine(client: OpenAI, stand: Stand) -> None:
         ({"model": 3}, 400, "model: is the name"),
         ({"max_tokens": 501}, 400, "at most 500 tokens"),
         ({"stop_token_ids": 4}, 400, "is a list of tokens"),
+        ({"stream": "no"}, 400, "stream: is true or false"),
     ],
 )
 def test_errors_have_openai_s_form(

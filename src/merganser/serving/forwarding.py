@@ -178,6 +178,8 @@ class Forwarding(BaseService):
             value = data.get(key)
             if most is not None and isinstance(value, int) and value > most:
                 raise BadRequest(f"{key}: the server generates at most {most:,} tokens", param=key)
+        if not isinstance(data.get("stream"), bool | None):
+            raise BadRequest("stream: is true or false", param="stream")
         ends = data.get("stop_token_ids")
         if ends is not None and not isinstance(ends, list):
             raise BadRequest("stop_token_ids: is a list of tokens", param="stop_token_ids")
