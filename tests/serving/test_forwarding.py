@@ -188,6 +188,12 @@ def test_a_server_that_dies_fails_its_requests_and_is_started_again(
     stand.running.stop()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_is_the_same_error(client: OpenAI, stream: bool) -> None:
+    with pytest.raises(openai.APIError, match="the engine has ended; ask again"):
+        list(client.completions.create(model="a", prompt="dead", stream=stream))
+
+
 def test_another_replica_takes_over(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "RESTARTS", 0)
     stand = make(catalogue, replicas=2)

@@ -45,7 +45,8 @@ def total_of(plan: Plan) -> str:
 class FakeVllm:
     """A server in a thread of its own. The word of a prompt says what it does.
 
-    ``slow`` takes half a second, ``bad`` is refused, ``die`` ends the server without an answer.
+    ``slow`` takes half a second, ``bad`` is refused, ``die`` ends the server without an answer,
+    ``dead`` is answered by what vLLM says when its engine has died.
     """
 
     def __init__(self, given: Start) -> None:
@@ -139,6 +140,12 @@ class FakeVllm:
                 "code": 400,
             }
             return JSONResponse({"error": error}, 400)
+        if "dead" in prompt:
+            dead = {"message": "EngineCore encountered an issue. See stack trace (above)."}
+            if not told.get("stream"):
+                return JSONResponse({"error": dead}, 500)
+            event = b"data: " + json.dumps({"error": dead}).encode() + b"\n\n"
+            return Response(event, media_type="text/event-stream")
         if told["model"] not in ("merganser", *self.adapters):
             return JSONResponse({"error": {"message": "no model"}}, 404)
         before = self.weights

@@ -223,15 +223,32 @@ async def _events(response: Response, edit: Callable[[Any], Any]) -> AsyncIterat
         for event in events:
             payload = event.removeprefix(b"data: ")
             if payload.startswith(b"{"):
-                yield as_event(edit(json.loads(payload)))
+                data = json.loads(payload)
+                _check_engine(data)
+                yield as_event(edit(data))
             else:
                 yield event + b"\n\n"
 
 
+def _check_engine(answer: Any) -> None:
+    """Check that an answer is not that vLLM's engine has died.
+
+    Raises:
+        EngineFailure: it is.
+    """
+    if isinstance(answer, dict) and "EngineCore" in str(answer.get("error", "")):
+        raise EngineFailure("the engine has ended")
+
+
 def _refusal(status: int, body: bytes) -> BadRequest:
-    """Return vLLM's error in the form that is sent to the client."""
+    """Return vLLM's error in the form that is sent to the client.
+
+    Raises:
+        EngineFailure: vLLM's engine has died, and its server will end.
+    """
     try:
         data = json.loads(body)
+        _check_engine(data)
         error = data.get("error", data)
         message, param, code = error.get("message"), error.get("param"), error.get("code")
     except (ValueError, AttributeError):
