@@ -105,7 +105,7 @@ $(BIN)/.ray: $(BIN)/.dev
 	@touch $@
 
 test-ray: $(BIN)/.ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/workers/test_ray.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ray and not slow" tests/workers/test_ray.py
 
 $(BIN)/.serve: $(BIN)/.run
 	$(BIN)/pip install $(LOCKED) --no-compile --editable '.[eval,plot,serve]'
