@@ -1,6 +1,7 @@
 """What a server costs: over the engine in process, with many points, with clients that leave, and in memory.
 
     python bench/serving.py overhead [--layers 8 --hidden 512]   # 32 requests at once, in process and over HTTP
+    python bench/serving.py loop                                 # the event loop's part of 32 requests, without sockets
     python bench/serving.py soak                                 # 1,000 requests over nine points at random
     python bench/serving.py gone                                 # 200 clients that go away
     python bench/serving.py memory                               # one model, and nine points of two
@@ -285,6 +286,59 @@ def overhead(folder: Path, options: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def loop(folder: Path, options: argparse.Namespace) -> None:
+    """The processor time of the event loop for a request: all that is the server's, without its sockets."""
+    from merganser.serving.app import make_app
+    from merganser.serving.limits import Limits
+    from merganser.serving.names import Catalogue
+    from merganser.serving.service import Service
+    from merganser.serving.transformers_engine import TransformersEngine
+    from merganser.study.live_model import LiveModel
+
+    make_model(folder / "one", 0, 1, 64, 512)
+    catalogue = Catalogue([str(folder / "one")])
+    service = Service(catalogue, TransformersEngine(LiveModel()), Limits())
+    app: Any = make_app(service)
+
+    async def one(text: str, *, stream: bool) -> int:
+        asked = {"model": "one", "prompt": text, "temperature": 0, "max_tokens": options.tokens}
+        bodies = [json.dumps(asked | {"stream": stream}).encode()]
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers,
+                 "query_string": b"", "root_path": "", "scheme": "http", "http_version": "1.1",
+                 "server": ("localhost", 80), "client": ("127.0.0.1", 1)}  # fmt: skip
+        parts = 0
+
+        async def receive() -> dict[str, Any]:
+            if not bodies:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+
+        async def send(_message: Any) -> None:
+            nonlocal parts
+            parts += 1
+
+        await app(scope, receive, send)
+        return parts
+
+    async def run() -> None:
+        await service.warm_up()
+        for stream in (False, True):
+            spent, parts = [], 0
+            for _ in range(options.rounds + 1):
+                began = time.thread_time()
+                asked = (one(text, stream=stream) for text in questions(AT_ONCE))
+                parts = sum(await asyncio.gather(*asked))
+                spent.append(1000 * (time.thread_time() - began) / AT_ONCE)
+            show(
+                what="loop", stream=stream, at_once=AT_ONCE, tokens=options.tokens, parts=parts,
+                cpu_ms_of_a_request=round(statistics.median(spent[1:]), 2), load=round(os.getloadavg()[0], 1),
+            )  # fmt: skip
+        await service.close()
+
+    asyncio.run(run())
+
+
 def soak(folder: Path, options: argparse.Namespace) -> None:
     """Ask nine points at random, and compare each answer with the point's own."""
     study = make_study(folder, options.layers, options.hidden, options.vocabulary)
@@ -498,7 +552,14 @@ def slider(folder: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    ways = {"overhead": overhead, "soak": soak, "gone": gone, "memory": in_memory, "slider": slider}
+    ways = {
+        "overhead": overhead,
+        "loop": loop,
+        "soak": soak,
+        "gone": gone,
+        "memory": in_memory,
+        "slider": slider,
+    }
     parser.add_argument("what", choices=ways)
     for name, value in {
         "layers": 8, "hidden": 512, "vocabulary": 8192, "tokens": 64, "rounds": 5,
