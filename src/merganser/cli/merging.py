@@ -264,7 +264,7 @@ def convert(source: str, out: Path, **options: Any) -> None:
 
 def _warn_of_companions(result: MergeResult, out: Path, base: str | None) -> None:
     """Warn of a conversion without config or tokenizer."""
-    from merganser.planning.vocabularies import vocabulary_tensors
+    from merganser.planning.vocabulary_tensors import vocabulary_tensors
     from merganser.tokenizer.vocabulary import has_tokenizer
 
     lacking = [] if (out / "config.json").is_file() else ["config.json"]

@@ -26,7 +26,7 @@ from merganser.checkpoints.computed.vocabulary_rows import (
 from merganser.errors import InputError
 from merganser.planning.inputs import Inputs, Opener
 from merganser.planning.plan_data import OpenSource, TokenizerEdit
-from merganser.planning.vocabularies import vocabulary_tensors
+from merganser.planning.vocabulary_tensors import vocabulary_tensors
 from merganser.recipe import ModelReference, key_name
 from merganser.recipe.schema import ModelTokenSource, Tokenizer, TokenRule, ZeroTokenSource
 from merganser.tokenizer.editing import map_token_ids

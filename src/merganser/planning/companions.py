@@ -13,7 +13,7 @@ from merganser.checkpoints.sidecar_files import MAX_BYTES, parse_json
 from merganser.errors import InputError
 from merganser.planning.plan_data import Source, TensorJob
 from merganser.planning.shards import folder_of
-from merganser.planning.vocabularies import vocabulary_tensors
+from merganser.planning.vocabulary_tensors import vocabulary_tensors
 from merganser.tokenizer.vocabulary import CONTENTS, SETTINGS, read_vocabulary
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from merganser.checkpoints import model_code, read_json
 from merganser.planning import Plan
-from merganser.planning.vocabularies import vocabulary_tensors
+from merganser.planning.vocabulary_tensors import vocabulary_tensors
 from merganser.release import files
 from merganser.tokenizer import chat_templates
 from merganser.tokenizer.editing import edited_contents, edited_settings
