@@ -89,10 +89,10 @@ export function screen(library) {
       if (study.entries) {
         const known = new Set(current.study?.entries.map((entry) => entry.name));
         const fresh = new Set(current.study ? study.entries.map((entry) => entry.name).filter((name) => !known.has(name)) : []);
-        const { problems } = study.entries.some((entry) => entry.samples) ? await read("/studio/answers", { place }) : { problems: [] };
-        if (gone || mine !== current) return;
         const first = !current.study;
-        Object.assign(current, { study, problems });
+        current.study = study;
+        if (first || study.total === null) await readAnswers();
+        if (gone || mine !== current) return;
         const names = Object.keys(study.directions);
         current.x ??= names[0];
         current.y ??= names[1] ?? names[0];
@@ -109,6 +109,14 @@ export function screen(library) {
     drawState();
     if (jobOf(place)?.state === "running") timer = setTimeout(look, EVERY);
   };
+  // Completions are many bytes: while a study runs they are read when a model is chosen that has none yet.
+  const readAnswers = async () => {
+    const { place, study } = current;
+    if (!study.entries.some((entry) => entry.samples)) return;
+    const mine = current;
+    const { problems } = await read("/studio/answers", { place });
+    mine.problems = problems;
+  };
   const open = (place) => {
     last = place;
     picked.splice(0);
@@ -123,6 +131,9 @@ export function screen(library) {
     const index = picked.indexOf(name);
     if (index < 0) picked.push(name); else picked.splice(index, 1);
     draw();
+    const mine = current;
+    const known = mine.problems.some((problem) => problem.completions.some((each) => each.name === name));
+    if (index < 0 && !known) readAnswers().then(() => { if (!gone && mine === current) drawReading(); }).catch((error) => say(error.message));
   };
   const figure = element("section", { class: "panel" });
   const table = element("div", {});

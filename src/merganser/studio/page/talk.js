@@ -239,7 +239,7 @@ export function screen(library) {
     made.forEach(({ told, name }, index) => {
       if (found[index].error) return;
       const best = button("This one is better", () => choose(order[index].key));
-      best.setAttribute("aria-label", name.textContent + " is better");
+      best.setAttribute("aria-label", "This one is better: " + name.textContent);
       told.append(" ", best);
     });
     verdict.replaceChildren(button("None is better", () => choose(null)));
