@@ -30,10 +30,10 @@ pytestmark = [
     pytest.mark.skipif(browser.program() is None, reason="no Chromium is installed"),
 ]
 
-EVEN = """merge_method: linear
+TYPED = """merge_method: linear
 models:
-- {model: a, parameters: {weight: 0.5}}
-- {model: b, parameters: {weight: 0.5}}
+- {model: a, parameters: {weight: 0.4}}
+- {model: b, parameters: {weight: 0.6}}
 """
 
 HOSTILE = "<img src=x onerror=document.title='hacked'><script>document.title='hacked'</script>"
@@ -253,11 +253,11 @@ def test_a_curve_is_drawn_by_keyboard(page: browser.Browser) -> None:
     write(
         page,
         "#recipe",
-        EVEN,
+        TYPED,
     )
     page.until(
         "document.querySelector('#recipe-problem').textContent === '' && "
-        "document.querySelector('input[type=range]').value === '0.5'"
+        "document.querySelector('input[type=range]').value === '0.4'"
     )
     click(page, "By layer: a curve for a")
     page.until("document.querySelectorAll('.handle').length === 5")
@@ -267,7 +267,7 @@ def test_a_curve_is_drawn_by_keyboard(page: browser.Browser) -> None:
     press(page, "Home", 36)
     press(page, "ArrowUp", 38)
     page.until(
-        "document.querySelector('#recipe').value.includes('weight: [0.5, 0.01, 0.5, 0.5, 0.5]')"
+        "document.querySelector('#recipe').value.includes('weight: [0.4, 0.01, 0.4, 0.4, 0.4]')"
     )
     click(page, "Add a point: a")
     page.until("document.querySelectorAll('.handle').length === 6")
@@ -379,11 +379,11 @@ def test_a_blend_is_written(page: browser.Browser, folder: Path) -> None:
     write(
         page,
         "#recipe",
-        EVEN,
+        TYPED,
     )
     page.until(
         "document.querySelector('#recipe-problem').textContent === '' && "
-        "document.querySelector('input[type=range]').value === '0.5'"
+        "document.querySelector('input[type=range]').value === '0.4'"
     )
     labelled(page, "Name, below the studio's folder", "written")
     click(page, "Write")
