@@ -150,11 +150,11 @@ def stop_after(units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers be stopped when they have written so many units."""
     write = MergeWorker._write
 
-    def count(self: MergeWorker, unit: Unit, claim: Claim, readers: Any) -> None:
+    def count(self: MergeWorker, unit: Unit, claim: Claim, *others: Any) -> None:
         if len(self.written) == units:
             claim.release()
             raise KeyboardInterrupt
-        write(self, unit, claim, readers)
+        write(self, unit, claim, *others)
 
     monkeypatch.setattr(MergeWorker, "_write", count)
 
@@ -202,6 +202,37 @@ def test_a_worker_whose_claim_is_gone_stops(
     assert claims.state(notes[0]) == "done"
     join(recipe, out)
     assert contents(out) == alone
+
+
+def test_a_worker_takes_nothing_of_a_merge_that_ends_meanwhile(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that finishes removes the merge's file first, then what is done."""
+    begin(recipe, out)
+    take = Claims.take
+
+    def take_late(self: Claims, name: str) -> Any:
+        (shared_folder_of(out) / merge_job.NAME).unlink()
+        return take(self, name)
+
+    monkeypatch.setattr(Claims, "take", take_late)
+    assert work_on_merge(out) == []
+    assert not list(shared_folder_of(out).glob("*.claim"))
+    assert not list((partial_of(out) / "new").iterdir())
+
+
+def test_a_part_that_fails_because_the_merge_has_ended_is_no_error(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(recipe, out)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        (shared_folder_of(out) / merge_job.NAME).unlink()
+        raise InputError("gone")
+
+    monkeypatch.setattr(merge_worker.engine, "run", fail)
+    assert work_on_merge(out) == []
+    assert not list(shared_folder_of(out).glob("*.failed"))
 
 
 # -- what is refused ---------------------------------------------------------------------------------

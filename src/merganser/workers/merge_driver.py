@@ -228,10 +228,8 @@ class SharedRun:
                     names = [unit.name for unit in joined.waiting]
                     with self._crew(partial, len(names), options.threads) as crew:
                         lead(crew, claims, names, joined.look)
-            except BaseException:
-                (partial.shared / merge_job.NAME).unlink(missing_ok=True)  # workers stop
-                raise
-            finally:
+            finally:  # workers stop, before anything else of the folder is removed
+                (partial.shared / merge_job.NAME).unlink(missing_ok=True)
                 claims.close()
         plan.check_inputs_unchanged()
         seconds = time.perf_counter() - began

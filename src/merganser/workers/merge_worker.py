@@ -28,6 +28,10 @@ WAIT = 1.0
 """Seconds between two checks of units that other workers have claimed."""
 
 
+class _Ended(Exception):
+    """The merge has ended while a unit was being written."""
+
+
 def shared_folder_of(out: str | Path) -> Path:
     """Return the folder that the workers of a merge into ``out`` share."""
     return partial_of(Path(os.path.abspath(out))) / SHARED  # noqa: PTH100
@@ -123,8 +127,11 @@ class MergeWorker:
                         if not current.holds():
                             return
                         claim = claims.take(unit.name)
+                        if claim is not None and not current.holds():
+                            claim.release()  # "done" may have been removed with the merge's file
+                            return
                         if claim is not None:
-                            self._write(unit, claim, readers)
+                            self._write(unit, claim, readers, current)
                             between()
                         if claims.state(unit.name) in ("free", "claimed"):
                             left = True
@@ -135,12 +142,14 @@ class MergeWorker:
                     if len(self.written) == before:
                         time.sleep(WAIT)
         except FileNotFoundError:
-            if self.folder.exists():
+            if current.holds():
                 raise
+        except _Ended:
+            return
         finally:
             claims.close()
 
-    def _write(self, unit: Unit, claim: Claim, readers: Readers) -> None:
+    def _write(self, unit: Unit, claim: Claim, readers: Readers, current: Currency) -> None:
         began = time.perf_counter()
         try:
             part = part_of(self.plan, unit)
@@ -183,11 +192,16 @@ class MergeWorker:
             self.on_warning(f"another worker has taken over a part of {unit.file}")
             return
         except MerganserError as error:
-            if self.folder.exists():  # otherwise the merge has ended, and its files are gone
-                kind = type(error).__name__
+            if not current.holds():  # its files are gone
+                claim.release()
+                raise _Ended from None
+            kind = type(error).__name__
+            try:
                 claim.fail({"error": str(error), "kind": kind, "host": platform.node()})
-                raise
-            raise FileNotFoundError from None
+            except ClaimLost:
+                self.on_warning(f"another worker has taken over a part of {unit.file}")
+                return
+            raise
         except BaseException:
             claim.release()
             raise
