@@ -59,6 +59,18 @@ def test_an_answer_is_the_engine_s_with_our_name_and_digest(
     assert seen == {"model": "merganser", "prompt": "p", "logprobs": 2, **more}
 
 
+def test_end_tokens_that_the_model_lacks_are_left_out(client: OpenAI, stand: Stand) -> None:
+    """Of a tokenizer that is larger than its model; vLLM refuses them."""
+    codecs = [replica.codec for replica in stand.service.fleet.replicas if replica.codec]
+    for codec in codecs:
+        codec.end_tokens.append(32)
+    client.completions.create(model="a", prompt="p", extra_body={"top_k": 5})
+    for codec in codecs:
+        codec.end_tokens.remove(32)
+    [seen] = [s for server in stand.starts.servers for s in server.seen if s.get("top_k") == 5]
+    assert seen["stop_token_ids"] == codecs[0].end_tokens
+
+
 def test_a_stream_is_the_answer_in_parts(client: OpenAI, catalogue: Catalogue) -> None:
     asked: dict[str, Any] = {"model": "sweep#w=0.35", "prompt": "p"}
     whole = client.completions.create(**asked)

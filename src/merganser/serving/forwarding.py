@@ -199,7 +199,9 @@ def _prepared(data: Mapping[str, Any], replica: Replica, adapter: str | None) ->
     request = {**data, "model": adapter or vllm_server.NAME}
     if not data.get("ignore_eos"):
         # vLLM was started without the model's generation config, whose defaults are not OpenAI's.
-        ends = [*(data.get("stop_token_ids") or ()), *replica.codec.end_tokens]
+        vocabulary = replica.codec.config.get_text_config().vocab_size
+        tokens = [token for token in replica.codec.end_tokens if token < vocabulary]
+        ends = [*(data.get("stop_token_ids") or ()), *tokens]
         request["stop_token_ids"] = list(dict.fromkeys(ends))
     return request
 
