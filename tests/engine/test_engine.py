@@ -60,7 +60,7 @@ def planned(found: Models, method: str = "linear", **recipe: Any) -> Plan:
     return merganser.plan(data, checkpoints=in_memory(found), arithmetic=arithmetic)
 
 
-BASED = {
+BASED: dict[str, dict[str, float]] = {
     "task_arithmetic": {},
     "slerp": {},
     "ties": {"density": 0.3, "weight": 0.6},
