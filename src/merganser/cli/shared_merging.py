@@ -48,11 +48,11 @@ def merge_shared(
 
         for result in shared.results:
             show_result(result, verbose=verbose > 0)
-        if shared.results:
+        if shared.shares:
             shares = [f"{who}: {number_format.size(size)}" for who, size in shared.shares.items()]
             count = f"{len(shares)} worker{'s' if len(shares) != 1 else ''}"
             click.echo(f"by {count}" + "".join(f"; {share}" for share in shares))
-        else:
+        if not shared.results:
             size = number_format.size(shared.written)
             click.echo(f"{shown_path(out)}: is complete; this process wrote {size} of it")
     return shared
