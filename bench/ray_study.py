@@ -64,6 +64,7 @@ class Watch:
         self.first: float | None = None
         self.done: dict[str, float] = {}
         self.spent: dict[str, float] = {}
+        self.before: dict[int, float] = {}
         self.cpu: dict[int, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -83,13 +84,16 @@ class Watch:
                     when = file.stat().st_mtime
                     if file.suffix == ".claim" and not file.name.startswith(".results"):
                         self.first = self.first or when
-                        self.cpu.setdefault(json.loads(file.read_text())["process"], 0.0)
+                        process = json.loads(file.read_text())["process"]
+                        self.before.setdefault(process, processor_time(process))
+                        self.cpu.setdefault(process, 0.0)
                     elif file.suffix == ".done":
                         self.done.setdefault(file.stem, when)
                 except (OSError, ValueError):
                     continue
             for process in self.cpu:
-                self.cpu[process] = max(self.cpu[process], processor_time(process))
+                spent = processor_time(process) - self.before[process]  # not for its imports
+                self.cpu[process] = max(self.cpu[process], spent)
             for name in self.done:
                 self.spent.setdefault(name, sum(self.cpu.values()))
 
