@@ -220,7 +220,7 @@ def test_a_worker_that_hangs_gives_its_model_up(
     with pytest.raises(MerganserError) as named:
         driving.check_all_done(study, claims)
     assert_one_line(
-        str(named.value), "model b: 3 workers died or hung", "without progress for", "--stall"
+        str(named.value), "model b: 3 workers died or hung", "without progress for", "stall=7200"
     )
 
 

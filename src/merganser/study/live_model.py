@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -35,6 +36,9 @@ from merganser.study import shell
 
 Computing = Literal["auto", "float32", "bfloat16", "float16"]
 """Compute dtypes: ``auto`` is float32 on the CPU, and the plan's dtype on a GPU."""
+
+_LOADING = threading.Lock()
+"""While transformers loads a model, it sets torch's default dtype, for all threads."""
 
 OnOutcome = Callable[[engine.Outcome], None]
 
@@ -238,7 +242,11 @@ class LiveModel(Live):
 
     def _load(self, plan: Plan, tensors: dict[str, Any]) -> None:
         transformers = extras.load("transformers", "eval")
-        with tempfile.TemporaryDirectory(prefix="merganser-") as folder, shell.quiet(transformers):
+        with (
+            tempfile.TemporaryDirectory(prefix="merganser-") as folder,
+            _LOADING,
+            shell.quiet(transformers),
+        ):
             self._load_with(transformers, plan, shell.make(plan, Path(folder)), tensors)
 
     def _load_with(

@@ -83,7 +83,8 @@ def merge_with_workers(
             ``join`` makes this process a worker, together with others that run the same command.
         resume: as for ``merge``; ``join`` always resumes the same merge.
         checkpoints: as for ``merge``; they must be in files that all workers see.
-        intermediate_dir, redo: as for ``merge_all``.
+        intermediate_dir: as for ``merge_all``.
+        redo: as for ``merge_all``.
         unit_bytes: the size above which an output file is split; None for one that suits its size.
         on_warning: called when another worker has taken over a unit of this process.
         options: those of :func:`merganser.merge`; threads and memory are those of each process.
