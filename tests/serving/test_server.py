@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +38,12 @@ from served_study import Running, start
 )  # fmt: skip
 def test_which_addresses_only_this_machine_reaches(host: str, loopback: bool) -> None:
     assert Address(host).is_loopback is loopback
+
+
+def test_small_parts_of_answers_do_not_wait_for_more() -> None:
+    """asyncio sets TCP_NODELAY for the connections of sockets that say that they are TCP's."""
+    with serving._bind(Address("127.0.0.1", 0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_one_line(server: Running, study: Path) -> None:

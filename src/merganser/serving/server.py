@@ -182,11 +182,13 @@ class Server(uvicorn.Server):
 
 
 def _bind(address: Address) -> socket.socket:
+    """A socket at an address. asyncio sends small parts at once (TCP_NODELAY) only where the socket
+    says that its protocol is TCP: otherwise every answer waits 40 ms."""
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        family, kind, _, _, place = found[0]
+        family, kind, protocol, _, place = found[0]
         with ExitStack() as stack:
-            listening = stack.enter_context(socket.socket(family, kind))
+            listening = stack.enter_context(socket.socket(family, kind, protocol))
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(place)
             stack.pop_all()
