@@ -56,6 +56,9 @@ def inner(completion):
 def broken(completion, problem):
     return inner(completion)
 
+def nothing(completion, problem):
+    return None
+
 def quoting(completion, problem):
     raise ValueError(completion)
 
@@ -158,6 +161,13 @@ def test_an_exception_shows_the_last_frames(mine: Path) -> None:
     with pytest.raises(ScorerError) as refused:
         judging.judge_all(scorers.get("mine.py:quoting", {}, mine), items("\x1b[2Jgone"))
     assert refused.value.details.endswith("ValueError: \\x1b[2Jgone")
+
+
+def test_a_scorer_that_gives_no_number_is_named_without_our_code(mine: Path) -> None:
+    with pytest.raises(ScorerError) as refused:
+        judging.judge_all(scorers.get("mine.py:nothing", {}, mine), items("gone"))
+    assert_one_line(str(refused.value), "scorer nothing: failed on", "gave [None] in place of")
+    assert "scorer_calls" not in f"{refused.value}{refused.value.details}"
 
 
 def test_a_scorer_that_exits_fails_like_any_other(mine: Path) -> None:

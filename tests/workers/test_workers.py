@@ -51,8 +51,10 @@ def test_a_worker_scores_what_one_process_scores(
     assert sum(event.generated for event in events if isinstance(event, Scoring)) == 0
     assert contents(out) == contents(alone)
     assert found == results.read(alone)
+    assert work(out) == []  # a worker that comes late
+    (out / results.JSON_NAME).unlink()
     with pytest.raises(
-        InputError, match=r"no study with workers was begun there; begin one by merganser sweep"
+        InputError, match=r"no work with workers was begun there; begin it by merganser sweep"
     ):
         work(out)
 

@@ -109,7 +109,10 @@ def values_of(scorer: Scorer, returned: Any, count: int) -> Values:
     """
     several = scorer.batch or scorer.group
     given = list(returned) if several else [returned]
-    values: Values = [each if isinstance(each, Judgement) else float(each) for each in given]
+    try:
+        values: Values = [each if isinstance(each, Judgement) else float(each) for each in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"gave {given!r:.60} in place of finite numbers") from None
     numbers = [each.score if isinstance(each, Judgement) else each for each in values]
     good = all(number is None or math.isfinite(number) for number in numbers)
     if len(values) != count or not good:
@@ -121,7 +124,7 @@ def failure_of(error: BaseException) -> Failure:
     """Describe an exception of a scorer."""
     reason = " ".join(str(error).split())[:160]
     home = str(Path(__file__).parent)
-    every = list(traceback.extract_tb(error.__traceback__))
+    every = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     frames = [frame for frame in every if not frame.filename.startswith(home)] or every
     last = frames[-1] if frames else None
     return Failure(

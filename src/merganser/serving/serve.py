@@ -76,7 +76,8 @@ def serve(
         threads: as of :class:`merganser.LiveModel`.
         on_ready: called with the server's address and the number of models once it listens.
         on_warning: called with each warning.
-        on_note: called with a line on how models with LoRA adapters are served.
+        on_note: called with a line on how models with LoRA adapters are served, and when a signal ends the
+            server while requests run.
 
     Raises:
         MerganserError: when a model cannot be served, the address cannot be listened on, or the extra
@@ -115,12 +116,12 @@ def serve(
             batch_size=batch_size,
             on_note=on_note,
         )
-        server.Server(service, address, tell).serve_until_stopped()
+        server.Server(service, address, tell, on_stop=on_note).serve_until_stopped()
         return
     live = LiveModel(device=device, dtype=dtype, threads=threads)
     own = module.TransformersEngine(live, most_rows=batch_size)
     own.freezes = True
     service = Service(catalogue, own, limits)
-    listening = server.Server(service, address, tell)
+    listening = server.Server(service, address, tell, on_stop=on_note)
     asyncio.run(service.warm_up())
     listening.serve_until_stopped()

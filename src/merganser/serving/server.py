@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
         service: answers the requests.
         address: the address to listen on.
         on_ready: called with the server's address once it listens.
+        on_stop: called with a line when a signal ends the server and requests still run.
         routes, open_paths: see :func:`merganser.serving.app.make_app`.
 
     Attributes:
@@ -80,6 +81,7 @@ class Server(uvicorn.Server):
         address: Address,
         on_ready: Callable[[str], None] = lambda _url: None,
         *,
+        on_stop: Callable[[str], None] = lambda _line: None,
         routes: Sequence[BaseRoute] = (),
         open_paths: Sequence[str] = (),
     ) -> None:
@@ -109,6 +111,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").addFilter(self._is_fault)
         self._service = service
         self._on_ready = on_ready
+        self._on_stop = on_stop
         self._listening = _bind(address)
         host, port = self._listening.getsockname()[:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
@@ -178,7 +181,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop as :meth:`stop` does, for any signal."""
+        is_first = not self.should_exit
         self.stop()
+        if is_first and self.server_state.tasks:
+            seconds = self.config.timeout_graceful_shutdown
+            self._on_stop(
+                f"requests that run have {seconds} s to end; a second signal cuts them off"
+            )
 
 
 def _bind(address: Address) -> socket.socket:

@@ -16,6 +16,7 @@ from merganser import methods
 from merganser.errors import InputError, MerganserError, ResourceError, reraise_os_errors
 from merganser.evaluation import running
 from merganser.planning import PlanOptions
+from merganser.results.scores import JSON_NAME
 from merganser.study import sharing
 from merganser.study.live_model import Live
 from merganser.study.participants import StudyModel
@@ -161,14 +162,21 @@ def read(home: Path) -> StudyFile:
             record[key] = tuple(record[key])
         return StudyFile(**record)
     except FileNotFoundError:
+        if not home.is_dir():
+            raise InputError(f"{home}: no such folder") from None
         raise InputError(
-            f"{home}: no study with workers was begun there; begin one by merganser sweep or merganser "
-            "search, with `--workers join`"
+            f"{home}: no work with workers was begun there; begin it by merganser sweep, search, merge or "
+            "convert, with `--workers join`"
         ) from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise InputError(f"{file}: was written by another version of Merganser") from None
+
+
+def is_finished(home: Path) -> bool:
+    """Whether a folder has the results of a study, and no study with workers goes on there."""
+    return (home / JSON_NAME).exists() and not (home / FOLDER / NAME).exists()
 
 
 def is_current(home: Path, study: StudyFile) -> bool:

@@ -63,12 +63,14 @@ def work(
             its model; None for ``on_warning``. A process that nothing else needs should end itself.
 
     Returns:
-        The names of the models that this worker scored.
+        The names of the models that this worker scored; none where the study has ended.
 
     Raises:
         InputError: the folder has no begun study, or this machine has other inputs or versions.
         MerganserError: one of its subclasses, by cause; other workers continue.
     """
+    if study_file.is_finished(Path(out)):
+        return []
     worker = begin_work(out, threads)
     worker.on_progress, worker.on_warning = on_progress, on_warning
     worker.on_hang = on_hang or on_warning
