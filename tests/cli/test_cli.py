@@ -24,7 +24,7 @@ import merganser
 from checkpoints_on_disk import change_config, make_model, tree
 from command_line import commands, load
 from merganser import methods
-from merganser.cli import main, progress_bars
+from merganser.cli import main, program, progress_bars
 from merganser.cli.mergekit_flags import MEANINGLESS
 from merganser.engine import events
 from merganser.merging import folders
@@ -462,6 +462,7 @@ def test_an_interrupt_is_exit_code_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folders.engine, "run", interrupt)
+    monkeypatch.setattr(program, "_leave_if_at_work", lambda: None)  # threads of other tests may be
     assert_one_line(refusal("merge", linear, tmp_path / "out", code=130), "interrupted")
     assert not list(tmp_path.glob("out*"))
 

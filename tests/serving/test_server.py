@@ -59,7 +59,9 @@ def test_a_server_for_others_without_keys_warns(
     made: list[Address] = []
 
     class Never:
-        def __init__(self, _service: Service, address: Address, _tell: object) -> None:
+        def __init__(
+            self, _service: Service, address: Address, _tell: object, **_more: object
+        ) -> None:
             made.append(address)
 
         def serve_until_stopped(self) -> None: ...
