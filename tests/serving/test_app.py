@@ -28,7 +28,7 @@ from merganser.serving.names import Catalogue
 from merganser.serving.service import Service
 from merganser.serving.transformers_engine import TransformersEngine
 from merganser.study.live_model import LiveModel
-from served_study import Alone, Running
+from served_study import Alone, Running, completed
 
 QUESTION = [{"role": "user", "content": "1 + 2"}]
 DRAWN = Sampling(1.3, 0.95, max_tokens=12, seed=7)
@@ -224,14 +224,7 @@ def test_mixed_requests_get_each_point_s_own_answers(
                 async with asyncio.timeout(0.001 * (number % 7)):
                     await client.completions.create(**asked | {"max_tokens": 5000})
             return True
-        if number % 3:
-            found = await client.completions.create(**asked)
-            text, digest = found.choices[0].text, found.system_fingerprint
-        else:
-            text = ""
-            async for chunk in await client.completions.create(**asked, stream=True):
-                text += chunk.choices[0].text
-                digest = chunk.system_fingerprint
+        text, digest = await completed(client, asked, streamed=number % 3 == 0)
         assert text == wanted[name, prompt].text
         return digest == catalogue.find(name).plan.digest
 

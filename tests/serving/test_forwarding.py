@@ -27,6 +27,7 @@ from merganser.serving.limits import Limits
 from merganser.serving.names import Catalogue
 from merganser.serving.replica import ServerSetting, Share
 from merganser.serving.vllm_server import Start, flags_of
+from served_study import completed
 
 
 @pytest.fixture(scope="module")
@@ -129,14 +130,7 @@ def test_mixed_requests_get_their_own_weights(stand: Stand, catalogue: Catalogue
                 async with asyncio.timeout(0.002 * (number % 7)):
                     await client.completions.create(**asked | {"prompt": "slow"})
             return
-        if number % 3:
-            found = await client.completions.create(**asked)
-            text, digest = found.choices[0].text, found.system_fingerprint
-        else:
-            text = ""
-            async for chunk in await client.completions.create(**asked, stream=True):
-                text += chunk.choices[0].text
-                digest = chunk.system_fingerprint
+        text, digest = await completed(client, asked, streamed=number % 3 == 0)
         assert text == f"merganser {totals[name]} {totals[name]}"
         assert digest == catalogue.find(name).plan.digest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
@@ -232,6 +233,28 @@ def test_a_closed_gate_refuses_who_waits_and_who_comes() -> None:
     run(scenario)
 
 
+async def storm(
+    gate: Gate[str],
+    points: str,
+    chance: random.Random,
+    visit: Callable[[str, int], Coroutine[Any, Any, str]],
+) -> list[Any]:
+    """What 80 visits end with that come and leave at random; afterwards nobody may be left."""
+    tasks = []
+    for _ in range(80):
+        point, steps = chance.choice(points), chance.randrange(12)
+        tasks.append(asyncio.create_task(visit(point, steps)))
+        if chance.random() < 0.3:
+            await spin(chance.randrange(8))
+        if chance.random() < 0.2:
+            chance.choice(tasks).cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not gate.inside
+    assert not gate.waiting
+    assert results.count("done") > 20
+    return results
+
+
 @pytest.mark.parametrize("longest", [None, 0.002], ids=["drained", "interrupted"])
 @pytest.mark.parametrize("seed", range(20))
 def test_under_chance_nobody_gets_wrong_weights_and_nobody_is_left(
@@ -263,22 +286,10 @@ def test_under_chance_nobody_gets_wrong_weights_and_nobody_is_left(
     async def scenario() -> None:
         weights = Weights(fails)
         gate = Gate(weights.become, turn=0.001, longest=longest)
-        tasks = []
-        for _ in range(80):
-            point, steps = chance.choice("abcd"), chance.randrange(12)
-            tasks.append(asyncio.create_task(visit(gate, weights, point, steps)))
-            if chance.random() < 0.3:
-                await spin(chance.randrange(8))
-            if chance.random() < 0.2:
-                chance.choice(tasks).cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not gate.inside
-        assert not gate.waiting
-        for result in results:
+        for result in await storm(gate, "abcd", chance, partial(visit, gate, weights)):
             assert result in ("done", "failed") or isinstance(
                 result, InputError | asyncio.CancelledError
             ), result
-        assert results.count("done") > 20
 
     run(scenario)
 
@@ -485,19 +496,7 @@ def test_under_chance_several_engines_give_no_wrong_weights_and_leave_nobody(
     async def scenario() -> None:
         engines = [Weights() for _ in range(3)]
         gate = Gate(*(engine.become for engine in engines), turn=0.001, longest=longest)
-        tasks = []
-        for _ in range(80):
-            point, steps = chance.choice("aaabcde"), chance.randrange(12)
-            tasks.append(asyncio.create_task(visit(gate, engines, point, steps)))
-            if chance.random() < 0.3:
-                await spin(chance.randrange(8))
-            if chance.random() < 0.2:
-                chance.choice(tasks).cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not gate.inside
-        assert not gate.waiting
-        for result in results:
+        for result in await storm(gate, "aaabcde", chance, partial(visit, gate, engines)):
             assert result == "done" or isinstance(result, asyncio.CancelledError), result
-        assert results.count("done") > 20
 
     run(scenario)

@@ -344,36 +344,24 @@ def test_memory_that_runs_out_halves_what_runs(
     run(alone_too)
 
 
-def test_a_step_that_fails_fails_its_rows_and_no_later_ones(
-    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["of a row", "of no row"])
+def test_a_step_that_fails_fails_what_runs_and_nothing_later(
+    step: str, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = catalogue.models["m_w0.4"]
 
     async def scenario() -> None:
         async with running() as engine:
             with monkeypatch.context() as patch:
-                patch.setattr(Reading, "step", lambda _: 1 / 0)
+                if step == "of a row":
+                    patch.setattr(Reading, "step", lambda _: 1 / 0)
+                else:
+                    patch.setattr(engine, "_next_rows", lambda: 1 / 0)
                 with pytest.raises(EngineFailure, match="ZeroDivisionError"):
                     await ask(engine, served, "1", Sampling(max_tokens=3))
             completion, _ = await ask(engine, served, "1", Sampling(max_tokens=3))
             assert completion.tokens == 3
             assert engine.is_alive
-
-    run(scenario)
-
-
-def test_an_error_of_no_row_fails_what_runs_and_the_engine_lives(
-    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = catalogue.models["m_w0.4"]
-
-    async def scenario() -> None:
-        async with running() as engine:
-            with monkeypatch.context() as patch:
-                patch.setattr(engine, "_next_rows", lambda: 1 / 0)
-                with pytest.raises(EngineFailure, match="ZeroDivisionError"):
-                    await ask(engine, served, "1", Sampling(max_tokens=3))
-            assert (await ask(engine, served, "1", Sampling(max_tokens=3)))[0].tokens == 3
 
     run(scenario)
 

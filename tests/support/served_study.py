@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import torch
 
 from checkpoints_on_disk import make_model, shapes
@@ -98,3 +99,17 @@ def start(service: BaseService, address: Address, seconds: float = 20) -> Runnin
     thread.start()
     assert ready.wait(seconds)
     return Running(urls[0], service, server, thread)
+
+
+async def completed(
+    client: openai.AsyncOpenAI, asked: dict[str, Any], *, streamed: bool
+) -> tuple[str, str | None]:
+    """The text of a completion, whole or in parts, and the digest that made it."""
+    if not streamed:
+        found = await client.completions.create(**asked)
+        return found.choices[0].text, found.system_fingerprint
+    text, digest = "", None
+    async for chunk in await client.completions.create(**asked, stream=True):
+        text += chunk.choices[0].text
+        digest = chunk.system_fingerprint
+    return text, digest

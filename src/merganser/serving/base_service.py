@@ -8,39 +8,18 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from starlette.routing import BaseRoute
 
 from merganser.errors import RecipeError
 from merganser.serving.gate import Become, EngineGone, Gate, QueueFull
-from merganser.serving.generation import EngineState, Facts
+from merganser.serving.generation import Facts, Generating
 from merganser.serving.limits import Limits
 from merganser.serving.metrics import Metrics
 from merganser.serving.names import Catalogue, Served, UnknownModel
 from merganser.serving.wire import AnyRequest, BadRequest
-
-
-class Generating(Protocol):
-    """What generates: one engine, or several.
-
-    Attributes:
-        name: the engine with its version.
-    """
-
-    name: str
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can generate."""
-
-    @property
-    def state(self) -> EngineState:
-        """Its work at this moment."""
-
-    async def close(self) -> None:
-        """Cancel everything that runs, and release the memory."""
 
 
 class BaseService(ABC):

@@ -44,12 +44,12 @@ class Fleet:
 
     @property
     def is_alive(self) -> bool:
-        """See :class:`merganser.serving.base_service.Generating`."""
+        """See :class:`merganser.serving.generation.Generating`."""
         return any(replica.condition == "running" for replica in self.replicas)
 
     @property
     def state(self) -> EngineState:
-        """See :class:`merganser.serving.base_service.Generating`; tokens are as of :meth:`refresh`."""
+        """See :class:`merganser.serving.generation.Generating`; tokens are as of :meth:`refresh`."""
         return EngineState(
             running=sum(replica.running for replica in self.replicas),
             tokens=self._count("generated"),
@@ -76,7 +76,7 @@ class Fleet:
         return await self.replicas[number].call("/metrics", method="GET")
 
     async def close(self) -> None:
-        """See :class:`merganser.serving.base_service.Generating`."""
+        """See :class:`merganser.serving.generation.Generating`."""
         await asyncio.gather(*(replica.close() for replica in self.replicas))
 
     def _died(self, number: int) -> None:

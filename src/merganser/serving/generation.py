@@ -112,8 +112,8 @@ def facts_of(codec: Codec, outcome: engine.Outcome, name: str) -> Facts:
     )
 
 
-class Engine(Protocol):
-    """Generates for one model at a time; the weights can be swapped between two decoding steps.
+class Generating(Protocol):
+    """What generates: one engine, or several.
 
     Attributes:
         name: the engine with its version.
@@ -123,11 +123,18 @@ class Engine(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine can generate."""
+        """Whether it can generate."""
 
     @property
     def state(self) -> EngineState:
-        """The engine's work at this moment."""
+        """Its work at this moment."""
+
+    async def close(self) -> None:
+        """Cancel everything that runs, and release the memory."""
+
+
+class Engine(Generating, Protocol):
+    """Generates for one model at a time; the weights can be swapped between two decoding steps."""
 
     async def become(self, model: Served) -> Facts:
         """Pause what runs, load a model's weights, and resume the model's paused completions.
@@ -147,6 +154,3 @@ class Engine(Protocol):
             EngineFailure: the engine failed.
             ResourceError: memory is insufficient.
         """
-
-    async def close(self) -> None:
-        """Cancel everything that runs, and release the memory."""
