@@ -1,1 +1,1 @@
-"""Several processes on one study, on one machine or on machines that share its folder."""
+"""Several processes on one study or merge, on one machine or on machines that share its folder."""
